@@ -1,0 +1,48 @@
+"""Cases: one set-up a primitive that serves verification, speed, memory and the command line alike.
+
+``gankern/cases/<primitive>.py`` holds a list CASES. `gankern verify` runs those with ``verify``, `gankern bench` and
+benchmarks/ those with ``bench``; shapes are those of real models.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Outputs = Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least that an algorithm for one mode must do: bytes to and from memory, and arithmetic operations."""
+
+    bytes: int
+    operations: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    primitive: str
+    name: str
+    # Deterministic inputs of a dtype on a device; gradients are taken for those that require them.
+    make: Callable[[torch.dtype, str], list[Tensor]]
+    # (implementation, inputs) -> outputs; a function of its inputs alone, which it leaves unchanged.
+    run: Callable[[str | None, Sequence[Tensor]], Outputs]
+    # The best that there is without gankern, each an eager formulation; bench also tries each under torch.compile.
+    peers: Mapping[str, Callable[[Sequence[Tensor]], Outputs]] = field(default_factory=dict)
+    # Mode ("forward", "backward", "double backward") -> least work, in fp32, from the inputs' shapes.
+    work: Callable[[Sequence[Tensor]], Mapping[str, Work]] = lambda inputs: {}
+    verify: bool = True
+    bench: bool = True
+    quick: bool = False  # also part of the quick runs
+
+
+def all_cases() -> list[Case]:
+    """The cases of every primitive, in the primitives' alphabetical order."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return [case for name in names for case in importlib.import_module(f"{__name__}.{name}").CASES]

@@ -1,0 +1,150 @@
+"""Which implementation of a primitive runs, and for each other one the reason why it does not.
+
+A primitive declares its implementations, best first, with what each can take. ``implementation="auto"`` takes
+the first that can; a named one runs or raises, and the error says of every implementation why it cannot take
+*these* inputs. What ran last is on record: :func:`last_implementation`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+
+logger = logging.getLogger("gankern")
+
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+ANY_ORDER = 1_000_000  # gradient order of plain PyTorch code
+NAMES = ("auto", "reference", "cpu", "triton", "cuda")
+
+
+def _always() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One tier of one primitive, and what it can take."""
+
+    name: str
+    devices: tuple[str, ...]  # empty: any
+    dtypes: tuple[torch.dtype, ...]  # empty: any
+    gradient_order: int
+    missing: Callable[[], str | None] = _always  # why it cannot run on this machine at all
+
+    def refusal(self, device: str, dtype: torch.dtype) -> str | None:
+        """Why it cannot take a tensor of this device and dtype; None where it can."""
+        reason = self.missing()
+        if reason:
+            return reason
+        if self.devices and device not in self.devices:
+            return f"runs on {' and '.join(self.devices)} tensors, got a {device} tensor"
+        if self.dtypes and dtype not in self.dtypes:
+            return f"takes {', '.join(short(d) for d in self.dtypes)}, got {short(dtype)}"
+        return None
+
+
+def short(dtype: torch.dtype) -> str:
+    """``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+class Primitive:
+    """A name and its implementations, best first; the last one is the reference, which takes everything."""
+
+    registry: dict[str, Primitive] = {}
+
+    def __init__(self, name: str, implementations: Sequence[Implementation]) -> None:
+        self.name = name
+        self.implementations = tuple(implementations)
+        self._chosen: dict[tuple[str, torch.dtype, str], str] = {}
+        Primitive.registry[name] = self
+
+    def select(self, tensor: torch.Tensor, implementation: str | None = None) -> str:
+        """The name of the implementation that runs for inputs like ``tensor``; it goes on record.
+
+        ``implementation`` is a caller's keyword: None leaves the choice to :func:`use_implementation`, then to
+        the variable GANKERN_IMPLEMENTATION, then to "auto".
+        """
+        wish = implementation or _wish.get() or _environment()
+        key = (tensor.device.type, tensor.dtype, wish)
+        chosen = self._chosen.get(key)
+        if chosen is None:
+            chosen = self._chosen[key] = self._decide(*key)
+        _last[self.name] = chosen
+        return chosen
+
+    def refusals(self, device: str, dtype: torch.dtype) -> dict[str, str | None]:
+        """For each implementation the reason why it does not take such a tensor, or None."""
+        return {i.name: i.refusal(device, dtype) for i in self.implementations}
+
+    def _decide(self, device: str, dtype: torch.dtype, wish: str) -> str:
+        refusals = self.refusals(device, dtype)
+        if wish != "auto":
+            if refusals.get(wish, "unknown") is None:
+                return wish
+            reasons = "\n".join(f"  {name}: {reason or 'can'}" for name, reason in refusals.items())
+            if wish not in NAMES:
+                problem = f"no implementation is called {wish!r} (accepted: {', '.join(NAMES)})"
+            elif wish not in refusals:
+                problem = f"has no {wish!r} implementation"
+            else:
+                problem = f"implementation {wish!r} cannot take these inputs"
+            raise ValueError(f"{self.name}: {problem}. Of its implementations:\n{reasons}")
+        chosen = next(name for name, reason in refusals.items() if reason is None)
+        if chosen == "reference":
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items() if reason)
+            logger.warning("%s runs as plain PyTorch for %s %s (%s)", self.name, device, short(dtype), reasons)
+        return chosen
+
+
+_wish: ContextVar[str | None] = ContextVar("gankern_implementation", default=None)
+_last: dict[str, str] = {}
+
+
+def _environment() -> str:
+    return os.environ.get("GANKERN_IMPLEMENTATION") or "auto"
+
+
+@contextlib.contextmanager
+def use_implementation(name: str) -> Iterator[None]:
+    """Within the block, every primitive runs as the named implementation, or raises with the reasons.
+
+    ``name`` is one of "auto", "reference", "cpu", "triton", "cuda". A call's own ``implementation=`` goes
+    first. Holds for this thread (and for asyncio tasks started inside).
+
+    >>> import torch, gankern, gankern.functional as GF
+    >>> w, u, v = torch.randn(4, 6), torch.randn(4), torch.randn(6)
+    >>> with gankern.use_implementation("reference"):
+    ...     _ = GF.spectral_norm(w, u, v)
+    >>> gankern.last_implementation("spectral_norm")
+    'reference'
+    """
+    if name not in NAMES:
+        raise ValueError(f"use_implementation: name is {name!r}; accepted are {', '.join(NAMES)}")
+    token = _wish.set(name)
+    try:
+        yield
+    finally:
+        _wish.reset(token)
+
+
+def last_implementation(primitive: str) -> str | None:
+    """Which implementation of ``primitive`` ran last in this process; None where none has run yet."""
+    if primitive not in Primitive.registry:
+        known = ", ".join(sorted(Primitive.registry))
+        raise ValueError(f"last_implementation: no primitive is called {primitive!r} (there are: {known})")
+    return _last.get(primitive)
+
+
+def refuse_gradient_order(primitive: str, order: int) -> RuntimeError:
+    """The error for a gradient of a higher order than the kernels have."""
+    return RuntimeError(
+        f"{primitive}: the {_last.get(primitive)} implementation is exact to gradient order {order}, and a "
+        f"higher one was asked for; pass implementation='reference', which has every order"
+    )

@@ -1,0 +1,181 @@
+"""One function a primitive, in torch.nn.functional's conventions.
+
+Every function takes ``implementation=``: None (what :func:`gankern.use_implementation` or the variable
+GANKERN_IMPLEMENTATION says), "auto", "reference", "cpu", "triton" or "cuda".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gankern.dispatch import FLOATING, short
+from gankern.ops.spectral_norm import spectral_norm_group as _spectral_norm_group
+
+__all__ = ["SPECTRAL_NORM_DIALECTS", "SpectralNormDialect", "spectral_norm", "spectral_norm_group"]
+
+
+@dataclass(frozen=True)
+class SpectralNormDialect:
+    """How one family of public code runs the power iteration."""
+
+    u_first: bool  # u <- n(Wv) then v <- n(W^T u); otherwise v first
+    add_eps: bool  # n(x) = x / (|x| + eps); otherwise x / max(|x|, eps)
+    iterates_in_eval: bool
+    stores_in_eval: bool  # whether what evaluation iterates is kept
+
+
+SPECTRAL_NORM_DIALECTS = {
+    # torch.nn.utils.parametrizations.spectral_norm
+    "parametrization": SpectralNormDialect(True, False, False, False),
+    # torch.nn.utils.spectral_norm
+    "hook": SpectralNormDialect(False, False, False, False),
+    # the wrapper class with weight_bar, weight_u, weight_v that many repositories copied
+    "wrapper": SpectralNormDialect(False, True, True, True),
+    # BigGAN's SN layers with u0, sv0
+    "biggan": SpectralNormDialect(False, False, True, False),
+}
+
+
+def spectral_norm(
+    weight: Tensor,
+    u: Tensor,
+    v: Tensor,
+    *,
+    n_power_iterations: int = 1,
+    dim: int = 0,
+    eps: float = 1e-12,
+    training: bool = True,
+    dialect: str = "parametrization",
+    implementation: str | None = None,
+) -> Tensor:
+    r"""Divides a weight by its spectral norm, estimated by power iteration.
+
+    With :math:`W` the weight as a matrix :math:`[h, w]`, ``dim`` first, one iteration is
+    :math:`u \leftarrow n(Wv),\; v \leftarrow n(W^\top u)` with :math:`n(x) = x / \max(\lVert x\rVert_2, \epsilon)`;
+    then :math:`\sigma = u^\top W v` and the result is :math:`W/\sigma`. ``u`` and ``v`` are updated in place while
+    training and are constants for the gradient,
+    :math:`dW = g/\sigma - \langle g, W\rangle/\sigma^2\; u v^\top`. Two forwards before one backward work: each
+    backward uses the pair its own forward ended with.
+
+    Source: Miyato et al. 2018, arXiv 1802.05957, Algorithm 1.
+
+    Args:
+        weight: 2-D or more, float64, float32, bfloat16 or float16, any strides.
+        u: [h], h = weight.shape[dim]; updated in place.
+        v: [w], w = weight.numel() / h; updated in place.
+        n_power_iterations: at least 1.
+        dim: the dimension of the outputs: 0, and 1 for transposed convolutions.
+        eps: greater than 0; the least norm that u and v are divided by.
+        training: whether to iterate. In evaluation sigma comes from the given u and v (the dialects "wrapper" and
+            "biggan" iterate there too, as the code they are named for does).
+        dialect: "parametrization" (torch's parametrization), "hook" (torch's hook: v before u), "wrapper", "biggan".
+        implementation: see the module.
+
+    Returns:
+        ``weight / sigma``, with weight's shape, dtype and strides. A weight of zeros gives zeros and gradients of
+        zero (torch gives NaN); NaN stays NaN.
+
+    Gradient order: 2 (any order for "reference").
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what is accepted.
+
+    >>> w, u, v = torch.randn(8, 4, 3, 3), torch.randn(8), torch.randn(36)
+    >>> spectral_norm(w, u, v).shape
+    torch.Size([8, 4, 3, 3])
+    """
+    return spectral_norm_group(
+        [weight],
+        [u],
+        [v],
+        n_power_iterations=n_power_iterations,
+        dims=[dim],
+        eps=eps,
+        training=training,
+        dialect=dialect,
+        implementation=implementation,
+    )[0]
+
+
+def spectral_norm_group(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    *,
+    n_power_iterations: int = 1,
+    dims: Sequence[int] | None = None,
+    eps: float = 1e-12,
+    training: bool = True,
+    dialect: str = "parametrization",
+    implementation: str | None = None,
+) -> list[Tensor]:
+    """:func:`spectral_norm` of many weights in one call: one parallel region on the CPU, a handful of launches on
+    the GPU, whatever their number. The results are those of one call a weight.
+
+    All weights have one dtype and one device; ``dims`` defaults to 0 for each. Other arguments, gradient order and
+    errors are :func:`spectral_norm`'s.
+
+    >>> ws = [torch.randn(8, 4), torch.randn(16, 8)]
+    >>> us, vs = [torch.randn(8), torch.randn(16)], [torch.randn(4), torch.randn(8)]
+    >>> [w.shape for w in spectral_norm_group(ws, us, vs)]
+    [torch.Size([8, 4]), torch.Size([16, 8])]
+    """
+    rules = SPECTRAL_NORM_DIALECTS.get(dialect)
+    if rules is None:
+        accepted = ", ".join(SPECTRAL_NORM_DIALECTS)
+        raise ValueError(f"spectral_norm: dialect is {dialect!r}; accepted are {accepted}")
+    if n_power_iterations < 1:
+        raise ValueError(f"spectral_norm: n_power_iterations is {n_power_iterations}; it must be at least 1")
+    if not eps > 0:
+        raise ValueError(f"spectral_norm: eps is {eps}; it must be greater than 0")
+    dims = [0] * len(weights) if dims is None else list(dims)
+    if not len(weights) == len(us) == len(vs) == len(dims):
+        counts = f"{len(weights)} weights, {len(us)} u, {len(vs)} v, {len(dims)} dims"
+        raise ValueError(f"spectral_norm: the lists have different lengths: {counts}")
+    if not weights:
+        return []
+    for i, (weight, u, v) in enumerate(zip(weights, us, vs)):
+        dims[i] = _check_spectral_norm(weight, u, v, dims[i], weights[0])
+
+    iterates = training or rules.iterates_in_eval
+    normalized, vectors = _spectral_norm_group(
+        weights, us, vs, dims, n_power_iterations if iterates else 0, eps, rules.u_first, rules.add_eps, implementation
+    )
+    if training or rules.stores_in_eval:
+        with torch.no_grad():
+            torch._foreach_copy_([x for pair in zip(us, vs) for x in pair], vectors)
+    return normalized
+
+
+def _check_spectral_norm(weight: Tensor, u: Tensor, v: Tensor, dim: int, first: Tensor) -> int:
+    if weight.dtype not in FLOATING:
+        accepted = ", ".join(short(d) for d in FLOATING)
+        raise TypeError(f"spectral_norm: weight is {short(weight.dtype)}; accepted are {accepted}")
+    if weight.dtype != first.dtype or weight.device != first.device:
+        raise ValueError(
+            f"spectral_norm: weights of one group must share dtype and device, got {short(weight.dtype)} on "
+            f"{weight.device} beside {short(first.dtype)} on {first.device}"
+        )
+    ndim = weight.ndim
+    if ndim < 2:
+        raise ValueError(f"spectral_norm: weight has shape {tuple(weight.shape)}; it needs 2 dimensions or more")
+    if not -ndim <= dim < ndim:
+        raise ValueError(f"spectral_norm: dim is {dim}; a {ndim}-D weight accepts {-ndim} to {ndim - 1}")
+    height = weight.shape[dim]
+    if height == 0 or weight.numel() == 0:
+        raise ValueError(f"spectral_norm: weight has shape {tuple(weight.shape)}; it must not be empty")
+    for name, x, size in (("u", u, height), ("v", v, weight.numel() // height)):
+        if x.shape != (size,):
+            raise ValueError(
+                f"spectral_norm: {name} has shape {tuple(x.shape)}; a weight of shape {tuple(weight.shape)} with "
+                f"dim {dim} needs ({size},)"
+            )
+        if x.device != weight.device or not x.is_floating_point():
+            raise ValueError(
+                f"spectral_norm: {name} is {short(x.dtype)} on {x.device}; it must be floating point on {weight.device}"
+            )
+    return dim % ndim

@@ -1,0 +1,185 @@
+"""The losses of generative adversarial networks, from logits.
+
+Every discriminator here ends in a *logit* d (a number on the whole line); where a paper speaks of a
+probability it is D = σ(d). Computing log σ(d) from d, instead of log(σ(d)), is what keeps these losses finite
+and their gradients alive when the discriminator is sure of itself: in fp32 log σ(−200) is −200, and
+log(σ(−200)) is −inf.
+
+An adversarial loss is a pair of functions, one for each player, found by name:
+
+>>> loss = get("hinge")
+>>> real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-2.0, 0.0])
+>>> loss.discriminator(real, fake).item(), loss.generator(fake).item()
+(0.75, 1.0)
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gankern._names import look_up
+
+
+@dataclass(frozen=True)
+class AdversarialLoss:
+    """What the discriminator and what the generator minimise.
+
+    ``discriminator(real, fake)`` and ``generator(fake)`` take logits of any shape and return a scalar.
+    """
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor], Tensor]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Cross entropy: one discriminator, three generators (Goodfellow 2014, arXiv 1406.2661; 2016, 1701.00160)
+
+
+def cross_entropy_discriminator(real: Tensor, fake: Tensor, real_target: float = 1.0) -> Tensor:
+    """−E[t·log D(x) + (1−t)·log(1−D(x))] − E[log(1−D(G(z)))], D = σ(logit).
+
+    ``real_target`` t is 1 in Goodfellow 2014. One-sided label smoothing (Salimans 2016, arXiv 1606.03498,
+    §3.4) is t = 0.9 with the fakes left at 0.
+
+    >>> round(cross_entropy_discriminator(torch.zeros(4), torch.zeros(4)).item(), 4)  # 2·log 2
+    1.3863
+    """
+    if not 0.0 < real_target <= 1.0:
+        raise ValueError(f"real_target is a probability in (0, 1], got {real_target}")
+    # 1 − σ(d) = σ(−d), so every logarithm is a logsigmoid. (softplus would be the same, but torch's rounds to
+    # the identity beyond 20, which is wrong in fp64.)
+    loss = -real_target * F.logsigmoid(real).mean() - F.logsigmoid(-fake).mean()
+    if real_target < 1.0:
+        loss = loss - (1.0 - real_target) * F.logsigmoid(-real).mean()
+    return loss
+
+
+def minimax_generator(fake: Tensor) -> Tensor:
+    """E[log(1 − D(G(z)))]: the zero-sum game. Its gradient vanishes when the discriminator wins."""
+    return F.logsigmoid(-fake).mean()
+
+
+def non_saturating_generator(fake: Tensor) -> Tensor:
+    """−E[log D(G(z))]: the same fixed point as minimax, and a strong gradient when the discriminator wins."""
+    return -F.logsigmoid(fake).mean()
+
+
+def maximum_likelihood_generator(fake: Tensor) -> Tensor:
+    """−½·E[exp(σ⁻¹(D(G(z))))] = −½·E[exp(logit)]: maximum likelihood if D is optimal (arXiv 1412.6515)."""
+    return -0.5 * fake.exp().mean()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Hinge (Lim & Ye 2017, arXiv 1705.02894; Miyato 2018), least squares (Mao 2017, arXiv 1611.04076) and
+# Wasserstein (Arjovsky 2017, arXiv 1701.07875)
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """E[max(0, 1 − d(x))] + E[max(0, 1 + d(G(z)))]."""
+    return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean()
+
+
+def least_squares_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """½·E[(d(x) − 1)²] + ½·E[d(G(z))²]: Mao's a = 0, b = c = 1."""
+    return 0.5 * (real - 1.0).square().mean() + 0.5 * fake.square().mean()
+
+
+def least_squares_generator(fake: Tensor) -> Tensor:
+    """½·E[(d(G(z)) − 1)²]."""
+    return 0.5 * (fake - 1.0).square().mean()
+
+
+def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """E[d(G(z))] − E[d(x)]: minus the estimate of the Wasserstein-1 distance, for a 1-Lipschitz d."""
+    return fake.mean() - real.mean()
+
+
+def mean_logit_generator(fake: Tensor) -> Tensor:
+    """−E[d(G(z))]: the generator of the hinge and of the Wasserstein loss."""
+    return -fake.mean()
+
+
+LOSSES = {
+    "minimax": AdversarialLoss(cross_entropy_discriminator, minimax_generator),
+    "non_saturating": AdversarialLoss(cross_entropy_discriminator, non_saturating_generator),
+    "maximum_likelihood": AdversarialLoss(cross_entropy_discriminator, maximum_likelihood_generator),
+    "hinge": AdversarialLoss(hinge_discriminator, mean_logit_generator),
+    "least_squares": AdversarialLoss(least_squares_discriminator, least_squares_generator),
+    "wasserstein": AdversarialLoss(wasserstein_discriminator, mean_logit_generator),
+}
+
+
+def get(name: str) -> AdversarialLoss:
+    """The adversarial loss of that name; a ValueError with the nearest names if there is none."""
+    return look_up(LOSSES, name, "loss")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Terms that are added to, or steps that go with, an adversarial loss
+
+
+def feature_matching(real: Tensor, fake: Tensor) -> Tensor:
+    """‖E f(x) − E f(G(z))‖² (Salimans 2016, §3.1), f an intermediate layer of the discriminator.
+
+    ``real`` and ``fake`` are [N, ...] and [M, ...]; the expectation is over the first dimension only. The
+    real features are a target, so no gradient flows into them.
+
+    >>> feature_matching(torch.ones(8, 3), torch.zeros(4, 3)).item()
+    3.0
+    """
+    if real.shape[1:] != fake.shape[1:]:
+        raise ValueError(
+            f"feature_matching: real has features of shape {tuple(real.shape[1:])}, fake of shape "
+            f"{tuple(fake.shape[1:])}; they must be of one layer"
+        )
+    return (real.detach().mean(0) - fake.mean(0)).square().sum()
+
+
+class HistoricalAverage:
+    """‖θ − (1/t)·Σᵢ θᵢ‖² over the parameters θ of one player (Salimans 2016, §3.3).
+
+    Call it once a step: it takes the present θ into the average (i = 1..t, the present one included) and
+    returns the penalty, whose gradient flows into θ and not into the average.
+
+    >>> theta = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> average = HistoricalAverage([theta])
+    >>> average().item()
+    0.0
+    >>> theta.data += 2.0
+    >>> average().item()  # (3 − (1 + 3)/2)²
+    1.0
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]):
+        self.parameters = list(parameters)
+        self.averages = [torch.zeros_like(p) for p in self.parameters]
+        self.steps = 0
+
+    def __call__(self) -> Tensor:
+        self.steps += 1
+        penalties = []
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            average.lerp_(parameter.detach(), 1.0 / self.steps)
+            penalties.append((parameter - average).square().sum())
+        return torch.stack(penalties).sum()
+
+    def state_dict(self) -> dict:
+        return {"steps": self.steps, "averages": self.averages}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.steps = state["steps"]
+        for average, saved in zip(self.averages, state["averages"], strict=True):
+            average.copy_(saved)
+
+
+@torch.no_grad()
+def clip_weights_(parameters: Iterable[Tensor], limit: float = 0.01) -> None:
+    """Clamp every parameter to [−limit, limit], in place (Arjovsky 2017: after each step, at 0.01)."""
+    if not (math.isfinite(limit) and limit > 0):
+        raise ValueError(f"clip_weights_: limit must be a positive number, got {limit}")
+    for parameter in parameters:
+        parameter.clamp_(-limit, limit)

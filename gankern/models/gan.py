@@ -1,0 +1,14 @@
+"""What a model is: two networks and the length of the latent vector between them."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class GAN:
+    """``generator``: [N, latent] → images [N, C, H, W] in [−1, 1]. ``discriminator``: images → logits [N]."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+    latent: int

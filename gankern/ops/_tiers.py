@@ -1,0 +1,106 @@
+"""What all primitives' operators share: the library of schemas, the native build, and Triton.
+
+Schemas are defined here in Python, so that ``torch.ops.gankern.*`` exists in every installation. The native
+library adds the CPU kernels when it was built; Triton kernels are attached to CUDA tensors on first use.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd import Function
+
+from gankern.dispatch import ANY_ORDER, FLOATING, Implementation, Primitive
+
+library = torch.library.Library("gankern", "FRAGMENT")
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def native_missing() -> str | None:
+    """Loads the native library; the reason where that is not possible."""
+    path = _PACKAGE / "libgankern_ops.so"
+    if not path.exists():
+        return (
+            "the native library was not built (a C++17 compiler was missing or GANKERN_BUILD_NATIVE=0 was set; "
+            "reinstall with one to have it)"
+        )
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"the native library does not load: {error}"
+    return None
+
+
+@functools.cache
+def triton_missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not (torch.cuda.is_available() or interpreting()):
+        return "no CUDA or ROCm device is available"
+    return None
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on CPU tensors: for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def declare(name: str, *, gradient_order: int, dtypes: tuple[torch.dtype, ...] = FLOATING) -> Primitive:
+    """A primitive with this library's usual tiers: Triton, C++ on the CPU, and the reference."""
+    triton_devices = ("cuda", "cpu") if interpreting() else ("cuda",)
+    cpu = Implementation("cpu", ("cpu",), dtypes, gradient_order, native_missing)
+    triton = Implementation("triton", triton_devices, dtypes, gradient_order, triton_missing)
+    reference = Implementation("reference", (), (), ANY_ORDER)
+    return Primitive(name, (cpu, triton, reference))
+
+
+def define(primitive: str, launcher: str, schema: str, fake: Callable[..., Any]) -> None:
+    """Defines ``torch.ops.gankern.<name>``: its schema, its fake kernel, and its kernel for CUDA tensors, which
+    is the function ``launcher`` of ``gankern.triton.<primitive>``. The CPU kernel is in csrc/ops/<primitive>.cpp.
+    """
+    name = schema.partition("(")[0]
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, lambda *args: _launcher(primitive, launcher)(*args), "CUDA")
+    torch.library.register_fake(f"gankern::{name}", fake, lib=library)
+
+
+def _launcher(primitive: str, launcher: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(f"gankern.triton.{primitive}"), launcher)
+
+
+def kernel(implementation: str, primitive: str, launcher: str, op: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """What to call: the operator, or under Triton's interpreter the launcher itself, since the operator's
+    kernel for CPU tensors is the C++ one."""
+    if implementation == "triton" and device == "cpu":
+        return _launcher(primitive, launcher)
+    return op
+
+
+def first_order_only() -> bool:
+    """Whether a backward that runs now can call its kernel without recording it: nobody will differentiate it
+    again, in reverse (grad mode is off) or forward mode, or under a torch.func transform."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def apply(function: type[Function], *args: Any) -> Any:
+    """``function.apply(*args)``. In eager mode outside torch.func this skips the binding of default arguments to
+    forward's signature, which costs as much as a small kernel; there are none."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return function.apply(*args)
+    return super(Function, function).apply(*args)
+
+
+native_missing()  # so that torch.ops.gankern.* has its CPU kernels as soon as it has its schemas

@@ -1,0 +1,137 @@
+"""record.json: what was run, on what, how fast, how far the two sides came apart. And that as a table."""
+
+import os
+import platform
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+import numpy
+import torch
+from rich.table import Table
+
+import gankern
+from gankern.training.config import Config
+from gankern.training.trainer import Step
+
+PHASES = {
+    "discriminator step": lambda step: step.d_seconds,
+    "generator step": lambda step: step.g_seconds,
+    "whole step": lambda step: step.d_seconds + step.g_seconds,
+}
+
+# fp32 rounding differences grow exponentially in a GAN's training. Over this many steps they are still a
+# measure of the kernels; later they only say that the two runs have become two runs.
+STEPS_BEFORE_CHAOS = 50
+
+# Variables that change what is measured.
+ENVIRONMENT = [
+    "THP_MEM_ALLOC_ENABLE",
+    "ATEN_CPU_CAPABILITY",
+    "GANKERN_IMPLEMENTATION",
+    "OMP_NUM_THREADS",
+    "LD_PRELOAD",
+]
+
+
+def make(
+    config: Config, steps: dict[str, list[Step]], parameters: dict[str, int], wall_seconds: float
+) -> dict:
+    """The record of a run. ``wall_seconds`` is of this process, all else of every step since step 1."""
+    record = {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": asdict(config),
+        "parameters": parameters,
+        "versions": {
+            "python": platform.python_version(),
+            "gankern": gankern.__version__,
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+        },
+        "hardware": _hardware(config),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        "steps": len(next(iter(steps.values()))),
+        "wall_seconds": round(wall_seconds, 1),
+        "sides": {side: _side(config, results) for side, results in steps.items()},
+    }
+    if config.compare:
+        record["comparison"] = _comparison(steps["torch"], steps["gankern"])
+    return record
+
+
+def _side(config: Config, steps: list[Step]) -> dict:
+    seconds = {phase: median(map(measure, steps)) for phase, measure in PHASES.items()}
+    return {
+        "median_milliseconds": {phase: 1e3 * value for phase, value in seconds.items()},
+        "images_per_second": config.batch_size * config.n_critic / seconds["whole step"],
+        "final_loss": {"discriminator": steps[-1].d_loss, "generator": steps[-1].g_loss},
+    }
+
+
+def _comparison(stock: list[Step], ours: list[Step]) -> dict:
+    differences = [
+        max(abs(a.d_loss - b.d_loss), abs(a.g_loss - b.g_loss)) for a, b in zip(stock, ours, strict=True)
+    ]
+    return {
+        "speedup": {
+            phase: median(measure(a) / measure(b) for a, b in zip(stock, ours, strict=True))
+            for phase, measure in PHASES.items()
+        },
+        "largest_loss_difference": {
+            f"first {STEPS_BEFORE_CHAOS} steps": max(differences[:STEPS_BEFORE_CHAOS]),
+            "all steps": max(differences),
+        },
+    }
+
+
+def _hardware(config: Config) -> dict:
+    hardware = {
+        "processor": _processor(),
+        "logical_cores": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.device(config.device).type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(config.device)
+    return hardware
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def table(record: dict) -> Table:
+    """The times of a run, and for a comparison the ratios and the loss differences, for a terminal."""
+    config, sides = record["config"], record["sides"]
+    title = (
+        f"{config['model']} on {config['data']}: {record['steps']} steps, batch {config['batch_size']}, "
+        f"{config['threads']} threads, seed {config['seed']}"
+    )
+    result = Table(title=title)
+    result.add_column("median time")
+    for side in sides:
+        result.add_column(side, justify="right")
+    comparison = record.get("comparison")
+    if comparison:
+        result.add_column("torch / gankern", justify="right")
+    for phase in PHASES:
+        row = [f"{side['median_milliseconds'][phase]:.2f} ms" for side in sides.values()]
+        row += [f"{comparison['speedup'][phase]:.3f}×"] if comparison else []
+        result.add_row(phase, *row)
+    result.add_section()
+    result.add_row("images a second", *(f"{side['images_per_second']:.0f}" for side in sides.values()))
+    for player in ("discriminator", "generator"):
+        result.add_row(
+            f"final {player} loss", *(f"{side['final_loss'][player]:.4f}" for side in sides.values())
+        )
+    if comparison:
+        result.add_section()
+        for span, difference in comparison["largest_loss_difference"].items():
+            result.add_row(f"largest loss difference, {span}", "", "", f"{difference:.1e}")
+    return result

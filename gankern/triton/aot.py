@@ -1,0 +1,178 @@
+"""Compile every Triton kernel for every target ahead of time, and refuse kernels that spill. Needs no GPU.
+
+Each module of this package lists in `AOT` the compilations that stand for all it can launch. Modules are
+found by looking into the package: a new one needs no registration. From a shell:
+
+    python -m gankern.triton.aot                 # a table of registers, stack and local memory
+    python -m gankern.triton.aot --json          # the same, for programs
+    python -m gankern.triton.aot --target sm_90 --module spectral_norm
+
+The exit status is 1 if a kernel does not compile or spills. Kernels are decorated when their module is
+imported, so this must run in a process without TRITON_INTERPRET=1.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import multiprocessing
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AotEntry:
+    """One compilation of a kernel.
+
+    `arguments` gives the type of each run-time argument in Triton's notation ("*fp32", "i64"), `constexprs`
+    the value of each compile-time one. Pointers count as divisible by 16, as they do for PyTorch's tensors.
+    """
+
+    kernel: Any
+    arguments: Mapping[str, str]
+    constexprs: Mapping[str, Any]
+    num_warps: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.kernel.__name__}({', '.join(f'{k}={v}' for k, v in self.constexprs.items())})"
+
+    def compile(self, target: GPUTarget):
+        names = self.kernel.arg_names
+        signature = {name: self.arguments.get(name, "constexpr") for name in names}
+        aligned = {
+            (names.index(name),): [["tt.divisibility", 16]]
+            for name, type_ in self.arguments.items()
+            if type_.startswith("*")
+        }
+        source = ASTSource(self.kernel, signature, dict(self.constexprs), aligned)
+        return triton.compile(source, target=target, options={"num_warps": self.num_warps})
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What one thread of a compiled kernel holds. Spilled registers lie in the stack or in local memory."""
+
+    registers: int
+    stack_bytes: int
+    local_bytes: int
+    spilled_registers: int
+
+    @property
+    def spills(self) -> bool:
+        return bool(self.stack_bytes or self.local_bytes or self.spilled_registers)
+
+
+def resources(compiled) -> Resources:
+    """Registers, stack and local memory of a kernel that `AotEntry.compile` returned."""
+    if "cubin" in compiled.asm:
+        return _cuda_resources(compiled.asm["cubin"])
+    return _hip_resources(compiled.asm["amdgcn"])
+
+
+def _cuda_resources(cubin: bytes) -> Resources:
+    cuobjdump = triton.knobs.nvidia.cuobjdump.path
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [cuobjdump, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def used(key: str) -> int:
+        return int(re.search(rf"\b{key}:(\d+)", usage)[1])
+
+    return Resources(used("REG"), used("STACK"), used("LOCAL"), spilled_registers=0)
+
+
+def _hip_resources(assembly: str) -> Resources:
+    def metadata(key: str) -> int:
+        return int(re.search(rf"^\s*\.{key}:\s*(\d+)", assembly, re.MULTILINE)[1])
+
+    return Resources(
+        registers=metadata("vgpr_count"),
+        stack_bytes=metadata("private_segment_fixed_size"),
+        local_bytes=0,
+        spilled_registers=metadata("vgpr_spill_count") + metadata("sgpr_spill_count"),
+    )
+
+
+def modules() -> list[str]:
+    """The modules of this package that hold kernels."""
+    names = [info.name for info in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    return [name for name in names if hasattr(_module(name), "AOT")]
+
+
+def entries(module: str) -> list[AotEntry]:
+    return _module(module).AOT
+
+
+def _module(name: str):
+    return importlib.import_module(f"{__package__}.{name}")
+
+
+def check(module: str, index: int, target: str) -> dict[str, Any]:
+    """Compile one entry for one target; a record that says what it uses, or what went wrong."""
+    entry = entries(module)[index]
+    record = {"module": module, "kernel": entry.label, "target": target, "error": None}
+    try:
+        used = resources(entry.compile(TARGETS[target]))
+    except Exception as error:  # a compiler's failure is this check's result, whatever its type
+        return {**record, "error": f"{type(error).__name__}: {error}"}
+    if used.spills:
+        record["error"] = "spills registers"
+    return {**record, **dataclasses.asdict(used)}
+
+
+def check_all(module_names: list[str], targets: list[str], processes: int) -> list[dict[str, Any]]:
+    work = [
+        (module, index, target)
+        for module in module_names
+        for index in range(len(entries(module)))
+        for target in targets
+    ]
+    # Compilers are not fork-safe once they have run: each worker starts as a fresh process.
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        return pool.starmap(check, work, chunksize=4)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m gankern.triton.aot", description=__doc__.split("\n")[0])
+    parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
+    parser.add_argument("--module", action="append", choices=modules(), help="default: all")
+    parser.add_argument("--processes", type=int, default=2, help="compilations at a time")
+    parser.add_argument("--json", action="store_true", help="print the records as JSON")
+    options = parser.parse_args(arguments)
+    if triton.knobs.runtime.interpret:
+        parser.error("TRITON_INTERPRET is set: interpreted kernels cannot be compiled")
+
+    records = check_all(options.module or modules(), options.target or list(TARGETS), options.processes)
+    if options.json:
+        print(json.dumps(records))
+    else:
+        for record in records:
+            kernel = f"{record['module']}.{record['kernel']}"
+            print(f"{record['target']:7} {record.get('registers', '-'):>4} registers  {kernel}")
+            if record["error"]:
+                print(f"        {record['error']}")
+    return int(any(record["error"] for record in records))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

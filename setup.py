@@ -1,0 +1,62 @@
+"""Builds gankern's native part by calling CMake; CMakeLists.txt is the only description of it.
+
+Environment: GANKERN_BUILD_NATIVE=0 installs the Python part alone (everything then runs as plain PyTorch or
+Triton); CXX names the compiler; CMAKE_BUILD_PARALLEL_LEVEL the number of jobs.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+COMPILERS = ("c++", "g++", "clang++")
+WITHOUT = "or set GANKERN_BUILD_NATIVE=0 to install gankern without compiled CPU kernels"
+
+
+def tool(name: str) -> str:
+    """A build tool from this environment, else from the PATH."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if not found:
+        sys.exit(f"gankern: {name} was not found: pip install {name}, {WITHOUT}.")
+    return found
+
+
+class CMakeBuild(build_ext):
+    def run(self) -> None:
+        compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+        if not compiler or not shutil.which(compiler.split()[0]):
+            sys.exit(f"gankern: no C++ compiler was found: install one (Debian: apt install g++) or set CXX, {WITHOUT}.")
+        for module in ("torch", "pybind11"):
+            if importlib.util.find_spec(module) is None:
+                sys.exit(f"gankern: the build needs {module}: pip install it first and use --no-build-isolation, {WITHOUT}.")
+        import pybind11
+
+        build = ROOT / "build" / f"{sys.implementation.cache_tag}-{sys.platform}"
+        # An editable install wants the libraries beside the sources, a wheel in the folder it packs.
+        target = ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()
+        cmake = tool("cmake")
+        configure = [
+            cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DGANKERN_PYBIND11_DIR={pybind11.get_cmake_dir()}",
+        ]  # fmt: skip
+        for command in (configure, [cmake, "--build", str(build)], [cmake, "--install", str(build), "--prefix", str(target)]):
+            if subprocess.run(command).returncode != 0:
+                sys.exit(f"gankern: the native build failed (see above): mend it, {WITHOUT}.")
+
+    def get_outputs(self) -> list[str]:
+        return [str(path) for path in Path(self.build_lib, "gankern").glob("*.so")]
+
+
+native = os.environ.get("GANKERN_BUILD_NATIVE", "1") != "0"
+setup(
+    ext_modules=[Extension("gankern._C", sources=[])] if native else [],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -1,0 +1,305 @@
+"""The trainer: exact seeds, exact resume, checkpoints that are whole, and what a run leaves behind."""
+
+import csv
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gankern import data, training
+from gankern.training import checkpoint as checkpoints
+from gankern.training import loop, pictures
+
+
+@pytest.fixture(scope="module")
+def images():
+    return data.load("digits")
+
+
+def config(images, **options):
+    options = {"width": 8, "latent": 16, "seed": 1, "threads": 1} | options
+    return training.configure("sn_dcgan", "digits", images, **options)
+
+
+def same(a, b):
+    """Equal to the last bit, all the way down."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+def losses(path):
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"layers": "torch"}, {"layers": "gankern"}, {"compare": True}, {"n_critic": 2, "ema": 0.9}],
+    ids=["torch", "gankern", "compare", "n_critic and ema"],
+)
+def test_resumed_run_equals_uninterrupted_run(images, tmp_path, options):
+    # 28 batches an epoch: with 30 steps both halves cross an epoch's end or start inside one.
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    training.train(config(images, steps=30, **options), images, whole)
+
+    training.train(config(images, steps=15, **options), images, halves)
+    torch.manual_seed(987)  # whatever happened to the global stream in between must not matter
+    saved = checkpoints.load(halves / training.CHECKPOINT)
+    training.train(training.reconfigure(saved.config, steps=30), images, halves, saved)
+
+    a, b = (checkpoints.load(folder / training.CHECKPOINT) for folder in (whole, halves))
+    assert a.step == b.step == 30
+    assert same(a.trainers, b.trainers)
+    assert losses(whole / "log.csv") == losses(halves / "log.csv")
+    assert (whole / "samples.png").read_bytes() == (halves / "samples.png").read_bytes()
+
+
+def test_dcgan_resumes_too(images, tmp_path):
+    options = dict(width=8, latent=16, threads=1, ema=0.9)
+    training.train(training.configure("dcgan", "digits", images, steps=6, **options), images, tmp_path / "a")
+    training.train(training.configure("dcgan", "digits", images, steps=3, **options), images, tmp_path / "b")
+    saved = checkpoints.load(tmp_path / "b" / training.CHECKPOINT)
+    training.train(training.reconfigure(saved.config, steps=6), images, tmp_path / "b", saved)
+    a, b = (checkpoints.load(tmp_path / name / training.CHECKPOINT) for name in "ab")
+    assert same(a.trainers, b.trainers)
+
+
+def test_what_others_draw_does_not_matter_and_is_left_alone(images):
+    def run(disturb):
+        trainer = training.Trainer(config(images), "torch", images)
+        results = []
+        for i in range(3):
+            torch.manual_seed(i if disturb else 0)
+            before = torch.get_rng_state()
+            step = trainer.step()
+            assert torch.equal(before, torch.get_rng_state())
+            results.append((step.d_loss, step.g_loss))
+        return results
+
+    assert run(disturb=True) == run(disturb=False)
+
+
+def test_the_two_sides_start_from_the_same_state_and_see_the_same_numbers(images):
+    stock, ours = (training.Trainer(config(images), layers, images) for layers in ("torch", "gankern"))
+    for _ in range(5):
+        a, b = stock.step(), ours.step()
+        assert a.d_loss == pytest.approx(b.d_loss, abs=1e-4)
+        assert a.g_loss == pytest.approx(b.g_loss, abs=1e-4)
+    assert torch.equal(stock.random_state, ours.random_state)
+    assert same(stock.batches.state_dict(), ours.batches.state_dict())
+
+
+def test_generator_step_leaves_no_gradient_in_the_discriminator(images):
+    trainer = training.Trainer(config(images), "torch", images)
+    trainer._generator_step()
+    assert all(p.grad is None for p in trainer.discriminator.parameters())
+    assert all(p.grad is not None for p in trainer.generator.parameters())
+
+
+def test_sampling_changes_nothing(images):
+    trainer = training.Trainer(config(images, ema=0.9), "torch", images)
+    trainer.step()
+    before = {key: value.clone() for key, value in trainer.generator.state_dict().items()}
+    latents = torch.randn(4, 16)
+    assert torch.equal(trainer.sample(latents), trainer.sample(latents))
+    assert same(before, trainer.generator.state_dict())
+    assert trainer.generator.training
+
+
+def test_average_is_between_the_weights_it_has_seen(images):
+    trainer = training.Trainer(config(images, ema=0.5, lr=0.01), "torch", images)
+    trainer.step()
+    first = [p.detach().clone() for p in trainer.generator.parameters()]
+    trainer.step()
+    averages = trainer.average.module.parameters()
+    for before, now, average in zip(first, trainer.generator.parameters(), averages, strict=True):
+        # two updates: the first copies, the second goes to decay (1 + 1)/(10 + 1)
+        torch.testing.assert_close(average, torch.lerp(before, now, 1 - 2 / 11))
+
+
+def test_comparison_leaves_everything_that_was_promised(images, tmp_path):
+    out = tmp_path / "run"
+    record = training.train(config(images, steps=8, compare=True, checkpoint_every=4), images, out)
+
+    assert json.loads((out / "record.json").read_text()) == record
+    assert record["config"]["model"] == "sn_dcgan" and record["config"]["compare"] is True
+    assert record["steps"] == 8
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["hardware"]["threads"] == torch.get_num_threads()
+    assert record["parameters"]["discriminator"] == 8 * 16 + 8 + 8 * 16 + 1
+    for side in ("torch", "gankern"):
+        times = record["sides"][side]["median_milliseconds"]
+        assert times["whole step"] > times["discriminator step"] > 0
+        assert record["sides"][side]["images_per_second"] > 0
+        assert record["sides"][side]["final_loss"]["discriminator"] > 0
+    assert record["comparison"]["speedup"].keys() == {"discriminator step", "generator step", "whole step"}
+    assert 0 <= record["comparison"]["largest_loss_difference"]["first 50 steps"] < 1e-3
+
+    rows = losses(out / "log.csv")
+    assert [row["step"] for row in rows] == [str(i) for i in range(1, 9)]
+    assert rows[0].keys() == {"step"} | {f"{s}_{p}_loss" for s in ("torch", "gankern") for p in "dg"}
+    for picture in ("samples.png", "losses.png", "samples/step-000000.png", "samples/step-000004.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_sides_take_turns_in_going_first(images, tmp_path, monkeypatch):
+    order = []
+    step = training.Trainer.step
+
+    def noting(self):
+        order.append(self.name)
+        return step(self)
+
+    create = training.Trainer.__init__
+
+    def naming(self, config, layers, images):
+        create(self, config, layers, images)
+        self.name = layers
+
+    monkeypatch.setattr(training.Trainer, "__init__", naming)
+    monkeypatch.setattr(training.Trainer, "step", noting)
+    training.train(config(images, steps=4, compare=True), images, tmp_path / "run")
+    assert order == ["torch", "gankern", "gankern", "torch"] * 2
+
+
+def test_nan_stops_with_the_last_good_checkpoint(images, tmp_path, monkeypatch):
+    step = training.Trainer.step
+    taken = []
+
+    def poisoned(self):
+        taken.append(1)
+        result = step(self)
+        return replace(result, d_loss=float("nan")) if len(taken) == 5 else result
+
+    monkeypatch.setattr(training.Trainer, "step", poisoned)
+    with pytest.raises(
+        training.Diverged, match=r"at step 5 .* D nan.*checkpoint.pt is the last good checkpoint"
+    ):
+        training.train(config(images, steps=9, checkpoint_every=2), images, tmp_path / "run")
+    assert checkpoints.load(tmp_path / "run" / training.CHECKPOINT).step == 4
+
+
+def test_weights_that_are_not_finite_are_never_saved(images, tmp_path, monkeypatch):
+    step = training.Trainer.step
+
+    def poisoning(self):
+        result = step(self)
+        next(self.generator.parameters()).data[0] = float("inf")
+        return result
+
+    monkeypatch.setattr(training.Trainer, "step", poisoning)
+    with pytest.raises(training.Diverged, match="not finite at step 1"):
+        training.train(config(images, steps=3, checkpoint_every=1), images, tmp_path / "run")
+    assert checkpoints.load(tmp_path / "run" / training.CHECKPOINT).step == 0
+
+
+def test_output_folder_in_use(images, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(training.OutputInUse, match=r"in use: pass --resume .* or another --out"):
+        training.train(config(images, steps=1), images, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_a_run_cannot_be_resumed_backwards(images, tmp_path):
+    training.train(config(images, steps=2), images, tmp_path / "run")
+    saved = checkpoints.load(tmp_path / "run" / training.CHECKPOINT)
+    with pytest.raises(training.CheckpointError, match="is at step 2, beyond the 1 asked for"):
+        training.train(training.reconfigure(saved.config, steps=1), images, tmp_path / "run", saved)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    checkpoints.write_atomically(path, b"old")
+
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.write_atomically(path, b"new and longer")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+def test_a_file_that_is_no_checkpoint(tmp_path, content):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(content)
+    with pytest.raises(training.CheckpointError, match="is not a checkpoint of `gankern train`"):
+        checkpoints.load(path)
+
+
+def test_a_checkpoint_of_somebody_else_or_of_another_version(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(training.CheckpointError, match="there is no checkpoint"):
+        checkpoints.load(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(training.CheckpointError, match="is not a checkpoint of `gankern train`"):
+        checkpoints.load(path)
+    torch.save({"format": checkpoints.FORMAT, "version": 99}, path)
+    with pytest.raises(training.CheckpointError, match="layout version 99"):
+        checkpoints.load(path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("steps", 0),
+        ("batch_size", 0),
+        ("n_critic", 0),
+        ("threads", 0),
+        ("checkpoint_every", 0),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("beta1", 1.0),
+        ("beta2", -0.1),
+        ("ema", 1.0),
+        ("device", "toaster"),
+        ("loss", "hing"),
+        ("layers", "tensorflow"),
+    ],
+)
+def test_options_out_of_range(images, option, value):
+    with pytest.raises(ValueError, match=option if option != "layers" else "set of layers"):
+        config(images, **{option: value})
+
+
+def test_data_of_another_size(images):
+    with pytest.raises(ValueError, match=r"are 8×8 .* asked for 32×32: pass --size 8, or --resize"):
+        config(images, size=32)
+
+
+def test_a_resumed_run_may_not_change_what_is_computed(images):
+    saved = config(images)
+    assert training.reconfigure(saved, steps=7, lr=saved.lr, threads=None).steps == 7
+    with pytest.raises(ValueError, match=r"with lr=0.001, not lr=0.1: a resumed run may only change steps"):
+        training.reconfigure(saved, lr=0.1)
+
+
+def test_grid():
+    images = torch.stack([torch.full((1, 4, 4), value) for value in (-1.0, 0.0, 1.0)])
+    picture = pictures.grid(images, columns=2, gap=1)
+    assert picture.shape == (2 * 5 + 1, 2 * 5 + 1, 3)
+    assert (picture[1:5, 1:5] == 0.0).all()
+    assert (picture[1:5, 6:10] == 0.5).all()
+    assert (picture[6:10, 1:5] == 1.0).all()
+    assert (picture[0] == 1.0).all() and (picture[:, 5] == 1.0).all()
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        pictures.grid(torch.zeros(1, 2, 4, 4))
+
+
+def test_signals_are_put_back(images, tmp_path):
+    import signal
+
+    before = signal.getsignal(signal.SIGINT)
+    with loop._stop_on_signal() as stop:
+        assert signal.getsignal(signal.SIGINT) is not before
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) is before  # a second one is no longer caught
+    assert signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,53 @@
+"""Every kernel in gankern/triton compiles for every target and spills no register."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gankern.triton import aot
+
+# Compiled kernels are decorated without the interpreter: a process of their own, see conftest.py.
+COMPILER = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+
+
+def test_every_kernel_on_every_target():
+    command = [sys.executable, "-m", "gankern.triton.aot", "--json"]
+    result = subprocess.run(command, env=COMPILER, capture_output=True, text=True)
+    assert result.stdout, result.stderr
+    records = json.loads(result.stdout)
+    assert {record["target"] for record in records} == set(aot.TARGETS)
+    failures = [f"{r['target']} {r['module']}.{r['kernel']}: {r['error']}" for r in records if r["error"]]
+    assert not failures, "\n".join(failures)
+    assert result.returncode == 0
+
+
+def test_every_module_with_kernels_is_checked():
+    package = Path(aot.__file__).parent
+    with_kernels = {path.stem for path in package.glob("*.py") if "\n@triton.jit" in path.read_text()}
+    assert with_kernels
+    assert set(aot.modules()) == with_kernels
+    for module in with_kernels:
+        listed = {entry.kernel.__name__ for entry in aot.entries(module)}
+        assert listed == set(re.findall(r"^def (\w+_kernel)\(", (package / f"{module}.py").read_text(), re.M))
+
+
+@pytest.mark.parametrize(
+    ("spill", "spills"),
+    [({}, False), ({"stack_bytes": 8}, True), ({"local_bytes": 8}, True), ({"spilled_registers": 1}, True)],
+)
+def test_what_counts_as_a_spill(spill, spills):
+    used = {"registers": 255, "stack_bytes": 0, "local_bytes": 0, "spilled_registers": 0, **spill}
+    assert aot.Resources(**used).spills is spills
+
+
+def test_interpreted_kernels_are_refused():
+    environment = {**COMPILER, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "gankern.triton.aot"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "TRITON_INTERPRET" in result.stderr
