@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +70,7 @@ class Primitive:
         ``implementation`` is a caller's keyword: None leaves the choice to :func:`use_implementation`, then to
         the variable GANKERN_IMPLEMENTATION, then to "auto".
         """
-        wish = implementation or _wish.get() or _environment()
+        wish = implementation or _wish or _environment()
         key = (tensor.device.type, tensor.dtype, wish)
         chosen = self._chosen.get(key)
         if chosen is None:
@@ -103,7 +102,9 @@ class Primitive:
         return chosen
 
 
-_wish: ContextVar[str | None] = ContextVar("gankern_implementation", default=None)
+# A plain global: torch.compile guards on it, where a ContextVar cannot be traced and a threading.local would be
+# read once and never again.
+_wish: str | None = None
 _last: dict[str, str] = {}
 
 
@@ -116,7 +117,7 @@ def use_implementation(name: str) -> Iterator[None]:
     """Within the block, every primitive runs as the named implementation, or raises with the reasons.
 
     ``name`` is one of "auto", "reference", "cpu", "triton", "cuda". A call's own ``implementation=`` goes
-    first. Holds for this thread (and for asyncio tasks started inside).
+    first. Holds for the process.
 
     >>> import torch, gankern, gankern.functional as GF
     >>> w, u, v = torch.randn(4, 6), torch.randn(4), torch.randn(6)
@@ -127,11 +128,12 @@ def use_implementation(name: str) -> Iterator[None]:
     """
     if name not in NAMES:
         raise ValueError(f"use_implementation: name is {name!r}; accepted are {', '.join(NAMES)}")
-    token = _wish.set(name)
+    global _wish
+    before, _wish = _wish, name
     try:
         yield
     finally:
-        _wish.reset(token)
+        _wish = before
 
 
 def last_implementation(primitive: str) -> str | None:

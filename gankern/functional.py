@@ -50,6 +50,7 @@ def spectral_norm(
     eps: float = 1e-12,
     training: bool = True,
     dialect: str = "parametrization",
+    sigma: Tensor | None = None,
     implementation: str | None = None,
 ) -> Tensor:
     r"""Divides a weight by its spectral norm, estimated by power iteration.
@@ -73,6 +74,7 @@ def spectral_norm(
         training: whether to iterate. In evaluation sigma comes from the given u and v (the dialects "wrapper" and
             "biggan" iterate there too, as the code they are named for does).
         dialect: "parametrization" (torch's parametrization), "hook" (torch's hook: v before u), "wrapper", "biggan".
+        sigma: a buffer of one value that receives sigma wherever u and v are updated; for logging.
         implementation: see the module.
 
     Returns:
@@ -97,6 +99,7 @@ def spectral_norm(
         eps=eps,
         training=training,
         dialect=dialect,
+        sigmas=[sigma],
         implementation=implementation,
     )[0]
 
@@ -111,12 +114,13 @@ def spectral_norm_group(
     eps: float = 1e-12,
     training: bool = True,
     dialect: str = "parametrization",
+    sigmas: Sequence[Tensor | None] | None = None,
     implementation: str | None = None,
 ) -> list[Tensor]:
     """:func:`spectral_norm` of many weights in one call: one parallel region on the CPU, a handful of launches on
     the GPU, whatever their number. The results are those of one call a weight.
 
-    All weights have one dtype and one device; ``dims`` defaults to 0 for each. Other arguments, gradient order and
+    All weights have one dtype and one device; ``dims`` defaults to 0 and ``sigmas`` to None for each. Other arguments, gradient order and
     errors are :func:`spectral_norm`'s.
 
     >>> ws = [torch.randn(8, 4), torch.randn(16, 8)]
@@ -142,12 +146,15 @@ def spectral_norm_group(
         dims[i] = _check_spectral_norm(weight, u, v, dims[i], weights[0])
 
     iterates = training or rules.iterates_in_eval
-    normalized, vectors = _spectral_norm_group(
+    normalized, vectors, new_sigma = _spectral_norm_group(
         weights, us, vs, dims, n_power_iterations if iterates else 0, eps, rules.u_first, rules.add_eps, implementation
     )
     if training or rules.stores_in_eval:
         with torch.no_grad():
             torch._foreach_copy_([x for pair in zip(us, vs) for x in pair], vectors)
+            for i, sigma in enumerate(sigmas or ()):
+                if sigma is not None:
+                    sigma.copy_(new_sigma[i].expand(sigma.shape))
     return normalized
 
 

@@ -87,8 +87,9 @@ def kernel(implementation: str, primitive: str, launcher: str, op: Callable[...,
 
 def first_order_only() -> bool:
     """Whether a backward that runs now can call its kernel without recording it: nobody will differentiate it
-    again, in reverse (grad mode is off) or forward mode, or under a torch.func transform."""
-    return not (
+    again, in reverse (grad mode is off) or forward mode, or under a torch.func transform. torch.compile has no
+    double backward, and cannot trace a Function inside another one's backward."""
+    return torch.compiler.is_compiling() or not (
         torch.is_grad_enabled()
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._functorch.peek_interpreter_stack() is not None

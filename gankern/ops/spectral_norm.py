@@ -169,14 +169,17 @@ def spectral_norm_group(
     u_first: bool,
     add_eps: bool,
     implementation: str | None,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """(normalized weights, [u, v of each layer after the iteration]) of checked arguments; writes nothing."""
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """(normalized weights, [u, v of each layer after the iteration], sigma [L]) of checked arguments; writes
+    nothing."""
     chosen = primitive.select(weights[0], implementation)
     if chosen == "reference":
         rules = (n_power_iterations, eps, u_first, add_eps)
         rows = [reference(w, u, v, d, *rules) for w, u, v, d in zip(weights, us, vs, dims)]
-        return [row[0] for row in rows], [vector for row in rows for vector in row[1:3]]
+        vectors = [vector for row in rows for vector in row[1:3]]
+        return [row[0] for row in rows], vectors, torch.stack([row[3].detach() for row in rows])
     options = (chosen, tuple(dims), n_power_iterations, eps, u_first, add_eps)
     *normalized, state = _tiers.apply(SpectralNorm, options, *weights, *us, *vs)
     with torch.no_grad():
-        return normalized, list(state.split(state_sizes(weights, dims))[1:])
+        sigma, *vectors = state.split(state_sizes(weights, dims))
+        return normalized, vectors, sigma

@@ -159,22 +159,28 @@ def _stop_on_signal() -> Iterator[SimpleNamespace]:
 
 @contextmanager
 def _progress(config: Config, done: int, console: Console | None) -> Iterator:
-    """A progress bar, if there is a console, with the losses and the images a second of each side."""
+    """A progress bar for each side, if there is a console, with its losses and images a second."""
     if console is None:
         yield lambda results: None
         return
-    columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[now]}"),
+        TimeRemainingColumn(),
+    ]
     recent: dict[str, list[float]] = {side: [] for side in config.sides}
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=config.steps, completed=done)
+        bars = {
+            side: progress.add_task(side, total=config.steps, completed=done, now="") for side in config.sides
+        }
 
         def advance(results: dict[str, Step]) -> None:
-            parts = []
-            for side in config.sides:
-                step = results[side]
+            for side, step in results.items():
                 recent[side] = [*recent[side][-19:], step.d_seconds + step.g_seconds]
                 rate = config.batch_size * config.n_critic / fmean(recent[side])
-                parts.append(f"{side}: D {step.d_loss:.3f} G {step.g_loss:.3f}, {rate:.0f} images/s")
-            progress.update(task, advance=1, description=" | ".join(parts))
+                now = f"D {step.d_loss:.3f} G {step.g_loss:.3f} {rate:.0f} images/s"
+                progress.update(bars[side], advance=1, now=now)
 
         yield advance

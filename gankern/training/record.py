@@ -133,5 +133,5 @@ def table(record: dict) -> Table:
     if comparison:
         result.add_section()
         for span, difference in comparison["largest_loss_difference"].items():
-            result.add_row(f"largest loss difference, {span}", "", "", f"{difference:.1e}")
+            result.add_row(f"loss difference, {span}", "", "", f"{difference:.1e}")
     return result

@@ -31,8 +31,10 @@ networks by the launches. Sums are in fp32 (fp64 for fp64), have a fixed order, 
 
 Memory. A dense weight lies in memory as [outer, rows, inner], with the dimensions before and behind `dim` in
 order of their strides, so no layout needs a copy. Column c of row i, with c counted in memory order, is
-element (c // inner, i, c % inner). Vectors on the scratch buffer are in that order too. Only the caller's u
-and v are in logical order, and `_logical_position` translates for v (channels_last is where they differ).
+element (c // inner, i, c % inner). Vectors on the scratch buffer are in that order too. Only u and v, the
+caller's and the state's, are in logical order, and `_logical_position` translates for v (channels_last is
+where they differ). The state is what forward leaves for the gradients: one vector in the type of the sums,
+with sigma of all layers, then u and v of each layer.
 
 Tables. The kernels find their layers in two int64 tables, one row a layer: what follows from the shapes
 (`_Plan`), and the pointers (`_pointer_table`). Both are kept on the device between calls, so a training loop,
@@ -202,14 +204,14 @@ def _logical_position(c, layer, GROUPS: tl.constexpr):
 
 
 @triton.jit
-def _load_u(pointers, i, rows, VECTOR_DTYPE: tl.constexpr, SUM: tl.constexpr):
-    return tl.load(_pointer(pointers, U, VECTOR_DTYPE) + i, mask=i < rows, other=0.0).to(SUM)
+def _load_u(pointers, i, rows, SUM: tl.constexpr):
+    return tl.load(_pointer(pointers, U, SUM) + i, mask=i < rows, other=0.0)
 
 
 @triton.jit
-def _load_v(pointers, layer, c, columns, VECTOR_DTYPE: tl.constexpr, SUM: tl.constexpr, GROUPS: tl.constexpr):
+def _load_v(pointers, layer, c, columns, SUM: tl.constexpr, GROUPS: tl.constexpr):
     position = _logical_position(c, layer, GROUPS)
-    return tl.load(_pointer(pointers, V, VECTOR_DTYPE) + position, mask=c < columns, other=0.0).to(SUM)
+    return tl.load(_pointer(pointers, V, SUM) + position, mask=c < columns, other=0.0)
 
 
 @triton.jit
@@ -284,7 +286,6 @@ def _power_kernel(
     programs,
     scratch,
     DTYPE: tl.constexpr,
-    VECTOR_DTYPE: tl.constexpr,
     GROUPS: tl.constexpr,
     U_FIRST: tl.constexpr,
     CONTINUE: tl.constexpr,  # from the second vector of the iteration before, not from the caller's u or v
@@ -321,9 +322,9 @@ def _power_kernel(
         if CONTINUE:
             factor = tl.load(second + passed, mask=passed < passed_size, other=0.0) / denominator
         elif U_FIRST:
-            factor = _load_v(pointers, layer, passed, columns, VECTOR_DTYPE, SUM, GROUPS)
+            factor = _load_v(pointers, layer, passed, columns, SUM, GROUPS)
         else:
-            factor = _load_u(pointers, passed, rows, VECTOR_DTYPE, SUM)
+            factor = _load_u(pointers, passed, rows, SUM)
         i, c = (owned, passed) if U_FIRST else (passed, owned)
         tile = _load_tile(pointers, WEIGHT, i, c, shape, DTYPE, SUM)
         products += tile * tl.expand_dims(factor, 1 - PASSED_AXIS)
@@ -349,7 +350,6 @@ def _reduce_kernel(
     programs,
     scratch,
     DTYPE: tl.constexpr,
-    VECTOR_DTYPE: tl.constexpr,
     GROUPS: tl.constexpr,
     U_FIRST: tl.constexpr,
     EPS: tl.constexpr,
@@ -385,7 +385,6 @@ def _scale_kernel(
     scratch,
     sigmas,
     DTYPE: tl.constexpr,
-    VECTOR_DTYPE: tl.constexpr,
     GROUPS: tl.constexpr,
     U_FIRST: tl.constexpr,
     ITERATED: tl.constexpr,
@@ -421,11 +420,11 @@ def _scale_kernel(
         # The tiles on the matrix's left edge write u, those on its top edge v.
         if block % _tiles_across(columns) == 0:
             u = _normalized(scratch, layer, U_VECTOR, U_SQUARES, u_blocks, i, rows, EPS, ADD_EPS)
-            tl.store(_pointer(pointers, NEW_U, VECTOR_DTYPE) + i, u.to(VECTOR_DTYPE), mask=i < rows)
+            tl.store(_pointer(pointers, NEW_U, SUM) + i, u, mask=i < rows)
         if block < _tiles_across(columns):
             v = _normalized(scratch, layer, V_VECTOR, V_SQUARES, v_blocks, c, columns, EPS, ADD_EPS)
             position = _logical_position(c, layer, GROUPS)
-            tl.store(_pointer(pointers, NEW_V, VECTOR_DTYPE) + position, v.to(VECTOR_DTYPE), mask=c < columns)
+            tl.store(_pointer(pointers, NEW_V, SUM) + position, v, mask=c < columns)
     else:
         product_programs = tl.load(layer + PRODUCT_PROGRAMS).to(tl.int32)
         sigma = _sum(_scratch(scratch, layer, PRODUCTS), product_programs, PRODUCT_VALUES)
@@ -446,7 +445,6 @@ def _products_kernel(
     programs,
     scratch,
     DTYPE: tl.constexpr,
-    VECTOR_DTYPE: tl.constexpr,
     GROUPS: tl.constexpr,
     WHAT: tl.constexpr,  # SIGMA: u^T W v.  FIRST_ORDER: <g,W>.  SECOND_ORDER: <g,W>, u^T h v and <h,g>.
 ):
@@ -464,15 +462,15 @@ def _products_kernel(
         i, c = _tile(tile, columns)
         weight = _load_tile(pointers, WEIGHT, i, c, shape, DTYPE, SUM)
         if WHAT == SIGMA:
-            u = _load_u(pointers, i, rows, VECTOR_DTYPE, SUM)
-            v = _load_v(pointers, layer, c, columns, VECTOR_DTYPE, SUM, GROUPS)
+            u = _load_u(pointers, i, rows, SUM)
+            v = _load_v(pointers, layer, c, columns, SUM, GROUPS)
             products += _sum_tile(weight * u[:, None] * v[None, :])
         else:
             grad = _load_tile(pointers, GRAD, i, c, shape, DTYPE, SUM)
             products += _sum_tile(grad * weight)
         if WHAT == SECOND_ORDER:
-            u = _load_u(pointers, i, rows, VECTOR_DTYPE, SUM)
-            v = _load_v(pointers, layer, c, columns, VECTOR_DTYPE, SUM, GROUPS)
+            u = _load_u(pointers, i, rows, SUM)
+            v = _load_v(pointers, layer, c, columns, SUM, GROUPS)
             grad_grad_weight = _load_tile(pointers, GRAD_GRAD_WEIGHT, i, c, shape, DTYPE, SUM)
             bilinear += _sum_tile(grad_grad_weight * u[:, None] * v[None, :])
             gradients += _sum_tile(grad_grad_weight * grad)
@@ -492,7 +490,6 @@ def _gradient_kernel(
     scratch,
     sigmas,
     DTYPE: tl.constexpr,
-    VECTOR_DTYPE: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
     number, layer, pointers, block = _this_program(programs, layers, pointers, GROUPS)
@@ -504,8 +501,8 @@ def _gradient_kernel(
     product_programs = tl.load(layer + PRODUCT_PROGRAMS).to(tl.int32)
     sigma = tl.load(sigmas + number)
     product = _sum(_scratch(scratch, layer, PRODUCTS), product_programs, PRODUCT_VALUES)
-    u = _load_u(pointers, i, rows, VECTOR_DTYPE, SUM) * _divide(_divide(product, sigma), sigma)
-    v = _load_v(pointers, layer, c, columns, VECTOR_DTYPE, SUM, GROUPS)
+    u = _load_u(pointers, i, rows, SUM) * _divide(_divide(product, sigma), sigma)
+    v = _load_v(pointers, layer, c, columns, SUM, GROUPS)
     grad = _load_tile(pointers, GRAD, i, c, shape, DTYPE, SUM)
     grad_weight = _divide(grad, sigma) - u[:, None] * v[None, :]
     _store_tile(grad_weight, pointers, GRAD_WEIGHT, i, c, shape, DTYPE)
@@ -519,7 +516,6 @@ def _second_gradient_kernel(
     scratch,
     sigmas,
     DTYPE: tl.constexpr,
-    VECTOR_DTYPE: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
     number, layer, pointers, block = _this_program(programs, layers, pointers, GROUPS)
@@ -540,8 +536,8 @@ def _second_gradient_kernel(
     grad_grad = _divide(grad_grad_weight, sigma) - bilinear * weight
     _store_tile(grad_grad, pointers, GRAD_GRAD, i, c, shape, DTYPE)
 
-    u = _load_u(pointers, i, rows, VECTOR_DTYPE, SUM) * (2 * product * bilinear - gradients)
-    v = _load_v(pointers, layer, c, columns, VECTOR_DTYPE, SUM, GROUPS)
+    u = _load_u(pointers, i, rows, SUM) * (2 * product * bilinear - gradients)
+    v = _load_v(pointers, layer, c, columns, SUM, GROUPS)
     grad = _load_tile(pointers, GRAD, i, c, shape, DTYPE, SUM)
     grad_weight = u[:, None] * v[None, :] - bilinear * grad
     _store_tile(grad_weight, pointers, GRAD_WEIGHT, i, c, shape, DTYPE)
@@ -621,6 +617,26 @@ def _laid_out_like(weight: Tensor, other: Tensor) -> Tensor:
     return other if other.stride() == weight.stride() else torch.empty_like(weight).copy_(other)
 
 
+def _sum_dtype(weight: Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def _state_sizes(weights: Sequence[Tensor], dims: Sequence[int]) -> list[int]:
+    """The lengths of the state's parts: the sigmas, then u and v of each layer."""
+    sizes = [len(weights)]
+    for weight, dim in zip(weights, dims):
+        sizes += (weight.shape[dim], _product(size for d, size in enumerate(weight.shape) if d != dim))
+    return sizes
+
+
+def _vectors(
+    state: Tensor, weights: Sequence[Tensor], dims: Sequence[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Views of the state: u of each layer, v of each layer."""
+    _, *vectors = state.split(_state_sizes(weights, dims))
+    return vectors[::2], vectors[1::2]
+
+
 # ---- host: the tables --------------------------------------------------------------------------------------
 
 
@@ -637,9 +653,12 @@ class _Plan(NamedTuple):
 
 
 @functools.cache
-def _plan(matrices: tuple[_Matrix, ...], u_first: bool, device: torch.device) -> _Plan:
-    """Kept for good, since other streams may still read it, and a captured graph does at every replay."""
-    groups = max(len(matrix.groups) for matrix in matrices)
+def _plan(matrices: tuple[_Matrix | None, ...], u_first: bool, device: torch.device) -> _Plan:
+    """A layer that is None gets no programs, but keeps its number.
+
+    Kept for good, since other streams may still read it, and a captured graph does at every replay.
+    """
+    groups = max(len(matrix.groups) for matrix in matrices if matrix)
     scratch_size = 0
 
     def allocate(count: int) -> int:
@@ -648,7 +667,12 @@ def _plan(matrices: tuple[_Matrix, ...], u_first: bool, device: torch.device) ->
         return scratch_size - _blocks(count, REDUCED) * REDUCED.value
 
     layers, counts = [], []
-    for rows, columns, inner, layer_groups in matrices:
+    for matrix in matrices:
+        if matrix is None:
+            layers.append([0] * (LAYER_FIELDS.value + 2 * groups))
+            counts.append((0, 0, 0, 0))
+            continue
+        rows, columns, inner, layer_groups = matrix
         if u_first:
             power, passed = _blocks(rows, OWNED_ROWS), columns
         else:
@@ -707,37 +731,37 @@ _TRITON_DTYPES = {
 }
 
 
-def _sum_dtype(weight: Tensor) -> torch.dtype:
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
-
-
 class _Call:
     """The tables and the scratch buffer that the launches of one call share."""
 
     def __init__(
         self,
-        matrices: Sequence[_Matrix],
-        weights: list[Tensor],
-        us: list[Tensor],
-        vs: list[Tensor],
-        like_weights: Sequence[list[Tensor]],
-        like_vectors: Sequence[list[Tensor]] = (),
+        matrices: Sequence[_Matrix | None],
+        like_weights: Sequence[Sequence[Tensor | None]],
+        like_vectors: Sequence[Sequence[Tensor]],
         u_first: bool = True,
     ) -> None:
-        """The table of pointers has W, u, v, then `like_weights`, which are laid out as the weights are, then
-        `like_vectors`. `u_first` matters to the power iteration only."""
-        weight = weights[0]
+        """The table of pointers has W, u, v, then the rest of `like_weights`, which starts with W and whose
+        tensors are laid out as the weights are, then the rest of `like_vectors`, which starts with u and v.
+        Layers whose matrix is None are left out. `u_first` matters to the power iteration only."""
+        weights, *like_weights = like_weights
+        us, vs, *like_vectors = like_vectors
+        weight = next(weight for weight, matrix in zip(weights, matrices) if matrix)
         stream, capturing = 0, False
         if weight.is_cuda:
             stream = torch.cuda.current_stream(weight.device).cuda_stream
             capturing = torch.cuda.is_current_stream_capturing()
         self.plan = _plan(tuple(matrices), u_first, weight.device)
 
-        columns = [[x.data_ptr() for x in xs] for xs in (weights, us, vs, *like_weights, *like_vectors)]
+        columns = (weights, us, vs, *like_weights, *like_vectors)
         padding = [0] * (POINTER_FIELDS.value - 1 - len(columns))
         vector = 16 // weight.element_size()
         rows = []
-        for matrix, *pointers in zip(matrices, *columns):
+        for matrix, *tensors in zip(matrices, *columns):
+            if matrix is None:
+                rows.append((0,) * POINTER_FIELDS.value)
+                continue
+            pointers = [tensor.data_ptr() for tensor in tensors]
             tiles = (pointers[0], *pointers[3 : 3 + len(like_weights)])
             aligned = matrix.inner % vector == 0 and all(pointer % 16 == 0 for pointer in tiles)
             rows.append((int(aligned), *pointers, *padding))
@@ -746,109 +770,133 @@ class _Call:
         self.pointers = pointer_table(tuple(rows), weight.device, stream)
 
         self.scratch = torch.empty(self.plan.scratch_size, dtype=_sum_dtype(weight), device=weight.device)
-        self.tensors = (weights, us, vs, like_weights, like_vectors)  # alive until everything is launched
-        self.dtypes = {"DTYPE": _TRITON_DTYPES[weight.dtype], "VECTOR_DTYPE": _TRITON_DTYPES[us[0].dtype]}
+        self.tensors = columns  # alive until everything is launched
+        self.dtype = _TRITON_DTYPES[weight.dtype]
 
     def launch(self, kernel, programs: Tensor, num_warps: int, *arguments: Tensor, **constexprs) -> None:
         tables = (self.plan.layers, self.pointers, programs, self.scratch)
         kernel[(len(programs),)](
-            *tables, *arguments, GROUPS=self.plan.groups, **self.dtypes, **constexprs, num_warps=num_warps
+            *tables, *arguments, DTYPE=self.dtype, GROUPS=self.plan.groups, **constexprs, num_warps=num_warps
         )
 
 
 # ---- host: the launchers -----------------------------------------------------------------------------------
-# The weights and gradients of a call have one dtype, and so have its u and v. Nothing given is written to.
+# The kernels of gankern/ops/spectral_norm.py: the contract stands there. The weights and gradients of a call
+# have one dtype. Nothing given is written to.
 
 
 def forward(
-    weights: list[Tensor],
-    us: list[Tensor],
-    vs: list[Tensor],
-    dims: list[int],
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    dims: Sequence[int],
     n_power_iterations: int,
     eps: float,
     u_first: bool,
     add_eps: bool,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-    """The normalized weights, the new u and v, and sigma [L] in the type of the sums.
+) -> tuple[list[Tensor], Tensor]:
+    """The normalized weights, with the strides of the weights, and the state.
 
-    The normalized weights have the strides of the weights. A weight whose sigma is zero becomes zeros.
-    Launches: 2 n_power_iterations + 1; without iterations 3, of which one copies u and v.
+    A weight whose sigma is zero becomes zeros. Launches: 2 n_power_iterations + 1; without iterations 3, of
+    which one copies u and v. u and v that are not contiguous vectors in the type of the sums cost another one.
     """
-    if not weights:
-        return [], [], [], torch.empty(0)
     weights, matrices = zip(*map(_dense, weights, dims))
-    us, vs = ([x.detach().contiguous() for x in xs] for xs in (us, vs))
-    normalized, new_us, new_vs = ([torch.empty_like(x) for x in xs] for xs in (weights, us, vs))
-    sigma = weights[0].new_empty(len(weights), dtype=_sum_dtype(weights[0]))
+    normalized = [torch.empty_like(weight) for weight in weights]
+    sums = _sum_dtype(weights[0])
+    state = weights[0].new_empty(sum(_state_sizes(weights, dims)), dtype=sums)
+    new_us, new_vs = _vectors(state, weights, dims)
 
     with torch.cuda.device_of(weights[0]):
-        call = _Call(matrices, weights, us, vs, [normalized], [new_us, new_vs], u_first)
+        iterated = n_power_iterations > 0
+        if not iterated or any(x.dtype != sums or not x.is_contiguous() for x in (*us, *vs)):
+            # The kernels then read these, before `scale` overwrites them.
+            torch._foreach_copy_([*new_us, *new_vs], [x.detach() for x in (*us, *vs)])
+            us, vs = new_us, new_vs
+        call = _Call(matrices, [weights, normalized], [us, vs, new_us, new_vs], u_first)
         order = {"U_FIRST": u_first, "EPS": eps, "ADD_EPS": add_eps}
         for iteration in range(n_power_iterations):
             call.launch(_power_kernel, call.plan.power_programs, POWER_WARPS, CONTINUE=iteration > 0, **order)
             call.launch(_reduce_kernel, call.plan.reduce_programs, REDUCE_WARPS, **order)
-        if n_power_iterations == 0:
-            torch._foreach_copy_(new_us + new_vs, us + vs)
+        if not iterated:
             call.launch(_products_kernel, call.plan.product_programs, TILE_WARPS, WHAT=SIGMA.value)
-        iterated = n_power_iterations > 0
-        call.launch(_scale_kernel, call.plan.tile_programs, TILE_WARPS, sigma, ITERATED=iterated, **order)
-    return normalized, new_us, new_vs, sigma
+        call.launch(_scale_kernel, call.plan.tile_programs, TILE_WARPS, state, ITERATED=iterated, **order)
+    return normalized, state
 
 
 def backward(
-    grads: list[Tensor],
-    weights: list[Tensor],
-    us: list[Tensor],
-    vs: list[Tensor],
-    sigma: Tensor,
-    dims: list[int],
+    grads: Sequence[Tensor | None], weights: Sequence[Tensor], state: Tensor, dims: Sequence[int]
 ) -> list[Tensor]:
-    """The gradients of the weights, with the strides of the weights. u, v and sigma are those that `forward`
-    returned. Launches: 2."""
-    if not weights:
-        return []
-    weights, matrices = zip(*map(_dense, weights, dims))
-    us, vs = ([x.detach().contiguous() for x in xs] for xs in (us, vs))
-    grads = list(map(_laid_out_like, weights, grads))
-    grad_weights = [torch.empty_like(weight) for weight in weights]
-
+    """The gradients of the weights, with the strides of the weights; empty where the gradient is None.
+    Launches: 2."""
+    inputs = _GradientInputs(weights, state, dims, grads)
+    grad_weights = inputs.empty_results()
+    if not inputs.present:
+        return grad_weights
     with torch.cuda.device_of(weights[0]):
-        call = _Call(matrices, weights, us, vs, [grads, grad_weights])
+        call = _Call(inputs.matrices, [inputs.weights, *inputs.gradients, grad_weights], inputs.vectors)
         call.launch(_products_kernel, call.plan.product_programs, TILE_WARPS, WHAT=FIRST_ORDER.value)
-        call.launch(_gradient_kernel, call.plan.tile_programs, TILE_WARPS, sigma.contiguous())
+        call.launch(_gradient_kernel, call.plan.tile_programs, TILE_WARPS, state)
     return grad_weights
 
 
 def double_backward(
-    grad_grad_weights: list[Tensor],
-    grads: list[Tensor],
-    weights: list[Tensor],
-    us: list[Tensor],
-    vs: list[Tensor],
-    sigma: Tensor,
-    dims: list[int],
+    grad_grad_weights: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    state: Tensor,
+    dims: Sequence[int],
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The gradients of `backward`'s grads and weights, with the strides of the weights. Launches: 2."""
-    if not weights:
-        return [], []
-    weights, matrices = zip(*map(_dense, weights, dims))
-    us, vs = ([x.detach().contiguous() for x in xs] for xs in (us, vs))
-    grads, grad_grad_weights = (list(map(_laid_out_like, weights, xs)) for xs in (grads, grad_grad_weights))
-    grad_weights, grad_grads = ([torch.empty_like(weight) for weight in weights] for _ in range(2))
-
+    """The gradients of `backward`'s grads and weights, with the strides of the weights; both are empty where
+    one of the gradients is None. Launches: 2."""
+    inputs = _GradientInputs(weights, state, dims, grads, grad_grad_weights)
+    grad_grads, grad_weights = inputs.empty_results(), inputs.empty_results()
+    if not inputs.present:
+        return grad_grads, grad_weights
     with torch.cuda.device_of(weights[0]):
-        call = _Call(matrices, weights, us, vs, [grads, grad_weights, grad_grad_weights, grad_grads])
+        grads, grad_grad_weights = inputs.gradients
+        like_weights = [inputs.weights, grads, grad_weights, grad_grad_weights, grad_grads]
+        call = _Call(inputs.matrices, like_weights, inputs.vectors)
         call.launch(_products_kernel, call.plan.product_programs, TILE_WARPS, WHAT=SECOND_ORDER.value)
-        call.launch(_second_gradient_kernel, call.plan.tile_programs, TILE_WARPS, sigma.contiguous())
+        call.launch(_second_gradient_kernel, call.plan.tile_programs, TILE_WARPS, state)
     return grad_grads, grad_weights
+
+
+class _GradientInputs:
+    """What the launches of a gradient read. The entries of a layer without one of its gradients are None."""
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        state: Tensor,
+        dims: Sequence[int],
+        *gradients: Sequence[Tensor | None],
+    ) -> None:
+        layers = range(len(weights))
+        self.present = [i for i in layers if all(xs[i] is not None for xs in gradients)]
+        self.matrices: list[_Matrix | None] = [None for _ in layers]
+        self.weights: list[Tensor | None] = [None for _ in layers]
+        self.gradients: list[list[Tensor | None]] = [[None for _ in layers] for _ in gradients]
+        self.vectors = _vectors(state, weights, dims)
+        self.model = weights[0]
+        for i in self.present:
+            weight, self.matrices[i] = _dense(weights[i], dims[i])
+            self.weights[i] = weight
+            for dense, given in zip(self.gradients, gradients):
+                dense[i] = _laid_out_like(weight, given[i])
+
+    def empty_results(self) -> list[Tensor]:
+        """A new tensor a layer: laid out as the weight, or without elements."""
+        return [
+            torch.empty_like(weight) if weight is not None else self.model.new_empty(0)
+            for weight in self.weights
+        ]
 
 
 # ---- what the ahead-of-time check compiles -----------------------------------------------------------------
 
 
 def _aot_entries() -> list[AotEntry]:
-    """fp64 has the widest elements and sums, bf16 the narrowest. fp32 and fp16 lie in between."""
+    """fp64 has the widest elements and sums, fp32 is the usual one, bf16 is the narrowest. fp16 is like bf16."""
     entries = []
 
     def add(kernel, num_warps, *more_arguments, **constexprs):
@@ -857,8 +905,8 @@ def _aot_entries() -> list[AotEntry]:
         arguments.update((name, sums) for name in more_arguments)
         entries.append(AotEntry(kernel, arguments, constexprs, num_warps))
 
-    for dtype, groups in ((tl.float64, 4), (tl.bfloat16, 2)):
-        dtypes = {"DTYPE": dtype, "VECTOR_DTYPE": dtype, "GROUPS": groups}
+    for dtype, groups in ((tl.float64, 4), (tl.float32, 1), (tl.bfloat16, 2)):
+        dtypes = {"DTYPE": dtype, "GROUPS": groups}
         u_first = {**dtypes, "U_FIRST": True, "EPS": 1e-12, "ADD_EPS": False}
         v_first = {**dtypes, "U_FIRST": False, "EPS": 1e-12, "ADD_EPS": True}
         add(_power_kernel, POWER_WARPS, **u_first, CONTINUE=False)
@@ -866,7 +914,7 @@ def _aot_entries() -> list[AotEntry]:
         add(_scale_kernel, TILE_WARPS, "sigmas", **u_first, ITERATED=True)
         add(_products_kernel, TILE_WARPS, **dtypes, WHAT=SECOND_ORDER.value)
         add(_second_gradient_kernel, TILE_WARPS, "sigmas", **dtypes)
-        if dtype == tl.float64:  # these do less than the ones above
+        if dtype != tl.bfloat16:  # these do less than the ones above
             add(_reduce_kernel, REDUCE_WARPS, **u_first)
             add(_scale_kernel, TILE_WARPS, "sigmas", **v_first, ITERATED=False)
             add(_products_kernel, TILE_WARPS, **dtypes, WHAT=SIGMA.value)

@@ -1,0 +1,116 @@
+"""What a spectrally normalised layer asks for, and how many layers ask together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
+
+import gankern.functional as GF
+from gankern.dispatch import FLOATING, short
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What layers must share to be computed in one call."""
+
+    dialect: str
+    n_power_iterations: int
+    eps: float
+    training: bool
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Request:
+    rules: Rules
+    weight: Tensor
+    u: Tensor
+    v: Tensor
+    dim: int
+    sigma: Tensor | None = None
+
+
+def normalize(requests: Sequence[Request]) -> list[Tensor]:
+    """The normalized weights of all requests, in as few calls as their rules allow."""
+    together: dict[Rules, list[int]] = {}
+    for i, request in enumerate(requests):
+        together.setdefault(request.rules, []).append(i)
+    results: list[Tensor | None] = [None] * len(requests)
+    for rules, members in together.items():
+        asked = [requests[i] for i in members]
+        weights = GF.spectral_norm_group(
+            [r.weight for r in asked],
+            [r.u for r in asked],
+            [r.v for r in asked],
+            n_power_iterations=rules.n_power_iterations,
+            dims=[r.dim for r in asked],
+            eps=rules.eps,
+            training=rules.training,
+            dialect=rules.dialect,
+            sigmas=[r.sigma for r in asked],
+        )
+        for i, weight in zip(members, weights):
+            results[i] = weight
+    return results
+
+
+class Prepared:
+    """Mixed into both forms of spectral norm: a weight that a group has computed ahead, to be taken once.
+
+    Taken once, because torch iterates at every use of the weight: a layer used twice in a forward gets its second
+    weight from a second iteration, with a group as without.
+    """
+
+    _prepared: Tensor | None = None
+
+    def _take(self) -> Tensor | None:
+        weight, self._prepared = self._prepared, None
+        return weight
+
+
+def default_dim(module: nn.Module) -> int:
+    """The dimension of the outputs: 1 for transposed convolutions, else 0."""
+    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    return 1 if isinstance(module, transposed) else 0
+
+
+def check(module: nn.Module, name: str, n_power_iterations: int, eps: float, dim: int) -> Tensor:
+    """The weight to normalize; raises where the arguments do not fit it."""
+    weight = getattr(module, name, None)
+    if not isinstance(weight, Tensor):
+        names = [n for n, _ in module.named_parameters(recurse=False)] or ["none"]
+        raise ValueError(
+            f"spectral_norm: {type(module).__name__} has no parameter {name!r}; its parameters are {', '.join(names)}"
+        )
+    if is_normalized(module, name):
+        raise ValueError(f"spectral_norm: {name!r} of this {type(module).__name__} is spectrally normalized already")
+    if isinstance(weight, nn.parameter.UninitializedTensorMixin):
+        raise ValueError(f"spectral_norm: {name!r} is not initialized yet; run one forward pass first")
+    if weight.dtype not in FLOATING:
+        accepted = ", ".join(short(d) for d in FLOATING)
+        raise TypeError(f"spectral_norm: {name!r} is {short(weight.dtype)}; accepted are {accepted}")
+    if n_power_iterations < 1:
+        raise ValueError(f"spectral_norm: n_power_iterations is {n_power_iterations}; it must be at least 1")
+    if not eps > 0:
+        raise ValueError(f"spectral_norm: eps is {eps}; it must be greater than 0")
+    if not -weight.ndim <= dim < weight.ndim:
+        accepted = f"{-weight.ndim} to {weight.ndim - 1}"
+        raise IndexError(f"spectral_norm: dim is {dim}; {name!r} of shape {tuple(weight.shape)} accepts {accepted}")
+    return weight
+
+
+def is_normalized(module: nn.Module, name: str) -> bool:
+    """Whether a parameter is spectrally normalized by torch or by gankern, as hook or as parametrization."""
+    hooked = any(
+        isinstance(hook, TorchHook) and hook.name == name
+        for hook in module._forward_pre_hooks.values()
+    )
+    parametrized = nn.utils.parametrize.is_parametrized(module, name) and any(
+        isinstance(p, nn.utils.parametrizations._SpectralNorm) for p in module.parametrizations[name]
+    )
+    return hooked or parametrized

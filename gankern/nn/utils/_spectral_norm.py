@@ -1,0 +1,163 @@
+"""Spectral norm as a forward pre-hook: torch's own form, and the two that GAN repositories copied from each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import (
+    SpectralNorm as TorchHook,
+)
+from torch.nn.utils.spectral_norm import (
+    SpectralNormLoadStateDictPreHook,
+    SpectralNormStateDictHook,
+)
+
+from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim, normalize
+
+
+@dataclass(frozen=True)
+class StateNames:
+    """Where a dialect keeps its state in the module; {} is the parameter's name."""
+
+    original: str
+    u: str
+    v: str | None  # None: not kept
+    sigma: str | None = None
+    saved_as: str | None = None  # the original's key in a state_dict, where it differs
+
+
+STATE_NAMES = {
+    "hook": StateNames("{}_orig", "{}_u", "{}_v"),
+    "wrapper": StateNames("{}_bar", "{}_u", "{}_v"),
+    "biggan": StateNames("{}_orig", "u0", None, "sv0", saved_as="{}"),
+}
+
+
+class SpectralNorm(Prepared, TorchHook):
+    """The hook that :func:`spectral_norm` registers. It is a subclass of torch's, so that
+    ``torch.nn.utils.remove_spectral_norm`` and torch's state_dict hooks know it."""
+
+    dialect = "hook"
+
+    @property
+    def _names(self) -> StateNames:
+        return STATE_NAMES[self.dialect]
+
+    def _state(self, module: nn.Module, pattern: str) -> Tensor:
+        return getattr(module, pattern.format(self.name))
+
+    def request(self, module: nn.Module, training: bool | None = None) -> Request:
+        names = self._names
+        weight = self._state(module, names.original)
+        u = self._state(module, names.u)
+        # Where v comes first and is not kept, the iteration does not read it: any values do.
+        v = weight.new_zeros(weight.numel() // u.numel()) if names.v is None else self._state(module, names.v)
+        training = module.training if training is None else training
+        rules = Rules(self.dialect, self.n_power_iterations, self.eps, training, weight.dtype, weight.device)
+        sigma = None if names.sigma is None else self._state(module, names.sigma)
+        return Request(rules, weight, u.view(-1), v, self.dim % weight.ndim, sigma)
+
+    def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
+        prepared = self._take()
+        return normalize([self.request(module, do_power_iteration)])[0] if prepared is None else prepared
+
+    def remove(self, module: nn.Module) -> None:
+        with torch.no_grad():
+            weight = self.compute_weight(module, do_power_iteration=False)
+        names = self._names
+        for pattern in ("{}", names.original, names.u, names.v, names.sigma):
+            if pattern is not None:
+                delattr(module, pattern.format(self.name))
+        module.register_parameter(self.name, nn.Parameter(weight.detach()))
+        for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if getattr(getattr(hook, "hook", hook), "fn", None) is self:
+                    del hooks[key]
+
+
+class _SaveAs:
+    """Renames the original's key when a state_dict is made (``saving``) or loaded: BigGAN's is ``weight``."""
+
+    def __init__(self, fn: SpectralNorm, saving: bool) -> None:
+        self.fn, self.saving = fn, saving
+
+    def __call__(self, *args: Any) -> None:
+        state_dict, prefix = args[1:3] if self.saving else args[:2]
+        names = self.fn._names
+        inside, outside = (prefix + p.format(self.fn.name) for p in (names.original, names.saved_as))
+        old, new = (inside, outside) if self.saving else (outside, inside)
+        if old in state_dict:
+            state_dict[new] = state_dict.pop(old)
+
+
+def spectral_norm(
+    module: nn.Module,
+    name: str = "weight",
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    dim: int | None = None,
+    *,
+    dialect: str = "hook",
+) -> nn.Module:
+    r"""Divides a parameter by its spectral norm before every forward: :func:`torch.nn.utils.spectral_norm`, faster.
+
+    Arguments, random draws, state_dict keys and the numbers of every step are torch's, so that checkpoints move both
+    ways; ``torch.nn.utils.remove_spectral_norm`` takes it off. The formula is :func:`gankern.functional.spectral_norm`'s.
+
+    Source: Miyato et al. 2018, arXiv 1802.05957.
+
+    Args:
+        module: any module; its parameter is floating point, 2-D or more.
+        name: the parameter.
+        n_power_iterations: iterations a training forward, at least 1.
+        eps: greater than 0.
+        dim: the dimension of the outputs; None is 0, and 1 for transposed convolutions ("wrapper" and "biggan":
+            always 0, as in the code they are named for).
+        dialect: whose numbers and state_dict keys to keep: "hook" (torch: ``weight_orig``, ``weight_u``, ``weight_v``),
+            "wrapper" (``weight_bar``, ``weight_u``, ``weight_v``; iterates in evaluation too), "biggan" (``weight``,
+            ``u0``, ``sv0``; evaluation iterates without keeping u).
+
+    Returns: the module. Gradient order: 2.
+
+    Raises: ValueError, TypeError, IndexError naming the argument; also for a parameter normalized already.
+
+    >>> layer = spectral_norm(nn.Linear(20, 40))
+    >>> sorted(layer.state_dict())
+    ['bias', 'weight_orig', 'weight_u', 'weight_v']
+    """
+    if dialect not in STATE_NAMES:
+        raise ValueError(f"spectral_norm: dialect is {dialect!r}; accepted are {', '.join(STATE_NAMES)}")
+    if dim is None:
+        dim = default_dim(module) if dialect == "hook" else 0
+    weight = check(module, name, n_power_iterations, eps, dim)
+    if weight.ndim < 2:
+        raise ValueError(f"spectral_norm: {name!r} has shape {tuple(weight.shape)}; it needs 2 dimensions or more")
+
+    hook = SpectralNorm(name, n_power_iterations, dim, eps)
+    hook.dialect = dialect
+    names = STATE_NAMES[dialect]
+    height = weight.shape[dim]
+    with torch.no_grad():
+        u = F.normalize(weight.new_empty(height).normal_(0, 1), dim=0, eps=eps)
+        v = F.normalize(weight.new_empty(weight.numel() // height).normal_(0, 1), dim=0, eps=eps)
+    delattr(module, name)
+    module.register_parameter(names.original.format(name), weight)
+    # A plain attribute, as torch does it: data_parallel and weight initialisers look for it before the first forward.
+    setattr(module, name, weight.data)
+    module.register_buffer(names.u.format(name), u.unsqueeze(0) if dialect == "biggan" else u)
+    if names.v is not None:
+        module.register_buffer(names.v.format(name), v)
+    if names.sigma is not None:
+        module.register_buffer(names.sigma.format(name), weight.new_ones(1).detach())
+    module.register_forward_pre_hook(hook)
+    if dialect == "hook":
+        module._register_state_dict_hook(SpectralNormStateDictHook(hook))
+        module._register_load_state_dict_pre_hook(SpectralNormLoadStateDictPreHook(hook))
+    elif names.saved_as is not None:
+        module._register_state_dict_hook(_SaveAs(hook, saving=True))
+        module._register_load_state_dict_pre_hook(_SaveAs(hook, saving=False))
+    return module

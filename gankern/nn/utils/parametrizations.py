@@ -1,0 +1,65 @@
+"""torch.nn.utils.parametrizations with gankern's spectral norm."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations as torch_parametrizations
+from torch.nn.utils.parametrizations import *  # noqa: F403 (every other name is torch's own)
+
+import gankern.functional as GF
+from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim, normalize
+
+__all__ = [*torch_parametrizations.__all__, "SpectralNorm"]
+
+
+class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
+    """The parametrization that :func:`spectral_norm` registers: torch's, with its buffers ``_u`` and ``_v``."""
+
+    def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
+        GF.spectral_norm(weight_mat.detach(), self._u, self._v, n_power_iterations=n_power_iterations, eps=self.eps)
+
+    def request(self, weight: Tensor) -> Request:
+        rules = Rules(
+            "parametrization", self.n_power_iterations, self.eps, self.training, weight.dtype, weight.device
+        )
+        return Request(rules, weight, self._u, self._v, self.dim)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if weight.ndim == 1:
+            return F.normalize(weight, dim=0, eps=self.eps)
+        prepared = self._take()
+        return normalize([self.request(weight)])[0] if prepared is None else prepared
+
+
+def spectral_norm(
+    module: nn.Module, name: str = "weight", n_power_iterations: int = 1, eps: float = 1e-12, dim: int | None = None
+) -> nn.Module:
+    r"""Keeps a parameter divided by its spectral norm: :func:`torch.nn.utils.parametrizations.spectral_norm`, faster.
+
+    Arguments, random draws, warm-up iterations, state_dict keys and the numbers of every step are torch's, so that
+    checkpoints move both ways; ``torch.nn.utils.parametrize.remove_parametrizations`` takes it off. The formula is
+    :func:`gankern.functional.spectral_norm`'s, dialect "parametrization". See :func:`group_spectral_norm` for a whole
+    network in one call.
+
+    Source: Miyato et al. 2018, arXiv 1802.05957.
+
+    Args:
+        module: any module; its parameter is floating point. A 1-D parameter is divided by its 2-norm.
+        name: the parameter.
+        n_power_iterations: iterations at each use of the parameter while training, at least 1.
+        eps: greater than 0.
+        dim: the dimension of the outputs; None is 0, and 1 for transposed convolutions.
+
+    Returns: the module. Gradient order: 2.
+
+    Raises: ValueError, TypeError, IndexError naming the argument; also for a parameter normalized already.
+
+    >>> layer = spectral_norm(nn.Conv2d(3, 64, 4))
+    >>> sorted(layer.state_dict())
+    ['bias', 'parametrizations.weight.0._u', 'parametrizations.weight.0._v', 'parametrizations.weight.original']
+    """
+    dim = default_dim(module) if dim is None else dim
+    weight = check(module, name, n_power_iterations, eps, dim)
+    nn.utils.parametrize.register_parametrization(module, name, SpectralNorm(weight, n_power_iterations, dim, eps))
+    return module
