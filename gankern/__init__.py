@@ -5,7 +5,7 @@ says what runs on this machine and what does not, with the reasons.
 """
 
 from gankern.dispatch import last_implementation, use_implementation
+from gankern.memory import keep_freed_memory
 from gankern.version import __version__
 
-
-__all__ = ["__version__", "last_implementation", "use_implementation"]
+__all__ = ["__version__", "keep_freed_memory", "last_implementation", "use_implementation"]

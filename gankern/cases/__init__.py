@@ -31,7 +31,8 @@ class Case:
     name: str
     # Deterministic inputs of a dtype on a device; gradients are taken for those that require them.
     make: Callable[[torch.dtype, str], list[Tensor]]
-    # (implementation, inputs) -> outputs; a function of its inputs alone, which it leaves unchanged.
+    # (implementation, inputs) -> outputs; nothing else decides the result. Buffers among the inputs may be updated,
+    # inputs that require gradients may not.
     run: Callable[[str | None, Sequence[Tensor]], Outputs]
     # The best that there is without gankern, each an eager formulation; bench also tries each under torch.compile.
     peers: Mapping[str, Callable[[Sequence[Tensor]], Outputs]] = field(default_factory=dict)

@@ -606,7 +606,7 @@ def _product(sizes) -> int:
 def _dense(weight: Tensor, dim: int) -> tuple[Tensor, _Matrix]:
     """The weight, or a dense copy with the order of its strides, which is what torch's functions return."""
     weight = weight.detach()
-    matrix = _matrix(weight.shape, weight.stride(), dim % weight.dim())
+    matrix = _matrix(weight.shape, weight.stride(), dim)
     if matrix is None:
         return _dense(weight.clone(), dim)
     return weight, matrix
@@ -629,9 +629,7 @@ def _state_sizes(weights: Sequence[Tensor], dims: Sequence[int]) -> list[int]:
     return sizes
 
 
-def _vectors(
-    state: Tensor, weights: Sequence[Tensor], dims: Sequence[int]
-) -> tuple[list[Tensor], list[Tensor]]:
+def _vectors(state: Tensor, weights: Sequence[Tensor], dims: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
     """Views of the state: u of each layer, v of each layer."""
     _, *vectors = state.split(_state_sizes(weights, dims))
     return vectors[::2], vectors[1::2]
@@ -697,8 +695,7 @@ def _plan(matrices: tuple[_Matrix | None, ...], u_first: bool, device: torch.dev
         counts.append((power, reduce, products, tiles))
 
     programs = [
-        [(number, block) for number, count in enumerate(kind) for block in range(count)]
-        for kind in zip(*counts)
+        [(number, block) for number, count in enumerate(kind) for block in range(count)] for kind in zip(*counts)
     ]
     return _Plan(
         torch.tensor(layers, dtype=torch.int64, device=device),
@@ -886,17 +883,14 @@ class _GradientInputs:
 
     def empty_results(self) -> list[Tensor]:
         """A new tensor a layer: laid out as the weight, or without elements."""
-        return [
-            torch.empty_like(weight) if weight is not None else self.model.new_empty(0)
-            for weight in self.weights
-        ]
+        return [torch.empty_like(weight) if weight is not None else self.model.new_empty(0) for weight in self.weights]
 
 
 # ---- what the ahead-of-time check compiles -----------------------------------------------------------------
 
 
 def _aot_entries() -> list[AotEntry]:
-    """fp64 has the widest elements and sums, fp32 is the usual one, bf16 is the narrowest. fp16 is like bf16."""
+    """fp32 is what mostly runs, and in full; fp64 has the widest elements and sums, bf16 the narrowest."""
     entries = []
 
     def add(kernel, num_warps, *more_arguments, **constexprs):
@@ -909,12 +903,13 @@ def _aot_entries() -> list[AotEntry]:
         dtypes = {"DTYPE": dtype, "GROUPS": groups}
         u_first = {**dtypes, "U_FIRST": True, "EPS": 1e-12, "ADD_EPS": False}
         v_first = {**dtypes, "U_FIRST": False, "EPS": 1e-12, "ADD_EPS": True}
-        add(_power_kernel, POWER_WARPS, **u_first, CONTINUE=False)
         add(_power_kernel, POWER_WARPS, **v_first, CONTINUE=True)
         add(_scale_kernel, TILE_WARPS, "sigmas", **u_first, ITERATED=True)
-        add(_products_kernel, TILE_WARPS, **dtypes, WHAT=SECOND_ORDER.value)
         add(_second_gradient_kernel, TILE_WARPS, "sigmas", **dtypes)
-        if dtype != tl.bfloat16:  # these do less than the ones above
+        if dtype != tl.bfloat16:
+            add(_power_kernel, POWER_WARPS, **u_first, CONTINUE=False)
+            add(_products_kernel, TILE_WARPS, **dtypes, WHAT=SECOND_ORDER.value)
+        if dtype == tl.float32:  # these do less than the ones above
             add(_reduce_kernel, REDUCE_WARPS, **u_first)
             add(_scale_kernel, TILE_WARPS, "sigmas", **v_first, ITERATED=False)
             add(_products_kernel, TILE_WARPS, **dtypes, WHAT=SIGMA.value)

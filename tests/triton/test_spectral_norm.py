@@ -1,4 +1,4 @@
-"""The Triton kernels of spectral norm against plain PyTorch in fp64.
+"""The Triton kernels of spectral norm against plain PyTorch in fp64, on their own and through the front door.
 
 A result may differ from fp64 by twice what plain PyTorch differs in the same dtype, plus one unit in the last
 place times the square root of the reduction's length.
@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+import gankern
+import gankern.functional as GF
 from gankern.triton import spectral_norm
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -39,6 +41,21 @@ SHAPES = [
 ]
 # These have more blocks of rows, of columns, and of partial sums than a program takes at a time.
 LARGE_SHAPES = [((33, 1000), 0), ((9, 1104), 0), ((140, 72), 1), ((1, 8200), 0)]
+
+
+def sum_dtype(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def split(state, weights, dims):
+    """sigma [L], the list of u, the list of v."""
+    sigma, *vectors = state.split(spectral_norm._state_sizes(weights, dims))
+    return sigma, vectors[::2], vectors[1::2]
+
+
+def join(sigma, us, vs):
+    """The state that a forward which ended with these would have left."""
+    return torch.cat([sigma, *(x.to(sigma.dtype) for pair in zip(us, vs) for x in pair)])
 
 
 def naive(weight, u, v, dim, n_power_iterations, eps, u_first, add_eps):
@@ -99,13 +116,13 @@ def assert_close(ours, plain, exact, length, what, terms=None):
 def check_forward(weights, us, vs, dims, n_power_iterations, eps, u_first, add_eps):
     options = (n_power_iterations, eps, u_first, add_eps)
     before = [x.clone() for x in (*weights, *us, *vs)]
-    normalized, new_us, new_vs, sigma = spectral_norm.forward(weights, us, vs, dims, *options)
+    normalized, state = spectral_norm.forward(weights, us, vs, dims, *options)
     for x, was in zip((*weights, *us, *vs), before):
         assert torch.equal(x, was)
-    assert sigma.dtype == (torch.float64 if weights[0].dtype == torch.float64 else torch.float32)
+    assert state.dtype == sum_dtype(weights[0].dtype)
+    sigma, new_us, new_vs = split(state, weights, dims)
     for i, (weight, u, v, dim) in enumerate(zip(weights, us, vs, dims)):
         assert normalized[i].stride() == torch.empty_like(weight).stride()
-        assert (new_us[i].dtype, new_vs[i].dtype) == (u.dtype, v.dtype)
         exact = naive(*to64((weight, u, v)), dim, *options)
         plain = naive(weight, u, v, dim, *options)
         for ours, a, b, name in zip((normalized[i], new_us[i], new_vs[i], sigma[i]), plain, exact, "Wuvs"):
@@ -115,8 +132,18 @@ def check_forward(weights, us, vs, dims, n_power_iterations, eps, u_first, add_e
 ORDERS = pytest.mark.parametrize("u_first", [True, False], ids=["u_first", "v_first"])
 
 
-@ORDERS
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+# Every dtype and, for the usual one, both orders: they differ in their kernels, not in how these load.
+@pytest.mark.parametrize(
+    ("dtype", "u_first"),
+    [
+        (torch.float64, True),
+        (torch.float32, True),
+        (torch.float32, False),
+        (torch.bfloat16, False),
+        (torch.float16, True),
+    ],
+    ids=str,
+)
 def test_one_iteration(dtype, u_first, device):
     (weights, us, vs), dims = make_small_layers(dtype, device)
     check_forward(weights, us, vs, dims, 1, EPS, u_first, add_eps=not u_first)
@@ -171,8 +198,8 @@ def test_backward_and_double_backward(dtype, device):
     grads = [noncontiguous_like(w, seed, seed % 5 == 4) for seed, w in enumerate(weights)]
     grad_grad_weights = [noncontiguous_like(w, 100 + seed, False) for seed, w in enumerate(weights)]
     exact_sigma = [naive(*to64(x), d, 0, EPS, True, False)[3] for *x, d in zip(weights, us, vs, dims)]
-    sigma = torch.stack(exact_sigma).to(torch.float64 if dtype == torch.float64 else torch.float32)
-    inputs = (weights, us, vs, sigma, dims)
+    sigma = torch.stack(exact_sigma).to(sum_dtype(dtype))
+    inputs = (weights, join(sigma, us, vs), dims)
 
     grad_weights = spectral_norm.backward(grads, *inputs)
     second_grad_grads, second_grad_weights = spectral_norm.double_backward(grad_grad_weights, grads, *inputs)
@@ -213,7 +240,7 @@ def test_weights_that_are_not_dense(device):
     transposed = torch.zeros(80, 8, device=device)[::2].T.copy_(weight)
     expanded = weight[:, :1].expand(8, 40)
     weights = [sliced, transposed, expanded]
-    check_forward(weights, [u] * 3, [v] * 3, [0, 0, -2], 1, EPS, True, False)
+    check_forward(weights, [u] * 3, [v] * 3, [0, 0, 0], 1, EPS, True, False)
 
 
 def test_vectors_that_are_not_contiguous(device):
@@ -224,7 +251,8 @@ def test_vectors_that_are_not_contiguous(device):
 
 def test_vectors_in_higher_precision_than_the_weight(device):
     weight, u, v = make_layer((8, 40), 0, torch.float32, device)
-    _, new_us, new_vs, _ = spectral_norm.forward([weight.bfloat16()], [u], [v], [0], 1, EPS, True, False)
+    _, state = spectral_norm.forward([weight.bfloat16()], [u], [v], [0], 1, EPS, True, False)
+    _, new_us, new_vs = split(state, [weight], [0])
     _, exact_u, exact_v, _ = naive(weight.bfloat16().double(), u.double(), v.double(), 0, 1, EPS, True, False)
     torch.testing.assert_close(new_us[0], exact_u.float())
     torch.testing.assert_close(new_vs[0], exact_v.float())
@@ -253,7 +281,8 @@ def test_zeros_stay_zeros_and_nan_stays_nan(u_first, n_power_iterations, device)
     weights, dims = [torch.zeros_like(weight), broken, weight], [0, 0, 0]
     us, vs = [u] * 3, [v] * 3
     options = (n_power_iterations, EPS, u_first, False)
-    normalized, us, vs, sigma = spectral_norm.forward(weights, us, vs, dims, *options)
+    normalized, state = spectral_norm.forward(weights, us, vs, dims, *options)
+    sigma, us, vs = split(state, weights, dims)
     assert sigma[0] == 0 and not normalized[0].any()
     assert sigma[1].isnan() and normalized[1].isnan().all()
     assert normalized[2].isfinite().all()
@@ -262,8 +291,8 @@ def test_zeros_stay_zeros_and_nan_stays_nan(u_first, n_power_iterations, device)
         assert us[1].isnan().all() and vs[1].isnan().all()
 
     grads = [torch.ones_like(weight)] * 3
-    grad_weights = spectral_norm.backward(grads, weights, us, vs, sigma, dims)
-    grad_grads, second = spectral_norm.double_backward(grads, grads, weights, us, vs, sigma, dims)
+    grad_weights = spectral_norm.backward(grads, weights, state, dims)
+    grad_grads, second = spectral_norm.double_backward(grads, grads, weights, state, dims)
     for results in (grad_weights, grad_grads, second):
         assert not results[0].any()
         assert results[1].isnan().all()
@@ -276,18 +305,33 @@ def test_weights_without_elements(u_first, device):
     us = [torch.ones(n, device=device) for n in (0, 3, 2)]
     vs = [torch.ones(n, device=device) for n in (3, 0, 2)]
     dims = [0, 0, 0]
-    normalized, us, vs, sigma = spectral_norm.forward(weights, us, vs, dims, 1, EPS, u_first, False)
+    normalized, state = spectral_norm.forward(weights, us, vs, dims, 1, EPS, u_first, False)
+    sigma, us, vs = split(state, weights, dims)
     assert [x.shape for x in normalized] == [x.shape for x in weights]
     torch.testing.assert_close(sigma.cpu(), torch.tensor([0.0, 0.0, 2.0]))
     assert not us[1].any() and not vs[0].any()
-    grad_weights = spectral_norm.backward(normalized, weights, us, vs, sigma, dims)
+    grad_weights = spectral_norm.backward(normalized, weights, state, dims)
     assert [x.shape for x in grad_weights] == [x.shape for x in weights]
 
 
-def test_no_layers():
-    assert spectral_norm.forward([], [], [], [], 1, EPS, True, False)[:3] == ([], [], [])
-    assert spectral_norm.backward([], [], [], [], torch.empty(0), []) == []
-    assert spectral_norm.double_backward([], [], [], [], [], torch.empty(0), []) == ([], [])
+def test_missing_gradients(device):
+    """Layers without a gradient give empty tensors, and the others what they give on their own."""
+    (weights, us, vs), dims = make_layers(SHAPES[3:7], torch.float32, device)
+    _, state = spectral_norm.forward(weights, us, vs, dims, 1, EPS, True, False)
+    generator = torch.Generator().manual_seed(1)
+    grads, hs = ([torch.randn(w.shape, generator=generator).to(device) for w in weights] for _ in range(2))
+    all_first = spectral_norm.backward(grads, weights, state, dims)
+    all_second = spectral_norm.double_backward(hs, grads, weights, state, dims)
+    for given in ([False, True, True, False], [True, False, False, False], [False] * 4):
+        some_grads = [g if here else None for g, here in zip(grads, given)]
+        some_hs = [None if i == 1 else h for i, h in enumerate(hs)]
+        first = spectral_norm.backward(some_grads, weights, state, dims)
+        second = spectral_norm.double_backward(some_hs, some_grads, weights, state, dims)
+        for i, here in enumerate(given):
+            assert torch.equal(first[i], all_first[i]) if here else first[i].numel() == 0
+            for ours, full in zip(second, all_second):
+                assert torch.equal(ours[i], full[i]) if here and i != 1 else ours[i].numel() == 0
+    assert len({x.data_ptr() for x in (*all_first, *all_second[0], *all_second[1])}) == 3 * len(weights)
 
 
 def test_more_layers_are_no_more_launches(device, monkeypatch):
@@ -300,11 +344,11 @@ def test_more_layers_are_no_more_launches(device, monkeypatch):
         launch(call, kernel, *arguments, **options)
 
     monkeypatch.setattr(spectral_norm._Call, "launch", count_and_launch)
-    _, us, vs, sigma = spectral_norm.forward(weights, us, vs, dims, 1, EPS, True, False)
+    _, state = spectral_norm.forward(weights, us, vs, dims, 1, EPS, True, False)
     assert len(launched) == 3
-    spectral_norm.backward(weights, weights, us, vs, sigma, dims)
+    spectral_norm.backward(weights, weights, state, dims)
     assert len(launched) == 3 + 2
-    spectral_norm.double_backward(weights, weights, weights, us, vs, sigma, dims)
+    spectral_norm.double_backward(weights, weights, weights, state, dims)
     assert len(launched) == 3 + 2 + 2
 
 
@@ -315,42 +359,61 @@ def test_uploaded_pointers_are_exact_and_kept():
     assert spectral_norm._pointer_table(rows, torch.device("cpu"), 0) is table
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+# ---- through the front door --------------------------------------------------------------------------------
 
 
-@needs_gpu
-def test_same_bits_every_time(device):
-    (weights, us, vs), dims = make_small_layers(torch.float32, device)
-    results = [spectral_norm.forward(weights, us, vs, dims, 1, EPS, True, False) for _ in range(10)]
-    for normalized, _, _, sigma in results[1:]:
-        assert torch.equal(sigma, results[0][3])
-        assert all(map(torch.equal, normalized, results[0][0]))
+def group_inputs(device, dtype=torch.float64):
+    (weights, us, vs), dims = make_layers([((7, 13), 0), ((6, 5, 3), 1), ((4, 3, 2, 2), 0)], dtype, device)
+    weights[2] = weights[2].contiguous(memory_format=torch.channels_last)
+    return [w.requires_grad_() for w in weights], us, vs, dims
 
 
-@needs_gpu
-def test_other_stream_and_graph(device):
-    (weights, us, vs), dims = make_small_layers(torch.float32, device)
+@pytest.mark.parametrize("dialect", GF.SPECTRAL_NORM_DIALECTS)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_front_door_equals_reference(dialect, training, device):
+    """Results, updated buffers, and gradients of first and second order of the whole call."""
 
-    def step():
-        normalized, new_us, new_vs, sigma = spectral_norm.forward(weights, us, vs, dims, 1, EPS, True, False)
-        return sigma, *normalized, *spectral_norm.backward(normalized, weights, new_us, new_vs, sigma, dims)
+    def run(implementation):
+        weights, us, vs, dims = group_inputs(device)
+        options = {"dims": dims, "training": training, "dialect": dialect, "implementation": implementation}
+        normalized = GF.spectral_norm_group(weights, us, vs, n_power_iterations=2, **options)
+        assert gankern.last_implementation("spectral_norm") == implementation
+        loss = sum((x * x.sin()).sum() for x in normalized)
+        grads = torch.autograd.grad(loss, weights, create_graph=True)
+        second = torch.autograd.grad(sum((g**3).sum() for g in grads), weights)
+        return normalized, us, vs, grads, second
 
-    expected = step()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        eager = step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    for weight in weights:
-        weight *= 2  # sigma doubles, the normalized weights stay, the gradients halve
-    for _ in range(3):
-        graph.replay()
-    torch.cuda.synchronize()
-    layers = len(weights)
-    assert all(map(torch.equal, eager, expected))
-    torch.testing.assert_close(captured[0], 2 * expected[0])
-    torch.testing.assert_close(captured[1 : 1 + layers], expected[1 : 1 + layers])
-    torch.testing.assert_close(captured[1 + layers :], tuple(x / 2 for x in expected[1 + layers :]))
+    for ours, exact in zip(run("triton"), run("reference")):
+        for x, y in zip(ours, exact):
+            torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((4, 3), 0), ((3, 2, 2, 2), 1)])
+def test_front_door_gradcheck(shape, dim, device):
+    weight, u, v = make_layer(shape, dim, torch.float64, device)
+    weight = 10 * weight  # away from a sigma of zero, where finite differences lose their digits
+
+    def normalize(weight):  # in evaluation: u and v are given, and so constants of the finite differences too
+        return GF.spectral_norm(weight, u, v, dim=dim, training=False, implementation="triton")
+
+    weight.requires_grad_()
+    # fast_mode: along random directions. The interpreter would take long over one direction an element.
+    assert torch.autograd.gradcheck(normalize, (weight,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(normalize, (weight,), fast_mode=True)
+
+
+def test_front_door_missing_gradients(device):
+    """A loss that reaches one layer only, and a frozen layer."""
+
+    def run(implementation):
+        weights, us, vs, dims = group_inputs(device)
+        weights[0].requires_grad_(False)
+        normalized = GF.spectral_norm_group(weights, us, vs, dims=dims, implementation=implementation)
+        (grad,) = torch.autograd.grad(normalized[2].pow(2).sum(), weights[2], create_graph=True)
+        second = torch.autograd.grad(grad.pow(3).sum(), weights[1:], allow_unused=True)
+        return grad, *second
+
+    (first, none, second), (exact_first, no_exact, exact_second) = run("triton"), run("reference")
+    assert none is None and no_exact is None
+    torch.testing.assert_close(first, exact_first, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(second, exact_second, rtol=1e-11, atol=1e-12)

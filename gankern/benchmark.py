@@ -1,0 +1,235 @@
+"""Measures a case against its peers: one process, interleaved, medians, with the distance to the machine's limits.
+
+Every contender runs once in each round, in an order that rotates; a ratio is the median of the rounds' ratios, with
+a bootstrap interval over the rounds. What a peer cannot do (a second derivative, memory) is reported as such.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from gankern import memory
+from gankern.cases import Case
+from gankern.dispatch import last_implementation, short
+from gankern.version import __version__
+
+MODES = ("forward", "forward + backward", "double backward")
+OURS = "gankern"
+
+
+@dataclass
+class Contender:
+    """Milliseconds of one contender, or why there are none."""
+
+    median: float | None = None
+    quartiles: tuple[float, float] | None = None
+    peak_bytes: int | None = None
+    failure: str | None = None
+
+
+@dataclass
+class Result:
+    """One case in one mode."""
+
+    primitive: str
+    case: str
+    mode: str
+    dtype: str
+    device: str
+    implementation: str
+    contenders: dict[str, Contender] = field(default_factory=dict)
+    peer: str | None = None  # the fastest one
+    ratio: float | None = None  # peer / gankern
+    interval: tuple[float, float] | None = None  # 95 %
+    limit: float | None = None  # milliseconds that the least bytes take at the measured copy bandwidth
+
+    @property
+    def verdict(self) -> str:
+        """The ratio, or "no difference" where its interval holds 1."""
+        if self.ratio is None or self.interval is None:
+            return "no peer"
+        low, high = self.interval
+        return "no difference" if low <= 1 <= high else f"{self.ratio:.2f}x"
+
+
+def environment() -> dict[str, Any]:
+    """What a record needs to be read later: versions, machine, threads, allocator, commit."""
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True
+        ).stdout.strip()
+    except OSError:  # no git on this machine
+        commit = ""
+    return {
+        "gankern": __version__,
+        "commit": commit or None,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "processors": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "allocator": memory.settings(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def copy_bandwidth(device: str, megabytes: int = 256) -> float:
+    """Bytes per second (read plus written) of copying a tensor larger than the caches."""
+    source = torch.ones(megabytes << 18, device=device)
+    target = torch.empty_like(source)
+    seconds = [_seconds(lambda: target.copy_(source), device) for _ in range(12)]
+    return 2 * source.nbytes / statistics.median(seconds[2:])
+
+
+def _seconds(function: Callable[[], Any], device: str) -> float:
+    if device == "cpu":
+        begin = time.perf_counter()
+        function()
+        return time.perf_counter() - begin
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    function()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def _step(run: Callable[[Sequence[Tensor]], Any], case: Case, dtype: torch.dtype, device: str, mode: str) -> Callable[[], Any]:
+    """A function that runs a mode once, on inputs of its own."""
+    inputs = case.make(dtype, device)
+    leaves = [x for x in inputs if x.requires_grad]
+
+    def outputs() -> list[Tensor]:
+        result = run(inputs)
+        return [result] if isinstance(result, Tensor) else list(result)
+
+    if mode == "forward":
+
+        def forward() -> None:
+            with torch.no_grad():
+                outputs()
+
+        return forward
+
+    cotangents = [torch.ones_like(y) for y in outputs()]
+    if mode == "forward + backward":
+        return lambda: torch.autograd.grad(outputs(), leaves, cotangents)
+
+    cotangents = [c.requires_grad_() for c in cotangents]
+    directions = [torch.ones_like(x) for x in leaves]
+
+    def double_backward() -> None:
+        grads = torch.autograd.grad(outputs(), leaves, cotangents, create_graph=True)
+        torch.autograd.grad(grads, [*leaves, *cotangents], directions, allow_unused=True)
+
+    return double_backward
+
+
+def _peak_bytes(step: Callable[[], Any], device: str) -> int:
+    """The most memory that a step holds beyond what it started with, as torch's allocator sees it."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    held = peak = 0
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def measure(
+    case: Case,
+    mode: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    bandwidth: float,
+    compiled: bool = True,
+    seconds: float = 2.0,
+) -> Result:
+    """Times one case in one mode: gankern, every peer, and (``compiled``) every peer under torch.compile, for about
+    ``seconds`` in all."""
+    candidates: dict[str, Callable[[Sequence[Tensor]], Any]] = {OURS: lambda inputs: case.run(None, inputs)}
+    for name, peer in case.peers.items():
+        candidates[name] = peer
+        if compiled and mode != "double backward":  # torch.compile has no double backward
+            torch._dynamo.reset()
+            candidates[f"{name}, compiled"] = torch.compile(peer)
+
+    contenders: dict[str, Contender] = {}
+    steps: dict[str, Callable[[], Any]] = {}
+    once = 0.0
+    for name, run in candidates.items():
+        try:
+            step = _step(run, case, dtype, device, mode)
+            step()
+            step()
+            once += _seconds(step, device)
+            contenders[name] = Contender(peak_bytes=_peak_bytes(step, device))
+            steps[name] = step
+        except (RuntimeError, NotImplementedError, MemoryError) as error:
+            if name == OURS:
+                raise
+            contenders[name] = Contender(failure=str(error).strip().splitlines()[0][:200])
+    steps[OURS]()
+    implementation = last_implementation(case.primitive) or "?"
+
+    rounds = min(400, max(9, int(seconds / max(once, 1e-6))))
+    names = list(steps)
+    times = {name: np.empty(rounds) for name in names}
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            times[name][i] = _seconds(steps[name], device) * 1e3
+    for name in names:
+        contenders[name].median = float(np.median(times[name]))
+        contenders[name].quartiles = tuple(float(q) for q in np.percentile(times[name], (25, 75)))
+
+    result = Result(case.primitive, case.name, mode, short(dtype), device, implementation, contenders)
+    peers = [name for name in names if name != OURS]
+    if peers:
+        result.peer = min(peers, key=lambda name: contenders[name].median)
+        ratios = times[result.peer] / times[OURS]
+        picks = np.random.default_rng(0).integers(0, rounds, (1000, rounds))
+        result.ratio = float(np.median(ratios))
+        result.interval = tuple(float(q) for q in np.percentile(np.median(ratios[picks], axis=1), (2.5, 97.5)))
+    work = case.work(case.make(torch.float32, device))
+    parts = {"forward": ("forward",), "forward + backward": ("forward", "backward")}.get(mode, ())
+    if parts and all(part in work for part in parts):
+        scale = torch.finfo(dtype).bits / 32
+        result.limit = sum(work[part].bytes for part in parts) * scale / bandwidth * 1e3
+    return result
+
+
+def to_dict(result: Result) -> dict[str, Any]:
+    """A result as JSON holds it."""
+    return asdict(result) | {"verdict": result.verdict}

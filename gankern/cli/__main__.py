@@ -1,0 +1,3 @@
+from gankern.cli import main
+
+main()

@@ -1,0 +1,84 @@
+"""gankern info: what runs here, what does not, and why."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import gankern.functional  # noqa: F401 (declares the primitives)
+from gankern import memory
+from gankern.benchmark import environment
+from gankern.dispatch import Primitive
+from gankern.ops import _tiers
+
+
+def native() -> dict[str, Any] | str:
+    """The facts of the native build, or why there is none."""
+    missing = _tiers.native_missing()
+    if missing:
+        return missing
+    from gankern import _C
+
+    facts = ("instruction_sets", "compiler", "build_type", "torch_version")
+    return {"instruction_set": _C.instruction_set(), **{name: getattr(_C, name) for name in facts}}
+
+
+def triton() -> str:
+    missing = _tiers.triton_missing()
+    try:
+        import triton
+    except ImportError:
+        return missing or "not installed"
+    return f"{triton.__version__}" + (f" ({missing})" if missing else "")
+
+
+def advice() -> list[str]:
+    """What would make CPU training faster on this machine."""
+    lines = []
+    if sys.platform == "linux" and "THP_MEM_ALLOC_ENABLE" not in memory.settings():
+        lines.append("export THP_MEM_ALLOC_ENABLE=1: torch then asks for huge pages for large tensors")
+    if sys.platform == "linux" and not {"MALLOC_MMAP_MAX_", "LD_PRELOAD"} & memory.settings().keys():
+        lines.append("call gankern.keep_freed_memory() first: large results then reuse memory instead of page-faulting")
+    return lines
+
+
+def info(
+    json_output: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False,
+) -> None:
+    """Versions, instruction set, which implementation of what is available and why not, and allocator advice."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    available = {
+        primitive.name: {
+            d: {name: reason or "available" for name, reason in primitive.refusals(d, torch.float32).items()}
+            for d in dict.fromkeys(("cpu", device))
+        }
+        for primitive in Primitive.registry.values()
+    }
+    facts = {
+        "environment": environment(),
+        "native library": native(),
+        "triton": triton(),
+        "implementations": available,
+        "advice": advice(),
+    }
+    if json_output:
+        print(json.dumps(facts, indent=1))
+        return
+    console = Console()
+    table = Table(title="gankern", show_header=False)
+    for name, value in {**facts["environment"], "native library": facts["native library"], "triton": triton()}.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        table.add_row(name, text)
+    console.print(table)
+    table = Table("primitive", "device", "implementation", "float32 tensors", title="Implementations, best first")
+    for primitive, devices in available.items():
+        for d, reasons in devices.items():
+            for name, reason in reasons.items():
+                table.add_row(primitive, d, name, reason)
+    console.print(table)
+    for line in facts["advice"]:
+        console.print(f"[bold]advice[/bold] {line}")

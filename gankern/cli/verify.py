@@ -1,0 +1,63 @@
+"""gankern verify: is every kernel right on this machine?"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from gankern import verification
+from gankern.benchmark import environment
+from gankern.cases import all_cases
+from gankern.cli._choose import check_device, check_primitives
+from gankern.cli._fail import fail
+from gankern.cli._write import write_json
+
+
+def verify(
+    op: Annotated[list[str] | None, typer.Option(help="a primitive; repeat for several [default: all]")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="fewer shapes, fp32 and bf16 only")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
+) -> None:
+    """Hold each primitive x implementation x dtype x derivative against fp64, beside plain PyTorch's own error.
+
+    Exits with 1 if a check fails.
+    """
+    try:
+        check_primitives(op)
+        check_device(device)
+    except ValueError as error:
+        fail(error, code=2)
+    console = Console()
+    checks = []
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("verifying", total=None)
+        for check in verification.verify(op, device, quick):
+            checks.append(check)
+            progress.update(bar, advance=1, description=f"{check.primitive}, {check.implementation}, {check.dtype}")
+
+    table = Table("primitive", "implementation", "dtype", "derivative", "error", "plain PyTorch", "bound", "",
+                  title="Largest error against fp64, over all shapes")  # fmt: skip
+    groups: dict[tuple[str, ...], list[verification.Check]] = {}
+    for check in checks:
+        groups.setdefault((check.primitive, check.implementation, check.dtype, check.mode), []).append(check)
+    for key, members in groups.items():
+        worst = max(members, key=lambda c: c.error / c.bound)
+        passed = all(c.passed for c in members)
+        figures = [f"{x:.1e}" for x in (worst.error, worst.plain_error, worst.bound)]
+        table.add_row(*key, *figures, "[green]pass" if passed else f"[bold red]FAIL[/] {worst.case}")
+    console.print(table)
+    failed = sum(not c.passed for c in checks)
+    if json_file is not None:
+        write_json(json_file, {"environment": environment(), "checks": [asdict(c) for c in checks]})
+    if not checks:
+        known = ", ".join(sorted({c.primitive for c in all_cases()}))
+        fail(f"nothing to verify: no implementation but the reference takes {device} tensors (primitives: {known}; "
+             "`gankern info` says why)")  # fmt: skip
+    console.print(f"{len(checks) - failed} of {len(checks)} checks passed")
+    if failed:
+        raise typer.Exit(1)

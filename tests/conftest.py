@@ -1,0 +1,27 @@
+"""Decides, before any test module is imported, how this process runs Triton kernels.
+
+On a machine without a GPU they run in Triton's interpreter, on CPU tensors. Triton reads TRITON_INTERPRET when it
+is first imported and again when it decorates a kernel, and much of torch (torch.compile, for one) imports Triton.
+So the variable has to be there before all of that, for all tests of the process. torch.compile is not disturbed:
+on the CPU it generates C++. Tests that need Triton's compiler take it out again for a process of their own.
+"""
+
+import importlib.util
+import os
+import sys
+
+import pytest
+import torch
+
+if importlib.util.find_spec("triton") and not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    if "triton" in sys.modules:
+        raise pytest.UsageError(
+            "Triton was imported before tests/conftest.py could set TRITON_INTERPRET=1: set it in the environment"
+        )
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where Triton kernels run in this process."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
