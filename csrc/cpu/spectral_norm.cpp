@@ -32,7 +32,7 @@ constexpr int64_t kMaxChunks = 64;              // bounds the scratch: kMaxChunk
 constexpr int64_t kBlockBytes = 256 * 1024;     // what a sweep keeps in the L2 cache between its two products
 constexpr int64_t kReduceColumns = 1024;
 constexpr int64_t kScaleElements = 64 * 1024;
-constexpr int64_t kStreamBytes = int64_t{24} << 20;  // results larger than this are written past the caches
+constexpr int64_t kStreamBytes = int64_t{4} << 20;  // results larger than this are written past the caches
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -12,8 +12,8 @@ namespace {
 constexpr const char* kName = "minibatch_discrimination";
 using Optional = std::optional<Tensor>;
 
-Tensor contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
-Optional contiguous(const Optional& x) { return x ? Optional(contiguous(*x)) : x; }
+Tensor compact(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+Optional compact(const Optional& x) { return x ? Optional(compact(*x)) : x; }
 const void* data(const Optional& x) { return x ? x->const_data_ptr() : nullptr; }
 
 // An operand in the kernels' own layout. The tensors that own the memory stay alive in here.
@@ -22,7 +22,7 @@ struct Problem {
   Optional other;
   MinibatchDiscrimination in{};
 
-  Problem(const Tensor& m_in, const Optional& other_in) : m(contiguous(m_in)), other(contiguous(other_in)) {
+  Problem(const Tensor& m_in, const Optional& other_in) : m(compact(m_in)), other(compact(other_in)) {
     check(m, "m");
     in.kernels = m.size(1);
     in.dims = m.size(2);
@@ -72,7 +72,7 @@ Tensor forward(Tensor m, Optional other, bool include_self) {
 
 std::tuple<Tensor, Tensor> backward(Tensor grad_in, Tensor m, Optional other) {
   Problem problem(m, other);
-  const Tensor grad = contiguous(grad_in);
+  const Tensor grad = compact(grad_in);
   problem.take_grad(grad);
   Tensor grad_m = empty(m), grad_other = other ? empty(*other) : problem.missing();
   problem.in.rows.out_m = grad_m.mutable_data_ptr();
@@ -84,9 +84,9 @@ std::tuple<Tensor, Tensor> backward(Tensor grad_in, Tensor m, Optional other) {
 std::tuple<Tensor, Tensor, Tensor> double_backward(Optional grad_grad_m, Optional grad_grad_other, Tensor grad_in,
                                                    Tensor m, Optional other) {
   Problem problem(m, other);
-  const Tensor grad = contiguous(grad_in);
+  const Tensor grad = compact(grad_in);
   problem.take_grad(grad);
-  const Optional h = contiguous(grad_grad_m), h_other = contiguous(grad_grad_other);
+  const Optional h = compact(grad_grad_m), h_other = compact(grad_grad_other);
   if (h) problem.check_like(*h, m);
   if (h_other) STD_TORCH_CHECK(other.has_value(), kName, ": grad_grad_other without other");
   if (h_other) problem.check_like(*h_other, *other);

@@ -21,13 +21,13 @@ struct Layout {
   Layout(const Tensor& weight, int64_t dim) {
     const int64_t n = weight.dim();
     STD_TORCH_CHECK(dim >= 0 && dim < n, "spectral_norm: dim ", dim, " of a ", n, "-D weight");
+    // From outermost to innermost. A dimension of size 1 may have any stride: it counts as outermost.
     std::vector<int64_t> order(n);
     for (int64_t d = 0; d < n; ++d) order[d] = d;
     const auto strides = weight.strides();
-    // A dimension of size 1 may have any stride: it takes no part.
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-      return weight.size(a) != 1 && weight.size(b) != 1 && strides[a] > strides[b];
-    });
+    const auto sorted = std::stable_partition(order.begin(), order.end(),
+                                              [&](int64_t d) { return weight.size(d) == 1; });
+    std::stable_sort(sorted, order.end(), [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
     std::vector<int64_t> step(n, 1);
     int64_t columns = 1;
     bool inside = true;

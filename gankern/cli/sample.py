@@ -16,9 +16,7 @@ COLUMNS = 8
 
 
 def sample(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="checkpoint.pt of a run, or the run's folder", show_default=False)
-    ],
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a run, or the run's folder", show_default=False)],
     out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("samples.png"),
     num: Annotated[int, typer.Option(min=1, help="number of images")] = 64,
     seed: Annotated[int, typer.Option(help="decides the latents")] = 0,
@@ -55,11 +53,7 @@ def paths(latents: Tensor) -> Tensor:
     because Gaussian latents all lie near a sphere, and a straight line would leave it.
     """
     nexts = latents.roll(-1, 0)
-    angle = (
-        torch.nn.functional.cosine_similarity(latents, nexts)
-        .clamp(-1 + 1e-6, 1 - 1e-6)
-        .arccos()[:, None, None]
-    )
+    angle = torch.nn.functional.cosine_similarity(latents, nexts).clamp(-1 + 1e-6, 1 - 1e-6).arccos()[:, None, None]
     t = torch.linspace(0, 1, COLUMNS, dtype=latents.dtype)[None, :, None]
     a, b = latents[:, None], nexts[:, None]
     return ((((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()).flatten(0, 1)

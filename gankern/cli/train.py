@@ -14,14 +14,10 @@ from gankern.training import checkpoint, record
 
 def train(
     model: Annotated[str, typer.Argument(help="sn_dcgan or dcgan", show_default=False)],
-    data: Annotated[
-        str | None, typer.Option(help="mnist5k or digits [default: mnist5k]", show_default=False)
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="mnist5k or digits [default: mnist5k]", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="output folder [default: runs/MODEL-DATA]")] = None,
     steps: Annotated[int | None, typer.Option(help="generator steps")] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="whose layers: torch or gankern [default: gankern]")
-    ] = None,
+    layers: Annotated[str | None, typer.Option(help="whose layers: torch or gankern [default: gankern]")] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="train on torch's and gankern's layers in lockstep")
     ] = False,
@@ -31,9 +27,7 @@ def train(
     beta1: Annotated[float | None, typer.Option(help="Adam's first decay")] = None,
     beta2: Annotated[float | None, typer.Option(help="Adam's second decay")] = None,
     n_critic: Annotated[int | None, typer.Option(help="discriminator steps a generator step")] = None,
-    ema: Annotated[
-        float | None, typer.Option(help="draw samples from a moving average with this decay")
-    ] = None,
+    ema: Annotated[float | None, typer.Option(help="draw samples from a moving average with this decay")] = None,
     loss: Annotated[str | None, typer.Option(help="hinge, non_saturating, ... ")] = None,
     size: Annotated[int | None, typer.Option(help="side of the images, a power of two")] = None,
     resize: Annotated[bool, typer.Option("--resize", help="resize the data's images to --size")] = False,
@@ -88,4 +82,6 @@ def train(
         fail(error)
 
     console.print(record.table(result))
+    if result["config"]["compare"]:
+        console.print(record.difference_table(result))
     console.print(f"{out}/: samples.png, losses.png, record.json, log.csv, checkpoint.pt", soft_wrap=True)

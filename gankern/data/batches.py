@@ -17,9 +17,7 @@ class EndlessBatches:
 
     def __init__(self, images: Tensor, batch_size: int, seed: int):
         if not 1 <= batch_size <= len(images):
-            raise ValueError(
-                f"batch_size must be between 1 and the {len(images)} images there are, got {batch_size}"
-            )
+            raise ValueError(f"batch_size must be between 1 and the {len(images)} images there are, got {batch_size}")
         self.images = images
         self.batch_size = batch_size
         self.random = torch.Generator().manual_seed(seed)
@@ -44,9 +42,7 @@ class EndlessBatches:
 
     def load_state_dict(self, state: dict) -> None:
         if len(state["order"]) != len(self.images):
-            raise ValueError(
-                f"the saved order is of {len(state['order'])} images, here are {len(self.images)}"
-            )
+            raise ValueError(f"the saved order is of {len(state['order'])} images, here are {len(self.images)}")
         self.order = state["order"].clone()
         self.position = state["position"]
         self.random.set_state(state["random"])

@@ -98,9 +98,7 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def dcgan(
-    size: int = 64, channels: int = 3, latent: int = 100, width: int = 64, layers: str = "torch"
-) -> GAN:
+def dcgan(size: int = 64, channels: int = 3, latent: int = 100, width: int = 64, layers: str = "torch") -> GAN:
     """DCGAN for images of ``size`` × ``size``, 8, 16, 32, ...; ``width`` channels at half that size.
 
     3,576,704 + 2,765,568 parameters at the defaults.
@@ -111,9 +109,7 @@ def dcgan(
     return _build(size, channels, latent, width, spectral=False, layers=layers)
 
 
-def sn_dcgan(
-    size: int = 64, channels: int = 3, latent: int = 128, width: int = 64, layers: str = "torch"
-) -> GAN:
+def sn_dcgan(size: int = 64, channels: int = 3, latent: int = 128, width: int = 64, layers: str = "torch") -> GAN:
     """DCGAN with a spectrally normalised discriminator and no batch normalisation in it.
 
     This is the plain form of Miyato 2018's network for images: 4×4 stride-2 convolutions only, without the

@@ -63,7 +63,9 @@ _tiers.define(
     "double_backward",
     "spectral_norm_double_backward(Tensor?[] grad_grad_weights, Tensor?[] grads, Tensor[] weights, Tensor state, "
     "int[] dims) -> (Tensor[] grad_grads, Tensor[] grad_weights)",
-    lambda hs, grads, weights, state, dims: (_fake_gradients(hs, weights), _fake_gradients(hs, weights)),
+    lambda hs, grads, weights, state, dims: tuple(
+        _fake_gradients([None if h is None else g for h, g in zip(hs, grads)], weights) for _ in range(2)
+    ),
 )
 
 

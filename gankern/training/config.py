@@ -28,9 +28,7 @@ class Config:
     beta1: float = 0.5
     beta2: float = 0.999
     n_critic: int = 1  # discriminator steps for each generator step
-    ema: float | None = (
-        None  # decay of the generator average that samples are drawn from; None samples the last one
-    )
+    ema: float | None = None  # decay of the generator average that samples are drawn from; None samples the last one
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
@@ -91,7 +89,7 @@ def configure(model: str, data_name: str, images: torch.Tensor, **given) -> Conf
     size = options.setdefault("size", height)
     if (height, width) != (size, size):
         raise ValueError(
-            f"the images of {data_name} are {height}×{width} and the model was asked for {size}×{size}: "
+            f"the images of {data_name} are {height}x{width} and the model was asked for {size}x{size}: "
             f"pass --size {height}, or --resize to resize the images"
         )
     return Config(model=model, data=data_name, channels=channels, **options)

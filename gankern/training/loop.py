@@ -122,9 +122,25 @@ def train(
         player: sum(p.numel() for p in getattr(network, player).parameters())
         for player in ("generator", "discriminator")
     }
-    record = records.make(config, log.steps, parameters, perf_counter() - began)
+    control = _control(config, images) if config.compare else []
+    record = records.make(config, log.steps, control, parameters, perf_counter() - began)
     checkpoints.write_atomically(out / "record.json", (json.dumps(record, indent=2) + "\n").encode())
     return record
+
+
+def _control(config: Config, images: Tensor) -> list[Step]:
+    """The first steps of the torch side once more, with the discriminator's weights changed by one rounding.
+
+    Two correct implementations differ by roundings, so their losses may come apart as far as these do from the
+    torch side's, and not much farther.
+    """
+    trainer = Trainer(config, "torch", images)
+    random = torch.Generator().manual_seed(config.seed)
+    with torch.no_grad():
+        for weight in trainer.discriminator.parameters():
+            noise = torch.randn(weight.shape, generator=random).to(weight.device)
+            weight.mul_(1.0 + 0.5 * torch.finfo(weight.dtype).eps * noise)
+    return [trainer.step() for _ in range(min(records.CONTROL_STEPS, config.steps))]
 
 
 def _advice(out: Path) -> str:
@@ -172,9 +188,7 @@ def _progress(config: Config, done: int, console: Console | None) -> Iterator:
     ]
     recent: dict[str, list[float]] = {side: [] for side in config.sides}
     with Progress(*columns, console=console) as progress:
-        bars = {
-            side: progress.add_task(side, total=config.steps, completed=done, now="") for side in config.sides
-        }
+        bars = {side: progress.add_task(side, total=config.steps, completed=done, now="") for side in config.sides}
 
         def advance(results: dict[str, Step]) -> None:
             for side, step in results.items():

@@ -38,9 +38,7 @@ def save_grid(path: Path, images: Tensor, columns: int = 8) -> None:
 def save_grids(path: Path, images: dict[str, Tensor], columns: int = 8) -> None:
     """One titled grid for each entry, from left to right."""
     figure = Figure(figsize=(6 * len(images), 6.4), layout="constrained")
-    for axes, (title, batch) in zip(
-        figure.subplots(1, len(images), squeeze=False)[0], images.items(), strict=True
-    ):
+    for axes, (title, batch) in zip(figure.subplots(1, len(images), squeeze=False)[0], images.items(), strict=True):
         axes.imshow(grid(batch, columns), interpolation="nearest")
         axes.set_title(title)
         axes.axis("off")

@@ -21,9 +21,10 @@ PHASES = {
     "whole step": lambda step: step.d_seconds + step.g_seconds,
 }
 
-# fp32 rounding differences grow exponentially in a GAN's training. Over this many steps they are still a
-# measure of the kernels; later they only say that the two runs have become two runs.
-STEPS_BEFORE_CHAOS = 50
+# Rounding differences grow exponentially in a GAN's training: over the first steps they measure the kernels, later
+# they only say that two runs have become two runs. The control (see loop.py) tells which is which.
+SPANS = {"first 5 steps": 5, "first 50 steps": 50}
+CONTROL_STEPS = max(SPANS.values())
 
 # Variables that change what is measured.
 ENVIRONMENT = [
@@ -36,9 +37,17 @@ ENVIRONMENT = [
 
 
 def make(
-    config: Config, steps: dict[str, list[Step]], parameters: dict[str, int], wall_seconds: float
+    config: Config,
+    steps: dict[str, list[Step]],
+    control: list[Step],
+    parameters: dict[str, int],
+    wall_seconds: float,
 ) -> dict:
-    """The record of a run. ``wall_seconds`` is of this process, all else of every step since step 1."""
+    """The record of a run. ``wall_seconds`` is of this process, all else of every step since step 1.
+
+    ``control``, which only a comparison has, is what a comparison's loss differences are to be held against: the
+    first steps on torch's layers, from weights changed by one rounding.
+    """
     record = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": asdict(config),
@@ -56,7 +65,7 @@ def make(
         "sides": {side: _side(config, results) for side, results in steps.items()},
     }
     if config.compare:
-        record["comparison"] = _comparison(steps["torch"], steps["gankern"])
+        record["comparison"] = _comparison(steps["torch"], steps["gankern"], control)
     return record
 
 
@@ -69,20 +78,28 @@ def _side(config: Config, steps: list[Step]) -> dict:
     }
 
 
-def _comparison(stock: list[Step], ours: list[Step]) -> dict:
-    differences = [
-        max(abs(a.d_loss - b.d_loss), abs(a.g_loss - b.g_loss)) for a, b in zip(stock, ours, strict=True)
-    ]
+def _comparison(stock: list[Step], ours: list[Step], control: list[Step]) -> dict:
+    spans = SPANS | {"all steps": len(stock)}
     return {
         "speedup": {
             phase: median(measure(a) / measure(b) for a, b in zip(stock, ours, strict=True))
             for phase, measure in PHASES.items()
         },
         "largest_loss_difference": {
-            f"first {STEPS_BEFORE_CHAOS} steps": max(differences[:STEPS_BEFORE_CHAOS]),
-            "all steps": max(differences),
+            span: {
+                "gankern": _largest_loss_difference(stock[:number], ours[:number]),
+                # The control is short, and has nothing to say about all steps of a long run.
+                "control": _largest_loss_difference(stock[:number], control[:number])
+                if number <= len(control) or len(control) == len(stock)
+                else None,
+            }
+            for span, number in spans.items()
         },
     }
+
+
+def _largest_loss_difference(some: list[Step], others: list[Step]) -> float:
+    return max(max(abs(a.d_loss - b.d_loss), abs(a.g_loss - b.g_loss)) for a, b in zip(some, others, strict=True))
 
 
 def _hardware(config: Config) -> dict:
@@ -107,7 +124,7 @@ def _processor() -> str:
 
 
 def table(record: dict) -> Table:
-    """The times of a run, and for a comparison the ratios and the loss differences, for a terminal."""
+    """The times of a run, and for a comparison their ratios, for a terminal."""
     config, sides = record["config"], record["sides"]
     title = (
         f"{config['model']} on {config['data']}: {record['steps']} steps, batch {config['batch_size']}, "
@@ -122,16 +139,21 @@ def table(record: dict) -> Table:
         result.add_column("torch / gankern", justify="right")
     for phase in PHASES:
         row = [f"{side['median_milliseconds'][phase]:.2f} ms" for side in sides.values()]
-        row += [f"{comparison['speedup'][phase]:.3f}×"] if comparison else []
+        row += [f"{comparison['speedup'][phase]:.3f}x"] if comparison else []
         result.add_row(phase, *row)
     result.add_section()
     result.add_row("images a second", *(f"{side['images_per_second']:.0f}" for side in sides.values()))
     for player in ("discriminator", "generator"):
-        result.add_row(
-            f"final {player} loss", *(f"{side['final_loss'][player]:.4f}" for side in sides.values())
-        )
-    if comparison:
-        result.add_section()
-        for span, difference in comparison["largest_loss_difference"].items():
-            result.add_row(f"loss difference, {span}", "", "", f"{difference:.1e}")
+        result.add_row(f"final {player} loss", *(f"{side['final_loss'][player]:.4f}" for side in sides.values()))
+    return result
+
+
+def difference_table(record: dict) -> Table:
+    """How far the losses of a comparison came apart, beside what one rounding of the weights alone does."""
+    result = Table(title="largest difference of a loss from torch's")
+    for column in ("", "gankern", "torch, weights changed by one rounding"):
+        result.add_column(column, justify="right" if column else "left")
+    for span, found in record["comparison"]["largest_loss_difference"].items():
+        control = "" if found["control"] is None else f"{found['control']:.1e}"
+        result.add_row(span, f"{found['gankern']:.1e}", control)
     return result

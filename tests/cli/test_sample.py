@@ -29,9 +29,7 @@ def folder(tmp_path_factory):
 def test_a_seed_decides_the_picture(folder, tmp_path):
     pictures = []
     for seed in (1, 1, 2):
-        result = run(
-            folder / training.CHECKPOINT, "--out", tmp_path / "grid.png", "--num", 10, "--seed", seed
-        )
+        result = run(folder / training.CHECKPOINT, "--out", tmp_path / "grid.png", "--num", 10, "--seed", seed)
         assert result.exit_code == 0, result.output
         pictures.append(imread(tmp_path / "grid.png"))
     assert (pictures[0] == pictures[1]).all()

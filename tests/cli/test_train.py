@@ -39,7 +39,7 @@ def test_train_then_resume(tmp_path):
     out = tmp_path / "run"
     result = run("sn_dcgan", *SMALL, "--out", out, "--steps", 3, "--compare")
     assert result.exit_code == 0, result.output
-    for word in ("whole step", "torch / gankern", "loss difference, first 50"):
+    for word in ("whole step", "torch / gankern", "largest difference of a loss", "first 50 steps"):
         assert word in result.output
     for name in ("checkpoint.pt", "samples.png", "losses.png", "log.csv", "record.json"):
         assert (out / name).is_file()

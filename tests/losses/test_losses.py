@@ -69,8 +69,7 @@ def test_non_saturating_teaches_where_minimax_does_not():
 def test_one_sided_label_smoothing():
     real, fake = torch.from_numpy(REAL), torch.from_numpy(FAKE)
     expected = (
-        -(0.9 * np.log(sigmoid(REAL)) + 0.1 * np.log(1 - sigmoid(REAL))).mean()
-        - np.log(1 - sigmoid(FAKE)).mean()
+        -(0.9 * np.log(sigmoid(REAL)) + 0.1 * np.log(1 - sigmoid(REAL))).mean() - np.log(1 - sigmoid(FAKE)).mean()
     )
     got = losses.cross_entropy_discriminator(real, fake, real_target=0.9).item()
     np.testing.assert_allclose(got, expected, rtol=1e-12)

@@ -1,0 +1,41 @@
+# make run   set-up, then verify the kernels and train a GAN on stock PyTorch and on gankern, side by side
+# make test  set-up, then all linters and tests
+# make gpu   on a CUDA machine: build, GPU tests, GPU benchmarks, records to $OUT
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: run test build lint gpu bench clean
+
+run: build
+	$(BIN)/gankern verify --quick
+	rm -rf runs/main
+	$(BIN)/gankern train sn_dcgan --data mnist5k --compare --out runs/main
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+	$(BIN)/lint-imports
+
+bench: build
+	$(BIN)/gankern bench --quick
+
+gpu:
+	bash scripts/gpu.sh
+
+# Set-up happens once; the native library is brought up to date every time, in a moment where nothing changed.
+build: .venv/ready
+	@$(BIN)/python setup.py --quiet build_ext --inplace > build/log.txt 2>&1 || (cat build/log.txt; exit 1)
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel cmake ninja pybind11 torch numpy
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test]'
+	mkdir -p build
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info gankern/*.so

@@ -1,0 +1,282 @@
+// Runs the kernels without torch and without Python, so that the sanitizers see nothing else.
+//
+// One file a primitive: it calls the tables of all instruction sets that this processor has, with memory that
+// ends where the data ends and with several numbers of threads, and compares with a plain double
+// implementation. main.cpp has the table of primitives. These files are tests: unlike kernel files they may
+// use the standard library, and they are compiled for the baseline alone.
+#pragma once
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "../isa.h"
+#include "../parallel.h"
+#include "../vec.h"
+
+namespace gankern {
+namespace testing {
+
+// ThreadSanitizer looks for races only and slows everything down: what shares no memory between threads, and
+// what does it for another dtype once more, need not run under it.
+#if defined(__SANITIZE_THREAD__)
+constexpr bool kRacesOnly = true;
+#else
+constexpr bool kRacesOnly = false;
+#endif
+
+// ---- results --------------------------------------------------------------------------------------------
+
+struct Counts {
+  int64_t checks = 0, failures = 0;
+};
+inline Counts& counts() {
+  static Counts all;
+  return all;
+}
+
+__attribute__((format(printf, 2, 3))) inline void check(bool good, const char* format, ...) {
+  ++counts().checks;
+  if (good || ++counts().failures > 20) return;  // the first ones say enough
+  std::va_list arguments;
+  va_start(arguments, format);
+  std::printf("FAILED: ");
+  std::vprintf(format, arguments);
+  std::printf("\n");
+  va_end(arguments);
+}
+
+// ---- dtypes ---------------------------------------------------------------------------------------------
+
+template <class T>
+constexpr int kDtype = 0;
+template <>
+constexpr int kDtype<float> = 1;
+template <>
+constexpr int kDtype<BFloat16> = 2;
+template <>
+constexpr int kDtype<Half> = 3;
+
+template <class T>
+using Acc = baseline::Acc<T>;
+
+// One unit in the last place of 1.
+template <class T>
+constexpr double kEps = std::numeric_limits<T>::epsilon();
+template <>
+constexpr double kEps<BFloat16> = 0x1p-7;
+template <>
+constexpr double kEps<Half> = 0x1p-10;
+
+template <class T>
+const char* dtype_name() {
+  constexpr const char* names[] = {"float64", "float32", "bfloat16", "float16"};
+  return names[kDtype<T>];
+}
+
+// f is called with a value of each dtype, of which only the type counts: [](auto type) { ... decltype(type)
+// ... }.
+template <class F>
+void each_dtype(const F& f) {
+  f(double{});
+  f(float{});
+  f(BFloat16{});
+  f(Half{});
+}
+
+// ---- instruction sets -----------------------------------------------------------------------------------
+
+template <class Table>
+struct IsaTable {
+  const char* isa;
+  const Table& kernels;
+};
+
+// A vector of the tables of a primitive, for the instruction sets that this processor has (and that
+// ATEN_CPU_CAPABILITY allows): GANKERN_TEST_TABLES(SpectralNormKernels, spectral_norm).
+#if defined(GANKERN_HAS_AVX2) && defined(GANKERN_HAS_AVX512)
+#define GANKERN_TEST_TABLES(Table, name)                                                 \
+  ::gankern::testing::supported<Table>(::gankern::baseline::name, ::gankern::avx2::name, \
+                                       ::gankern::avx512::name)
+#else
+#define GANKERN_TEST_TABLES(Table, name) ::gankern::testing::supported<Table>(::gankern::baseline::name)
+#endif
+
+template <class Table, class... Tables>
+std::vector<IsaTable<Table>> supported(const Tables&... tables) {
+  const Table* all[] = {&tables...};
+  std::vector<IsaTable<Table>> result;
+  for (int i = 0; i <= int(current_isa()); ++i) result.push_back({isa_name(Isa(i)), *all[i]});
+  return result;
+}
+
+// ---- threads --------------------------------------------------------------------------------------------
+
+// A Parallel of the given number of threads; valid until the next call. More threads than processors are
+// meant: they are what brings unusual interleavings.
+inline Parallel threads(int count) {
+  static int wanted;
+  wanted = count;
+  return {count, [](int64_t total, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context) {
+            const int64_t step = std::max((total + wanted - 1) / wanted, std::max<int64_t>(grain, 1));
+            std::vector<std::thread> others;
+            for (int64_t begin = step; begin < total; begin += step) {
+              others.emplace_back(body, context, begin, std::min(begin + step, total));
+            }
+            body(context, 0, std::min(step, total));
+            for (std::thread& other : others) other.join();
+          }};
+}
+
+// Promises `count` threads and then runs all ranges one after the other, last one first: a pool may do so.
+inline Parallel one_after_the_other(int count) {
+  static int wanted;
+  wanted = count;
+  return {count, [](int64_t total, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context) {
+            const int64_t step = std::max((total + wanted - 1) / wanted, std::max<int64_t>(grain, 1));
+            for (int64_t begin = (total - 1) / step * step; begin >= 0; begin -= step) {
+              body(context, begin, std::min(begin + step, total));
+            }
+          }};
+}
+
+// ---- memory ---------------------------------------------------------------------------------------------
+
+enum class Placement {
+  kHeap,     // a block of exactly the right size: AddressSanitizer sees what goes beyond it
+  kShifted,  // the same, but the data starts one element into it: aligned to nothing but the element
+  kGuarded,  // ends at a page that may not be touched: also for the instructions that no sanitizer
+             // instruments
+};
+constexpr Placement kPlacements[] = {Placement::kHeap, Placement::kShifted, Placement::kGuarded};
+
+inline const char* placement_name(Placement placement) {
+  constexpr const char* names[] = {"heap", "shifted", "guarded"};
+  return names[int(placement)];
+}
+
+// `size` elements with nothing behind them.
+template <class T>
+class Buffer {
+ public:
+  Buffer(int64_t size, Placement placement) : size_(size), placement_(placement) {
+    const size_t bytes = sizeof(T) * size_t(size);
+    if (placement == Placement::kGuarded) {
+      const size_t page = size_t(sysconf(_SC_PAGESIZE));
+      const size_t used = (bytes + page - 1) / page * page;
+      mapped_ = used + page;
+      block_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (block_ == MAP_FAILED || mprotect(static_cast<char*>(block_) + used, page, PROT_NONE) != 0) {
+        std::perror("mmap");
+        std::exit(2);
+      }
+      data_ = reinterpret_cast<T*>(static_cast<char*>(block_) + used - bytes);
+    } else {
+      const size_t before = placement == Placement::kShifted ? sizeof(T) : 0;
+      block_ = std::malloc(before + bytes);
+      if (block_ == nullptr && before + bytes > 0) {
+        std::perror("malloc");
+        std::exit(2);
+      }
+      data_ = reinterpret_cast<T*>(static_cast<char*>(block_) + before);
+    }
+    // A recognisable value that is neither zero nor small, so that reading what was never written shows.
+    if (bytes) std::memset(static_cast<void*>(data_), 0x6d, bytes);
+  }
+  Buffer(int64_t size, Placement placement, const std::vector<T>& values) : Buffer(size, placement) {
+    if (size) std::memcpy(static_cast<void*>(data_), values.data(), sizeof(T) * size_t(size));
+  }
+  Buffer(const std::vector<T>& values, Placement placement)
+      : Buffer(int64_t(values.size()), placement, values) {}
+  ~Buffer() {
+    if (mapped_) {
+      munmap(block_, mapped_);
+    } else {
+      std::free(block_);
+    }
+  }
+  Buffer(Buffer&& other) noexcept
+      : block_(std::exchange(other.block_, nullptr)),
+        mapped_(std::exchange(other.mapped_, 0)),
+        data_(other.data_),
+        size_(other.size_),
+        placement_(other.placement_) {}
+  Buffer& operator=(Buffer&&) = delete;
+
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  int64_t size() const { return size_; }
+  bool same_bits(const Buffer& other) const {
+    return size_ == other.size_ && std::memcmp(data_, other.data_, sizeof(T) * size_t(size_)) == 0;
+  }
+  bool same_bits(const std::vector<T>& values) const {
+    return size_ == int64_t(values.size()) &&
+           std::memcmp(data_, values.data(), sizeof(T) * size_t(size_)) == 0;
+  }
+
+ private:
+  void* block_;
+  size_t mapped_ = 0;  // bytes; 0 where it was allocated
+  T* data_;
+  int64_t size_;
+  Placement placement_;
+};
+
+// ---- values ---------------------------------------------------------------------------------------------
+
+// Uniform in [low, high], rounded to T.
+template <class T>
+std::vector<T> random_values(int64_t size, uint64_t seed, double low, double high) {
+  std::mt19937_64 generator(seed);
+  std::vector<T> values(static_cast<size_t>(size));
+  for (T& x : values) {
+    const double unit = double(generator() >> 11) * 0x1p-53;
+    x = baseline::narrow<T>(Acc<T>(low + (high - low) * unit));
+  }
+  return values;
+}
+
+template <class T>
+std::vector<double> to_double(const std::vector<T>& values) {
+  std::vector<double> wide;
+  wide.reserve(values.size());
+  for (T x : values) wide.push_back(double(baseline::widen(x)));
+  return wide;
+}
+
+// The largest |ours - exact|; infinity where one of them is NaN or infinite and the other is not.
+template <class T>
+double largest_error(const Buffer<T>& ours, const std::vector<double>& exact) {
+  double largest = 0;
+  for (int64_t i = 0; i < ours.size(); ++i) {
+    const double error = std::fabs(double(baseline::widen(ours.data()[i])) - exact[size_t(i)]);
+    if (!(error <= largest)) largest = std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
+  }
+  return largest;
+}
+
+inline double largest(const std::vector<double>& values) {
+  double result = 0;
+  for (double x : values) result = std::max(result, std::fabs(x));
+  return result;
+}
+
+// ---- the primitives -------------------------------------------------------------------------------------
+// Each is a function of csrc/cpu/testing/<primitive>.cpp, and a row of the table in main.cpp.
+
+void test_spectral_norm();
+
+}  // namespace testing
+}  // namespace gankern

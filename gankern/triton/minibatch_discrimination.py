@@ -1,0 +1,276 @@
+"""Minibatch discrimination without a tensor of pairs.
+
+Formula (Salimans et al. 2016, arXiv 1606.03498, section 3.2), for points i of one set and points j of the same one
+(j != i) or of another one; g is the gradient of the sums o, h that of m's gradient, s_c = sign(m_j[c] - m_i[c]):
+
+    e_ij[b] = exp(-sum_c |m_i[b,c] - m_j[b,c]|)              o_i = sum_j e_ij
+    dm_i[c] = sum_j w_ij s_c                                 w_ij = (g_i + g_j) e_ij
+    dg_i = sum_j p_ij, and dm_i as above with                w_ij = (g_i + g_j) p_ij
+                                                             p_ij = -e_ij sum_c s_c (h_j[c] - h_i[c])
+
+Between two sets only the points of the first one have a g, and the gradient of the second set is the same sum with the
+sets exchanged. So one kernel serves all: it sums over `against` for each of `points`.
+
+Split. A program takes one kernel b and a block of points, and passes over all of the others a block at a time; a tile of
+pairs lives in registers. Each pair is computed twice, once from either side: what it adds to the other point would need
+atomics, or partial sums in memory. For many coordinates the gradient is split among programs, MAX_DIMS each.
+
+Traffic. Each program reads its b's slice of `against` once; a copy of m as [B, C, N] makes these reads contiguous, and a
+slice stays in the L2 cache for all its programs. Bound by arithmetic: N^2 B (3 C + 10) operations forward. Sums are in
+fp32 (fp64 for fp64), in a fixed order, without atomics.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gankern.triton.aot import AotEntry
+
+POINTS, AGAINST = 16, 64  # the tile of pairs of one program; half as wide in fp64
+MAX_DIMS = 64  # coordinates whose gradients one program holds
+WARPS = 4
+FORWARD, BACKWARD, DOUBLE_BACKWARD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+# ---- the kernel --------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _sign(x):
+    """-1, 0 or 1; 0 of NaN."""
+    return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
+
+
+@triton.jit
+def _coordinate(slice_, c, k, count, SUM: tl.constexpr):
+    """Coordinate c of the points k, of a slice [C, count]."""
+    return tl.load(slice_ + c * count + k, mask=k < count, other=0.0).to(SUM)
+
+
+@triton.jit
+def _pairs_kernel(
+    points,  # [B, C, count]
+    points_h,
+    points_grad,  # [B, count]
+    against,  # [B, C, against_count]
+    against_h,
+    against_grad,
+    sums,  # [count, B]: o, or dg
+    out,  # [count, B, C]: dm
+    count,
+    against_count,
+    kernels,
+    ORDER: tl.constexpr,
+    SAME: tl.constexpr,  # points and against are one set
+    POINTS_GRAD: tl.constexpr,  # which of the two have a g
+    AGAINST_GRAD: tl.constexpr,
+    SUMS: tl.constexpr,  # whether to write the sums
+    DIMS: tl.constexpr,
+    UNROLLED: tl.constexpr,  # coordinates at a time; divides DIMS
+    OUT_DIMS: tl.constexpr,  # a power of two: the coordinates of this program's gradients
+    SUM: tl.constexpr,
+    POINTS: tl.constexpr,
+    AGAINST: tl.constexpr,
+):
+    blocks = tl.cdiv(count, POINTS)
+    b = tl.program_id(0) // blocks
+    i = tl.program_id(0) % blocks * POINTS + tl.arange(0, POINTS)
+    slice_ = b.to(tl.int64) * count
+    against_slice = b.to(tl.int64) * against_count
+    points += slice_ * DIMS
+    against += against_slice * DIMS
+    if ORDER == DOUBLE_BACKWARD:
+        points_h += slice_ * DIMS
+        against_h += against_slice * DIMS
+    if POINTS_GRAD:
+        grad_i = tl.load(points_grad + slice_ + i, mask=i < count, other=0.0).to(SUM)
+
+    total = tl.zeros([POINTS, AGAINST], SUM)
+    own_dims = tl.program_id(1) * OUT_DIMS + tl.arange(0, OUT_DIMS)
+    gradient = tl.zeros([POINTS, OUT_DIMS], SUM)
+    for start in range(0, against_count, AGAINST):
+        j = start + tl.arange(0, AGAINST)
+        distance = tl.zeros([POINTS, AGAINST], SUM)
+        q = tl.zeros([POINTS, AGAINST], SUM)
+        for first in range(0, DIMS, UNROLLED):
+            for k in tl.static_range(UNROLLED):
+                x = _coordinate(points, first + k, i, count, SUM)
+                y = _coordinate(against, first + k, j, against_count, SUM)
+                difference = y[None, :] - x[:, None]
+                distance += tl.abs(difference)
+                if ORDER == DOUBLE_BACKWARD:
+                    hx = _coordinate(points_h, first + k, i, count, SUM)
+                    hy = _coordinate(against_h, first + k, j, against_count, SUM)
+                    q += _sign(difference) * (hx[:, None] - hy[None, :])
+
+        counts = (i < count)[:, None] & (j < against_count)[None, :]
+        if SAME:
+            counts = counts & (i[:, None] != j[None, :])
+        value = tl.exp(-distance)
+        if ORDER == DOUBLE_BACKWARD:
+            value *= q
+        if SUMS:
+            total += tl.where(counts, value, 0.0)
+        if ORDER != FORWARD:
+            weight = value
+            if AGAINST_GRAD:
+                grad_j = tl.load(against_grad + against_slice + j, mask=j < against_count, other=0.0).to(SUM)
+                if POINTS_GRAD:
+                    weight *= grad_i[:, None] + grad_j[None, :]
+                else:
+                    weight *= grad_j[None, :]
+            else:
+                weight *= grad_i[:, None]
+            weight = tl.where(counts, weight, 0.0)
+            for first in range(0, DIMS, UNROLLED):
+                for k in tl.static_range(UNROLLED):
+                    x = _coordinate(points, first + k, i, count, SUM)
+                    y = _coordinate(against, first + k, j, against_count, SUM)
+                    part = tl.sum(weight * _sign(y[None, :] - x[:, None]), 1)
+                    gradient += tl.where(own_dims[None, :] == first + k, part[:, None], 0.0)
+
+    if SUMS and tl.program_id(1) == 0:
+        tl.store(sums + i.to(tl.int64) * kernels + b, tl.sum(total, 1).to(sums.dtype.element_ty), mask=i < count)
+    if ORDER != FORWARD:
+        to = out + (i.to(tl.int64)[:, None] * kernels + b) * DIMS + own_dims[None, :]
+        inside = (i < count)[:, None] & (own_dims < DIMS)[None, :]
+        tl.store(to, gradient.to(out.dtype.element_ty), mask=inside)
+
+
+# ---- launchers: what gankern/ops/minibatch_discrimination.py calls ------------------------------------------
+
+
+def _slices(x: Tensor | None) -> Tensor | None:
+    """[N, B, C] as [B, C, N], or [N, B] as [B, N]."""
+    return None if x is None else x.detach().movedim(0, -1).contiguous()
+
+
+def _unrolled(dims: int) -> int:
+    return dims if dims <= 8 else next(n for n in (4, 2, 1) if dims % n == 0)
+
+
+def _launch(order: tl.constexpr, points, points_h, points_grad, against, against_h, against_grad, same, sums, out):
+    """points and against in slices; the others are None where there are none."""
+    kernels, dims, count = points.shape
+    if count == 0:
+        return
+    out_dims = 1 if order == FORWARD else min(triton.next_power_of_2(dims), MAX_DIMS)
+    double = points.dtype == torch.float64
+    chunks = 1 if order == FORWARD else triton.cdiv(dims, out_dims)
+    _pairs_kernel[(kernels * triton.cdiv(count, POINTS), chunks)](
+        points,
+        points_h,
+        points_grad,
+        against,
+        against_h,
+        against_grad,
+        sums,
+        out,
+        count,
+        against.shape[2],
+        kernels,
+        ORDER=order.value,
+        SAME=same,
+        POINTS_GRAD=points_grad is not None,
+        AGAINST_GRAD=against_grad is not None,
+        SUMS=sums is not None,
+        DIMS=dims,
+        UNROLLED=_unrolled(dims),
+        OUT_DIMS=out_dims,
+        SUM=tl.float64 if double else tl.float32,
+        POINTS=POINTS,
+        AGAINST=AGAINST // 2 if double else AGAINST,
+        num_warps=WARPS,
+    )
+
+
+def _empty(like: Tensor | None, model: Tensor) -> Tensor:
+    return model.new_empty(0) if like is None else like.new_empty(like.shape)
+
+
+def forward(m: Tensor, other: Tensor | None, include_self: bool) -> Tensor:
+    """The sums, [N, B]. Launches: 1, after a copy of each set."""
+    sums = m.new_empty(m.shape[:2])
+    with torch.cuda.device_of(m):
+        points = _slices(m)
+        against = points if other is None else _slices(other)
+        _launch(FORWARD, points, None, None, against, None, None, other is None, sums, None)
+    if other is None and include_self:
+        # The similarity of a point to itself: 1, and NaN where it has an infinity or NaN.
+        sums = sums + torch.exp((m - m).sum(2))
+    return sums
+
+
+def backward(grad: Tensor, m: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The gradients of m and of other (empty without one). Launches: 1, or 2 for two sets."""
+    grad_m, grad_other = _empty(m, m), _empty(other, m)
+    with torch.cuda.device_of(m):
+        points, g = _slices(m), _slices(grad)
+        if other is None:
+            _launch(BACKWARD, points, None, g, points, None, g, True, None, grad_m)
+        else:
+            against = _slices(other)
+            _launch(BACKWARD, points, None, g, against, None, None, False, None, grad_m)
+            _launch(BACKWARD, against, None, None, points, None, g, False, None, grad_other)
+    return grad_m, grad_other
+
+
+def double_backward(
+    grad_grad_m: Tensor | None, grad_grad_other: Tensor | None, grad: Tensor, m: Tensor, other: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `backward`'s three tensors. Launches: 1, or 2 for two sets."""
+    grad_grad, grad_m, grad_other = m.new_empty(m.shape[:2]), _empty(m, m), _empty(other, m)
+    with torch.cuda.device_of(m):
+        points, g = _slices(m), _slices(grad)
+        h = torch.zeros_like(points) if grad_grad_m is None else _slices(grad_grad_m)
+        if other is None:
+            _launch(DOUBLE_BACKWARD, points, h, g, points, h, g, True, grad_grad, grad_m)
+        else:
+            against = _slices(other)
+            against_h = torch.zeros_like(against) if grad_grad_other is None else _slices(grad_grad_other)
+            _launch(DOUBLE_BACKWARD, points, h, g, against, against_h, None, False, grad_grad, grad_m)
+            _launch(DOUBLE_BACKWARD, against, against_h, None, points, h, g, False, None, grad_other)
+    return grad_grad, grad_m, grad_other
+
+
+# ---- what the ahead-of-time check compiles -----------------------------------------------------------------
+
+
+def _aot_entries() -> list[AotEntry]:
+    """All orders in the widest and in the narrowest type, for few coordinates (unrolled) and for many."""
+    entries = []
+    for element, name, dims in ((tl.float64, "fp64", 5), (tl.float32, "fp32", 5), (tl.bfloat16, "bf16", 100)):
+        double = element == tl.float64
+        for order, same in ((FORWARD, True), (BACKWARD, False), (BACKWARD, True), (DOUBLE_BACKWARD, True)):
+            arguments = {"points": f"*{name}", "against": f"*{name}", "count": "i32", "against_count": "i32", "kernels": "i32"}
+            constexprs = {
+                "ORDER": order.value,
+                "SAME": same,
+                "POINTS_GRAD": order != FORWARD,
+                "AGAINST_GRAD": order != FORWARD and same,
+                "SUMS": order != BACKWARD,
+                "DIMS": dims,
+                "UNROLLED": _unrolled(dims),
+                "OUT_DIMS": 1 if order == FORWARD else min(triton.next_power_of_2(dims), MAX_DIMS),
+                "SUM": tl.float64 if double else tl.float32,
+                "POINTS": POINTS,
+                "AGAINST": AGAINST // 2 if double else AGAINST,
+            }
+            # A pointer that is None is a constant.
+            for argument, present in (
+                ("points_h", order == DOUBLE_BACKWARD),
+                ("against_h", order == DOUBLE_BACKWARD),
+                ("points_grad", constexprs["POINTS_GRAD"]),
+                ("against_grad", constexprs["AGAINST_GRAD"]),
+                ("sums", constexprs["SUMS"]),
+                ("out", order != FORWARD),
+            ):
+                if present:
+                    arguments[argument] = f"*{name}"
+                else:
+                    constexprs[argument] = None
+            entries.append(AotEntry(_pairs_kernel, arguments, constexprs, WARPS))
+    return entries
+
+
+AOT = _aot_entries()

@@ -1,0 +1,367 @@
+"""gankern.nn.utils.spectral_norm in its forms, step by step beside torch's; and the group."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.utils import parametrizations as torch_parametrizations
+from torch.nn.utils import parametrize
+from torch.nn.utils import spectral_norm as torch_hook
+from torch.nn.utils import remove_spectral_norm
+
+import gankern
+import gankern.nn.utils as U
+
+FORMS = {
+    "parametrization": (torch_parametrizations.spectral_norm, U.parametrizations.spectral_norm),
+    "hook": (torch_hook, U.spectral_norm),
+}
+LAYERS = {
+    "linear": (lambda: nn.Linear(6, 5), (2, 6)),
+    "conv1d": (lambda: nn.Conv1d(3, 4, 3), (2, 3, 8)),
+    "conv2d": (lambda: nn.Conv2d(3, 4, 3), (2, 3, 8, 8)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, 3), (1, 2, 5, 5, 5)),
+    "grouped conv": (lambda: nn.Conv2d(4, 6, 3, groups=2), (2, 4, 8, 8)),
+    "transposed1d": (lambda: nn.ConvTranspose1d(3, 4, 3), (2, 3, 8)),
+    "transposed2d": (lambda: nn.ConvTranspose2d(3, 4, 4, 2, 1), (2, 3, 8, 8)),
+    "transposed3d": (lambda: nn.ConvTranspose3d(2, 3, 3), (1, 2, 5, 5, 5)),
+    "embedding": (lambda: nn.Embedding(10, 4), None),
+    "bilinear": (lambda: nn.Bilinear(3, 4, 5), "bilinear"),
+}
+
+
+def batch(kind):
+    if kind is None:
+        return (torch.tensor([1, 3, 3, 9]),)
+    if kind == "bilinear":
+        return torch.randn(2, 3), torch.randn(2, 4)
+    return (torch.randn(kind),)
+
+
+def network(normalize):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        normalize(nn.Conv2d(3, 8, 4, 2, 1)),
+        nn.LeakyReLU(0.2),
+        normalize(nn.ConvTranspose2d(8, 5, 4, 2, 1)),
+        nn.Flatten(),
+        normalize(nn.Linear(5 * 64, 1)),
+    )
+
+
+def steps(module, n=5, rate=1e-2):
+    """Gradient steps with two forwards each; every number that a step makes."""
+    torch.manual_seed(1)
+    record = []
+    for _ in range(n):
+        real, fake = torch.randn(2, 2, 3, 8, 8)
+        module.zero_grad()
+        loss = module(real).sum() - module(fake).square().mean()
+        loss.backward()
+        record += [loss.detach(), *(p.grad.clone() for p in module.parameters())]
+        with torch.no_grad():
+            for p in module.parameters():
+                p -= rate * p.grad
+    return record + [x.clone() for x in module.state_dict().values()]
+
+
+def close(ours, right):
+    assert len(ours) == len(right)
+    for a, b in zip(ours, right):
+        # Relative to the largest value of a tensor: single entries of a gradient may cancel.
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_every_layer_follows_torch(form, layer):
+    make, kind = LAYERS[layer]
+    modules = []
+    for normalize in FORMS[form]:
+        torch.manual_seed(0)
+        modules.append(normalize(make()))
+    right, ours = modules
+    assert list(ours.state_dict()) == list(right.state_dict())
+    for training in (True, True, False):
+        x = batch(kind)
+        outs = []
+        for module in modules:
+            module.train(training)
+            module.zero_grad()
+            out = module(*x)
+            out.square().sum().backward()
+            outs.append([out.detach(), *(p.grad for p in module.parameters()), *module.state_dict().values()])
+        close(*reversed(outs))
+    assert gankern.last_implementation("spectral_norm") == "cpu"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_100_steps_checkpoints_both_ways_and_removal(form):
+    theirs, ours = FORMS[form]
+    a, b = network(theirs), network(ours)
+    close(steps(b, 100, 1e-4), steps(a, 100, 1e-4))
+
+    file = io.BytesIO()
+    torch.save(b.state_dict(), file)
+    file.seek(0)
+    fresh = network(theirs)
+    fresh.load_state_dict(torch.load(file))
+    close(steps(fresh), steps(b))
+    b.load_state_dict(a.state_dict())
+    close(steps(b), steps(a))
+
+    for module in (a, b):
+        module.eval()
+        if form == "hook":
+            remove_spectral_norm(module[0])
+        else:
+            parametrize.remove_parametrizations(module[0], "weight")
+    torch.testing.assert_close(b[0].weight, a[0].weight, rtol=1e-4, atol=1e-5)
+    assert list(b.state_dict()) == list(a.state_dict())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("which", [0, 1], ids=["torch's own layers", "gankern's layers"])
+def test_group_follows_torch(form, which):
+    right = network(FORMS[form][0])
+    grouped = U.group_spectral_norm(network(FORMS[form][which]))
+    copies = [grouped, copy.deepcopy(grouped)]
+    if form == "hook":  # a parametrized module cannot be pickled whole, torch's neither
+        copies.append(pickle.loads(pickle.dumps(grouped)))
+    expected = steps(right, 10, 1e-3)
+    for module in copies:
+        close(steps(module, 10, 1e-3), expected)
+    for module in (right, grouped):
+        module.eval()
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(grouped(x), right(x), rtol=1e-4, atol=1e-5)
+
+
+def test_group_makes_one_call():
+    grouped = U.group_spectral_norm(network(U.parametrizations.spectral_norm))
+    with torch.profiler.profile() as profile:
+        grouped(torch.randn(2, 3, 8, 8)).sum().backward()
+    calls = {e.key: e.count for e in profile.key_averages() if e.key.startswith("gankern::")}
+    assert calls == {"gankern::spectral_norm": 1, "gankern::spectral_norm_backward": 1}
+
+
+class Twice(nn.Module):
+    """A layer used twice in a forward, one that is skipped, and one with a frozen weight."""
+
+    def __init__(self, normalize):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.skipped, self.frozen = (normalize(nn.Linear(4, 4)) for _ in range(3))
+        for p in self.frozen.parameters():
+            p.requires_grad_(False)
+
+    def forward(self, x):
+        return self.frozen(self.a(self.a(x)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_layer_used_twice(form):
+    right, ours = Twice(FORMS[form][0]), U.group_spectral_norm(Twice(FORMS[form][1]))
+    for _ in range(3):
+        x = torch.randn(5, 4)
+        grads = []
+        for module in (right, ours):
+            module.zero_grad()
+            out = module(x)
+            out.sum().backward()
+            grads.append([out, module.a.state_dict()[next(k for k in module.a.state_dict() if k.endswith("_u"))],
+                          *(p.grad for p in module.a.parameters())])  # fmt: skip
+            assert all(p.grad is None for p in module.frozen.parameters())
+        close(*reversed(grads))
+    # Outside of the group's forward the layers work alone.
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(ours.a(x), right.a(x))
+
+
+def test_failed_forward_leaves_nothing_behind():
+    class Fails(Twice):
+        def forward(self, x):
+            raise KeyError("on purpose")
+
+    module = U.group_spectral_norm(Fails(U.parametrizations.spectral_norm))
+    with pytest.raises(KeyError):
+        module(torch.randn(1, 4))
+    assert module.a.parametrizations.weight[0]._prepared is None
+
+
+def test_cached_parametrizations():
+    right = network(torch_parametrizations.spectral_norm)
+    ours = U.group_spectral_norm(network(U.parametrizations.spectral_norm))
+    x = torch.randn(2, 3, 8, 8)
+    for module in (right, ours):
+        with parametrize.cached():
+            module(x), module(x)
+    close(list(ours.state_dict().values()), list(right.state_dict().values()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_compiled(form):
+    eager, compiled = (U.group_spectral_norm(network(FORMS[form][1])) for _ in range(2))
+    runs = torch.compile(compiled, fullgraph=True)
+    for _ in range(2):
+        x = torch.randn(2, 3, 8, 8)
+        outs = []
+        for module, call in ((eager, eager), (compiled, runs)):
+            module.zero_grad()
+            out = call(x)
+            out.sum().backward()
+            outs.append([out.detach(), *(p.grad for p in module.parameters()), *module.state_dict().values()])
+        close(*outs)
+
+
+def test_moving_and_converting():
+    module = U.group_spectral_norm(network(U.parametrizations.spectral_norm)).double()
+    assert module(torch.randn(1, 3, 8, 8).double()).dtype == torch.float64
+    module = module.to(torch.bfloat16)
+    assert module(torch.randn(1, 3, 8, 8).bfloat16()).dtype == torch.bfloat16
+    module = module.float().to(memory_format=torch.channels_last)
+    right = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(module(x), right(x))
+    weight = module[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+# ---- the two copied forms -------------------------------------------------------------------------------------
+
+
+class Wrapped(nn.Module):
+    """The iteration of the wrapper class that many repositories hold, from its description."""
+
+    def __init__(self, weight, u, v):
+        super().__init__()
+        self.w, self.u, self.v = weight, u, v
+
+    def weight(self):
+        m = self.w.flatten(1)
+        self.v = m.detach().t() @ self.u
+        self.v = self.v / (self.v.norm() + 1e-12)
+        self.u = m.detach() @ self.v
+        self.u = self.u / (self.u.norm() + 1e-12)
+        return self.w / (self.u @ (m @ self.v))
+
+
+def test_wrapper_dialect():
+    layer = U.spectral_norm(nn.ConvTranspose2d(3, 4, 3), dialect="wrapper")  # rows are dim 0 here too
+    assert sorted(layer.state_dict()) == ["bias", "weight_bar", "weight_u", "weight_v"]
+    assert layer.weight_u.shape == (3,)
+    right = Wrapped(layer.weight_bar, layer.weight_u.clone(), layer.weight_v.clone())
+    for training in (True, False, True):
+        layer.train(training)
+        layer(torch.randn(1, 3, 4, 4))
+        torch.testing.assert_close(layer.weight, right.weight())
+        torch.testing.assert_close(layer.weight_u, right.u)  # evaluation iterates as well
+
+
+def test_biggan_dialect():
+    torch.manual_seed(0)
+    layer = U.spectral_norm(nn.Conv2d(3, 4, 3), dialect="biggan", eps=1e-6)
+    assert {k: tuple(x.shape) for k, x in layer.state_dict().items()} == {
+        "weight": (4, 3, 3, 3), "bias": (4,), "u0": (1, 4), "sv0": (1,)}  # fmt: skip
+    m, u = layer.weight_orig.detach().flatten(1), layer.u0.clone()
+    for training in (True, False, False):
+        layer.train(training)
+        layer(torch.randn(1, 3, 4, 4))
+        v = nn.functional.normalize(u @ m, eps=1e-6)
+        new = nn.functional.normalize(v @ m.T, eps=1e-6)
+        sigma = (new @ m @ v.T).squeeze()
+        torch.testing.assert_close(layer.weight.flatten(1), m / sigma)
+        if training:
+            u = new
+            torch.testing.assert_close(layer.sv0, sigma.view(1))
+        torch.testing.assert_close(layer.u0, u)  # evaluation does not keep what it iterates
+    other = U.spectral_norm(nn.Conv2d(3, 4, 3), dialect="biggan", eps=1e-6)
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(1, 3, 4, 4)
+    torch.testing.assert_close(other.eval()(x), layer.eval()(x))
+    remove_spectral_norm(layer)
+    assert sorted(layer.state_dict()) == ["bias", "weight"]
+
+
+# ---- several processes ----------------------------------------------------------------------------------------
+
+
+def _worker(rank, port, results):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    module = U.group_spectral_norm(network(U.parametrizations.spectral_norm))
+    wrapped = nn.parallel.DistributedDataParallel(module)
+    torch.manual_seed(5)
+    x = torch.randn(4, 3, 8, 8)[2 * rank : 2 * rank + 2]
+    # One forward before a backward: DDP broadcasts buffers at each, which torch's spectral norm does not survive
+    # either with two.
+    wrapped(x).mean().backward()
+    results[rank] = [p.grad.tolist() for p in module.parameters()], module[0].state_dict()
+    dist.destroy_process_group()
+
+
+def test_distributed_data_parallel():
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_worker, (port, results), nprocs=2)
+        ranks = [results[0], results[1]]
+    module = network(torch_parametrizations.spectral_norm)
+    torch.manual_seed(5)
+    module(torch.randn(4, 3, 8, 8)).mean().backward()
+    for grads, _ in ranks:
+        close([torch.tensor(g) for g in grads], [p.grad for p in module.parameters()])
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalize", [U.spectral_norm, U.parametrizations.spectral_norm])
+def test_bad_input(normalize):
+    with pytest.raises(ValueError, match="LeakyReLU has no parameter 'weight'; its parameters are none"):
+        normalize(nn.LeakyReLU())
+    with pytest.raises(ValueError, match="no parameter 'wieght'; its parameters are weight, bias"):
+        normalize(nn.Linear(2, 2), "wieght")
+    for first in (U.spectral_norm, U.parametrizations.spectral_norm, torch_hook, torch_parametrizations.spectral_norm):
+        with pytest.raises(ValueError, match="spectrally normalized already"):
+            normalize(first(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="n_power_iterations is 0"):
+        normalize(nn.Linear(2, 2), n_power_iterations=0)
+    with pytest.raises(ValueError, match="eps is -1"):
+        normalize(nn.Linear(2, 2), eps=-1)
+    with pytest.raises(IndexError, match="dim is 7.* accepts -2 to 1"):
+        normalize(nn.Linear(2, 2), dim=7)
+    integers = nn.Module()
+    integers.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int32), requires_grad=False)
+    with pytest.raises(TypeError, match="'weight' is int32; accepted are"):
+        normalize(integers)
+    with pytest.raises(ValueError, match="not initialized yet"):
+        normalize(nn.LazyLinear(3))
+    with pytest.raises(RuntimeError, match=r"size mismatch.*\[5, 2\].*\[3, 2\]"):
+        normalize(nn.Linear(2, 3)).load_state_dict(normalize(nn.Linear(2, 5)).state_dict())
+
+
+def test_bad_groups_and_dialects():
+    with pytest.raises(ValueError, match="Sequential has no spectrally normalised layer"):
+        U.group_spectral_norm(nn.Sequential(nn.Linear(2, 2)))
+    grouped = U.group_spectral_norm(network(U.spectral_norm))
+    for module in (grouped, nn.Sequential(grouped)):
+        with pytest.raises(ValueError, match="grouped already"):
+            U.group_spectral_norm(module)
+    with pytest.raises(ValueError, match="'torch'; accepted are hook, wrapper, biggan"):
+        U.spectral_norm(nn.Linear(2, 2), dialect="torch")
+
+
+def test_every_name_of_torch_is_there():
+    for name in nn.utils.__all__:
+        assert hasattr(U, name)
+    for name in torch_parametrizations.__all__:
+        assert hasattr(U.parametrizations, name)
