@@ -99,7 +99,11 @@ def first_order_only() -> bool:
 def apply(function: type[Function], *args: Any) -> Any:
     """``function.apply(*args)``. In eager mode outside torch.func this skips the binding of default arguments to
     forward's signature, which costs as much as a small kernel; there are none."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling():
+        # Where nothing is to be differentiated, Dynamo would call forward with a context that it does not take.
+        needed = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+        return function.apply(*args) if needed else function.forward(*args)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
         return function.apply(*args)
     return super(Function, function).apply(*args)
 

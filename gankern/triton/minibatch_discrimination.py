@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gankern.triton.aot import AotEntry
 
-POINTS, AGAINST = 16, 64  # the tile of pairs of one program; half as wide in fp64
+POINTS, AGAINST = 16, 64  # the tile of pairs of one program; see _against
 MAX_DIMS = 64  # coordinates whose gradients one program holds
 WARPS = 4
 FORWARD, BACKWARD, DOUBLE_BACKWARD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -145,8 +145,13 @@ def _slices(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.detach().movedim(0, -1).contiguous()
 
 
+def _against(order: tl.constexpr, double: bool) -> int:
+    """The width of a tile: narrower where more of it, or wider values, have to stay in registers."""
+    return AGAINST // (2 if double else 1) // (2 if order == DOUBLE_BACKWARD else 1)
+
+
 def _unrolled(dims: int) -> int:
-    return dims if dims <= 8 else next(n for n in (4, 2, 1) if dims % n == 0)
+    return dims if dims <= 5 else next(n for n in (4, 2, 1) if dims % n == 0)
 
 
 def _launch(order: tl.constexpr, points, points_h, points_grad, against, against_h, against_grad, same, sums, out):
@@ -179,7 +184,7 @@ def _launch(order: tl.constexpr, points, points_h, points_grad, against, against
         OUT_DIMS=out_dims,
         SUM=tl.float64 if double else tl.float32,
         POINTS=POINTS,
-        AGAINST=AGAINST // 2 if double else AGAINST,
+        AGAINST=_against(order, double),
         num_warps=WARPS,
     )
 
@@ -242,7 +247,8 @@ def _aot_entries() -> list[AotEntry]:
     for element, name, dims in ((tl.float64, "fp64", 5), (tl.float32, "fp32", 5), (tl.bfloat16, "bf16", 100)):
         double = element == tl.float64
         for order, same in ((FORWARD, True), (BACKWARD, False), (BACKWARD, True), (DOUBLE_BACKWARD, True)):
-            arguments = {"points": f"*{name}", "against": f"*{name}", "count": "i32", "against_count": "i32", "kernels": "i32"}
+            arguments = {"points": f"*{name}", "against": f"*{name}"}
+            arguments.update(dict.fromkeys(("count", "against_count", "kernels"), "i32"))
             constexprs = {
                 "ORDER": order.value,
                 "SAME": same,
@@ -254,7 +260,7 @@ def _aot_entries() -> list[AotEntry]:
                 "OUT_DIMS": 1 if order == FORWARD else min(triton.next_power_of_2(dims), MAX_DIMS),
                 "SUM": tl.float64 if double else tl.float32,
                 "POINTS": POINTS,
-                "AGAINST": AGAINST // 2 if double else AGAINST,
+                "AGAINST": _against(order, double),
             }
             # A pointer that is None is a constant.
             for argument, present in (

@@ -295,9 +295,10 @@ void test_spectral_norm() {
   each_dtype([&](auto type) {
     using T = decltype(type);
     test_group<T>(small, all_options, {std::begin(kPlacements), std::end(kPlacements)}, {3}, true);
-    test_group<T>(large, both_orders, {Placement::kShifted}, {5, -3}, false);
+    test_group<T>(large, {both_orders[kDtype<T> % 2]}, {Placement::kShifted}, {5}, false);
   });
-  test_group<float>(large, {{0, eps, true, false}, {3, eps, true, false}}, {Placement::kGuarded}, {3}, false);
+  test_group<float>(large, {{0, eps, true, false}, {3, eps, false, false}}, {Placement::kGuarded}, {2, -3},
+                    false);
   // No layers at all, and results so large that they are written past the caches.
   test_group<float>({}, all_options, {Placement::kHeap}, {2}, false);
   test_group<float>({{1, 1021, 6301}}, {{1, eps, true, false}}, {Placement::kShifted}, {3}, false);
