@@ -118,7 +118,19 @@ def _seconds(function: Callable[[], Any], device: str) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
-def _step(run: Callable[[Sequence[Tensor]], Any], case: Case, dtype: torch.dtype, device: str, mode: str) -> Callable[[], Any]:
+def candidates_of(case: Case, mode: str, compiled: bool) -> dict[str, Callable[[Sequence[Tensor]], Any]]:
+    """What takes part: gankern, every peer, and (``compiled``) every peer under torch.compile, which has no double
+    backward."""
+    candidates: dict[str, Callable[[Sequence[Tensor]], Any]] = {OURS: lambda inputs: case.run(None, inputs)}
+    for name, peer in case.peers.items():
+        candidates[name] = peer
+        if compiled and mode != "double backward":
+            torch._dynamo.reset()
+            candidates[f"{name}, compiled"] = torch.compile(peer)
+    return candidates
+
+
+def step_of(run: Callable[[Sequence[Tensor]], Any], case: Case, dtype: torch.dtype, device: str, mode: str) -> Callable[[], Any]:
     """A function that runs a mode once, on inputs of its own."""
     inputs = case.make(dtype, device)
     leaves = [x for x in inputs if x.requires_grad]
@@ -179,19 +191,13 @@ def measure(
 ) -> Result:
     """Times one case in one mode: gankern, every peer, and (``compiled``) every peer under torch.compile, for about
     ``seconds`` in all."""
-    candidates: dict[str, Callable[[Sequence[Tensor]], Any]] = {OURS: lambda inputs: case.run(None, inputs)}
-    for name, peer in case.peers.items():
-        candidates[name] = peer
-        if compiled and mode != "double backward":  # torch.compile has no double backward
-            torch._dynamo.reset()
-            candidates[f"{name}, compiled"] = torch.compile(peer)
-
+    candidates = candidates_of(case, mode, compiled)
     contenders: dict[str, Contender] = {}
     steps: dict[str, Callable[[], Any]] = {}
     once = 0.0
     for name, run in candidates.items():
         try:
-            step = _step(run, case, dtype, device, mode)
+            step = step_of(run, case, dtype, device, mode)
             step()
             step()
             once += _seconds(step, device)

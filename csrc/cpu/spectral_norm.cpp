@@ -30,6 +30,7 @@ constexpr int64_t kSmallBytes = 1 << 20;        // a layer that one thread takes
 constexpr int64_t kChunkElements = 128 * 1024;  // a sweep task's least work
 constexpr int64_t kMaxChunks = 64;              // bounds the scratch: kMaxChunks partial vectors a layer
 constexpr int64_t kBlockBytes = 256 * 1024;     // what a sweep keeps in the L2 cache between its two products
+constexpr int64_t kWorkerElements = 32 * 1024;  // less than this is not worth waking a thread for
 constexpr int64_t kReduceColumns = 1024;
 constexpr int64_t kScaleElements = 64 * 1024;
 constexpr int64_t kStreamBytes = int64_t{4} << 20;  // results larger than this are written past the caches
@@ -240,6 +241,8 @@ struct ForwardWork {
     return norm < A(options.eps) ? A(options.eps) : norm;  // NaN stays NaN
   }
 
+  int64_t elements;  // of all layers
+  int64_t workers() const { return 1 + elements / kWorkerElements; }
   bool small(int64_t layer) const { return states[layer].m.is_small(); }
 
   int64_t tasks(int64_t layer, int64_t stage) const {
@@ -355,7 +358,7 @@ void forward(SpectralNormForward* layers, int64_t count, const SpectralNormOptio
              const Parallel& parallel) {
   using A = Acc<T>;
   ForwardState<T>* states = static_cast<ForwardState<T>*>(std::malloc(sizeof(ForwardState<T>) * max(1, count)));
-  int64_t scratch = 0;
+  int64_t scratch = 0, elements = 0;
   for (int64_t l = 0; l < count; ++l) {
     SpectralNormForward& f = layers[l];
     ForwardState<T>& s = states[l];
@@ -370,6 +373,7 @@ void forward(SpectralNormForward* layers, int64_t count, const SpectralNormOptio
     s.chunks = max(1, min(min(units, kMaxChunks), ceil_div(s.m.elements(), kChunkElements)));
     s.segments = max(1, ceil_div(s.second_size(), kReduceColumns));
     s.past_caches = s.m.elements() * int64_t(sizeof(T)) > kStreamBytes;
+    elements += s.m.elements();
     scratch += s.chunks * s.second_size() + max(s.chunks, s.segments);
   }
   A* memory = static_cast<A*>(std::malloc(sizeof(A) * max(1, scratch)));
@@ -381,7 +385,7 @@ void forward(SpectralNormForward* layers, int64_t count, const SpectralNormOptio
     s.chunk_squares = at;
     at += max(s.chunks, s.segments);
   }
-  ForwardWork<T> work{layers, states, options};
+  ForwardWork<T> work{layers, states, options, elements};
   run_staged(parallel, work, count, work.stages());
   std::free(memory);
   std::free(states);
@@ -415,6 +419,8 @@ struct GradientWork {
   Layer* layers;
   GradientState<T, Layer>* states;
 
+  int64_t elements;  // of all layers
+  int64_t workers() const { return 1 + elements / kWorkerElements; }
   bool small(int64_t layer) const { return states[layer].m.is_small(); }
   int64_t tasks(int64_t layer, int64_t) const { return states[layer].chunks; }
 
@@ -522,16 +528,18 @@ void gradient(Layer* layers, int64_t count, const Parallel& parallel) {
   using State = GradientState<T, Layer>;
   State* states = static_cast<State*>(std::malloc(sizeof(State) * max(1, count)));
   A* products = static_cast<A*>(std::malloc(sizeof(A) * max(1, count) * kMaxChunks * kProducts));
+  int64_t elements = 0;
   for (int64_t l = 0; l < count; ++l) {
     State& s = states[l];
     s.m = Matrix<T>(layers[l].in);
     s.u = s.m.u(layers[l].in);
     s.v = s.m.v(layers[l].in);
     s.chunks = max(1, min(min(s.m.outer * s.m.rows, kMaxChunks), ceil_div(s.m.elements(), kChunkElements)));
+    elements += s.m.elements();
     s.products = products + l * kMaxChunks * kProducts;
     s.past_caches = s.m.elements() * int64_t(sizeof(T)) > kStreamBytes;
   }
-  GradientWork<T, Layer> work{layers, states};
+  GradientWork<T, Layer> work{layers, states, elements};
   run_staged(parallel, work, count, 2);
   std::free(products);
   std::free(states);

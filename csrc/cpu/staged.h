@@ -15,8 +15,8 @@
 // A small job (one that fits into a core's own cache) is a single ticket: one thread takes it through all its
 // stages while it is warm. Small jobs stand last, where they fill up what the large ones leave uneven.
 //
-// Work provides: bool small(job); int64_t tasks(job, stage) >= 1; void task(job, stage, index);
-// void finish(job, stage).
+// Work provides: int64_t workers(), the number of threads that its size is worth; bool small(job); int64_t tasks(job, stage)
+// >= 1; void task(job, stage, index); void finish(job, stage).
 #pragma once
 
 #include <sched.h>
@@ -85,7 +85,8 @@ void run_staged(const Parallel& parallel, Work& work, int64_t jobs, int64_t stag
       }
     }
   };
-  const int64_t workers = parallel.threads < tickets ? parallel.threads : tickets;
+  int64_t workers = parallel.threads < tickets ? parallel.threads : tickets;
+  if (work.workers() < workers) workers = work.workers();
   parallel_for(parallel, workers, 1, worker);
   std::free(of);
   std::free(queue);

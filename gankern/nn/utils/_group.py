@@ -33,8 +33,12 @@ class SpectralNormGroup:
                 if isinstance(hook, Hook):
                     self.hooked.append((module, hook))
 
+        self.normalizers = [first for _, first in self.parametrized] + [hook for _, hook in self.hooked]
+        for normalizer in self.normalizers:
+            normalizer._prepared = []
+
     def __len__(self) -> int:
-        return len(self.parametrized) + len(self.hooked)
+        return len(self.normalizers)
 
     def prepare(self, root: nn.Module, inputs: Any) -> None:
         # A data-parallel replica shares this hook but not the layers: it goes layer by layer. So does a forward
@@ -43,13 +47,12 @@ class SpectralNormGroup:
             return
         requests = [first.request(members.original) for members, first in self.parametrized]
         requests += [hook.request(module) for module, hook in self.hooked]
-        normalizers = [first for _, first in self.parametrized] + [hook for _, hook in self.hooked]
-        for normalizer, weight in zip(normalizers, _requests.normalize(requests)):
-            normalizer._prepared = weight
+        for normalizer, weight in zip(self.normalizers, _requests.normalize(requests)):
+            normalizer._prepared.append(weight)
 
     def clear(self, root: nn.Module, inputs: Any, output: Any) -> None:
-        for _, normalizer in (*self.parametrized, *self.hooked):
-            normalizer._prepared = None
+        for normalizer in self.normalizers:
+            normalizer._prepared.clear()
 
 
 def group_spectral_norm(module: nn.Module) -> nn.Module:

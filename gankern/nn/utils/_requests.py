@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,7 @@ import gankern.functional as GF
 from gankern.dispatch import FLOATING, short
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(NamedTuple):
     """What layers must share to be computed in one call."""
 
     dialect: str
@@ -25,8 +24,7 @@ class Rules:
     device: torch.device
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     rules: Rules
     weight: Tensor
     u: Tensor
@@ -66,11 +64,11 @@ class Prepared:
     weight from a second iteration, with a group as without.
     """
 
-    _prepared: Tensor | None = None
+    # Set by a group: a list, empty or with one weight. (A list, because setting a tensor on a Module is slow.)
+    _prepared: list[Tensor] | None = None
 
     def _take(self) -> Tensor | None:
-        weight, self._prepared = self._prepared, None
-        return weight
+        return self._prepared.pop() if self._prepared else None
 
 
 def default_dim(module: nn.Module) -> int:
