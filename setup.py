@@ -31,10 +31,14 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
         if not compiler or not shutil.which(compiler.split()[0]):
-            sys.exit(f"gankern: no C++ compiler was found: install one (Debian: apt install g++) or set CXX, {WITHOUT}.")
+            sys.exit(
+                f"gankern: no C++ compiler was found: install one (Debian: apt install g++) or set CXX, {WITHOUT}."
+            )
         for module in ("torch", "pybind11"):
             if importlib.util.find_spec(module) is None:
-                sys.exit(f"gankern: the build needs {module}: pip install it first and use --no-build-isolation, {WITHOUT}.")
+                sys.exit(
+                    f"gankern: the build needs {module}: pip install it first and use --no-build-isolation, {WITHOUT}."
+                )
         import pybind11
 
         build = ROOT / "build" / f"{sys.implementation.cache_tag}-{sys.platform}"
@@ -47,7 +51,11 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DGANKERN_PYBIND11_DIR={pybind11.get_cmake_dir()}",
         ]  # fmt: skip
-        for command in (configure, [cmake, "--build", str(build)], [cmake, "--install", str(build), "--prefix", str(target)]):
+        for command in (
+            configure,
+            [cmake, "--build", str(build)],
+            [cmake, "--install", str(build), "--prefix", str(target)],
+        ):
             if subprocess.run(command).returncode != 0:
                 sys.exit(f"gankern: the native build failed (see above): mend it, {WITHOUT}.")
 

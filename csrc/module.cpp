@@ -6,8 +6,9 @@
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Facts about gankern's native build.";
-  m.def("instruction_set", [] { return gankern::isa_name(gankern::current_isa()); },
-        "The instruction set that the CPU kernels run with on this machine.");
+  m.def(
+      "instruction_set", [] { return gankern::isa_name(gankern::current_isa()); },
+      "The instruction set that the CPU kernels run with on this machine.");
   m.attr("instruction_sets") = gankern::built_isas();
   m.attr("compiler") = GANKERN_COMPILER;
   m.attr("build_type") = GANKERN_BUILD_TYPE;

@@ -130,7 +130,9 @@ def candidates_of(case: Case, mode: str, compiled: bool) -> dict[str, Callable[[
     return candidates
 
 
-def step_of(run: Callable[[Sequence[Tensor]], Any], case: Case, dtype: torch.dtype, device: str, mode: str) -> Callable[[], Any]:
+def step_of(
+    run: Callable[[Sequence[Tensor]], Any], case: Case, dtype: torch.dtype, device: str, mode: str
+) -> Callable[[], Any]:
     """A function that runs a mode once, on inputs of its own."""
     inputs = case.make(dtype, device)
     leaves = [x for x in inputs if x.requires_grad]

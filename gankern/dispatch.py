@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -56,7 +57,7 @@ def short(dtype: torch.dtype) -> str:
 class Primitive:
     """A name and its implementations, best first; the last one is the reference, which takes everything."""
 
-    registry: dict[str, Primitive] = {}
+    registry: ClassVar[dict[str, Primitive]] = {}
 
     def __init__(self, name: str, implementations: Sequence[Implementation]) -> None:
         self.name = name

@@ -128,8 +128,8 @@ def spectral_norm_group(
     """:func:`spectral_norm` of many weights in one call: one parallel region on the CPU, a handful of launches on
     the GPU, whatever their number. The results are those of one call a weight.
 
-    All weights have one dtype and one device; ``dims`` defaults to 0 and ``sigmas`` to None for each. Other arguments, gradient order and
-    errors are :func:`spectral_norm`'s.
+    All weights have one dtype and one device; ``dims`` defaults to 0 and ``sigmas`` to None for each. Other arguments,
+    gradient order and errors are :func:`spectral_norm`'s.
 
     >>> ws = [torch.randn(8, 4), torch.randn(16, 8)]
     >>> us, vs = [torch.randn(8), torch.randn(16)], [torch.randn(4), torch.randn(8)]

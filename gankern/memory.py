@@ -27,7 +27,13 @@ def keep_freed_memory() -> bool:
 
 def settings() -> dict[str, str]:
     """What decides allocation speed here: torch's huge-page switch, glibc's variables, the kernel's huge pages."""
-    names = ("THP_MEM_ALLOC_ENABLE", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD")
+    names = (
+        "THP_MEM_ALLOC_ENABLE",
+        "MALLOC_MMAP_MAX_",
+        "MALLOC_TRIM_THRESHOLD_",
+        "MALLOC_MMAP_THRESHOLD_",
+        "LD_PRELOAD",
+    )
     found = {name: os.environ[name] for name in names if name in os.environ}
     try:
         with open("/sys/kernel/mm/transparent_hugepage/enabled") as file:

@@ -63,7 +63,9 @@ def check(case: Case, implementation: str, dtype: torch.dtype, device: str) -> l
     return checks
 
 
-def _run(case: Case, implementation: str, dtype: torch.dtype, device: str, upcast: bool = False) -> dict[str, list[Tensor]]:
+def _run(
+    case: Case, implementation: str, dtype: torch.dtype, device: str, upcast: bool = False
+) -> dict[str, list[Tensor]]:
     """The tensors of each mode. Gradients that came in are fixed pseudo-random ones, the same for every run."""
     inputs = case.make(dtype, device)
     if upcast:
@@ -86,7 +88,9 @@ def _run(case: Case, implementation: str, dtype: torch.dtype, device: str, upcas
     result["backward"] = [g.detach() for g in grads]
     product = sum((g * random_like(g)).sum() for g in grads)
     second = torch.autograd.grad(product, [*leaves, *cotangents], allow_unused=True)
-    result["double backward"] = [torch.zeros_like(x) if g is None else g for g, x in zip(second, [*leaves, *cotangents])]
+    result["double backward"] = [
+        torch.zeros_like(x) if g is None else g for g, x in zip(second, [*leaves, *cotangents])
+    ]
     return result
 
 

@@ -24,7 +24,7 @@ python=${PYTHON:-python3}
 mkdir -p "$OUT" build
 # A build tool that was installed into Python's own environment comes first.
 PATH=$("$python" -c 'import os, sys; print(os.path.dirname(sys.executable))'):$PATH
-export PATH PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export PATH PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 COLUMNS=160
 # Compilers' caches would go to the home folder.
 export TRITON_CACHE_DIR="$root/build/triton" TORCHINDUCTOR_CACHE_DIR="$root/build/inductor"
 

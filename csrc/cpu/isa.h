@@ -27,19 +27,27 @@ const char* built_isas();
 }  // namespace gankern
 
 #if defined(GANKERN_HAS_AVX2) && defined(GANKERN_HAS_AVX512)
-#define GANKERN_KERNELS(Table, name)              \
-  namespace baseline { extern const Table name; } \
-  namespace avx2 { extern const Table name; }     \
-  namespace avx512 { extern const Table name; }   \
-  inline const Table& name() {                    \
-    switch (current_isa()) {                      \
-      case Isa::kAvx512: return avx512::name;     \
-      case Isa::kAvx2: return avx2::name;         \
-      default: return baseline::name;             \
-    }                                             \
+#define GANKERN_KERNELS(Table, name)          \
+  namespace baseline {                        \
+  extern const Table name;                    \
+  }                                           \
+  namespace avx2 {                            \
+  extern const Table name;                    \
+  }                                           \
+  namespace avx512 {                          \
+  extern const Table name;                    \
+  }                                           \
+  inline const Table& name() {                \
+    switch (current_isa()) {                  \
+      case Isa::kAvx512: return avx512::name; \
+      case Isa::kAvx2: return avx2::name;     \
+      default: return baseline::name;         \
+    }                                         \
   }
 #else
-#define GANKERN_KERNELS(Table, name)              \
-  namespace baseline { extern const Table name; } \
+#define GANKERN_KERNELS(Table, name) \
+  namespace baseline {               \
+  extern const Table name;           \
+  }                                  \
   inline const Table& name() { return baseline::name; }
 #endif

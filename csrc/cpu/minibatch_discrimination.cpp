@@ -37,7 +37,6 @@ namespace {
 enum Order { kForward, kBackward, kDoubleBackward };
 
 constexpr int kRows = 4;      // of a block: they share each load of the columns
-constexpr int kFusedRows = 2;
 constexpr int kVectors = 16;  // of columns of a block at most
 constexpr int64_t kTileBytes = 32 * 1024;       // of a tile of columns, which many rows visit
 constexpr int64_t kManySlices = 32;             // slices enough for the threads: no tournament
@@ -67,13 +66,13 @@ struct Side {
   A *g, *sums;     // [stride]
 };
 
-// {sum(v[0]), ..., sum(v[3])} added to 4 neighbouring values.
+// {sum(v[0]), sum(v[1]), ...} added to kRows neighbouring values, four at a time.
 template <class A>
-inline void add_sums(const Vec<A>* v, A* to) {
-  for (int r = 0; r < kRows; ++r) to[r] += sum<A>(v[r]);
+inline void add_four_sums(const Vec<A>* v, A* to) {
+  for (int r = 0; r < 4; ++r) to[r] += sum<A>(v[r]);
 }
 #if defined(__AVX512F__)
-inline void add_sums(const Vec<float>* v, float* to) {
+inline void add_four_sums(const Vec<float>* v, float* to) {
   const __m512 a = (__m512)v[0], b = (__m512)v[1], c = (__m512)v[2], d = (__m512)v[3];
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));  // a b a b in each quarter
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
@@ -83,6 +82,11 @@ inline void add_sums(const Vec<float>* v, float* to) {
   _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), quarter));
 }
 #endif
+
+template <class A>
+inline void add_sums(const Vec<A>* v, A* to) {
+  for (int r = 0; r < kRows; r += 4) add_four_sums(v + r, to + r);
+}
 
 template <class A>
 inline Vec<A> lane_numbers() {
@@ -101,12 +105,10 @@ inline Vec<A> keep_pairs(Vec<A> x, const Side<A>& rows, int64_t row, const Side<
   return (after & before) ? x : Vec<A>{};
 }
 
-// Rows i to i + 3 with the columns of a range that begins and ends at whole vectors. kDims is 0 where the number of
-// coordinates is not known to the compiler.
-template <class A, int kOrder, bool kOneSet, int kDims>
-void block(const Side<A>& rows, int64_t i, const Side<A>& columns, Range range, int64_t run_time_dims) {
+// Rows i to i + kRows - 1 with the columns of a range that begins and ends at whole vectors.
+template <class A, int kOrder, bool kOneSet>
+void block(const Side<A>& rows, int64_t i, const Side<A>& columns, Range range, int64_t dims) {
   constexpr int L = kLanesOf<A>;
-  const int64_t dims = kDims ? kDims : run_time_dims;
   Vec<A> row_sums[kRows] = {};
   Vec<A> w[kVectors][kRows];
   Vec<A> row_grad[kRows];
@@ -148,8 +150,12 @@ void block(const Side<A>& rows, int64_t i, const Side<A>& columns, Range range, 
       if constexpr (kOrder != kBackward) {
         if (partial)
           for (int r = 0; r < kRows; ++r) e[r] = keep_pairs<kOneSet>(e[r], rows, i + r, columns, j);
-        for (int r = 0; r < kRows; ++r) row_sums[r] += e[r];
-        if constexpr (kOneSet) store(columns.sums + j, load(columns.sums + j) + ((e[0] + e[1]) + (e[2] + e[3])));
+        Vec<A> column_sums{};
+        for (int r = 0; r < kRows; ++r) {
+          row_sums[r] += e[r];
+          column_sums = r == 0 ? e[r] : column_sums + e[r];
+        }
+        if constexpr (kOneSet) store(columns.sums + j, load(columns.sums + j) + column_sums);
       }
     }
     if constexpr (kOrder != kForward) {
@@ -175,84 +181,13 @@ void block(const Side<A>& rows, int64_t i, const Side<A>& columns, Range range, 
   if constexpr (kOrder != kBackward) add_sums(row_sums, rows.sums + i);
 }
 
-// The gradients of block() where there are few coordinates: differences and signs of a pair stay in registers from its
-// distance to its gradients. Rows i and i + 1: there are no registers for more.
-template <class A, int kOrder, bool kOneSet, int kDims>
-void fused_block(const Side<A>& rows, int64_t i, const Side<A>& columns, Range range) {
-  constexpr int L = kLanesOf<A>, R = kFusedRows;
-  constexpr int kSums = (kDims * R + kRows - 1) / kRows * kRows;
-  Vec<A> row_out[kSums] = {};  // [kDims][R]
-  Vec<A> row_sums[kRows] = {};
-  for (int64_t j = range.begin; j < range.end; j += L) {
-    const bool partial = (kOneSet && j < i + R) || j + L > columns.count || i + R > rows.count;
-    Vec<A> column_out[kDims], column_sums{}, column_grad{};
-    for (int c = 0; c < kDims; ++c) column_out[c] = load(columns.out + c * columns.stride + j);
-    if constexpr (kOneSet) column_grad = load(columns.g + j);
-    for (int r = 0; r < R; ++r) {
-      Vec<A> s[kDims], distance{}, q{};
-      for (int c = 0; c < kDims; ++c) {
-        const Vec<A> d = load(columns.x + c * columns.stride + j) - broadcast<A>(rows.x[c * rows.stride + i + r]);
-        distance = c == 0 ? abs(d) : distance + abs(d);
-        s[c] = sign(d);
-        if constexpr (kOrder == kDoubleBackward) {
-          const Vec<A> dh = broadcast<A>(rows.h[c * rows.stride + i + r]) - load(columns.h + c * columns.stride + j);
-          q = c == 0 ? s[c] * dh : q + s[c] * dh;
-        }
-      }
-      Vec<A> e = exp_minus(distance);
-      if constexpr (kOrder == kDoubleBackward) {
-        e = e * q;
-        if (partial) e = keep_pairs<kOneSet>(e, rows, i + r, columns, j);
-        row_sums[r] += e;
-        column_sums += e;
-      }
-      const Vec<A> row_grad = broadcast<A>(rows.g[i + r]);
-      Vec<A> w = e * (kOneSet ? row_grad + column_grad : row_grad);
-      if (partial) w = keep_pairs<kOneSet>(w, rows, i + r, columns, j);
-      for (int c = 0; c < kDims; ++c) {
-        row_out[c * R + r] += w * s[c];
-        column_out[c] -= w * s[c];
-      }
-    }
-    for (int c = 0; c < kDims; ++c) store(columns.out + c * columns.stride + j, column_out[c]);
-    if constexpr (kOrder == kDoubleBackward && kOneSet) store(columns.sums + j, load(columns.sums + j) + column_sums);
-  }
-  A sums[kSums] = {};
-  for (int k = 0; k < kSums; k += kRows) add_sums(row_out + k, sums + k);
-  for (int c = 0; c < kDims; ++c)
-    for (int r = 0; r < R; ++r) rows.out[c * rows.stride + i + r] += sums[c * R + r];
-  if constexpr (kOrder == kDoubleBackward)
-    for (int r = 0; r < R; ++r) rows.sums[i + r] += sum<A>(row_sums[r]);
-}
-
 // All pairs of a tile of rows with a tile of columns.
-template <class A, int kOrder, bool kOneSet, int kDims>
+template <class A, int kOrder, bool kOneSet>
 void tile(const Side<A>& rows, Range i, const Side<A>& columns, Range j, int64_t dims) {
-  constexpr bool kFused = kOrder != kForward && kDims != 0;
-  constexpr int kStepRows = kFused ? kFusedRows : kRows;
-  for (int64_t row = i.begin; row < min(i.end, rows.count); row += kStepRows) {
+  for (int64_t row = i.begin; row < min(i.end, rows.count); row += kRows) {
     Range range = j;
     if (kOneSet) range.begin = max(range.begin, row / kLanesOf<A> * kLanesOf<A>);
-    if (range.begin >= range.end) continue;
-    if constexpr (kFused)
-      fused_block<A, kOrder, kOneSet, kDims>(rows, row, columns, range);
-    else
-      block<A, kOrder, kOneSet, kDims>(rows, row, columns, range, dims);
-  }
-}
-
-template <class A, int kOrder, bool kOneSet>
-void tile_of_dims(const Side<A>& rows, Range i, const Side<A>& columns, Range j, int64_t dims) {
-  switch (dims) {
-    case 1: return tile<A, kOrder, kOneSet, 1>(rows, i, columns, j, dims);
-    case 2: return tile<A, kOrder, kOneSet, 2>(rows, i, columns, j, dims);
-    case 3: return tile<A, kOrder, kOneSet, 3>(rows, i, columns, j, dims);
-    case 4: return tile<A, kOrder, kOneSet, 4>(rows, i, columns, j, dims);
-    case 5: return tile<A, kOrder, kOneSet, 5>(rows, i, columns, j, dims);
-    case 6: return tile<A, kOrder, kOneSet, 6>(rows, i, columns, j, dims);
-    case 7: return tile<A, kOrder, kOneSet, 7>(rows, i, columns, j, dims);
-    case 8: return tile<A, kOrder, kOneSet, 8>(rows, i, columns, j, dims);
-    default: return tile<A, kOrder, kOneSet, 0>(rows, i, columns, j, dims);
+    if (range.begin < range.end) block<A, kOrder, kOneSet>(rows, row, columns, range, dims);
   }
 }
 
@@ -332,9 +267,9 @@ struct Problem {
   void tiles(const Side<A>& rows, Range i, const Side<A>& columns, Range j) const {
     const auto run = [&](auto one_set) {
       constexpr bool kOneSet = decltype(one_set)::value;
-      if (order == kForward) tile_of_dims<A, kForward, kOneSet>(rows, i, columns, j, in.dims);
-      if (order == kBackward) tile_of_dims<A, kBackward, kOneSet>(rows, i, columns, j, in.dims);
-      if (order == kDoubleBackward) tile_of_dims<A, kDoubleBackward, kOneSet>(rows, i, columns, j, in.dims);
+      if (order == kForward) tile<A, kForward, kOneSet>(rows, i, columns, j, in.dims);
+      if (order == kBackward) tile<A, kBackward, kOneSet>(rows, i, columns, j, in.dims);
+      if (order == kDoubleBackward) tile<A, kDoubleBackward, kOneSet>(rows, i, columns, j, in.dims);
     };
     if (in.one_set)
       run(std::true_type{});

@@ -4,8 +4,8 @@
 // second one. PyTorch reads the weight for r, for t, for sigma and for the division. Here it is read twice:
 //
 //   sweep   a task takes a range of rows. A few rows at a time are read into the cache, r of those rows is
-//           computed, and their share of M^T r is added to the task's own partial t while they are still there
-//           (t is linear in r, so 1/|r| can wait).
+//           computed, and their share of M^T r is added to the task's own partial t while they are still
+//           there (t is linear in r, so 1/|r| can wait).
 //   reduce  adds the partial t of all tasks, in their order, for a range of columns.
 //   scale   writes W/sigma.
 //
@@ -75,7 +75,8 @@ struct Box {
   Range outer, rows, inner;
 };
 
-// y[i] = sum over (a, b) of M[a, i, b] x[a, b], for the rows of the box; R rows at a time share the loads of x.
+// y[i] = sum over (a, b) of M[a, i, b] x[a, b], for the rows of the box; R rows at a time share the loads of
+// x.
 template <int R, class T>
 inline void dot_rows(const Matrix<T>& m, const Box& box, int64_t row, const Acc<T>* x, Acc<T>* y) {
   using A = Acc<T>;
@@ -191,7 +192,7 @@ struct ForwardState {
   Matrix<T> m;
   bool rows_first;
   int64_t chunks, segments;
-  A* u;              // results, in the order of m's rows and columns
+  A* u;  // results, in the order of m's rows and columns
   A* v;
   A* partials;       // [chunks][second_size]
   A* chunk_squares;  // [max(chunks, segments)]
@@ -289,7 +290,8 @@ struct ForwardWork {
       }
     }
     const Range first = s.first_range(s.box(units));
-    s.chunk_squares[k] = units.begin < units.end ? sum_of_squares(s.first() + first.begin, first.end - first.begin) : 0;
+    s.chunk_squares[k] =
+        units.begin < units.end ? sum_of_squares(s.first() + first.begin, first.end - first.begin) : 0;
   }
 
   static void add_rows_product(const ForwardState<T>& s, const Box& box, A* partial) {
@@ -357,7 +359,8 @@ template <class T>
 void forward(SpectralNormForward* layers, int64_t count, const SpectralNormOptions& options,
              const Parallel& parallel) {
   using A = Acc<T>;
-  ForwardState<T>* states = static_cast<ForwardState<T>*>(std::malloc(sizeof(ForwardState<T>) * max(1, count)));
+  ForwardState<T>* states =
+      static_cast<ForwardState<T>*>(std::malloc(sizeof(ForwardState<T>) * max(1, count)));
   int64_t scratch = 0, elements = 0;
   for (int64_t l = 0; l < count; ++l) {
     SpectralNormForward& f = layers[l];

@@ -35,10 +35,10 @@ struct SpectralNormBackward {
 struct SpectralNormDoubleBackward {
   SpectralNormLayer in;
   const void* sigma;
-  const void* grad;             // g
+  const void* grad;              // g
   const void* grad_grad_weight;  // h, the gradient that reached grad_weight
-  void* grad_grad;              // h/sigma - <h,u v^T>/sigma^2 W
-  void* grad_weight;            // see spectral_norm.cpp
+  void* grad_grad;               // h/sigma - <h,u v^T>/sigma^2 W
+  void* grad_weight;             // see spectral_norm.cpp
 };
 
 struct SpectralNormOptions {

@@ -15,7 +15,8 @@
 // A small job (one that fits into a core's own cache) is a single ticket: one thread takes it through all its
 // stages while it is warm. Small jobs stand last, where they fill up what the large ones leave uneven.
 //
-// Work provides: int64_t workers(), the number of threads that its size is worth; bool small(job); int64_t tasks(job, stage)
+// Work provides: int64_t workers(), the number of threads that its size is worth; bool small(job); int64_t
+// tasks(job, stage)
 // >= 1; void task(job, stage, index); void finish(job, stage).
 #pragma once
 
@@ -32,8 +33,8 @@ template <class Work>
 void run_staged(const Parallel& parallel, Work& work, int64_t jobs, int64_t stages) {
   struct Stage {
     int64_t first_ticket, tasks, job, stage;  // stage is -1 for all stages of a small job
-    int64_t done;   // tasks finished
-    int32_t ready;  // finish() has returned
+    int64_t done;                             // tasks finished
+    int32_t ready;                            // finish() has returned
   };
   const int64_t count = jobs * stages;
   if (count == 0) return;

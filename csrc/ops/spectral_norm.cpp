@@ -25,8 +25,8 @@ struct Layout {
     std::vector<int64_t> order(n);
     for (int64_t d = 0; d < n; ++d) order[d] = d;
     const auto strides = weight.strides();
-    const auto sorted = std::stable_partition(order.begin(), order.end(),
-                                              [&](int64_t d) { return weight.size(d) == 1; });
+    const auto sorted =
+        std::stable_partition(order.begin(), order.end(), [&](int64_t d) { return weight.size(d) == 1; });
     std::stable_sort(sorted, order.end(), [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
     std::vector<int64_t> step(n, 1);
     int64_t columns = 1;
@@ -171,8 +171,8 @@ std::tuple<Tensors, Tensor> forward(Tensors weights, Tensors us, Tensors vs, std
   for (size_t i = 0; i < n; ++i) {
     in[i].take(us[i], vs[i]);
     normalized.push_back(torch::stable::empty_like(in[i].weight));
-    layers[i] = {in[i].layer, normalized[i].mutable_data_ptr(), state.at(at), state.at(at + in[i].layout.rows),
-                 state.at(int64_t(i))};
+    layers[i] = {in[i].layer, normalized[i].mutable_data_ptr(), state.at(at),
+                 state.at(at + in[i].layout.rows), state.at(int64_t(i))};
     at += in[i].layout.rows + in[i].columns();
   }
   spectral_norm().forward[dtype_index(weights[0], "spectral_norm")](
@@ -220,8 +220,8 @@ Tensors backward(std::vector<std::optional<Tensor>> grads, Tensors weights, Tens
     }
     keep.push_back(laid_out_as(*grads[i], in[i].weight));
     grad_weights.push_back(torch::stable::empty_like(in[i].weight));
-    layers.push_back(
-        {in[i].layer, state.at(int64_t(i)), keep.back().const_data_ptr(), grad_weights[i].mutable_data_ptr()});
+    layers.push_back({in[i].layer, state.at(int64_t(i)), keep.back().const_data_ptr(),
+                      grad_weights[i].mutable_data_ptr()});
   }
   spectral_norm().backward[dtype_index(weights[0], "spectral_norm")](layers.data(), int64_t(layers.size()),
                                                                      torch_threads());

@@ -66,8 +66,9 @@ def bench(
         interval = "" if r.interval is None else f"{r.interval[0]:.2f} to {r.interval[1]:.2f}"
         limit = "" if r.limit is None else f"{r.limit / ours.median:.0%}"
         held = "" if peer is None else f"{ours.peak_bytes / 1e6:.1f} / {peer.peak_bytes / 1e6:.1f} MB"
+        theirs = "" if peer is None else f"{peer.median:.3f}"
         table.add_row(f"{r.primitive}: {r.case}", r.mode, r.implementation, f"{ours.median:.3f}",
-                      "" if peer is None else f"{peer.median:.3f}", r.peer or "", r.verdict, interval, limit, held)  # fmt: skip
+                      theirs, r.peer or "", r.verdict, interval, limit, held)  # fmt: skip
     console.print(table)
     for r in results:
         for name, contender in r.contenders.items():

@@ -77,7 +77,9 @@ def _launcher(primitive: str, launcher: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"gankern.triton.{primitive}"), launcher)
 
 
-def kernel(implementation: str, primitive: str, launcher: str, op: Callable[..., Any], device: str) -> Callable[..., Any]:
+def kernel(
+    implementation: str, primitive: str, launcher: str, op: Callable[..., Any], device: str
+) -> Callable[..., Any]:
     """What to call: the operator, or under Triton's interpreter the launcher itself, since the operator's
     kernel for CPU tensors is the C++ one."""
     if implementation == "triton" and device == "cpu":

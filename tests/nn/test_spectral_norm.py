@@ -10,9 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.utils import parametrizations as torch_parametrizations
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, remove_spectral_norm
 from torch.nn.utils import spectral_norm as torch_hook
-from torch.nn.utils import remove_spectral_norm
 
 import gankern
 import gankern.nn.utils as U

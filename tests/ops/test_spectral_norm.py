@@ -151,7 +151,9 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("shape", "dim"), [((6, 5, 4, 3), 0), ((6, 5, 4, 3), 1), ((17, 33), 0), ((17, 33), 1)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((6, 5, 4, 3), 0), ((6, 5, 4, 3), 1), ((17, 33), 0), ((17, 33), 1)], ids=str
+)
 def test_strides(shape, dim, layout):
     weight, u, v = problem(shape, dim)
     strided = LAYOUTS[layout](weight).requires_grad_()
@@ -181,7 +183,9 @@ def test_any_shape(shape, data, dialect, n):
         weight, u, v = problem(shape, dim)
         # Dense, in any order of its dimensions.
         weight = weight.permute(order).contiguous().permute([order.index(d) for d in range(len(shape))])
-        out = GF.spectral_norm(weight, u, v, dim=dim, dialect=dialect, n_power_iterations=n, implementation=implementation)
+        out = GF.spectral_norm(
+            weight, u, v, dim=dim, dialect=dialect, n_power_iterations=n, implementation=implementation
+        )
         results.append((out, u, v))
     for ours, right in zip(*results):
         torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-11)
@@ -326,9 +330,7 @@ def test_func_transforms():
     def penalty(w, implementation):
         return (torch.func.grad(f)(w, implementation) ** 2).sum()
 
-    torch.testing.assert_close(
-        torch.func.grad(penalty)(weight, "cpu"), torch.func.grad(penalty)(weight, "reference")
-    )
+    torch.testing.assert_close(torch.func.grad(penalty)(weight, "cpu"), torch.func.grad(penalty)(weight, "reference"))
     with pytest.raises(RuntimeError, match="jvp"):  # never zeros without a word
         torch.func.jvp(lambda w: GF.spectral_norm(w, u, v, training=False, implementation="cpu"), (weight,), (weight,))
 

@@ -1,6 +1,5 @@
 """torch.nn.utils with gankern's spectral norm: every other name is torch's own."""
 
-# ruff: noqa: I001 (torch's names come first, because some of them are replaced below)
 from torch.nn import utils as _torch_utils
 from torch.nn.utils import *  # noqa: F403
 

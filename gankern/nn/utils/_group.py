@@ -81,7 +81,8 @@ def group_spectral_norm(module: nn.Module) -> nn.Module:
     group = SpectralNormGroup(module)
     if not len(group):
         raise ValueError(
-            f"group_spectral_norm: {type(module).__name__} has no spectrally normalised layer; apply spectral_norm first"
+            f"group_spectral_norm: {type(module).__name__} has no spectrally normalised layer; "
+            "apply spectral_norm first"
         )
     module.register_forward_pre_hook(group.prepare, prepend=True)
     module.register_forward_hook(group.clear, always_call=True)

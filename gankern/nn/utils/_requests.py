@@ -104,10 +104,7 @@ def check(module: nn.Module, name: str, n_power_iterations: int, eps: float, dim
 
 def is_normalized(module: nn.Module, name: str) -> bool:
     """Whether a parameter is spectrally normalized by torch or by gankern, as hook or as parametrization."""
-    hooked = any(
-        isinstance(hook, TorchHook) and hook.name == name
-        for hook in module._forward_pre_hooks.values()
-    )
+    hooked = any(isinstance(hook, TorchHook) and hook.name == name for hook in module._forward_pre_hooks.values())
     parametrized = nn.utils.parametrize.is_parametrized(module, name) and any(
         isinstance(p, nn.utils.parametrizations._SpectralNorm) for p in module.parametrizations[name]
     )

@@ -106,7 +106,8 @@ def spectral_norm(
     r"""Divides a parameter by its spectral norm before every forward: :func:`torch.nn.utils.spectral_norm`, faster.
 
     Arguments, random draws, state_dict keys and the numbers of every step are torch's, so that checkpoints move both
-    ways; ``torch.nn.utils.remove_spectral_norm`` takes it off. The formula is :func:`gankern.functional.spectral_norm`'s.
+    ways; ``torch.nn.utils.remove_spectral_norm`` takes it off. The formula is
+    :func:`gankern.functional.spectral_norm`'s.
 
     Source: Miyato et al. 2018, arXiv 1802.05957.
 

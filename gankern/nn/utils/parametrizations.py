@@ -20,9 +20,7 @@ class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
         GF.spectral_norm(weight_mat.detach(), self._u, self._v, n_power_iterations=n_power_iterations, eps=self.eps)
 
     def request(self, weight: Tensor) -> Request:
-        rules = Rules(
-            "parametrization", self.n_power_iterations, self.eps, self.training, weight.dtype, weight.device
-        )
+        rules = Rules("parametrization", self.n_power_iterations, self.eps, self.training, weight.dtype, weight.device)
         return Request(rules, weight, self._u, self._v, self.dim)
 
     def forward(self, weight: Tensor) -> Tensor:
