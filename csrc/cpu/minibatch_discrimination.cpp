@@ -6,23 +6,26 @@
 //   dm_i[c] = sum_j w_ij s_c,  dm_j[c] = -sum_i w_ij s_c                        w_ij = (g_i + g_j) e_ij
 // Second order, for the gradient h of dm, with p_ij = -e_ij sum_c s_c (h_j[c] - h_i[c]):
 //   dg_i = sum_j p_ij,  and the gradient of m as above with                     w_ij = (g_i + g_j) p_ij
-// Between two sets i is of the one and j of the other, and g_j is absent. So all three orders are one sweep over pairs.
+// Between two sets i is of the one and j of the other, and g_j is absent. So all three orders are one sweep
+// over pairs.
 //
-// Each kernel b is a problem of its own. Its slice of m is copied to [dims][points], where the points of one coordinate
-// lie side by side: a vector holds neighbouring j, i is broadcast, nothing is gathered. Within a set only pairs j > i are
-// visited, which add to i and to j at once. A block is 4 rows i by some vectors of j:
+// Each kernel b is a problem of its own. Its slice of m is copied to [dims][points], where the points of one
+// coordinate lie side by side: a vector holds neighbouring j, i is broadcast, nothing is gathered. Within a
+// set only pairs j > i are visited, which add to i and to j at once. A block is 4 rows i by some vectors of
+// j:
 //
 //   first    distances, exp and w of all its pairs; w stays in the L1 cache
-//   second   (gradients) for each coordinate, w s to the 4 rows (in registers) and to the columns (in the cache)
+//   second   (gradients) for each coordinate, w s to the 4 rows (in registers) and to the columns (in the
+//   cache)
 //
-// Per pair and b, in vector instructions of one lane each: forward 3 dims + 13; backward 7 dims + 14; double backward
-// 10 dims + 16. Memory traffic is m once in and its gradient once out; the work is N^2/2 times that: bound by arithmetic.
-// Scratch: a slice a thread.
+// Per pair and b, in vector instructions of one lane each: forward 3 dims + 13; backward 7 dims + 14; double
+// backward 10 dims + 16. Memory traffic is m once in and its gradient once out; the work is N^2/2 times that:
+// bound by arithmetic. Scratch: a slice a thread.
 //
-// Threads take slices. Where there are few slices, the points are cut into tiles, and pairs of tiles that share no point
-// run at the same time, in rounds, as in a tournament: each tile's sums are added to by one thread at a time and in the
-// order of the rounds, without partial copies. Which of the two follows from the shape alone, so the result does not
-// depend on the number of threads.
+// Threads take slices. Where there are few slices, the points are cut into tiles, and pairs of tiles that
+// share no point run at the same time, in rounds, as in a tournament: each tile's sums are added to by one
+// thread at a time and in the order of the rounds, without partial copies. Which of the two follows from the
+// shape alone, so the result does not depend on the number of threads.
 #include "minibatch_discrimination.h"
 
 #include <cstdlib>
@@ -36,11 +39,13 @@ namespace {
 
 enum Order { kForward, kBackward, kDoubleBackward };
 
-constexpr int kRows = 4;      // of a block: they share each load of the columns
-constexpr int kVectors = 16;  // of columns of a block at most
-constexpr int64_t kTileBytes = 32 * 1024;       // of a tile of columns, which many rows visit
-constexpr int64_t kManySlices = 32;             // slices enough for the threads: no tournament
-constexpr int64_t kTournamentPairs = 1 << 18;   // pairs of points a slice from which a tournament is worth its rounds
+constexpr int kRows = 4;                   // of a block: they share each load of the columns
+constexpr int kVectors = 16;               // of columns of a block at most
+constexpr int64_t kTileBytes = 32 * 1024;  // of a tile of columns, which many rows visit
+constexpr int64_t kPrefetchBytes = 256 * 1024;
+constexpr int64_t kManySlices = 32;        // slices enough for the threads: no tournament
+constexpr int64_t kTournamentPairs =
+    1 << 18;  // pairs of points a slice from which a tournament is worth its rounds
 constexpr int64_t kTournamentTiles = 16;
 
 template <class A>
@@ -73,11 +78,13 @@ inline void add_four_sums(const Vec<A>* v, A* to) {
 }
 #if defined(__AVX512F__)
 inline void add_four_sums(const Vec<float>* v, float* to) {
+  // Masked forms with full masks: GCC's others warn of their own undefined operand.
   const __m512 a = (__m512)v[0], b = (__m512)v[1], c = (__m512)v[2], d = (__m512)v[3];
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));  // a b a b in each quarter
-  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512 ab =
+      _mm512_add_ps(_mm512_maskz_unpacklo_ps(0xffff, a, b), _mm512_maskz_unpackhi_ps(0xffff, a, b));  // a b a b in each quarter
+  const __m512 cd = _mm512_add_ps(_mm512_maskz_unpacklo_ps(0xffff, c, d), _mm512_maskz_unpackhi_ps(0xffff, c, d));
   const __m512 abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
-  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_maskz_extractf32x8_ps(0xff, abcd, 1));
   const __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
   _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), quarter));
 }
@@ -243,6 +250,23 @@ struct Problem {
       for (int64_t c = 0; c < width; ++c) p[c] = narrow<T>(from[c * side.stride + i]);
   }
 
+  // Asks for a tensor's part of some slices, [count, first to last, width], where it fits into a core's own cache: each
+  // slice alone takes a few bytes here and there, for which it would wait one by one.
+  void prefetch(const void* tensor, int64_t count, int64_t first, int64_t last, int64_t width) const {
+    const int64_t bytes = (last - first) * width * int64_t(sizeof(T));
+    if (!tensor || count * bytes > kPrefetchBytes) return;
+    const char* p = static_cast<const char*>(tensor) + first * width * int64_t(sizeof(T));
+    for (int64_t i = 0; i < count; ++i, p += in.kernels * width * int64_t(sizeof(T)))
+      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at);
+  }
+  void prefetch(const PairSet& set, int64_t first, int64_t last) const {
+    prefetch(set.m, set.count, first, last, in.dims);
+    prefetch(set.grad, set.count, first, last, 1);
+    prefetch(set.grad_m, set.count, first, last, in.dims);
+    prefetch(set.sums, set.count, first, last, 1);
+    prefetch(set.out_m, set.count, first, last, in.dims);
+  }
+
   void unpack(const PairSet& set, int64_t b, const Side<A>& s) const {
     gather(set.m, b, in.dims, s, s.x);
     if (order != kForward) {
@@ -294,6 +318,8 @@ struct Problem {
     const int64_t step = kStep<A> * max(1, kTileBytes / (bytes * kStep<A>));
     parallel_for(parallel, in.kernels, 1, [&](int64_t first, int64_t last) {
       Memory memory(scratch());
+      prefetch(in.rows, first, last);
+      if (!in.one_set) prefetch(in.columns, first, last);
       const Side<A> rows = side(in.rows, memory.at);
       const Side<A> columns = in.one_set ? rows : side(in.columns, memory.at + scratch_of(in.rows));
       for (int64_t b = first; b < last; ++b) {
@@ -302,7 +328,8 @@ struct Problem {
         const int64_t end = padded(columns.count);
         for (int64_t j = 0; j < end; j += step) {
           const Range range{j, min(j + step, end)};
-          tiles(rows, {0, in.one_set ? min(range.end, padded(rows.count)) : padded(rows.count)}, columns, range);
+          tiles(rows, {0, in.one_set ? min(range.end, padded(rows.count)) : padded(rows.count)}, columns,
+                range);
         }
         pack(in.rows, b, rows);
         if (!in.one_set) pack(in.columns, b, columns);
@@ -364,7 +391,8 @@ struct Problem {
     void* all;
     A* at;
     explicit Memory(int64_t values) : all(std::malloc(size_t(values) * sizeof(A) + kVectorBytes)) {
-      at = reinterpret_cast<A*>((reinterpret_cast<uintptr_t>(all) + kVectorBytes - 1) / kVectorBytes * kVectorBytes);
+      at = reinterpret_cast<A*>((reinterpret_cast<uintptr_t>(all) + kVectorBytes - 1) / kVectorBytes *
+                                kVectorBytes);
     }
     ~Memory() { std::free(all); }
     Memory(const Memory&) = delete;

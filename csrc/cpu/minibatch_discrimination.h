@@ -8,8 +8,8 @@
 
 namespace gankern {
 
-// `count` points: m [count, kernels, dims] and what belongs to them, contiguous, all of the one dtype. What the order of
-// gradient does not use is null.
+// `count` points: m [count, kernels, dims] and what belongs to them, contiguous, all of the one dtype. What
+// the order of gradient does not use is null.
 struct PairSet {
   int64_t count;
   const void* m;

@@ -1,15 +1,18 @@
-// Elementary functions of vectors (vec.h), the same algorithm for every instruction set, in registers and without
-// branches. NaN stays NaN.
+// Elementary functions of vectors (vec.h), the same algorithm for every instruction set, in registers and
+// without branches. NaN stays NaN.
 //
 //   exp(x)        largest error 1.1 units in the last place; 0 and infinity beyond the range
-//   exp_minus(x)  exp(-x), for x >= 0, cheaper: an error of half a unit in the last place of x comes on top, no more than
+//   exp_minus(x)  exp(-x), for x >= 0, cheaper: an error of half a unit in the last place of x comes on top,
+//   no more than
 //                 the rounding of a computed x has
-//   abs(x), sign(x): sign is -1, 0 or 1; of NaN it is some finite number, so that a product with it is NaN only
+//   abs(x), sign(x): sign is -1, 0 or 1; of NaN it is some finite number, so that a product with it is NaN
+//   only
 //                    where its other factor is
 //
-// exp: with n the integer nearest to x log2(e) and r = x - n ln(2) in [-ln(2)/2, ln(2)/2], exp(x) = e^r 2^n. e^r is a
-// polynomial 1 + r q(r), which makes exp(0) exactly 1, of least relative error (Remez): 2.5e-9 for float, degree 6, and
-// 7.2e-18 for double, degree 11. ln(2) is taken in two parts, the first so short that n ln(2) is exact.
+// exp: with n the integer nearest to x log2(e) and r = x - n ln(2) in [-ln(2)/2, ln(2)/2], exp(x) = e^r 2^n.
+// e^r is a polynomial 1 + r q(r), which makes exp(0) exactly 1, of least relative error (Remez): 2.5e-9 for
+// float, degree 6, and 7.2e-18 for double, degree 11. ln(2) is taken in two parts, the first so short that n
+// ln(2) is exact.
 #pragma once
 
 #include <type_traits>
@@ -26,12 +29,12 @@ template <>
 struct ExpConstants<float> {
   typedef int32_t Int;
   static constexpr int kTerms = 6;
-  static constexpr float kTerm[kTerms] = {1.00000004f, 0.500000005f, 0.166664155f,
+  static constexpr float kTerm[kTerms] = {1.00000004f,   0.500000005f,  0.166664155f,
                                           0.0416663529f, 0.0083751264f, 0.00139411084f};
   static constexpr float kLog2e = 1.44269504f, kLn2 = 0.693359375f, kLn2Rest = -2.12194440e-4f;
   static constexpr float kLeast = -104.0f, kMost = 89.0f;  // beyond: 0, and infinity
   static constexpr float kLeastNormal = -87.33654f;        // exp of less is subnormal
-  static constexpr float kRound = 0x1.8p23f;               // x + kRound has x's nearest integer in its last bits
+  static constexpr float kRound = 0x1.8p23f;  // x + kRound has x's nearest integer in its last bits
   static constexpr Int kMagnitude = 0x7fffffff, kMantissaBits = 23;
 };
 
@@ -39,11 +42,19 @@ template <>
 struct ExpConstants<double> {
   typedef int64_t Int;
   static constexpr int kTerms = 11;
-  static constexpr double kTerm[kTerms] = {
-      1, 0.500000000000001, 0.16666666666666594, 0.041666666666543117,
-      0.0083333333333738286, 0.0013888888939857598, 0.00019841269767546612, 2.4801497242331991e-05,
-      2.7557356368641001e-06, 2.7628715443274632e-07, 2.5071564339868265e-08};
-  static constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.693145751953125, kLn2Rest = 1.42860682030941723e-6;
+  static constexpr double kTerm[kTerms] = {1,
+                                           0.500000000000001,
+                                           0.16666666666666594,
+                                           0.041666666666543117,
+                                           0.0083333333333738286,
+                                           0.0013888888939857598,
+                                           0.00019841269767546612,
+                                           2.4801497242331991e-05,
+                                           2.7557356368641001e-06,
+                                           2.7628715443274632e-07,
+                                           2.5071564339868265e-08};
+  static constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.693145751953125,
+                          kLn2Rest = 1.42860682030941723e-6;
   static constexpr double kLeast = -746.0, kMost = 710.0;
   static constexpr double kLeastNormal = -708.396418532264;
   static constexpr double kRound = 0x1.8p52;
@@ -77,19 +88,31 @@ inline V at_least(V x, A bound) {
 }
 
 #if defined(__AVX512F__)
-inline Vec<float> at_most(Vec<float> x, float bound) { return (Vec<float>)_mm512_min_ps(_mm512_set1_ps(bound), (__m512)x); }
-inline Vec<double> at_most(Vec<double> x, double bound) { return (Vec<double>)_mm512_min_pd(_mm512_set1_pd(bound), (__m512d)x); }
-inline Vec<float> at_least(Vec<float> x, float bound) { return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(bound), (__m512)x); }
-inline Vec<double> at_least(Vec<double> x, double bound) { return (Vec<double>)_mm512_max_pd(_mm512_set1_pd(bound), (__m512d)x); }
+inline Vec<float> at_most(Vec<float> x, float bound) {
+  return (Vec<float>)_mm512_min_ps(_mm512_set1_ps(bound), (__m512)x);
+}
+inline Vec<double> at_most(Vec<double> x, double bound) {
+  return (Vec<double>)_mm512_min_pd(_mm512_set1_pd(bound), (__m512d)x);
+}
+inline Vec<float> at_least(Vec<float> x, float bound) {
+  return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(bound), (__m512)x);
+}
+inline Vec<double> at_least(Vec<double> x, double bound) {
+  return (Vec<double>)_mm512_max_pd(_mm512_set1_pd(bound), (__m512d)x);
+}
 
 inline Vec<float> nearest_integer(Vec<float> x) { return (Vec<float>)_mm512_roundscale_ps((__m512)x, 8); }
 inline Vec<double> nearest_integer(Vec<double> x) { return (Vec<double>)_mm512_roundscale_pd((__m512d)x, 8); }
 // x 2^floor(n).
-inline Vec<float> scale(Vec<float> x, Vec<float> n) { return (Vec<float>)_mm512_scalef_ps((__m512)x, (__m512)n); }
-inline Vec<double> scale(Vec<double> x, Vec<double> n) { return (Vec<double>)_mm512_scalef_pd((__m512d)x, (__m512d)n); }
+inline Vec<float> scale(Vec<float> x, Vec<float> n) {
+  return (Vec<float>)_mm512_scalef_ps((__m512)x, (__m512)n);
+}
+inline Vec<double> scale(Vec<double> x, Vec<double> n) {
+  return (Vec<double>)_mm512_scalef_pd((__m512d)x, (__m512d)n);
+}
 
-// One instruction that maps classes of numbers: 4 bits for each of NaN, NaN, 0, 1, -inf, inf, < 0, > 0, where 8 stands
-// for 0, 9 for -1 and a for 1.
+// One instruction that maps classes of numbers: 4 bits for each of NaN, NaN, 0, 1, -inf, inf, < 0, > 0, where
+// 8 stands for 0, 9 for -1 and a for 1.
 constexpr int kSignTable = int(0xa9a9a8aau);
 inline Vec<float> sign(Vec<float> x) {
   return (Vec<float>)_mm512_fixupimm_ps((__m512)x, (__m512)x, _mm512_set1_epi32(kSignTable), 0);
@@ -148,9 +171,10 @@ inline V exp(V x) {
 }
 
 #if defined(__AVX512F__)
-// Here two instructions take t = -x log2(e) apart, t - floor(t) and the product with 2^floor(t), whatever t is; -infinity
-// becomes 0 by itself. 2^f for f in [0, 1) is a polynomial of least relative error: 1.9e-9 for float, 3.1e-18 for double.
-constexpr float kPower2[] = {1.0f,          0.693146984f,   0.240229836f,  0.0554833420f,
+// Here two instructions take t = -x log2(e) apart, t - floor(t) and the product with 2^floor(t), whatever t
+// is; -infinity becomes 0 by itself. 2^f for f in [0, 1) is a polynomial of least relative error: 1.9e-9 for
+// float, 3.1e-18 for double.
+constexpr float kPower2[] = {1.0f,           0.693146984f,   0.240229836f,   0.0554833420f,
                              0.00967884096f, 0.00124396882f, 0.000217022541f};
 constexpr double kPower2Double[] = {1.0,
                                     0.6931471805599463,

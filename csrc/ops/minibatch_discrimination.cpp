@@ -44,8 +44,9 @@ struct Problem {
   }
   void check_like(const Tensor& x, const Tensor& model) const {
     STD_TORCH_CHECK(x.scalar_type() == m.scalar_type(), kName, ": all tensors must have one dtype");
-    STD_TORCH_CHECK(x.dim() == 3 && x.numel() == model.numel() && x.size(1) == in.kernels && x.size(2) == in.dims,
-                    kName, ": a gradient does not have the shape of its tensor");
+    STD_TORCH_CHECK(
+        x.dim() == 3 && x.numel() == model.numel() && x.size(1) == in.kernels && x.size(2) == in.dims, kName,
+        ": a gradient does not have the shape of its tensor");
   }
   void take_grad(const Tensor& grad) {
     STD_TORCH_CHECK(grad.scalar_type() == m.scalar_type(), kName, ": all tensors must have one dtype");
@@ -81,8 +82,8 @@ std::tuple<Tensor, Tensor> backward(Tensor grad_in, Tensor m, Optional other) {
   return {grad_m, grad_other};
 }
 
-std::tuple<Tensor, Tensor, Tensor> double_backward(Optional grad_grad_m, Optional grad_grad_other, Tensor grad_in,
-                                                   Tensor m, Optional other) {
+std::tuple<Tensor, Tensor, Tensor> double_backward(Optional grad_grad_m, Optional grad_grad_other,
+                                                   Tensor grad_in, Tensor m, Optional other) {
   Problem problem(m, other);
   const Tensor grad = compact(grad_in);
   problem.take_grad(grad);
@@ -92,7 +93,8 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional grad_grad_m, Optiona
   if (h_other) problem.check_like(*h_other, *other);
   problem.in.rows.grad_m = data(h);
   problem.in.columns.grad_m = data(h_other);
-  Tensor grad_grad = problem.empty_sums(), grad_m = empty(m), grad_other = other ? empty(*other) : problem.missing();
+  Tensor grad_grad = problem.empty_sums(), grad_m = empty(m),
+         grad_other = other ? empty(*other) : problem.missing();
   problem.in.rows.sums = grad_grad.mutable_data_ptr();
   problem.in.rows.out_m = grad_m.mutable_data_ptr();
   if (other) problem.in.columns.out_m = grad_other.mutable_data_ptr();

@@ -14,9 +14,7 @@ from gankern.cases import Case, Work
 NAME = "minibatch_discrimination"
 
 
-def _make(
-    count: int, kernels: int, dims: int, other: int | None, dtype: torch.dtype, device: str
-) -> list[Tensor]:
+def _make(count: int, kernels: int, dims: int, other: int | None, dtype: torch.dtype, device: str) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def points(n: int) -> Tensor:

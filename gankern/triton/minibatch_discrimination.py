@@ -11,13 +11,13 @@ Formula (Salimans et al. 2016, arXiv 1606.03498, section 3.2), for points i of o
 Between two sets only the points of the first one have a g, and the gradient of the second set is the same sum with the
 sets exchanged. So one kernel serves all: it sums over `against` for each of `points`.
 
-Split. A program takes one kernel b and a block of points, and passes over all of the others a block at a time; a tile of
-pairs lives in registers. Each pair is computed twice, once from either side: what it adds to the other point would need
-atomics, or partial sums in memory. For many coordinates the gradient is split among programs, MAX_DIMS each.
+Split. A program takes one kernel b and a block of points, and passes over all of the others a block at a time; a tile
+of pairs lives in registers. Each pair is computed twice, once from either side: what it adds to the other point would
+need atomics, or partial sums in memory. For many coordinates the gradient is split among programs, MAX_DIMS each.
 
-Traffic. Each program reads its b's slice of `against` once; a copy of m as [B, C, N] makes these reads contiguous, and a
-slice stays in the L2 cache for all its programs. Bound by arithmetic: N^2 B (3 C + 10) operations forward. Sums are in
-fp32 (fp64 for fp64), in a fixed order, without atomics.
+Traffic. Each program reads its b's slice of `against` once; a copy of m as [B, C, N] makes these reads contiguous,
+and a slice stays in the L2 cache for all its programs. Bound by arithmetic: N^2 B (3 C + 10) operations forward. Sums
+are in fp32 (fp64 for fp64), in a fixed order, without atomics.
 """
 
 import torch

@@ -61,10 +61,19 @@ def test_trains():
     [
         (lambda: MinibatchDiscrimination(0, 2, 3), "in_features is 0; it must be at least 1"),
         (lambda: MinibatchDiscrimination(4, 2, 0), "kernel_dim is 0"),
-        (lambda: MinibatchDiscrimination(4, 2, 3, reduction="max"), "reduction is 'max'; accepted are 'sum' and 'mean'"),
+        (
+            lambda: MinibatchDiscrimination(4, 2, 3, reduction="max"),
+            "reduction is 'max'; accepted are 'sum' and 'mean'",
+        ),
         (lambda: MinibatchDiscrimination(4, 2, 3, process_group=object()), "process_group is for global_batch=True"),
-        (lambda: MinibatchDiscrimination(4, 2, 3)(torch.zeros(5, 3)), r"x has shape \(5, 3\); it must be \[samples, 4\]"),
-        (lambda: MinibatchDiscrimination(4, 2, 3).initialize(torch.zeros(5, 4)), "initialize.. is for weight_norm=True"),
+        (
+            lambda: MinibatchDiscrimination(4, 2, 3)(torch.zeros(5, 3)),
+            r"x has shape \(5, 3\); it must be \[samples, 4\]",
+        ),
+        (
+            lambda: MinibatchDiscrimination(4, 2, 3).initialize(torch.zeros(5, 4)),
+            "initialize.. is for weight_norm=True",
+        ),
         (
             lambda: MinibatchDiscrimination(4, 2, 3, weight_norm=True).initialize(torch.zeros(1, 4)),
             "needs 2 samples or more, got 1",
@@ -108,9 +117,7 @@ def losses(layer, x):
 
 def one_of_two_processes(rank, port):
     """Run in each process; raises where its part differs from that of a single process."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=PROCESSES
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=PROCESSES)
     for options in OPTIONS:
         layer, x = layer_and_batch({**options, "global_batch": True})
         whole, _ = layer_and_batch(options)

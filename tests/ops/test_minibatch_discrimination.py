@@ -24,7 +24,18 @@ COMPILED = "reference" if _tiers.native_missing() else "cpu"
 
 # (N, B, C) and, for two sets, K. Vectors are of 2 to 16 lanes, blocks of 4 rows and 16 vectors; the last ones have so few
 # kernels for so many pairs that they are done as tournaments.
-ONE_SET = [(1, 1, 1), (2, 3, 1), (5, 2, 3), (16, 4, 5), (17, 33, 2), (33, 3, 8), (64, 2, 20), (131, 1, 5), (600, 1, 2), (530, 2, 3)]
+ONE_SET = [
+    (1, 1, 1),
+    (2, 3, 1),
+    (5, 2, 3),
+    (16, 4, 5),
+    (17, 33, 2),
+    (33, 3, 8),
+    (64, 2, 20),
+    (131, 1, 5),
+    (600, 1, 2),
+    (530, 2, 3),
+]
 TWO_SETS = [((1, 2, 3), 1), ((5, 3, 2), 7), ((33, 2, 5), 17), ((16, 34, 1), 40), ((600, 1, 2), 531), ((3, 1, 2), 300)]
 
 
@@ -87,7 +98,9 @@ def test_two_sets(shape, count, dtype):
 
 
 @hypothesis.settings(max_examples=40, deadline=None)
-@hypothesis.given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 9), st.none() | st.integers(0, 40), st.booleans())
+@hypothesis.given(
+    st.integers(0, 40), st.integers(1, 5), st.integers(1, 9), st.none() | st.integers(0, 40), st.booleans()
+)
 def test_any_shape(count, kernels, dims, other_count, float64):
     dtype = torch.float64 if float64 else torch.float32
     other = None if other_count is None else points(other_count, kernels, dims, dtype=dtype, seed=1)

@@ -150,8 +150,7 @@ def test_one_iteration(dtype, u_first, device):
 
 
 @ORDERS
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("n_power_iterations", [0, 3])
+@pytest.mark.parametrize(("n_power_iterations", "dtype"), [(0, torch.bfloat16), (3, torch.float32)], ids=str)
 def test_no_iteration_and_several(n_power_iterations, dtype, u_first, device):
     (weights, us, vs), dims = make_layers(SHAPES[::2], dtype, device)
     check_forward(weights, us, vs, dims, n_power_iterations, EPS, u_first, add_eps=u_first)

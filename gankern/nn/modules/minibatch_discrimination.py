@@ -82,8 +82,8 @@ class MinibatchDiscrimination(nn.Module):
     Parameters:
         T: [in_features, num_kernels, kernel_dim], drawn from N(0, 1): the name, shape and initialisation that most
             public PyTorch code has.
-        With ``weight_norm`` instead: theta of T's shape, from N(0, 0.05); log_weight_scale [num_kernels, kernel_dim], 0;
-        bias [num_kernels], -1.
+        With ``weight_norm`` instead: theta of T's shape, from N(0, 0.05); log_weight_scale [num_kernels,
+        kernel_dim], 0; bias [num_kernels], -1.
 
     Gradient order: 2 (any order with implementation="reference").
 
@@ -153,9 +153,9 @@ class MinibatchDiscrimination(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """The authors' data-dependent initialisation, for ``weight_norm``: run it once, on a batch of what will reach the
-        layer. It scales each kernel so that a sample's nearest other sample is at distance 2 on average, and sets the
-        bias so that the appended features have mean 0.
+        """The authors' data-dependent initialisation, for ``weight_norm``: run it once, on a batch of what will reach
+        the layer. It scales each kernel so that a sample's nearest other sample is at distance 2 on average, and sets
+        the bias so that the appended features have mean 0.
         """
         if not self.weight_norm:
             raise ValueError("MinibatchDiscrimination: initialize() is for weight_norm=True, which is False")
