@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,10 +23,6 @@ ANY_ORDER = 1_000_000  # gradient order of plain PyTorch code
 NAMES = ("auto", "reference", "cpu", "triton", "cuda")
 
 
-def _always() -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class Implementation:
     """One tier of one primitive, and what it can take."""
@@ -35,13 +31,12 @@ class Implementation:
     devices: tuple[str, ...]  # empty: any
     dtypes: tuple[torch.dtype, ...]  # empty: any
     gradient_order: int
-    missing: Callable[[], str | None] = _always  # why it cannot run on this machine at all
+    missing: str | None = None  # why it cannot run in this process at all
 
     def refusal(self, device: str, dtype: torch.dtype) -> str | None:
         """Why it cannot take a tensor of this device and dtype; None where it can."""
-        reason = self.missing()
-        if reason:
-            return reason
+        if self.missing:
+            return self.missing
         if self.devices and device not in self.devices:
             return f"runs on {' and '.join(self.devices)} tensors, got a {device} tensor"
         if self.dtypes and dtype not in self.dtypes:
@@ -97,7 +92,7 @@ class Primitive:
                 problem = f"implementation {wish!r} cannot take these inputs"
             raise ValueError(f"{self.name}: {problem}. Of its implementations:\n{reasons}")
         chosen = next(name for name, reason in refusals.items() if reason is None)
-        if chosen == "reference":
+        if chosen == "reference" and not torch.compiler.is_compiling():
             reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items() if reason)
             logger.warning("%s runs as plain PyTorch for %s %s (%s)", self.name, device, short(dtype), reasons)
         return chosen

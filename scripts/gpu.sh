@@ -132,7 +132,8 @@ else
   stage kernel_tests 240 "$python" -m pytest tests/triton
   stage verify 180 "$python" -m gankern.cli verify --device cuda --json "$OUT/verify.json"
   stage bench 240 "$python" -m gankern.cli bench --device cuda --json "$OUT/bench.json"
-  stage bench_bfloat16 240 "$python" -m gankern.cli bench --device cuda --dtype bfloat16 --json "$OUT/bench_bfloat16.json"
+  stage bench_bfloat16 240 "$python" -m gankern.cli bench --device cuda --dtype bfloat16 \
+    --json "$OUT/bench_bfloat16.json"
 fi
 
 printf '\n==== summary, records in %s\n' "$OUT"

@@ -61,7 +61,7 @@ def test_a_named_implementation_runs_or_says_why_of_every_one():
 
 
 def test_auto_falls_back_once_and_says_so(caplog):
-    broken = Implementation("cpu", ("cpu",), (), 2, lambda: "the native library was not built")
+    broken = Implementation("cpu", ("cpu",), (), 2, "the native library was not built")
     fallback = Primitive("test_fallback", (broken, Implementation("reference", (), (), ANY_ORDER)))
     try:
         with caplog.at_level(logging.WARNING, logger="gankern"):
@@ -111,3 +111,15 @@ def test_import_is_light_and_compiles_nothing():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_first_call_of_a_process_may_be_compiled():
+    script = (
+        "import torch, gankern, gankern.functional as GF\n"
+        "f = torch.compile(lambda w, u, v: GF.spectral_norm(w, u, v), backend='eager', fullgraph=True)\n"
+        "f(torch.rand(4, 6, requires_grad=True), torch.ones(4), torch.ones(6)).sum().backward()\n"
+        "print(gankern.last_implementation('spectral_norm'))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "cpu"

@@ -18,9 +18,10 @@
 //   second   (gradients) for each coordinate, w s to the 4 rows (in registers) and to the columns (in the
 //   cache)
 //
-// Per pair and b, in vector instructions of one lane each: forward 3 dims + 13; backward 7 dims + 14; double
-// backward 10 dims + 16. Memory traffic is m once in and its gradient once out; the work is N^2/2 times that:
-// bound by arithmetic. Scratch: a slice a thread.
+// Per pair and b, in AVX-512 instructions of one lane each: forward 3 dims + 10; backward 7 dims + 10; double
+// backward 10 dims + 13. Memory traffic is m once in and its gradient once out; the work is N^2/2 times that:
+// bound by arithmetic. (Keeping differences and signs in registers between the two saves instructions, not
+// time: half as many rows fit.) Scratch: a slice a thread.
 //
 // Threads take slices. Where there are few slices, the points are cut into tiles, and pairs of tiles that
 // share no point run at the same time, in rounds, as in a tournament: each tile's sums are added to by one
@@ -238,10 +239,11 @@ struct Problem {
       return;
     }
     const T* p = static_cast<const T*>(from) + b * width;
-    for (int64_t i = 0; i < side.count; ++i, p += in.kernels * width)
-      for (int64_t c = 0; c < width; ++c) to[c * side.stride + i] = widen(p[c]);
-    for (int64_t c = 0; c < width; ++c)
-      for (int64_t i = side.count; i < side.stride; ++i) to[c * side.stride + i] = 0;
+    for (int64_t c = 0; c < width; ++c) {
+      A* line = to + c * side.stride;
+      for (int64_t i = 0; i < side.count; ++i) line[i] = widen(p[i * in.kernels * width + c]);
+      for (int64_t i = side.count; i < side.stride; ++i) line[i] = 0;
+    }
   }
   void scatter(const A* from, int64_t b, int64_t width, const Side<A>& side, void* to) const {
     if (!to) return;

@@ -1,5 +1,6 @@
 """gankern info: what runs here, what does not, and why."""
 
+import importlib.metadata
 import json
 import sys
 from typing import Annotated, Any
@@ -18,9 +19,8 @@ from gankern.ops import _tiers
 
 def native() -> dict[str, Any] | str:
     """The facts of the native build, or why there is none."""
-    missing = _tiers.native_missing()
-    if missing:
-        return missing
+    if _tiers.NATIVE_MISSING:
+        return _tiers.NATIVE_MISSING
     from gankern import _C
 
     facts = ("instruction_sets", "compiler", "build_type", "torch_version")
@@ -28,12 +28,12 @@ def native() -> dict[str, Any] | str:
 
 
 def triton() -> str:
-    missing = _tiers.triton_missing()
+    missing = _tiers.TRITON_MISSING
     try:
-        import triton
-    except ImportError:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
         return missing or "not installed"
-    return f"{triton.__version__}" + (f" ({missing})" if missing else "")
+    return version + (f" ({missing})" if missing else "")
 
 
 def advice() -> list[str]:

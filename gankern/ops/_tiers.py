@@ -6,7 +6,6 @@ library adds the CPU kernels when it was built; Triton kernels are attached to C
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import os
@@ -24,8 +23,7 @@ library = torch.library.Library("gankern", "FRAGMENT")
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
-@functools.cache
-def native_missing() -> str | None:
+def _load_native() -> str | None:
     """Loads the native library; the reason where that is not possible."""
     path = _PACKAGE / "libgankern_ops.so"
     if not path.exists():
@@ -40,25 +38,30 @@ def native_missing() -> str | None:
     return None
 
 
-@functools.cache
-def triton_missing() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if not (torch.cuda.is_available() or interpreting()):
-        return "no CUDA or ROCm device is available"
-    return None
-
-
 def interpreting() -> bool:
     """Whether Triton kernels run in Triton's interpreter, on CPU tensors: for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def _triton_missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    # Not torch.cuda.is_available(): that would start the driver, and forked workers could no longer use it.
+    if not (torch.version.cuda or torch.version.hip or interpreting()):
+        return "this torch was built without CUDA and ROCm"
+    return None
+
+
+# Decided once, at import: torch.compile can trace a choice between constants, but not the looking.
+NATIVE_MISSING = _load_native()
+TRITON_MISSING = _triton_missing()
+
+
 def declare(name: str, *, gradient_order: int, dtypes: tuple[torch.dtype, ...] = FLOATING) -> Primitive:
     """A primitive with this library's usual tiers: Triton, C++ on the CPU, and the reference."""
     triton_devices = ("cuda", "cpu") if interpreting() else ("cuda",)
-    cpu = Implementation("cpu", ("cpu",), dtypes, gradient_order, native_missing)
-    triton = Implementation("triton", triton_devices, dtypes, gradient_order, triton_missing)
+    cpu = Implementation("cpu", ("cpu",), dtypes, gradient_order, NATIVE_MISSING)
+    triton = Implementation("triton", triton_devices, dtypes, gradient_order, TRITON_MISSING)
     reference = Implementation("reference", (), (), ANY_ORDER)
     return Primitive(name, (cpu, triton, reference))
 
@@ -108,6 +111,3 @@ def apply(function: type[Function], *args: Any) -> Any:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return function.apply(*args)
     return super(Function, function).apply(*args)
-
-
-native_missing()  # so that torch.ops.gankern.* has its CPU kernels as soon as it has its schemas

@@ -15,7 +15,7 @@ from gankern.ops import _tiers
 ROOT = Path(__file__).resolve().parents[2]
 ISAS = ["baseline", "avx2", "avx512"]  # worst first
 
-needs_native = pytest.mark.skipif(_tiers.native_missing() is not None, reason=str(_tiers.native_missing()))
+needs_native = pytest.mark.skipif(_tiers.NATIVE_MISSING is not None, reason=str(_tiers.NATIVE_MISSING))
 
 
 def python(code: str, folder: Path, **environment: str | None) -> subprocess.CompletedProcess:
