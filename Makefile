@@ -3,13 +3,13 @@
 # make gpu   on a CUDA machine: build, GPU tests, GPU benchmarks, records to $OUT
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+RUN ?= runs/sn_dcgan-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: run test build lint gpu bench clean
 
 run: build
 	$(BIN)/gankern verify --quick
-	rm -rf runs/main
-	$(BIN)/gankern train sn_dcgan --data mnist5k --compare --out runs/main
+	THP_MEM_ALLOC_ENABLE=1 $(BIN)/gankern train sn_dcgan --data mnist5k --compare --out $(RUN)
 
 test: lint
 	$(BIN)/python -m pytest

@@ -55,7 +55,7 @@ class Result:
     peer: str | None = None  # the fastest one
     ratio: float | None = None  # peer / gankern
     interval: tuple[float, float] | None = None  # 95 %
-    limit: float | None = None  # milliseconds that the least bytes take at the measured copy bandwidth
+    limit: float | None = None  # milliseconds that the least bytes or operations take at the measured rates
 
     @property
     def verdict(self) -> str:
@@ -103,6 +103,15 @@ def copy_bandwidth(device: str, megabytes: int = 256) -> float:
     target = torch.empty_like(source)
     seconds = [_seconds(lambda: target.copy_(source), device) for _ in range(12)]
     return 2 * source.nbytes / statistics.median(seconds[2:])
+
+
+def multiply_add_rate(device: str, size: int = 2048) -> float:
+    """Fused multiply-adds per second of a float32 matrix product, the most arithmetic that torch gets out of the
+    device. A vector instruction of another kind takes a place of one."""
+    a = torch.ones(size, size, device=device)
+    out = torch.empty_like(a)
+    seconds = [_seconds(lambda: torch.mm(a, a, out=out), device) for _ in range(8)]
+    return size**3 / statistics.median(seconds[2:])
 
 
 def _seconds(function: Callable[[], Any], device: str) -> float:
@@ -189,6 +198,7 @@ def measure(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     bandwidth: float,
+    rate: float,
     compiled: bool = True,
     seconds: float = 2.0,
 ) -> Result:
@@ -213,7 +223,7 @@ def measure(
     steps[OURS]()
     implementation = last_implementation(case.primitive) or "?"
 
-    rounds = min(400, max(9, int(seconds / max(once, 1e-6))))
+    rounds = min(400, max(5, int(seconds / max(once, 1e-6))))
     names = list(steps)
     times = {name: np.empty(rounds) for name in names}
     for i in range(rounds):
@@ -235,7 +245,9 @@ def measure(
     parts = {"forward": ("forward",), "forward + backward": ("forward", "backward")}.get(mode, ())
     if parts and all(part in work for part in parts):
         scale = torch.finfo(dtype).bits / 32
-        result.limit = sum(work[part].bytes for part in parts) * scale / bandwidth * 1e3
+        least = [work[part] for part in parts]
+        seconds_moving = sum(w.bytes for w in least) * scale / bandwidth
+        result.limit = max(seconds_moving, sum(w.operations for w in least) / rate) * 1e3
     return result
 
 

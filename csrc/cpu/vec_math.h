@@ -1,18 +1,15 @@
 // Elementary functions of vectors (vec.h), the same algorithm for every instruction set, in registers and
 // without branches. NaN stays NaN.
 //
-//   exp(x)        largest error 1.1 units in the last place; 0 and infinity beyond the range
-//   exp_minus(x)  exp(-x), for x >= 0, cheaper: an error of half a unit in the last place of x comes on top,
-//   no more than
-//                 the rounding of a computed x has
-//   abs(x), sign(x): sign is -1, 0 or 1; of NaN it is some finite number, so that a product with it is NaN
-//   only
-//                    where its other factor is
+//   exp_minus(x)     exp(-x), for x >= 0: an error of at most 1.1 units in the last place, and half a unit in
+//                    the last place of x on top, no more than the rounding of a computed x has
+//   abs(x), sign(x): sign is -1, 0 or 1; of NaN it is some finite number, so that a product with
+//                    it is NaN only where its other factor is
 //
-// exp: with n the integer nearest to x log2(e) and r = x - n ln(2) in [-ln(2)/2, ln(2)/2], exp(x) = e^r 2^n.
-// e^r is a polynomial 1 + r q(r), which makes exp(0) exactly 1, of least relative error (Remez): 2.5e-9 for
-// float, degree 6, and 7.2e-18 for double, degree 11. ln(2) is taken in two parts, the first so short that n
-// ln(2) is exact.
+// exp_minus, but for AVX-512: with n the integer nearest to -x log2(e) and r = -x - n ln(2) in [-ln(2)/2,
+// ln(2)/2], exp(-x) = e^r 2^n. e^r is a polynomial 1 + r q(r), which makes exp_minus(0) exactly 1, of least
+// relative error (Remez): 2.5e-9 for float, degree 6, and 7.2e-18 for double, degree 11. ln(2) is taken in
+// two parts, the first so short that n ln(2) is exact.
 #pragma once
 
 #include <type_traits>
@@ -32,9 +29,9 @@ struct ExpConstants<float> {
   static constexpr float kTerm[kTerms] = {1.00000004f,   0.500000005f,  0.166664155f,
                                           0.0416663529f, 0.0083751264f, 0.00139411084f};
   static constexpr float kLog2e = 1.44269504f, kLn2 = 0.693359375f, kLn2Rest = -2.12194440e-4f;
-  static constexpr float kLeast = -104.0f, kMost = 89.0f;  // beyond: 0, and infinity
-  static constexpr float kLeastNormal = -87.33654f;        // exp of less is subnormal
-  static constexpr float kRound = 0x1.8p23f;  // x + kRound has x's nearest integer in its last bits
+  static constexpr float kLeast = -104.0f;           // exp of less is 0
+  static constexpr float kLeastNormal = -87.33654f;  // exp of less is subnormal
+  static constexpr float kRound = 0x1.8p23f;         // x + kRound has x's nearest integer in its last bits
   static constexpr Int kMagnitude = 0x7fffffff, kMantissaBits = 23;
 };
 
@@ -55,7 +52,7 @@ struct ExpConstants<double> {
                                            2.5071564339868265e-08};
   static constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.693145751953125,
                           kLn2Rest = 1.42860682030941723e-6;
-  static constexpr double kLeast = -746.0, kMost = 710.0;
+  static constexpr double kLeast = -746.0;
   static constexpr double kLeastNormal = -708.396418532264;
   static constexpr double kRound = 0x1.8p52;
   static constexpr Int kMagnitude = 0x7fffffffffffffff, kMantissaBits = 52;
@@ -75,34 +72,7 @@ inline auto abs(V x) {
   return (V)((IntVec<A>)x & ExpConstants<A>::kMagnitude);
 }
 
-// The lesser of x and a bound, and the greater; NaN stays NaN.
-template <class V, class A>
-inline V at_most(V x, A bound) {
-  const V b = broadcast<A>(bound);
-  return b < x ? b : x;
-}
-template <class V, class A>
-inline V at_least(V x, A bound) {
-  const V b = broadcast<A>(bound);
-  return b > x ? b : x;
-}
-
 #if defined(__AVX512F__)
-inline Vec<float> at_most(Vec<float> x, float bound) {
-  return (Vec<float>)_mm512_min_ps(_mm512_set1_ps(bound), (__m512)x);
-}
-inline Vec<double> at_most(Vec<double> x, double bound) {
-  return (Vec<double>)_mm512_min_pd(_mm512_set1_pd(bound), (__m512d)x);
-}
-inline Vec<float> at_least(Vec<float> x, float bound) {
-  return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(bound), (__m512)x);
-}
-inline Vec<double> at_least(Vec<double> x, double bound) {
-  return (Vec<double>)_mm512_max_pd(_mm512_set1_pd(bound), (__m512d)x);
-}
-
-inline Vec<float> nearest_integer(Vec<float> x) { return (Vec<float>)_mm512_roundscale_ps((__m512)x, 8); }
-inline Vec<double> nearest_integer(Vec<double> x) { return (Vec<double>)_mm512_roundscale_pd((__m512d)x, 8); }
 // x 2^floor(n).
 inline Vec<float> scale(Vec<float> x, Vec<float> n) {
   return (Vec<float>)_mm512_scalef_ps((__m512)x, (__m512)n);
@@ -122,25 +92,6 @@ inline Vec<double> sign(Vec<double> x) {
 }
 #else
 template <class V>
-inline V nearest_integer(V x) {
-  using A = std::decay_t<decltype(x[0])>;
-  const V shifted = x + broadcast<A>(ExpConstants<A>::kRound);
-  return shifted - broadcast<A>(ExpConstants<A>::kRound);
-}
-// x 2^n for an integer n within the range of exponents, in two steps so that subnormal results are right.
-template <class V>
-inline V scale(V x, V n) {
-  using A = std::decay_t<decltype(x[0])>;
-  using C = ExpConstants<A>;
-  const V half = nearest_integer(n * broadcast<A>(0.5)), rest = n - half;
-  const auto power = [](V k) {
-    // k's integer stands in the last bits of k + kRound; so moved, it is the exponent of 2^k.
-    const IntVec<A> bits = (IntVec<A>)(k + broadcast<A>(C::kRound)) << C::kMantissaBits;
-    return (V)(bits + (IntVec<A>)broadcast<A>(1));
-  };
-  return x * power(half) * power(rest);
-}
-template <class V>
 inline V sign(V x) {
   using A = std::decay_t<decltype(x[0])>;
   const IntVec<A> one = (IntVec<A>)broadcast<A>(1);
@@ -148,27 +99,6 @@ inline V sign(V x) {
   return (V)(~is_zero & (one | ((IntVec<A>)x & ~ExpConstants<A>::kMagnitude)));
 }
 #endif
-
-// e^r for r in [-ln(2)/2, ln(2)/2].
-template <class V>
-inline V exp_near_zero(V r) {
-  using A = std::decay_t<decltype(r[0])>;
-  using C = ExpConstants<A>;
-  V p = broadcast<A>(C::kTerm[C::kTerms - 1]);
-#pragma GCC unroll 16
-  for (int k = C::kTerms - 2; k >= 0; --k) p = p * r + broadcast<A>(C::kTerm[k]);
-  return p * r + broadcast<A>(1);
-}
-
-template <class V>
-inline V exp(V x) {
-  using A = std::decay_t<decltype(x[0])>;
-  using C = ExpConstants<A>;
-  x = at_most(at_least(x, C::kLeast), C::kMost);
-  const V n = nearest_integer(x * broadcast<A>(C::kLog2e));
-  const V r = (x - n * broadcast<A>(C::kLn2)) - n * broadcast<A>(C::kLn2Rest);
-  return scale(exp_near_zero(r), n);
-}
 
 #if defined(__AVX512F__)
 // Here two instructions take t = -x log2(e) apart, t - floor(t) and the product with 2^floor(t), whatever t
@@ -206,6 +136,31 @@ inline Vec<double> exp_minus(Vec<double> x) {
   return scale(p, t);
 }
 #else
+// The lesser of x and a bound; NaN stays NaN.
+template <class V, class A>
+inline V at_most(V x, A bound) {
+  const V b = broadcast<A>(bound);
+  return b < x ? b : x;
+}
+
+template <class V>
+inline V nearest_integer(V x) {
+  using A = std::decay_t<decltype(x[0])>;
+  const V shifted = x + broadcast<A>(ExpConstants<A>::kRound);
+  return shifted - broadcast<A>(ExpConstants<A>::kRound);
+}
+
+// e^r for r in [-ln(2)/2, ln(2)/2].
+template <class V>
+inline V exp_near_zero(V r) {
+  using A = std::decay_t<decltype(r[0])>;
+  using C = ExpConstants<A>;
+  V p = broadcast<A>(C::kTerm[C::kTerms - 1]);
+#pragma GCC unroll 16
+  for (int k = C::kTerms - 2; k >= 0; --k) p = p * r + broadcast<A>(C::kTerm[k]);
+  return p * r + broadcast<A>(1);
+}
+
 template <class V>
 inline V exp_minus(V x) {
   using A = std::decay_t<decltype(x[0])>;

@@ -19,7 +19,8 @@ Outputs = Tensor | Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Work:
-    """The least that an algorithm for one mode must do: bytes to and from memory, and arithmetic operations."""
+    """The least that an algorithm for one mode must do: bytes to and from memory, and vector operations (counted by
+    lane; a fused multiply-add is one)."""
 
     bytes: int
     operations: int = 0

@@ -30,8 +30,9 @@ def bench(
     """Time each primitive against the faster of eager PyTorch and torch.compile, interleaved in this process.
 
     A ratio is peer / gankern, the median over rounds; "no difference" where its 95 % interval holds 1. The limit is
-    the least bytes that must move over the copy bandwidth measured first (shapes that fit into the caches can beat
-    it). glibc is told to keep freed memory, for all contenders alike (see gankern.keep_freed_memory).
+    the least bytes that must move, or operations, over the copy bandwidth and the multiply-add rate measured first
+    (shapes that fit into the caches can beat it). glibc is told to keep freed memory, for all contenders
+    alike (see gankern.keep_freed_memory).
     """
     try:
         check_primitives(op)
@@ -44,7 +45,7 @@ def bench(
         torch.set_num_threads(threads)
     kept = memory.keep_freed_memory()
     console = Console()
-    bandwidth = benchmark.copy_bandwidth(device)
+    bandwidth, rate = benchmark.copy_bandwidth(device), benchmark.multiply_add_rate(device)
     cases = [c for c in all_cases() if c.bench and (not op or c.primitive in op) and (c.quick or not quick)]
     work = [(case, mode) for case in cases for mode in benchmark.MODES]
     results = []
@@ -54,12 +55,13 @@ def bench(
             progress.update(bar, description=f"{case.primitive}: {case.name}, {mode}")
             seconds = 1.0 if quick else 4.0
             results.append(
-                benchmark.measure(case, mode, dtype=DTYPES[dtype], device=device, bandwidth=bandwidth,
+                benchmark.measure(case, mode, dtype=DTYPES[dtype], device=device, bandwidth=bandwidth, rate=rate,
                                   compiled=compiled, seconds=seconds)
             )  # fmt: skip
             progress.advance(bar)
 
-    console.print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s, {torch.get_num_threads()} threads, {dtype}")
+    rates = f"copy {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.0f} G multiply-adds/s"
+    console.print(f"{rates}, {torch.get_num_threads()} threads, {dtype}")
     table = Table("case", "mode", "ran", "gankern ms", "peer ms", "peer", "ratio", "95 %", "of limit", "memory")
     for r in results:
         ours, peer = r.contenders[benchmark.OURS], r.contenders.get(r.peer or "")
@@ -77,7 +79,12 @@ def bench(
     if json_file is not None:
         record = {
             "environment": benchmark.environment(),
-            "settings": {"quick": quick, "freed_memory_kept": kept, "copy_bandwidth": bandwidth},
+            "settings": {
+                "quick": quick,
+                "freed_memory_kept": kept,
+                "copy_bandwidth": bandwidth,
+                "multiply_add_rate": rate,
+            },
             "results": [benchmark.to_dict(r) for r in results],
         }
         write_json(json_file, record)

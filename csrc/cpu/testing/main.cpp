@@ -9,6 +9,7 @@ struct Test {
 };
 
 constexpr Test kTests[] = {
+    {"minibatch_discrimination", gankern::testing::test_minibatch_discrimination},
     {"spectral_norm", gankern::testing::test_spectral_norm},
 };
 
