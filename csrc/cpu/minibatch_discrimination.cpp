@@ -44,7 +44,7 @@ constexpr int kRows = 4;                   // of a block: they share each load o
 constexpr int kVectors = 16;               // of columns of a block at most
 constexpr int64_t kTileBytes = 32 * 1024;  // of a tile of columns, which many rows visit
 constexpr int64_t kPrefetchBytes = 256 * 1024;
-constexpr int64_t kManySlices = 32;        // slices enough for the threads: no tournament
+constexpr int64_t kManySlices = 32;  // slices enough for the threads: no tournament
 constexpr int64_t kTournamentPairs =
     1 << 18;  // pairs of points a slice from which a tournament is worth its rounds
 constexpr int64_t kTournamentTiles = 16;
@@ -81,11 +81,13 @@ inline void add_four_sums(const Vec<A>* v, A* to) {
 inline void add_four_sums(const Vec<float>* v, float* to) {
   // Masked forms with full masks: GCC's others warn of their own undefined operand.
   const __m512 a = (__m512)v[0], b = (__m512)v[1], c = (__m512)v[2], d = (__m512)v[3];
-  const __m512 ab =
-      _mm512_add_ps(_mm512_maskz_unpacklo_ps(0xffff, a, b), _mm512_maskz_unpackhi_ps(0xffff, a, b));  // a b a b in each quarter
-  const __m512 cd = _mm512_add_ps(_mm512_maskz_unpacklo_ps(0xffff, c, d), _mm512_maskz_unpackhi_ps(0xffff, c, d));
+  const __m512 ab = _mm512_add_ps(_mm512_maskz_unpacklo_ps(0xffff, a, b),
+                                  _mm512_maskz_unpackhi_ps(0xffff, a, b));  // a b a b in each quarter
+  const __m512 cd =
+      _mm512_add_ps(_mm512_maskz_unpacklo_ps(0xffff, c, d), _mm512_maskz_unpackhi_ps(0xffff, c, d));
   const __m512 abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
-  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_maskz_extractf32x8_ps(0xff, abcd, 1));
+  const __m256 half =
+      _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_maskz_extractf32x8_ps(0xff, abcd, 1));
   const __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
   _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), quarter));
 }
@@ -252,8 +254,8 @@ struct Problem {
       for (int64_t c = 0; c < width; ++c) p[c] = narrow<T>(from[c * side.stride + i]);
   }
 
-  // Asks for a tensor's part of some slices, [count, first to last, width], where it fits into a core's own cache: each
-  // slice alone takes a few bytes here and there, for which it would wait one by one.
+  // Asks for a tensor's part of some slices, [count, first to last, width], where it fits into a core's own
+  // cache: each slice alone takes a few bytes here and there, for which it would wait one by one.
   void prefetch(const void* tensor, int64_t count, int64_t first, int64_t last, int64_t width) const {
     const int64_t bytes = (last - first) * width * int64_t(sizeof(T));
     if (!tensor || count * bytes > kPrefetchBytes) return;
