@@ -40,17 +40,19 @@ def verify(
             checks.append(check)
             progress.update(bar, advance=1, description=f"{check.primitive}, {check.implementation}, {check.dtype}")
 
-    table = Table("primitive", "implementation", "dtype", "derivative", "error", "plain PyTorch", "bound", "",
-                  title="Largest error against fp64, over all shapes")  # fmt: skip
-    groups: dict[tuple[str, ...], list[verification.Check]] = {}
-    for check in checks:
-        groups.setdefault((check.primitive, check.implementation, check.dtype, check.mode), []).append(check)
-    for key, members in groups.items():
-        worst = max(members, key=lambda c: c.error / c.bound)
-        passed = all(c.passed for c in members)
-        figures = [f"{x:.1e}" for x in (worst.error, worst.plain_error, worst.bound)]
-        table.add_row(*key, *figures, "[green]pass" if passed else f"[bold red]FAIL[/] {worst.case}")
-    console.print(table)
+    console.print("Largest error against fp64, over all shapes, relative to the largest value")
+    for primitive in dict.fromkeys(check.primitive for check in checks):
+        table = Table("ran", "dtype", "derivative", "error", "plain", "bound", "", title=primitive)
+        groups: dict[tuple[str, ...], list[verification.Check]] = {}
+        for check in checks:
+            if check.primitive == primitive:
+                groups.setdefault((check.implementation, check.dtype, check.mode), []).append(check)
+        for key, members in groups.items():
+            worst = max(members, key=lambda c: c.error / c.bound)
+            figures = [f"{x:.1e}" for x in (worst.error, worst.plain_error, worst.bound)]
+            passed = all(c.passed for c in members)
+            table.add_row(*key, *figures, "[green]pass" if passed else f"[bold red]FAIL[/] {worst.case}")
+        console.print(table)
     failed = sum(not c.passed for c in checks)
     if json_file is not None:
         write_json(json_file, {"environment": environment(), "checks": [asdict(c) for c in checks]})
