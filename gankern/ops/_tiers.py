@@ -105,6 +105,12 @@ def apply(function: type[Function], *args: Any) -> Any:
     """``function.apply(*args)``. In eager mode outside torch.func this skips the binding of default arguments to
     forward's signature, which costs as much as a small kernel; there are none."""
     if torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():
+            # Dynamo would trace forward alone and lose the gradient.
+            raise RuntimeError(
+                "gankern's kernels cannot be compiled inside a torch.func transform: pass implementation='reference', "
+                "or leave the transform out of torch.compile"
+            )
         # Where nothing is to be differentiated, Dynamo would call forward with a context that it does not take.
         needed = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
         return function.apply(*args) if needed else function.forward(*args)

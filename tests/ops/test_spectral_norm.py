@@ -335,6 +335,19 @@ def test_func_transforms():
         torch.func.jvp(lambda w: GF.spectral_norm(w, u, v, training=False, implementation="cpu"), (weight,), (weight,))
 
 
+def test_transforms_inside_compile_raise_or_are_right():
+    """Dynamo loses a Function's gradient under torch.func.grad: never a wrong number without a word."""
+    weight, u, v = problem((5, 6), 0)
+
+    def f(w, implementation):
+        return (GF.spectral_norm(w, u, v, training=False, implementation=implementation) ** 3).sum()
+
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="implementation='reference'"):
+        torch.compile(lambda w: torch.func.grad(f)(w, "cpu"), fullgraph=True, backend="eager")(weight)
+    compiled = torch.compile(lambda w: torch.func.grad(f)(w, "reference"), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(weight), torch.func.grad(f)(weight, "reference"))
+
+
 def test_autocast_iterates_in_fp32():
     weight, u, v = problem((16, 24), 0, torch.float32)
     expected = GF.spectral_norm(weight, u.clone(), v.clone(), implementation="cpu")
