@@ -10,8 +10,18 @@ from gankern._names import look_up
 from gankern.models.dcgan import dcgan, sn_dcgan
 from gankern.models.gan import GAN
 from gankern.models.layers import LAYERS, Layers
+from gankern.models.progan import progan
+from gankern.models.sngan import sngan
+from gankern.models.wgan_gp import wgan_gp, wgan_gp_toy
 
-MODELS = {"sn_dcgan": sn_dcgan, "dcgan": dcgan}
+MODELS = {
+    "dcgan": dcgan,
+    "progan": progan,
+    "sn_dcgan": sn_dcgan,
+    "sngan": sngan,
+    "wgan_gp": wgan_gp,
+    "wgan_gp_toy": wgan_gp_toy,
+}
 
 
 def build(name: str, **options) -> GAN:
@@ -19,4 +29,16 @@ def build(name: str, **options) -> GAN:
     return look_up(MODELS, name, "model")(**options)
 
 
-__all__ = ["GAN", "LAYERS", "MODELS", "Layers", "build", "dcgan", "sn_dcgan"]
+__all__ = [
+    "GAN",
+    "LAYERS",
+    "MODELS",
+    "Layers",
+    "build",
+    "dcgan",
+    "progan",
+    "sn_dcgan",
+    "sngan",
+    "wgan_gp",
+    "wgan_gp_toy",
+]
