@@ -1,7 +1,7 @@
-"""DCGAN (Radford 2015, arXiv 1511.06434) and its spectrally normalised form (Miyato 2018, arXiv 1802.05957).
+"""DCGAN (Radford 2015, arXiv 1511.06434), its spectrally normalised form (Miyato 2018, arXiv 1802.05957), and WGAN.
 
-Both share the generator, and the discriminator's stack of 4×4 stride-2 convolutions, which is the generator's
-mirror image. They differ in what keeps the discriminator in check: batch normalisation in DCGAN, a spectral
+All share the generator, and the discriminator's stack of 4×4 stride-2 convolutions, which is the generator's
+mirror image. The first two differ in what keeps the discriminator in check: batch normalisation in DCGAN, a spectral
 norm of one in every convolution in SN-DCGAN. At 64×64 with the default width, the discriminator is
 3-64-128-256-512-1.
 """
@@ -97,6 +97,17 @@ def dcgan(
 
     >>> sum(p.numel() for p in dcgan().discriminator.parameters())
     2765568
+    """
+    return _build(size, channels, latent, width, spectral=False, layers=layers, **options)
+
+
+def wgan(
+    size: int = 64, channels: int = 3, latent: int = 100, width: int = 64, layers: str = "torch", **options
+) -> GAN:
+    """The first Wasserstein GAN (Arjovsky 2017, arXiv 1701.07875): DCGAN's networks, the discriminator as a critic.
+
+    What makes it a WGAN is how it is trained: the Wasserstein loss, every critic weight clipped to ±0.01 after each step
+    (:func:`gankern.losses.clip_weights_`), RMSProp, five critic steps a generator step.
     """
     return _build(size, channels, latent, width, spectral=False, layers=layers, **options)
 

@@ -5,6 +5,8 @@ Both networks hold the blocks of all resolutions from the start, and run only th
 from N(0, 1) and scaled at run time (equalised learning rate).
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,7 +80,7 @@ class ProGANGenerator(_Growing):
         self.latent_norm = layers.pixel_norm()
         first = nn.Sequential(layers.pixel_norm_dense(latent, maps[0]), layers.pixel_norm_conv(maps[0], maps[0]))
         self.blocks = nn.ModuleList([first])
-        for before, after in zip(maps, maps[1:], strict=False):
+        for before, after in itertools.pairwise(maps):
             self.blocks.append(
                 nn.Sequential(
                     layers.pixel_norm_conv(before, after, upsample=True), layers.pixel_norm_conv(after, after)
@@ -112,7 +114,7 @@ class ProGANDiscriminator(_Growing):
 
         last = [layers.minibatch_stddev(), *conv(maps[0] + 1, maps[0], 3, 1), *conv(maps[0], maps[0], 4)]
         self.blocks = nn.ModuleList([nn.Sequential(*last)])
-        for after, before in zip(maps, maps[1:], strict=False):
+        for after, before in itertools.pairwise(maps):
             block = [*conv(before, before, 3, 1), *conv(before, after, 3, 1), nn.AvgPool2d(2)]
             self.blocks.append(nn.Sequential(*block))
         self.from_rgb = nn.ModuleList(nn.Sequential(*conv(channels, wide, 1)) for wide in maps)

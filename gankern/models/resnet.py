@@ -5,6 +5,7 @@ the generator, 2×2 means in the discriminator), with a 1×1 shortcut where the 
 discriminator's weights by their spectral norm and sums the last feature map over space where WGAN-GP takes the mean.
 """
 
+import itertools
 import math
 
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ class ResNetGenerator(nn.Module):
         self.first_map = (maps[0], 4, 4)
         self.linear = layers.linear(latent, maps[0] * 16)
         self.blocks = nn.ModuleList(
-            GeneratorBlock(before, after, norm_act, layers) for before, after in zip(maps, maps[1:], strict=False)
+            GeneratorBlock(before, after, norm_act, layers) for before, after in itertools.pairwise(maps)
         )
         self.norm_act = layers.batch_norm_act(maps[-1])
         self.conv = layers.conv(maps[-1], channels, 3, padding=1)

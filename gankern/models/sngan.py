@@ -1,4 +1,4 @@
-"""SN-GAN's residual networks (Miyato 2018, arXiv 1802.05957): a spectral norm of one in every layer of the discriminator."""
+"""SN-GAN's residual networks (Miyato 2018, arXiv 1802.05957): every layer of the discriminator has a spectral norm of 1."""
 
 from gankern.models import layers as layer_tables
 from gankern.models._sizes import check_positive
@@ -7,7 +7,7 @@ from gankern.models.gan import GAN
 from gankern.models.resnet import ResNetDiscriminator, ResNetGenerator
 
 # size → channels of the generator's and the discriminator's maps in multiples of the width, and how many of the
-# discriminator's blocks halve the image. 32: the paper's CIFAR-10 networks. 64: the ImageNet ones less their largest map.
+# discriminator's blocks halve the image. 32: the paper's CIFAR-10 networks; 64: its ImageNet ones less the 128×128 map.
 ARCHITECTURES = {
     32: ([4, 4, 4, 4], [2, 2, 2, 2], 2),
     64: ([16, 8, 4, 2, 1], [1, 2, 4, 8, 16], 5),

@@ -3,6 +3,8 @@
 The critic has no batch normalisation: the penalty is on the gradient of each sample by itself.
 """
 
+import itertools
+
 from torch import Tensor, nn
 
 from gankern.models import layers as layer_tables
@@ -64,7 +66,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = [inputs, width, width, width]
         blocks = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             blocks += [layers.linear(before, after), layers.relu(inplace=True)]
         self.main = nn.Sequential(*blocks, layers.linear(width, outputs))
         self.outputs = outputs

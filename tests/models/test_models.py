@@ -8,13 +8,15 @@ from gankern import models
 # A small form of every model, and of every option.
 SMALL = {
     "dcgan": {"size": 16, "channels": 1, "latent": 6, "width": 4},
+    "gan": {"size": 6, "channels": 2, "latent": 6, "width": 25},
     "progan": {"size": 16, "channels": 3, "latent": 6, "width": 8},
     "sn_dcgan": {"size": 16, "channels": 3, "latent": 6, "width": 4},
     "sngan": {"size": 32, "channels": 1, "latent": 6, "width": 2},
+    "wgan": {"size": 16, "channels": 3, "latent": 6, "width": 4},
     "wgan_gp": {"size": 16, "channels": 3, "latent": 6, "width": 4},
     "wgan_gp_toy": {"width": 8},
 }
-LABELLED = ["dcgan", "sn_dcgan", "sngan", "wgan_gp"]
+LABELLED = ["dcgan", "gan", "sn_dcgan", "sngan", "wgan_gp"]
 OPTIONS = {
     "plain": {},
     "projection": {"num_classes": 5},
@@ -58,6 +60,7 @@ def play(gan, seed=0, samples=4):
     gan.generator.double()
     gan.discriminator.double()
     latents = torch.randn(samples, gan.latent, generator=random, dtype=torch.float64)
+    torch.manual_seed(seed)  # of dropout
     labels = [torch.randint(gan.num_classes, (samples,), generator=random)] if gan.num_classes else []
     images = gan.generator(latents, *labels)
     logits = gan.discriminator(images, *labels)
@@ -103,6 +106,20 @@ def test_every_parameter_learns(name, option):
     assert not missing
     dead = [key for key, gradient in gradients.items() if gradient is not None and not gradient.any()]
     assert not dead
+
+
+def test_the_first_gan_is_the_papers():
+    gan = models.gan(size=28)
+    assert [tuple(p.shape) for p in gan.generator.parameters() if p.ndim == 2] == [
+        (1200, 100),
+        (1200, 1200),
+        (784, 1200),
+    ]
+    assert [tuple(p.shape) for p in gan.discriminator.parameters() if p.ndim == 2] == [
+        (240 * 5, 784),
+        (240 * 5, 240),
+        (1, 240),
+    ]
 
 
 @pytest.mark.parametrize(("name", "option"), CASES)

@@ -100,7 +100,7 @@ def test_forward_by_hand(layers):
     def leaky(x):
         return torch.where(x < 0, 0.2 * x, x)
 
-    def conv(x, state, key, padding, gain=math.sqrt(2)):
+    def conv(x, state, key, padding, gain=2**0.5):
         weight = state[f"{key}.weight"]
         return F.conv2d(x, weight * gain / math.sqrt(weight[0].numel()), state[f"{key}.bias"], padding=padding)
 
