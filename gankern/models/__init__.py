@@ -1,7 +1,7 @@
 """Complete GANs, each buildable from stock torch layers or from gankern's by one switch.
 
-All for images but ``wgan_gp_toy``, which is for points in the plane. What papers add to them are options of the builders
-that have them:
+All for images but ``wgan_gp_toy``, which is for points in the plane. What papers add to them are options of the
+builders that have them:
 
 - ``num_classes``: labels; ``generator(latents, labels)`` and ``discriminator(images, labels)``, labels [N] integers.
 - ``conditioning``: how labels come in; "projection" or "concatenation", see :mod:`gankern.models.conditional`.

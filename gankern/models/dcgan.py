@@ -106,8 +106,8 @@ def wgan(
 ) -> GAN:
     """The first Wasserstein GAN (Arjovsky 2017, arXiv 1701.07875): DCGAN's networks, the discriminator as a critic.
 
-    What makes it a WGAN is how it is trained: the Wasserstein loss, every critic weight clipped to ±0.01 after each step
-    (:func:`gankern.losses.clip_weights_`), RMSProp, five critic steps a generator step.
+    What makes it a WGAN is how it is trained: the Wasserstein loss, every critic weight clipped to ±0.01 after each
+    step (:func:`gankern.losses.clip_weights_`), RMSProp, five critic steps a generator step.
     """
     return _build(size, channels, latent, width, spectral=False, layers=layers, **options)
 

@@ -82,9 +82,9 @@ def gan(
     conditioning: str = "concatenation",
     minibatch_discrimination: int = 0,
 ) -> GAN:
-    """The first GAN, for images of any size; ``width`` is the generator's hidden width, and five times the discriminator's.
+    """The first GAN, for images of any size.
 
-    The paper's MNIST network: ReLU 1200-1200 against maxout 240-240 of five pieces. ``num_classes``, ``conditioning``
+    ``width`` is the generator's hidden width, and five times the discriminator's. The paper's MNIST network: ReLU 1200-1200 against maxout 240-240 of five pieces. ``num_classes``, ``conditioning``
     and ``minibatch_discrimination``: see :mod:`gankern.models`.
 
     >>> import torch

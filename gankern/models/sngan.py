@@ -1,4 +1,4 @@
-"""SN-GAN's residual networks (Miyato 2018, arXiv 1802.05957): every layer of the discriminator has a spectral norm of 1."""
+"""SN-GAN's residual networks (Miyato 2018, arXiv 1802.05957): the discriminator's weights have a spectral norm of 1."""
 
 from gankern.models import layers as layer_tables
 from gankern.models._sizes import check_positive
