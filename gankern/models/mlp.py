@@ -84,8 +84,9 @@ def gan(
 ) -> GAN:
     """The first GAN, for images of any size.
 
-    ``width`` is the generator's hidden width, and five times the discriminator's. The paper's MNIST network: ReLU 1200-1200 against maxout 240-240 of five pieces. ``num_classes``, ``conditioning``
-    and ``minibatch_discrimination``: see :mod:`gankern.models`.
+    ``width`` is the generator's hidden width, and five times the discriminator's. The paper's MNIST network: ReLU
+    1200-1200 against maxout 240-240 of five pieces. ``num_classes``, ``conditioning`` and
+    ``minibatch_discrimination``: see :mod:`gankern.models`.
 
     >>> import torch
     >>> model = gan(size=28)
