@@ -1,7 +1,9 @@
-"""What all primitives' operators share: the library of schemas, the native build, and Triton.
+"""What all primitives' operators share: the library of schemas, the native build, Triton, and autograd.
 
 Schemas are defined here in Python, so that ``torch.ops.gankern.*`` exists in every installation. The native
 library adds the CPU kernels when it was built; Triton kernels are attached to CUDA tensors on first use.
+
+A primitive tells autograd its three functions in a :class:`Rule`; :func:`differentiate` runs them.
 """
 
 from __future__ import annotations
@@ -9,14 +11,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import Function
 
-from gankern.dispatch import ANY_ORDER, FLOATING, Implementation, Primitive
+from gankern.dispatch import ANY_ORDER, FLOATING, Implementation, Primitive, refuse_gradient_order
 
 library = torch.library.Library("gankern", "FRAGMENT")
 
@@ -80,14 +84,146 @@ def _launcher(primitive: str, launcher: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"gankern.triton.{primitive}"), launcher)
 
 
-def kernel(
-    implementation: str, primitive: str, launcher: str, op: Callable[..., Any], device: str
-) -> Callable[..., Any]:
-    """What to call: the operator, or under Triton's interpreter the launcher itself, since the operator's
-    kernel for CPU tensors is the C++ one."""
-    if implementation == "triton" and device == "cpu":
+def kernel(implementation: str, primitive: str, launcher: str, device: torch.device) -> Callable[..., Any]:
+    """What to call: the operator ``<primitive>_<launcher>`` (the forward's is called as the primitive is), or under
+    Triton's interpreter the launcher itself, since the operator's kernel for CPU tensors is the C++ one."""
+    if implementation == "triton" and device.type == "cpu":
         return _launcher(primitive, launcher)
-    return op
+    name = primitive if launcher == "forward" else f"{primitive}_{launcher}"
+    return getattr(torch.ops.gankern, name).default
+
+
+Tensors = Sequence[Tensor | None]
+
+RULES: dict[str, Rule] = {}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a primitive is computed and differentiated twice, on ``options``, a tuple of constants whose first is the
+    implementation, and on tensors, any of which may be None.
+
+    ``needed`` has an entry for each tensor that a gradient can be asked for: whether it is. A function returns None
+    for what is not needed or does not exist; a gradient that came in as None does not exist either. A tensor that came
+    in is not returned as it is (autograd forbids it), but as a view: ``x.view_as(x)``.
+    """
+
+    name: str
+    # (options, *tensors) -> outputs
+    forward: Callable[..., tuple[Tensor, ...]]
+    # (options, tensors, outputs) -> what the backward reads: some of them
+    saved: Callable[[tuple, Tensors, Tensors], Tensors]
+    # (options, needed, gradients of the outputs, saved) -> gradients of the tensors
+    backward: Callable[[tuple, Sequence[bool], Tensors, Tensors], Tensors]
+    # (options, needed, gradients of what backward returned, gradients of the outputs, saved) -> gradients of the
+    # gradients of the outputs, then of the saved ones; needed likewise
+    double_backward: Callable[[tuple, Sequence[bool], Tensors, Tensors, Tensors], Tensors]
+    non_differentiable: tuple[int, ...] = ()  # which outputs
+
+    def __post_init__(self) -> None:
+        RULES[self.name] = self
+
+
+def differentiate(name: str, options: tuple, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """The outputs of a primitive's kernels, with gradients of first and second order by its rule."""
+    if not torch.compiler.is_compiling() and first_order_only():
+        # Nobody will differentiate it: a small forward takes no longer than Function.apply does.
+        return RULES[name].forward(options, *tensors)
+    return apply(_Forward, name, options, *tensors)
+
+
+class _Forward(Function):
+    @staticmethod
+    def forward(name, options, *tensors):
+        return RULES[name].forward(options, *tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs, output) -> None:
+        ctx.name, ctx.options, *tensors = inputs
+        rule = RULES[ctx.name]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*[output[i] for i in rule.non_differentiable])
+        ctx.present = tuple(x is not None for x in tensors)
+        ctx.save_for_backward(*rule.saved(ctx.options, tensors, output))
+
+    @staticmethod
+    def backward(ctx: Any, *grads):
+        if all(g is None for g in grads):
+            return (None,) * (2 + len(ctx.present))
+        needed, saved = _needed(ctx, skip=2), ctx.saved_tensors
+        if first_order_only():
+            result = RULES[ctx.name].backward(ctx.options, needed, grads, saved)
+        else:
+            result = apply(_Backward, ctx.name, ctx.options, needed, len(grads), *grads, *saved)
+        return None, None, *result
+
+
+class _Backward(Function):
+    @staticmethod
+    def forward(name, options, needed, outputs, *tensors):
+        return tuple(RULES[name].backward(options, needed, tensors[:outputs], tensors[outputs:]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs, output) -> None:
+        ctx.name, ctx.options, _, ctx.outputs, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.present = tuple(x is not None for x in tensors)
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_grads):
+        if all(h is None for h in grad_grads):
+            return (None,) * (4 + len(ctx.present))
+        needed = _needed(ctx, skip=4)
+        tensors = (*grad_grads, *ctx.saved_tensors)
+        if first_order_only():
+            n, m = len(grad_grads), len(grad_grads) + ctx.outputs
+            rule = RULES[ctx.name]
+            result = rule.double_backward(ctx.options, needed, tensors[:n], tensors[n:m], tensors[m:])
+        else:
+            result = apply(_DoubleBackward, ctx.name, ctx.options, needed, len(grad_grads), ctx.outputs, *tensors)
+        return None, None, None, None, *result
+
+
+class _DoubleBackward(Function):
+    @staticmethod
+    def forward(name, options, needed, inputs, outputs, *tensors):
+        n, m = inputs, inputs + outputs
+        return tuple(RULES[name].double_backward(options, needed, tensors[:n], tensors[n:m], tensors[m:]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs, output) -> None:
+        ctx.name = inputs[0]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads):
+        raise refuse_gradient_order(ctx.name, 2)
+
+
+def _needed(ctx: Any, skip: int) -> tuple[bool, ...]:
+    """For each tensor after the first ``skip`` inputs, whether the running backward has a use for its gradient.
+
+    ctx.needs_input_grad says which tensors require one: under ``autograd.grad(y, x)`` that holds for the weights too.
+    The engine knows better, but for a leaf that it was asked for: then it raises.
+    """
+    require = ctx.needs_input_grad[skip:]
+    if torch.compiler.is_compiling():  # what is not needed will be removed as dead code
+        return require
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return require
+    edges = iter(ctx.next_functions)  # one for each input that is a tensor
+    return tuple(
+        need and _will_run(node)
+        for need, (node, _) in zip(require, (next(edges) if present else (None, 0) for present in ctx.present))
+    )
+
+
+def _will_run(node: torch.autograd.graph.Node | None) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:
+        return True
 
 
 def first_order_only() -> bool:

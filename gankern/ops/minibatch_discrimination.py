@@ -7,19 +7,13 @@ backward keeps nothing but its inputs, and computes the similarities again.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from gankern import dispatch
 from gankern.ops import _tiers
 from gankern.reference.minibatch_discrimination import minibatch_discrimination as reference
 
 NAME = "minibatch_discrimination"
-GRADIENT_ORDER = 2
-primitive = _tiers.declare(NAME, gradient_order=GRADIENT_ORDER)
+primitive = _tiers.declare(NAME, gradient_order=2)
 
 
 def _empty(like: Tensor | None, model: Tensor) -> Tensor:
@@ -47,79 +41,25 @@ _tiers.define(
 )
 
 
-def _kernel(implementation: str, launcher: str, device: str):
-    op = NAME if launcher == "forward" else f"{NAME}_{launcher}"
-    return _tiers.kernel(implementation, NAME, launcher, getattr(torch.ops.gankern, op).default, device)
+def _forward(options, m, other):
+    implementation, include_self = options
+    return (_tiers.kernel(implementation, NAME, "forward", m.device)(m, other, include_self),)
 
 
-class MinibatchDiscrimination(Function):
-    """Inputs: implementation, m, other or None, include_self. Output: the sums."""
-
-    @staticmethod
-    def forward(implementation, m, other, include_self):
-        return _kernel(implementation, "forward", m.device.type)(m, other, include_self)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
-        ctx.implementation, m, other, _ = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(m, other)
-
-    @staticmethod
-    def backward(ctx: Any, grad):
-        if grad is None:
-            return None, None, None, None
-        m, other = ctx.saved_tensors
-        if _tiers.first_order_only():
-            grad_m, grad_other = _kernel(ctx.implementation, "backward", m.device.type)(grad, m, other)
-        else:
-            grad_m, grad_other = MinibatchDiscriminationBackward.apply(ctx.implementation, grad, m, other)
-        return None, grad_m, None if other is None else grad_other, None
+def _backward(options, needed, grads, saved):
+    m, other = saved
+    grad_m, grad_other = _tiers.kernel(options[0], NAME, "backward", m.device)(grads[0], m, other)
+    return grad_m, None if other is None else grad_other
 
 
-class MinibatchDiscriminationBackward(Function):
-    """Inputs: implementation, gradient of the sums, m, other or None. Outputs: gradients of m and of other (empty
-    without one)."""
-
-    @staticmethod
-    def forward(implementation, grad, m, other):
-        return _kernel(implementation, "backward", m.device.type)(grad, m, other)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
-        ctx.implementation, *tensors = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, grad_grad_m, grad_grad_other):
-        grad, m, other = ctx.saved_tensors
-        if other is None:
-            grad_grad_other = None
-        if grad_grad_m is None and grad_grad_other is None:
-            return None, None, None, None
-        grad_grad, grad_m, grad_other = MinibatchDiscriminationDoubleBackward.apply(
-            ctx.implementation, grad_grad_m, grad_grad_other, grad, m, other
-        )
-        return None, grad_grad, grad_m, None if other is None else grad_other
+def _double_backward(options, needed, grad_grads, grads, saved):
+    m, other = saved
+    kernel = _tiers.kernel(options[0], NAME, "double_backward", m.device)
+    grad_grad, grad_m, grad_other = kernel(*grad_grads, *grads, m, other)
+    return grad_grad, grad_m, None if other is None else grad_other
 
 
-class MinibatchDiscriminationDoubleBackward(Function):
-    """Inputs: implementation, gradients of the two gradients (or None), and the tensors of
-    MinibatchDiscriminationBackward. Outputs: gradients of its three tensors (empty without other)."""
-
-    @staticmethod
-    def forward(implementation, grad_grad_m, grad_grad_other, grad, m, other):
-        kernel = _kernel(implementation, "double_backward", m.device.type)
-        return kernel(grad_grad_m, grad_grad_other, grad, m, other)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads):
-        raise dispatch.refuse_gradient_order(NAME, GRADIENT_ORDER)
+_tiers.Rule(NAME, _forward, lambda options, tensors, outputs: tensors, _backward, _double_backward)
 
 
 def l1_similarity(m: Tensor, other: Tensor | None, include_self: bool, implementation: str | None) -> Tensor:
@@ -127,7 +67,4 @@ def l1_similarity(m: Tensor, other: Tensor | None, include_self: bool, implement
     chosen = primitive.select(m, implementation)
     if chosen == "reference":
         return reference(m, other, include_self)
-    if not torch.compiler.is_compiling() and _tiers.first_order_only():
-        # Nobody will differentiate it: a small batch's forward is as short as what Function.apply costs.
-        return _kernel(chosen, "forward", m.device.type)(m, other, include_self)
-    return _tiers.apply(MinibatchDiscrimination, chosen, m, other, include_self)
+    return _tiers.differentiate(NAME, (chosen, include_self), m, other)[0]

@@ -11,19 +11,15 @@ A layer that a loss does not reach has no gradient: None goes in, and an empty t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from gankern import dispatch
 from gankern.ops import _tiers
 from gankern.reference.spectral_norm import spectral_norm as reference
 
 NAME = "spectral_norm"
-GRADIENT_ORDER = 2
-primitive = _tiers.declare(NAME, gradient_order=GRADIENT_ORDER)
+primitive = _tiers.declare(NAME, gradient_order=2)
 
 
 def state_sizes(weights: Sequence[Tensor], dims: Sequence[int]) -> list[int]:
@@ -69,96 +65,46 @@ _tiers.define(
 )
 
 
-def _kernel(implementation: str, launcher: str, device: str):
-    op = NAME if launcher == "forward" else f"{NAME}_{launcher}"
-    return _tiers.kernel(implementation, NAME, launcher, getattr(torch.ops.gankern, op).default, device)
+# Tensors: L weights, L us, L vs. Outputs: L normalized weights, then the state.
 
 
-class SpectralNorm(Function):
-    """Inputs: (implementation, dims, iterations, eps, u_first, add_eps), then L weights, L us, L vs.
-    Outputs: L normalized weights, then the state (not differentiable)."""
-
-    @staticmethod
-    def forward(options, *tensors):
-        implementation, *rest = options
-        layers = len(tensors) // 3
-        weights, us, vs = tensors[:layers], tensors[layers : 2 * layers], tensors[2 * layers :]
-        normalized, state = _kernel(implementation, "forward", weights[0].device.type)(weights, us, vs, *rest)
-        return *normalized, state
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
-        options, *tensors = inputs
-        ctx.options = options[:2]
-        ctx.mark_non_differentiable(output[-1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors[: len(output) - 1], output[-1])
-
-    @staticmethod
-    def backward(ctx: Any, *grads):
-        *weights, state = ctx.saved_tensors
-        layers = len(weights)
-        grads = [g if need else None for g, need in zip(grads[:layers], ctx.needs_input_grad[1:])]
-        if _tiers.first_order_only():
-            implementation, dims = ctx.options
-            result = _kernel(implementation, "backward", state.device.type)(grads, weights, state, dims)
-        else:
-            result = SpectralNormBackward.apply(ctx.options, *grads, *weights, state)
-        return None, *_present(result, grads), *[None] * (2 * layers)
+def _forward(options, *tensors):
+    implementation, *rest = options
+    layers = len(tensors) // 3
+    lists = tensors[:layers], tensors[layers : 2 * layers], tensors[2 * layers :]
+    normalized, state = _tiers.kernel(implementation, NAME, "forward", tensors[0].device)(*lists, *rest)
+    return *normalized, state
 
 
-class SpectralNormBackward(Function):
-    """Inputs: (implementation, dims), then L gradients (or None), L weights, the state. Outputs: L gradients of the
-    weights, empty where the gradient was None."""
-
-    @staticmethod
-    def forward(options, *tensors):
-        implementation, dims = options
-        *lists, state = tensors
-        layers = len(lists) // 2
-        backward = _kernel(implementation, "backward", state.device.type)
-        return tuple(backward(lists[:layers], lists[layers:], state, dims))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
-        ctx.options, *tensors = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_grad_weights):
-        *lists, state = ctx.saved_tensors
-        layers = len(grad_grad_weights)
-        grads = lists[:layers]
-        hs = [None if g is None else h for h, g in zip(grad_grad_weights, grads)]
-        both = SpectralNormDoubleBackward.apply(ctx.options, *hs, *lists, state)
-        return None, *_present(both[:layers], hs), *_present(both[layers:], hs), None
+def _saved(options, tensors, outputs):
+    return *tensors[: len(outputs) - 1], outputs[-1]
 
 
-class SpectralNormDoubleBackward(Function):
-    """Inputs: (implementation, dims), then L gradients of the weights' gradients (or None), and the tensors of
-    SpectralNormBackward. Outputs: L gradients of the gradients, L gradients of the weights."""
+def _backward(options, needed, grads, saved):
+    implementation, dims, *_ = options
+    *weights, state = saved
+    layers = len(weights)
+    grads = [g if need else None for g, need in zip(grads[:layers], needed)]
+    result = _tiers.kernel(implementation, NAME, "backward", state.device)(grads, weights, state, dims)
+    return *_present(result, grads), *[None] * (2 * layers)
 
-    @staticmethod
-    def forward(options, *tensors):
-        implementation, dims = options
-        *lists, state = tensors
-        n = len(lists) // 3
-        double_backward = _kernel(implementation, "double_backward", state.device.type)
-        grad_grads, grad_weights = double_backward(lists[:n], lists[n : 2 * n], lists[2 * n :], state, dims)
-        return *grad_grads, *grad_weights
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads):
-        raise dispatch.refuse_gradient_order(NAME, GRADIENT_ORDER)
+def _double_backward(options, needed, grad_grads, grads, saved):
+    implementation, dims, *_ = options
+    *weights, state = saved
+    layers = len(weights)
+    hs = [None if g is None else h for h, g in zip(grad_grads[:layers], grads)]
+    kernel = _tiers.kernel(implementation, NAME, "double_backward", state.device)
+    grad_of_grads, grad_weights = kernel(hs, grads[:layers], weights, state, dims)
+    return *_present(grad_of_grads, hs), None, *_present(grad_weights, hs), None
 
 
 def _present(results: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [None if g is None else r for r, g in zip(results, grads)]
+
+
+# u and v are constants, and the state is none of the user's.
+_tiers.Rule(NAME, _forward, _saved, _backward, _double_backward, non_differentiable=(-1,))
 
 
 def spectral_norm_group(
@@ -181,7 +127,7 @@ def spectral_norm_group(
         vectors = [vector for row in rows for vector in row[1:3]]
         return [row[0] for row in rows], vectors, torch.stack([row[3].detach() for row in rows])
     options = (chosen, tuple(dims), n_power_iterations, eps, u_first, add_eps)
-    *normalized, state = _tiers.apply(SpectralNorm, options, *weights, *us, *vs)
+    *normalized, state = _tiers.differentiate(NAME, options, *weights, *us, *vs)
     with torch.no_grad():
         sigma, *vectors = state.split(state_sizes(weights, dims))
         return normalized, vectors, sigma

@@ -98,8 +98,8 @@ def test_verify_sees_a_wrong_kernel(monkeypatch):
 
     right = _tiers.kernel
 
-    def wrong(implementation, primitive, launcher, op, device):
-        kernel = right(implementation, primitive, launcher, op, device)
+    def wrong(implementation, primitive, launcher, device):
+        kernel = right(implementation, primitive, launcher, device)
         if launcher != "backward":
             return kernel
         return lambda *args: [x * (1 + 1e-3) for x in kernel(*args)]
