@@ -1,7 +1,8 @@
 // Activations as functions of vectors, with their first and second derivatives.
 //
-// A derivative is a function of what the backward has at hand, `s`: the activation's value a = f(z) where that
-// determines it, so that nothing but the layer's own output must be kept, and the pre-activation z otherwise.
+// A derivative is a function of what the backward has at hand, `s`: the activation's value a = f(z) where
+// that determines it, so that nothing but the layer's own output must be kept, and the pre-activation z
+// otherwise.
 //
 //   activation   f(z)                              s   f'                         df'/ds
 //   linear       z                                     1                          none
@@ -14,9 +15,9 @@
 //   softplus     log(1 + e^z)                      a   1 - e^-a                   e^-a
 //   silu         z / (1 + e^-z) = z t              z   t (1 + z (1 - t))          t (1 - t) (2 + z (1 - 2t))
 //
-// The second derivative with respect to a is what autograd asks for where a is a saved result: the engine takes it
-// back through the activation itself. A leaky ReLU of negative slope does not determine the sign of z by that of a:
-// kLeakyReluOfInput is the same function with s = z.
+// The second derivative with respect to a is what autograd asks for where a is a saved result: the engine
+// takes it back through the activation itself. A leaky ReLU of negative slope does not determine the sign of
+// z by that of a: kLeakyReluOfInput is the same function with s = z.
 #pragma once
 
 #include "vec_math.h"
@@ -78,7 +79,7 @@ inline V sigmoid(V z) {
   return (z < V{} ? e : one) / (one + e);
 }
 
-// ---- the table ---------------------------------------------------------------------------------------------
+// ---- the table -----------------------------------------------------------------------------------------
 
 // value(z) is f; first(g, s) is g f', and second(p, s) is p df'/ds. A factor of 0 makes 0 of infinities too.
 template <Activation kActivation, class A>
