@@ -4,7 +4,9 @@ Every function takes ``implementation=``: None (what :func:`gankern.use_implemen
 GANKERN_IMPLEMENTATION says), "auto", "reference", "cpu", "triton" or "cuda".
 """
 
+from gankern.functional.bias_act import ACTIVATIONS, bias_act, leaky_relu, relu
 from gankern.functional.minibatch_discrimination import l1_similarity, minibatch_discrimination
+from gankern.functional.pixel_norm import bias_act_pixel_norm, pixel_norm
 from gankern.functional.spectral_norm import (
     SPECTRAL_NORM_DIALECTS,
     SpectralNormDialect,
@@ -13,10 +15,16 @@ from gankern.functional.spectral_norm import (
 )
 
 __all__ = [
+    "ACTIVATIONS",
     "SPECTRAL_NORM_DIALECTS",
     "SpectralNormDialect",
+    "bias_act",
+    "bias_act_pixel_norm",
     "l1_similarity",
+    "leaky_relu",
     "minibatch_discrimination",
+    "pixel_norm",
+    "relu",
     "spectral_norm",
     "spectral_norm_group",
 ]
