@@ -5,6 +5,7 @@ GANKERN_IMPLEMENTATION says), "auto", "reference", "cpu", "triton" or "cuda".
 """
 
 from gankern.functional.minibatch_discrimination import l1_similarity, minibatch_discrimination
+from gankern.functional.minibatch_stddev import minibatch_stddev
 from gankern.functional.spectral_norm import (
     SPECTRAL_NORM_DIALECTS,
     SpectralNormDialect,
@@ -17,6 +18,7 @@ __all__ = [
     "SpectralNormDialect",
     "l1_similarity",
     "minibatch_discrimination",
+    "minibatch_stddev",
     "spectral_norm",
     "spectral_norm_group",
 ]
