@@ -200,9 +200,19 @@ struct Block {
     else
       sweep_planes<Op>();
   }
+  // The sweep with the activation that the slope stands for.
+  template <template <int> class Op>
+  void sweep_activated() const {
+    if (slope == A(1))
+      sweep<Op<kNone>>();
+    else if (slope == A(0))
+      sweep<Op<kRelu>>();
+    else
+      sweep<Op<kLeaky>>();
+  }
 
   template <class Op>
-  void sweep_planes() const {
+  __attribute__((noinline)) void sweep_planes() const {
     constexpr int S = Op::kSums > 0 ? Op::kSums : 1, C = Op::kCoefs > 0 ? Op::kCoefs : 1;
     for (int64_t i = 0; i < channels; ++i) {
       const int64_t c = backwards ? channels - 1 - i : i;
@@ -248,7 +258,7 @@ struct Block {
   }
 
   template <class Op>
-  void sweep_rows() const {
+  __attribute__((noinline)) void sweep_rows() const {
     constexpr int kRows = Op::kOut > 1 ? 2 : 4;
     for (int64_t i = 0; i < Op::kSums * lines; ++i) sums[i] = 0;
     const int64_t parts = ceil_div(pixels, kSumRows);
@@ -374,7 +384,7 @@ constexpr int kCoefs[] = {3, 5, 9};
 constexpr int kSums[] = {2, 2, 5};  // of forward: mean and squared differences
 constexpr int64_t kGradients = 4;   // of channels: ref_mean, ref_mean_square, weight, bias
 
-template <class T, int kOrder, int kActivation>
+template <class T, int kOrder>
 struct Problem {
   using A = Acc<T>;
   const VirtualBatchNorm& in;
@@ -430,9 +440,9 @@ struct Problem {
         b.coef = work.coef;
         b.sums = to;
         if constexpr (kOrder == kBackward)
-          b.template sweep<GradSums<kActivation>>();
+          b.template sweep_activated<GradSums>();
         else
-          b.template sweep<SecondSums<kActivation>>();
+          b.template sweep_activated<SecondSums>();
       }
     }
   }
@@ -541,9 +551,9 @@ struct Problem {
       Block<T> b = block(n, channel_block, p, at);
       b.coef = work.coef;
       b.backwards = true;
-      if constexpr (kOrder == kForward) b.template sweep<Normalize<kActivation>>();
-      if constexpr (kOrder == kBackward) b.template sweep<Grad<kActivation>>();
-      if constexpr (kOrder == kDoubleBackward) b.template sweep<Second<kActivation>>();
+      if constexpr (kOrder == kForward) b.template sweep_activated<Normalize>();
+      if constexpr (kOrder == kBackward) b.template sweep_activated<Grad>();
+      if constexpr (kOrder == kDoubleBackward) b.template sweep_activated<Second>();
     }
   }
 
@@ -599,12 +609,7 @@ struct Problem {
 
 template <class T, int kOrder>
 void run(const VirtualBatchNorm& in, const Parallel& parallel) {
-  if (in.negative_slope == 1)
-    Problem<T, kOrder, kNone>(in).run(parallel);
-  else if (in.negative_slope == 0)
-    Problem<T, kOrder, kRelu>(in).run(parallel);
-  else
-    Problem<T, kOrder, kLeaky>(in).run(parallel);
+  Problem<T, kOrder>(in).run(parallel);
 }
 
 // ---- statistics of a batch ----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from gankern.functional.spectral_norm import (
     spectral_norm,
     spectral_norm_group,
 )
+from gankern.functional.virtual_batch_norm import virtual_batch_norm, virtual_batch_norm_statistics
 
 __all__ = [
     "SPECTRAL_NORM_DIALECTS",
@@ -21,4 +22,6 @@ __all__ = [
     "minibatch_stddev",
     "spectral_norm",
     "spectral_norm_group",
+    "virtual_batch_norm",
+    "virtual_batch_norm_statistics",
 ]

@@ -2,5 +2,22 @@
 
 from gankern.nn import utils
 from gankern.nn.modules.minibatch_discrimination import MinibatchDiscrimination
+from gankern.nn.modules.minibatch_stddev import MinibatchStdDev
+from gankern.nn.modules.virtual_batch_norm import (
+    VirtualBatchNorm1d,
+    VirtualBatchNorm2d,
+    VirtualBatchNorm3d,
+    freeze_reference_batch,
+    set_reference_batch,
+)
 
-__all__ = ["MinibatchDiscrimination", "utils"]
+__all__ = [
+    "MinibatchDiscrimination",
+    "MinibatchStdDev",
+    "VirtualBatchNorm1d",
+    "VirtualBatchNorm2d",
+    "VirtualBatchNorm3d",
+    "freeze_reference_batch",
+    "set_reference_batch",
+    "utils",
+]
