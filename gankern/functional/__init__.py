@@ -6,6 +6,7 @@ GANKERN_IMPLEMENTATION says), "auto", "reference", "cpu", "triton" or "cuda".
 
 from gankern.functional.bias_act import ACTIVATIONS, bias_act, leaky_relu, relu
 from gankern.functional.minibatch_discrimination import l1_similarity, minibatch_discrimination
+from gankern.functional.minibatch_stddev import minibatch_stddev
 from gankern.functional.pixel_norm import bias_act_pixel_norm, pixel_norm
 from gankern.functional.spectral_norm import (
     SPECTRAL_NORM_DIALECTS,
@@ -13,6 +14,7 @@ from gankern.functional.spectral_norm import (
     spectral_norm,
     spectral_norm_group,
 )
+from gankern.functional.virtual_batch_norm import virtual_batch_norm, virtual_batch_norm_statistics
 
 __all__ = [
     "ACTIVATIONS",
@@ -23,8 +25,11 @@ __all__ = [
     "l1_similarity",
     "leaky_relu",
     "minibatch_discrimination",
+    "minibatch_stddev",
     "pixel_norm",
     "relu",
     "spectral_norm",
     "spectral_norm_group",
+    "virtual_batch_norm",
+    "virtual_batch_norm_statistics",
 ]
