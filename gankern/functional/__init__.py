@@ -4,6 +4,7 @@ Every function takes ``implementation=``: None (what :func:`gankern.use_implemen
 GANKERN_IMPLEMENTATION says), "auto", "reference", "cpu", "triton" or "cuda".
 """
 
+from gankern.functional.batch_norm_act import batch_norm_act
 from gankern.functional.minibatch_discrimination import l1_similarity, minibatch_discrimination
 from gankern.functional.spectral_norm import (
     SPECTRAL_NORM_DIALECTS,
@@ -15,6 +16,7 @@ from gankern.functional.spectral_norm import (
 __all__ = [
     "SPECTRAL_NORM_DIALECTS",
     "SpectralNormDialect",
+    "batch_norm_act",
     "l1_similarity",
     "minibatch_discrimination",
     "spectral_norm",
