@@ -4,6 +4,7 @@ Every function takes ``implementation=``: None (what :func:`gankern.use_implemen
 GANKERN_IMPLEMENTATION says), "auto", "reference", "cpu", "triton" or "cuda".
 """
 
+from gankern.functional.batch_norm_act import batch_norm_act
 from gankern.functional.bias_act import ACTIVATIONS, bias_act, leaky_relu, relu
 from gankern.functional.minibatch_discrimination import l1_similarity, minibatch_discrimination
 from gankern.functional.minibatch_stddev import minibatch_stddev
@@ -20,6 +21,7 @@ __all__ = [
     "ACTIVATIONS",
     "SPECTRAL_NORM_DIALECTS",
     "SpectralNormDialect",
+    "batch_norm_act",
     "bias_act",
     "bias_act_pixel_norm",
     "l1_similarity",
