@@ -11,12 +11,17 @@ from gankern.functional.spectral_norm import (
     spectral_norm,
     spectral_norm_group,
 )
+from gankern.functional.upfirdn2d import downsample2d, filter2d, upfirdn2d, upsample2d
 
 __all__ = [
     "SPECTRAL_NORM_DIALECTS",
     "SpectralNormDialect",
+    "downsample2d",
+    "filter2d",
     "l1_similarity",
     "minibatch_discrimination",
     "spectral_norm",
     "spectral_norm_group",
+    "upfirdn2d",
+    "upsample2d",
 ]
