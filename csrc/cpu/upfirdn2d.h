@@ -20,8 +20,8 @@ struct Upfirdn2d {
   int64_t row_taps, column_taps;
   const double* row_weights;
   const double* column_weights;
-  // x[n, c, y, x] is at n * batch_stride + c * channel_stride + y * row_stride + x * group; a row holds `group`
-  // neighbouring channels for each of its samples, and so does one of `out`.
+  // x[n, c, y, x] is at n * batch_stride + c * channel_stride + y * row_stride + x * group; a row holds
+  // `group` neighbouring channels for each of its samples, and so does one of `out`.
   int64_t batches, channels, group;
   int64_t batch_stride, channel_stride, row_stride;
   const void* x;

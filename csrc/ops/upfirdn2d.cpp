@@ -40,8 +40,8 @@ bool rows_are_dense(const Tensor& x, int64_t group) {
 }
 
 Tensor empty(const Tensor& x, const Sizes& size, torch::headeronly::MemoryFormat format) {
-  return torch::stable::empty({x.size(0), x.size(1), size[0], size[1]}, x.scalar_type(), std::nullopt, x.device(),
-                              std::nullopt, format);
+  return torch::stable::empty({x.size(0), x.size(1), size[0], size[1]}, x.scalar_type(), std::nullopt,
+                              x.device(), std::nullopt, format);
 }
 
 Tensor upfirdn2d_cpu(Tensor x, Tensor filter, Sizes up, Sizes down, Sizes start, Sizes size, bool flip_filter,
