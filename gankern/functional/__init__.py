@@ -16,6 +16,7 @@ from gankern.functional.spectral_norm import (
     spectral_norm_group,
 )
 from gankern.functional.virtual_batch_norm import virtual_batch_norm, virtual_batch_norm_statistics
+from gankern.functional.upfirdn2d import downsample2d, filter2d, upfirdn2d, upsample2d
 
 __all__ = [
     "ACTIVATIONS",
@@ -24,6 +25,8 @@ __all__ = [
     "batch_norm_act",
     "bias_act",
     "bias_act_pixel_norm",
+    "downsample2d",
+    "filter2d",
     "l1_similarity",
     "leaky_relu",
     "minibatch_discrimination",
@@ -34,4 +37,6 @@ __all__ = [
     "spectral_norm_group",
     "virtual_batch_norm",
     "virtual_batch_norm_statistics",
+    "upfirdn2d",
+    "upsample2d",
 ]
