@@ -42,16 +42,13 @@ constexpr int kTileRows = 12;  // of the register tile, by two vectors: 24 of 32
 #else
 constexpr int kTileRows = 6;
 #endif
-#ifdef DEV_FP32
-#define kBlockBytes (atoll(getenv("KB")?getenv("KB"):"640")*1024)
-#define kProductBytes (atoll(getenv("KP")?getenv("KP"):"256")*1024)
-#define kChunkBytes (atoll(getenv("KC")?getenv("KC"):"12288")*1024)
-#else
 constexpr int64_t kBlockBytes = 640 * 1024;    // of V of a block
 constexpr int64_t kProductBytes = 256 * 1024;  // of M of a block
-constexpr int64_t kChunkBytes = 12 << 20;
-#endif
-//      // of V and W of a chunk of the weight gradient
+constexpr int64_t kDepth = 256;                // tiles that a product of the weight gradient sums at a time
+constexpr int64_t kChunkBytes = 12 << 20;      // of V and W of a chunk of the weight gradient
+constexpr int64_t kSums = 16;                  // of dU at most
+constexpr int64_t kSumsBytes = 16 << 20;       // of them all
+constexpr int64_t kSumBytes = 1 << 20;         // of V and W of a chunk of each
 constexpr int64_t kLine = 64;
 constexpr int kAhead = 16;  // steps that the matrix product asks for its vectors ahead
 
@@ -317,29 +314,31 @@ template <class S, class A, class M, bool kPanelled>
 void transform_row(const Pixels<S>& image, int64_t top, int64_t left, int64_t step, int64_t tiles, int64_t channels,
                    const Target<A>& to) {
   constexpr int L = kLanesOf<A>, n = M::kIn, k = M::kOut;
-  const int64_t vectors = channels / L, rest = channels % L;
+  const int64_t vectors = ceil_div(channels, L);
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const S* from[n * n];
+    S tail[n * n][L];
     for (int y = 0; y < n; ++y)
       for (int x = 0; x < n; ++x) from[y * n + x] = image.at(top + y, left + tile * step + x);
     A* out = to.data + tile * to.tile_stride;
-    const auto place = [&](int64_t v) {
-      return kPanelled ? out + (v / 2) * to.panel_stride + (v % 2) * L : out + v * L;
-    };
-    Vec<A> x[n * n], y[k * k];
     for (int64_t v = 0; v < vectors; ++v) {
+      int64_t offset = v * L;
+      if (offset + L > channels) {  // the last vector: its channels, then zeros
+        std::memset(tail, 0, sizeof tail);
+        for (int i = 0; i < n * n; ++i) {
+          std::memcpy(tail[i], from[i] + offset, size_t(channels - offset) * sizeof(S));
+          from[i] = tail[i];
+        }
+        offset = 0;
+      }
+      Vec<A> x[n * n], y[k * k];
 #pragma GCC unroll 128
-      for (int i = 0; i < n * n; ++i) x[i] = load(from[i] + v * L);
+      for (int i = 0; i < n * n; ++i) x[i] = load(from[i] + offset);
       apply_twice<A, M>(x, y);
-      A* q = place(v);
+      A* q = kPanelled ? out + (v / 2) * to.panel_stride + (v % 2) * L : out + v * L;
 #pragma GCC unroll 128
       for (int i = 0; i < k * k; ++i) store(q + i * to.plane, y[i]);
     }
-    if (rest == 0) continue;
-    for (int i = 0; i < n * n; ++i) x[i] = load_partial(from[i] + vectors * L, rest);
-    apply_twice<A, M>(x, y);
-    A* q = place(vectors);
-    for (int i = 0; i < k * k; ++i) store(q + i * to.plane, y[i]);
   }
 }
 
@@ -451,7 +450,8 @@ void transform_kernel(const Convolution& t, const Plan<R, Acc<T>>& plan, Acc<T>*
 }
 
 template <class T, class R>
-void kernel_gradient(const Convolution& t, const Plan<R, Acc<T>>& plan, const Acc<T>* du, const Parallel& parallel) {
+void kernel_gradient(const Convolution& t, const Plan<R, Acc<T>>& plan, const Acc<T>* du, int64_t sums,
+                     const Parallel& parallel) {
   using A = Acc<T>;
   constexpr int L = kLanes<T>, k = R::kProducts;
   const int64_t plane = plan.product_values(t);
@@ -464,6 +464,8 @@ void kernel_gradient(const Convolution& t, const Plan<R, Acc<T>>& plan, const Ac
         Vec<A> w[R::kTaps * R::kTaps], y[k * k];
         const A* from = du + i * kPanel<A> + half * L;
         for (int j = 0; j < k * k; ++j) y[j] = load(from + j * plane);
+        for (int64_t sum = 1; sum < sums; ++sum)
+          for (int j = 0; j < k * k; ++j) y[j] += load(from + (sum * k * k + j) * plane);
         apply_twice<A, Matrix<R::kG, true>>(y, w);
         store_taps<T, R::kTaps>(t, channel, in, w);
       }
@@ -493,8 +495,10 @@ void untransform_row(const Convolution& t, const A* m, int64_t plane, int64_t m_
       const Vec<A> b = load(bias + first + c);
 #pragma GCC unroll 128
       for (int i = 0; i < k * k; ++i) y[i] += b;
-      if (slope != 1)
+      if (slope != 1) {
+#pragma GCC unroll 128
         for (int i = 0; i < k * k; ++i) y[i] = y[i] < Vec<A>{} ? y[i] * slope : y[i];
+      }
       const int64_t wanted = min(L, channels - c);
       if (height == k && width == k && wanted == L) {
 #pragma GCC unroll 16
@@ -502,9 +506,12 @@ void untransform_row(const Convolution& t, const A* m, int64_t plane, int64_t m_
 #pragma GCC unroll 16
           for (int j = 0; j < k; ++j) store(to + (i * t.out.width + j) * stride + c, y[i * k + j]);
       } else {
+        Vec<A> edge[k * k];  // y stays in registers
+#pragma GCC unroll 128
+        for (int i = 0; i < k * k; ++i) edge[i] = y[i];
         for (int i = 0; i < height; ++i)
           for (int j = 0; j < width; ++j)
-            store_partial(to + (i * t.out.width + j) * stride + c, y[i * k + j], wanted);
+            store_partial(to + (i * t.out.width + j) * stride + c, edge[i * k + j], wanted);
       }
     }
   }
@@ -593,56 +600,81 @@ void forward(const Convolution& t, const Parallel& parallel) {
 
 // ---- gradient of the weight -----------------------------------------------------------------------------
 
+// du = the sum over rows [first, last) of tiles.
 template <class T, class R>
-void weight_gradient(const Convolution& t, const Parallel& parallel) {
+void accumulate_products(const Convolution& t, const Plan<R, Acc<T>>& plan, int64_t first, int64_t last,
+                         int64_t chunk_bytes, Acc<T>* du, const Parallel& parallel) {
   using A = Acc<T>;
   using B = Matrix<R::kB, false>;
   using At = Matrix<R::kA, true>;
-  const Plan<R, A> plan(t);
-  const int64_t values = R::kProducts * R::kProducts * plan.product_values(t);
-  if (values == 0) return;
-  Scratch<A> du(values);
-  if (plan.rows * plan.tiles_x == 0) std::memset(du.data, 0, size_t(values) * sizeof(A));
-
-  const int64_t w_values = plan.panels * kPanel<A>;
-  const int64_t tile_bytes = (R::kV * R::kV * plan.depth + R::kM * R::kM * w_values) * int64_t(sizeof(A));
-  const int64_t rows = plan.rows ? rows_of_block(plan.rows, plan.tiles_x, tile_bytes, kChunkBytes) : 0;
+  constexpr int64_t products = R::kProducts * R::kProducts;
+  const int64_t tile_bytes =
+      (R::kV * R::kV * plan.depth + R::kM * R::kM * plan.panels * kPanel<A>)*int64_t(sizeof(A));
+  const int64_t rows = rows_of_block(last - first, plan.tiles_x, tile_bytes, chunk_bytes);
   const int64_t tiles = rows * plan.tiles_x;
   const int64_t v_plane = odd_lines<A>(tiles * plan.depth), w_panel = odd_lines<A>(tiles * kPanel<A>);
   const int64_t w_plane = plan.panels * w_panel;
   Scratch<A> v(R::kV * R::kV * v_plane), w(R::kM * R::kM * w_plane);
-  // A task of the transforms: some rows of tiles.
-  const int64_t part = max(1, ceil_div(rows, 16));
+  // A task of the transforms: some rows of tiles. One of the products: one product, one panel of output channels and
+  // a part of the input channels.
+  const int64_t step = ceil_div(rows, 16), parts = ceil_div(32, products * plan.panels);
   const int64_t zero_values = padded_channels<A>(max(t.in.channels, t.out.channels));
-  const int64_t room = max(turned_values<A>(t.in, part, R::kStep, R::kIn),
-                           turned_values<A>(t.out, part, R::kOut, R::kOut));
-  for (int64_t begin = 0; begin < plan.rows; begin += rows) {
-    const int64_t end = min(plan.rows, begin + rows), count = (end - begin) * plan.tiles_x;
-    parallel_for(parallel, ceil_div(end - begin, part), 1, [&](int64_t begin_part, int64_t end_part) {
+  const int64_t room = max(turned_values<A>(t.in, step, R::kStep, R::kIn),
+                           turned_values<A>(t.out, step, R::kOut, R::kOut));
+  for (int64_t begin = first; begin < last; begin += rows) {
+    const int64_t end = min(last, begin + rows), count = (end - begin) * plan.tiles_x;
+    parallel_for(parallel, ceil_div(end - begin, step), 1, [&](int64_t task, int64_t end_task) {
       Scratch<A> zeros(zero_values), turned(room);
       std::memset(zeros.data, 0, size_t(zero_values) * sizeof(A));
       const Reader<A> reader{zeros.data, turned.data};
-      for (int64_t p = begin_part; p < end_part; ++p) {
-        const int64_t from = begin + p * part, to = min(end, from + part), tile = p * part * plan.tiles_x;
+      for (; task < end_task; ++task) {
+        const int64_t from = begin + task * step, to = min(end, from + step), tile = task * step * plan.tiles_x;
         transform_rows<T, B, false>(t.in, from, to, plan.tiles_y, plan.tiles_x, plan.before, R::kStep, reader,
                                     {v.data + tile * plan.depth, v_plane, plan.depth, 0});
         transform_rows<T, At, true>(t.out, from, to, plan.tiles_y, plan.tiles_x, 0, R::kOut, reader,
                                     {w.data + tile * kPanel<A>, w_plane, kPanel<A>, w_panel});
       }
     });
-    parallel_for(parallel, R::kProducts * R::kProducts * plan.panels, 1, [&](int64_t first, int64_t last) {
-      for (int64_t task = first; task < last; ++task) {
-        const int64_t product = task / plan.panels, panel = task % plan.panels;
+    parallel_for(parallel, products * plan.panels * parts, 1, [&](int64_t task, int64_t end_task) {
+      for (; task < end_task; ++task) {
+        const int64_t product = task / (plan.panels * parts), panel = task / parts % plan.panels;
+        const int64_t part = task % parts;
+        const int64_t top = t.in.channels * part / parts, bottom = t.in.channels * (part + 1) / parts;
         const int i = int(product / R::kProducts), j = int(product % R::kProducts);
-        const A* a = v.data + (R::kVOf[i] * R::kV + R::kVOf[j]) * v_plane;
+        const A* a = v.data + (R::kVOf[i] * R::kV + R::kVOf[j]) * v_plane + top;
         const A* b = w.data + (R::kMOf[i] * R::kM + R::kMOf[j]) * w_plane + panel * w_panel;
-        panel_product<A>(t.in.channels, count, t.out.channels - panel * kPanel<A>, a, 1, plan.depth, b,
-                         du.data + product * plan.product_values(t) + panel * plan.panel_values(t), kPanel<A>,
-                         begin > 0);
+        A* c = du + product * plan.product_values(t) + panel * plan.panel_values(t) + top * kPanel<A>;
+        for (int64_t tile = 0; tile < count; tile += kDepth)
+          panel_product<A>(bottom - top, min(kDepth, count - tile), t.out.channels - panel * kPanel<A>,
+                           a + tile * plan.depth, 1, plan.depth, b + tile * kPanel<A>, c, kPanel<A>,
+                           begin + tile > first);
       }
     });
   }
-  kernel_gradient<T, R>(t, plan, du.data, parallel);
+}
+
+template <class T, class R>
+void weight_gradient(const Convolution& t, const Parallel& parallel) {
+  using A = Acc<T>;
+  const Plan<R, A> plan(t);
+  const int64_t values = R::kProducts * R::kProducts * plan.product_values(t);
+  if (values == 0) return;
+  // Where dU is small, some sums of it at a time, each of them by one thread and through its own cache; where it is
+  // large, one, by all threads.
+  const int64_t sums = max(1, min(min(kSums, kSumsBytes / (values * int64_t(sizeof(A)))), plan.rows));
+  Scratch<A> du(values * sums);
+  if (plan.rows * plan.tiles_x == 0) {
+    std::memset(du.data, 0, size_t(values) * sizeof(A));
+  } else if (sums == 1) {
+    accumulate_products<T, R>(t, plan, 0, plan.rows, kChunkBytes, du.data, parallel);
+  } else {
+    parallel_for(parallel, sums, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        accumulate_products<T, R>(t, plan, plan.rows * i / sums, plan.rows * (i + 1) / sums, kSumBytes,
+                                  du.data + i * values, Parallel{1, nullptr});
+    });
+  }
+  kernel_gradient<T, R>(t, plan, du.data, sums, parallel);
 }
 
 }  // namespace
@@ -650,13 +682,9 @@ void weight_gradient(const Convolution& t, const Parallel& parallel) {
 #define GANKERN_ROWS(function, T)                                                                         \
   {function<T, Up9>,      function<T, Down9>,    function<T, Same2>,       function<T, Same4>,            \
    function<T, Strided2>, function<T, Strided4>, function<T, Transposed2>, function<T, Transposed4>}
-#ifdef DEV_FP32
-#define GANKERN_TABLE(function) {{nullptr}, GANKERN_ROWS(function, float), {nullptr}, {nullptr}}
-#else
 #define GANKERN_TABLE(function)                                                                           \
   {GANKERN_ROWS(function, double), GANKERN_ROWS(function, float), GANKERN_ROWS(function, BFloat16),       \
    GANKERN_ROWS(function, Half)}
-#endif
 
 extern const ConvolutionKernels convolution;
 const ConvolutionKernels convolution = {GANKERN_TABLE(forward), GANKERN_TABLE(weight_gradient)};

@@ -12,22 +12,18 @@ constexpr const char* kName = "convolution_row";
 constexpr int64_t kTaps[kConvolutionRows] = {3, 3, 3, 3, 4, 4, 4, 4};
 using torch::headeronly::MemoryFormat;
 
-// Whether a 4-D tensor's channels lie side by side and it is not contiguous as well.
-bool is_channels_last(const Tensor& x) {
-  if (x.is_contiguous()) return false;
-  const int64_t expected[] = {x.size(1) * x.size(2) * x.size(3), 1, x.size(3) * x.size(1), x.size(1)};
-  for (int d = 0; d < 4; ++d)
-    if (x.size(d) > 1 && x.stride(d) != expected[d]) return false;
-  return true;
-}
+// Whether a 4-D tensor's channels lie side by side and it is not contiguous as well: gankern/ops/convolution.py has
+// the same.
+inline bool is_channels_last(const Tensor& x) { return x.stride(1) == 1 && !x.is_contiguous(); }
 
 struct Images {
   Tensor tensor;
   ConvolutionImages view;
-  // The tensor itself where its memory format is one of the two, else a contiguous copy.
+  // The tensor itself where it lies densely in one of the two memory formats, else a copy.
   explicit Images(const Tensor& x) : tensor(x) {
     const bool last = is_channels_last(x);
-    if (!last && !x.is_contiguous()) tensor = torch::stable::contiguous(x);
+    if (!x.is_contiguous())
+      tensor = torch::stable::contiguous(x, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
     view = {x.size(1), x.size(2), x.size(3), last, const_cast<void*>(tensor.const_data_ptr())};
   }
 };

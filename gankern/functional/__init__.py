@@ -4,6 +4,7 @@ Every function takes ``implementation=``: None (what :func:`gankern.use_implemen
 GANKERN_IMPLEMENTATION says), "auto", "reference", "cpu", "triton" or "cuda".
 """
 
+from gankern.functional.convolution import conv2d, conv2d_downsample, conv_transpose2d, upsample_conv2d
 from gankern.functional.minibatch_discrimination import l1_similarity, minibatch_discrimination
 from gankern.functional.spectral_norm import (
     SPECTRAL_NORM_DIALECTS,
@@ -15,8 +16,12 @@ from gankern.functional.spectral_norm import (
 __all__ = [
     "SPECTRAL_NORM_DIALECTS",
     "SpectralNormDialect",
+    "conv2d",
+    "conv2d_downsample",
+    "conv_transpose2d",
     "l1_similarity",
     "minibatch_discrimination",
     "spectral_norm",
     "spectral_norm_group",
+    "upsample_conv2d",
 ]
