@@ -6,6 +6,7 @@ GANKERN_IMPLEMENTATION says), "auto", "reference", "cpu", "triton" or "cuda".
 
 from gankern.functional.batch_norm_act import batch_norm_act
 from gankern.functional.bias_act import ACTIVATIONS, bias_act, leaky_relu, relu
+from gankern.functional.convolution import conv2d, conv2d_downsample, conv_transpose2d, upsample_conv2d
 from gankern.functional.minibatch_discrimination import l1_similarity, minibatch_discrimination
 from gankern.functional.minibatch_stddev import minibatch_stddev
 from gankern.functional.pixel_norm import bias_act_pixel_norm, pixel_norm
@@ -27,6 +28,9 @@ __all__ = [
     "bias_act_pixel_norm",
     "downsample2d",
     "filter2d",
+    "conv2d",
+    "conv2d_downsample",
+    "conv_transpose2d",
     "l1_similarity",
     "leaky_relu",
     "minibatch_discrimination",
@@ -39,4 +43,5 @@ __all__ = [
     "virtual_batch_norm_statistics",
     "upfirdn2d",
     "upsample2d",
+    "upsample_conv2d",
 ]

@@ -2,6 +2,14 @@
 
 from gankern.nn import utils
 from gankern.nn.modules.activation import BiasAct, BiasActPixelNorm, LeakyReLU, PixelNorm, ReLU
+from gankern.nn.modules.convolution import (
+    Conv2d,
+    ConvDownsample2d,
+    ConvTranspose2d,
+    EqualizedConv2d,
+    EqualizedLinear,
+    UpsampleConv2d,
+)
 from gankern.nn.modules.minibatch_discrimination import MinibatchDiscrimination
 from gankern.nn.modules.minibatch_stddev import MinibatchStdDev
 from gankern.nn.modules.virtual_batch_norm import (
@@ -25,5 +33,12 @@ __all__ = [
     "VirtualBatchNorm3d",
     "freeze_reference_batch",
     "set_reference_batch",
+    "Conv2d",
+    "ConvDownsample2d",
+    "ConvTranspose2d",
+    "EqualizedConv2d",
+    "EqualizedLinear",
+    "MinibatchDiscrimination",
+    "UpsampleConv2d",
     "utils",
 ]
