@@ -21,7 +21,7 @@ from gankern.models.dcgan import dcgan, sn_dcgan, wgan
 from gankern.models.gan import GAN
 from gankern.models.layers import LAYERS, Layers
 from gankern.models.mlp import gan
-from gankern.models.progan import progan
+from gankern.models.progan import fade, progan
 from gankern.models.sngan import sngan
 from gankern.models.wgan_gp import wgan_gp, wgan_gp_toy
 
@@ -49,6 +49,7 @@ __all__ = [
     "Layers",
     "build",
     "dcgan",
+    "fade",
     "gan",
     "progan",
     "sn_dcgan",
