@@ -158,7 +158,8 @@ class _Outputs:
                 f"{self.name}: the critic returned {what}; pass select=, an index, a key or a function that picks the "
                 f"tensor of its outputs"
             )
-        if not out.is_floating_point() or out.ndim == 0 or out.shape[0] != self.samples or out.numel() != self.samples:
+        one_each = out.ndim > 0 and out.shape[0] == out.numel() == self.samples
+        if not one_each or not out.is_floating_point():
             raise ValueError(
                 f"{self.name}: the critic must give one number a sample, [{self.samples}] or [{self.samples}, 1]; it "
                 f"gave {short(out.dtype)} of shape {tuple(out.shape)}. A critic of patches needs a select= that takes their "
