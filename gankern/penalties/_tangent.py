@@ -31,11 +31,19 @@ __all__ = ["NotCovered", "penalty_gradients"]
 Penalty = Callable[[list[Tensor]], tuple[Tensor, Sequence[Tensor]]]
 
 
+# By name, what makes a penalty or a selector from its options, all of them numbers, strings and bools: torch.compile
+# passes these on, but no functions.
+MAKERS: dict[str, Callable[..., Callable]] = {}
+
+# Stands for None, which torch.compile does not pass on.
+_NONE = "gankern: None"
+
+
 def penalty_gradients(
     critic: Callable[..., Any],
     inputs: Sequence[Tensor],
-    penalty: Penalty,
-    select: Callable[[Any], Tensor] | None = None,
+    penalty: Penalty | tuple,
+    select: Callable[[Any], Tensor] | tuple | int | str | None = None,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -44,23 +52,28 @@ def penalty_gradients(
     Args:
         critic: called once, as ``critic(*inputs, *args, **kwargs)``.
         inputs: what the outputs are differentiated by.
-        penalty: see :data:`Penalty`; runs without recording.
-        select: picks from what the critic returns the tensor of outputs, whose sum is differentiated.
+        penalty: a :data:`Penalty`, which runs without recording; or (name, *options) of :data:`MAKERS`.
+        select: which of what the critic returns is differentiated, as its sum: a key or index, a function, or (name,
+            *options) of :data:`MAKERS`.
         args, kwargs: other arguments of the critic; constants.
 
     Returns:
         The penalty, the parameters that it has a gradient for, and these gradients.
+
+    Within torch.compile this is one region of the graph. It is traced as the critic is at that time: attributes of the
+    critic's that are no tensors count as constants, and a change of theirs does not compile it anew by itself.
 
     Raises:
         NotCovered: says what is not covered, and in which module. The critic has then run, partly or wholly.
     """
     critic = _plain(critic)
     parameters = [p for p in critic.parameters() if p.requires_grad] if isinstance(critic, nn.Module) else []
+    select = _NONE if select is None else select
+    args = [_NONE if x is None else x for x in args]
+    kwargs = {name: _NONE if x is None else x for name, x in (kwargs or {}).items()}
     run = _traced if torch.compiler.is_dynamo_compiling() else _penalty_gradients
-    value, found, indices, gradients = run(
-        critic, parameters, list(inputs), penalty, select, list(args), dict(kwargs or {})
-    )
-    return value, [*(parameters[i] for i in indices), *found], gradients
+    value, rest, indices, gradients = run(critic, parameters, list(inputs), penalty, select, args, kwargs)
+    return value, [*(parameters[i] for i in indices), *rest], gradients
 
 
 def _plain(critic):
@@ -76,9 +89,13 @@ def _plain(critic):
 
 def _penalty_gradients(critic, parameters, inputs, penalty, select, args, kwargs):
     """(penalty, parameters beside the given ones, indices of the given ones, gradients: first for those)."""
+    if isinstance(penalty, tuple):
+        penalty = MAKERS[penalty[0]](*penalty[1:])
+    if isinstance(select, tuple):
+        select = MAKERS[select[0]](*select[1:])
     with _constant(parameters):
         tape = Tape(parameters, critic)
-        xs = [x.detach() for x in inputs]
+        xs = [_laid_out(x.detach()) for x in inputs]
         starts = [tape.input(x) for x in xs]
         output = record(tape, critic, xs, select, args, kwargs)
         end = tape.find(output)
@@ -97,7 +114,15 @@ def _penalty_gradients(critic, parameters, inputs, penalty, select, args, kwargs
     position = {id(p): i for i, p in enumerate(parameters)}
     indices = [position[id(p)] for p in found if id(p) in position]
     rest = [p for p in found if id(p) not in position]
-    return value, rest, indices, [found[parameters[i]] for i in indices] + [found[p] for p in rest]
+    gradients = [_like(found[p], p) for p in (*(parameters[i] for i in indices), *rest)]
+    return value, rest, indices, gradients
+
+
+def _like(grad: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient in the parameter's own strides, where optimizers want it."""
+    if grad.stride() == parameter.stride():
+        return grad
+    return torch.empty_like(parameter).copy_(grad)
 
 
 def record(tape: Tape, critic, xs, select, args, kwargs) -> Tensor:
@@ -107,9 +132,11 @@ def record(tape: Tape, critic, xs, select, args, kwargs) -> Tensor:
     if isinstance(critic, torch.jit.ScriptModule):
         raise NotCovered("the critic is a ScriptModule")
     with torch.enable_grad(), _no_autocast_cache(), tape:
-        output = critic(*xs, *args, **kwargs)
-        if select is not None:
+        output = critic(*xs, *(_none(x) for x in args), **{name: _none(x) for name, x in kwargs.items()})
+        if callable(select):
             output = select(output)
+        elif not (isinstance(select, str) and select == _NONE):
+            output = output[select]
     if not isinstance(output, Tensor):
         raise TypeError(f"the critic returns a {type(output).__name__}; it must be a tensor, or select must pick one")
     number = tape.find(output)
@@ -117,6 +144,17 @@ def record(tape: Tape, critic, xs, select, args, kwargs) -> Tensor:
         raise NotCovered("the critic's output does not depend on its input by operators that can be recorded")
     tape.check([number])
     return output
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """x in the memory format that its device convolves fastest in. A ``view`` that then is none becomes a reshape."""
+    if x.device.type == "cpu" and x.dim() == 4 and x.shape[1] > 1:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+def _none(x):
+    return None if isinstance(x, str) and x == _NONE else x
 
 
 @contextlib.contextmanager
