@@ -55,7 +55,9 @@ class Result:
     peer: str | None = None  # the fastest one
     ratio: float | None = None  # peer / gankern
     interval: tuple[float, float] | None = None  # 95 %
-    limit: float | None = None  # milliseconds that the least bytes or operations take at the measured rates
+    bytes: int | None = None  # the least that must move
+    operations: int | None = None  # and be computed
+    limit: float | None = None  # milliseconds that the larger of the two takes at the measured rates
 
     @property
     def verdict(self) -> str:
@@ -246,8 +248,9 @@ def measure(
     if parts and all(part in work for part in parts):
         scale = torch.finfo(dtype).bits / 32
         least = [work[part] for part in parts]
-        seconds_moving = sum(w.bytes for w in least) * scale / bandwidth
-        result.limit = max(seconds_moving, sum(w.operations for w in least) / rate) * 1e3
+        result.bytes = int(sum(w.bytes for w in least) * scale)
+        result.operations = sum(w.operations for w in least)
+        result.limit = max(result.bytes / bandwidth, result.operations / rate) * 1e3
     return result
 
 

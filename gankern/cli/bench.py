@@ -1,5 +1,7 @@
 """gankern bench: is every kernel fast on this machine, and how far from its limit?"""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +12,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from gankern import benchmark, memory
-from gankern.cases import all_cases
+from gankern.cases import Case, all_cases
 from gankern.cli._choose import check_device, check_primitives
 from gankern.cli._fail import fail
-from gankern.cli._write import write_json
+from gankern.files import write_json
+from gankern.report.compare import Change, compare
+from gankern.report.record import Record, load
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -26,6 +30,9 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="fewer shapes, a second each")] = False,
     compiled: Annotated[bool, typer.Option(help="also time each peer under torch.compile")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the record to this file")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="an earlier record: name what became slower, and exit with 1 if anything did")
+    ] = None,
 ) -> None:
     """Time each primitive against the faster of eager PyTorch and torch.compile, interleaved in this process.
 
@@ -33,12 +40,15 @@ def bench(
     the least bytes that must move, or operations, over the copy bandwidth and the multiply-add rate measured first
     (shapes that fit into the caches can beat it). glibc is told to keep freed memory, for all contenders
     alike (see gankern.keep_freed_memory).
+
+    With --against, a case that seems slower is measured twice more, and counts only if it is slower each time.
     """
     try:
         check_primitives(op)
         check_device(device)
         if dtype not in DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
+        earlier = None if against is None else load(against)
     except ValueError as error:
         fail(error, code=2)
     if threads is not None:
@@ -48,16 +58,20 @@ def bench(
     bandwidth, rate = benchmark.copy_bandwidth(device), benchmark.multiply_add_rate(device)
     cases = [c for c in all_cases() if c.bench and (not op or c.primitive in op) and (c.quick or not quick)]
     work = [(case, mode) for case in cases for mode in benchmark.MODES]
+    seconds = 1.0 if quick else 4.0
+
+    def measure(case: Case, mode: str) -> benchmark.Result:
+        return benchmark.measure(case, mode, dtype=DTYPES[dtype], device=device, bandwidth=bandwidth, rate=rate,
+                                 compiled=compiled, seconds=seconds)  # fmt: skip
+
     results = []
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("measuring", total=len(work))
         for case, mode in work:
             progress.update(bar, description=f"{case.primitive}: {case.name}, {mode}")
-            seconds = 1.0 if quick else 4.0
-            results.append(
-                benchmark.measure(case, mode, dtype=DTYPES[dtype], device=device, bandwidth=bandwidth, rate=rate,
-                                  compiled=compiled, seconds=seconds)
-            )  # fmt: skip
+            results.append(measure(case, mode))
+            if earlier is not None:
+                results[-1] = _confirmed(results[-1], earlier, partial(measure, case, mode))
             progress.advance(bar)
 
     rates = f"copy {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.0f} G multiply-adds/s"
@@ -76,16 +90,41 @@ def bench(
         for name, contender in r.contenders.items():
             if contender.failure:
                 console.print(f"{r.case}, {r.mode}: {name} cannot: {contender.failure}", style="dim")
+    settings = {
+        "quick": quick,
+        "freed_memory_kept": kept,
+        "copy_bandwidth": bandwidth,
+        "multiply_add_rate": rate,
+    }
     if json_file is not None:
         record = {
             "environment": benchmark.environment(),
-            "settings": {
-                "quick": quick,
-                "freed_memory_kept": kept,
-                "copy_bandwidth": bandwidth,
-                "multiply_add_rate": rate,
-            },
+            "settings": settings,
             "results": [benchmark.to_dict(r) for r in results],
         }
         write_json(json_file, record)
         console.print(f"record written to {json_file}")
+    if earlier is not None:
+        _print_changes(console, compare(earlier, results))
+
+
+def _confirmed(
+    result: benchmark.Result, earlier: Record, again: Callable[[], benchmark.Result], tries: int = 2
+) -> benchmark.Result:
+    """The result, or a later one of the same case and mode where that is not slower than the earlier record."""
+    while tries and any(change.verdict == "slower" for change in compare(earlier, [result])):
+        result, tries = again(), tries - 1
+    return result
+
+
+def _print_changes(console: Console, changes: list[Change]) -> None:
+    table = Table("case", "mode", "before ms", "after ms", "relative to peers", "verdict", title="against the record")
+    for change in changes:
+        primitive, case, mode, *_ = change.key
+        table.add_row(f"{primitive}: {case}", mode, f"{change.before_ms:.3f}", f"{change.after_ms:.3f}",
+                      f"{change.factor - 1:+.0%}", change.verdict)  # fmt: skip
+    console.print(table)
+    slower = sum(change.verdict == "slower" for change in changes)
+    console.print(f"{slower} of {len(changes)} cases became slower")
+    if slower:
+        raise typer.Exit(1)

@@ -4,6 +4,8 @@ Every function takes ``implementation=``: None (what :func:`gankern.use_implemen
 GANKERN_IMPLEMENTATION says), "auto", "reference", "cpu", "triton" or "cuda".
 """
 
+from gankern.functional.gradient_penalty import gradient_penalty
+from gankern.functional.interpolate_samples import interpolate_samples
 from gankern.functional.minibatch_discrimination import l1_similarity, minibatch_discrimination
 from gankern.functional.spectral_norm import (
     SPECTRAL_NORM_DIALECTS,
@@ -15,6 +17,8 @@ from gankern.functional.spectral_norm import (
 __all__ = [
     "SPECTRAL_NORM_DIALECTS",
     "SpectralNormDialect",
+    "gradient_penalty",
+    "interpolate_samples",
     "l1_similarity",
     "minibatch_discrimination",
     "spectral_norm",

@@ -90,8 +90,7 @@ class Sum(Node):
     def pull(self, grads, needed):
         (g,) = grads
         return [
-            scaled(sum_to(g, shape), c) if need else None
-            for need, shape, c in zip(needed, self.shapes, self.factors)
+            scaled(sum_to(g, shape), c) if need else None for need, shape, c in zip(needed, self.shapes, self.factors)
         ]
 
 

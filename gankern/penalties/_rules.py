@@ -104,7 +104,13 @@ def _mv(tape, func, a, b):
         return NotImplemented
     outer = torch.outer if a.dim() == 2 else torch.mul
     return _bilinear(
-        tape, (a, b), func(a, b), func, lambda g, a, b: outer(g, b), lambda g, a, b: a.mT @ g if a.dim() == 2 else a * g, None
+        tape,
+        (a, b),
+        func(a, b),
+        func,
+        lambda g, a, b: outer(g, b),
+        lambda g, a, b: a.mT @ g if a.dim() == 2 else a * g,
+        None,
     )
 
 
@@ -163,9 +169,7 @@ def _scale(tape, x, y, function):
     shape, dtype = x.shape, x.dtype
     if y.dtype != dtype:
         kind = y.dtype
-        return _linear(
-            tape, x, y, lambda t: function(t).to(kind), lambda g: sum_to(function(g), shape).to(dtype)
-        )
+        return _linear(tape, x, y, lambda t: function(t).to(kind), lambda g: sum_to(function(g), shape).to(dtype))
     return _linear(tape, x, y, function, lambda g: sum_to(function(g), shape))
 
 
@@ -174,7 +178,9 @@ def _bilinear(tape, operands, y, f, da, db, dc, kept=None):
     ins = tuple(None if x is None else tape.find(x) for x in operands)
     if tape.kind(ins[:2]) == 0:  # only what is added depends on something
         shape = operands[2].shape
-        tape.add(Linear(lambda t: t.expand(y.shape), lambda g: sum_to(g, shape) if dc is None else dc(g)), ins[2:], (y,))
+        tape.add(
+            Linear(lambda t: t.expand(y.shape), lambda g: sum_to(g, shape) if dc is None else dc(g)), ins[2:], (y,)
+        )
         return y
     a, b = operands[:2]
     node = Bilinear(f, da, db, dc, a, b if kept is None else kept)
@@ -240,7 +246,9 @@ def _max_pool(tape, func, x, *options):
 def _avg_pool2d(tape, func, x, kernel_size, stride=(), padding=(0,), *rest):
     y = func(x, kernel_size, stride, padding, *rest)
     kernel, step, pad = _pair(kernel_size), _pair(stride or kernel_size), _pair(padding)
-    tiles = x.dim() == 4 and kernel == step and pad == [0, 0] and not any(r is not False and r is not True for r in rest)
+    tiles = (
+        x.dim() == 4 and kernel == step and pad == [0, 0] and not any(r is not False and r is not True for r in rest)
+    )
     if tiles and all(size % k == 0 for size, k in zip(x.shape[2:], kernel)):
         area, size = kernel[0] * kernel[1], list(x.shape[2:])
 
@@ -633,7 +641,7 @@ def _other(tape, func, args, kwargs, name, mutable, view):
             y = func(*full, **kwargs)
             return (y,) if isinstance(y, Tensor) else y
 
-        flat = name in FLAT or name in LINEAR or name in BATCH_NORM and not _training(name, args)
+        flat = name in FLAT or name in LINEAR or (name in BATCH_NORM and not _training(name, args))
         node = Smooth(function, tensors, not flat and bool(tape.kind(values) & INPUT), label)
         tape.save(*tensors, *(x for x in args if isinstance(x, Tensor)))
     tape.add(node, tuple(values), outputs, view)

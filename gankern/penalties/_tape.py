@@ -208,7 +208,9 @@ class Tape(TorchDispatchMode):
         for x, version in self.saved:
             if x._version != version:
                 shape = tuple(x.shape)
-                raise NotCovered(f"a tensor of shape {shape} that the gradient needs was written in place after its use")
+                raise NotCovered(
+                    f"a tensor of shape {shape} that the gradient needs was written in place after its use"
+                )
         self.saved.clear()
         flows: set[int | None] = set(outputs)
         for node in reversed(self.nodes):
