@@ -211,6 +211,11 @@ def _leaky_relu(tape, func, x, slope=0.01):
     return y
 
 
+@rule(aten.rrelu_with_noise.default)
+def _rrelu(tape, func, x, noise, lower=1 / 8, upper=1 / 3, training=False, generator=None):
+    return NotImplemented if training else _leaky_relu(tape, aten.leaky_relu.default, x, (lower + upper) / 2)
+
+
 @rule(aten.native_dropout.default)
 def _dropout(tape, func, x, p, train):
     y, mask = func(x, p, train)

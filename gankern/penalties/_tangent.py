@@ -15,13 +15,13 @@ gradient, applied to the penalty of Gulrajani et al. 2017, arXiv 1704.00028.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gankern.ops import _tiers
 from gankern.penalties._nodes import NotCovered
 from gankern.penalties._tape import Tape
 
@@ -36,7 +36,7 @@ Penalty = Callable[[list[Tensor]], tuple[Tensor, Sequence[Tensor]]]
 MAKERS: dict[str, Callable[..., Callable]] = {}
 
 # Stands for None, which torch.compile does not pass on.
-_NONE = "gankern: None"
+NONE = "gankern: None"
 
 
 def penalty_gradients(
@@ -68,12 +68,49 @@ def penalty_gradients(
     """
     critic = _plain(critic)
     parameters = [p for p in critic.parameters() if p.requires_grad] if isinstance(critic, nn.Module) else []
-    select = _NONE if select is None else select
-    args = [_NONE if x is None else x for x in args]
-    kwargs = {name: _NONE if x is None else x for name, x in (kwargs or {}).items()}
-    run = _traced if torch.compiler.is_dynamo_compiling() else _penalty_gradients
+    select = NONE if select is None else select
+    args = [NONE if x is None else x for x in args]
+    kwargs = {name: NONE if x is None else x for name, x in (kwargs or {}).items()}
+    run = _traced if torch.compiler.is_dynamo_compiling() else _with_verdict
     value, rest, indices, gradients = run(critic, parameters, list(inputs), penalty, select, args, kwargs)
     return value, [*(parameters[i] for i in indices), *rest], gradients
+
+
+# What is known of critics: whether in training mode, and in evaluation, they are covered, with the reason where not.
+_verdicts: weakref.WeakKeyDictionary[nn.Module, dict[bool, str | None]] = weakref.WeakKeyDictionary()
+
+
+def refusal(critic: Any) -> str | None:
+    """Why the critic was not covered the last time, in the mode that it is in; None if it was, or was never tried."""
+    critic = _plain(critic)
+    return _verdicts.get(critic, {}).get(critic.training) if isinstance(critic, nn.Module) else None
+
+
+def _with_verdict(critic, *arguments):
+    """_penalty_gradients, after whose first refusal buffers and random numbers are as they were before."""
+    if not isinstance(critic, nn.Module):
+        return _penalty_gradients(critic, *arguments)
+    verdicts = _verdicts.setdefault(critic, {})
+    before = None
+    if verdicts.get(critic.training, "untried") is not None:
+        before = [b.clone() for b in critic.buffers()], torch.get_rng_state()
+    try:
+        result = _penalty_gradients(critic, *arguments)
+    except NotCovered as error:
+        verdicts[critic.training] = str(error)
+        if before is not None:
+            with torch.no_grad():
+                for buffer, old in zip(critic.buffers(), before[0]):
+                    buffer.copy_(old)
+            torch.set_rng_state(before[1])
+        raise
+    verdicts[critic.training] = None
+    return result
+
+
+def resolve(function: Callable | tuple) -> Callable:
+    """What a tuple (name, *options) stands for."""
+    return MAKERS[function[0]](*function[1:]) if isinstance(function, tuple) else function
 
 
 def _plain(critic):
@@ -89,12 +126,10 @@ def _plain(critic):
 
 def _penalty_gradients(critic, parameters, inputs, penalty, select, args, kwargs):
     """(penalty, parameters beside the given ones, indices of the given ones, gradients: first for those)."""
-    if isinstance(penalty, tuple):
-        penalty = MAKERS[penalty[0]](*penalty[1:])
-    if isinstance(select, tuple):
-        select = MAKERS[select[0]](*select[1:])
+    penalty, select = resolve(penalty), resolve(select)
     with _constant(parameters):
         tape = Tape(parameters, critic)
+        half = _in_half(inputs)
         xs = [_laid_out(x.detach()) for x in inputs]
         starts = [tape.input(x) for x in xs]
         output = record(tape, critic, xs, select, args, kwargs)
@@ -107,10 +142,13 @@ def _penalty_gradients(critic, parameters, inputs, penalty, select, args, kwargs
             del deltas
             value, directions = penalty(grads)
             del grads
-            tape.push(dict(zip(starts, directions)))
+            scale = _largest(directions) if half else None
+            tape.push(dict(zip(starts, directions if scale is None else [d / scale for d in directions])))
             del directions
             tape.pull()
             found = tape.gradients()
+            if scale is not None:
+                found = {p: g * scale.to(g.dtype) for p, g in found.items()}
     position = {id(p): i for i, p in enumerate(parameters)}
     indices = [position[id(p)] for p in found if id(p) in position]
     rest = [p for p in found if id(p) not in position]
@@ -127,15 +165,13 @@ def _like(grad: Tensor, parameter: Tensor) -> Tensor:
 
 def record(tape: Tape, critic, xs, select, args, kwargs) -> Tensor:
     """Runs the critic on the tape; the tensor of outputs, which depends on the inputs."""
-    if _tiers.interpreting():
-        raise NotCovered("Triton's interpreter is on: its kernels are no operators that could be recorded")
     if isinstance(critic, torch.jit.ScriptModule):
         raise NotCovered("the critic is a ScriptModule")
     with torch.enable_grad(), _no_autocast_cache(), tape:
-        output = critic(*xs, *(_none(x) for x in args), **{name: _none(x) for name, x in kwargs.items()})
+        output = critic(*xs, *(none(x) for x in args), **{name: none(x) for name, x in kwargs.items()})
         if callable(select):
             output = select(output)
-        elif not (isinstance(select, str) and select == _NONE):
+        elif none(select) is not None:
             output = output[select]
     if not isinstance(output, Tensor):
         raise TypeError(f"the critic returns a {type(output).__name__}; it must be a tensor, or select must pick one")
@@ -153,8 +189,21 @@ def _laid_out(x: Tensor) -> Tensor:
     return x
 
 
-def _none(x):
-    return None if isinstance(x, str) and x == _NONE else x
+def _in_half(inputs: Sequence[Tensor]) -> bool:
+    """Whether tangents may be fp16, whose range is narrow."""
+    device = inputs[0].device.type
+    cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return cast or any(x.dtype == torch.float16 for x in inputs)
+
+
+def _largest(directions: Sequence[Tensor]) -> Tensor:
+    """The largest power of two below the largest direction: what a pass is linear in can be scaled for free."""
+    largest = torch.stack([d.abs().amax().float() for d in directions]).amax()
+    return torch.where((largest > 0) & largest.isfinite(), largest.log2().floor().exp2(), 1.0)
+
+
+def none(x):
+    return None if isinstance(x, str) and x == NONE else x
 
 
 @contextlib.contextmanager
