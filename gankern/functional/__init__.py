@@ -18,8 +18,8 @@ from gankern.functional.spectral_norm import (
     spectral_norm,
     spectral_norm_group,
 )
-from gankern.functional.virtual_batch_norm import virtual_batch_norm, virtual_batch_norm_statistics
 from gankern.functional.upfirdn2d import downsample2d, filter2d, upfirdn2d, upsample2d
+from gankern.functional.virtual_batch_norm import virtual_batch_norm, virtual_batch_norm_statistics
 
 __all__ = [
     "ACTIVATIONS",
@@ -28,11 +28,11 @@ __all__ = [
     "batch_norm_act",
     "bias_act",
     "bias_act_pixel_norm",
-    "downsample2d",
-    "filter2d",
     "conv2d",
     "conv2d_downsample",
     "conv_transpose2d",
+    "downsample2d",
+    "filter2d",
     "gradient_penalty",
     "interpolate_samples",
     "l1_similarity",
@@ -43,9 +43,9 @@ __all__ = [
     "relu",
     "spectral_norm",
     "spectral_norm_group",
-    "virtual_batch_norm",
-    "virtual_batch_norm_statistics",
     "upfirdn2d",
     "upsample2d",
     "upsample_conv2d",
+    "virtual_batch_norm",
+    "virtual_batch_norm_statistics",
 ]

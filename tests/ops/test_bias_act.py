@@ -83,7 +83,9 @@ def assert_as_good_as_torch(x, bias, **options):
         largest = max(right.abs().max().item(), 1.0)  # derivatives are differences of values around 1
         # In fp64 plain PyTorch is the exact result itself, with an error that cannot be seen: once more the floor.
         floor = torch.finfo(x.dtype).eps + torch.finfo(accumulation).eps * math.sqrt(x.numel())
-        allowed = 2 * (plain.double() - right).abs().max().item() + (2 if x.dtype == torch.float64 else 1) * floor * largest
+        allowed = (
+            2 * (plain.double() - right).abs().max().item() + (2 if x.dtype == torch.float64 else 1) * floor * largest
+        )
         assert (mine.double() - right).abs().max().item() <= allowed
 
 
