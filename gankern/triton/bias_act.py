@@ -1,16 +1,17 @@
 """Bias, activation, gain and clamp in one kernel each way.
 
-Formula: y = clamp(f(x + b) gain, -clamp, clamp). The backward reads s, the result (for silu, and a leaky ReLU of negative
-slope, the input); with a = y / gain, m = 0 where |y| is at the clamp and else 1, and p = m (h + k) for the gradients h
-and k of the two gradients:
+Formula: y = clamp(f(x + b) gain, -clamp, clamp). The backward reads s, the result (for silu, and a leaky ReLU of
+negative slope, the input); with a = y / gain, m = 0 where |y| is at the clamp and else 1, and p = m (h + k) for the
+gradients h and k of the two gradients:
 
     dx = m g gain f'          dg = p gain f'          ds = p g df'/da, or p g gain df'/dz where s is the input
 
 csrc/cpu/activation.h has the table of f, f' and df'/ds.
 
 Split. A program takes BLOCK neighbouring elements in the order of memory, whatever the order of the dimensions is: an
-element's channel is (element / inner) % channels. Traffic: forward reads 1 tensor and writes 1; backward 2 and 1; double
-backward 3 and 1 or 2; bound by it. db is a sum of its own, which reads dx once more. Computed in fp32 (fp64 for fp64).
+element's channel is (element / inner) % channels. Traffic: forward reads 1 tensor and writes 1; backward 2 and 1;
+double backward 3 and 1 or 2; bound by it. db is a sum of its own, which reads dx once more. Computed in fp32 (fp64 for
+fp64).
 """
 
 import torch
@@ -63,7 +64,7 @@ def _sigmoid(z):
 def _value(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
     if ACT == RELU:
         return tl.where(z <= 0, 0.0, z)
-    elif ACT == LEAKY_RELU or ACT == LEAKY_RELU_OF_INPUT:
+    elif ACT == LEAKY_RELU or ACT == LEAKY_RELU_OF_INPUT:  # noqa: SIM109
         return tl.where(z > 0, z, z * SLOPE)
     elif ACT == TANH:
         m = _expm1_minus(2 * tl.abs(z))
@@ -87,7 +88,7 @@ def _first(g, s, ACT: tl.constexpr, SLOPE: tl.constexpr):
     """g f'."""
     if ACT == RELU:
         return tl.where(s <= 0, 0.0, g)
-    elif ACT == LEAKY_RELU or ACT == LEAKY_RELU_OF_INPUT:
+    elif ACT == LEAKY_RELU or ACT == LEAKY_RELU_OF_INPUT:  # noqa: SIM109
         return tl.where(s > 0, g, g * SLOPE)
     elif ACT == TANH:
         return g * ((1 - s) * (1 + s))
@@ -113,7 +114,7 @@ def _second(p, s, ACT: tl.constexpr):
         return p * (-2 * s)
     elif ACT == SIGMOID:
         return p * (1 - 2 * s)
-    elif ACT == ELU or ACT == SELU:
+    elif ACT == ELU or ACT == SELU:  # noqa: SIM109
         return tl.where(s >= 0, 0.0, p)
     elif ACT == SOFTPLUS:
         return p * tl.exp(-s)
@@ -152,7 +153,7 @@ def _bias_act_kernel(
     inside = e < size
     c = e // inner % channels
     z = tl.load(x + e, mask=inside, other=0.0).to(SUM)
-    if ORDER == FORWARD or OF_INPUT:
+    if ORDER == FORWARD or OF_INPUT:  # noqa: SIM102
         if bias is not None:
             z += tl.load(bias + c, mask=inside, other=0.0).to(SUM)
     if ORDER == FORWARD:

@@ -259,7 +259,12 @@ def test_what_is_kept():
     for activation in GF.ACTIVATIONS:
         for slope in (0.2, -0.2):
             kept = []
-            with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+
+            def keep(t, kept=kept):
+                kept.append(t.data_ptr())
+                return t
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
                 y = GF.bias_act(x, bias, activation=activation, negative_slope=slope)
             of_input = activation == "silu" or (activation == "leaky_relu" and slope < 0)
             if COMPILED == "cpu":
