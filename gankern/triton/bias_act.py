@@ -148,7 +148,7 @@ def _bias_act_kernel(
     SUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    OF_INPUT: tl.constexpr = ACT == SILU or ACT == LEAKY_RELU_OF_INPUT
+    OF_INPUT: tl.constexpr = ACT >= SILU  # silu, and leaky_relu of a negative slope
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = e < size
     c = e // inner % channels
@@ -210,7 +210,7 @@ def laid_out_as(x: Tensor | None, model: Tensor) -> Tensor | None:
 
 def layout(x: Tensor, dim: int) -> tuple[int, int, int]:
     """Outer, channels, inner of a dense tensor, as in csrc/cpu/layout.h."""
-    channels = x.shape[dim]
+    channels = x.shape[dim] if x.ndim else 1
     if x.numel() == 0:
         return 0, channels, 1
     inner = x.numel() if channels == 1 else x.stride(dim)

@@ -10,8 +10,8 @@ the sign of x + b, which is that of y:
 
 csrc/cpu/pixel_norm.cpp derives them. Split. A program takes PIXELS pixels and goes through their channels twice,
 CHANNELS at a time: for the means, and for the results; the second reading comes from the cache. Traffic: forward reads
-1 tensor and writes 1, backward 2 and 1, double backward 3 and 2; bound by it. db is a sum of its own, which reads dx once more.
-Computed in fp32 (fp64 for fp64), in a fixed order.
+1 tensor and writes 1, backward 2 and 1, double backward 3 and 2; bound by it. db is a sum of its own, which reads dx
+once more. Computed in fp32 (fp64 for fp64), in a fixed order.
 """
 
 import torch

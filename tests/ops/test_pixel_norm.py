@@ -241,9 +241,9 @@ def test_verification(case):
 
 @pytest.mark.skipif(COMPILED != "cpu", reason="the native library was not built")
 def test_operators_are_sound():
-    x, bias = values(2, 3, 4, 5, dtype=torch.float32), values(3, dtype=torch.float32)
-    ops = torch.ops.gankern
-    for x in (x, x.to(memory_format=torch.channels_last)):
+    bias, ops = values(3, dtype=torch.float32), torch.ops.gankern
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = values(2, 3, 4, 5, dtype=torch.float32).to(memory_format=memory_format)
         torch.library.opcheck(ops.pixel_norm.default, (x, bias, 1, 1.0, 0.2, 1e-8))
         y, scale = ops.pixel_norm(x, bias, 1, 1.0, 0.2, 1e-8)
         torch.library.opcheck(ops.pixel_norm_backward.default, (x, None, y, scale, 1, 1.0, 0.2, True))

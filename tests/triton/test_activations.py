@@ -19,7 +19,9 @@ CASES = [c for c in (*bias_act.CASES, *pixel_norm.CASES) if c.verify]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.primitive} {c.name}")
 def test_every_order(case, dtype, device):
-    assert all(check.passed for check in verification.check(case, "triton", dtype, device.type))
+    # The interpreter cuts bfloat16 off instead of rounding it: twice the error.
+    slack = 2 if dtype == torch.bfloat16 and device.type == "cpu" else 1
+    assert all(check.error <= slack * check.bound for check in verification.check(case, "triton", dtype, device.type))
 
 
 def values(*shape, device, seed=0):
