@@ -32,8 +32,8 @@
 // past them. Scratch: sums and coefficients of channels.
 //
 // Sums: of at most a few thousand values in vectors of the accumulation dtype, these in double, in an order that
-// the shape decides. Sums of squares are taken about the mean of what a part summed before (the first time, about
-// its first value): what cancels is no more than what the whole has. Where they overflow all the same, or there
+// the shape decides. Sums of squares are taken about the mean of what a part summed before (its first values are
+// summed twice): what cancels is no more than what the whole has. Where they overflow all the same, or there
 // is an infinity, the channel is done again in double.
 #include "batch_norm_act.h"
 
@@ -49,10 +49,11 @@ namespace {
 
 constexpr int64_t kSegment = 4096;      // values of a line that are summed in one go
 constexpr int64_t kFlushRows = 128;     // rows of a column, likewise
+constexpr int kRows = 8;                // that share a load of coefficients and sums
 constexpr int64_t kShortPlane = 64;     // planes of fewer values are columns
 constexpr int64_t kColumns = 512;       // of a block, about
 constexpr int64_t kCacheBytes = 512 * 1024;   // of a block that is swept twice by one thread
-constexpr int64_t kPartBytes = 256 * 1024;    // of a part, at least
+constexpr int64_t kPartBytes = 1024 * 1024;    // of a part, at least
 constexpr int64_t kPartRows = 256;            // likewise
 constexpr int64_t kMaxParts = 256;
 constexpr int64_t kManyChannels = 16;         // enough for the threads without parts
@@ -423,7 +424,14 @@ struct Planes : Problem<T> {
     const int64_t begin = first_unit(part), end = first_unit(part + 1);
     for (int64_t u = begin; u < end; ++u) {
       const Unit at = unit(c, u);
-      if (u == begin) about = widen(inputs[0][at.offset]);
+      if (u == begin) {
+        about = widen(inputs[0][at.offset]);
+        const V k = broadcast<A>(about);
+        double s[2] = {};
+        reduce_line<Moments<T>>(at.offset, at.length, &k, k, sums);
+        flush<2>(sums, s);
+        about = A(about + s[0] / double(at.length));
+      }
       const V k = broadcast<A>(about);
       reduce_line<Moments<T>>(at.offset, at.length, &k, k, sums);
       count += at.length;
@@ -569,30 +577,34 @@ struct Rows : Problem<T> {
     }
   }
 
-  // Adds kRows rows from `row` on to the sums [kSums][padded()].
-  template <class Op, int kCoefs, int kRows>
+  // Adds kCount rows from `row` on to the sums [kSums][padded()].
+  template <class Op, int kCoefs, int kCount>
   void reduce_rows(const Block& at, int64_t row, const A* k, A* sums) const {
-    const int64_t offset = row * columns + at.column, stride = padded();
+    // Copies: the compiler would read members again after every store.
+    const int64_t offset = row * columns + at.column, stride = padded(), step = columns;
+    const Gate<A> gate = P::gate;
+    const T* from[Op::kIn];
+    for (int j = 0; j < Op::kIn; ++j) from[j] = inputs[j] + offset;
     for (int64_t i = 0; i < at.columns; i += L) {
       const int64_t n = at.columns - i;
       V c[kCoefs], s[Op::kSums];
       for (int j = 0; j < kCoefs; ++j) c[j] = load(k + j * stride + i);
       for (int j = 0; j < Op::kSums; ++j) s[j] = load(sums + j * stride + i);
-#pragma GCC unroll 4
-      for (int q = 0; q < kRows; ++q) {
+#pragma GCC unroll 8
+      for (int q = 0; q < kCount; ++q) {
         V v[Op::kIn];
         for (int j = 0; j < Op::kIn; ++j) {
-          const T* p = inputs[j] + offset + q * columns + i;
+          const T* p = from[j] + q * step + i;
           v[j] = n < L ? load_partial(p, n) : load(p);
         }
-        Op::reduce(c, v, P::gate, s);
+        Op::reduce(c, v, gate, s);
       }
       for (int j = 0; j < Op::kSums; ++j) store(sums + j * stride + i, s[j]);
     }
   }
   template <class Op, int kCoefs>
   void reduce_range(const Block& at, int64_t row, int64_t end, const A* k, A* sums) const {
-    for (; row + 4 <= end; row += 4) reduce_rows<Op, kCoefs, 4>(at, row, k, sums);
+    for (; row + kRows <= end; row += kRows) reduce_rows<Op, kCoefs, kRows>(at, row, k, sums);
     for (; row < end; ++row) reduce_rows<Op, kCoefs, 1>(at, row, k, sums);
   }
 
@@ -605,17 +617,26 @@ struct Rows : Problem<T> {
     double* total = partial + part * 3 * stride;
     for (int64_t i = 0; i < at.columns; ++i) about[i] = widen(inputs[0][begin * columns + at.column + i]);
     for (int64_t i = 0; i < 3 * stride; ++i) total[i] = 0;
+    const int64_t first = min(end, begin + kFlushRows);
+    reduce_range<Moments<T>, 1>(at, begin, first, about, sums);
+    for (int64_t i = 0; i < at.columns; ++i) about[i] = A(about[i] + sums[i] / double(first - begin));
+    double *mean = total + stride, *squares = mean + stride;
     for (int64_t row = begin; row < end; row += kFlushRows) {
       const int64_t last = min(end, row + kFlushRows);
       std::memset(sums, 0, size_t(2 * stride) * sizeof(A));
       reduce_range<Moments<T>, 1>(at, row, last, about, sums);
+      // Moment::of and Moment::add; the numbers of values are the same for all columns.
+      const double n = double(last - row), all = double(last - begin), share = n / all;
+      const double inverse = 1 / n, weight = double(row - begin) * share;
       for (int64_t i = 0; i < at.columns; ++i) {
-        Moment m{total[i], total[stride + i], total[2 * stride + i]};
-        m.add(Moment::of(double(last - row), about[i], sums[i], sums[stride + i]));
-        total[i] = m.count, total[stride + i] = m.mean, total[2 * stride + i] = m.squares;
-        about[i] = A(m.mean);
+        const double more = sums[i] * inverse, rest = sums[stride + i] - sums[i] * more;
+        const double apart = about[i] + more - mean[i];
+        squares[i] += (rest < 0 ? 0 : rest) + apart * apart * weight;
+        mean[i] += apart * share;
+        about[i] = A(mean[i]);
       }
     }
+    for (int64_t i = 0; i < at.columns; ++i) total[i] = double(end - begin);
   }
   void settle_moments(int64_t b, const double* partial) const {
     const Block at = block(b);
@@ -692,14 +713,11 @@ struct Rows : Problem<T> {
   template <class Op, bool kStream>
   void apply_range(const Block& at, int64_t begin, int64_t end) const {
     Memory<A> k(Op::kCoefs * padded());
-    // Last rows first, within samples of their own affine values too.
-    for (int64_t last = end; last > begin;) {
-      const int64_t n = (last - 1) / sample_rows, first = per_sample ? n * sample_rows : begin;
-      if (last == end || per_sample) coefs<Op>(at, n, k.at);
-      int64_t row = last;
-      for (; row - 4 >= first; row -= 4) apply_rows<Op, 4, kStream>(at, row - 4, k.at);
-      for (; row > first; --row) apply_rows<Op, 1, kStream>(at, row - 1, k.at);
-      last = first;
+    for (int64_t row = begin; row < end;) {
+      const int64_t n = row / sample_rows, last = per_sample ? (n + 1) * sample_rows : end;
+      coefs<Op>(at, n, k.at);
+      for (; row + 4 <= last; row += 4) apply_rows<Op, 4, kStream>(at, row, k.at);
+      for (; row < last; ++row) apply_rows<Op, 1, kStream>(at, row, k.at);
     }
   }
   template <class Op>
