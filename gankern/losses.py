@@ -5,6 +5,8 @@ probability it is D = σ(d). Computing log σ(d) from d, instead of log(σ(d)), 
 and their gradients alive when the discriminator is sure of itself: in fp32 log σ(−200) is −200, and
 log(σ(−200)) is −inf.
 
+Logits in half precision are taken to fp32 first, so every loss is an fp32 (or fp64) scalar.
+
 An adversarial loss is a pair of functions, one for each player, found by name:
 
 >>> loss = get("hinge")
@@ -15,7 +17,8 @@ An adversarial loss is a pair of functions, one for each player, found by name:
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +38,10 @@ class AdversarialLoss:
     generator: Callable[[Tensor], Tensor]
 
 
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Cross entropy: one discriminator, three generators (Goodfellow 2014, arXiv 1406.2661; 2016, 1701.00160)
 
@@ -50,6 +57,7 @@ def cross_entropy_discriminator(real: Tensor, fake: Tensor, real_target: float =
     """
     if not 0.0 < real_target <= 1.0:
         raise ValueError(f"real_target is a probability in (0, 1], got {real_target}")
+    real, fake = _wide(real), _wide(fake)
     # 1 − σ(d) = σ(−d), so every logarithm is a logsigmoid. (softplus would be the same, but torch's rounds to
     # the identity beyond 20, which is wrong in fp64.)
     loss = -real_target * F.logsigmoid(real).mean() - F.logsigmoid(-fake).mean()
@@ -60,17 +68,21 @@ def cross_entropy_discriminator(real: Tensor, fake: Tensor, real_target: float =
 
 def minimax_generator(fake: Tensor) -> Tensor:
     """E[log(1 − D(G(z)))]: the zero-sum game. Its gradient vanishes when the discriminator wins."""
-    return F.logsigmoid(-fake).mean()
+    return F.logsigmoid(-_wide(fake)).mean()
 
 
 def non_saturating_generator(fake: Tensor) -> Tensor:
     """−E[log D(G(z))]: the same fixed point as minimax, and a strong gradient when the discriminator wins."""
-    return -F.logsigmoid(fake).mean()
+    return -F.logsigmoid(_wide(fake)).mean()
 
 
 def maximum_likelihood_generator(fake: Tensor) -> Tensor:
-    """−½·E[exp(σ⁻¹(D(G(z))))] = −½·E[exp(logit)]: maximum likelihood if D is optimal (arXiv 1412.6515)."""
-    return -0.5 * fake.exp().mean()
+    """−½·E[exp(σ⁻¹(D(G(z))))] = −½·E[exp(logit)]: maximum likelihood if D is optimal (arXiv 1412.6515).
+
+    σ⁻¹(σ(d)) is d, so nothing is lost to rounding where D is near 0 or 1. The loss itself is exponential in the logit,
+    and infinite in fp32 from a logit of 88.7 on.
+    """
+    return -0.5 * _wide(fake).exp().mean()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -80,27 +92,27 @@ def maximum_likelihood_generator(fake: Tensor) -> Tensor:
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """E[max(0, 1 − d(x))] + E[max(0, 1 + d(G(z)))]."""
-    return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean()
+    return F.relu(1.0 - _wide(real)).mean() + F.relu(1.0 + _wide(fake)).mean()
 
 
 def least_squares_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """½·E[(d(x) − 1)²] + ½·E[d(G(z))²]: Mao's a = 0, b = c = 1."""
-    return 0.5 * (real - 1.0).square().mean() + 0.5 * fake.square().mean()
+    return 0.5 * (_wide(real) - 1.0).square().mean() + 0.5 * _wide(fake).square().mean()
 
 
 def least_squares_generator(fake: Tensor) -> Tensor:
     """½·E[(d(G(z)) − 1)²]."""
-    return 0.5 * (fake - 1.0).square().mean()
+    return 0.5 * (_wide(fake) - 1.0).square().mean()
 
 
 def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """E[d(G(z))] − E[d(x)]: minus the estimate of the Wasserstein-1 distance, for a 1-Lipschitz d."""
-    return fake.mean() - real.mean()
+    return _wide(fake).mean() - _wide(real).mean()
 
 
 def mean_logit_generator(fake: Tensor) -> Tensor:
     """−E[d(G(z))]: the generator of the hinge and of the Wasserstein loss."""
-    return -fake.mean()
+    return -_wide(fake).mean()
 
 
 LOSSES = {
@@ -113,9 +125,20 @@ LOSSES = {
 }
 
 
-def get(name: str) -> AdversarialLoss:
-    """The adversarial loss of that name; a ValueError with the nearest names if there is none."""
-    return look_up(LOSSES, name, "loss")
+def get(name: str, real_target: float = 1.0) -> AdversarialLoss:
+    """The adversarial loss of that name; a ValueError with the nearest names if there is none.
+
+    ``real_target`` below 1 is one-sided label smoothing, for the losses whose discriminator is the cross entropy.
+    """
+    loss = look_up(LOSSES, name, "loss")
+    if real_target == 1.0:
+        return loss
+    if loss.discriminator is not cross_entropy_discriminator:
+        smoothed = [n for n, pair in LOSSES.items() if pair.discriminator is cross_entropy_discriminator]
+        raise ValueError(
+            f"the {name} loss has no labels to smooth (real_target={real_target}); {', '.join(smoothed)} have"
+        )
+    return replace(loss, discriminator=partial(cross_entropy_discriminator, real_target=real_target))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -136,7 +159,7 @@ def feature_matching(real: Tensor, fake: Tensor) -> Tensor:
             f"feature_matching: real has features of shape {tuple(real.shape[1:])}, fake of shape "
             f"{tuple(fake.shape[1:])}; they must be of one layer"
         )
-    return (real.detach().mean(0) - fake.mean(0)).square().sum()
+    return (_wide(real.detach()).mean(0) - _wide(fake).mean(0)).square().sum()
 
 
 class HistoricalAverage:

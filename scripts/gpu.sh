@@ -130,6 +130,13 @@ else
   stage gpu_tests 240 "$python" -m pytest -m gpu tests --continue-on-collection-errors
   # The kernels on their own: the tests that run in the interpreter elsewhere run on the GPU here.
   stage kernel_tests 240 "$python" -m pytest tests/triton
+  # Reads and writes out of bounds, and races within a program: the sanitizer is slow, a few shapes are enough.
+  if command -v compute-sanitizer > /dev/null; then
+    for tool in memcheck racecheck; do
+      stage "$tool" 180 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -m gpu \
+        tests/gpu/test_every_primitive.py -k "same_bits" -x
+    done
+  fi
   stage verify 180 "$python" -m gankern.cli verify --device cuda --json "$OUT/verify.json"
   stage bench 240 "$python" -m gankern.cli bench --device cuda --json "$OUT/bench.json"
   stage bench_bfloat16 240 "$python" -m gankern.cli bench --device cuda --dtype bfloat16 \

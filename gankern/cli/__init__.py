@@ -4,6 +4,7 @@ import typer
 
 from gankern.cli.bench import bench
 from gankern.cli.info import info
+from gankern.cli.report import report
 from gankern.cli.sample import sample
 from gankern.cli.train import train
 from gankern.cli.verify import verify
@@ -14,7 +15,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (info, verify, bench, train, sample):
+for command in (info, verify, bench, report, train, sample):
     app.command()(command)
 
 

@@ -14,7 +14,7 @@ from gankern.benchmark import environment
 from gankern.cases import all_cases
 from gankern.cli._choose import check_device, check_primitives
 from gankern.cli._fail import fail
-from gankern.cli._write import write_json
+from gankern.files import write_json
 
 
 def verify(

@@ -69,7 +69,9 @@ def batch_norm_act(
     """
     _checks.floating(NAME, "x", x)
     if x.ndim < 2 or x.shape[1] == 0:
-        raise ValueError(f"{NAME}: x has shape {tuple(x.shape)}; it must be [N, C] or [N, C, ...] with a channel or more")
+        raise ValueError(
+            f"{NAME}: x has shape {tuple(x.shape)}; it must be [N, C] or [N, C, ...] with a channel or more"
+        )
     if activation not in ACTIVATIONS:
         accepted = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"{NAME}: activation is {activation!r}; accepted are {accepted}")

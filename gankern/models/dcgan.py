@@ -1,14 +1,19 @@
-"""DCGAN (Radford 2015, arXiv 1511.06434) and its spectrally normalised form (Miyato 2018, arXiv 1802.05957).
+"""DCGAN (Radford 2015, arXiv 1511.06434), its spectrally normalised form (Miyato 2018, arXiv 1802.05957), and WGAN.
 
-Both share the generator, and the discriminator's stack of 4×4 stride-2 convolutions, which is the generator's
-mirror image. They differ in what keeps the discriminator in check: batch normalisation in DCGAN, a spectral
+All share the generator, and the discriminator's stack of 4×4 stride-2 convolutions, which is the generator's
+mirror image. The first two differ in what keeps the discriminator in check: batch normalisation in DCGAN, a spectral
 norm of one in every convolution in SN-DCGAN. At 64×64 with the default width, the discriminator is
 3-64-128-256-512-1.
 """
 
+from functools import partial
+
 from torch import Tensor, nn
 
+from gankern._names import look_up
 from gankern.models import layers as layer_tables
+from gankern.models._sizes import check_positive, check_size
+from gankern.models.conditional import NORMS, Conditioning, GeneratorNorms, Head, apply_norm_act, generator_norms
 from gankern.models.gan import GAN
 from gankern.models.layers import Layers
 
@@ -23,112 +28,137 @@ def channel_table(size: int, width: int) -> list[int]:
     >>> channel_table(64, width=64)
     [64, 128, 256, 512]
     """
-    if size < 8 or size & (size - 1):
-        below = max(8, 1 << (max(size, 8).bit_length() - 1))
-        raise ValueError(
-            f"size must be a power of two, at least 8, got {size}; the nearest are {below} and {2 * below}"
-        )
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}")
-    halvings = size.bit_length() - 3  # from size down to 4
+    check_positive(width=width)
+    halvings = check_size(size, 8)  # from size down to 4
     return [width * min(2**i, LARGEST_MULTIPLE) for i in range(halvings)]
 
 
 class DCGANGenerator(nn.Module):
     """[N, latent] → 4×4 → 8×8 → ... → [N, channels, size, size] in [−1, 1], by transposed convolutions."""
 
-    def __init__(self, size: int, channels: int, latent: int, width: int, layers: Layers):
+    def __init__(self, size: int, channels: int, latent: int, width: int, norms: GeneratorNorms, layers: Layers):
         super().__init__()
         maps = channel_table(size, width)[::-1]
-        blocks = [layers.conv_transpose(latent, maps[0], 4, stride=1, padding=0, bias=False)]
-        for narrower, wider in zip(maps[1:], maps, strict=False):
-            blocks += [
-                layers.batch_norm(wider),
-                nn.ReLU(inplace=True),
-                layers.conv_transpose(wider, narrower, 4, stride=2, padding=1, bias=False),
+        self.main = nn.ModuleList([layers.conv_transpose(latent, maps[0], 4, stride=1, padding=0, bias=False)])
+        for before, after in zip(maps, [*maps[1:], channels], strict=True):
+            self.main += [
+                norms.inner(before),
+                layers.conv_transpose(before, after, 4, stride=2, padding=1, bias=False),
             ]
-        blocks += [
-            layers.batch_norm(maps[-1]),
-            nn.ReLU(inplace=True),
-            layers.conv_transpose(maps[-1], channels, 4, stride=2, padding=1, bias=False),
-            nn.Tanh(),
-        ]
-        self.main = nn.Sequential(*blocks)
         self.main.apply(initialise)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        return self.main(latents[:, :, None, None])
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        x = latents[:, :, None, None]
+        for layer in self.main:
+            x = apply_norm_act(layer, x, labels)
+        return x.tanh()
 
 
 class DCGANDiscriminator(nn.Module):
     """[N, channels, size, size] → logits [N], by 4×4 stride-2 convolutions with LeakyReLU 0.2 between them.
 
-    With ``spectral`` each convolution has a bias and a spectrally normalised weight and nothing else
-    normalises; without it there is batch normalisation after every convolution but the first and the last, as
-    in Radford 2015.
+    ``norm`` ("batch", "virtual") follows every convolution but the first and the last layer, as in Radford 2015;
+    where it is "none" the convolutions have biases.
     """
 
-    def __init__(self, size: int, channels: int, width: int, spectral: bool, layers: Layers):
+    def __init__(self, size: int, channels: int, width: int, norm: str, layers: Layers, **head):
         super().__init__()
+        plain = norm == "none"
         maps = channel_table(size, width)
         blocks = []
         for i, (before, after) in enumerate(zip([channels, *maps], maps, strict=False)):
-            blocks.append(layers.conv(before, after, 4, stride=2, padding=1, bias=spectral))
-            if i > 0 and not spectral:
-                blocks.append(layers.batch_norm(after))
-            blocks.append(layers.leaky_relu(0.2, inplace=True))
-        blocks.append(layers.conv(maps[-1], 1, 4, stride=1, padding=0, bias=spectral))
+            blocks.append(layers.conv(before, after, 4, stride=2, padding=1, bias=plain))
+            if i > 0 and not plain:
+                blocks.append(NORMS[norm](layers)(after, negative_slope=0.2))
+            else:
+                blocks.append(layers.leaky_relu(0.2, inplace=True))
         self.main = nn.Sequential(*blocks)
-        self.main.apply(initialise)
-        if spectral:
-            for layer in self.main:
-                if isinstance(layer, nn.Conv2d):
-                    layers.spectral_norm(layer)
+        # The papers' last layer, a 4×4 convolution of a 4×4 map, is a linear layer.
+        self.head = Head(maps[-1] * 16, layers, linear=partial(layers.linear, bias=plain), **head)
+        self.apply(initialise)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.main(images).flatten()
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.head(self.main(images).flatten(1), labels)
 
 
 def initialise(module: nn.Module) -> None:
     """Weights ~ N(0, 0.02), batch norm scales ~ N(1, 0.02), biases 0 (Radford 2015, §4)."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d) and module.weight is not None:
         mean = 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0
         nn.init.normal_(module.weight, mean, 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-def dcgan(size: int = 64, channels: int = 3, latent: int = 100, width: int = 64, layers: str = "torch") -> GAN:
+def dcgan(
+    size: int = 64, channels: int = 3, latent: int = 100, width: int = 64, layers: str = "torch", **options
+) -> GAN:
     """DCGAN for images of ``size`` × ``size``, 8, 16, 32, ...; ``width`` channels at half that size.
 
-    3,576,704 + 2,765,568 parameters at the defaults.
+    3,576,704 + 2,765,568 parameters at the defaults. ``options``: see :mod:`gankern.models`.
 
     >>> sum(p.numel() for p in dcgan().discriminator.parameters())
     2765568
     """
-    return _build(size, channels, latent, width, spectral=False, layers=layers)
+    return _build(size, channels, latent, width, spectral=False, layers=layers, **options)
 
 
-def sn_dcgan(size: int = 64, channels: int = 3, latent: int = 128, width: int = 64, layers: str = "torch") -> GAN:
+def wgan(
+    size: int = 64, channels: int = 3, latent: int = 100, width: int = 64, layers: str = "torch", **options
+) -> GAN:
+    """The first Wasserstein GAN (Arjovsky 2017, arXiv 1701.07875): DCGAN's networks, the discriminator as a critic.
+
+    What makes it a WGAN is how it is trained: the Wasserstein loss, every critic weight clipped to ±0.01 after each
+    step (:func:`gankern.losses.clip_weights_`), RMSProp, five critic steps a generator step.
+    """
+    return _build(size, channels, latent, width, spectral=False, layers=layers, **options)
+
+
+def sn_dcgan(
+    size: int = 64, channels: int = 3, latent: int = 128, width: int = 64, layers: str = "torch", **options
+) -> GAN:
     """DCGAN with a spectrally normalised discriminator and no batch normalisation in it.
 
     This is the plain form of Miyato 2018's network for images: 4×4 stride-2 convolutions only, without the
     3×3 ones between them, and a LeakyReLU slope of 0.2, as in DCGAN, where Miyato has 0.1.
 
     >>> gan = sn_dcgan(size=32, channels=1, layers="gankern")
-    >>> sorted(gan.discriminator.state_dict())[:2]
-    ['main.0.bias', 'main.0.parametrizations.weight.0._u']
+    >>> sorted(gan.discriminator.state_dict())[-2:]
+    ['main.4.parametrizations.weight.0._v', 'main.4.parametrizations.weight.original']
     """
-    return _build(size, channels, latent, width, spectral=True, layers=layers)
+    return _build(size, channels, latent, width, spectral=True, layers=layers, **options)
 
 
-def _build(size: int, channels: int, latent: int, width: int, spectral: bool, layers: str) -> GAN:
-    for name, value in (("channels", channels), ("latent", latent)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+def _build(
+    size: int,
+    channels: int,
+    latent: int,
+    width: int,
+    spectral: bool,
+    layers: str,
+    num_classes: int = 0,
+    conditioning: str = "projection",
+    minibatch_discrimination: int = 0,
+    generator_norm: str = "batch",
+    discriminator_norm: str | None = None,
+) -> GAN:
+    check_positive(channels=channels, latent=latent)
     table = layer_tables.get(layers)
-    generator = DCGANGenerator(size, channels, latent, width, table)
-    discriminator = DCGANDiscriminator(size, channels, width, spectral, table)
+    labels = Conditioning(num_classes, conditioning, conditional_norms=generator_norm == "batch")
+    discriminator_norm = discriminator_norm or ("none" if spectral else "batch")
+    look_up({**NORMS, "none": None}, discriminator_norm, "discriminator_norm")
+    generator = DCGANGenerator(
+        size, channels, latent + labels.latent_classes, width, generator_norms(generator_norm, labels, table), table
+    )
+    discriminator = DCGANDiscriminator(
+        size,
+        channels + labels.image_classes,
+        width,
+        discriminator_norm,
+        table,
+        num_classes=labels.head_classes,
+        minibatch_discrimination=minibatch_discrimination,
+    )
     if spectral:
-        discriminator = table.group_spectral_norm(discriminator)
-    return GAN(generator, discriminator, latent)
+        discriminator = layer_tables.normalise_spectrally(discriminator, table)
+    return labels.wrap(GAN(generator, discriminator, latent))

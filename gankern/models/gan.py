@@ -7,8 +7,12 @@ from torch import nn
 
 @dataclass(frozen=True)
 class GAN:
-    """``generator``: [N, latent] → images [N, C, H, W] in [−1, 1]. ``discriminator``: images → logits [N]."""
+    """``generator``: [N, latent] → images [N, C, H, W] in [−1, 1]. ``discriminator``: images → logits [N].
+
+    With ``num_classes`` both are called with labels too: ``generator(latents, labels)``, labels [N] integers.
+    """
 
     generator: nn.Module
     discriminator: nn.Module
     latent: int
+    num_classes: int = 0

@@ -79,6 +79,29 @@ def test_one_sided_label_smoothing():
     assert abs(best.grad.item()) < 1e-12
 
 
+def test_label_smoothing_by_name():
+    real, fake = torch.from_numpy(REAL), torch.from_numpy(FAKE)
+    smooth = losses.get("non_saturating", real_target=0.9)
+    assert smooth.discriminator(real, fake) == losses.cross_entropy_discriminator(real, fake, 0.9)
+    assert smooth.generator is losses.non_saturating_generator
+    with pytest.raises(ValueError, match="the hinge loss has no labels to smooth .* minimax, non_saturating"):
+        losses.get("hinge", real_target=0.9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_half_precision_logits(name, dtype):
+    """The loss of half-precision logits is the fp32 loss of their values: exp(12) would overflow fp16."""
+    real, fake = torch.linspace(-12, 12, 37).to(dtype), torch.linspace(-12, 12, 41).to(dtype)
+    loss = losses.get(name)
+    for got, expected in [
+        (loss.discriminator(real, fake), loss.discriminator(real.double(), fake.double())),
+        (loss.generator(fake), loss.generator(fake.double())),
+    ]:
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("target", [0.0, 1.1, -1.0, float("nan")])
 def test_label_smoothing_refuses(target):
     with pytest.raises(ValueError, match="real_target"):

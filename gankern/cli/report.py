@@ -1,0 +1,35 @@
+"""gankern report: records of measurements as a page, pictures and README's table."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from gankern.cli._fail import fail
+from gankern.report.record import load
+from gankern.report.tables import markdown_table, update_between_markers
+
+
+def report(
+    records: Annotated[list[Path], typer.Argument(help="files that `gankern bench --json` wrote", metavar="RECORD...")],
+    out: Annotated[Path, typer.Option(help="the folder for report.html and its pictures")] = Path("report"),
+    markdown: Annotated[
+        Path | None, typer.Option(help="instead, put the table between the markers of this markdown file")
+    ] = None,
+) -> None:
+    """Make one self-contained page (and PNG files) out of records: ratios, limits, roofline, memory, all numbers."""
+    try:
+        from gankern.report.page import write_report
+
+        loaded = [load(path) for path in records]
+        if markdown is not None:
+            changed = update_between_markers(markdown, markdown_table(loaded))
+            Console().print(f"{markdown}: {'updated' if changed else 'was up to date'}", soft_wrap=True)
+            return
+        page, *pictures = write_report(loaded, out)
+    except ImportError as error:
+        fail(f"gankern report draws with matplotlib and jinja2: pip install 'gankern[report]' ({error})")
+    except (ValueError, OSError) as error:
+        fail(error, code=2)
+    Console().print(f"{page} and {len(pictures)} pictures", soft_wrap=True)

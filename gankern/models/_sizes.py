@@ -1,0 +1,19 @@
+"""Checks that the models share."""
+
+
+def check_size(size: int, smallest: int, largest: int | None = None) -> int:
+    """Raise unless ``size`` is a power of two in range; return how often it halves down to 4."""
+    if size < smallest or size & (size - 1) or (largest is not None and size > largest):
+        below = max(smallest, 1 << (max(size, smallest).bit_length() - 1))
+        range_ = f"at least {smallest}" if largest is None else f"from {smallest} to {largest}"
+        near = (
+            f"the nearest is {largest}" if largest and below >= largest else f"the nearest are {below} and {2 * below}"
+        )
+        raise ValueError(f"size must be a power of two, {range_}, got {size}; {near}")
+    return size.bit_length() - 3
+
+
+def check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")

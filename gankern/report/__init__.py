@@ -1,0 +1,1 @@
+"""What `gankern bench` recorded, for people: tables, pictures, one page, and the comparison of two records."""

@@ -1,0 +1,110 @@
+"""What every primitive must do on a real GPU, on the cases that `gankern verify` has: `make gpu` runs this.
+
+Right against fp64 in every order and dtype, the same bits every time, on any stream, and within a CUDA graph.
+"""
+
+import pytest
+import torch
+
+from gankern import verification
+from gankern.cases import all_cases
+from gankern.dispatch import FLOATING, Primitive, last_implementation
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device")]
+
+DEVICE = "cuda"
+CASES = [
+    pytest.param(case, implementation.name, id=f"{case.primitive}-{case.name}-{implementation.name}")
+    for case in all_cases()
+    for implementation in Primitive.registry[case.primitive].implementations
+    if case.verify and implementation.name in ("triton", "cuda")
+]
+
+
+def skip_unless_it_can(case, implementation, dtype):
+    refusal = Primitive.registry[case.primitive].refusals(DEVICE, dtype)[implementation]
+    if refusal:
+        pytest.skip(refusal)
+
+
+def step_of(case, implementation, dtype=torch.float32):
+    """A function that runs forward and backward on fixed inputs and returns the outputs and the gradients."""
+    inputs = case.make(dtype, DEVICE)
+    buffers = [(x, x.detach().clone()) for x in inputs if not x.requires_grad]
+    leaves = [x for x in inputs if x.requires_grad]
+
+    def step():
+        for buffer, first in buffers:
+            buffer.copy_(first)
+        outputs = case.run(implementation, inputs)
+        outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+        # A cotangent that is no constant: a kernel that reads the wrong element would show.
+        cotangents = [torch.linspace(-1, 1, y.numel(), device=DEVICE).to(y.dtype).view(y.shape) for y in outputs]
+        return [*outputs, *torch.autograd.grad(outputs, leaves, cotangents)]
+
+    return step
+
+
+def copies(tensors):
+    return [x.detach().clone() for x in tensors]
+
+
+def assert_same_bits(ours, theirs):
+    assert len(ours) == len(theirs)
+    for x, y in zip(ours, theirs):
+        assert torch.equal(x.view(torch.uint8) if x.numel() else x, y.view(torch.uint8) if y.numel() else y)
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize(("case", "implementation"), CASES)
+def test_every_order_against_fp64(case, implementation, dtype):
+    skip_unless_it_can(case, implementation, dtype)
+    for check in verification.check(case, implementation, dtype, DEVICE):
+        assert check.passed, f"{check.mode}: error {check.error:.3g}, allowed {check.bound:.3g}"
+
+
+@pytest.mark.parametrize(("case", "implementation"), CASES)
+def test_same_bits_every_time(case, implementation):
+    skip_unless_it_can(case, implementation, torch.float32)
+    step = step_of(case, implementation)
+    first = copies(step())
+    assert last_implementation(case.primitive) == implementation
+    for _ in range(10):
+        assert_same_bits(copies(step()), first)
+
+
+@pytest.mark.parametrize(("case", "implementation"), CASES)
+def test_other_stream(case, implementation):
+    """Behind a long wait on a stream of its own: a kernel launched elsewhere would come too early."""
+    skip_unless_it_can(case, implementation, torch.float32)
+    step = step_of(case, implementation)
+    expected = copies(step())
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        results = copies(step())
+    stream.synchronize()
+    assert_same_bits(results, expected)
+
+
+@pytest.mark.parametrize(("case", "implementation"), CASES)
+def test_cuda_graph(case, implementation):
+    """Forward and backward captured once; a replay gives what eager execution gives, also for new values."""
+    skip_unless_it_can(case, implementation, torch.float32)
+    step = step_of(case, implementation)
+    expected = copies(step())
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for _ in range(2):
+        for x in captured:
+            x.detach().zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert_same_bits(copies(captured), expected)
