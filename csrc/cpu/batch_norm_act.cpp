@@ -49,7 +49,6 @@ namespace {
 
 constexpr int64_t kSegment = 4096;      // values of a line that are summed in one go
 constexpr int64_t kFlushRows = 128;     // rows of a column, likewise
-constexpr int kRows = 8;                // that share a load of coefficients and sums
 constexpr int64_t kShortPlane = 64;     // planes of fewer values are columns
 constexpr int64_t kColumns = 512;       // of a block, about
 constexpr int64_t kCacheBytes = 512 * 1024;   // of a block that is swept twice by one thread
@@ -577,35 +576,26 @@ struct Rows : Problem<T> {
     }
   }
 
-  // Adds kCount rows from `row` on to the sums [kSums][padded()].
-  template <class Op, int kCoefs, int kCount>
-  void reduce_rows(const Block& at, int64_t row, const A* k, A* sums) const {
-    // Copies: the compiler would read members again after every store.
-    const int64_t offset = row * columns + at.column, stride = padded(), step = columns;
-    const Gate<A> gate = P::gate;
-    const T* from[Op::kIn];
-    for (int j = 0; j < Op::kIn; ++j) from[j] = inputs[j] + offset;
-    for (int64_t i = 0; i < at.columns; i += L) {
-      const int64_t n = at.columns - i;
-      V c[kCoefs], s[Op::kSums];
-      for (int j = 0; j < kCoefs; ++j) c[j] = load(k + j * stride + i);
-      for (int j = 0; j < Op::kSums; ++j) s[j] = load(sums + j * stride + i);
-#pragma GCC unroll 8
-      for (int q = 0; q < kCount; ++q) {
-        V v[Op::kIn];
-        for (int j = 0; j < Op::kIn; ++j) {
-          const T* p = from[j] + q * step + i;
-          v[j] = n < L ? load_partial(p, n) : load(p);
-        }
-        Op::reduce(c, v, gate, s);
-      }
-      for (int j = 0; j < Op::kSums; ++j) store(sums + j * stride + i, s[j]);
-    }
-  }
+  // Adds rows to the sums [kSums][padded()], in the order in which they lie in memory: that is what the processor
+  // prefetches. (Several rows at a time, with the sums in registers, are slower beyond the caches.)
   template <class Op, int kCoefs>
   void reduce_range(const Block& at, int64_t row, int64_t end, const A* k, A* sums) const {
-    for (; row + kRows <= end; row += kRows) reduce_rows<Op, kCoefs, kRows>(at, row, k, sums);
-    for (; row < end; ++row) reduce_rows<Op, kCoefs, 1>(at, row, k, sums);
+    // Copies: the compiler would read members again after every store.
+    const int64_t stride = padded(), count = at.columns;
+    const Gate<A> gate = P::gate;
+    for (; row < end; ++row) {
+      const T* from[Op::kIn];
+      for (int j = 0; j < Op::kIn; ++j) from[j] = inputs[j] + row * columns + at.column;
+      for (int64_t i = 0; i < count; i += L) {
+        const int64_t n = count - i;
+        V c[kCoefs], s[Op::kSums], v[Op::kIn];
+        for (int j = 0; j < kCoefs; ++j) c[j] = load(k + j * stride + i);
+        for (int j = 0; j < Op::kSums; ++j) s[j] = load(sums + j * stride + i);
+        for (int j = 0; j < Op::kIn; ++j) v[j] = n < L ? load_partial(from[j] + i, n) : load(from[j] + i);
+        Op::reduce(c, v, gate, s);
+        for (int j = 0; j < Op::kSums; ++j) store(sums + j * stride + i, s[j]);
+      }
+    }
   }
 
   // Partial: count, mean and squares, of each column.
@@ -686,38 +676,32 @@ struct Rows : Problem<T> {
     }
   }
 
-  template <class Op, int kRows, bool kStream>
-  void apply_rows(const Block& at, int64_t row, const A* k) const {
-    const int64_t offset = row * columns + at.column, stride = padded();
-    for (int64_t i = 0; i < at.columns; i += L) {
-      const int64_t n = at.columns - i;
-      V c[Op::kCoefs];
-      for (int j = 0; j < Op::kCoefs; ++j) c[j] = load(k + j * stride + i);
-#pragma GCC unroll 4
-      for (int q = 0; q < kRows; ++q) {
-        const int64_t where = offset + q * columns + i;
-        V v[Op::kIn], out[Op::kOut];
-        for (int j = 0; j < Op::kIn; ++j)
-          v[j] = n < L ? load_partial(inputs[j] + where, n) : load(inputs[j] + where);
-        Op::apply(c, v, P::gate, out);
-        for (int j = 0; j < Op::kOut; ++j)
-          if (outputs[j]) {
-            if (n < L)
-              store_partial(outputs[j] + where, out[j], n);
-            else
-              P::template write<kStream>(outputs[j] + where, out[j]);
-          }
-      }
-    }
-  }
   template <class Op, bool kStream>
   void apply_range(const Block& at, int64_t begin, int64_t end) const {
     Memory<A> k(Op::kCoefs * padded());
-    for (int64_t row = begin; row < end;) {
-      const int64_t n = row / sample_rows, last = per_sample ? (n + 1) * sample_rows : end;
-      coefs<Op>(at, n, k.at);
-      for (; row + 4 <= last; row += 4) apply_rows<Op, 4, kStream>(at, row, k.at);
-      for (; row < last; ++row) apply_rows<Op, 1, kStream>(at, row, k.at);
+    const int64_t stride = padded(), count = at.columns;
+    const Gate<A> gate = P::gate;
+    for (int64_t row = begin; row < end; ++row) {
+      if (row == begin || (per_sample && row % sample_rows == 0)) coefs<Op>(at, row / sample_rows, k.at);
+      const int64_t offset = row * columns + at.column;
+      const T* from[Op::kIn];
+      T* to[Op::kOut];
+      for (int j = 0; j < Op::kIn; ++j) from[j] = inputs[j] + offset;
+      for (int j = 0; j < Op::kOut; ++j) to[j] = outputs[j] ? outputs[j] + offset : nullptr;
+      for (int64_t i = 0; i < count; i += L) {
+        const int64_t n = count - i;
+        V c[Op::kCoefs], v[Op::kIn], out[Op::kOut];
+        for (int j = 0; j < Op::kCoefs; ++j) c[j] = load(k.at + j * stride + i);
+        for (int j = 0; j < Op::kIn; ++j) v[j] = n < L ? load_partial(from[j] + i, n) : load(from[j] + i);
+        Op::apply(c, v, gate, out);
+        for (int j = 0; j < Op::kOut; ++j) {
+          if (!to[j]) continue;
+          if (n < L)
+            store_partial(to[j] + i, out[j], n);
+          else
+            P::template write<kStream>(to[j] + i, out[j]);
+        }
+      }
     }
   }
   template <class Op>
