@@ -87,9 +87,10 @@ def batch_norm_act(
     slope = {None: 1.0, "relu": 0.0, "leaky_relu": float(negative_slope)}[activation]
     y, stats = _batch_norm_act(x, weight, bias, running_mean, running_var, own, eps, slope, implementation)
     if training and running_mean is not None and x.numel():
+        mean, _, var = stats.unbind()
         with torch.no_grad():
-            running_mean.lerp_(stats[0].to(running_mean.dtype), momentum)
-            running_var.lerp_(stats[2].to(running_var.dtype), momentum)
+            for kept, new in ((running_mean, mean), (running_var, var)):
+                kept.lerp_(new if new.dtype == kept.dtype else new.to(kept.dtype), momentum)
     return y
 
 

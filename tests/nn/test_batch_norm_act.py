@@ -20,7 +20,9 @@ def slope_of(module):
     return module.negative_slope if module.activation == "leaky_relu" else 1.0
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}], ids=str
+)
 @pytest.mark.parametrize(("ours", "theirs", "shape"), PAIRS)
 def test_is_torchs_with_an_activation(ours, theirs, shape, options):
     ours, theirs = ours(4, eps=1e-3, **options), theirs(4, eps=1e-3, **options)
@@ -36,11 +38,17 @@ def test_is_torchs_with_an_activation(ours, theirs, shape, options):
 
 def test_activations():
     x = torch.randn(6, 4, 5, 3)
-    for activation, expected in ((None, lambda y: y), ("relu", torch.relu), ("leaky_relu", lambda y: F.leaky_relu(y, 0.2))):
+    for activation, expected in (
+        (None, lambda y: y),
+        ("relu", torch.relu),
+        ("leaky_relu", lambda y: F.leaky_relu(y, 0.2)),
+    ):
         norm = gnn.BatchNormAct2d(4, activation=activation, negative_slope=0.2)
         torch.testing.assert_close(norm(x), expected(nn.BatchNorm2d(4)(x)))
         assert f"activation={activation!r}" in repr(norm)
-    with pytest.raises(ValueError, match="BatchNormAct2d: activation is 'elu'; accepted are None, 'relu', 'leaky_relu'"):
+    with pytest.raises(
+        ValueError, match="BatchNormAct2d: activation is 'elu'; accepted are None, 'relu', 'leaky_relu'"
+    ):
         gnn.BatchNormAct2d(4, activation="elu")
 
 
@@ -97,7 +105,9 @@ class TestConditional:
         x, y = torch.randn(4, 2, 3, 3, dtype=torch.float64, requires_grad=True), torch.tensor([0, 2, 2, 1])
         assert torch.autograd.gradgradcheck(lambda x, *_: norm(x, y), (x, norm.weight, norm.bias), fast_mode=True)
 
-    @pytest.mark.parametrize("y", [torch.zeros(5, dtype=torch.long), torch.zeros(6, 3, dtype=torch.long), torch.zeros(6, 4)])
+    @pytest.mark.parametrize(
+        "y", [torch.zeros(5, dtype=torch.long), torch.zeros(6, 3, dtype=torch.long), torch.zeros(6, 4)]
+    )
     def test_bad_classes(self, y):
         with pytest.raises(ValueError, match="ConditionalBatchNorm2d: y"):
             gnn.ConditionalBatchNorm2d(4, 3)(torch.zeros(6, 4, 2, 2), y)

@@ -621,7 +621,12 @@ X, ONES = torch.zeros(4, 3, 2, 2), torch.ones(3)
         ((X, ONES, ONES, None, torch.ones(3, 3)), {}, ValueError, r"bias has shape \(3, 3\)"),
         ((X, ONES, ONES, ONES, torch.ones(4, 3)), {}, ValueError, r"weight has shape \(3,\) and bias \(4, 3\)"),
         ((X, ONES, ONES, ONES.double()), {}, ValueError, "weight is float64 on cpu; x needs float32 on cpu"),
-        ((X.half(), ONES, ONES, ONES.bfloat16()), {}, ValueError, "weight is bfloat16 on cpu; x needs float16 or float32 on cpu"),
+        (
+            (X.half(), ONES, ONES, ONES.bfloat16()),
+            {},
+            ValueError,
+            "weight is bfloat16 on cpu; x needs float16 or float32 on cpu",
+        ),
         ((X, ONES, ONES, ONES.to("meta")), {}, ValueError, "weight is float32 on meta"),
         (
             (X, ONES, ONES),

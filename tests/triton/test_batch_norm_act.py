@@ -77,7 +77,9 @@ def check(x, affine, training, slope):
         size = x.shape[:2] if affine == "sample" else x.shape[1:2]
         weight, bias = (random(*size, dtype=accumulation, device=x.device, seed=s) for s in (10, 11))
     if not training:
-        running = tuple(random(x.shape[1], dtype=accumulation, device=x.device, seed=s).square() + 0.1 for s in (20, 21))
+        running = tuple(
+            random(x.shape[1], dtype=accumulation, device=x.device, seed=s).square() + 0.1 for s in (20, 21)
+        )
     ours = results(triton, x, weight, bias, running, slope, x.dtype)
     assert gankern.last_implementation("batch_norm_act") == "triton"
     plain = results(textbook, x, weight, bias, running, slope, x.dtype)
