@@ -1,4 +1,4 @@
-"""Batch normalisation and leaky ReLU in training, as discriminators have it; and with each sample's own affine values."""
+"""Batch normalisation and leaky ReLU in training, as discriminators have it, and with samples' own affine values."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
 """Batch normalisation and a (leaky) ReLU, each order in two sweeps over memory.
 
-Formulas: csrc/cpu/batch_norm_act.cpp. With w = x - mean, every order is sums over each channel (of x and its squares; of
-g' and g' w; of these, h, h w and g' h), terms that follow from the sums, and results that are sums of products of what
-was read with coefficients made of the terms and of the affine values.
+Formulas: csrc/cpu/batch_norm_act.cpp. With w = x - mean, every order is sums over each channel (of x and its squares;
+of g' and g' w; of these, h, h w and g' h), terms that follow from the sums, and results that are sums of products of
+what was read with coefficients made of the terms and of the affine values.
 
-Split. A program takes some channels and a range of their values: BLOCK_M by BLOCK_C of them at a time, one channel where
-a channel's values are neighbours, 32 where channels are (channels_last). Where affine values are each sample's own, no
-range holds values of two samples. Sums of ranges go to memory, [groups, splits, sums, C], and one program a block of
-channels adds them up in their order: no atomics, and the split depends on the shape alone.
+Split. A program takes some channels and a range of their values: BLOCK_M by BLOCK_C of them at a time, one channel
+where a channel's values are neighbours, 32 where channels are (channels_last). Where affine values are each sample's
+own, no range holds values of two samples. Sums of ranges go to memory, [groups, splits, sums, C], and one program a block
+of channels adds them up in their order: no atomics, and the split depends on the shape alone.
 
-Traffic. Forward reads x twice and writes y; backward reads x and g twice and writes dx; double backward reads x, g and h
-twice and writes two. Bound by memory. Sums are in fp32 (fp64 for fp64), sums of sums in fp64; sums of squares are taken
-about the mean of a range's first values.
+Traffic. Forward reads x twice and writes y; backward reads x and g twice and writes dx; double backward reads x, g and
+h twice and writes two. Bound by memory. Sums are in fp32 (fp64 for fp64), sums of sums in fp64; sums of squares are
+taken about the mean of a range's first values.
 """
 
 import torch

@@ -49,7 +49,8 @@ class BatchNormAct(_NormBase):
         if x.ndim not in self.dimensions or x.shape[1] != self.num_features:
             accepted = " or ".join(f"{n}-D" for n in self.dimensions)
             raise ValueError(
-                f"{type(self).__name__}: x has shape {tuple(x.shape)}; it must be {accepted} with {self.num_features} channels"
+                f"{type(self).__name__}: x has shape {tuple(x.shape)}; it must be {accepted} with "
+                f"{self.num_features} channels"
             )
         tracks = self.running_mean is not None
         momentum = self.momentum
@@ -89,8 +90,9 @@ class BatchNormAct2d(BatchNormAct):
     """:class:`torch.nn.BatchNorm2d` and the activation behind it in one pass, exact to the second order.
 
     ``activation`` is None, "relu" or "leaky_relu" (with ``negative_slope``). All other arguments, their order and
-    defaults, the statistics and the keys of the state_dict are BatchNorm2d's: a checkpoint of either loads into the other.
-    Under DistributedDataParallel statistics are each process's own, as BatchNorm2d's are; there is no synchronised form.
+    defaults, the statistics and the keys of the state_dict are BatchNorm2d's: a checkpoint of either loads into the
+    other. Under DistributedDataParallel statistics are each process's own, as BatchNorm2d's are; there is no
+    synchronised form.
     Formula, errors and gradient order: :func:`gankern.functional.batch_norm_act`.
 
     >>> norm = BatchNormAct2d(64, negative_slope=0.2)

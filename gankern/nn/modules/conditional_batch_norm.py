@@ -17,10 +17,10 @@ class ConditionalBatchNorm2d(BatchNormAct):
     :math:`c(n)` is sample n's class; the statistics are those of all samples together, as
     :class:`torch.nn.BatchNorm2d`'s.
 
-    Sources: Dumoulin et al. 2017, arXiv 1610.07629; Miyato and Koyama 2018, arXiv 1802.05637. ``weight`` and ``bias`` are
-    [num_classes, num_features], ones and zeros at the start. ``forward(x, y)`` takes classes y [N] of an integer dtype,
-    or weights over the classes [N, num_classes], for mixtures of them. Where affine values come from something else, such
-    as BigGAN's linear maps of latent and embedding, call
+    Sources: Dumoulin et al. 2017, arXiv 1610.07629; Miyato and Koyama 2018, arXiv 1802.05637. ``weight`` and ``bias``
+    are [num_classes, num_features], ones and zeros at the start. ``forward(x, y)`` takes classes y [N] of an integer
+    dtype, or weights over the classes [N, num_classes], for mixtures of them. Where affine values come from something
+    else, such as BigGAN's linear maps of latent and embedding, call
     ``gankern.functional.batch_norm_act(x, mean, var, 1 + gain(z), bias(z), training)`` with [N, C] of each.
 
     >>> norm = ConditionalBatchNorm2d(64, 10, activation="relu")
@@ -74,8 +74,8 @@ class ConditionalBatchNorm2d(BatchNormAct):
             return self._normalize(x, y.to(self.weight.dtype) @ self.weight, y.to(self.bias.dtype) @ self.bias)
         if y.shape != (len(x),) or y.dtype == torch.bool:
             raise ValueError(
-                f"ConditionalBatchNorm2d: y is {y.dtype} of shape {tuple(y.shape)}; it must be [{len(x)}] of integers, the "
-                f"samples' classes"
+                f"ConditionalBatchNorm2d: y is {y.dtype} of shape {tuple(y.shape)}; it must be [{len(x)}] of integers, "
+                f"the samples' classes"
             )
         return self._normalize(x, nn.functional.embedding(y, self.weight), nn.functional.embedding(y, self.bias))
 
