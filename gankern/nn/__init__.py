@@ -2,6 +2,8 @@
 
 from gankern.nn import utils
 from gankern.nn.modules.activation import BiasAct, BiasActPixelNorm, LeakyReLU, PixelNorm, ReLU
+from gankern.nn.modules.batch_norm_act import BatchNorm2d, BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+from gankern.nn.modules.conditional_batch_norm import ConditionalBatchNorm2d
 from gankern.nn.modules.convolution import (
     Conv2d,
     ConvDownsample2d,
@@ -21,8 +23,13 @@ from gankern.nn.modules.virtual_batch_norm import (
 )
 
 __all__ = [
+    "BatchNorm2d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
     "BiasAct",
     "BiasActPixelNorm",
+    "ConditionalBatchNorm2d",
     "Conv2d",
     "ConvDownsample2d",
     "ConvTranspose2d",

@@ -9,6 +9,7 @@ struct Test {
 };
 
 constexpr Test kTests[] = {
+    {"batch_norm_act", gankern::testing::test_batch_norm_act},
     {"minibatch_discrimination", gankern::testing::test_minibatch_discrimination},
     {"spectral_norm", gankern::testing::test_spectral_norm},
 };
