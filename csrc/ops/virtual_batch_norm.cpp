@@ -13,17 +13,16 @@ namespace {
 constexpr const char* kName = "virtual_batch_norm";
 using Optional = std::optional<Tensor>;
 
-// A vector of one value a channel, of any dtype, as doubles.
+// A vector of one value a channel, of any dtype, as doubles; `missing` where it is missing.
 struct Channels {
   std::vector<double> values;
-  bool present = false;
 
   Channels() = default;
-  Channels(const Optional& vector, int64_t channels, const char* name) : present(vector.has_value()) {
-    if (!present) return;
+  Channels(const Optional& vector, int64_t channels, const char* name, double missing = 0) {
+    values.assign(size_t(channels), missing);
+    if (!vector) return;
     STD_TORCH_CHECK(vector->dim() == 1 && vector->size(0) == channels, kName, ": ", name, " must have ", channels,
                     " values");
-    values.resize(size_t(channels));
     switch (dtype_index(*vector, kName)) {
       case 0: read<double>(*vector); break;
       case 1: read<float>(*vector); break;
@@ -37,7 +36,7 @@ struct Channels {
     const int64_t stride = vector.stride(0);
     for (size_t c = 0; c < values.size(); ++c) values[c] = double(baseline::widen(from[int64_t(c) * stride]));
   }
-  const double* data() const { return present ? values.data() : nullptr; }
+  const double* data() const { return values.data(); }
 };
 
 template <class T>
@@ -99,7 +98,7 @@ struct Problem : Map {
       : Map(x_in),
         ref_mean(mean, channels, "ref_mean"),
         ref_mean_square(mean_square, channels, "ref_mean_square"),
-        weight(w, channels, "weight"),
+        weight(w, channels, "weight", 1),
         bias(b, channels, "bias") {
     in.count = count;
     in.channels = channels;
