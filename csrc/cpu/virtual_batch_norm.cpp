@@ -1,9 +1,11 @@
 // Virtual batch norm (Salimans 2016, arXiv 1606.03498, section 3.6) with a leaky ReLU behind it.
 //
-// For one example and channel with S pixels, c = own_share, own mean a and variance v, reference mean m and mean of
-// squares s_r, whose variance s_r - m^2 is taken as 0 where rounding makes it negative (then t = 0, else t = 1):
-//   mu = c a + (1 - c) m         V = c v + (1 - c) (s_r - m^2) + c (1 - c) (a - m)^2      r = 1 / sqrt(V + eps)
-//   z = (x - mu) r               y = w z + b                                              out = y > 0 ? y : slope y
+// For one example and channel with S pixels, c = own_share, own mean a and variance v, reference mean m and
+// mean of squares s_r, whose variance s_r - m^2 is taken as 0 where rounding makes it negative (then t = 0,
+// else t = 1):
+//   mu = c a + (1 - c) m         V = c v + (1 - c) (s_r - m^2) + c (1 - c) (a - m)^2      r = 1 / sqrt(V +
+//   eps) z = (x - mu) r               y = w z + b                                              out = y > 0 ?
+//   y : slope y
 // V is s - mu^2 of the definition, without its cancellation but for s_r - m^2, which is in double.
 //
 // First order, with g' = g * (slope of the activation at y), P = sum g', U = sum g' z:
@@ -17,24 +19,25 @@
 //   q = Hg - c/S (P H + U Hz)                     gradient of w: sum_n r q - km r P - kV r^2 U / 2
 //   zeta = delta g' - w r c/S U h, the gradient of z; of r: rho = w q - km w P - kV w r U
 //   dmu = -r sum zeta + (1 - c) hm w r^2 U        dV = -r^3 / 2 (rho + sum (zeta z) / r)
-//   gradient of x: r zeta + c/S (dmu + 2 dV (x - mu)); of m and s_r: as above, with -(1 - c) (1 - t) hm w r^2 U more
+//   gradient of x: r zeta + c/S (dmu + 2 dV (x - mu)); of m and s_r: as above, with -(1 - c) (1 - t) hm w r^2
+//   U more
 //
-// Every operation is two sweeps over an example: sums, then values, each value a linear function of what is read with
-// coefficients a channel. Between the two, in double and with vectors over the channels, is everything that is above.
-// Values are taken relative to K, the nearest float to mu: x - K is exact where x is near it, and mu - K is part of the
-// coefficients. An example's mean and variance are taken relative to the reference mean m in one sweep: the sums of
-// x - m and of its square. What v loses by that is small against c (1 - c) (a - m)^2, which is part of V too. A
-// reference batch's variance has no such companion: two sweeps over pieces that lie in the L1 cache, which are joined
-// as Chan, Golub and LeVeque do.
+// Every operation is two sweeps over an example: sums, then values, each value a linear function of what is
+// read with coefficients a channel. Between the two, in double and with vectors over the channels, is
+// everything that is above. Values are taken relative to K, the nearest float to mu: x - K is exact where x
+// is near it, and mu - K is part of the coefficients. An example's mean and variance are taken relative to
+// the reference mean m in one sweep: the sums of x - m and of its square. What v loses by that is small
+// against c (1 - c) (a - m)^2, which is part of V too. A reference batch's variance has no such companion:
+// two sweeps over pieces that lie in the L1 cache, which are joined as Chan, Golub and LeVeque do.
 //
-// Contiguous examples are cut into blocks of channels that fit into a core's own cache, so that memory is read once.
-// channels_last ones are cut into blocks of pixels, gone through backwards in the second sweep: what was read last is
-// in the cache still. A large example is shared by all threads, each taking the same pixels in both sweeps; what does
-// not fit into their own caches comes from the shared one the second time. Bound by memory: forward 1 read and 1 write,
-// backward 2 and 1, double backward 3 and 2.
+// Contiguous examples are cut into blocks of channels that fit into a core's own cache, so that memory is
+// read once. channels_last ones are cut into blocks of pixels, gone through backwards in the second sweep:
+// what was read last is in the cache still. A large example is shared by all threads, each taking the same
+// pixels in both sweeps; what does not fit into their own caches comes from the shared one the second time.
+// Bound by memory: forward 1 read and 1 write, backward 2 and 1, double backward 3 and 2.
 //
-// Examples are summed in groups, and these in order, in double. All blocks follow from the shape alone, so results
-// do not depend on the number of threads, nor an example's on the other examples.
+// Examples are summed in groups, and these in order, in double. All blocks follow from the shape alone, so
+// results do not depend on the number of threads, nor an example's on the other examples.
 #include "virtual_batch_norm.h"
 
 #include <cmath>
@@ -47,12 +50,12 @@ namespace gankern {
 namespace GANKERN_ISA {
 namespace {
 
-constexpr int64_t kBlockBytes = 128 * 1024;     // of a block of x
-constexpr int64_t kPieceValues = 8 * 1024;      // in the L1 cache twice
-constexpr int64_t kSumPixels = 4096;            // summed in A before they are in double; of a channel
-constexpr int64_t kSumRows = 64;                // likewise, channels last
+constexpr int64_t kBlockBytes = 128 * 1024;         // of a block of x
+constexpr int64_t kPieceValues = 8 * 1024;          // in the L1 cache twice
+constexpr int64_t kSumPixels = 4096;                // summed in A before they are in double; of a channel
+constexpr int64_t kSumRows = 64;                    // likewise, channels last
 constexpr int64_t kLargeExample = 8 * 1024 * 1024;  // bytes: two would not stay in the shared cache
-constexpr int64_t kGroups = 32;                 // of examples
+constexpr int64_t kGroups = 32;                     // of examples
 
 // The iterations of the loop that follows do not depend on each other.
 #if defined(__clang__)
@@ -65,9 +68,9 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// ---- sweeps: what is done with each vector of values --------------------------------------------------------
-// coef: the channels' coefficients; in: what is read; out: what is written; sums: what is added up. Order of inputs:
-// x, grad, grad_x.
+// ---- sweeps: what is done with each vector of values
+// -------------------------------------------------------- coef: the channels' coefficients; in: what is
+// read; out: what is written; sums: what is added up. Order of inputs: x, grad, grad_x.
 
 enum Activation { kNone, kRelu, kLeaky };
 
@@ -197,10 +200,10 @@ struct Block {
   int64_t step;              // to the next channel; to the next pixel, channels last
   const T* in[3];
   T* out[2];
-  int64_t lines;      // length of a line of coef, sums and memory: channels and padding
-  const A* coef;      // [Op::kCoefs][lines]
-  double* sums;       // [Op::kSums][lines], overwritten
-  A* memory;          // [Op::kSums][lines], for channels last
+  int64_t lines;  // length of a line of coef, sums and memory: channels and padding
+  const A* coef;  // [Op::kCoefs][lines]
+  double* sums;   // [Op::kSums][lines], overwritten
+  A* memory;      // [Op::kSums][lines], for channels last
   A slope;
   bool backwards;
 
@@ -284,7 +287,8 @@ struct Block {
           A lanes[L];
           sum_each<A>(waiting[k], waiting_count, lanes);
           double* to = sums + k * lines + c;
-          for (int j = 0; j < waiting_count; ++j) (backwards ? to[waiting_count - 1 - j] : to[j - waiting_count + 1]) = lanes[j];
+          for (int j = 0; j < waiting_count; ++j)
+            (backwards ? to[waiting_count - 1 - j] : to[j - waiting_count + 1]) = lanes[j];
         }
         waiting_count = 0;
       }
@@ -313,7 +317,8 @@ struct Block {
     for (int64_t i = 0; i < Op::kSums * lines; ++i) sums[i] = 0;
     const int64_t parts = ceil_div(pixels, kSumRows);
     for (int64_t part = 0; part < parts; ++part) {
-      const int64_t begin = (backwards ? parts - 1 - part : part) * kSumRows, end = min(begin + kSumRows, pixels);
+      const int64_t begin = (backwards ? parts - 1 - part : part) * kSumRows,
+                    end = min(begin + kSumRows, pixels);
       for (int64_t i = 0; i < Op::kSums * lines; ++i) memory[i] = 0;
       int64_t p = begin;
       for (; p + kRows <= end; p += kRows) row_group<Op, kRows>(p);
@@ -323,11 +328,12 @@ struct Block {
   }
 };
 
-// ---- mean and variance --------------------------------------------------------------------------------------
+// ---- mean and variance
+// --------------------------------------------------------------------------------------
 
 // (mean, sum of squared differences from it) of `n` values joined with those of `more` others.
-inline void join(double* mean, double* m2, double n, const double* other_mean, const double* other_m2, double more,
-                 int64_t channels) {
+inline void join(double* mean, double* m2, double n, const double* other_mean, const double* other_m2,
+                 double more, int64_t channels) {
   const double share = more / (n + more), both = n * share;
   for (int64_t c = 0; c < channels; ++c) {
     const double difference = other_mean[c] - mean[c];
@@ -342,7 +348,8 @@ constexpr int64_t kMomentLines = 4;  // of doubles, scratch of moments()
 template <class T>
 void moments(Block<T> block, double* to, Acc<T>* coef, double* scratch) {
   using A = Acc<T>;
-  const int64_t lines = block.lines, piece = block.rows ? max(kPieceValues / block.channels, 4) : block.pixels;
+  const int64_t lines = block.lines,
+                piece = block.rows ? max(kPieceValues / block.channels, 4) : block.pixels;
   double *piece_sums = scratch, *piece_mean = scratch + 2 * lines, *piece_m2 = scratch + 3 * lines;
   block.coef = coef;
   block.sums = piece_sums;
@@ -366,7 +373,8 @@ void moments(Block<T> block, double* to, Acc<T>* coef, double* scratch) {
   }
 }
 
-// ---- the blocks of a feature map ----------------------------------------------------------------------------
+// ---- the blocks of a feature map
+// ----------------------------------------------------------------------------
 
 template <class T>
 struct Map {
@@ -432,7 +440,7 @@ struct Memory {
 enum Order { kForward, kBackward, kDoubleBackward };
 constexpr int kCoefs[] = {3, 5, 9};
 constexpr int kSums[] = {2, 2, 5};
-constexpr int64_t kGradients = 4;   // of channels: ref_mean, ref_mean_square, weight, bias
+constexpr int64_t kGradients = 4;  // of channels: ref_mean, ref_mean_square, weight, bias
 
 template <class T, int kOrder>
 struct Problem {
@@ -456,7 +464,9 @@ struct Problem {
     }
   };
 
-  bool needs_sums() const { return in.own_share > 0 || (kOrder != kForward && in.sums) || kOrder == kDoubleBackward; }
+  bool needs_sums() const {
+    return in.own_share > 0 || (kOrder != kForward && in.sums) || kOrder == kDoubleBackward;
+  }
   Block<T> block(int64_t n, int64_t channel_block, int64_t pixel_block, const Map<T>& at) const {
     Block<T> b = at.block(n, channel_block, pixel_block);
     b.in[0] = at.at(in.x);
@@ -468,7 +478,8 @@ struct Problem {
     return b;
   }
 
-  // ---- first sweep -------------------------------------------------------------------------------------------
+  // ---- first sweep
+  // -------------------------------------------------------------------------------------------
 
   void sum_blocks(int64_t n, int64_t channel_block, int64_t begin, int64_t end, const Work& work) const {
     constexpr int64_t values = kSums[kOrder];
@@ -492,7 +503,8 @@ struct Problem {
       for (int64_t i = 0; i < size; ++i) work.total[i] += work.partial[p * size + i];
   }
 
-  // ---- between the sweeps ------------------------------------------------------------------------------------
+  // ---- between the sweeps
+  // ------------------------------------------------------------------------------------
 
   // K for the own statistics.
   void reference_mean(int64_t first, int64_t channels, const Work& work) const {
@@ -522,8 +534,8 @@ struct Problem {
       const double d = sum_d[i] * share, own_variance = sum_squares[i] * share - d * d;
       const double difference = d + (double(nearest[i]) - m);  // a - m
       mu[i] = m + c * difference;
-      r[i] = 1 / std::sqrt(rest * (variance < 0 ? 0 : variance) + c * own_variance + c * rest * difference * difference +
-                           eps);
+      r[i] = 1 / std::sqrt(rest * (variance < 0 ? 0 : variance) + c * own_variance +
+                           c * rest * difference * difference + eps);
     }
   }
   // K, scale and shift.
@@ -547,7 +559,8 @@ struct Problem {
     const int64_t lines = map.lines();
     const double* mu_of = in.saved + n * in.channels + first;
     const double* r_of = mu_of + in.count * in.channels;
-    const double *weight = in.weight + first, *mean = in.ref_mean + first, *mean_square = in.ref_mean_square + first;
+    const double *weight = in.weight + first, *mean = in.ref_mean + first,
+                 *mean_square = in.ref_mean_square + first;
     const double* total = work.total;
     A* coef = work.coef;
     double *d_mean = to + first, *d_square = d_mean + in.channels, *d_weight = d_square + in.channels,
@@ -572,7 +585,8 @@ struct Problem {
         d_bias[i] += P;
       }
       if constexpr (kOrder == kDoubleBackward) {
-        const double H = total[2 * lines + i], Hz = r * (total[3 * lines + i] - beside * H), Hg = total[4 * lines + i];
+        const double H = total[2 * lines + i], Hz = r * (total[3 * lines + i] - beside * H),
+                     Hg = total[4 * lines + i];
         const double h_mean = h_mean_of[i], h_square = h_square_of[i];
         const double km = rest * h_mean, kV = rest * (t * h_square - 2 * slope_m * h_mean);
         const double alpha = h_bias[i] - km * w - w * share * H;
@@ -594,7 +608,8 @@ struct Problem {
     }
   }
 
-  // ---- second sweep ------------------------------------------------------------------------------------------
+  // ---- second sweep
+  // ------------------------------------------------------------------------------------------
 
   void write_blocks(int64_t n, int64_t channel_block, int64_t begin, int64_t end, const Work& work) const {
     const Map<T> at = map;
@@ -610,7 +625,8 @@ struct Problem {
 
   // A block of channels of an example. for_each(count, f(begin, end)) runs a sweep, on one thread or on all.
   template <class F>
-  void example(int64_t n, int64_t channel_block, const Work& work, double* group_sums, const F& for_each) const {
+  void example(int64_t n, int64_t channel_block, const Work& work, double* group_sums,
+               const F& for_each) const {
     const int64_t first = channel_block * map.block_channels();
     const int64_t channels = min(map.block_channels(), map.channels - first);
     if (kOrder == kForward)
@@ -618,7 +634,8 @@ struct Problem {
     else
       normalizing(n, first, channels, work);
     if (needs_sums()) {
-      for_each(map.pixel_blocks(), [&](int64_t begin, int64_t end) { sum_blocks(n, channel_block, begin, end, work); });
+      for_each(map.pixel_blocks(),
+               [&](int64_t begin, int64_t end) { sum_blocks(n, channel_block, begin, end, work); });
       add_blocks(work);
     }
     if (kOrder == kForward) {
@@ -628,7 +645,8 @@ struct Problem {
       gradients(n, first, channels, work, group_sums);
     }
     if (!in.out && !in.out_x) return;
-    for_each(map.pixel_blocks(), [&](int64_t begin, int64_t end) { write_blocks(n, channel_block, begin, end, work); });
+    for_each(map.pixel_blocks(),
+             [&](int64_t begin, int64_t end) { write_blocks(n, channel_block, begin, end, work); });
   }
 
   void run(const Parallel& parallel) const {
@@ -657,7 +675,8 @@ struct Problem {
     if (kOrder == kForward || !in.sums) return;
     for (int64_t i = 0; i < kGradients * in.channels; ++i) in.sums[i] = 0;
     for (int64_t group = 0; group < groups; ++group)
-      for (int64_t i = 0; i < kGradients * in.channels; ++i) in.sums[i] += group_sums[group * sums_of_group + i];
+      for (int64_t i = 0; i < kGradients * in.channels; ++i)
+        in.sums[i] += group_sums[group * sums_of_group + i];
   }
 };
 
@@ -666,10 +685,11 @@ void run(const VirtualBatchNorm& in, const Parallel& parallel) {
   Problem<T, kOrder>(in).run(parallel);
 }
 
-// ---- statistics of a batch ----------------------------------------------------------------------------------
+// ---- statistics of a batch
+// ----------------------------------------------------------------------------------
 
-// Calls f(block of channels, block, its number) for groups of the blocks of a map, a group of a block of channels on
-// one thread and in order.
+// Calls f(block of channels, block, its number) for groups of the blocks of a map, a group of a block of
+// channels on one thread and in order.
 template <class T>
 struct Batch {
   using A = Acc<T>;
@@ -812,8 +832,7 @@ void statistics_double_backward(const BatchStatistics& in, const Parallel& paral
 
 }  // namespace
 
-#define GANKERN_EACH_DTYPE(f) \
-  { f<double>, f<float>, f<BFloat16>, f<Half> }
+#define GANKERN_EACH_DTYPE(f) {f<double>, f<float>, f<BFloat16>, f<Half>}
 
 extern const VirtualBatchNormKernels virtual_batch_norm = {
     {run<double, kForward>, run<float, kForward>, run<BFloat16, kForward>, run<Half, kForward>},

@@ -8,8 +8,8 @@
 
 namespace gankern {
 
-// Feature maps are [count][channels][pixels], or [count][pixels][channels] where channels_last. What belongs to
-// channels is in double; what an operation does not use is null.
+// Feature maps are [count][channels][pixels], or [count][pixels][channels] where channels_last. What belongs
+// to channels is in double; what an operation does not use is null.
 struct VirtualBatchNorm {
   int64_t count, channels, pixels;
   bool channels_last;
@@ -34,11 +34,11 @@ struct BatchStatistics {
   int64_t count, channels, pixels;
   bool channels_last;
   const void* x;
-  const double* mean;          // [channels]
+  const double* mean;                          // [channels]
   const double *grad_mean, *grad_mean_square;  // [channels]
-  const void* grad_x;          // gradient of x's gradient
-  double* moments;             // the statistics, or the gradients of their gradients
-  void* out_x;                 // gradient of x
+  const void* grad_x;                          // gradient of x's gradient
+  double* moments;                             // the statistics, or the gradients of their gradients
+  void* out_x;                                 // gradient of x
 };
 
 struct VirtualBatchNormKernels {

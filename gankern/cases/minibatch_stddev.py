@@ -57,14 +57,14 @@ def _case(name: str, shape: tuple[int, ...], channels_last: bool = False, **opti
 
 
 def _verified(name: str, shape: tuple[int, ...], channels_last: bool = False, **options) -> Case:
-    return Case(
-        NAME, name, partial(_make, shape, channels_last), partial(_run, **options), bench=False, quick=True
-    )
+    return Case(NAME, name, partial(_make, shape, channels_last), partial(_run, **options), bench=False, quick=True)
 
 
 LARGE = [(16, 128, 64, 64), (64, 128, 32, 32), (16, 512, 4, 4)]
 CASES = [
-    _case("x".join(map(str, shape)) + (" channels_last" if last else ""), shape, last, verify=False, quick=shape[1] > 128)
+    _case(
+        "x".join(map(str, shape)) + (" channels_last" if last else ""), shape, last, verify=False, quick=shape[1] > 128
+    )
     for shape in LARGE
     for last in (False, True)
 ] + [

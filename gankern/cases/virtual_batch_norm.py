@@ -31,7 +31,10 @@ def _make(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, devic
 
 
 def _run(
-    implementation: str | None, inputs: Sequence[Tensor], count: int | None = COUNT, activation: str | None = "leaky_relu"
+    implementation: str | None,
+    inputs: Sequence[Tensor],
+    count: int | None = COUNT,
+    activation: str | None = "leaky_relu",
 ) -> Tensor:
     x, mean, mean_square, weight, bias = inputs
     return GF.virtual_batch_norm(
@@ -86,7 +89,9 @@ def _one(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, device
 
 LARGE = [(16, 128, 64, 64), (64, 128, 32, 32), (16, 512, 4, 4)]
 CASES = [
-    _case("x".join(map(str, shape)) + (" channels_last" if last else ""), shape, last, verify=False, quick=shape[1] > 128)
+    _case(
+        "x".join(map(str, shape)) + (" channels_last" if last else ""), shape, last, verify=False, quick=shape[1] > 128
+    )
     for shape in LARGE
     for last in (False, True)
 ] + [
@@ -96,6 +101,11 @@ CASES = [
     _verified("3x5x70", (3, 5, 70)),
     Case(NAME, "statistics 5x6x7x3", partial(_one, (5, 6, 7, 3), False), _statistics, bench=False, quick=True),
     Case(
-        NAME, "statistics 5x18x7x3 channels_last", partial(_one, (5, 18, 7, 3), True), _statistics, bench=False, quick=True
+        NAME,
+        "statistics 5x18x7x3 channels_last",
+        partial(_one, (5, 18, 7, 3), True),
+        _statistics,
+        bench=False,
+        quick=True,
     ),
 ]

@@ -90,6 +90,4 @@ def minibatch_stddev(
             f"{name}: unbiased variance needs groups of 2 samples or more, got group_size {group_size} for a batch of "
             f"{samples}; pass unbiased=False"
         )
-    return _minibatch_stddev(
-        x, group, num_channels, layout == "strided", bool(unbiased), float(eps), implementation
-    )
+    return _minibatch_stddev(x, group, num_channels, layout == "strided", bool(unbiased), float(eps), implementation)

@@ -100,9 +100,7 @@ def virtual_batch_norm(
         raise ValueError(f"{name}: negative_slope is {negative_slope}; it must be finite")
     own_share = 0.0 if ref_count is None else 1 / (ref_count + 1)
     slope = {None: 1.0, "relu": 0.0, "leaky_relu": float(negative_slope)}[activation]
-    return _virtual_batch_norm(
-        x, ref_mean, ref_mean_square, own_share, weight, bias, float(eps), slope, implementation
-    )
+    return _virtual_batch_norm(x, ref_mean, ref_mean_square, own_share, weight, bias, float(eps), slope, implementation)
 
 
 def virtual_batch_norm_statistics(x: Tensor, *, implementation: str | None = None) -> tuple[Tensor, Tensor]:
@@ -139,4 +137,6 @@ def virtual_batch_norm_statistics(x: Tensor, *, implementation: str | None = Non
 def _check_map(name: str, x: Tensor) -> None:
     _checks.floating(name, "x", x)
     if x.ndim < 2:
-        raise ValueError(f"{name}: x is {short(x.dtype)} of shape {tuple(x.shape)}; it must be [samples, channels, ...]")
+        raise ValueError(
+            f"{name}: x is {short(x.dtype)} of shape {tuple(x.shape)}; it must be [samples, channels, ...]"
+        )

@@ -393,9 +393,7 @@ def double_backward(
             tangent = map_.like(torch.zeros_like(x) if h is None else h)
             outs = (grad_grad if need_grad else None, grad_x if need_x else None)
             rest = (own_share, eps, negative_slope)
-            _launch(
-                DOUBLE_BACKWARD, map_, map_.like(grad), tangent, vectors, seconds, saved, *outs, sums, *rest
-            )
+            _launch(DOUBLE_BACKWARD, map_, map_.like(grad), tangent, vectors, seconds, saved, *outs, sums, *rest)
     if not need_channels:
         return (grad_grad, grad_x, *(x.new_empty(0) for _ in range(3)))
     return (grad_grad, grad_x, *_channel_gradients(sums, x, ref_mean, ref_mean_square, weight))
@@ -414,9 +412,7 @@ def _affine(map_: _Map, y: Tensor, coef: list[Tensor]) -> Tensor:
     out = _feature_map.empty(map_.x)
     programs = map_.programs * triton.cdiv(map_.pixels, map_.tile["PIXELS"])
     coefficients = torch.stack(coef).to(map_.wide)
-    _affine_kernel[(programs,)](
-        y, coefficients, out, *map_.sizes[1:], SUM=map_.sum, **map_.tile, num_warps=WARPS
-    )
+    _affine_kernel[(programs,)](y, coefficients, out, *map_.sizes[1:], SUM=map_.sum, **map_.tile, num_warps=WARPS)
     return out
 
 

@@ -66,7 +66,9 @@ def test_gradient_penalty(batch, x):
         (g,) = torch.autograd.grad(run(leaf).sum(), leaf, create_graph=True)
         penalties.append(torch.autograd.grad(g.square().sum(), list(model.parameters()), allow_unused=True))
     for mine, exact in zip(*penalties):
-        torch.testing.assert_close(*(torch.zeros(()) if g is None else g.detach() for g in (mine, exact)), check_dtype=False)
+        torch.testing.assert_close(
+            *(torch.zeros(()) if g is None else g.detach() for g in (mine, exact)), check_dtype=False
+        )
 
 
 def test_statistics_follow_the_weights(batch, x):

@@ -129,7 +129,9 @@ def test_any_strides(data):
     base = base.permute([order.index(d) for d in range(4)])
     x = base[tuple(slice(None, None, step) for step in steps)]
     before = base.clone()
-    for mine, right in zip(results(lambda x: GF.minibatch_stddev(x, 2), x), results(lambda x: reference(x, 2, 1, True, False, 1e-8), x)):
+    for mine, right in zip(
+        results(lambda x: GF.minibatch_stddev(x, 2), x), results(lambda x: reference(x, 2, 1, True, False, 1e-8), x)
+    ):
         torch.testing.assert_close(mine, right)
     assert torch.equal(base, before)
 

@@ -49,14 +49,15 @@ def definition(x, mean, mean_square, count, weight, bias, eps, slope):
     return out
 
 
-def results(function, tensors, seed=10):
-    """The result, the gradients of all tensors, and the gradients of those, of the incoming gradient too."""
+def results(function, tensors, dtype=torch.float64, seed=10):
+    """The result, the gradients of all tensors, and the gradients of those, of the incoming gradient too. What comes in
+    as gradients is rounded to ``dtype``, so that another one gets the same values."""
     leaves = [t.detach().requires_grad_() for t in tensors]
     out = function(*leaves)
     outs = [out] if isinstance(out, torch.Tensor) else list(out)
-    gs = [sample(y.shape, seed=seed).to(y).requires_grad_() for y in outs]
+    gs = [sample(y.shape, dtype, seed=seed).to(y).requires_grad_() for y in outs]
     first = grad(outs, leaves, gs, create_graph=True)
-    hs = [sample(f.shape, seed=seed + 1 + i).to(f) for i, f in enumerate(first)]
+    hs = [sample(f.shape, dtype, seed=seed + 1 + i).to(f) for i, f in enumerate(first)]
     second = grad(first, [*leaves, *gs], hs, allow_unused=True)
     return [*outs, *first, *(torch.zeros_like(t) if s is None else s for s, t in zip(second, [*leaves, *gs]))]
 
@@ -104,9 +105,9 @@ def test_every_order(shape, memory_format, dtype):
     def plain(x, mean, mean_square, weight, bias):
         return reference(x, mean, mean_square, share, weight, bias, 1e-5, SLOPES[activation])
 
-    mine = results(ours, tensors)
+    mine = results(ours, tensors, dtype)
     assert gankern.last_implementation("virtual_batch_norm") == COMPILED
-    check(mine, results(plain, tensors), results(plain, [t.double() for t in tensors]), tensors[0])
+    check(mine, results(plain, tensors, dtype), results(plain, [t.double() for t in tensors], dtype), tensors[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -119,7 +120,7 @@ def test_statistics_of_every_order(shape, memory_format, dtype):
         x = x.double().transpose(0, 1).flatten(1)
         return x.mean(1), x.square().mean(1)
 
-    mine, exact = results(GF.virtual_batch_norm_statistics, [x]), results(plain, [x.double()])
+    mine, exact = results(GF.virtual_batch_norm_statistics, [x], dtype), results(plain, [x.double()], dtype)
     for value, right in zip(mine, exact):
         assert value.shape == right.shape
         eps = torch.finfo(torch.float32 if value.dtype == torch.float64 != dtype else value.dtype).eps
@@ -306,7 +307,9 @@ def test_compile():
 
     def step(x, mean, mean_square, weight, bias):
         own = GF.virtual_batch_norm_statistics(x)
-        return GF.virtual_batch_norm(x, mean + own[0], mean_square + own[1], 3, weight, bias, 1e-5, "relu").square().sum()
+        return (
+            GF.virtual_batch_norm(x, mean + own[0], mean_square + own[1], 3, weight, bias, 1e-5, "relu").square().sum()
+        )
 
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True)

@@ -277,7 +277,9 @@ inline double largest(const std::vector<double>& values) {
 // Each is a function of csrc/cpu/testing/<primitive>.cpp, and a row of the table in main.cpp.
 
 void test_minibatch_discrimination();
+void test_minibatch_stddev();
 void test_spectral_norm();
+void test_virtual_batch_norm();
 
 }  // namespace testing
 }  // namespace gankern

@@ -107,9 +107,7 @@ class _VirtualBatchNorm(nn.Module):
             raise RuntimeError(f"{name}: there is no reference batch to train with: {_HOW}")
         count = int(self.ref_count)
         if count == 0:
-            raise RuntimeError(
-                f"{name}: there are no reference statistics: load a checkpoint that has them, or {_HOW}"
-            )
+            raise RuntimeError(f"{name}: there are no reference statistics: load a checkpoint that has them, or {_HOW}")
         return self.ref_mean, self.ref_mean_square, count
 
     def _normalize(self, x: Tensor, mean: Tensor, mean_square: Tensor, count: int | None) -> Tensor:
