@@ -11,7 +11,9 @@ struct Test {
 constexpr Test kTests[] = {
     {"batch_norm_act", gankern::testing::test_batch_norm_act},
     {"minibatch_discrimination", gankern::testing::test_minibatch_discrimination},
+    {"minibatch_stddev", gankern::testing::test_minibatch_stddev},
     {"spectral_norm", gankern::testing::test_spectral_norm},
+    {"virtual_batch_norm", gankern::testing::test_virtual_batch_norm},
 };
 
 }  // namespace

@@ -278,7 +278,9 @@ inline double largest(const std::vector<double>& values) {
 
 void test_batch_norm_act();
 void test_minibatch_discrimination();
+void test_minibatch_stddev();
 void test_spectral_norm();
+void test_virtual_batch_norm();
 
 }  // namespace testing
 }  // namespace gankern
