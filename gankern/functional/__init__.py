@@ -11,13 +11,22 @@ from gankern.functional.spectral_norm import (
     spectral_norm,
     spectral_norm_group,
 )
-from gankern.functional.upfirdn2d import downsample2d, filter2d, upfirdn2d, upsample2d
+from gankern.functional.upfirdn2d import (
+    downsample2d,
+    filter2d,
+    fir_downsample_conv2d,
+    fir_upsample_conv2d,
+    upfirdn2d,
+    upsample2d,
+)
 
 __all__ = [
     "SPECTRAL_NORM_DIALECTS",
     "SpectralNormDialect",
     "downsample2d",
     "filter2d",
+    "fir_downsample_conv2d",
+    "fir_upsample_conv2d",
     "l1_similarity",
     "minibatch_discrimination",
     "spectral_norm",
