@@ -15,8 +15,7 @@ def _scipy_signal():
         import scipy.signal
     except ImportError as error:
         raise ImportError(
-            "filters.fir: 'lanczos' and 'kaiser' filters are designed by SciPy, which is not installed; pip install
-            scipy"
+            "filters.fir: SciPy designs the 'lanczos' and 'kaiser' filters, and is not installed; pip install scipy"
         ) from error
     return scipy.signal
 
