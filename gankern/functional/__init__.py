@@ -20,6 +20,14 @@ from gankern.functional.spectral_norm import (
 )
 from gankern.functional.upfirdn2d import downsample2d, filter2d, upfirdn2d, upsample2d
 from gankern.functional.virtual_batch_norm import virtual_batch_norm, virtual_batch_norm_statistics
+from gankern.functional.upfirdn2d import (
+    downsample2d,
+    filter2d,
+    fir_downsample_conv2d,
+    fir_upsample_conv2d,
+    upfirdn2d,
+    upsample2d,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,6 +43,8 @@ __all__ = [
     "filter2d",
     "gradient_penalty",
     "interpolate_samples",
+    "fir_downsample_conv2d",
+    "fir_upsample_conv2d",
     "l1_similarity",
     "leaky_relu",
     "minibatch_discrimination",

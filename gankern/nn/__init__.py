@@ -46,5 +46,16 @@ __all__ = [
     "VirtualBatchNorm3d",
     "freeze_reference_batch",
     "set_reference_batch",
+from gankern.nn import init, utils
+from gankern.nn.modules.minibatch_discrimination import MinibatchDiscrimination
+from gankern.nn.modules.resampling import Blur2d, FIRDownsample2d, FIRUpsample2d, SubpixelConv2d
+
+__all__ = [
+    "Blur2d",
+    "FIRDownsample2d",
+    "FIRUpsample2d",
+    "MinibatchDiscrimination",
+    "SubpixelConv2d",
+    "init",
     "utils",
 ]
