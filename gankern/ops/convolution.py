@@ -72,11 +72,16 @@ KINDS = {
 PASSES = ("forward", "transpose", "weight")
 
 
-@functools.cache
-def allowed_ways(kind: str, level: str) -> tuple[str, ...]:
-    """The engine's rows for a kind that a precision allows."""
-    order = precision.PRECISIONS.index
-    return tuple(name for name, row in KINDS[kind].rows.items() if order(row.precision) <= order(level))
+# The engine's rows for a kind that a precision allows, the one with the largest tile last.
+ALLOWED = {
+    (name, level): tuple(
+        way
+        for way, row in kind.rows.items()
+        if precision.PRECISIONS.index(row.precision) <= precision.PRECISIONS.index(level)
+    )
+    for name, kind in KINDS.items()
+    for level in precision.PRECISIONS
+}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -96,7 +101,7 @@ def way_for(
         return "torch"
     measured = MEASURED[kind, which, "channels_last" if channels_last else "contiguous"]
     times = measured[min(measured, key=distance)]
-    allowed = allowed_ways(kind, level)
+    allowed = ALLOWED[kind, level]
     return min((way for way in times if way in ("torch", "reference") or way in allowed), key=times.__getitem__)
 
 
@@ -363,7 +368,7 @@ def convolution(
     height, width = (0, 0) if problem else _result_size(kind, padding, *x.shape[2:])
     forced = None
     if wish == "cpu":
-        forced = allowed_ways(kind, level)[-1]
+        forced = ALLOWED[kind, level][-1]
     elif missing and KINDS[kind].collapsed:
         forced = "torch"  # not the engine, but fewer products than plain PyTorch all the same
     options = (kind, padding, scale, level, forced)
