@@ -253,39 +253,55 @@ struct Sweep {
     const int64_t chunks = ceil_div(all_rows, chunk);
     Scratch<A> partial(sums ? chunks * layout.channels : 0);
     if (sums) std::memset(partial.at, 0, size_t(chunks * layout.channels) * sizeof(A));
-    parallel_for(
-        parallel, chunks * blocks, ceil_div(kGrain, chunk * width), [&](int64_t first, int64_t last) {
-          Scratch<A> scratch(3 * width + L);
-          A *const bias_of = scratch.at, *const h_of = bias_of + width, *const total = h_of + width;
-          int64_t laid_out = -1;
-          for (int64_t task = first; task < last; ++task) {
-            const int64_t block = task % blocks, k = task / blocks;
-            const int64_t from = block * width, to = min(from + width, period);
-            if (block != laid_out) {
-              for (int64_t p = from; p < to; ++p) {
-                const int64_t c = p / layout.inner % layout.channels;
-                bias_of[p - from] = bias ? widen(bias[c]) : A(0);
-                h_of[p - from] = h_bias ? widen(h_bias[c]) : A(0);
-              }
-              laid_out = block;
-            }
-            if (sums) std::memset(total, 0, size_t(width) * sizeof(A));
-            for (int64_t row = k * chunk; row < min(k * chunk + chunk, all_rows); ++row) {
-              const int64_t at = row * period + from, end = min(row * period + to, size);
-              sweep(at, end, {bias_of, h_of, total, 1});
-            }
-            if (sums)
-              for (int64_t p = from; p < to; ++p)
-                partial.at[k * layout.channels + p / layout.inner % layout.channels] += total[p - from];
-          }
-          if (streams) stream_fence();
-        });
+    parallel_for(parallel, chunks * blocks, ceil_div(kGrain, chunk * width),
+                 [&](int64_t first, int64_t last) {
+                   Scratch<A> scratch(3 * width + L);
+                   A *const bias_of = scratch.at, *const h_of = bias_of + width, *const total = h_of + width;
+                   int64_t laid_out = -1;
+                   for (int64_t task = first; task < last; ++task) {
+                     const int64_t block = task % blocks, k = task / blocks;
+                     const int64_t from = block * width, to = min(from + width, period);
+                     if (block != laid_out) {
+                       each_channel(from, to, [&](int64_t c, int64_t p, int64_t end) {
+                         const A b = bias ? widen(bias[c]) : A(0), h_b = h_bias ? widen(h_bias[c]) : A(0);
+                         for (; p < end; ++p) {
+                           bias_of[p] = b;
+                           h_of[p] = h_b;
+                         }
+                       });
+                       laid_out = block;
+                     }
+                     if (sums) std::memset(total, 0, size_t(width) * sizeof(A));
+                     for (int64_t row = k * chunk; row < min(k * chunk + chunk, all_rows); ++row) {
+                       const int64_t at = row * period + from, end = min(row * period + to, size);
+                       sweep(at, end, {bias_of, h_of, total, 1});
+                     }
+                     if (!sums) continue;
+                     each_channel(from, to, [&](int64_t c, int64_t p, int64_t end) {
+                       for (; p < end; ++p) partial.at[k * layout.channels + c] += total[p];
+                     });
+                   }
+                   if (streams) stream_fence();
+                 });
     if (!sums) return;
     T* to = static_cast<T*>(in.out_bias);
     for (int64_t c = 0; c < layout.channels; ++c) {
       double total = 0;
       for (int64_t k = 0; k < chunks; ++k) total += partial.at[k * layout.channels + c];
       to[c] = narrow<T>(A(total));
+    }
+  }
+
+  // f(channel, begin, end) for the elements of a period that belong to one channel; begin and end count from
+  // `from`.
+  template <class F>
+  void each_channel(int64_t from, int64_t to, const F& f) const {
+    int64_t c = from / layout.inner % layout.channels, begin = from;
+    while (begin < to) {
+      const int64_t end = min(begin / layout.inner * layout.inner + layout.inner, to);
+      f(c, begin - from, end - from);
+      c = c + 1 == layout.channels ? 0 : c + 1;
+      begin = end;
     }
   }
 

@@ -6,6 +6,9 @@ GANKERN_IMPLEMENTATION says), "auto", "reference", "cpu", "triton" or "cuda".
 
 from gankern.functional.batch_norm_act import batch_norm_act
 from gankern.functional.bias_act import ACTIVATIONS, bias_act, leaky_relu, relu
+from gankern.functional.convolution import conv2d, conv2d_downsample, conv_transpose2d, upsample_conv2d
+from gankern.functional.gradient_penalty import gradient_penalty
+from gankern.functional.interpolate_samples import interpolate_samples
 from gankern.functional.minibatch_discrimination import l1_similarity, minibatch_discrimination
 from gankern.functional.minibatch_stddev import minibatch_stddev
 from gankern.functional.pixel_norm import bias_act_pixel_norm, pixel_norm
@@ -15,8 +18,8 @@ from gankern.functional.spectral_norm import (
     spectral_norm,
     spectral_norm_group,
 )
-from gankern.functional.virtual_batch_norm import virtual_batch_norm, virtual_batch_norm_statistics
 from gankern.functional.upfirdn2d import downsample2d, filter2d, upfirdn2d, upsample2d
+from gankern.functional.virtual_batch_norm import virtual_batch_norm, virtual_batch_norm_statistics
 
 __all__ = [
     "ACTIVATIONS",
@@ -25,8 +28,13 @@ __all__ = [
     "batch_norm_act",
     "bias_act",
     "bias_act_pixel_norm",
+    "conv2d",
+    "conv2d_downsample",
+    "conv_transpose2d",
     "downsample2d",
     "filter2d",
+    "gradient_penalty",
+    "interpolate_samples",
     "l1_similarity",
     "leaky_relu",
     "minibatch_discrimination",
@@ -35,8 +43,9 @@ __all__ = [
     "relu",
     "spectral_norm",
     "spectral_norm_group",
-    "virtual_batch_norm",
-    "virtual_batch_norm_statistics",
     "upfirdn2d",
     "upsample2d",
+    "upsample_conv2d",
+    "virtual_batch_norm",
+    "virtual_batch_norm_statistics",
 ]

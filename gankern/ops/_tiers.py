@@ -124,8 +124,13 @@ class Rule:
         RULES[self.name] = self
 
 
+recorder: Any = None  # within a tape of gankern.penalties: it differentiates by itself, with the same rules
+
+
 def differentiate(name: str, options: tuple, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """The outputs of a primitive's kernels, with gradients of first and second order by its rule."""
+    if recorder is not None:
+        return recorder.primitive(name, options, tensors)
     if not torch.compiler.is_compiling() and first_order_only():
         # Nobody will differentiate it: a small forward takes no longer than Function.apply does.
         return RULES[name].forward(options, *tensors)

@@ -354,7 +354,9 @@ def test_single_values():
     with pytest.raises(ValueError, match=r"more than 1 value per channel .* \(1, 3, 1, 1\)"):
         GF.batch_norm_act(torch.zeros(1, 3, 1, 1), torch.zeros(3), torch.ones(3), training=True)
     x = random(1, 3)
-    torch.testing.assert_close(ours(x, None, None, running_of(3, x.dtype), 0.2), textbook(x, None, None, running_of(3, x.dtype), 0.2))
+    torch.testing.assert_close(
+        ours(x, None, None, running_of(3, x.dtype), 0.2), textbook(x, None, None, running_of(3, x.dtype), 0.2)
+    )
 
 
 # ---- gradients that do not exist ----------------------------------------------------------------------------
@@ -432,7 +434,10 @@ def test_inputs_are_not_written():
 def test_expanded_gradients():
     x = random(4, 3, 9, 9).requires_grad_()
     g = torch.ones(1, dtype=x.dtype).expand(4, 3, 9, 9)
-    both = [grad(grad(f(x, None, None, None, 0.2), x, g, create_graph=True)[0].square().sum(), x)[0] for f in (ours, textbook)]
+    both = [
+        grad(grad(f(x, None, None, None, 0.2), x, g, create_graph=True)[0].square().sum(), x)[0]
+        for f in (ours, textbook)
+    ]
     torch.testing.assert_close(*both)
 
 
@@ -541,7 +546,9 @@ def test_the_second_order_does_not_go_through_torchs_formula():
         grad(first, [x, weight], h)
     if COMPILED == "cpu":
         assert [e.key for e in profile.key_averages() if "batch_norm" in e.key and "gankern" in e.key]
-        assert not [e.key for e in profile.key_averages() if e.key in ("aten::mul", "aten::sum", "aten::native_batch_norm")]
+        assert not [
+            e.key for e in profile.key_averages() if e.key in ("aten::mul", "aten::sum", "aten::native_batch_norm")
+        ]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -602,7 +609,12 @@ X, ONES = torch.zeros(4, 3, 2, 2), torch.ones(3)
         ((X, ONES, ONES, ONES.double()), {}, ValueError, "weight is float64 on cpu; x needs float32 on cpu"),
         ((X.half(), ONES, ONES, ONES.bfloat16()), {}, ValueError, "x needs float16 or float32 on cpu"),
         ((X, ONES, ONES, ONES.to("meta")), {}, ValueError, "weight is float32 on meta"),
-        ((X, ONES, ONES), {"activation": "tanh"}, ValueError, "activation is 'tanh'; accepted are None, 'relu', 'leaky_relu'"),
+        (
+            (X, ONES, ONES),
+            {"activation": "tanh"},
+            ValueError,
+            "activation is 'tanh'; accepted are None, 'relu', 'leaky_relu'",
+        ),
         ((X, ONES, ONES), {"eps": -1e-5}, ValueError, "eps is -1e-05; it must be at least 0"),
     ],
 )
