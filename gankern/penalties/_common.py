@@ -74,13 +74,9 @@ def penalize(
         parameters = [p for p in parameters if p.requires_grad]
         return hand_out(inputs[0].new_zeros((), dtype=_wide(inputs)), parameters, map(torch.zeros_like, parameters))
 
-    def penalty(gradients: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        rows, restore = _rows(gradients, dims)
-        scale = weight / (rows.shape[0] if reduction == "mean" else 1)
-        values, direction = penalty_and_direction(rows, scale, target, one_sided)
-        return values.sum() * scale, restore(direction)
-
-    pick = _Outputs(name, select, samples)
+    # Named, since torch.compile passes on names and numbers to the tangent form, but no functions.
+    penalty = ("norm", float(weight), float(target), bool(one_sided), reduction, dims or ())
+    pick = ("outputs", name, _tangent.NONE if select is None else select, samples)
     arguments = (critic, inputs, penalty, pick, tuple(critic_args), dict(critic_kwargs or {}))
     attached = any(x.requires_grad for x in inputs)
     if method == "tangent" and attached:
@@ -88,7 +84,8 @@ def penalize(
             f"{name}: method='tangent' gives no gradient to the samples, and one of them requires one; detach it, or "
             f"use method='double_backward'"
         )
-    if method != "double_backward" and not attached:
+    known = None if method == "tangent" or torch.compiler.is_compiling() else _tangent.refusal(critic)
+    if method != "double_backward" and not attached and known is None:
         try:
             return hand_out(*_tangent.penalty_gradients(*arguments))
         except NotCovered as reason:
@@ -98,6 +95,22 @@ def penalize(
                 "%s: method 'double_backward' runs, since 'tangent' does not cover this critic: %s", name, reason
             )
     return hand_out(*_double_backward.penalty_gradients(*arguments))
+
+
+def _norm_penalty(weight: float, target: float, one_sided: bool, reduction: str, dims: tuple[int, ...]):
+    """weight · (norm of each sample's gradient - target)², with its derivative."""
+
+    def penalty(gradients: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        rows, restore = _rows(gradients, dims or None)
+        scale = weight / (rows.shape[0] if reduction == "mean" else 1)
+        values, direction = penalty_and_direction(rows, scale, target, one_sided)
+        return values.sum() * scale, restore(direction)
+
+    return penalty
+
+
+_tangent.MAKERS["norm"] = _norm_penalty
+_tangent.MAKERS["outputs"] = lambda name, select, samples: _Outputs(name, _tangent.none(select), samples)
 
 
 # ---- gradients, handed out ---------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from gankern.double_backward import fast_double_backward
+from gankern.penalties._tangent import resolve
 
 
 def penalty_gradients(
@@ -27,6 +28,7 @@ def penalty_gradients(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The penalty of the critic's gradients at ``inputs``, what it has gradients for, and these: the parameters, and
     those of the inputs and other arguments that require one. See ``_common`` for the arguments."""
+    penalty, select = resolve(penalty), resolve(select)
     xs = [x.detach().requires_grad_() for x in inputs]
     # Other arguments that require a gradient: the graph in front of them is the caller's and must stay.
     originals: dict[Tensor, Tensor] = {x: original for x, original in zip(xs, inputs) if original.requires_grad}

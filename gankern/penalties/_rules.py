@@ -53,8 +53,11 @@ def _linear(tape, x: Tensor, y: Tensor, forward, transpose, view: bool = False) 
 
 @rule(aten.convolution.default)
 def _convolution(tape, func, x, weight, bias, *options):
-    stride, padding, dilation, transposed, output_padding, groups = options
-    y = func(x, weight, bias, *options)
+    if x.dim() != weight.dim():  # not in a batch
+        return NotImplemented
+    # Each of the three other passes would lay the weight out anew.
+    kept = weight.contiguous(memory_format=torch.channels_last) if _is_channels_last(x) else weight
+    y = func(x, kept, bias, *options)
     backward = aten.convolution_backward.default
 
     def f(a, b):
@@ -69,9 +72,16 @@ def _convolution(tape, func, x, weight, bias, *options):
     def dc(g):
         return g.sum([0, *range(2, g.dim())])
 
-    if x.dim() != weight.dim():  # not in a batch
-        return NotImplemented
-    return _bilinear(tape, (x, weight, bias), y, f, da, db, dc)
+    return _bilinear(tape, (x, weight, bias), y, f, da, db, dc, kept)
+
+
+def _is_channels_last(x) -> bool:
+    return (
+        x.dim() == 4
+        and x.device.type == "cpu"
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_contiguous()
+    )
 
 
 @rule(aten.addmm.default)
@@ -163,7 +173,8 @@ def _scale(tape, x, y, function):
     return _linear(tape, x, y, function, lambda g: sum_to(function(g), shape))
 
 
-def _bilinear(tape, operands, y, f, da, db, dc):
+def _bilinear(tape, operands, y, f, da, db, dc, kept=None):
+    """``kept`` is what f, da and db read for the second operand, if not the operand itself."""
     ins = tuple(None if x is None else tape.find(x) for x in operands)
     if tape.kind(ins[:2]) == 0:  # only what is added depends on something
         shape = operands[2].shape
@@ -172,7 +183,7 @@ def _bilinear(tape, operands, y, f, da, db, dc):
         )
         return y
     a, b = operands[:2]
-    node = Bilinear(f, da, db, dc, a, b)
+    node = Bilinear(f, da, db, dc, a, b if kept is None else kept)
     node.curved = bool(tape.kind(ins[:1]) & tape.kind(ins[1:2]) & INPUT)
     tape.add(node, ins, (y,))
     tape.save(a, b)
@@ -198,6 +209,11 @@ def _leaky_relu(tape, func, x, slope=0.01):
     tape.add(Gate(lambda t: aten.leaky_relu_backward.default(t, y, slope, True)), (tape.find(x),), (y,))
     tape.save(y)
     return y
+
+
+@rule(aten.rrelu_with_noise.default)
+def _rrelu(tape, func, x, noise, lower=1 / 8, upper=1 / 3, training=False, generator=None):
+    return NotImplemented if training else _leaky_relu(tape, aten.leaky_relu.default, x, (lower + upper) / 2)
 
 
 @rule(aten.native_dropout.default)
@@ -337,9 +353,20 @@ def _same(x):
 
 @rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default)
 def _view(tape, func, x, *arguments):
-    y = func(x, *arguments)
-    shape, result = x.shape, y.shape
+    shape = x.shape
+    y = view(func, x, *arguments)
+    result = y.shape
     return _linear(tape, x, y, lambda t: t.reshape(result), lambda g: g.reshape(shape), view=True)
+
+
+def view(func, x, *arguments):
+    """The operator's result, or a copy where the tape's memory format, unlike the caller's, has no such view."""
+    try:
+        return func(x, *arguments)
+    except RuntimeError:
+        if func is not aten.view.default or not isinstance(arguments[0], (list, tuple)):
+            raise
+        return x.reshape(arguments[0])
 
 
 @rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default)
@@ -497,7 +524,7 @@ def _traits(func) -> tuple[str, str, bool, bool, bool]:
 def record(tape, func, args, kwargs):
     """The operator's result; it touches the inputs or a parameter."""
     namespace, name, mutable, random, view = _traits(func)
-    if name in SHAPE_ONLY:
+    if name in SHAPE_ONLY or namespace == "prim":
         return func(*args, **kwargs)
     if not torch.is_grad_enabled():
         return _constant(tape, func, args, kwargs, mutable)

@@ -15,13 +15,13 @@ gradient, applied to the penalty of Gulrajani et al. 2017, arXiv 1704.00028.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gankern.ops import _tiers
 from gankern.penalties._nodes import NotCovered
 from gankern.penalties._tape import Tape
 
@@ -31,11 +31,19 @@ __all__ = ["NotCovered", "penalty_gradients"]
 Penalty = Callable[[list[Tensor]], tuple[Tensor, Sequence[Tensor]]]
 
 
+# By name, what makes a penalty or a selector from its options, all of them numbers, strings and bools: torch.compile
+# passes these on, but no functions.
+MAKERS: dict[str, Callable[..., Callable]] = {}
+
+# Stands for None, which torch.compile does not pass on.
+NONE = "gankern: None"
+
+
 def penalty_gradients(
     critic: Callable[..., Any],
     inputs: Sequence[Tensor],
-    penalty: Penalty,
-    select: Callable[[Any], Tensor] | None = None,
+    penalty: Penalty | tuple,
+    select: Callable[[Any], Tensor] | tuple | int | str | None = None,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -44,23 +52,65 @@ def penalty_gradients(
     Args:
         critic: called once, as ``critic(*inputs, *args, **kwargs)``.
         inputs: what the outputs are differentiated by.
-        penalty: see :data:`Penalty`; runs without recording.
-        select: picks from what the critic returns the tensor of outputs, whose sum is differentiated.
+        penalty: a :data:`Penalty`, which runs without recording; or (name, *options) of :data:`MAKERS`.
+        select: which of what the critic returns is differentiated, as its sum: a key or index, a function, or (name,
+            *options) of :data:`MAKERS`.
         args, kwargs: other arguments of the critic; constants.
 
     Returns:
         The penalty, the parameters that it has a gradient for, and these gradients.
+
+    Within torch.compile this is one region of the graph. It is traced as the critic is at that time: attributes of the
+    critic's that are no tensors count as constants, and a change of theirs does not compile it anew by itself.
 
     Raises:
         NotCovered: says what is not covered, and in which module. The critic has then run, partly or wholly.
     """
     critic = _plain(critic)
     parameters = [p for p in critic.parameters() if p.requires_grad] if isinstance(critic, nn.Module) else []
-    run = _traced if torch.compiler.is_dynamo_compiling() else _penalty_gradients
-    value, found, indices, gradients = run(
-        critic, parameters, list(inputs), penalty, select, list(args), dict(kwargs or {})
-    )
-    return value, [*(parameters[i] for i in indices), *found], gradients
+    select = NONE if select is None else select
+    args = [NONE if x is None else x for x in args]
+    kwargs = {name: NONE if x is None else x for name, x in (kwargs or {}).items()}
+    run = _traced if torch.compiler.is_dynamo_compiling() else _with_verdict
+    value, rest, indices, gradients = run(critic, parameters, list(inputs), penalty, select, args, kwargs)
+    return value, [*(parameters[i] for i in indices), *rest], gradients
+
+
+# What is known of critics: whether in training mode, and in evaluation, they are covered, with the reason where not.
+_verdicts: weakref.WeakKeyDictionary[nn.Module, dict[bool, str | None]] = weakref.WeakKeyDictionary()
+
+
+def refusal(critic: Any) -> str | None:
+    """Why the critic was not covered the last time, in the mode that it is in; None if it was, or was never tried."""
+    critic = _plain(critic)
+    return _verdicts.get(critic, {}).get(critic.training) if isinstance(critic, nn.Module) else None
+
+
+def _with_verdict(critic, *arguments):
+    """_penalty_gradients, after whose first refusal buffers and random numbers are as they were before."""
+    if not isinstance(critic, nn.Module):
+        return _penalty_gradients(critic, *arguments)
+    verdicts = _verdicts.setdefault(critic, {})
+    before = None
+    if verdicts.get(critic.training, "untried") is not None:
+        before = [b.clone() for b in critic.buffers()], torch.get_rng_state()
+    try:
+        result = _penalty_gradients(critic, *arguments)
+    except NotCovered as error:
+        verdicts[critic.training] = str(error)
+        if before is not None:
+            with torch.no_grad():
+                for buffer, old in zip(critic.buffers(), before[0]):
+                    buffer.copy_(old)
+            torch.set_rng_state(before[1])
+        raise
+    verdicts[critic.training] = None
+    return result
+
+
+def resolve(function: Callable | tuple) -> Callable:
+    """What a tuple (name, *options) stands for."""
+    return MAKERS[function[0]](*function[1:]) if isinstance(function, tuple) else function
 
 
 def _plain(critic):
@@ -76,9 +126,11 @@ def _plain(critic):
 
 def _penalty_gradients(critic, parameters, inputs, penalty, select, args, kwargs):
     """(penalty, parameters beside the given ones, indices of the given ones, gradients: first for those)."""
+    penalty, select = resolve(penalty), resolve(select)
     with _constant(parameters):
         tape = Tape(parameters, critic)
-        xs = [x.detach() for x in inputs]
+        half = _in_half(inputs)
+        xs = [_laid_out(x.detach()) for x in inputs]
         starts = [tape.input(x) for x in xs]
         output = record(tape, critic, xs, select, args, kwargs)
         end = tape.find(output)
@@ -90,26 +142,37 @@ def _penalty_gradients(critic, parameters, inputs, penalty, select, args, kwargs
             del deltas
             value, directions = penalty(grads)
             del grads
-            tape.push(dict(zip(starts, directions)))
+            scale = _largest(directions) if half else None
+            tape.push(dict(zip(starts, directions if scale is None else [d / scale for d in directions])))
             del directions
             tape.pull()
             found = tape.gradients()
+            if scale is not None:
+                found = {p: g * scale.to(g.dtype) for p, g in found.items()}
     position = {id(p): i for i, p in enumerate(parameters)}
     indices = [position[id(p)] for p in found if id(p) in position]
     rest = [p for p in found if id(p) not in position]
-    return value, rest, indices, [found[parameters[i]] for i in indices] + [found[p] for p in rest]
+    gradients = [_like(found[p], p) for p in (*(parameters[i] for i in indices), *rest)]
+    return value, rest, indices, gradients
+
+
+def _like(grad: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient in the parameter's own strides, where optimizers want it."""
+    if grad.stride() == parameter.stride():
+        return grad
+    return torch.empty_like(parameter).copy_(grad)
 
 
 def record(tape: Tape, critic, xs, select, args, kwargs) -> Tensor:
     """Runs the critic on the tape; the tensor of outputs, which depends on the inputs."""
-    if _tiers.interpreting():
-        raise NotCovered("Triton's interpreter is on: its kernels are no operators that could be recorded")
     if isinstance(critic, torch.jit.ScriptModule):
         raise NotCovered("the critic is a ScriptModule")
     with torch.enable_grad(), _no_autocast_cache(), tape:
-        output = critic(*xs, *args, **kwargs)
-        if select is not None:
+        output = critic(*xs, *(none(x) for x in args), **{name: none(x) for name, x in kwargs.items()})
+        if callable(select):
             output = select(output)
+        elif none(select) is not None:
+            output = output[select]
     if not isinstance(output, Tensor):
         raise TypeError(f"the critic returns a {type(output).__name__}; it must be a tensor, or select must pick one")
     number = tape.find(output)
@@ -117,6 +180,30 @@ def record(tape: Tape, critic, xs, select, args, kwargs) -> Tensor:
         raise NotCovered("the critic's output does not depend on its input by operators that can be recorded")
     tape.check([number])
     return output
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """x in the memory format that its device convolves fastest in. A ``view`` that then is none becomes a reshape."""
+    if x.device.type == "cpu" and x.dim() == 4 and x.shape[1] > 1:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+def _in_half(inputs: Sequence[Tensor]) -> bool:
+    """Whether tangents may be fp16, whose range is narrow."""
+    device = inputs[0].device.type
+    cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return cast or any(x.dtype == torch.float16 for x in inputs)
+
+
+def _largest(directions: Sequence[Tensor]) -> Tensor:
+    """The largest power of two below the largest direction: what a pass is linear in can be scaled for free."""
+    largest = torch.stack([d.abs().amax().float() for d in directions]).amax()
+    return torch.where((largest > 0) & largest.isfinite(), largest.log2().floor().exp2(), 1.0)
+
+
+def none(x):
+    return None if isinstance(x, str) and x == NONE else x
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from gankern.penalties import _rules
 from gankern.penalties._nodes import INPUT, WEIGHT, Kernel, Node, NotCovered
 
 _MARK = "_gankern_tape_mark"
+_VIEW = torch.ops.aten.view.default
 
 
 class Tape(TorchDispatchMode):
@@ -149,7 +150,7 @@ class Tape(TorchDispatchMode):
         if kwargs:
             tracked = tracked or any(isinstance(x, Tensor) and find(x) is not None for x in kwargs.values())
         if not tracked:
-            return func(*args, **kwargs)
+            return func(*args, **kwargs) if func is not _VIEW else _rules.view(func, *args)
         try:
             return _rules.record(self, func, args, kwargs)
         except NotCovered as error:
