@@ -196,7 +196,7 @@ def _bilinear(tape, operands, y, f, da, db, dc, kept=None):
 @rule(aten.relu.default, aten.relu_.default)
 def _relu(tape, func, x):
     y = func(x)
-    tape.add(Gate(lambda t: aten.threshold_backward.default(t, y, 0)), (tape.find(x),), (y,))
+    tape.add(Gate(aten.threshold_backward, y, 0), (tape.find(x),), (y,))
     tape.save(y)
     return y
 
@@ -206,7 +206,7 @@ def _leaky_relu(tape, func, x, slope=0.01):
     if slope < 0:  # the result does not tell the sign
         return NotImplemented
     y = func(x, slope)
-    tape.add(Gate(lambda t: aten.leaky_relu_backward.default(t, y, slope, True)), (tape.find(x),), (y,))
+    tape.add(Gate(aten.leaky_relu_backward, y, slope, True), (tape.find(x),), (y,))
     tape.save(y)
     return y
 
