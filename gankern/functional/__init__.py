@@ -4,6 +4,7 @@ Every function takes ``implementation=``: None (what :func:`gankern.use_implemen
 GANKERN_IMPLEMENTATION says), "auto", "reference", "cpu", "triton" or "cuda".
 """
 
+from gankern.functional.convolution import conv2d, conv2d_downsample, conv_transpose2d, upsample_conv2d
 from gankern.functional.gradient_penalty import gradient_penalty
 from gankern.functional.interpolate_samples import interpolate_samples
 from gankern.functional.minibatch_discrimination import l1_similarity, minibatch_discrimination
@@ -17,10 +18,14 @@ from gankern.functional.spectral_norm import (
 __all__ = [
     "SPECTRAL_NORM_DIALECTS",
     "SpectralNormDialect",
+    "conv2d",
+    "conv2d_downsample",
+    "conv_transpose2d",
     "gradient_penalty",
     "interpolate_samples",
     "l1_similarity",
     "minibatch_discrimination",
     "spectral_norm",
     "spectral_norm_group",
+    "upsample_conv2d",
 ]
