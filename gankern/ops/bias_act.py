@@ -58,7 +58,10 @@ _tiers.define(
     lambda x, bias, *arguments: torch.empty_like(x),
 )
 _tiers.define(
-    NAME, "forward_", f"bias_act_(Tensor(a!) x, Tensor? bias, {_ARGUMENTS}) -> ()", lambda x, bias, *arguments: None
+    NAME,
+    "forward_",
+    f"bias_act_forward_(Tensor(a!) x, Tensor? bias, {_ARGUMENTS}) -> ()",
+    lambda x, bias, *arguments: None,
 )
 _tiers.define(
     NAME,
