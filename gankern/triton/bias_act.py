@@ -152,6 +152,7 @@ def _bias_act_kernel(
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = e < size
     c = e // inner % channels
+    bound = tl.full([BLOCK], CLAMP, SUM)  # a plain number would be taken as fp32
     z = tl.load(x + e, mask=inside, other=0.0).to(SUM)
     if ORDER == FORWARD or OF_INPUT:  # noqa: SIM102
         if bias is not None:
@@ -159,8 +160,8 @@ def _bias_act_kernel(
     if ORDER == FORWARD:
         y = _value(z, ACT, SLOPE) * GAIN
         if CLAMP > 0:
-            y = tl.where(y > CLAMP, CLAMP, y)
-            y = tl.where(y < -CLAMP, -CLAMP, y)
+            y = tl.where(y > bound, bound, y)
+            y = tl.where(y < -bound, -bound, y)
         tl.store(out + e, y.to(out.dtype.element_ty), mask=inside)
     else:
         # The result, as it was stored.
@@ -173,7 +174,7 @@ def _bias_act_kernel(
             g = tl.load(grad + e, mask=inside, other=0.0).to(SUM)
             dx = _first(g * GAIN, z, ACT, SLOPE)
             if CLAMP > 0:
-                dx = tl.where(tl.abs(y) >= CLAMP, 0.0, dx)
+                dx = tl.where(tl.abs(y) >= bound, 0.0, dx)
             tl.store(out + e, dx.to(out.dtype.element_ty), mask=inside)
         else:
             p = tl.zeros([BLOCK], SUM)
@@ -182,7 +183,7 @@ def _bias_act_kernel(
             if h_bias is not None:
                 p += tl.load(h_bias + c, mask=inside, other=0.0).to(SUM)
             if CLAMP > 0:
-                p = tl.where(tl.abs(y) >= CLAMP, 0.0, p)
+                p = tl.where(tl.abs(y) >= bound, 0.0, p)
             if out is not None:
                 tl.store(out + e, _first(p * GAIN, z, ACT, SLOPE).to(out.dtype.element_ty), mask=inside)
             if out_x is not None:

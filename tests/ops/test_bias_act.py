@@ -401,7 +401,7 @@ def test_operators_are_sound():
         constants = (1, index, 0.2, 1.5, 0.7 if index == 3 else None)
         of_input = bias if index == 8 else None
         torch.library.opcheck(ops.bias_act.default, (x, bias, *constants))
-        torch.library.opcheck(ops.bias_act_.default, (x.clone(), bias, *constants))
+        torch.library.opcheck(ops.bias_act_forward_.default, (x.clone(), bias, *constants))
         for sums in (True, False):
             torch.library.opcheck(ops.bias_act_backward.default, (x, x, of_input, *constants, sums))
         for needs in ((True, True, True), (True, False, False), (False, True, False)):
