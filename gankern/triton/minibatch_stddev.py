@@ -10,10 +10,10 @@ Second order, for the gradient h of dx, q = sum_i h_i d_i:
     gradient of g_i: h_i, of each of the result's gradients: mean of q / (D sigma)
     gradient of x_i: k / (D sigma) (h_i - mean h - d_i q / (D sigma^2))
 
-Split. One kernel for all orders. A program takes BLOCK neighbouring positions of a group as they lie in memory, channels
-last or not, and passes over its samples twice: the second time they come from the cache. It writes the copies and the
-gradients, and the sum of its sigma, or of q / (D sigma), of its feature to memory of its own; a second kernel adds these
-up in order and writes the channel of the result. No atomics. For channels last tensors a block lies across features, so
+Split. One kernel for all orders. A program takes BLOCK neighbouring positions of a group as they lie in memory,
+channels last or not, and passes over its samples twice: the second time they come from the cache. It writes the copies
+and the gradients, and the sum of its sigma, or of q / (D sigma), of its feature to memory of its own; torch adds these
+up in order, and a second kernel writes the channel of the result. No atomics. For channels last tensors a block lies across features, so
 a program sums one feature after the other.
 
 Traffic. x is read once from memory and once from the L2 cache, the result is written once; gradients likewise. Bound by

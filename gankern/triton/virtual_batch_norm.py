@@ -1,17 +1,17 @@
 """Virtual batch norm with a leaky ReLU behind it, and the statistics of a reference batch.
 
 Formulas: csrc/cpu/virtual_batch_norm.cpp, whose names the kernels use (Salimans et al. 2016, arXiv 1606.03498, section
-3.6). In short: with mu and r = 1 / sqrt(V + eps) of an example and channel, y = w (x - mu) r + b; every order is sums over
-the pixels, then values that are linear in what is read, with coefficients a channel.
+3.6). In short: with mu and r = 1 / sqrt(V + eps) of an example and channel, y = w (x - mu) r + b; every order is sums
+over the pixels, then values that are linear in what is read, with coefficients a channel.
 
 Split. A program takes an example and a block of channels, and passes over their pixels twice, in tiles [CHANNELS,
 PIXELS]: sums, then values. Between the two it computes the coefficients, in fp64: a few operations a channel. Element
-(c, p) lies at c * channel_stride + p * pixel_stride: one kernel for both memory formats, with tiles that are long in the
-direction in which memory is. The sums over examples go to memory [4, N, C] and are added up in order by torch.
+(c, p) lies at c * channel_stride + p * pixel_stride: one kernel for both memory formats, with tiles that are long in
+the direction in which memory is. The sums over examples go to memory [4, N, C] and are added up in order by torch.
 
 Traffic. The second pass comes from the L2 cache where an example's block fits: 1 read and 1 write forward, 2 and 1
-backward, 3 and 2 double backward. Bound by memory. Sums of a tile are in fp32 (fp64 for fp64), of x - K with the nearest
-float K to the mean.
+backward, 3 and 2 double backward. Bound by memory. Sums of a tile are in fp32 (fp64 for fp64), of x - K with the
+nearest float K to the mean.
 """
 
 import torch
