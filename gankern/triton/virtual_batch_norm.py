@@ -88,7 +88,7 @@ def _normalize_kernel(
     m2 = _channel(ref_mean_square, c, channels)
     t = tl.where(m2 - m * m < 0, 0.0, 1.0).to(tl.float64)
     mu_at = saved + n * channels + c
-    r_at = mu_at + count.to(tl.int64) * channels
+    r_at = mu_at + tl.cast(count, tl.int64) * channels
     if ORDER == FORWARD:
         V = rest * t * (m2 - m * m)
         mu = m
@@ -168,7 +168,7 @@ def _normalize_kernel(
             c8 = (share * 2 * d_V).to(SUM)
             d_weight = r * q - km * r * P - 0.5 * kV * r * r * U
         to = sums + n * channels + c
-        line = count.to(tl.int64) * channels
+        line = tl.cast(count, tl.int64) * channels
         tl.store(to, rest * (d_mu - 2 * slope_m * d_V) - (1.0 - t) * direct, mask=c < channels)
         tl.store(to + line, rest * t * d_V, mask=c < channels)
         tl.store(to + 2 * line, d_weight, mask=c < channels)
@@ -230,7 +230,7 @@ def _sums_kernel(
         product += tl.sum(value * d, 1).to(tl.float64)
     to = sums + n * channels + c
     tl.store(to, total, mask=c < channels)
-    tl.store(to + count.to(tl.int64) * channels, product, mask=c < channels)
+    tl.store(to + tl.cast(count, tl.int64) * channels, product, mask=c < channels)
 
 
 @triton.jit
