@@ -80,12 +80,15 @@ struct Problem {
   int64_t sample(int64_t group, int64_t i) const {
     return in.strided ? i * in.groups + group : group * in.group_size + i;
   }
-  const T* x_of(const void* x, int64_t n) const { return static_cast<const T*>(x) + n * in.rows * x_row(); }
-  const T* out_of(const void* out, int64_t n) const {
-    return static_cast<const T*>(out) + n * in.rows * out_row();
+  // A sample of a tensor; of a missing one, null.
+  const T* x_of(const void* x, int64_t n) const {
+    return x ? static_cast<const T*>(x) + n * in.rows * x_row() : nullptr;
   }
-  T* x_of(void* x, int64_t n) const { return static_cast<T*>(x) + n * in.rows * x_row(); }
-  T* out_of(void* out, int64_t n) const { return static_cast<T*>(out) + n * in.rows * out_row(); }
+  const T* out_of(const void* out, int64_t n) const {
+    return out ? static_cast<const T*>(out) + n * in.rows * out_row() : nullptr;
+  }
+  T* x_of(void* x, int64_t n) const { return const_cast<T*>(x_of(static_cast<const void*>(x), n)); }
+  T* out_of(void* out, int64_t n) const { return const_cast<T*>(out_of(static_cast<const void*>(out), n)); }
   A divisor() const { return A(in.unbiased ? in.group_size - 1 : in.group_size); }
 
   // ---- chunks: a part of one feature's width, or some rows with all features

@@ -10,10 +10,10 @@ Second order, for the gradient h of dx, q = sum_i h_i d_i:
     gradient of g_i: h_i, of each of the result's gradients: mean of q / (D sigma)
     gradient of x_i: k / (D sigma) (h_i - mean h - d_i q / (D sigma^2))
 
-Split. One kernel for all orders. A program takes BLOCK neighbouring positions of a group as they lie in memory, channels
-last or not, and passes over its samples twice: the second time they come from the cache. It writes the copies and the
-gradients, and the sum of its sigma, or of q / (D sigma), of its feature to memory of its own; a second kernel adds these
-up in order and writes the channel of the result. No atomics. For channels last tensors a block lies across features, so
+Split. One kernel for all orders. A program takes BLOCK neighbouring positions of a group as they lie in memory,
+channels last or not, and passes over its samples twice: the second time they come from the cache. It writes the copies
+and the gradients, and the sum of its sigma, or of q / (D sigma), of its feature to memory of its own; torch adds these
+up in order, and a second kernel writes the channel of the result. No atomics. For channels last tensors a block lies across features, so
 a program sums one feature after the other.
 
 Traffic. x is read once from memory and once from the L2 cache, the result is written once; gradients likewise. Bound by
@@ -55,8 +55,7 @@ def _positions_kernel(
     group_size,
     channels,
     pixels,
-    divisor,
-    eps,
+    options,  # D and eps, in SUM's type: a float argument would be fp32
     FEATURES: tl.constexpr,
     STRIDED: tl.constexpr,
     LAST: tl.constexpr,
@@ -64,11 +63,11 @@ def _positions_kernel(
     SUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    blocks = tl.cdiv(channels.to(tl.int64) * pixels, BLOCK)
+    blocks = tl.cdiv(tl.cast(channels, tl.int64) * pixels, BLOCK)
     m = (tl.program_id(0) // blocks).to(tl.int32)
     block = tl.program_id(0) % blocks
     at = block * BLOCK + tl.arange(0, BLOCK)
-    size = channels.to(tl.int64) * pixels
+    size = tl.cast(channels, tl.int64) * pixels
     inside = at < size
     channel = at % channels if LAST else at // pixels
     feature = (channel // (channels // FEATURES)).to(tl.int32)
@@ -98,10 +97,11 @@ def _positions_kernel(
         variance += d * d
         if ORDER == DOUBLE_BACKWARD:
             q += d * tl.load(h + n * size + at, mask=inside, other=0.0).to(SUM)
-    sigma = tl.sqrt(variance / divisor.to(SUM) + eps.to(SUM))
+    divisor = tl.load(options)
+    sigma = tl.sqrt(variance / divisor + tl.load(options + 1))
     term = sigma
     if ORDER != FORWARD:
-        factor = 1.0 / (divisor.to(SUM) * sigma)
+        factor = 1.0 / (divisor * sigma)
         scale = tl.load(k + m * FEATURES + feature, mask=inside, other=0.0) * factor
         term = q * factor
         slope = term / sigma
@@ -138,11 +138,11 @@ def _channel_kernel(
     blocks = tl.cdiv(pixels * FEATURES, FILL)
     n = (tl.program_id(0) // blocks).to(tl.int64)
     at = (tl.program_id(0) % blocks).to(tl.int64) * FILL + tl.arange(0, FILL)
-    inside = at < pixels.to(tl.int64) * FEATURES
+    inside = at < tl.cast(pixels, tl.int64) * FEATURES
     m = n % groups if STRIDED else n // group_size
     feature = at % FEATURES if LAST else at // pixels
     value = tl.load(values + m * FEATURES + feature, mask=inside, other=0.0)
-    size = channels.to(tl.int64) * pixels
+    size = tl.cast(channels, tl.int64) * pixels
     to = at // FEATURES * (channels + FEATURES) + channels + feature if LAST else size + at
     tl.store(out + n * (size + FEATURES * pixels) + to, value.to(out.dtype.element_ty), mask=inside)
 
@@ -176,8 +176,7 @@ def _launch(order, x, grad, h, k, out, out_x, group_size, num_channels, strided,
         group_size,
         channels,
         pixels,
-        float(group_size - 1 if unbiased else group_size),
-        eps,
+        torch.tensor([group_size - 1 if unbiased else group_size, eps], dtype=wide, device=x.device),
         FEATURES=num_channels,
         STRIDED=strided,
         LAST=last,
@@ -273,7 +272,7 @@ def _aot_entries() -> list[AotEntry]:
     for element, name in ((tl.float64, "fp64"), (tl.float32, "fp32"), (tl.bfloat16, "bf16")):
         wide = "fp64" if element == tl.float64 else "fp32"
         for order, last in ((FORWARD, False), (FORWARD, True), (BACKWARD, True), (DOUBLE_BACKWARD, True)):
-            arguments = {"x": f"*{name}", **counts, "divisor": "fp32", "eps": "fp32"}
+            arguments = {"x": f"*{name}", **counts, "options": f"*{wide}"}
             constexprs = {
                 "FEATURES": 2,
                 "STRIDED": True,

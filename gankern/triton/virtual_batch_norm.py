@@ -1,17 +1,17 @@
 """Virtual batch norm with a leaky ReLU behind it, and the statistics of a reference batch.
 
 Formulas: csrc/cpu/virtual_batch_norm.cpp, whose names the kernels use (Salimans et al. 2016, arXiv 1606.03498, section
-3.6). In short: with mu and r = 1 / sqrt(V + eps) of an example and channel, y = w (x - mu) r + b; every order is sums over
-the pixels, then values that are linear in what is read, with coefficients a channel.
+3.6). In short: with mu and r = 1 / sqrt(V + eps) of an example and channel, y = w (x - mu) r + b; every order is sums
+over the pixels, then values that are linear in what is read, with coefficients a channel.
 
 Split. A program takes an example and a block of channels, and passes over their pixels twice, in tiles [CHANNELS,
 PIXELS]: sums, then values. Between the two it computes the coefficients, in fp64: a few operations a channel. Element
-(c, p) lies at c * channel_stride + p * pixel_stride: one kernel for both memory formats, with tiles that are long in the
-direction in which memory is. The sums over examples go to memory [4, N, C] and are added up in order by torch.
+(c, p) lies at c * channel_stride + p * pixel_stride: one kernel for both memory formats, with tiles that are long in
+the direction in which memory is. The sums over examples go to memory [4, N, C] and are added up in order by torch.
 
 Traffic. The second pass comes from the L2 cache where an example's block fits: 1 read and 1 write forward, 2 and 1
-backward, 3 and 2 double backward. Bound by memory. Sums of a tile are in fp32 (fp64 for fp64), of x - K with the nearest
-float K to the mean.
+backward, 3 and 2 double backward. Bound by memory. Sums of a tile are in fp32 (fp64 for fp64), of x - K with the
+nearest float K to the mean.
 """
 
 import torch
@@ -88,7 +88,7 @@ def _normalize_kernel(
     m2 = _channel(ref_mean_square, c, channels)
     t = tl.where(m2 - m * m < 0, 0.0, 1.0).to(tl.float64)
     mu_at = saved + n * channels + c
-    r_at = mu_at + count.to(tl.int64) * channels
+    r_at = mu_at + tl.cast(count, tl.int64) * channels
     if ORDER == FORWARD:
         V = rest * t * (m2 - m * m)
         mu = m
@@ -168,7 +168,7 @@ def _normalize_kernel(
             c8 = (share * 2 * d_V).to(SUM)
             d_weight = r * q - km * r * P - 0.5 * kV * r * r * U
         to = sums + n * channels + c
-        line = count.to(tl.int64) * channels
+        line = tl.cast(count, tl.int64) * channels
         tl.store(to, rest * (d_mu - 2 * slope_m * d_V) - (1.0 - t) * direct, mask=c < channels)
         tl.store(to + line, rest * t * d_V, mask=c < channels)
         tl.store(to + 2 * line, d_weight, mask=c < channels)
@@ -230,7 +230,7 @@ def _sums_kernel(
         product += tl.sum(value * d, 1).to(tl.float64)
     to = sums + n * channels + c
     tl.store(to, total, mask=c < channels)
-    tl.store(to + count.to(tl.int64) * channels, product, mask=c < channels)
+    tl.store(to + tl.cast(count, tl.int64) * channels, product, mask=c < channels)
 
 
 @triton.jit
