@@ -205,8 +205,8 @@ class FusedPixelNormDense(_FusedTail, PixelNormDense):
 class FusedPixelNormConv(_FusedTail, PixelNormConv):
     def forward(self, x: Tensor) -> Tensor:
         if self.upsample:
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-        return self.tail(F.conv2d(x, self.weight * self.scale, padding=1))
+            return self.tail(GF.upsample_conv2d(x, self.weight, weight_scale=self.scale))
+        return self.tail(GF.conv2d(x, self.weight, padding=1, weight_scale=self.scale))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -275,9 +275,15 @@ TORCH = Layers(
 GANKERN = replace(
     TORCH,
     name="gankern",
+    conv=gnn.Conv2d,
+    conv_transpose=gnn.ConvTranspose2d,
+    upsample_conv=gnn.UpsampleConv2d,
+    conv_downsample=gnn.ConvDownsample2d,
     relu=gnn.ReLU,
     leaky_relu=gnn.LeakyReLU,
     virtual_batch_norm_act=virtual_batch_norm_act,
+    equalized_linear=gnn.EqualizedLinear,
+    equalized_conv=gnn.EqualizedConv2d,
     pixel_norm=gnn.PixelNorm,
     pixel_norm_dense=FusedPixelNormDense,
     pixel_norm_conv=FusedPixelNormConv,
