@@ -6,8 +6,8 @@ what was read with coefficients made of the terms and of the affine values.
 
 Split. A program takes some channels and a range of their values: BLOCK_M by BLOCK_C of them at a time, one channel
 where a channel's values are neighbours, 32 where channels are (channels_last). Where affine values are each sample's
-own, no range holds values of two samples. Sums of ranges go to memory, [groups, splits, sums, C], and one program a block
-of channels adds them up in their order: no atomics, and the split depends on the shape alone.
+own, no range holds values of two samples. Sums of ranges go to memory, [groups, splits, sums, C], and one program a
+block of channels adds them up in their order: no atomics, and the split depends on the shape alone.
 
 Traffic. Forward reads x twice and writes y; backward reads x and g twice and writes dx; double backward reads x, g and
 h twice and writes two. Bound by memory. Sums are in fp32 (fp64 for fp64), sums of sums in fp64; sums of squares are
@@ -23,6 +23,7 @@ from gankern.triton.aot import AotEntry
 
 WARPS = 4
 LINES, COLUMNS = (1024, 1), (32, 32)  # BLOCK_M, BLOCK_C
+SETTLED = 32  # channels of a program that adds up
 VALUES = 16  # blocks of a range, at least, where there are programs enough
 PROGRAMS = 1024  # enough for every GPU
 FORWARD, BACKWARD, DOUBLE_BACKWARD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -399,8 +400,8 @@ class _Call:
         _moments_kernel[(self.blocks * splits,)](
             self.x, partial, self.channels, self.plane, self.count, chunk, **self.tile
         )
-        _settle_moments_kernel[(self.blocks,)](
-            partial, stats, self.channels, splits, EPS=eps, BLOCK_C=self.block_c, num_warps=WARPS
+        _settle_moments_kernel[(triton.cdiv(self.channels, SETTLED),)](
+            partial, stats, self.channels, splits, EPS=eps, BLOCK_C=SETTLED, num_warps=WARPS
         )
         return stats
 
@@ -425,7 +426,7 @@ class _Call:
             SLOPE=self.slope,
             **self.tile,
         )
-        _settle_kernel[(self.blocks,)](
+        _settle_kernel[(triton.cdiv(self.channels, SETTLED),)](
             partial,
             self.weight,
             h_weight,
@@ -439,7 +440,7 @@ class _Call:
             self.count,
             ORDER=order.value,
             TRAINING=training,
-            BLOCK_C=self.block_c,
+            BLOCK_C=SETTLED,
             num_warps=WARPS,
         )
         return terms
@@ -568,7 +569,7 @@ def _aot_entries() -> list[AotEntry]:
         moments |= dict.fromkeys(("channels", "plane", "count", "chunk"), "i32")
         entries.append(AotEntry(_moments_kernel, moments, tile, WARPS))
         settle = {"partial": "*fp64", "stats": f"*{sum_name}", "channels": "i32", "splits": "i32"}
-        entries.append(AotEntry(_settle_moments_kernel, settle, {"EPS": 1e-5, "BLOCK_C": block_c}, WARPS))
+        entries.append(AotEntry(_settle_moments_kernel, settle, {"EPS": 1e-5, "BLOCK_C": SETTLED}, WARPS))
         for order in (FORWARD, BACKWARD, DOUBLE_BACKWARD):
             options = {"ORDER": order.value, "SLOPE": 0.2, **tile}
             twice = order == DOUBLE_BACKWARD
@@ -581,7 +582,7 @@ def _aot_entries() -> list[AotEntry]:
                 arguments = {"partial": "*fp64", "weight": f"*{sum_name}", "stats": f"*{sum_name}", "terms": "*fp64"}
                 arguments |= {"grad_weight": f"*{sum_name}", "h_weight" if twice else "grad_bias": f"*{sum_name}"}
                 arguments |= dict.fromkeys(("channels", "groups", "splits", "count"), "i32")
-                constants = {"ORDER": order.value, "TRAINING": True, "BLOCK_C": block_c}
+                constants = {"ORDER": order.value, "TRAINING": True, "BLOCK_C": SETTLED}
                 constants["grad_bias" if twice else "h_weight"] = None
                 entries.append(AotEntry(_settle_kernel, arguments, constants, WARPS))
             arguments = {**tensors, **read, **sizes, "out": f"*{name}"}
