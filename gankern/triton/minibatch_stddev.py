@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.ops import _feature_map
+from gankern import _feature_map
 from gankern.triton.aot import AotEntry
 
 BLOCK = 512  # positions of a program
