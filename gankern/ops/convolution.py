@@ -419,7 +419,9 @@ def passes(
 def options_for_torch(x: Tensor, weight: Tensor, arguments: tuple) -> tuple[tuple, int, int] | None:
     """Options and size of the result for a call of aten.convolution with (stride, padding, dilation, transposed,
     output_padding, groups) of which some pass is faster by a row; None if there is none."""
-    stride, padding, dilation, transposed, output_padding, groups = ([*a] if isinstance(a, list) else a for a in arguments)
+    stride, padding, dilation, transposed, output_padding, groups = (
+        [*a] if isinstance(a, list) else a for a in arguments
+    )
     shape = (*weight.shape[2:], *stride, *padding)
     if x.ndim != 4 or dilation != [1, 1] or groups != 1 or any(output_padding):
         return None
