@@ -7,6 +7,16 @@ says what runs on this machine and what does not, with the reasons.
 from gankern.dispatch import last_implementation, use_implementation
 from gankern.double_backward import fast_double_backward
 from gankern.memory import keep_freed_memory
+from gankern.precision import convolution_precision, get_convolution_precision, set_convolution_precision
 from gankern.version import __version__
 
-__all__ = ["__version__", "fast_double_backward", "keep_freed_memory", "last_implementation", "use_implementation"]
+__all__ = [
+    "__version__",
+    "convolution_precision",
+    "fast_double_backward",
+    "get_convolution_precision",
+    "keep_freed_memory",
+    "last_implementation",
+    "set_convolution_precision",
+    "use_implementation",
+]

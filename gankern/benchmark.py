@@ -12,8 +12,9 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,12 +208,31 @@ def measure(
     """Times one case in one mode: gankern, every peer, and (``compiled``) every peer under torch.compile, for about
     ``seconds`` in all."""
     candidates = candidates_of(case, mode, compiled)
-    contenders: dict[str, Contender] = {}
+    makers = {name: partial(step_of, run, case, dtype, device, mode) for name, run in candidates.items()}
+    result = Result(case.primitive, case.name, mode, short(dtype), device, "")
+    contend(result, makers, seconds)
+    result.implementation = last_implementation(case.primitive) or "?"
+    work = case.work(case.make(torch.float32, device))
+    parts = {"forward": ("forward",), "forward + backward": ("forward", "backward")}.get(mode, ())
+    if parts and all(part in work for part in parts):
+        scale = torch.finfo(dtype).bits / 32
+        least = [work[part] for part in parts]
+        result.bytes = int(sum(w.bytes for w in least) * scale)
+        result.operations = sum(w.operations for w in least)
+        result.limit = max(result.bytes / bandwidth, result.operations / rate) * 1e3
+    return result
+
+
+def contend(result: Result, makers: Mapping[str, Callable[[], Callable[[], Any]]], seconds: float) -> None:
+    """Runs the contenders' steps in turn for about ``seconds``, and enters times, memory, ratio and interval into the
+    result. ``makers`` has for each contender what makes its step. A peer that cannot do it is entered with the reason.
+    gankern's step is the last that ran."""
     steps: dict[str, Callable[[], Any]] = {}
+    contenders, device = result.contenders, result.device
     once = 0.0
-    for name, run in candidates.items():
+    for name, make in makers.items():
         try:
-            step = step_of(run, case, dtype, device, mode)
+            step = make()
             step()
             step()
             once += _seconds(step, device)
@@ -222,8 +242,6 @@ def measure(
             if name == OURS:
                 raise
             contenders[name] = Contender(failure=str(error).strip().splitlines()[0][:200])
-    steps[OURS]()
-    implementation = last_implementation(case.primitive) or "?"
 
     rounds = min(400, max(5, int(seconds / max(once, 1e-6))))
     names = list(steps)
@@ -235,7 +253,6 @@ def measure(
         contenders[name].median = float(np.median(times[name]))
         contenders[name].quartiles = tuple(float(q) for q in np.percentile(times[name], (25, 75)))
 
-    result = Result(case.primitive, case.name, mode, short(dtype), device, implementation, contenders)
     peers = [name for name in names if name != OURS]
     if peers:
         result.peer = min(peers, key=lambda name: contenders[name].median)
@@ -243,15 +260,7 @@ def measure(
         picks = np.random.default_rng(0).integers(0, rounds, (1000, rounds))
         result.ratio = float(np.median(ratios))
         result.interval = tuple(float(q) for q in np.percentile(np.median(ratios[picks], axis=1), (2.5, 97.5)))
-    work = case.work(case.make(torch.float32, device))
-    parts = {"forward": ("forward",), "forward + backward": ("forward", "backward")}.get(mode, ())
-    if parts and all(part in work for part in parts):
-        scale = torch.finfo(dtype).bits / 32
-        least = [work[part] for part in parts]
-        result.bytes = int(sum(w.bytes for w in least) * scale)
-        result.operations = sum(w.operations for w in least)
-        result.limit = max(result.bytes / bandwidth, result.operations / rate) * 1e3
-    return result
+    steps[OURS]()
 
 
 def to_dict(result: Result) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Primitive:
         ``implementation`` is a caller's keyword: None leaves the choice to :func:`use_implementation`, then to
         the variable GANKERN_IMPLEMENTATION, then to "auto".
         """
-        wish = implementation or _wish or _environment()
+        wish = self.wish(implementation)
         key = (tensor.device.type, tensor.dtype, wish)
         chosen = self._chosen.get(key)
         if chosen is None:
@@ -74,23 +74,35 @@ class Primitive:
         _last[self.name] = chosen
         return chosen
 
+    def wish(self, implementation: str | None = None) -> str:
+        """What a caller's keyword, :func:`use_implementation` and GANKERN_IMPLEMENTATION amount to."""
+        return implementation or _wish or _environment()
+
+    def ran(self, implementation: str) -> None:
+        """Puts on record what runs, for a primitive that chooses by more than device and dtype."""
+        _last[self.name] = implementation
+
     def refusals(self, device: str, dtype: torch.dtype) -> dict[str, str | None]:
         """For each implementation the reason why it does not take such a tensor, or None."""
         return {i.name: i.refusal(device, dtype) for i in self.implementations}
+
+    def refuse(self, wish: str, refusals: dict[str, str | None]) -> ValueError:
+        """The error for an implementation asked for by name that cannot take these inputs."""
+        reasons = "\n".join(f"  {name}: {reason or 'can'}" for name, reason in refusals.items())
+        if wish not in NAMES:
+            problem = f"no implementation is called {wish!r} (accepted: {', '.join(NAMES)})"
+        elif wish not in refusals:
+            problem = f"has no {wish!r} implementation"
+        else:
+            problem = f"implementation {wish!r} cannot take these inputs"
+        return ValueError(f"{self.name}: {problem}. Of its implementations:\n{reasons}")
 
     def _decide(self, device: str, dtype: torch.dtype, wish: str) -> str:
         refusals = self.refusals(device, dtype)
         if wish != "auto":
             if refusals.get(wish, "unknown") is None:
                 return wish
-            reasons = "\n".join(f"  {name}: {reason or 'can'}" for name, reason in refusals.items())
-            if wish not in NAMES:
-                problem = f"no implementation is called {wish!r} (accepted: {', '.join(NAMES)})"
-            elif wish not in refusals:
-                problem = f"has no {wish!r} implementation"
-            else:
-                problem = f"implementation {wish!r} cannot take these inputs"
-            raise ValueError(f"{self.name}: {problem}. Of its implementations:\n{reasons}")
+            raise self.refuse(wish, refusals)
         chosen = next(name for name, reason in refusals.items() if reason is None)
         if chosen == "reference" and not torch.compiler.is_compiling():
             reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items() if reason)

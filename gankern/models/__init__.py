@@ -6,6 +6,9 @@ builders that have them:
 - ``num_classes``: labels; ``generator(latents, labels)`` and ``discriminator(images, labels)``, labels [N] integers.
 - ``conditioning``: how labels come in; "projection" or "concatenation", see :mod:`gankern.models.conditional`.
 - ``minibatch_discrimination``: how many similarity features the discriminator's last layer gets besides its own.
+- ``generator_norm``: "batch" or "virtual", the normalisation of the generator; ``discriminator_norm`` that of DCGAN's
+  discriminator, or "none". With "virtual" set the reference batch once:
+  ``gankern.nn.set_reference_batch(network, batch)``, labels after the batch if there are classes.
 
 >>> import torch
 >>> gan = build("sn_dcgan", size=32, channels=1, layers="torch")
@@ -18,7 +21,7 @@ from gankern.models.dcgan import dcgan, sn_dcgan, wgan
 from gankern.models.gan import GAN
 from gankern.models.layers import LAYERS, Layers
 from gankern.models.mlp import gan
-from gankern.models.progan import progan
+from gankern.models.progan import fade, progan
 from gankern.models.sngan import sngan
 from gankern.models.wgan_gp import wgan_gp, wgan_gp_toy
 
@@ -34,6 +37,10 @@ MODELS = {
 }
 
 
+# Those whose networks are resized while they train.
+GROWING = ("progan",)
+
+
 def build(name: str, **options) -> GAN:
     """The model of that name, with its options; a ValueError with the nearest names if there is none."""
     return look_up(MODELS, name, "model")(**options)
@@ -41,11 +48,13 @@ def build(name: str, **options) -> GAN:
 
 __all__ = [
     "GAN",
+    "GROWING",
     "LAYERS",
     "MODELS",
     "Layers",
     "build",
     "dcgan",
+    "fade",
     "gan",
     "progan",
     "sn_dcgan",

@@ -1,0 +1,693 @@
+// Convolutions by bilinear algorithms: y = A [(G w) * (B x)], the same three small matrices on both sides of an
+// image tile. The table of them is convolution_rows.h; what stands here knows no row by name.
+//
+// Channels lie side by side in all scratch memory, so that transforms are vectorised over channels for every row
+// and every image size; contiguous (NCHW) images are turned on the way in and out, in registers, a block at a time.
+//
+//   kernel   U[product][panel of 32 output channels][in channel][32] = G w G^T, once a call
+//   forward  for a block of whole rows of tiles:
+//              V[v][tile][in channel] = B x B^T           zeros outside of the image
+//              for some output channels at a time:
+//                M[m][tile][out channel] += V U           the matrix product below, a product j at a time
+//                out = A M A^T, plus bias, leaky ReLU
+//   weight   for a chunk of rows of tiles: V as above and W[m][panel][tile][32] = A^T g A, then
+//              dU[product][panel][in channel][32] += V^T W;  at the end dw = G^T dU G
+//
+// The data gradient of a row is another row's forward (gankern/ops/convolution.py knows which), so these two
+// kernels give derivatives of any order.
+//
+// Bound by the matrix products: in channels * out channels * products multiply-adds a tile, at the rate of a
+// register tile of kTileRows broadcasts by two vectors. V and M of a block stay in the L2 cache; U is streamed through it once
+// a block. x is read once (rows between blocks twice), out written once.
+//
+// Blocks are cut by the shape alone and every sum has a fixed order: results do not depend on the number of
+// threads. Scratch is U, and for each thread V and M of a block; for the weight gradient dU and V and W of one
+// chunk: none of it grows with the batch.
+#include "convolution.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "convolution_rows.h"
+#include "vec.h"
+
+namespace gankern {
+namespace GANKERN_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kTileRows = 12;  // of the register tile, by two vectors: 24 of 32 registers
+#else
+constexpr int kTileRows = 6;
+#endif
+constexpr int64_t kBlockBytes = 640 * 1024;    // of V of a block
+constexpr int64_t kProductBytes = 256 * 1024;  // of M of a block
+constexpr int64_t kDepth = 256;                // tiles that a product of the weight gradient sums at a time
+constexpr int64_t kChunkBytes = 12 << 20;      // of V and W of a chunk of the weight gradient
+constexpr int64_t kSums = 16;                  // of dU at most
+constexpr int64_t kSumsBytes = 16 << 20;       // of them all
+constexpr int64_t kSumBytes = 1 << 20;         // of V and W of a chunk of each
+constexpr int64_t kLine = 64;
+constexpr int kAhead = 16;  // steps that the matrix product asks for its vectors ahead
+
+template <class A>
+constexpr int kLanesOf = kVectorBytes / int(sizeof(A));
+template <class A>
+constexpr int kPanel = 2 * kLanesOf<A>;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+template <class A>
+struct Scratch {
+  A* data;
+  explicit Scratch(int64_t values)
+      : data(static_cast<A*>(
+            std::aligned_alloc(kLine, size_t(round_up(max(values, 1) * int64_t(sizeof(A)), kLine))))) {}
+  ~Scratch() { std::free(data); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+};
+
+// A stride of at least `values` values that is an odd number of cache lines: planes do not fall on one another.
+template <class A>
+inline int64_t odd_lines(int64_t values) {
+  const int64_t lines = ceil_div(values * int64_t(sizeof(A)), kLine);
+  return (lines | 1) * kLine / int64_t(sizeof(A));
+}
+
+// ---- small matrices -------------------------------------------------------------------------------------
+
+template <class K>
+struct Shape;
+template <int n, int m>
+struct Shape<const double[n][m]> {
+  static constexpr int kRows = n, kColumns = m;
+};
+
+// A constant matrix of the table, or its transpose.
+template <const auto& K, bool kTransposed>
+struct Matrix {
+  using S = Shape<std::remove_reference_t<decltype(K)>>;
+  static constexpr int kOut = kTransposed ? S::kColumns : S::kRows, kIn = kTransposed ? S::kRows : S::kColumns;
+  static constexpr double at(int i, int j) { return kTransposed ? K[j][i] : K[i][j]; }
+};
+
+// y = M x for one row or column of vectors.
+template <class A, class M, int x_stride, int y_stride>
+inline __attribute__((always_inline)) void apply(const Vec<A>* x, Vec<A>* y) {
+#pragma GCC unroll 16
+  for (int i = 0; i < M::kOut; ++i) {
+    Vec<A> sum = {};
+    bool first = true;
+#pragma GCC unroll 16
+    for (int j = 0; j < M::kIn; ++j) {
+      const double k = M::at(i, j);
+      if (k == 0) continue;
+      const Vec<A> term = k == 1 ? x[j * x_stride] : k == -1 ? -x[j * x_stride] : x[j * x_stride] * A(k);
+      sum = first ? term : sum + term;
+      first = false;
+    }
+    y[i * y_stride] = sum;
+  }
+}
+
+// y = M x M^T.
+template <class A, class M>
+inline __attribute__((always_inline)) void apply_twice(const Vec<A>* x, Vec<A>* y) {
+  Vec<A> t[M::kOut * M::kIn];
+#pragma GCC unroll 16
+  for (int j = 0; j < M::kIn; ++j) apply<A, M, M::kIn, M::kIn>(x + j, t + j);
+#pragma GCC unroll 16
+  for (int i = 0; i < M::kOut; ++i) apply<A, M, 1, 1>(t + i * M::kIn, y + i * M::kOut);
+}
+
+// ---- turning NCHW ---------------------------------------------------------------------------------------
+
+template <class A, int block, class Lanes>
+struct Swap;
+template <class A, int block, int... l>
+struct Swap<A, block, std::integer_sequence<int, l...>> {
+  static constexpr int n = kLanesOf<A>;
+  static inline __attribute__((always_inline)) void run(Vec<A>& x, Vec<A>& y) {
+    const Vec<A> a = x, b = y;
+    x = __builtin_shufflevector(a, b, ((l & block) ? n + l - block : l)...);
+    y = __builtin_shufflevector(a, b, ((l & block) ? n + l : l + block)...);
+  }
+};
+
+// The square of one vector a row, its rows exchanged with its columns.
+template <class A, int block = kLanesOf<A> / 2>
+inline __attribute__((always_inline)) void transpose(Vec<A>* x) {
+  constexpr int n = kLanesOf<A>;
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i)
+    if (!(i & block)) Swap<A, block, std::make_integer_sequence<int, n>>::run(x[i], x[i + block]);
+  if constexpr (block > 1) transpose<A, block / 2>(x);
+}
+
+// to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < columns. Rows of `to` are written in whole
+// vectors, with zeros after the last one.
+template <class T>
+void turn_in(const T* from, int64_t from_stride, int64_t rows, int64_t columns, Acc<T>* to, int64_t to_stride) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<T>;
+  for (int64_t j = 0; j < columns; j += L) {
+    const int64_t width = min(L, columns - j);
+    for (int64_t i = 0; i < rows; i += L) {
+      Vec<A> x[L];
+      const int64_t height = min(L, rows - i);
+      for (int r = 0; r < L; ++r) {
+        const T* p = from + (i + r) * from_stride + j;
+        x[r] = r >= height ? Vec<A>{} : width == L ? load(p) : load_partial(p, width);
+      }
+      transpose<A>(x);
+      A* q = to + j * to_stride + i;
+      if (width == L) {
+        for (int r = 0; r < L; ++r) store(q + r * to_stride, x[r]);
+      } else {
+        for (int r = 0; r < width; ++r) store(q + r * to_stride, x[r]);
+      }
+    }
+  }
+}
+
+// to[i * to_stride + j] = from[j * from_stride + i] for i < rows, j < columns.
+template <class T>
+void turn_out(const Acc<T>* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<T>;
+  for (int64_t i = 0; i < rows; i += L) {
+    const int64_t height = min(L, rows - i);
+    for (int64_t j = 0; j < columns; j += L) {
+      const int64_t width = min(L, columns - j);
+      Vec<A> x[L];
+      for (int r = 0; r < L; ++r) x[r] = r < width ? load(from + (j + r) * from_stride + i) : Vec<A>{};
+      transpose<A>(x);
+      T* p = to + i * to_stride + j;
+      if (width == L) {
+        for (int r = 0; r < height; ++r) store(p + r * to_stride, x[r]);
+      } else {
+        for (int r = 0; r < height; ++r) store_partial(p + r * to_stride, x[r], width);
+      }
+    }
+  }
+}
+
+// ---- the matrix product ---------------------------------------------------------------------------------
+
+// c[r][0 .. vectors) (+)= sum over d of a[r * row + d * step] * b[d * kPanel + ...].
+template <class A, int rows, int vectors>
+void tile_product(int64_t depth, const A* a, int64_t row, int64_t step, const A* b, A* c, int64_t c_row, bool add) {
+  constexpr int L = kLanesOf<A>;
+  Vec<A> sum[rows][vectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) sum[r][v] = add ? load(c + r * c_row + v * L) : Vec<A>{};
+  for (int64_t d = 0; d < depth; ++d) {
+    Vec<A> y[vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) {
+      y[v] = load(b + v * L);
+      __builtin_prefetch(b + v * L + kAhead * kPanel<A>);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sum[r][v] += broadcast<A>(a[r * row]) * y[v];
+    a += step;
+    b += kPanel<A>;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) store(c + r * c_row + v * L, sum[r][v]);
+}
+
+template <class A>
+using TileProduct = void (*)(int64_t, const A*, int64_t, int64_t, const A*, A*, int64_t, bool);
+
+template <class A>
+inline TileProduct<A> tile_product_of(int64_t rows, bool two) {
+  static constexpr TileProduct<A> one_vector[] = {
+      tile_product<A, 1, 1>,  tile_product<A, 2, 1>,
+      tile_product<A, 3, 1>,  tile_product<A, 4, 1>,
+      tile_product<A, 5, 1>,  tile_product<A, 6, 1>,
+#if defined(__AVX512F__)
+      tile_product<A, 7, 1>,  tile_product<A, 8, 1>,
+      tile_product<A, 9, 1>,  tile_product<A, 10, 1>,
+      tile_product<A, 11, 1>, tile_product<A, 12, 1>,
+#endif
+  };
+  static constexpr TileProduct<A> two_vectors[] = {
+      tile_product<A, 1, 2>,  tile_product<A, 2, 2>,
+      tile_product<A, 3, 2>,  tile_product<A, 4, 2>,
+      tile_product<A, 5, 2>,  tile_product<A, 6, 2>,
+#if defined(__AVX512F__)
+      tile_product<A, 7, 2>,  tile_product<A, 8, 2>,
+      tile_product<A, 9, 2>,  tile_product<A, 10, 2>,
+      tile_product<A, 11, 2>, tile_product<A, 12, 2>,
+#endif
+  };
+  return (two ? two_vectors : one_vector)[rows - 1];
+}
+
+// c[rows][kPanel] (+)= a [rows][depth] b [depth][kPanel], where a's element (r, d) is at a[r * row + d * step] and
+// only `columns` columns are wanted.
+template <class A>
+void panel_product(int64_t rows, int64_t depth, int64_t columns, const A* a, int64_t row, int64_t step, const A* b,
+                   A* c, int64_t c_row, bool add) {
+  const bool two = columns > kLanesOf<A>;
+  const int64_t parts = ceil_div(rows, kTileRows);
+  for (int64_t p = 0; p < parts; ++p) {
+    const int64_t begin = rows * p / parts, end = rows * (p + 1) / parts;
+    tile_product_of<A>(end - begin, two)(depth, a + begin * row, row, step, b, c + begin * c_row, c_row, add);
+  }
+}
+
+// ---- the problem ----------------------------------------------------------------------------------------
+
+template <class R, class A>
+struct Plan {
+  int64_t tiles_y, tiles_x, rows;  // of tiles, of one image; rows of tiles of all images
+  int64_t before;                  // inputs above and left of the image that the first tile reads
+  int64_t panels;                  // of output channels
+  int64_t depth;                   // stride of V from tile to tile
+
+  explicit Plan(const Convolution& t)
+      : tiles_y(ceil_div(t.out.height, R::kOut)),
+        tiles_x(ceil_div(t.out.width, R::kOut)),
+        rows(t.images * tiles_y),
+        before(R::kBefore < 0 ? t.padding : R::kBefore),
+        panels(ceil_div(t.out.channels, kPanel<A>)),
+        depth(odd_lines<A>(t.in.channels)) {}
+  int64_t panel_values(const Convolution& t) const { return t.in.channels * kPanel<A>; }
+  int64_t product_values(const Convolution& t) const { return panels * panel_values(t); }
+};
+
+// A rectangle of pixels of one image whose channels lie side by side.
+template <class S>
+struct Pixels {
+  const S* data;  // of pixel 0, channel 0 of the image, whether that one exists or not
+  int64_t width, height, channel_stride;
+  const S* zeros;
+  const S* at(int64_t y, int64_t x) const {
+    const bool inside = y >= 0 && y < height && x >= 0 && x < width;
+    return inside ? data + (y * width + x) * channel_stride : zeros;
+  }
+};
+
+// The transforms of a row of tiles: to[k * plane + tile * tile_stride + place of channel].
+// kPanelled: 2 vectors of channels side by side, then the next tile, then the next 2 vectors.
+template <class A>
+struct Target {
+  A* data;
+  int64_t plane, tile_stride, panel_stride;
+};
+
+template <class S, class A, class M, bool kPanelled>
+void transform_row(const Pixels<S>& image, int64_t top, int64_t left, int64_t step, int64_t tiles, int64_t channels,
+                   const Target<A>& to) {
+  constexpr int L = kLanesOf<A>, n = M::kIn, k = M::kOut;
+  const int64_t vectors = ceil_div(channels, L);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const S* from[n * n];
+    S tail[n * n][L];
+    for (int y = 0; y < n; ++y)
+      for (int x = 0; x < n; ++x) from[y * n + x] = image.at(top + y, left + tile * step + x);
+    A* out = to.data + tile * to.tile_stride;
+    for (int64_t v = 0; v < vectors; ++v) {
+      int64_t offset = v * L;
+      if (offset + L > channels) {  // the last vector: its channels, then zeros
+        std::memset(tail, 0, sizeof tail);
+        for (int i = 0; i < n * n; ++i) {
+          std::memcpy(tail[i], from[i] + offset, size_t(channels - offset) * sizeof(S));
+          from[i] = tail[i];
+        }
+        offset = 0;
+      }
+      Vec<A> x[n * n], y[k * k];
+#pragma GCC unroll 128
+      for (int i = 0; i < n * n; ++i) x[i] = load(from[i] + offset);
+      apply_twice<A, M>(x, y);
+      A* q = kPanelled ? out + (v / 2) * to.panel_stride + (v % 2) * L : out + v * L;
+#pragma GCC unroll 128
+      for (int i = 0; i < k * k; ++i) store(q + i * to.plane, y[i]);
+    }
+  }
+}
+
+// What a thread needs to read images: a row of zeros, and room for the pixels of a contiguous image's part.
+template <class A>
+struct Reader {
+  A* zeros;   // channels, at least
+  A* turned;  // see turned_values
+};
+
+template <class A>
+inline int64_t padded_channels(int64_t channels) {
+  return round_up(channels, kLanesOf<A>);
+}
+
+// Values that a block of `rows` rows of tiles of a contiguous image takes, where a tile has `size` rows of pixels
+// and the next one is `step` further.
+template <class A>
+inline int64_t turned_values(const ConvolutionImages& images, int64_t rows, int64_t step, int64_t size) {
+  if (images.channels_last) return 0;
+  return min(images.height, (rows - 1) * step + size) * images.width * padded_channels<A>(images.channels);
+}
+
+// The transform M of rows [begin, end) of tiles, which may belong to several images.
+template <class T, class M, bool kPanelled>
+void transform_rows(const ConvolutionImages& images, int64_t begin, int64_t end, int64_t tiles_y, int64_t tiles_x,
+                    int64_t before, int64_t step, const Reader<Acc<T>>& reader, Target<Acc<T>> to) {
+  using A = Acc<T>;
+  const int64_t image_values = images.channels * images.height * images.width;
+  for (int64_t row = begin; row < end;) {
+    const int64_t image = row / tiles_y, first = row % tiles_y;
+    const int64_t last = min(tiles_y, first + end - row);  // of this image
+    const T* data = static_cast<const T*>(images.data) + image * image_values;
+    Pixels<A> turned{};
+    if (!images.channels_last) {
+      const int64_t top = max(0, first * step - before);
+      const int64_t bottom = min(images.height, (last - 1) * step - before + M::kIn);
+      const int64_t stride = padded_channels<A>(images.channels);
+      if (bottom > top)
+        turn_in(data + top * images.width, images.height * images.width, images.channels,
+                (bottom - top) * images.width, reader.turned, stride);
+      turned = {reader.turned - top * images.width * stride, images.width, images.height, stride, reader.zeros};
+    }
+    const Pixels<T> direct{data, images.width, images.height, images.channels,
+                           reinterpret_cast<const T*>(reader.zeros)};
+    for (int64_t tile_y = first; tile_y < last; ++tile_y, ++row) {
+      const int64_t top = tile_y * step - before;
+      if (images.channels_last)
+        transform_row<T, A, M, kPanelled>(direct, top, -before, step, tiles_x, images.channels, to);
+      else
+        transform_row<A, A, M, kPanelled>(turned, top, -before, step, tiles_x, padded_channels<A>(images.channels),
+                                          to);
+      to.data += tiles_x * to.tile_stride;
+    }
+  }
+}
+
+// ---- the kernel -----------------------------------------------------------------------------------------
+
+// The taps of L output channels from `channel` on and one input channel, as vectors, and back.
+template <class T, int taps>
+void load_taps(const Convolution& t, int64_t channel, int64_t in, Vec<Acc<T>>* w) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<T>;
+  const T* from = static_cast<const T*>(t.weight) + in * t.stride_in;
+  const int lanes = int(min(L, t.out.channels - channel));
+  for (int y = 0; y < taps; ++y)
+    for (int x = 0; x < taps; ++x) {
+      const int64_t tap = (t.flip ? taps - 1 - y : y) * t.stride_y + (t.flip ? taps - 1 - x : x) * t.stride_x;
+      A buffer[L] = {};
+      for (int l = 0; l < lanes; ++l) buffer[l] = widen(from[(channel + l) * t.stride_out + tap]);
+      w[y * taps + x] = load(buffer) * A(t.scale);
+    }
+}
+template <class T, int taps>
+void store_taps(const Convolution& t, int64_t channel, int64_t in, const Vec<Acc<T>>* w) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<T>;
+  T* to = static_cast<T*>(t.weight) + in * t.stride_in;
+  const int lanes = int(min(L, t.out.channels - channel));
+  for (int y = 0; y < taps; ++y)
+    for (int x = 0; x < taps; ++x) {
+      const int64_t tap = (t.flip ? taps - 1 - y : y) * t.stride_y + (t.flip ? taps - 1 - x : x) * t.stride_x;
+      A buffer[L];
+      store(buffer, w[y * taps + x] * A(t.scale));
+      for (int l = 0; l < lanes; ++l) to[(channel + l) * t.stride_out + tap] = narrow<T>(buffer[l]);
+    }
+}
+
+template <class T, class R>
+void transform_kernel(const Convolution& t, const Plan<R, Acc<T>>& plan, Acc<T>* u, const Parallel& parallel) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<T>, k = R::kProducts;
+  const int64_t plane = plan.product_values(t);
+  parallel_for(parallel, plan.panels * t.in.channels, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t panel = i / t.in.channels, in = i % t.in.channels;
+      for (int half = 0; half < 2; ++half) {
+        const int64_t channel = panel * kPanel<A> + half * L;
+        if (channel >= t.out.channels) continue;
+        Vec<A> w[R::kTaps * R::kTaps], y[k * k];
+        load_taps<T, R::kTaps>(t, channel, in, w);
+        apply_twice<A, Matrix<R::kG, false>>(w, y);
+        A* to = u + i * kPanel<A> + half * L;
+        for (int j = 0; j < k * k; ++j) store(to + j * plane, y[j]);
+      }
+    }
+  });
+}
+
+template <class T, class R>
+void kernel_gradient(const Convolution& t, const Plan<R, Acc<T>>& plan, const Acc<T>* du, int64_t sums,
+                     const Parallel& parallel) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<T>, k = R::kProducts;
+  const int64_t plane = plan.product_values(t);
+  parallel_for(parallel, plan.panels * t.in.channels, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t panel = i / t.in.channels, in = i % t.in.channels;
+      for (int half = 0; half < 2; ++half) {
+        const int64_t channel = panel * kPanel<A> + half * L;
+        if (channel >= t.out.channels) continue;
+        Vec<A> w[R::kTaps * R::kTaps], y[k * k];
+        const A* from = du + i * kPanel<A> + half * L;
+        for (int j = 0; j < k * k; ++j) y[j] = load(from + j * plane);
+        for (int64_t sum = 1; sum < sums; ++sum)
+          for (int j = 0; j < k * k; ++j) y[j] += load(from + (sum * k * k + j) * plane);
+        apply_twice<A, Matrix<R::kG, true>>(y, w);
+        store_taps<T, R::kTaps>(t, channel, in, w);
+      }
+    }
+  });
+}
+
+// ---- forward --------------------------------------------------------------------------------------------
+
+// The results of one row of tiles for `channels` output channels from `first` on, from M. Each pixel's channels go
+// to out + (y * width + x) * stride.
+template <class S, class A, class R>
+void untransform_row(const Convolution& t, const A* m, int64_t plane, int64_t m_stride, int64_t tiles, int64_t first,
+                     int64_t channels, const A* bias, S* out, int64_t stride, int64_t tile_y) {
+  constexpr int L = kLanesOf<A>, n = R::kM, k = R::kOut;
+  const A slope = A(t.slope);
+  const int64_t height = min(k, t.out.height - tile_y * k);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t width = min(k, t.out.width - tile * k);
+    S* to = out + (tile_y * k * t.out.width + tile * k) * stride;
+    for (int64_t c = 0; c < channels; c += L) {
+      Vec<A> x[n * n], y[k * k];
+      const A* from = m + tile * m_stride + c;
+#pragma GCC unroll 128
+      for (int i = 0; i < n * n; ++i) x[i] = load(from + i * plane);
+      apply_twice<A, Matrix<R::kA, false>>(x, y);
+      const Vec<A> b = load(bias + first + c);
+#pragma GCC unroll 128
+      for (int i = 0; i < k * k; ++i) y[i] += b;
+      if (slope != 1) {
+#pragma GCC unroll 128
+        for (int i = 0; i < k * k; ++i) y[i] = y[i] < Vec<A>{} ? y[i] * slope : y[i];
+      }
+      const int64_t wanted = min(L, channels - c);
+      if (height == k && width == k && wanted == L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < k; ++i)
+#pragma GCC unroll 16
+          for (int j = 0; j < k; ++j) store(to + (i * t.out.width + j) * stride + c, y[i * k + j]);
+      } else {
+        Vec<A> edge[k * k];  // y stays in registers
+#pragma GCC unroll 128
+        for (int i = 0; i < k * k; ++i) edge[i] = y[i];
+        for (int i = 0; i < height; ++i)
+          for (int j = 0; j < width; ++j)
+            store_partial(to + (i * t.out.width + j) * stride + c, edge[i * k + j], wanted);
+      }
+    }
+  }
+}
+
+// How many rows of tiles make a block, for work that is to be cut into even parts.
+inline int64_t rows_of_block(int64_t rows, int64_t tiles_x, int64_t tile_bytes, int64_t bytes) {
+  int64_t blocks = ceil_div(rows, max(1, bytes / max(1, tiles_x * tile_bytes)));
+  if (blocks < 32) blocks = round_up(blocks, 4);
+  return max(1, ceil_div(rows, blocks));
+}
+
+template <class T, class R>
+void forward(const Convolution& t, const Parallel& parallel) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<T>;
+  using B = Matrix<R::kB, false>;
+  const Plan<R, A> plan(t);
+  if (plan.rows * plan.tiles_x * t.out.channels == 0) return;
+  Scratch<A> u(R::kProducts * R::kProducts * plan.product_values(t));
+  transform_kernel<T, R>(t, plan, u.data, parallel);
+  Scratch<A> bias(plan.panels * kPanel<A>);
+  for (int64_t c = 0; c < plan.panels * kPanel<A>; ++c)
+    bias.data[c] = t.bias && c < t.out.channels ? widen(static_cast<const T*>(t.bias)[c]) : A(0);
+
+  const int64_t rows = rows_of_block(plan.rows, plan.tiles_x, R::kV * R::kV * plan.depth * int64_t(sizeof(A)), kBlockBytes);
+  const int64_t tiles = rows * plan.tiles_x;
+  const int64_t v_plane = odd_lines<A>(tiles * plan.depth);
+  const int64_t m_tile_bytes = R::kM * R::kM * kPanel<A> * int64_t(sizeof(A)) * tiles;
+  const int64_t group = min(plan.panels, max(1, kProductBytes / m_tile_bytes));  // panels at a time
+  const int64_t m_stride = odd_lines<A>(group * kPanel<A>), m_plane = odd_lines<A>(tiles * m_stride);
+  const int64_t turned = turned_values<A>(t.in, rows, R::kStep, R::kIn);
+  const int64_t turned_out = t.out.channels_last ? 0 : rows * R::kOut * t.out.width * group * kPanel<A>;
+
+  parallel_for(parallel, ceil_div(plan.rows, rows), 1, [&](int64_t begin_block, int64_t end_block) {
+    Scratch<A> v(R::kV * R::kV * v_plane), m(R::kM * R::kM * m_plane);
+    Scratch<A> zeros(padded_channels<A>(t.in.channels)), in_room(turned), out_room(turned_out);
+    std::memset(zeros.data, 0, size_t(padded_channels<A>(t.in.channels)) * sizeof(A));
+    const Reader<A> reader{zeros.data, in_room.data};
+    for (int64_t block = begin_block; block < end_block; ++block) {
+      const int64_t begin = block * rows, end = min(plan.rows, begin + rows);
+      const int64_t count = (end - begin) * plan.tiles_x;
+      transform_rows<T, B, false>(t.in, begin, end, plan.tiles_y, plan.tiles_x, plan.before, R::kStep, reader,
+                                  {v.data, v_plane, plan.depth, 0});
+      for (int64_t panel = 0; panel < plan.panels; panel += group) {
+        const int64_t panels = min(group, plan.panels - panel);
+        const int64_t first = panel * kPanel<A>, channels = min(panels * kPanel<A>, t.out.channels - first);
+        bool started[R::kM * R::kM] = {};
+        for (int i = 0; i < R::kProducts; ++i)
+          for (int j = 0; j < R::kProducts; ++j) {
+            const A* a = v.data + (R::kVOf[i] * R::kV + R::kVOf[j]) * v_plane;
+            const int to = R::kMOf[i] * R::kM + R::kMOf[j];
+            const A* b = u.data + (i * R::kProducts + j) * plan.product_values(t) + panel * plan.panel_values(t);
+            for (int64_t p = 0; p < panels; ++p)
+              panel_product<A>(count, t.in.channels, min(kPanel<A>, channels - p * kPanel<A>), a, plan.depth, 1,
+                               b + p * plan.panel_values(t), m.data + to * m_plane + p * kPanel<A>, m_stride,
+                               started[to]);
+            started[to] = true;
+          }
+        const int64_t out_image = t.out.channels * t.out.height * t.out.width;
+        for (int64_t row = begin; row < end;) {
+          const int64_t image = row / plan.tiles_y, top = row % plan.tiles_y;
+          const int64_t bottom = min(plan.tiles_y, top + end - row);
+          T* out = static_cast<T*>(t.out.data) + image * out_image;
+          const int64_t pixel = top * R::kOut * t.out.width;  // the first of this part
+          const int64_t stride = group * kPanel<A>;
+          for (int64_t tile_y = top; tile_y < bottom; ++tile_y, ++row) {
+            const A* from = m.data + (row - begin) * plan.tiles_x * m_stride;
+            if (t.out.channels_last)
+              untransform_row<T, A, R>(t, from, m_plane, m_stride, plan.tiles_x, first, channels, bias.data,
+                                       out + first, t.out.channels, tile_y);
+            else
+              untransform_row<A, A, R>(t, from, m_plane, m_stride, plan.tiles_x, first, round_up(channels, L),
+                                       bias.data, out_room.data - pixel * stride, stride, tile_y);
+          }
+          if (!t.out.channels_last) {
+            const int64_t end_pixel = min(t.out.height, bottom * R::kOut) * t.out.width;
+            turn_out(out_room.data, stride, channels, end_pixel - pixel,
+                     out + first * t.out.height * t.out.width + pixel, t.out.height * t.out.width);
+          }
+        }
+      }
+    }
+  });
+}
+
+// ---- gradient of the weight -----------------------------------------------------------------------------
+
+// du = the sum over rows [first, last) of tiles.
+template <class T, class R>
+void accumulate_products(const Convolution& t, const Plan<R, Acc<T>>& plan, int64_t first, int64_t last,
+                         int64_t chunk_bytes, Acc<T>* du, const Parallel& parallel) {
+  using A = Acc<T>;
+  using B = Matrix<R::kB, false>;
+  using At = Matrix<R::kA, true>;
+  constexpr int64_t products = R::kProducts * R::kProducts;
+  const int64_t tile_bytes =
+      (R::kV * R::kV * plan.depth + R::kM * R::kM * plan.panels * kPanel<A>)*int64_t(sizeof(A));
+  const int64_t rows = rows_of_block(last - first, plan.tiles_x, tile_bytes, chunk_bytes);
+  const int64_t tiles = rows * plan.tiles_x;
+  const int64_t v_plane = odd_lines<A>(tiles * plan.depth), w_panel = odd_lines<A>(tiles * kPanel<A>);
+  const int64_t w_plane = plan.panels * w_panel;
+  Scratch<A> v(R::kV * R::kV * v_plane), w(R::kM * R::kM * w_plane);
+  // A task of the transforms: some rows of tiles. One of the products: one product, one panel of output channels and
+  // a part of the input channels.
+  const int64_t step = ceil_div(rows, 16), parts = ceil_div(32, products * plan.panels);
+  const int64_t zero_values = padded_channels<A>(max(t.in.channels, t.out.channels));
+  const int64_t room = max(turned_values<A>(t.in, step, R::kStep, R::kIn),
+                           turned_values<A>(t.out, step, R::kOut, R::kOut));
+  for (int64_t begin = first; begin < last; begin += rows) {
+    const int64_t end = min(last, begin + rows), count = (end - begin) * plan.tiles_x;
+    parallel_for(parallel, ceil_div(end - begin, step), 1, [&](int64_t task, int64_t end_task) {
+      Scratch<A> zeros(zero_values), turned(room);
+      std::memset(zeros.data, 0, size_t(zero_values) * sizeof(A));
+      const Reader<A> reader{zeros.data, turned.data};
+      for (; task < end_task; ++task) {
+        const int64_t from = begin + task * step, to = min(end, from + step), tile = task * step * plan.tiles_x;
+        transform_rows<T, B, false>(t.in, from, to, plan.tiles_y, plan.tiles_x, plan.before, R::kStep, reader,
+                                    {v.data + tile * plan.depth, v_plane, plan.depth, 0});
+        transform_rows<T, At, true>(t.out, from, to, plan.tiles_y, plan.tiles_x, 0, R::kOut, reader,
+                                    {w.data + tile * kPanel<A>, w_plane, kPanel<A>, w_panel});
+      }
+    });
+    parallel_for(parallel, products * plan.panels * parts, 1, [&](int64_t task, int64_t end_task) {
+      for (; task < end_task; ++task) {
+        const int64_t product = task / (plan.panels * parts), panel = task / parts % plan.panels;
+        const int64_t part = task % parts;
+        const int64_t top = t.in.channels * part / parts, bottom = t.in.channels * (part + 1) / parts;
+        const int i = int(product / R::kProducts), j = int(product % R::kProducts);
+        const A* a = v.data + (R::kVOf[i] * R::kV + R::kVOf[j]) * v_plane + top;
+        const A* b = w.data + (R::kMOf[i] * R::kM + R::kMOf[j]) * w_plane + panel * w_panel;
+        A* c = du + product * plan.product_values(t) + panel * plan.panel_values(t) + top * kPanel<A>;
+        for (int64_t tile = 0; tile < count; tile += kDepth)
+          panel_product<A>(bottom - top, min(kDepth, count - tile), t.out.channels - panel * kPanel<A>,
+                           a + tile * plan.depth, 1, plan.depth, b + tile * kPanel<A>, c, kPanel<A>,
+                           begin + tile > first);
+      }
+    });
+  }
+}
+
+template <class T, class R>
+void weight_gradient(const Convolution& t, const Parallel& parallel) {
+  using A = Acc<T>;
+  const Plan<R, A> plan(t);
+  const int64_t values = R::kProducts * R::kProducts * plan.product_values(t);
+  if (values == 0) return;
+  // Where dU is small, some sums of it at a time, each of them by one thread and through its own cache; where it is
+  // large, one, by all threads.
+  const int64_t sums = max(1, min(min(kSums, kSumsBytes / (values * int64_t(sizeof(A)))), plan.rows));
+  Scratch<A> du(values * sums);
+  if (plan.rows * plan.tiles_x == 0) {
+    std::memset(du.data, 0, size_t(values) * sizeof(A));
+  } else if (sums == 1) {
+    accumulate_products<T, R>(t, plan, 0, plan.rows, kChunkBytes, du.data, parallel);
+  } else {
+    parallel_for(parallel, sums, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        accumulate_products<T, R>(t, plan, plan.rows * i / sums, plan.rows * (i + 1) / sums, kSumBytes,
+                                  du.data + i * values, Parallel{1, nullptr});
+    });
+  }
+  kernel_gradient<T, R>(t, plan, du.data, sums, parallel);
+}
+
+}  // namespace
+
+#define GANKERN_ROWS(function, T)                                                                         \
+  {function<T, Up9>,      function<T, Down9>,    function<T, Same2>,       function<T, Same4>,            \
+   function<T, Strided2>, function<T, Strided4>, function<T, Transposed2>, function<T, Transposed4>}
+#define GANKERN_TABLE(function)                                                                           \
+  {GANKERN_ROWS(function, double), GANKERN_ROWS(function, float), GANKERN_ROWS(function, BFloat16),       \
+   GANKERN_ROWS(function, Half)}
+
+extern const ConvolutionKernels convolution;
+const ConvolutionKernels convolution = {GANKERN_TABLE(forward), GANKERN_TABLE(weight_gradient)};
+
+}  // namespace GANKERN_ISA
+}  // namespace gankern

@@ -1,0 +1,110 @@
+// torch.ops.gankern.convolution_row and its weight gradient on CPU tensors. Schemas: gankern/ops/convolution.py.
+#include "../cpu/convolution.h"
+
+#include <optional>
+
+#include "common.h"
+
+namespace gankern {
+namespace {
+
+constexpr const char* kName = "convolution_row";
+constexpr int64_t kTaps[kConvolutionRows] = {3, 3, 3, 3, 4, 4, 4, 4};
+using torch::headeronly::MemoryFormat;
+
+// Whether a 4-D tensor's channels lie side by side and it is not contiguous as well: gankern/ops/convolution.py has
+// the same.
+inline bool is_channels_last(const Tensor& x) { return x.stride(1) == 1 && !x.is_contiguous(); }
+
+struct Images {
+  Tensor tensor;
+  ConvolutionImages view;
+  // The tensor itself where it lies densely in one of the two memory formats, else a copy.
+  explicit Images(const Tensor& x) : tensor(x) {
+    const bool last = is_channels_last(x);
+    if (!x.is_contiguous())
+      tensor = torch::stable::contiguous(x, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+    view = {x.size(1), x.size(2), x.size(3), last, const_cast<void*>(tensor.const_data_ptr())};
+  }
+};
+
+void check_images(const Tensor& x, const Tensor& model, const char* name) {
+  STD_TORCH_CHECK(x.dim() == 4, kName, ": ", name, " must be 4-D, got ", x.dim(), " dimensions");
+  STD_TORCH_CHECK(x.scalar_type() == model.scalar_type(), kName, ": all tensors must have one dtype");
+}
+
+void set_weight(Convolution& task, const Tensor& weight, bool swap) {
+  task.weight = const_cast<void*>(weight.const_data_ptr());
+  task.stride_out = weight.stride(swap ? 1 : 0);
+  task.stride_in = weight.stride(swap ? 0 : 1);
+  task.stride_y = weight.stride(2);
+  task.stride_x = weight.stride(3);
+}
+
+int64_t checked_row(int64_t row) {
+  STD_TORCH_CHECK(row >= 0 && row < kConvolutionRows, kName, ": there is no row ", row);
+  return row;
+}
+
+Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t row, int64_t height, int64_t width,
+               int64_t padding, bool flip, bool swap, double scale, double slope) {
+  const int64_t taps = kTaps[checked_row(row)];
+  check_images(x, x, "x");
+  check_images(weight, x, "weight");
+  STD_TORCH_CHECK(weight.size(2) == taps && weight.size(3) == taps, kName, ": the kernel must have ", taps,
+                  " times ", taps, " taps");
+  STD_TORCH_CHECK(weight.size(swap ? 0 : 1) == x.size(1), kName, ": weight and x differ in channels");
+  STD_TORCH_CHECK(height >= 0 && width >= 0, kName, ": the result's size is negative");
+  const int64_t channels = weight.size(swap ? 1 : 0);
+  const Images in(x);
+  const bool last = in.view.channels_last || is_channels_last(weight);
+  Tensor out = torch::stable::empty({x.size(0), channels, height, width}, x.scalar_type(), std::nullopt, std::nullopt,
+                                    std::nullopt, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  Convolution task{};
+  task.images = x.size(0);
+  task.in = in.view;
+  task.out = {channels, height, width, last, out.mutable_data_ptr()};
+  task.padding = padding;
+  set_weight(task, weight, swap);
+  task.flip = flip;
+  task.scale = scale;
+  task.slope = slope;
+  Tensor dense_bias = x;
+  if (bias) {
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == channels && bias->scalar_type() == x.scalar_type(), kName,
+                    ": bias must be [", channels, "] of x's dtype");
+    dense_bias = torch::stable::contiguous(*bias);
+    task.bias = dense_bias.const_data_ptr();
+  }
+  convolution().forward[dtype_index(x, kName)][row](task, torch_threads());
+  return out;
+}
+
+Tensor weight_gradient(Tensor x, Tensor grad, int64_t row, int64_t padding, bool flip, bool swap, double scale) {
+  const int64_t taps = kTaps[checked_row(row)];
+  check_images(x, x, "x");
+  check_images(grad, x, "grad");
+  STD_TORCH_CHECK(grad.size(0) == x.size(0), kName, ": x and grad differ in the number of images");
+  const Images in(x), out(grad);
+  Tensor weight = torch::stable::new_empty(
+      x, {swap ? x.size(1) : grad.size(1), swap ? grad.size(1) : x.size(1), taps, taps});
+  Convolution task{};
+  task.images = x.size(0);
+  task.in = in.view;
+  task.out = out.view;
+  task.padding = padding;
+  set_weight(task, weight, swap);
+  task.flip = flip;
+  task.scale = scale;
+  task.slope = 1;
+  convolution().weight_gradient[dtype_index(x, kName)][row](task, torch_threads());
+  return weight;
+}
+
+}  // namespace
+}  // namespace gankern
+
+STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
+  m.impl("convolution_row", TORCH_BOX(&gankern::forward));
+  m.impl("convolution_row_weight_gradient", TORCH_BOX(&gankern::weight_gradient));
+}

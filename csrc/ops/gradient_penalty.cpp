@@ -1,0 +1,80 @@
+// torch.ops.gankern.gradient_penalty and its gradients on CPU tensors. Schemas:
+// gankern/ops/gradient_penalty.py.
+#include "../cpu/gradient_penalty.h"
+
+#include "samples.h"
+
+namespace gankern {
+namespace {
+
+constexpr const char* kName = "gradient_penalty";
+
+// The tensors that own the memory stay alive in here.
+struct Penalty {
+  Tensor gradient, scratch;
+  GradientPenalty in{};
+
+  Penalty(const Tensor& given, double target, bool one_sided) : gradient(given) {
+    STD_TORCH_CHECK(given.dim() >= 1, kName, ": gradient has no dimensions");
+    gradient = sample_major(given);
+    in.samples = gradient.size(0);
+    in.size = in.samples ? gradient.numel() / in.samples : 0;
+    in.target = target;
+    in.one_sided = one_sided;
+    in.gradient = gradient.const_data_ptr();
+  }
+  void make_scratch() {
+    scratch = torch::stable::new_empty(gradient, {gradient_penalty_partials(in.samples, in.size)},
+                                       ScalarType::Double);
+    in.partial = static_cast<double*>(scratch.mutable_data_ptr());
+  }
+};
+
+std::tuple<Tensor, Tensor> forward(Tensor gradient, double target, bool one_sided) {
+  Penalty problem(gradient, target, one_sided);
+  problem.make_scratch();
+  Tensor values = per_sample(gradient), norms = per_sample(gradient);
+  problem.in.values = values.mutable_data_ptr();
+  problem.in.norms = norms.mutable_data_ptr();
+  gradient_penalty().forward[dtype_index(gradient, kName)](problem.in, torch_threads());
+  return {values, norms};
+}
+
+Tensor backward(Tensor grad_in, Tensor gradient, Tensor norms_in, double target, bool one_sided) {
+  Penalty problem(gradient, target, one_sided);
+  const Tensor grad = taken_per_sample(grad_in, gradient, kName),
+               norms = taken_per_sample(norms_in, gradient, kName);
+  Tensor out = torch::stable::empty_like(problem.gradient);
+  problem.in.grad = grad.const_data_ptr();
+  problem.in.norms = const_cast<void*>(norms.const_data_ptr());
+  problem.in.out = out.mutable_data_ptr();
+  gradient_penalty().backward[dtype_index(gradient, kName)](problem.in, torch_threads());
+  return out;
+}
+
+std::tuple<Tensor, Tensor> double_backward(Tensor grad_grad_in, Tensor grad_in, Tensor gradient,
+                                           Tensor norms_in, double target, bool one_sided) {
+  Penalty problem(gradient, target, one_sided);
+  problem.make_scratch();
+  check_like(grad_grad_in, gradient, kName);
+  const Tensor grad_grad = laid_out_as(grad_grad_in, problem.gradient);
+  const Tensor grad = taken_per_sample(grad_in, gradient, kName),
+               norms = taken_per_sample(norms_in, gradient, kName);
+  Tensor to_grad = per_sample(gradient), out = torch::stable::empty_like(problem.gradient);
+  problem.in.grad_grad = grad_grad.const_data_ptr();
+  problem.in.grad = grad.const_data_ptr();
+  problem.in.norms = const_cast<void*>(norms.const_data_ptr());
+  problem.in.values = to_grad.mutable_data_ptr();
+  problem.in.out = out.mutable_data_ptr();
+  gradient_penalty().double_backward[dtype_index(gradient, kName)](problem.in, torch_threads());
+  return {to_grad, out};
+}
+
+}  // namespace
+}  // namespace gankern
+
+STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
+  m.impl("gradient_penalty", TORCH_BOX(&gankern::forward));
+  m.impl("gradient_penalty_backward", TORCH_BOX(&gankern::backward));
+  m.impl("gradient_penalty_double_backward", TORCH_BOX(&gankern::double_backward));
+}

@@ -1,0 +1,301 @@
+"""Convolutions: torch's own two, and the two that change the resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gankern.dispatch import short
+from gankern.functional import _checks
+from gankern.ops.convolution import convolution, no_row
+from gankern.reference import convolution as reference
+
+Ints = int | Sequence[int]
+
+
+def _cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Under autocast, as torch's convolutions: all in its dtype."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t.to(dtype) if t is not None and t.dtype in (torch.float32, dtype) else t for t in tensors)
+
+
+def _pair(value: Ints) -> tuple[int, int] | None:
+    """The two values of an argument of torch's convolutions; None for what it is not."""
+    if isinstance(value, int):
+        return value, value
+    if isinstance(value, str) or not 1 <= len(value) <= 2:
+        return None
+    return tuple(value) * 2 if len(value) == 1 else tuple(value)
+
+
+def _scaled(convolve: Callable[[Tensor | None], Tensor], bias: Tensor | None, scale: float) -> Tensor:
+    """convolve(bias) with its weight scaled, without a scaled copy of the weight: the result is scaled instead."""
+    if scale == 1:
+        return convolve(bias)
+    y = convolve(None) * scale
+    return y if bias is None else y + bias[:, None, None]
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    weight_scale: float = 1.0,
+    implementation: str | None = None,
+) -> Tensor:
+    r"""torch.nn.functional.conv2d, on the CPU with fewer multiplications: :math:`y_o = b_o + \sum_i w_{oi} \star x_i`.
+
+    A 3x3 kernel of stride 1 with padding 0, 1 or 2 runs as Winograd's F(2x2) with 4 instead of 9 products a pixel,
+    and a 4x4 kernel of stride 2 with padding 1 as four filters of two taps with 9 instead of 16, where that was
+    measured to be faster; :func:`gankern.set_convolution_precision` allows larger tiles. Everything else (other
+    kernels and strides, groups, dilation, unbatched input) is torch's own convolution. All gradients, of any order,
+    run the same way, and only those are computed that are asked for.
+
+    Source: Winograd 1980; Lavin and Gray 2015, arXiv 1509.09308.
+
+    Args:
+        input: [N, C_in, H, W] (or [C_in, H, W]), any strides; a channels_last one gives a channels_last result.
+        weight: [C_out, C_in / groups, kernel height, kernel width].
+        bias: [C_out].
+        stride, padding, dilation, groups: as in torch.
+        weight_scale: the weight is multiplied with it, in the rows' own pass over it, and no copy of it is kept:
+            equalised learning rates.
+        implementation: "cpu" runs the rows or raises, "reference" is torch's own convolution; see
+            :mod:`gankern.functional`.
+
+    Returns:
+        What torch returns. A NaN or an infinity in the input makes NaN of a whole tile of results: of the 2x2 (or,
+        in larger tiles, 4x4) results beside each that torch would make NaN or infinite.
+
+    Gradient order: any.
+
+    Raises:
+        ValueError: for an implementation that cannot take these arguments. Otherwise torch's own errors.
+
+    >>> conv2d(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3), padding=1).shape
+    torch.Size([2, 4, 16, 16])
+    """
+    x, weight, bias = _cast(input, weight, bias)
+    one = _pair(dilation) == (1, 1) and groups == 1
+    strides, pads = _pair(stride), _pair(padding)
+    if padding == "valid":
+        pads = (0, 0)
+    if padding == "same" and weight.ndim == 4:
+        pads = (1, 1) if weight.shape[2:] == (3, 3) else None
+    kind = None
+    if one and weight.ndim == 4 and pads is not None:
+        if weight.shape[2:] == (3, 3) and strides == (1, 1) and pads in ((0, 0), (1, 1), (2, 2)):
+            kind = "same"
+        elif weight.shape[2:] == (4, 4) and strides == (2, 2) and pads == (1, 1):
+            kind = "strided"
+    result = None
+    if kind is not None:
+        result = convolution(kind, x, weight, bias, pads[0], weight_scale, implementation)
+    else:
+        no_row(implementation, "3x3 kernels of stride 1 and padding 0 to 2, 4x4 kernels of stride 2 and padding 1")
+    if result is not None:
+        return result
+    return _scaled(lambda b: F.conv2d(x, weight, b, stride, padding, dilation, groups), bias, weight_scale)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    *,
+    weight_scale: float = 1.0,
+    implementation: str | None = None,
+) -> Tensor:
+    r"""torch.nn.functional.conv_transpose2d, on the CPU with fewer multiplications for a 4x4 kernel of stride 2 and
+    padding 1: 9 instead of 16 products an input pixel.
+
+    Everything else is torch's own. Gradients, precision, memory formats, NaN and errors as in :func:`conv2d`; a tile
+    has 4x4 results, in larger tiles 8x8.
+
+    Args:
+        input: [N, C_in, H, W] (or [C_in, H, W]).
+        weight: [C_in, C_out / groups, kernel height, kernel width].
+        bias: [C_out].
+        stride, padding, output_padding, groups, dilation: as in torch.
+        weight_scale, implementation: as in :func:`conv2d`.
+
+    Returns:
+        What torch returns.
+
+    Gradient order: any.
+
+    >>> conv_transpose2d(torch.randn(2, 8, 16, 16), torch.randn(8, 4, 4, 4), stride=2, padding=1).shape
+    torch.Size([2, 4, 32, 32])
+    """
+    x, weight, bias = _cast(input, weight, bias)
+    arguments = _pair(stride), _pair(padding), _pair(output_padding), _pair(dilation), groups
+    result = None
+    if weight.shape[2:] == (4, 4) and arguments == ((2, 2), (1, 1), (0, 0), (1, 1), 1):
+        result = convolution("transposed", x, weight, bias, 1, weight_scale, implementation)
+    else:
+        no_row(implementation, "4x4 kernels of stride 2, padding 1 and output_padding 0")
+    if result is not None:
+        return result
+    return _scaled(
+        lambda b: F.conv_transpose2d(x, weight, b, stride, padding, output_padding, groups, dilation),
+        bias,
+        weight_scale,
+    )
+
+
+def upsample_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale_factor: float = 2,
+    mode: str = "nearest",
+    weight_scale: float = 1.0,
+    implementation: str | None = None,
+) -> Tensor:
+    r"""A larger image without checkerboards: conv2d(interpolate(x, scale_factor), weight, bias, padding="same").
+
+    For nearest upsampling by 2 and a 3x3 kernel the larger image is never made. In one dimension
+
+    .. math:: y_{2i} = w_0 (x_{i-1} - x_i) + S x_i, \quad y_{2i+1} = S x_i + w_2 (x_{i+1} - x_i), \quad
+        S = w_0 + w_1 + w_2
+
+    so three products give two results, and in two dimensions nine give four, where the convolution of the larger image
+    makes 36. Where the transposed 4x4 convolution that both steps collapse into is faster (16 products, and always on
+    a GPU), that runs. Everything else (other factors, modes and kernels) is computed as written above.
+
+    Source: resize-convolution, Odena et al. 2016, distill.pub/2016/deconv-checkerboard; the nine products are its
+    polyphase form with shared terms.
+
+    Args:
+        x: [N, C_in, H, W], float64, float32, bfloat16 or float16, any strides; channels_last gives channels_last.
+        weight: [C_out, C_in, k, k].
+        bias: [C_out].
+        scale_factor: at least 1.
+        mode: of torch.nn.functional.interpolate: "nearest", "nearest-exact", "bilinear", "bicubic" or "area".
+        weight_scale: as in :func:`conv2d`.
+        implementation: "cpu" runs the nine products or raises, "reference" is the formula above; see
+            :mod:`gankern.functional`.
+
+    Returns:
+        [N, C_out, scale_factor * H, scale_factor * W]. A NaN or an infinity in x can make NaN of all results of the
+        2x2 pixels of each result that it has a part in.
+
+    Gradient order: any.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what is accepted.
+
+    >>> upsample_conv2d(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3)).shape
+    torch.Size([2, 4, 32, 32])
+    """
+    name = "upsample_conv2d"
+    modes = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
+    if mode not in modes:
+        raise ValueError(f"{name}: mode is {mode!r}; accepted are {', '.join(map(repr, modes))}")
+    if isinstance(scale_factor, bool) or not isinstance(scale_factor, (int, float)):
+        raise TypeError(f"{name}: scale_factor is {type(scale_factor).__name__}; it must be a number")
+    if not scale_factor >= 1:
+        raise ValueError(f"{name}: scale_factor is {scale_factor}; it must be at least 1")
+    x, weight, bias = _check(name, x, weight, bias)
+    if scale_factor == 2 and mode in ("nearest", "nearest-exact") and weight.shape[2:] == (3, 3):
+        result = convolution("upsample", x, weight, bias, 1, weight_scale, implementation)
+        if result is not None:
+            return result
+    else:
+        no_row(implementation, "nearest upsampling by 2 with a 3x3 kernel")
+    return _scaled(lambda b: reference.upsample_conv2d(x, weight, b, scale_factor, mode), bias, weight_scale)
+
+
+def conv2d_downsample(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    weight_scale: float = 1.0,
+    implementation: str | None = None,
+) -> Tensor:
+    r"""A smaller image: the 2x2 means of conv2d(x, weight, bias, padding="same").
+
+    For a 3x3 kernel the convolution at full resolution is never made. In one dimension
+
+    .. math:: 2 y_j = w_0 (x_{2j-1} - x_{2j+1}) + S (x_{2j} + x_{2j+1}) + w_2 (x_{2j+2} - x_{2j}), \quad
+        S = w_0 + w_1 + w_2
+
+    so in two dimensions nine products give what takes 36. Where one 4x4 convolution of stride 2 is faster, that runs.
+    Other kernels are computed as written above.
+
+    Args:
+        x: [N, C_in, H, W], H and W at least 2; of an odd size the last row or column of the convolution has no part in
+            a mean. float64, float32, bfloat16 or float16, any strides; channels_last gives channels_last.
+        weight: [C_out, C_in, k, k], k odd.
+        bias: [C_out].
+        weight_scale: as in :func:`conv2d`.
+        implementation: "cpu" runs the nine products or raises, "reference" is the formula above; see
+            :mod:`gankern.functional`.
+
+    Returns:
+        [N, C_out, H // 2, W // 2]. NaN and infinity reach the results that they reach in the formula above.
+
+    Gradient order: any.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what is accepted.
+
+    >>> conv2d_downsample(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3)).shape
+    torch.Size([2, 4, 8, 8])
+    """
+    name = "conv2d_downsample"
+    x, weight, bias = _check(name, x, weight, bias)
+    if min(x.shape[2:]) < 2:
+        raise ValueError(f"{name}: x has {x.shape[2]} by {x.shape[3]} pixels; at least 2 by 2 are needed")
+    if weight.shape[2:] == (3, 3):
+        result = convolution("downsample", x, weight, bias, 1, weight_scale, implementation)
+        if result is not None:
+            return result
+    else:
+        no_row(implementation, "3x3 kernels")
+    return _scaled(lambda b: reference.conv2d_downsample(x, weight, b), bias, weight_scale)
+
+
+def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    for argument, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if tensor is not None or argument != "bias":
+            _checks.floating(name, argument, tensor)
+    if x.ndim != 4:
+        raise ValueError(f"{name}: x has shape {tuple(x.shape)}; it must be [N, C_in, H, W]")
+    if weight.ndim != 4 or weight.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"{name}: weight has shape {tuple(weight.shape)}; for x of shape {tuple(x.shape)} it must be "
+            f"[C_out, {x.shape[1]}, k, k]"
+        )
+    if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
+        raise ValueError(
+            f'{name}: weight has a kernel of {weight.shape[2]} by {weight.shape[3]}; with "same" padding it must be odd'
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{name}: bias has shape {tuple(bias.shape)}; it must be [{weight.shape[0]}]")
+    x, weight, bias = _cast(x, weight, bias)
+    for argument, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
+            raise ValueError(
+                f"{name}: x and {argument} must share dtype and device, got {short(x.dtype)} on {x.device} and "
+                f"{short(tensor.dtype)} on {tensor.device}"
+            )
+    return x, weight, bias

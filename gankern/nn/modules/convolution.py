@@ -1,0 +1,209 @@
+"""Convolutions as layers: torch's two, the two that change the resolution, and those with run-time scaling."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import gankern.functional as GF
+
+
+class Conv2d(nn.Conv2d):
+    """torch.nn.Conv2d (same arguments, initialisation and state_dict keys) by :func:`gankern.functional.conv2d`.
+
+    >>> Conv2d(8, 16, 3, padding=1)(torch.randn(2, 8, 32, 32)).shape
+    torch.Size([2, 16, 32, 32])
+    """
+
+    weight_scale = 1.0
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return GF.conv2d(
+            input, weight, bias, self.stride, padding, self.dilation, self.groups, weight_scale=self.weight_scale
+        )
+
+
+_warned = False
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """torch.nn.ConvTranspose2d (same arguments, initialisation and state_dict keys) by
+    :func:`gankern.functional.conv_transpose2d`.
+
+    Where the stride does not divide the kernel, some results are sums of more products than their neighbours, which
+    shows as a checkerboard (Odena et al. 2016): the first such layer of the process warns.
+
+    >>> ConvTranspose2d(8, 16, 4, 2, 1)(torch.randn(2, 8, 16, 16)).shape
+    torch.Size([2, 16, 32, 32])
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        global _warned
+        uneven = any(k % s for k, s in zip(self.kernel_size, self.stride) if s > 1)
+        if uneven and not _warned:
+            _warned = True
+            even = tuple(s * max(1, round(k / s)) for k, s in zip(self.kernel_size, self.stride))
+            warnings.warn(
+                f"ConvTranspose2d: kernel {self.kernel_size} and stride {self.stride} overlap unevenly, which draws "
+                f"checkerboards; use a kernel that the stride divides, such as {even}, or gankern.nn.UpsampleConv2d "
+                f"(said once)",
+                stacklevel=2,
+            )
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if self.padding_mode != "zeros":
+            raise ValueError(f"ConvTranspose2d: padding_mode is {self.padding_mode!r}; only 'zeros' is accepted")
+        output_padding = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
+        )
+        return GF.conv_transpose2d(
+            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
+
+
+class _Resampling(nn.Conv2d):
+    """What the two layers that change the resolution share: parameters as torch.nn.Conv2d has them."""
+
+    weight_scale = 1.0
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 3,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding="same", bias=bias, device=device, dtype=dtype)
+
+
+class UpsampleConv2d(_Resampling):
+    """Upsampling and a convolution of stride 1 in one: :func:`gankern.functional.upsample_conv2d`.
+
+    Parameters, their initialisation and their names are those of torch.nn.Conv2d; a checkpoint of
+    ``nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(c, d, 3, padding=1))`` has them under "1.".
+
+    Args:
+        in_channels, out_channels, kernel_size, bias, device, dtype: as in torch.nn.Conv2d; kernel_size is odd.
+        scale_factor, mode: as in :func:`gankern.functional.upsample_conv2d`.
+
+    >>> UpsampleConv2d(8, 16)(torch.randn(2, 8, 16, 16)).shape
+    torch.Size([2, 16, 32, 32])
+    """
+
+    def __init__(self, *args, scale_factor: float = 2, mode: str = "nearest", **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.scale_factor, self.mode = scale_factor, mode
+
+    def forward(self, input: Tensor) -> Tensor:
+        return GF.upsample_conv2d(
+            input,
+            self.weight,
+            self.bias,
+            scale_factor=self.scale_factor,
+            mode=self.mode,
+            weight_scale=self.weight_scale,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, scale_factor={self.scale_factor}, mode={self.mode!r}"
+
+
+class ConvDownsample2d(_Resampling):
+    """A convolution of stride 1 and the means of 2x2 pixels in one: :func:`gankern.functional.conv2d_downsample`.
+
+    Parameters, their initialisation and their names are those of torch.nn.Conv2d; a checkpoint of
+    ``nn.Sequential(nn.Conv2d(c, d, 3, padding=1), nn.AvgPool2d(2))`` has them under "0.".
+
+    Args:
+        in_channels, out_channels, kernel_size, bias, device, dtype: as in torch.nn.Conv2d; kernel_size is odd.
+
+    >>> ConvDownsample2d(8, 16)(torch.randn(2, 8, 16, 16)).shape
+    torch.Size([2, 16, 8, 8])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return GF.conv2d_downsample(input, self.weight, self.bias, weight_scale=self.weight_scale)
+
+
+def _equalize(layer: nn.Module, fan_in: int, gain: float) -> None:
+    layer.gain, layer.weight_scale = gain, gain / math.sqrt(fan_in)
+    nn.init.normal_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class EqualizedConv2d(Conv2d):
+    r"""A convolution with an equalised learning rate: weights from N(0, 1), multiplied at run time with
+    gain / sqrt(fan_in), fan_in = in_channels / groups * kernel height * width; biases unscaled, from 0.
+
+    The scale is part of the convolution: no scaled copy of the weight is kept.
+
+    Source: Karras et al. 2018, arXiv 1710.10196, section 4.1.
+
+    Args:
+        in_channels, ..., dtype: as in torch.nn.Conv2d.
+        gain: He's sqrt(2); 1 for layers without an activation, such as a generator's last one.
+        resample: None; "upsample" and "downsample" make it a :class:`UpsampleConv2d` and a :class:`ConvDownsample2d`
+            (stride, padding, dilation and groups then stay as they are by default).
+
+    >>> EqualizedConv2d(8, 16, 3, resample="upsample")(torch.randn(2, 8, 16, 16)).shape
+    torch.Size([2, 16, 32, 32])
+    """
+
+    def __init__(self, *args, gain: float = math.sqrt(2), resample: str | None = None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if resample not in (None, "upsample", "downsample"):
+            raise ValueError(
+                f"EqualizedConv2d: resample is {resample!r}; accepted are None, 'upsample' and 'downsample'"
+            )
+        if resample and (self.stride, self.dilation, self.groups) != ((1, 1), (1, 1), 1):
+            raise ValueError(f"EqualizedConv2d: resample={resample!r} takes no stride, dilation or groups")
+        self.resample = resample
+        _equalize(self, self.weight[0].numel(), gain)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.resample is None:
+            return super().forward(input)
+        function = GF.upsample_conv2d if self.resample == "upsample" else GF.conv2d_downsample
+        return function(input, self.weight, self.bias, weight_scale=self.weight_scale)
+
+    def extra_repr(self) -> str:
+        resample = f", resample={self.resample!r}" if self.resample else ""
+        return f"{super().extra_repr()}, gain={self.gain:.4g}{resample}"
+
+
+class EqualizedLinear(nn.Linear):
+    """A linear layer with an equalised learning rate: as :class:`EqualizedConv2d`, fan_in = in_features.
+
+    Args:
+        in_features, ..., dtype: as in torch.nn.Linear.
+        gain: He's sqrt(2); ProGAN has sqrt(2) / 4 in its first and 1 in its last layer.
+
+    >>> EqualizedLinear(8, 16)(torch.randn(2, 8)).shape
+    torch.Size([2, 16])
+    """
+
+    def __init__(self, *args, gain: float = math.sqrt(2), **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        _equalize(self, self.in_features, gain)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.bias is None:
+            return F.linear(input, self.weight) * self.weight_scale
+        rows = input.flatten(0, -2) if input.ndim > 1 else input[None]
+        y = torch.addmm(self.bias, rows, self.weight.t(), alpha=self.weight_scale)
+        return y.view(*input.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gain={self.gain:.4g}"

@@ -1,0 +1,295 @@
+"""What all penalties share: checks of their arguments, how the methods are called, and how gradients are handed out.
+
+A method is a function
+
+    penalty_gradients(critic, inputs, penalty, select, args, kwargs) -> (value, parameters, gradients)
+
+which calls ``critic(*inputs, *args, **kwargs)``, picks the outputs with ``select``, takes the gradients of their sum by
+the inputs, and hands these to ``penalty``, which returns the penalty and its derivative by each of them. It returns the
+penalty, what has a gradient of it, and those gradients. ``_double_backward`` has the one for any critic, ``_tangent``
+the one without double backward, which raises :class:`NotCovered` with the reason where it cannot.
+
+The gradients are computed inside of the call. So the critic's graph is gone when the penalty returns, and the scalar
+that it returns only hands the gradients out, times the gradient that comes in: to the loss's backward, GradScaler and
+DistributedDataParallel they are gradients like any other.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from gankern.dispatch import short
+from gankern.ops import _tiers
+from gankern.ops.gradient_penalty import penalty_and_direction
+from gankern.penalties import _double_backward, _tangent
+from gankern.penalties._nodes import NotCovered
+
+METHODS = ("auto", "tangent", "double_backward")
+
+Select = Callable[[Any], Tensor] | int | str | None
+Tensors = Sequence[Tensor]
+logger = logging.getLogger("gankern")
+
+
+def penalize(
+    name: str,
+    critic: Callable[..., Any],
+    inputs: Tensors,
+    *,
+    weight: float,
+    target: float,
+    one_sided: bool,
+    reduction: str,
+    norm_dims: str | int | Sequence[int],
+    method: str,
+    critic_args: Sequence[Any],
+    critic_kwargs: Mapping[str, Any] | None,
+    select: Select,
+) -> Tensor:
+    """The penalty of the critic's gradients at ``inputs``: what every function of this package ends in."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"{name}: reduction is {reduction!r}; accepted are 'mean' and 'sum'")
+    if method not in METHODS:
+        raise ValueError(f"{name}: method is {method!r}; accepted are {', '.join(map(repr, METHODS))}")
+    if not target >= 0:
+        raise ValueError(f"{name}: target is {target}; it must be 0 or more")
+    if not torch.is_grad_enabled():
+        where = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
+        raise RuntimeError(f"{name}: called inside {where}, where the critic has no gradient; call it outside")
+    dims = _norm_dims(name, norm_dims, inputs)
+    if not torch.compiler.is_compiling():
+        _warn_of_batch_norm(name, critic)
+    samples = inputs[0].shape[0]
+    if samples == 0:
+        parameters = critic.parameters() if isinstance(critic, nn.Module) else ()
+        parameters = [p for p in parameters if p.requires_grad]
+        return hand_out(inputs[0].new_zeros((), dtype=_wide(inputs)), parameters, map(torch.zeros_like, parameters))
+
+    # Named, since torch.compile passes on names and numbers to the tangent form, but no functions.
+    penalty = ("norm", float(weight), float(target), bool(one_sided), reduction, dims or ())
+    pick = ("outputs", name, _tangent.NONE if select is None else select, samples)
+    arguments = (critic, inputs, penalty, pick, tuple(critic_args), dict(critic_kwargs or {}))
+    attached = any(x.requires_grad for x in inputs)
+    if method == "tangent" and attached:
+        raise ValueError(
+            f"{name}: method='tangent' gives no gradient to the samples, and one of them requires one; detach it, or "
+            f"use method='double_backward'"
+        )
+    known = None if method == "tangent" or torch.compiler.is_compiling() else _tangent.refusal(critic)
+    if method != "double_backward" and not attached and known is None:
+        try:
+            return hand_out(*_tangent.penalty_gradients(*arguments))
+        except NotCovered as reason:
+            if method == "tangent":
+                raise ValueError(f"{name}: method='tangent' does not cover this critic: {reason}") from reason
+            logger.info(
+                "%s: method 'double_backward' runs, since 'tangent' does not cover this critic: %s", name, reason
+            )
+    return hand_out(*_double_backward.penalty_gradients(*arguments))
+
+
+def _norm_penalty(weight: float, target: float, one_sided: bool, reduction: str, dims: tuple[int, ...]):
+    """weight · (norm of each sample's gradient - target)², with its derivative."""
+
+    def penalty(gradients: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        rows, restore = _rows(gradients, dims or None)
+        scale = weight / (rows.shape[0] if reduction == "mean" else 1)
+        values, direction = penalty_and_direction(rows, scale, target, one_sided)
+        return values.sum() * scale, restore(direction)
+
+    return penalty
+
+
+_tangent.MAKERS["norm"] = _norm_penalty
+_tangent.MAKERS["outputs"] = lambda name, select, samples: _Outputs(name, _tangent.none(select), samples)
+
+
+# ---- gradients, handed out ---------------------------------------------------------------------------------
+
+
+def hand_out(value: Tensor, targets: Sequence[Tensor], gradients: Any) -> Tensor:
+    """``value``, with the given gradients for ``targets``."""
+    if not targets:
+        return value
+    return _tiers.apply(_HandOut, value, len(targets), *targets, *gradients)
+
+
+class _HandOut(Function):
+    """Inputs: value, how many targets, targets, their gradients. Output: the value."""
+
+    @staticmethod
+    def forward(value, count, *tensors):
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs, output) -> None:
+        _, ctx.count, *tensors = inputs
+        ctx.save_for_backward(*tensors[ctx.count :])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad):
+        return None, None, *(g * grad.to(g.dtype) for g in ctx.saved_tensors), *[None] * ctx.count
+
+
+# ---- the critic's outputs ----------------------------------------------------------------------------------
+
+
+class _Outputs:
+    """Picks what is differentiated from what the critic returns: one number a sample."""
+
+    def __init__(self, name: str, select: Select, samples: int) -> None:
+        if not (select is None or callable(select) or isinstance(select, int | str)):
+            raise TypeError(
+                f"{name}: select is {type(select).__name__}; it must be a function of what the critic returns, or an "
+                f"index or key into it"
+            )
+        self.name, self.select, self.samples = name, select, samples
+
+    def __call__(self, returned: Any) -> Tensor:
+        out = returned
+        if callable(self.select):
+            out = self.select(out)
+        elif self.select is not None:
+            out = out[self.select]
+        if not isinstance(out, Tensor):
+            what = f"a {type(out).__name__}"
+            if isinstance(out, Mapping):
+                what += f" with the keys {', '.join(map(repr, out))}"
+            elif isinstance(out, Sequence):
+                what += f" of {len(out)}"
+            raise TypeError(
+                f"{self.name}: the critic returned {what}; pass select=, an index, a key or a function that picks the "
+                f"tensor of its outputs"
+            )
+        one_each = out.ndim > 0 and out.shape[0] == out.numel() == self.samples
+        if not one_each or not out.is_floating_point():
+            raise ValueError(
+                f"{self.name}: the critic must give one number a sample, [{self.samples}] or [{self.samples}, 1]; "
+                f"it gave {short(out.dtype)} of shape {tuple(out.shape)}. A critic of patches needs a "
+                f"select= that takes their mean or sum a sample: select=lambda out: out.flatten(1).mean(1)"
+            )
+        return out
+
+
+# ---- samples -----------------------------------------------------------------------------------------------
+
+
+def samples_of(name: str, argument: str, samples: Tensor | Tensors) -> tuple[Tensor, ...]:
+    """One tensor or several, checked, as a tuple."""
+    tensors = (samples,) if isinstance(samples, Tensor) else tuple(samples)
+    if not tensors:
+        raise ValueError(f"{name}: {argument} is empty; it must be a tensor, or several")
+    for x in tensors:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            came = short(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{name}: {argument} holds {came}; it must be a floating-point tensor, or several")
+        if x.ndim == 0 or x.shape[0] != tensors[0].shape[0]:
+            shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
+            raise ValueError(f"{name}: {argument} has shapes {shapes}; all must have one batch size, first")
+    return tensors
+
+
+def pairs_of(name: str, real: Tensor | Tensors, fake: Tensor | Tensors) -> tuple[Tensors, Tensors]:
+    """Real and fake samples that fit each other."""
+    reals, fakes = samples_of(name, "real", real), samples_of(name, "fake", fake)
+    if len(reals) != len(fakes):
+        raise ValueError(f"{name}: real has {len(reals)} tensors and fake has {len(fakes)}; they must be as many")
+    for r, f in zip(reals, fakes):
+        if r.shape != f.shape:
+            raise ValueError(
+                f"{name}: real has shape {tuple(r.shape)} and fake has {tuple(f.shape)}; they must be equal (for "
+                f"a shorter last batch of reals take as many fakes)"
+            )
+        if r.device != f.device:
+            raise ValueError(f"{name}: real is on {r.device} and fake on {f.device}; they must be on one device")
+    return reals, fakes
+
+
+def random_alpha(name: str, alpha: Tensor | None, generator: torch.Generator | None, like: Tensor) -> Tensor:
+    """One number a sample, [N]: those given, or new ones from [0, 1)."""
+    samples = like.shape[0]
+    if alpha is None:
+        return torch.rand(samples, generator=generator, device=like.device, dtype=_wide([like]))
+    if not isinstance(alpha, Tensor) or alpha.ndim == 0 or alpha.shape[0] != samples or alpha.numel() != samples:
+        came = f"shape {tuple(alpha.shape)}" if isinstance(alpha, Tensor) else type(alpha).__name__
+        raise ValueError(
+            f"{name}: alpha has {came}; it must be one number a sample, a tensor of shape "
+            f"{(samples, *[1] * (like.ndim - 1))} or [{samples}]"
+        )
+    if alpha.device != like.device or not alpha.is_floating_point():
+        raise ValueError(
+            f"{name}: alpha is {short(alpha.dtype)} on {alpha.device}; it must be floating point on {like.device}"
+        )
+    return alpha.reshape(samples)
+
+
+def _wide(tensors: Tensors) -> torch.dtype:
+    return torch.promote_types(tensors[0].dtype, torch.float32)
+
+
+def _norm_dims(name: str, norm_dims: str | int | Sequence[int], inputs: Tensors) -> tuple[int, ...] | None:
+    """The dimensions to take norms over; None for all but the first."""
+    if norm_dims == "sample":
+        return None
+    dims = (norm_dims,) if isinstance(norm_dims, int) else norm_dims
+    ndim = inputs[0].ndim
+    if isinstance(dims, str) or not dims or not all(isinstance(d, int) and -ndim <= d < ndim for d in dims):
+        raise ValueError(
+            f"{name}: norm_dims is {norm_dims!r}; it must be 'sample', or dimensions of the input, which has {ndim}"
+        )
+    if len(inputs) > 1:
+        raise ValueError(f"{name}: norm_dims is {norm_dims!r}; with several inputs only 'sample' is possible")
+    dims = tuple(sorted({d % ndim for d in dims}))
+    if 0 in dims:
+        raise ValueError(f"{name}: norm_dims is {norm_dims!r}; dimension 0 is the batch, which has no norm of its own")
+    return None if dims == tuple(range(1, ndim)) else dims
+
+
+def _rows(gradients: list[Tensor], dims: tuple[int, ...] | None) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+    """One tensor whose first dimension counts the norms and whose others are what each is taken over; and the way
+    back for a tensor like it."""
+    first = gradients[0]
+    if dims is not None:
+        kept = tuple(d for d in range(first.ndim) if d not in dims)
+        moved = first.permute(*kept, *dims)
+        back = [(*kept, *dims).index(d) for d in range(first.ndim)]
+        return moved.flatten(0, len(kept) - 1), lambda rows: [rows.view(moved.shape).permute(back)]
+    if len(gradients) == 1:
+        return first, lambda rows: [rows]
+    flat = [g.flatten(1) if g.ndim > 1 else g[:, None] for g in gradients]
+
+    def restore(rows: Tensor) -> list[Tensor]:
+        parts = rows.split([f.shape[1] for f in flat], 1)
+        return [part.reshape(g.shape).to(g.dtype) for part, g in zip(parts, gradients)]
+
+    return torch.cat(flat, 1), restore
+
+
+# ---- batch norm --------------------------------------------------------------------------------------------
+
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _warn_of_batch_norm(name: str, critic: Any) -> None:
+    if not isinstance(critic, nn.Module) or critic in _warned:
+        return
+    for where, module in critic.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            _warned.add(critic)
+            warnings.warn(
+                f"{name}: the critic has batch norm in training mode ({where or 'itself'}: {type(module).__name__}). "
+                f"Each output then depends on the whole batch, and the penalty is not one of single samples; use layer "
+                f"norm, instance norm, spectral norm or none in a critic with a gradient penalty",
+                stacklevel=4,
+            )
+            return

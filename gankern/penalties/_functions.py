@@ -1,0 +1,259 @@
+"""The penalties themselves; see the package for what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gankern import functional as GF
+from gankern.penalties._common import Select, pairs_of, penalize, random_alpha, samples_of
+
+Critic = Callable[..., Any]
+Samples = Tensor | Sequence[Tensor]
+
+
+def gradient_penalty(
+    critic: Critic,
+    real: Samples,
+    fake: Samples,
+    *,
+    weight: float = 10.0,
+    target: float = 1.0,
+    one_sided: bool = False,
+    alpha: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    reduction: str = "mean",
+    norm_dims: str | int | Sequence[int] = "sample",
+    method: str = "auto",
+    critic_args: Sequence[Any] = (),
+    critic_kwargs: Mapping[str, Any] | None = None,
+    select: Select = None,
+) -> Tensor:
+    r"""WGAN-GP's penalty: the critic's gradient shall have norm 1 between real and generated samples.
+
+    :math:`\lambda\,\mathrm{mean}_n(\lVert\nabla D(\hat x_n)\rVert_2 - t)^2` at
+    :math:`\hat x_n = r_n + \alpha_n (f_n - r_n)`, :math:`\alpha_n` uniform in [0, 1), one number a sample.
+
+    Source: Gulrajani et al. 2017, arXiv 1704.00028, algorithm 1.
+
+    Args:
+        critic: a module or function; called as ``critic(x, *critic_args, **critic_kwargs)``, or ``critic(*xs, ...)``
+            where real and fake are several tensors.
+        real, fake: samples of one shape and device, [N, ...] of any rank; or as many tensors each, with one batch
+            size, whose gradients together make the norm. A sample that requires a gradient gets one.
+        weight: λ.
+        target: t, 0 or more. Some code divides λ by t²: do so in ``weight``.
+        one_sided: only norms above the target cost: max(0, ·)².
+        alpha: the α to use, [N] or [N, 1, ...]; drawn from ``generator`` otherwise.
+        reduction: "mean" or "sum" over the samples.
+        norm_dims: "sample": the norm is over all dimensions of a sample, which is what the paper's penalty is. Other
+            dimensions reproduce code that takes the norm over those alone, such as 1.
+        method: "double_backward" for any critic; "tangent" for one that it covers, else a ValueError
+            with the reason; "auto": tangent where it covers the critic, else double_backward.
+        critic_args, critic_kwargs: labels and other conditions. Tensors among them get gradients where they require one.
+        select: where the critic returns several things: the index, the key or a function that picks its outputs.
+
+    Returns:
+        A scalar, in fp32 (fp64 for fp64). It is added to the loss, whose backward gives the critic its gradients;
+        they are computed here, and the critic's graph is gone when this returns. A parameter that the penalty does not
+        depend on, such as most biases, gets none. The scalar cannot be differentiated twice.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what is accepted; also where the critic does not give
+            one number a sample.
+        RuntimeError: inside torch.no_grad() and torch.inference_mode().
+
+    Warns once of a critic with batch norm in training mode, where the outputs are not functions of single samples.
+
+    >>> critic = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    >>> real, fake = torch.randn(2, 4, 3)
+    >>> loss = critic(fake).mean() - critic(real).mean() + gradient_penalty(critic, real, fake)
+    >>> loss.backward()
+    """
+    name = "gradient_penalty"
+    reals, fakes = pairs_of(name, real, fake)
+    alpha = random_alpha(name, alpha, generator, reals[0])
+    points = [GF.interpolate_samples(*_one_dtype(r, f), alpha) for r, f in zip(reals, fakes)]
+    return penalize(
+        name,
+        critic,
+        points,
+        weight=weight,
+        target=target,
+        one_sided=one_sided,
+        reduction=reduction,
+        norm_dims=norm_dims,
+        method=method,
+        critic_args=critic_args,
+        critic_kwargs=critic_kwargs,
+        select=select,
+    )
+
+
+def lipschitz(critic: Critic, real: Samples, fake: Samples, **options: Any) -> Tensor:
+    r"""WGAN-LP's penalty: :func:`gradient_penalty` one-sided, only norms above 1 cost.
+
+    :math:`\lambda\,\mathrm{mean}_n\max(0, \lVert\nabla D(\hat x_n)\rVert_2 - 1)^2`. Source: Petzka et al. 2018,
+    arXiv 1709.08894. Options, result and errors are :func:`gradient_penalty`'s; ``one_sided`` is True.
+
+    >>> critic = torch.nn.Linear(3, 1)
+    >>> _ = torch.nn.init.constant_(critic.weight, 0.1)  # a gradient of norm 0.17
+    >>> lipschitz(critic, torch.zeros(4, 3), torch.ones(4, 3)).item()
+    0.0
+    """
+    return gradient_penalty(critic, real, fake, **{"one_sided": True, **options})
+
+
+def zero_centered(critic: Critic, real: Samples, fake: Samples, **options: Any) -> Tensor:
+    r"""The zero-centred penalty between samples: :func:`gradient_penalty` with target 0.
+
+    :math:`\lambda\,\mathrm{mean}_n\lVert\nabla D(\hat x_n)\rVert_2^2`. Source: Thanh-Tung et al. 2019,
+    arXiv 1902.03984. Options, result and errors are :func:`gradient_penalty`'s; ``target`` is 0.
+
+    >>> zero_centered(torch.nn.Linear(3, 1), *torch.randn(2, 4, 3)).shape
+    torch.Size([])
+    """
+    return gradient_penalty(critic, real, fake, **{"target": 0.0, **options})
+
+
+def r1_penalty(
+    critic: Critic,
+    real: Samples,
+    *,
+    weight: float = 10.0,
+    half: bool = True,
+    reduction: str = "mean",
+    norm_dims: str | int | Sequence[int] = "sample",
+    method: str = "auto",
+    critic_args: Sequence[Any] = (),
+    critic_kwargs: Mapping[str, Any] | None = None,
+    select: Select = None,
+) -> Tensor:
+    r"""R1: the squared norm of the critic's gradient at real samples, :math:`(\gamma/2)\,\mathrm{mean}\lVert\nabla
+    D(r_n)\rVert_2^2`.
+
+    Source: Mescheder et al. 2018, arXiv 1801.04406, equation 9.
+
+    Args:
+        real: samples, [N, ...], or several tensors.
+        weight: γ.
+        half: False leaves the ½ out, as some code does.
+
+    The other arguments, result and errors are :func:`gradient_penalty`'s.
+
+    >>> r1_penalty(torch.nn.Linear(3, 1), torch.randn(4, 3)).shape
+    torch.Size([])
+    """
+    return _at_samples("r1_penalty", "real", critic, real, weight, half, reduction, norm_dims, method, critic_args,
+                       critic_kwargs, select)  # fmt: skip
+
+
+def r2_penalty(
+    critic: Critic,
+    fake: Samples,
+    *,
+    weight: float = 10.0,
+    half: bool = True,
+    reduction: str = "mean",
+    norm_dims: str | int | Sequence[int] = "sample",
+    method: str = "auto",
+    critic_args: Sequence[Any] = (),
+    critic_kwargs: Mapping[str, Any] | None = None,
+    select: Select = None,
+) -> Tensor:
+    r"""R2: :func:`r1_penalty` at generated samples. Detach them: what requires a gradient gets one.
+
+    Source: Mescheder et al. 2018, arXiv 1801.04406, equation 10.
+
+    >>> r2_penalty(torch.nn.Linear(3, 1), torch.randn(4, 3)).shape
+    torch.Size([])
+    """
+    return _at_samples("r2_penalty", "fake", critic, fake, weight, half, reduction, norm_dims, method, critic_args,
+                       critic_kwargs, select)  # fmt: skip
+
+
+def _at_samples(
+    name, argument, critic, samples, weight, half, reduction, norm_dims, method, critic_args, critic_kwargs, select
+) -> Tensor:
+    return penalize(
+        name,
+        critic,
+        samples_of(name, argument, samples),
+        weight=weight / 2 if half else weight,
+        target=0.0,
+        one_sided=False,
+        reduction=reduction,
+        norm_dims=norm_dims,
+        method=method,
+        critic_args=critic_args,
+        critic_kwargs=critic_kwargs,
+        select=select,
+    )
+
+
+def dragan(
+    critic: Critic,
+    real: Samples,
+    *,
+    noise: float = 0.5,
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> Tensor:
+    r"""DRAGAN's penalty: :func:`gradient_penalty` between real samples and noisy ones.
+
+    The other end of each line is :math:`r_n + c\,\sigma u_n` with :math:`\sigma` the standard deviation of the whole
+    batch and :math:`u_n` uniform in [0, 1) in each element. No generated samples are needed.
+
+    Source: Kodali et al. 2017, arXiv 1705.07215, as its authors' code computes it.
+
+    Args:
+        real: samples, [N, ...], or several tensors.
+        noise: c.
+        generator: for u and α.
+
+    Other options, result and errors are :func:`gradient_penalty`'s.
+
+    >>> dragan(torch.nn.Linear(3, 1), torch.randn(4, 3)).shape
+    torch.Size([])
+    """
+    reals = samples_of("dragan", "real", real)
+    noisy = []
+    for r in reals:
+        u = torch.rand(r.shape, generator=generator, device=r.device, dtype=r.dtype)
+        deviation = r.detach().std() if r.numel() > 1 else r.new_zeros(())
+        noisy.append(r.detach() + noise * deviation * u)
+    return gradient_penalty(critic, reals, noisy, generator=generator, **options)
+
+
+def drift(outputs: Tensor, *, weight: float = 0.001, reduction: str = "mean") -> Tensor:
+    r"""ProGAN's penalty on the critic's outputs for real samples, which keeps them near zero:
+    :math:`\epsilon\,\mathrm{mean}\,D(r_n)^2`.
+
+    Source: Karras et al. 2018, arXiv 1710.10196, appendix A.1.
+
+    Args:
+        outputs: of the critic, any shape.
+        weight: ε.
+        reduction: "mean" or "sum".
+
+    Returns:
+        A scalar in fp32 (fp64 for fp64), differentiable like any of torch's.
+
+    >>> drift(torch.tensor([1.0, 3.0]), weight=0.5).item()
+    2.5
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"drift: reduction is {reduction!r}; accepted are 'mean' and 'sum'")
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+        raise TypeError("drift: outputs must be a floating-point tensor: what the critic returned for real samples")
+    squares = outputs.to(torch.promote_types(outputs.dtype, torch.float32)).square()
+    return weight * (squares.sum() / (max(outputs.numel(), 1) if reduction == "mean" else 1))
+
+
+def _one_dtype(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Under autocast a generator gives half precision: the points are in the wider of both."""
+    dtype = torch.promote_types(real.dtype, fake.dtype)
+    return real.to(dtype), fake.to(dtype)

@@ -1,0 +1,541 @@
+"""The convolution engine against torch's direct convolution in fp64, and its own rows against each other never."""
+
+import itertools
+import math
+
+import hypothesis
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch.autograd import grad, gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gankern
+import gankern.functional as GF
+from gankern.ops import _tiers
+from gankern.ops import convolution as ops
+
+native = pytest.mark.skipif(bool(_tiers.NATIVE_MISSING), reason="needs the native library")
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def upsample(x, w, b=None):
+    return F.conv2d(F.interpolate(x, scale_factor=2), w, b, padding=1)
+
+
+def downsample(x, w, b=None):
+    return F.avg_pool2d(F.conv2d(x, w, b, padding=1), 2)
+
+
+# kind: (ours, torch's, taps, weight is [in, out], least height and width, precisions with a row of their own)
+KINDS = {
+    "upsample": (GF.upsample_conv2d, upsample, 3, False, 1, ["highest"]),
+    "downsample": (GF.conv2d_downsample, downsample, 3, False, 2, ["highest"]),
+    "same": (
+        lambda x, w, b=None, **options: GF.conv2d(x, w, b, padding=1, **options),
+        lambda x, w, b=None: F.conv2d(x, w, b, padding=1),
+        3,
+        False,
+        1,
+        ["highest", "high"],
+    ),
+    "strided": (
+        lambda x, w, b=None, **options: GF.conv2d(x, w, b, 2, 1, **options),
+        lambda x, w, b=None: F.conv2d(x, w, b, 2, 1),
+        4,
+        False,
+        2,
+        ["highest", "medium"],
+    ),
+    "transposed": (
+        lambda x, w, b=None, **options: GF.conv_transpose2d(x, w, b, 2, 1, **options),
+        lambda x, w, b=None: F.conv_transpose2d(x, w, b, 2, 1),
+        4,
+        True,
+        1,
+        ["highest", "medium"],
+    ),
+}
+# How often the error of direct convolution a precision may make, in the forward and in gradients.
+ALLOWED = {"highest": 4, "high": 16, "medium": 32}
+
+
+def tensors(kind, n, c, d, h, w, dtype=torch.float64, memory_format=torch.contiguous_format, seed=0):
+    """x, weight, bias."""
+    taps, swap = KINDS[kind][2:4]
+    generator = torch.Generator().manual_seed(seed)
+
+    def values(*shape, scale=1.0):
+        return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+    x = values(n, c, h, w).contiguous(memory_format=memory_format)
+    weight = values(*((c, d) if swap else (d, c)), taps, taps, scale=1 / (taps * math.sqrt(c)))
+    return [t.requires_grad_() for t in (x, weight, values(d))]
+
+
+def derivatives(function, inputs, dtype):
+    """Result, gradients, and gradients of gradients."""
+    inputs = [t.detach().to(dtype).requires_grad_() for t in inputs]
+    y = function(*inputs)
+    generator = torch.Generator().manual_seed(5)
+
+    def like(t):
+        values = torch.randn(t.shape, generator=generator, dtype=torch.float64)
+        return values.to(inputs[0].dtype if dtype != torch.float64 else torch.float32).to(t.dtype)
+
+    g = like(y).requires_grad_()
+    first = grad(y, inputs, g, create_graph=True)
+    second = grad(sum((a * like(a)).sum() for a in first[:2]), [*inputs[:2], g])
+    return [t.detach() for t in (y, *first, *second)]
+
+
+def assert_close(kind, inputs, precision="highest", **options):
+    ours, theirs = KINDS[kind][:2]
+    dtype = inputs[0].dtype
+    with gankern.convolution_precision(precision):
+        mine = derivatives(lambda *t: ours(*t, **options), inputs, dtype)
+    plain = derivatives(theirs, inputs, dtype)
+    exact = derivatives(theirs, inputs, torch.float64)
+    length = inputs[0].numel() / max(1, min(inputs[0].shape[:2]))
+    for a, b, right in zip(mine, plain, exact):
+        assert a.shape == right.shape and a.dtype == dtype
+        if right.numel() == 0:
+            continue
+        scale = max(1.0, right.abs().max().item())  # terms are around 1, also where they cancel
+        accumulation = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+        floor = scale * (torch.finfo(dtype).eps + ALLOWED[precision] * accumulation * math.sqrt(length))
+        bound = ALLOWED[precision] * (b.double() - right).abs().max().item() + floor
+        error = (a.double() - right).abs().max().item()
+        assert error <= bound, (kind, precision, tuple(a.shape), error, bound)
+
+
+SHAPES = [(1, 1, 1, 2, 2), (2, 3, 5, 5, 7), (2, 17, 33, 9, 6), (1, 40, 70, 4, 13), (5, 2, 3, 31, 2)]
+
+
+@native
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_row_in_every_dtype(kind, dtype, memory_format):
+    for shape, precision in itertools.product(SHAPES, KINDS[kind][5]):
+        assert_close(kind, tensors(kind, *shape, dtype, memory_format), precision, implementation="cpu")
+        assert gankern.last_implementation("convolution") == "cpu"
+
+
+@native
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(
+    st.sampled_from(list(KINDS)),
+    st.integers(0, 4),
+    st.integers(1, 35),
+    st.integers(1, 35),
+    st.integers(2, 19),
+    st.integers(2, 19),
+    st.sampled_from(FORMATS),
+)
+def test_any_shape(kind, n, c, d, h, w, memory_format):
+    for precision in KINDS[kind][5]:
+        assert_close(kind, tensors(kind, n, c, d, h, w, torch.float32, memory_format), precision, implementation="cpu")
+
+
+@native
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_padding_of_3x3(padding, precision):
+    x, w, b = tensors("same", 2, 5, 6, 6, 9, torch.float32)
+    with gankern.convolution_precision(precision):
+        ours = derivatives(lambda *t: GF.conv2d(*t, padding=padding, implementation="cpu"), (x, w, b), torch.float32)
+    right = derivatives(lambda *t: F.conv2d(*t, padding=padding), (x, w, b), torch.float64)
+    for a, r in zip(ours, right):
+        torch.testing.assert_close(a.double(), r, rtol=0, atol=2e-5 * r.abs().max().item())
+
+
+@native
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_three_orders(kind):
+    inputs = tensors(kind, 2, 2, 3, 4, 3)
+
+    def function(*t):
+        return KINDS[kind][0](*t, weight_scale=0.7, implementation="cpu")
+
+    assert gradcheck(function, inputs)
+    assert gradgradcheck(function, inputs)
+
+    def gradient(x, w):
+        return grad(function(x, w, None).square().sum(), (x, w), create_graph=True)
+
+    assert gradgradcheck(gradient, inputs[:2])
+
+
+@native
+@pytest.mark.parametrize("kind", KINDS)
+def test_strides(kind):
+    x, w, b = (t.detach() for t in tensors(kind, 2, 6, 4, 6, 8, torch.float32))
+    right = KINDS[kind][1](x, w, b)
+    wide = torch.zeros(4, 12, 12, 16)
+    wide[::2, ::2, ::2, ::2] = x
+    for variant in (
+        wide[::2, ::2, ::2, ::2],
+        wide.contiguous(memory_format=torch.channels_last)[::2, :, ::2, ::2][:, ::2],
+        x.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0),
+        x.contiguous(memory_format=torch.channels_last),
+    ):
+        y = KINDS[kind][0](variant, w, b, implementation="cpu")
+        torch.testing.assert_close(y, right, rtol=1e-5, atol=1e-5)
+    for weight in (
+        w.contiguous(memory_format=torch.channels_last),
+        w.flip(0).flip(0),
+        w.transpose(2, 3).transpose(2, 3),
+    ):
+        y = KINDS[kind][0](x, weight, b, implementation="cpu")
+        torch.testing.assert_close(y, right, rtol=1e-5, atol=1e-5)
+
+
+@native
+@pytest.mark.parametrize("implementation", ["cpu", None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_format(kind, implementation):
+    for memory_format in FORMATS:
+        x, w, b = tensors(kind, 2, 24, 32, 8, 8, torch.float32, memory_format)
+        y = KINDS[kind][0](x, w, b, implementation=implementation)
+        assert y.is_contiguous(memory_format=memory_format)
+        assert grad(y, x, torch.ones_like(y))[0].is_contiguous(memory_format=memory_format)
+
+
+@native
+@pytest.mark.parametrize("kind", KINDS)
+def test_does_not_depend_on_the_number_of_threads(kind):
+    x, w, b = tensors(kind, 5, 33, 40, 12, 10, torch.float32)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            results.append(derivatives(lambda *t: KINDS[kind][0](*t, implementation="cpu"), (x, w, b), torch.float32))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0][:3], other[:3]))
+
+
+@native
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_written_to(kind):
+    x, w, b = tensors(kind, 2, 5, 6, 6, 6, torch.float32)
+    before = [t.detach().clone() for t in (x, w, b)]
+    y = KINDS[kind][0](x, w, b, implementation="cpu")
+    g = torch.randn_like(y)
+    g_before = g.clone()
+    grad(y, (x, w, b), g)
+    assert torch.equal(g, g_before) and all(torch.equal(t, o) for t, o in zip((x, w, b), before))
+
+
+@native
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_stays_in_its_tiles(kind, value):
+    """In the results of the tiles that direct convolution spreads it to, and in none beyond."""
+    x, w, b = (t.detach() for t in tensors(kind, 2, 3, 4, 32, 32, torch.float32))
+    x[1, 1, 13, 14] = value
+    tile = {"upsample": [2], "downsample": [1], "same": [2, 4], "strided": [2, 4], "transposed": [4, 8]}[kind]
+    hit = ~KINDS[kind][1](x, w, b).isfinite()
+    for size, precision in zip(tile, KINDS[kind][5]):
+        with gankern.convolution_precision(precision):
+            y = KINDS[kind][0](x, w, b, implementation="cpu")
+        assert not (hit & y.isfinite()).any()
+        # A tile reads at most the inputs around it: one tile more on each side.
+        tiles = F.max_pool2d(F.max_pool2d(hit.float(), size), 3, 1, 1)
+        allowed = F.interpolate(tiles, scale_factor=size) > 0
+        assert y.isfinite()[~allowed].all()
+
+
+@native
+@pytest.mark.parametrize("kind", KINDS)
+def test_huge_values(kind):
+    x, w, b = (t.detach() for t in tensors(kind, 1, 4, 4, 8, 8, torch.float32))
+    y = KINDS[kind][0](x * 1e30, w, None, implementation="cpu")
+    right = KINDS[kind][1](x.double() * 1e30, w.double())
+    torch.testing.assert_close(y.double(), right, rtol=1e-4, atol=1e-5 * right.abs().max().item())
+
+
+@pytest.mark.parametrize("implementation", ["cpu", "reference", None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_empty_batch(kind, implementation):
+    if implementation == "cpu" and _tiers.NATIVE_MISSING:
+        pytest.skip("needs the native library")
+    x, w, b = tensors(kind, 0, 3, 4, 8, 8, torch.float32)
+    y = KINDS[kind][0](x, w, b, implementation=implementation)
+    assert y.shape == KINDS[kind][1](x, w, b).shape
+    gx, gw, gb = grad(y.sum(), (x, w, b))
+    assert gx.shape == x.shape and not gw.any() and not gb.any()
+
+
+# ---- only what is asked for -----------------------------------------------------------------------------
+
+
+class Count(TorchDispatchMode):
+    """Counts convolutions by what they compute."""
+
+    def __init__(self):
+        super().__init__()
+        self.images = self.weights = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.gankern.convolution_row.default or func is torch.ops.aten.convolution.default:
+            self.images += 1
+        if func is torch.ops.gankern.convolution_row_weight_gradient.default:
+            self.weights += 1
+        if func is torch.ops.aten.convolution_backward.default:
+            mask = args[-1]
+            self.images += mask[0]
+            self.weights += mask[1]
+        return func(*args, **(kwargs or {}))
+
+
+@native
+@pytest.mark.parametrize("implementation", ["cpu", None])
+def test_no_weight_gradient_unless_asked_for(implementation):
+    """A critic of three layers: its input's gradient, and a gradient penalty written by hand."""
+    layers = [tensors("strided", 2, c, d, 8, 8, torch.float32, seed=c) for c, d in ((3, 24), (24, 32), (32, 48))]
+    weights = [w for _, w, _ in layers]
+    biases = [b for _, _, b in layers]
+    x = torch.randn(2, 3, 32, 32, requires_grad=True)
+
+    def critic(x):
+        for w, b in zip(weights, biases):
+            x = F.leaky_relu(GF.conv2d(x, w, b, 2, 1, implementation=implementation), 0.2)
+        return x.mean((1, 2, 3))
+
+    score = critic(x).sum()
+    with Count() as count:
+        grad(score, x)
+    assert (count.images, count.weights) == (3, 0)
+
+    with gankern.fast_double_backward():  # for the LeakyReLU's absent second derivative
+        score = critic(x).sum()
+        with Count() as count:
+            (g,) = grad(score, x, create_graph=True)
+        assert (count.images, count.weights) == (3, 0)
+        penalty = (g.flatten(1).norm(dim=1) - 1).square().mean()
+        with Count() as count:
+            grad(penalty, weights)
+    # Tangent forward through all layers but the last one's activation, and one weight gradient a layer.
+    assert count.weights == 3
+    assert count.images <= 3
+
+
+@native
+def test_frozen_weight_and_absent_gradients():
+    x, w, b = tensors("same", 2, 4, 5, 6, 6, torch.float32)
+    y = GF.conv2d(x, w.detach(), b.detach(), padding=1, implementation="cpu")
+    with Count() as count:
+        grad(y.sum(), x)
+    assert (count.images, count.weights) == (1, 0)
+    y = GF.conv2d(x.detach(), w, None, padding=1, implementation="cpu")
+    with Count() as count:
+        grad(y.sum(), w)
+    assert (count.images, count.weights) == (0, 1)
+    # The gradient of x does not depend on x.
+    y = GF.conv2d(x, w, b, padding=1, implementation="cpu")
+    (g,) = grad(y.square().sum() * 0 + y.sum(), x, create_graph=True)
+    assert grad(g.sum(), w)[0] is not None
+    (g,) = grad(GF.conv2d(x, w, b, padding=1, implementation="cpu").sum(), x, create_graph=True)
+    assert grad(g.sum(), x, allow_unused=True)[0] is None
+
+
+# ---- which one runs -------------------------------------------------------------------------------------
+
+
+def test_no_row_is_torch():
+    x, w = torch.randn(2, 4, 9, 9), torch.randn(6, 4, 5, 5)
+    for arguments, options in (
+        ((x, w), {"padding": 2}),
+        ((x, w), {"stride": 3}),
+        ((x, torch.randn(6, 4, 3, 3)), {"padding": 1, "stride": 2}),
+        ((x, torch.randn(6, 4, 3, 3)), {"padding": 2, "dilation": 2}),
+        ((x, torch.randn(6, 2, 3, 3)), {"padding": 1, "groups": 2}),
+        ((x, torch.randn(6, 4, 3, 3)), {"padding": (1, 0)}),
+        ((x, torch.randn(6, 4, 4, 4)), {"padding": 0, "stride": 2}),
+        ((x[0], torch.randn(6, 4, 3, 3)), {"padding": 1}),
+        ((x[:, :, :1, :1], torch.randn(6, 4, 3, 3)), {"padding": 1}),
+        ((x, torch.randn(6, 4, 3, 3)), {"padding": "same"}),
+        ((x, torch.randn(6, 4, 3, 3)), {"padding": "valid"}),
+    ):
+        torch.testing.assert_close(
+            GF.conv2d(*arguments, **options, weight_scale=0.5),
+            F.conv2d(*arguments, **options) / 2,
+            rtol=1e-4,
+            atol=1e-4,
+        )
+    GF.conv2d(x, w)
+    assert gankern.last_implementation("convolution") == "reference"
+    with pytest.raises(ValueError, match="3x3 kernels of stride 1"):
+        GF.conv2d(x, w, implementation="cpu")
+    with pytest.raises(ValueError, match="has no 'triton' implementation"):
+        GF.conv2d(x, torch.randn(6, 4, 3, 3), padding=1, implementation="triton")
+
+
+def test_no_row_of_the_others():
+    x = torch.randn(2, 4, 6, 6)
+    w = torch.randn(4, 3, 3, 3)
+    y = GF.conv_transpose2d(x, w, stride=2, padding=1, output_padding=1)
+    torch.testing.assert_close(y, F.conv_transpose2d(x, w, stride=2, padding=1, output_padding=1))
+    w = torch.randn(3, 4, 5, 5)
+    torch.testing.assert_close(GF.conv2d_downsample(x, w), F.avg_pool2d(F.conv2d(x, w, padding=2), 2))
+    for scale, mode in ((3, "nearest"), (2, "bilinear"), (1.5, "nearest"), (1, "nearest")):
+        y = GF.upsample_conv2d(x, w, scale_factor=scale, mode=mode)
+        torch.testing.assert_close(y, F.conv2d(F.interpolate(x, scale_factor=scale, mode=mode), w, padding=2))
+        assert gankern.last_implementation("convolution") == "reference"
+
+
+@native
+@pytest.mark.parametrize("which", ["forward", "transpose", "weight"])
+def test_the_table_holds_for_all_kinds(which):
+    for kind in ops.KINDS:
+        for layout in ("contiguous", "channels_last"):
+            for shape, times in ops.MEASURED[kind, which, layout].items():
+                assert all(n > 0 for n in shape) and all(t > 0 for t in times.values())
+                assert set(times) <= {"torch", "reference", *ops.KINDS[kind].rows}
+                assert {"torch", *ops.KINDS[kind].rows} <= set(times)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ways_by_torch(kind, monkeypatch):
+    """What runs where torch is faster, and on devices without the engine."""
+    monkeypatch.setattr(ops, "_way", lambda *args: "torch")
+    for h, w in ((6, 8), (7, 5)):
+        for memory_format in FORMATS:
+            inputs = tensors(kind, 2, 5, 6, h, w, torch.float32, memory_format)
+            options = (kind, 1, 1.0, "highest", "torch")
+            size = ops._result_size(kind, 1, h, w)
+            ours = derivatives(
+                lambda x, w, b: ops._Convolve.apply(options, False, *size, x, w, b), inputs, torch.float32
+            )
+            right = derivatives(KINDS[kind][1], inputs, torch.float64)
+            for a, r in zip(ours, right):
+                torch.testing.assert_close(a.double(), r, rtol=0, atol=1e-5 * r.abs().max().item())
+
+
+@native
+def test_precision():
+    x, w, b = tensors("same", 1, 8, 8, 16, 16, torch.float32)
+    right = F.conv2d(x.double(), w.double(), b.double(), padding=1)
+
+    def error(**options):
+        return (GF.conv2d(x, w, b, padding=1, **options) - right).abs().max().item()
+
+    default = error(implementation="cpu")
+    with gankern.convolution_precision("high"):
+        assert gankern.get_convolution_precision() == "high"
+        assert error(implementation="cpu") > default
+        exact = GF.conv2d(x.double(), w.double(), b.double(), padding=1, implementation="cpu")
+        assert (exact - right).abs().max() < 1e-13
+    assert gankern.get_convolution_precision() == "highest"
+    assert ops.ALLOWED["same", "highest"] == ("tiles2",)
+    with pytest.raises(ValueError, match="'highest', 'high', 'medium'"):
+        gankern.set_convolution_precision("low")
+
+
+# ---- torch's machinery ----------------------------------------------------------------------------------
+
+
+@native
+@pytest.mark.parametrize("kind", KINDS)
+def test_compile(kind):
+    torch._dynamo.reset()
+    x, w, b = tensors(kind, 2, 24, 40, 8, 8, torch.float32)
+    for implementation in ("cpu", None):
+
+        def function(x, w, b, implementation=implementation):
+            return KINDS[kind][0](x, w, b, implementation=implementation)
+
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        y, right = compiled(x, w, b), function(x, w, b)
+        torch.testing.assert_close(y, right)
+        for a, c in zip(grad(y.sum(), (x, w, b)), grad(right.sum(), (x, w, b))):
+            torch.testing.assert_close(a, c)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x, w, b), right)
+
+
+@native
+def test_opcheck():
+    x, w, b = (t.detach() for t in tensors("same", 2, 5, 6, 6, 6, torch.float32))
+    for memory_format in FORMATS:
+        y = x.contiguous(memory_format=memory_format)
+        arguments = (y, w, b, 2, 6, 6, 1, False, False, 1.0, 1.0)
+        torch.library.opcheck(torch.ops.gankern.convolution_row.default, arguments)
+        arguments = (y, torch.randn(2, 6, 6, 6), 2, 1, False, False, 1.0)
+        torch.library.opcheck(torch.ops.gankern.convolution_row_weight_gradient.default, arguments)
+
+
+@native
+def test_leaky_relu_in_the_output_transform():
+    x, w, b = (t.detach() for t in tensors("same", 2, 5, 6, 7, 6, torch.float32))
+    y = torch.ops.gankern.convolution_row(x, w, b, 2, 7, 6, 1, False, False, 0.5, 0.2)
+    torch.testing.assert_close(y, F.leaky_relu(F.conv2d(x, w / 2, b, padding=1), 0.2), rtol=1e-5, atol=1e-5)
+
+
+@native
+def test_functional_transforms():
+    x, w, b = tensors("same", 2, 3, 4, 5, 5)
+
+    def loss(x, w):
+        return GF.conv2d(x, w, padding=1, implementation="cpu").square().sum()
+
+    ours = torch.func.grad(loss, (0, 1))(x.detach(), w.detach())
+    right = grad(F.conv2d(x, w, padding=1).square().sum(), (x, w))
+    for a, r in zip(ours, right):
+        torch.testing.assert_close(a, r)
+
+
+@native
+def test_autocast():
+    x, w, b = tensors("upsample", 2, 24, 32, 8, 8, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert GF.upsample_conv2d(x, w, b).dtype == torch.bfloat16
+        assert GF.conv2d(x, w, b, padding=1).dtype == torch.bfloat16
+
+
+# ---- bad input ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x, w: GF.upsample_conv2d(x, w, scale_factor=0.5), "scale_factor is 0.5"),
+        (lambda x, w: GF.upsample_conv2d(x, w, mode="cubic"), "mode is 'cubic'"),
+        (lambda x, w: GF.upsample_conv2d(x, w[:, :2]), "weight has shape .* it must be"),
+        (lambda x, w: GF.upsample_conv2d(x[0], w), "x has shape"),
+        (lambda x, w: GF.upsample_conv2d(x, w[..., :2, :2]), "must be odd"),
+        (lambda x, w: GF.upsample_conv2d(x, w, torch.zeros(3)), "bias has shape"),
+        (lambda x, w: GF.upsample_conv2d(x, w.double()), "share dtype"),
+        (lambda x, w: GF.conv2d_downsample(x[..., :1], w), "at least 2 by 2"),
+    ],
+)
+def test_bad_input(function, message):
+    with pytest.raises(ValueError, match=message):
+        function(torch.randn(2, 4, 6, 6), torch.randn(5, 4, 3, 3))
+
+
+def test_bad_types():
+    x, w = torch.randn(2, 4, 6, 6), torch.randn(5, 4, 3, 3)
+    with pytest.raises(TypeError, match="scale_factor"):
+        GF.upsample_conv2d(x, w, scale_factor="2")
+    with pytest.raises(TypeError, match="accepted are float64"):
+        GF.upsample_conv2d(x.long(), w)
+
+
+def test_bad_input_of_torchs_two_raises_torchs_errors():
+    x = torch.randn(2, 4, 6, 6)
+    for bad in (
+        lambda: GF.conv2d(x, torch.randn(5, 3, 3, 3), padding=1),
+        lambda: GF.conv2d(x, torch.randn(5, 4, 3, 3), torch.zeros(4), padding=1),
+        lambda: GF.conv2d(x, torch.randn(5, 2, 3, 3), padding=1, groups=3),
+        lambda: GF.conv2d(x[..., :2, :2], torch.randn(5, 4, 3, 3)),
+        lambda: GF.conv_transpose2d(x, torch.randn(5, 4, 4, 4), stride=2, padding=1),
+    ):
+        with pytest.raises((RuntimeError, ValueError)):
+            bad()
