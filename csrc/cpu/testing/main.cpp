@@ -14,6 +14,7 @@ constexpr Test kTests[] = {
     {"minibatch_discrimination", gankern::testing::test_minibatch_discrimination},
     {"minibatch_stddev", gankern::testing::test_minibatch_stddev},
     {"spectral_norm", gankern::testing::test_spectral_norm},
+    {"upfirdn2d", gankern::testing::test_upfirdn2d},
     {"virtual_batch_norm", gankern::testing::test_virtual_batch_norm},
 };
 
