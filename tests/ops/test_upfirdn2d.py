@@ -189,7 +189,7 @@ factors = st.tuples(st.integers(1, 5), st.integers(1, 5))
 
 @hypothesis.settings(max_examples=150, deadline=None)
 @hypothesis.given(
-    shape=st.tuples(st.integers(0, 2), st.integers(0, 20), st.integers(1, 12), st.integers(1, 70)),
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 20), st.integers(1, 12), st.integers(1, 70)),
     taps=st.tuples(st.integers(1, 9)) | st.tuples(st.integers(1, 6), st.integers(1, 6)),
     up=factors,
     down=factors,
@@ -244,10 +244,16 @@ def test_results_that_go_past_the_caches(layout):
 
 
 @pytest.mark.parametrize("implementation", ["reference", None])
-@pytest.mark.parametrize("problem", [PROBLEMS[i] for i in (1, 3, 6, 7)], ids=str)
-def test_gradients_are_exact(problem, implementation):
-    shape, taps, *options = problem
-    x, filter = values(1, 2, *shape[2:]).requires_grad_(), values(*taps, seed=1)
+@pytest.mark.parametrize(
+    ("taps", "options"),
+    [
+        ((4,), ((2, 2), (1, 1), (2, 1, 2, 1), False, 4.0)),
+        ((3, 2), ((1, 2), (2, 1), (-1, 3, 1, -1), True, 1.0)),
+        ((3,), ((2, 3), (3, 2), (1, 2, 2, 1), False, 1.0)),
+    ],
+)
+def test_gradients_are_exact(taps, options, implementation):
+    x, filter = values(1, 1, 4, 5).requires_grad_(), values(*taps, seed=1)
     assert gradcheck(lambda x: run(x, filter, options, implementation), x)
     assert gradgradcheck(lambda x: run(x, filter, options, implementation), x)
 
@@ -281,7 +287,7 @@ def test_a_filter_that_requires_grad():
             GF.filter2d(x, filter)
         with torch.no_grad():
             GF.filter2d(x, filter)
-    assert gradcheck(lambda x, f: GF.filter2d(x, f, implementation="reference"), (x, filter))
+    assert gradcheck(lambda x, f: GF.filter2d(x, f, implementation="reference"), (x[:, :1, :3, :3], filter))
 
 
 # ---- layouts, threads, special values -----------------------------------------------------------------------

@@ -17,6 +17,7 @@ constexpr Test kTests[] = {
     {"minibatch_stddev", gankern::testing::test_minibatch_stddev},
     {"pixel_norm", gankern::testing::test_pixel_norm},
     {"spectral_norm", gankern::testing::test_spectral_norm},
+    {"upfirdn2d", gankern::testing::test_upfirdn2d},
     {"virtual_batch_norm", gankern::testing::test_virtual_batch_norm},
 };
 

@@ -284,6 +284,7 @@ void test_minibatch_discrimination();
 void test_minibatch_stddev();
 void test_pixel_norm();
 void test_spectral_norm();
+void test_upfirdn2d();
 void test_virtual_batch_norm();
 
 }  // namespace testing
