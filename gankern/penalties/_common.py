@@ -174,9 +174,9 @@ class _Outputs:
         one_each = out.ndim > 0 and out.shape[0] == out.numel() == self.samples
         if not one_each or not out.is_floating_point():
             raise ValueError(
-                f"{self.name}: the critic must give one number a sample, [{self.samples}] or [{self.samples}, 1]; it "
-                f"gave {short(out.dtype)} of shape {tuple(out.shape)}. A critic of patches needs a select= that takes their "
-                f"mean or sum a sample: select=lambda out: out.flatten(1).mean(1)"
+                f"{self.name}: the critic must give one number a sample, [{self.samples}] or [{self.samples}, 1]; "
+                f"it gave {short(out.dtype)} of shape {tuple(out.shape)}. A critic of patches needs a "
+                f"select= that takes their mean or sum a sample: select=lambda out: out.flatten(1).mean(1)"
             )
         return out
 

@@ -62,13 +62,29 @@ class Linear(Node):
         return (self.transpose(grads[0]),)
 
 
-class Gate(Linear):
-    """y = m x with a mask m that depends on the sign of x alone, and is its own transpose."""
+class Gate(Node):
+    """y = m x with a mask m of slopes that y tells: ``backward(g, y, *options)`` is m g. Where nobody else holds what
+    comes in, it is overwritten."""
 
-    __slots__ = ()
+    __slots__ = ("backward", "fresh_grad", "fresh_tangent", "options", "y")
 
-    def __init__(self, mask: Callable[[Tensor], Tensor]) -> None:
-        self.forward = self.transpose = mask
+    def __init__(self, backward, y: Tensor, *options) -> None:
+        self.backward, self.y, self.options = backward, y, options
+        self.fresh_grad = self.fresh_tangent = False
+
+    def delta(self, grads, needed):
+        return (self._mask(grads[0], self.fresh_grad),)
+
+    def push(self, tangents, needed):
+        return (self._mask(tangents[0], self.fresh_tangent),), ()
+
+    def pull(self, grads, needed):
+        return (self._mask(grads[0], False),)
+
+    def _mask(self, x: Tensor, fresh: bool) -> Tensor:
+        if fresh and x.dtype == self.y.dtype and x.is_contiguous(memory_format=memory_format(self.y)):
+            return self.backward.grad_input(x, self.y, *self.options, grad_input=x)
+        return self.backward.default(x, self.y, *self.options)
 
 
 class Sum(Node):
@@ -151,19 +167,19 @@ class Bilinear(Node):
 
     def push(self, tangents, needed):
         ta, tb, tc = (*tangents, None)[:3]
+        second = [None, None, None]
+        if ta is not None and needed[1]:
+            second[1] = self.db(self.g, ta, self.b)
+        if tb is not None and needed[0]:
+            second[0] = self.da(self.g, self.a, tb)
+        self.g = None  # before the tangents are made: where memory is fullest
         terms = []
-        second: list[Tensor | None] = [None, None, None]
         if ta is not None:
             terms.append(self.f(ta, self.b))
-            if needed[1]:
-                second[1] = self.db(self.g, ta, self.b)
         if tb is not None:
             terms.append(self.f(self.a, tb))
-            if needed[0]:
-                second[0] = self.da(self.g, self.a, tb)
         if tc is not None:
-            terms.append(tc)
-        self.g = None
+            terms.append(tc if terms else tc.clone())  # a new tensor in any case: a gate may write to it
         total = terms[0]
         for term in terms[1:]:
             total = total + term
@@ -283,6 +299,12 @@ class Kernel(Node):
 
     def pull(self, grads, needed):
         return self.rule.backward(self.options, tuple(needed), tuple(grads), self.saved)
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    if x.dim() == 4 and not x.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:

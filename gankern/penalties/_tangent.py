@@ -152,7 +152,7 @@ def _penalty_gradients(critic, parameters, inputs, penalty, select, args, kwargs
     position = {id(p): i for i, p in enumerate(parameters)}
     indices = [position[id(p)] for p in found if id(p) in position]
     rest = [p for p in found if id(p) not in position]
-    gradients = [_like(found[p], p) for p in (*(parameters[i] for i in indices), *rest)]
+    gradients = [_like(found.pop(p), p) for p in (*(parameters[i] for i in indices), *rest)]
     return value, rest, indices, gradients
 
 

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gankern.ops import _tiers
 from gankern.penalties import _rules
-from gankern.penalties._nodes import INPUT, WEIGHT, Kernel, Node, NotCovered
+from gankern.penalties._nodes import INPUT, WEIGHT, Bilinear, Gate, Kernel, Node, NotCovered
 
 _MARK = "_gankern_tape_mark"
 _VIEW = torch.ops.aten.view.default
@@ -179,6 +179,14 @@ class Tape(TorchDispatchMode):
             self.save(*node.saved)
         return outputs
 
+    def convolution(self, options: tuple, height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None):
+        """A convolution of this library: ops.convolution calls this in its own place."""
+        self.paused = True
+        try:
+            return _rules.convolution(self, options, height, width, x, weight, bias)
+        finally:
+            self.paused = False
+
     def __enter__(self):
         self._outer, _tiers.recorder = _tiers.recorder, self
         return super().__enter__()
@@ -217,6 +225,25 @@ class Tape(TorchDispatchMode):
             node.second = any(number in flows for number in node.outs)
             if node.second or node.curved:
                 flows.update(i for i, kind in zip(node.ins, node.kinds) if kind == INPUT | WEIGHT)
+        if not torch.compiler.is_compiling():
+            self._find_fresh(set(outputs))
+
+    def _find_fresh(self, outputs: set[int | None]) -> None:
+        """Tells gates whose neighbour is a convolution or matrix product, and nothing else, that the tangents or
+        cotangents that it makes are theirs."""
+        readers: dict[int | None, list[Node]] = {}
+        makers: dict[int | None, Node] = {}
+        for node in self.nodes:
+            for number in node.ins:
+                readers.setdefault(number, []).append(node)
+            for number in node.outs:
+                makers[number] = node
+        for node in self.nodes:
+            if isinstance(node, Gate):
+                (source,), (result,) = node.ins, node.outs
+                after = readers.get(result, ())
+                node.fresh_tangent = isinstance(makers.get(source), Bilinear) and len(readers[source]) == 1
+                node.fresh_grad = len(after) == 1 and isinstance(after[0], Bilinear) and result not in outputs
 
     def delta(self, seeds: dict[int, Tensor]) -> dict[int, Tensor]:
         """The inputs' cotangents from the outputs'."""

@@ -9,8 +9,12 @@ struct Test {
 };
 
 constexpr Test kTests[] = {
+    {"gradient_penalty", gankern::testing::test_gradient_penalty},
+    {"interpolate_samples", gankern::testing::test_interpolate_samples},
     {"minibatch_discrimination", gankern::testing::test_minibatch_discrimination},
+    {"minibatch_stddev", gankern::testing::test_minibatch_stddev},
     {"spectral_norm", gankern::testing::test_spectral_norm},
+    {"virtual_batch_norm", gankern::testing::test_virtual_batch_norm},
 };
 
 }  // namespace
