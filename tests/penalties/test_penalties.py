@@ -339,6 +339,8 @@ def test_samples_and_conditions_that_require_a_gradient_get_one():
         )
 
     same(run(ours), run(by_torch))
+    value = penalties.gradient_penalty(lambda x, factor: net(x) * factor, REAL, FAKE, critic_kwargs={"factor": scale})
+    assert torch.autograd.grad(value, scale)[0] != 0
 
 
 # ---- how it is used -----------------------------------------------------------------------------------------
@@ -551,7 +553,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("alone", ["alone", "joint"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["double_backward", "tangent"])
 def test_two_processes_equal_one_with_the_joint_batch(method, alone, tmp_path):
     real, fake = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
     out = str(tmp_path / "gradients")
@@ -560,7 +562,7 @@ def test_two_processes_equal_one_with_the_joint_batch(method, alone, tmp_path):
         subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store"), out, method, alone])
         for rank in range(2)
     ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     same(torch.load(out), torch.load(out + ".joint"))
 
 
