@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from gankern import benchmark, memory
-from gankern.cases import Case, all_cases
+from gankern import benchmark, end_to_end, memory
+from gankern._names import look_up
+from gankern.cases import all_cases
 from gankern.cli._choose import check_device, check_primitives
 from gankern.cli._fail import fail
 from gankern.files import write_json
@@ -24,6 +25,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def bench(
     op: Annotated[list[str] | None, typer.Option(help="a primitive; repeat for several [default: all]")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="a model's whole training step, or `all`; repeat for several")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads [default: torch's]")] = None,
@@ -41,6 +45,9 @@ def bench(
     (shapes that fit into the caches can beat it). glibc is told to keep freed memory, for all contenders
     alike (see gankern.keep_freed_memory).
 
+    With --model, whole training steps: stock torch layers and a penalty written by hand, compiled where that runs,
+    against gankern's, and what the time goes to.
+
     With --against, a case that seems slower is measured twice more, and counts only if it is slower each time.
     """
     try:
@@ -48,6 +55,7 @@ def bench(
         check_device(device)
         if dtype not in DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
+        steps = _steps(model, quick)
         earlier = None if against is None else load(against)
     except ValueError as error:
         fail(error, code=2)
@@ -56,26 +64,34 @@ def bench(
     kept = memory.keep_freed_memory()
     console = Console()
     bandwidth, rate = benchmark.copy_bandwidth(device), benchmark.multiply_add_rate(device)
-    cases = [c for c in all_cases() if c.bench and (not op or c.primitive in op) and (c.quick or not quick)]
-    work = [(case, mode) for case in cases for mode in benchmark.MODES]
     seconds = 1.0 if quick else 4.0
-
-    def measure(case: Case, mode: str) -> benchmark.Result:
-        return benchmark.measure(case, mode, dtype=DTYPES[dtype], device=device, bandwidth=bandwidth, rate=rate,
-                                 compiled=compiled, seconds=seconds)  # fmt: skip
+    cases = [c for c in all_cases() if c.bench and (not op or c.primitive in op) and (c.quick or not quick)]
+    rates = {"bandwidth": bandwidth, "rate": rate}
+    options = {"device": device, "compiled": compiled}
+    # What is measured, by what it is called.
+    work: dict[str, Callable[[], benchmark.Result]] = {
+        f"{case.primitive}: {case.name}, {mode}": partial(
+            benchmark.measure, case, mode, dtype=DTYPES[dtype], seconds=seconds, **rates, **options
+        )
+        for case in (cases if op or not model else ())
+        for mode in benchmark.MODES
+    }
+    work |= {step.name: partial(end_to_end.measure, step, seconds=10 * seconds, **options) for step in steps}
 
     results = []
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("measuring", total=len(work))
-        for case, mode in work:
-            progress.update(bar, description=f"{case.primitive}: {case.name}, {mode}")
-            results.append(measure(case, mode))
+        for name, measure in work.items():
+            progress.update(bar, description=name)
+            results.append(measure())
             if earlier is not None:
-                results[-1] = _confirmed(results[-1], earlier, partial(measure, case, mode))
+                results[-1] = _confirmed(results[-1], earlier, measure)
             progress.advance(bar)
+        variants = (benchmark.OURS, "torch")
+        breakdowns = {s.name: {v: end_to_end.breakdown(s, v, device) for v in variants} for s in steps}
 
-    rates = f"copy {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.0f} G multiply-adds/s"
-    console.print(f"{rates}, {torch.get_num_threads()} threads, {dtype}")
+    limits = f"copy {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.0f} G multiply-adds/s"
+    console.print(f"{limits}, {torch.get_num_threads()} threads, {dtype}")
     table = Table("case", "mode", "ran", "gankern ms", "peer ms", "peer", "ratio", "95 %", "of limit", "memory")
     for r in results:
         ours, peer = r.contenders[benchmark.OURS], r.contenders.get(r.peer or "")
@@ -90,6 +106,8 @@ def bench(
         for name, contender in r.contenders.items():
             if contender.failure:
                 console.print(f"{r.case}, {r.mode}: {name} cannot: {contender.failure}", style="dim")
+    if steps:
+        _print_breakdowns(console, breakdowns)
     settings = {
         "quick": quick,
         "freed_memory_kept": kept,
@@ -101,11 +119,30 @@ def bench(
             "environment": benchmark.environment(),
             "settings": settings,
             "results": [benchmark.to_dict(r) for r in results],
+            "breakdowns": breakdowns,
         }
         write_json(json_file, record)
         console.print(f"record written to {json_file}")
     if earlier is not None:
         _print_changes(console, compare(earlier, results))
+
+
+def _steps(names: list[str] | None, quick: bool) -> list[end_to_end.Step]:
+    """The training steps of the named models."""
+    known = dict.fromkeys(step.model for step in end_to_end.STEPS) | {"all": None}
+    for name in names or ():
+        look_up(known, name, "model")
+    wanted = [s for s in end_to_end.STEPS if names and (s.model in names or "all" in names)]
+    return [s for s in wanted if s.quick or not quick]
+
+
+def _print_breakdowns(console: Console, breakdowns: dict[str, dict[str, dict[str, float]]]) -> None:
+    kinds = next(iter(next(iter(breakdowns.values())).values()))
+    table = Table("step", "layers", *kinds, title="milliseconds of one step, by what they are spent on")
+    for name, variants in breakdowns.items():
+        for variant, spent in variants.items():
+            table.add_row(name, variant, *(f"{spent[kind]:.0f}" for kind in kinds))
+    console.print(table)
 
 
 def _confirmed(

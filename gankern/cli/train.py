@@ -14,7 +14,9 @@ from gankern.training import checkpoint, record
 
 def train(
     model: Annotated[str, typer.Argument(help="sn_dcgan or dcgan", show_default=False)],
-    data: Annotated[str | None, typer.Option(help="mnist5k or digits [default: mnist5k]", show_default=False)] = None,
+    data: Annotated[
+        str | None, typer.Option(help="mnist5k, digits, shapes or a folder [default: mnist5k]", show_default=False)
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="output folder [default: runs/MODEL-DATA]")] = None,
     steps: Annotated[int | None, typer.Option(help="generator steps")] = None,
     layers: Annotated[str | None, typer.Option(help="whose layers: torch or gankern [default: gankern]")] = None,

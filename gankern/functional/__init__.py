@@ -4,28 +4,48 @@ Every function takes ``implementation=``: None (what :func:`gankern.use_implemen
 GANKERN_IMPLEMENTATION says), "auto", "reference", "cpu", "triton" or "cuda".
 """
 
+from gankern.functional.batch_norm_act import batch_norm_act
+from gankern.functional.bias_act import ACTIVATIONS, bias_act, leaky_relu, relu
 from gankern.functional.convolution import conv2d, conv2d_downsample, conv_transpose2d, upsample_conv2d
 from gankern.functional.gradient_penalty import gradient_penalty
 from gankern.functional.interpolate_samples import interpolate_samples
 from gankern.functional.minibatch_discrimination import l1_similarity, minibatch_discrimination
+from gankern.functional.minibatch_stddev import minibatch_stddev
+from gankern.functional.pixel_norm import bias_act_pixel_norm, pixel_norm
 from gankern.functional.spectral_norm import (
     SPECTRAL_NORM_DIALECTS,
     SpectralNormDialect,
     spectral_norm,
     spectral_norm_group,
 )
+from gankern.functional.upfirdn2d import downsample2d, filter2d, upfirdn2d, upsample2d
+from gankern.functional.virtual_batch_norm import virtual_batch_norm, virtual_batch_norm_statistics
 
 __all__ = [
+    "ACTIVATIONS",
     "SPECTRAL_NORM_DIALECTS",
     "SpectralNormDialect",
+    "batch_norm_act",
+    "bias_act",
+    "bias_act_pixel_norm",
     "conv2d",
     "conv2d_downsample",
     "conv_transpose2d",
+    "downsample2d",
+    "filter2d",
     "gradient_penalty",
     "interpolate_samples",
     "l1_similarity",
+    "leaky_relu",
     "minibatch_discrimination",
+    "minibatch_stddev",
+    "pixel_norm",
+    "relu",
     "spectral_norm",
     "spectral_norm_group",
+    "upfirdn2d",
+    "upsample2d",
     "upsample_conv2d",
+    "virtual_batch_norm",
+    "virtual_batch_norm_statistics",
 ]

@@ -6,6 +6,9 @@ builders that have them:
 - ``num_classes``: labels; ``generator(latents, labels)`` and ``discriminator(images, labels)``, labels [N] integers.
 - ``conditioning``: how labels come in; "projection" or "concatenation", see :mod:`gankern.models.conditional`.
 - ``minibatch_discrimination``: how many similarity features the discriminator's last layer gets besides its own.
+- ``generator_norm``: "batch" or "virtual", the normalisation of the generator; ``discriminator_norm`` that of DCGAN's
+  discriminator, or "none". With "virtual" set the reference batch once:
+  ``gankern.nn.set_reference_batch(network, batch)``, labels after the batch if there are classes.
 
 >>> import torch
 >>> gan = build("sn_dcgan", size=32, channels=1, layers="torch")
@@ -18,7 +21,7 @@ from gankern.models.dcgan import dcgan, sn_dcgan, wgan
 from gankern.models.gan import GAN
 from gankern.models.layers import LAYERS, Layers
 from gankern.models.mlp import gan
-from gankern.models.progan import progan
+from gankern.models.progan import fade, progan
 from gankern.models.sngan import sngan
 from gankern.models.wgan_gp import wgan_gp, wgan_gp_toy
 
@@ -46,6 +49,7 @@ __all__ = [
     "Layers",
     "build",
     "dcgan",
+    "fade",
     "gan",
     "progan",
     "sn_dcgan",

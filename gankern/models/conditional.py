@@ -19,6 +19,7 @@ from gankern.models.gan import GAN
 from gankern.models.layers import Layers
 
 CONDITIONINGS = {"projection": "projection", "concatenation": "concatenation"}
+NORMS = {"batch": lambda layers: layers.batch_norm_act, "virtual": lambda layers: layers.virtual_batch_norm_act}
 
 
 class ConditionalNormAct(nn.Module):
@@ -149,8 +150,17 @@ class Conditioning:
         return replace(gan, generator=generator, discriminator=discriminator, num_classes=self.num_classes)
 
 
-def norm_act(layers: Layers, num_classes: int = 0) -> Callable[[int], nn.Module]:
-    """channels → batch norm and ReLU, conditional on labels if there are classes."""
-    if num_classes:
-        return partial(ConditionalNormAct, num_classes=num_classes, layers=layers)
-    return layers.batch_norm_act
+@dataclass(frozen=True)
+class GeneratorNorms:
+    """Constructors channels → normalisation and ReLU: for the layers inside, and for one that stays unconditional."""
+
+    inner: Callable[[int], nn.Module]
+    last: Callable[[int], nn.Module]
+
+
+def generator_norms(name: str, labels: Conditioning, layers: Layers) -> GeneratorNorms:
+    """The norms of that name, conditional inside where there are labels for them."""
+    plain = look_up(NORMS, name, "generator_norm")(layers)
+    if not labels.norm_classes:
+        return GeneratorNorms(plain, plain)
+    return GeneratorNorms(partial(ConditionalNormAct, num_classes=labels.norm_classes, layers=layers), plain)

@@ -10,9 +10,10 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from gankern._names import look_up
 from gankern.models import layers as layer_tables
 from gankern.models._sizes import check_positive, check_size
-from gankern.models.conditional import Conditioning, Head, apply_norm_act, norm_act
+from gankern.models.conditional import NORMS, Conditioning, GeneratorNorms, Head, apply_norm_act, generator_norms
 from gankern.models.gan import GAN
 from gankern.models.layers import Layers
 
@@ -35,13 +36,13 @@ def channel_table(size: int, width: int) -> list[int]:
 class DCGANGenerator(nn.Module):
     """[N, latent] → 4×4 → 8×8 → ... → [N, channels, size, size] in [−1, 1], by transposed convolutions."""
 
-    def __init__(self, size: int, channels: int, latent: int, width: int, norm_act, layers: Layers):
+    def __init__(self, size: int, channels: int, latent: int, width: int, norms: GeneratorNorms, layers: Layers):
         super().__init__()
         maps = channel_table(size, width)[::-1]
         self.main = nn.ModuleList([layers.conv_transpose(latent, maps[0], 4, stride=1, padding=0, bias=False)])
         for before, after in zip(maps, [*maps[1:], channels], strict=True):
             self.main += [
-                norm_act(before),
+                norms.inner(before),
                 layers.conv_transpose(before, after, 4, stride=2, padding=1, bias=False),
             ]
         self.main.apply(initialise)
@@ -56,23 +57,24 @@ class DCGANGenerator(nn.Module):
 class DCGANDiscriminator(nn.Module):
     """[N, channels, size, size] → logits [N], by 4×4 stride-2 convolutions with LeakyReLU 0.2 between them.
 
-    With ``spectral`` each layer has a bias and a spectrally normalised weight and nothing else normalises; without it
-    there is batch normalisation after every convolution but the first and the last, as in Radford 2015.
+    ``norm`` ("batch", "virtual") follows every convolution but the first and the last layer, as in Radford 2015;
+    where it is "none" the convolutions have biases.
     """
 
-    def __init__(self, size: int, channels: int, width: int, spectral: bool, layers: Layers, **head):
+    def __init__(self, size: int, channels: int, width: int, norm: str, layers: Layers, **head):
         super().__init__()
+        plain = norm == "none"
         maps = channel_table(size, width)
         blocks = []
         for i, (before, after) in enumerate(zip([channels, *maps], maps, strict=False)):
-            blocks.append(layers.conv(before, after, 4, stride=2, padding=1, bias=spectral))
-            if i > 0 and not spectral:
-                blocks.append(layers.batch_norm_act(after, negative_slope=0.2))
+            blocks.append(layers.conv(before, after, 4, stride=2, padding=1, bias=plain))
+            if i > 0 and not plain:
+                blocks.append(NORMS[norm](layers)(after, negative_slope=0.2))
             else:
                 blocks.append(layers.leaky_relu(0.2, inplace=True))
         self.main = nn.Sequential(*blocks)
         # The papers' last layer, a 4×4 convolution of a 4×4 map, is a linear layer.
-        self.head = Head(maps[-1] * 16, layers, linear=partial(layers.linear, bias=spectral), **head)
+        self.head = Head(maps[-1] * 16, layers, linear=partial(layers.linear, bias=plain), **head)
         self.apply(initialise)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -137,18 +139,22 @@ def _build(
     num_classes: int = 0,
     conditioning: str = "projection",
     minibatch_discrimination: int = 0,
+    generator_norm: str = "batch",
+    discriminator_norm: str | None = None,
 ) -> GAN:
     check_positive(channels=channels, latent=latent)
     table = layer_tables.get(layers)
-    labels = Conditioning(num_classes, conditioning)
+    labels = Conditioning(num_classes, conditioning, conditional_norms=generator_norm == "batch")
+    discriminator_norm = discriminator_norm or ("none" if spectral else "batch")
+    look_up({**NORMS, "none": None}, discriminator_norm, "discriminator_norm")
     generator = DCGANGenerator(
-        size, channels, latent + labels.latent_classes, width, norm_act(table, labels.norm_classes), table
+        size, channels, latent + labels.latent_classes, width, generator_norms(generator_norm, labels, table), table
     )
     discriminator = DCGANDiscriminator(
         size,
         channels + labels.image_classes,
         width,
-        spectral,
+        discriminator_norm,
         table,
         num_classes=labels.head_classes,
         minibatch_discrimination=minibatch_discrimination,

@@ -12,12 +12,14 @@ place done in place.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 import torch.nn.utils.parametrizations
 from torch import Tensor, nn
 
+import gankern.functional as GF
 import gankern.nn as gnn
 import gankern.nn.utils.parametrizations
 from gankern._names import look_up
@@ -42,12 +44,18 @@ class MinibatchDiscrimination(gnn.MinibatchDiscrimination):
 class UpsampleConv2d(nn.Conv2d):
     """Nearest-neighbour upsampling by 2, then the convolution."""
 
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3):
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class ConvDownsample2d(nn.Conv2d):
     """The convolution, then the mean of each 2×2 pixels."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3):
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(super().forward(x), 2)
@@ -62,6 +70,12 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(super().forward(x), self.negative_slope, inplace=True)
+
+
+def virtual_batch_norm_act(channels: int, negative_slope: float = 0.0, **options) -> nn.Module:
+    """Virtual batch norm, then a leaky ReLU; ReLU at slope 0."""
+    activation = "leaky_relu" if negative_slope else "relu"
+    return gnn.VirtualBatchNorm2d(channels, activation=activation, negative_slope=negative_slope, **options)
 
 
 class ConditionalBatchNorm2d(nn.Module):
@@ -174,6 +188,28 @@ class MinibatchStdDev(nn.Module):
 
 
 # ------------------------------------------------------------------------------------------------------------
+# The gankern column, where gankern.nn has the operations but not the module
+
+
+class _FusedTail:
+    """Bias, leaky ReLU and pixel norm in one pass."""
+
+    def tail(self, x: Tensor) -> Tensor:
+        return GF.bias_act_pixel_norm(x, self.bias, activation="leaky_relu", negative_slope=0.2)
+
+
+class FusedPixelNormDense(_FusedTail, PixelNormDense):
+    pass
+
+
+class FusedPixelNormConv(_FusedTail, PixelNormConv):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.upsample:
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return self.tail(F.conv2d(x, self.weight * self.scale, padding=1))
+
+
+# ------------------------------------------------------------------------------------------------------------
 # The table
 
 
@@ -198,6 +234,7 @@ class Layers:
     relu: Callable[..., nn.Module]
     leaky_relu: Callable[..., nn.Module]
     batch_norm_act: Callable[..., nn.Module]
+    virtual_batch_norm_act: Callable[..., nn.Module]
     conditional_batch_norm: Callable[..., nn.Module]
     equalized_linear: Callable[..., nn.Module]
     equalized_conv: Callable[..., nn.Module]
@@ -220,6 +257,9 @@ TORCH = Layers(
     relu=nn.ReLU,
     leaky_relu=nn.LeakyReLU,
     batch_norm_act=BatchNormAct2d,
+    # How the network's reference batch comes through the layers is not for every model to write again; the arithmetic
+    # is plain PyTorch.
+    virtual_batch_norm_act=partial(virtual_batch_norm_act, implementation="reference"),
     conditional_batch_norm=ConditionalBatchNorm2d,
     equalized_linear=EqualizedLinear,
     equalized_conv=EqualizedConv2d,
@@ -235,6 +275,13 @@ TORCH = Layers(
 GANKERN = replace(
     TORCH,
     name="gankern",
+    relu=gnn.ReLU,
+    leaky_relu=gnn.LeakyReLU,
+    virtual_batch_norm_act=virtual_batch_norm_act,
+    pixel_norm=gnn.PixelNorm,
+    pixel_norm_dense=FusedPixelNormDense,
+    pixel_norm_conv=FusedPixelNormConv,
+    minibatch_stddev=gnn.MinibatchStdDev,
     minibatch_discrimination=gnn.MinibatchDiscrimination,
     spectral_norm=gankern.nn.utils.parametrizations.spectral_norm,
     group_spectral_norm=group_spectral_norm,  # all layers' weights in one call, once a forward

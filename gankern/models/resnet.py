@@ -11,7 +11,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gankern.models.conditional import Head, apply_norm_act
+from gankern.models.conditional import GeneratorNorms, Head, apply_norm_act
 from gankern.models.layers import Layers
 
 
@@ -21,7 +21,7 @@ class GeneratorBlock(nn.Module):
     def __init__(self, before: int, after: int, norm_act, layers: Layers):
         super().__init__()
         self.norm_act1 = norm_act(before)
-        self.conv1 = layers.upsample_conv(before, after, 3, padding=1)
+        self.conv1 = layers.upsample_conv(before, after)
         self.norm_act2 = norm_act(after)
         self.conv2 = layers.conv(after, after, 3, padding=1)
         self.shortcut = layers.conv(before, after, 1)
@@ -49,8 +49,7 @@ class DiscriminatorBlock(nn.Module):
         self.relu1 = nn.Identity() if first else layers.relu()
         self.conv1 = layers.conv(before, inner, 3, padding=1)
         self.relu2 = layers.relu(inplace=True)
-        conv2 = layers.conv_downsample if downsample else layers.conv
-        self.conv2 = conv2(inner, after, 3, padding=1)
+        self.conv2 = layers.conv_downsample(inner, after) if downsample else layers.conv(inner, after, 3, padding=1)
         initialise(self.conv1, self.conv2)
         self.shortcut = nn.Identity()
         if downsample or before != after:
@@ -66,14 +65,14 @@ class DiscriminatorBlock(nn.Module):
 class ResNetGenerator(nn.Module):
     """[N, latent] → 4×4×maps[0] → a block for each further entry of ``maps`` → [N, channels, size, size] in [−1, 1]."""
 
-    def __init__(self, channels: int, latent: int, maps: list[int], norm_act, layers: Layers):
+    def __init__(self, channels: int, latent: int, maps: list[int], norms: GeneratorNorms, layers: Layers):
         super().__init__()
         self.first_map = (maps[0], 4, 4)
         self.linear = layers.linear(latent, maps[0] * 16)
         self.blocks = nn.ModuleList(
-            GeneratorBlock(before, after, norm_act, layers) for before, after in itertools.pairwise(maps)
+            GeneratorBlock(before, after, norms.inner, layers) for before, after in itertools.pairwise(maps)
         )
-        self.norm_act = layers.batch_norm_act(maps[-1])
+        self.norm_act = norms.last(maps[-1])
         self.conv = layers.conv(maps[-1], channels, 3, padding=1)
         initialise(self.linear, self.conv, gain=1.0)
 

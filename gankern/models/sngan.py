@@ -2,7 +2,7 @@
 
 from gankern.models import layers as layer_tables
 from gankern.models._sizes import check_positive
-from gankern.models.conditional import Conditioning, norm_act
+from gankern.models.conditional import Conditioning, generator_norms
 from gankern.models.gan import GAN
 from gankern.models.resnet import ResNetDiscriminator, ResNetGenerator
 
@@ -24,11 +24,12 @@ def sngan(
     num_classes: int = 0,
     conditioning: str = "projection",
     minibatch_discrimination: int = 0,
+    generator_norm: str = "batch",
 ) -> GAN:
     """The residual SN-GAN for images of 32 × 32 or 64 × 64.
 
-    4,276,739 + 1,053,825 parameters at the defaults. ``num_classes``, ``conditioning`` and
-    ``minibatch_discrimination``: see :mod:`gankern.models`.
+    4,276,739 + 1,053,825 parameters at the defaults. ``num_classes``, ``conditioning``,
+    ``minibatch_discrimination`` and ``generator_norm``: see :mod:`gankern.models`.
 
     >>> sum(p.numel() for p in sngan().generator.parameters())
     4276739
@@ -40,13 +41,13 @@ def sngan(
         )
     check_positive(channels=channels, latent=latent, width=width)
     table = layer_tables.get(layers)
-    labels = Conditioning(num_classes, conditioning)
+    labels = Conditioning(num_classes, conditioning, conditional_norms=generator_norm == "batch")
     generator_maps, discriminator_maps, halvings = ARCHITECTURES[size]
     generator = ResNetGenerator(
         channels,
         latent + labels.latent_classes,
         [multiple * width for multiple in generator_maps],
-        norm_act(table, labels.norm_classes),
+        generator_norms(generator_norm, labels, table),
         table,
     )
     discriminator = ResNetDiscriminator(

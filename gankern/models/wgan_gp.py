@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gankern.models import layers as layer_tables
 from gankern.models._sizes import check_positive, check_size
-from gankern.models.conditional import Conditioning, norm_act
+from gankern.models.conditional import Conditioning, generator_norms
 from gankern.models.gan import GAN
 from gankern.models.layers import Layers
 from gankern.models.resnet import ResNetDiscriminator, ResNetGenerator
@@ -25,12 +25,13 @@ def wgan_gp(
     num_classes: int = 0,
     conditioning: str = "projection",
     minibatch_discrimination: int = 0,
+    generator_norm: str = "batch",
 ) -> GAN:
     """The residual WGAN-GP for images of ``size`` × ``size``: 8, 16, 32, ...; every feature map has ``width`` channels.
 
     The generator doubles 4×4 up to the size; the critic halves the size down to 8×8, then has two blocks that do not.
-    1,204,483 + 1,053,825 parameters at the defaults. ``num_classes``, ``conditioning`` and
-    ``minibatch_discrimination``: see :mod:`gankern.models`.
+    1,204,483 + 1,053,825 parameters at the defaults. ``num_classes``, ``conditioning``,
+    ``minibatch_discrimination`` and ``generator_norm``: see :mod:`gankern.models`.
 
     >>> sum(p.numel() for p in wgan_gp().discriminator.parameters())
     1053825
@@ -38,13 +39,13 @@ def wgan_gp(
     doublings = check_size(size, 8)
     check_positive(channels=channels, latent=latent, width=width)
     table = layer_tables.get(layers)
-    labels = Conditioning(num_classes, conditioning)
+    labels = Conditioning(num_classes, conditioning, conditional_norms=generator_norm == "batch")
     halvings = max(1, doublings - 1)
     generator = ResNetGenerator(
         channels,
         latent + labels.latent_classes,
         [width] * (doublings + 1),
-        norm_act(table, labels.norm_classes),
+        generator_norms(generator_norm, labels, table),
         table,
     )
     critic = ResNetDiscriminator(

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_leaves
 
 from gankern.dispatch import short
 from gankern.ops import _tiers
@@ -78,16 +79,19 @@ def penalize(
     penalty = ("norm", float(weight), float(target), bool(one_sided), reduction, dims or ())
     pick = ("outputs", name, _tangent.NONE if select is None else select, samples)
     arguments = (critic, inputs, penalty, pick, tuple(critic_args), dict(critic_kwargs or {}))
-    attached = any(x.requires_grad for x in inputs)
+    others = tree_leaves((arguments[4], arguments[5]))
+    attached = any(isinstance(x, Tensor) and x.requires_grad for x in (*inputs, *others))
     if method == "tangent" and attached:
         raise ValueError(
-            f"{name}: method='tangent' gives no gradient to the samples, and one of them requires one; detach it, or "
-            f"use method='double_backward'"
+            f"{name}: method='tangent' gives gradients to parameters only, and a sample or another argument of the "
+            f"critic requires one; detach it, or use method='double_backward'"
         )
     known = None if method == "tangent" or torch.compiler.is_compiling() else _tangent.refusal(critic)
     if method != "double_backward" and not attached and known is None:
         try:
-            return hand_out(*_tangent.penalty_gradients(*arguments))
+            handed = hand_out(*_tangent.penalty_gradients(*arguments))
+            _expect_gradients(critic)
+            return handed
         except NotCovered as reason:
             if method == "tangent":
                 raise ValueError(f"{name}: method='tangent' does not cover this critic: {reason}") from reason
@@ -121,6 +125,15 @@ def hand_out(value: Tensor, targets: Sequence[Tensor], gradients: Any) -> Tensor
     if not targets:
         return value
     return _tiers.apply(_HandOut, value, len(targets), *targets, *gradients)
+
+
+def _expect_gradients(critic: Any) -> None:
+    """Tells DistributedDataParallel that gradients will come, as its forward does, which the tangent form passes by:
+    without it they would not be reduced."""
+    if isinstance(critic, nn.parallel.DistributedDataParallel) and critic.require_backward_grad_sync:
+        critic.require_forward_param_sync = True
+        if not critic.find_unused_parameters:
+            critic.reducer.prepare_for_backward([])
 
 
 class _HandOut(Function):
@@ -174,9 +187,9 @@ class _Outputs:
         one_each = out.ndim > 0 and out.shape[0] == out.numel() == self.samples
         if not one_each or not out.is_floating_point():
             raise ValueError(
-                f"{self.name}: the critic must give one number a sample, [{self.samples}] or [{self.samples}, 1]; it "
-                f"gave {short(out.dtype)} of shape {tuple(out.shape)}. A critic of patches needs a select= that takes their "
-                f"mean or sum a sample: select=lambda out: out.flatten(1).mean(1)"
+                f"{self.name}: the critic must give one number a sample, [{self.samples}] or [{self.samples}, 1]; "
+                f"it gave {short(out.dtype)} of shape {tuple(out.shape)}. A critic of patches needs a "
+                f"select= that takes their mean or sum a sample: select=lambda out: out.flatten(1).mean(1)"
             )
         return out
 

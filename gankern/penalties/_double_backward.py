@@ -43,10 +43,14 @@ def penalty_gradients(
     args, kwargs = tree_map(cut, (tuple(args), dict(kwargs or {})))
     with fast_double_backward():
         out = select(critic(*xs, *args, **kwargs))
-        if not out.requires_grad:
-            raise ValueError("gradient penalty: the critic's output does not depend on its input (was it detached?)")
         with torch.autocast(out.device.type, enabled=False):  # the passes run in the types that the forward ran in
-            gradients = torch.autograd.grad(out, xs, torch.ones_like(out), create_graph=True, allow_unused=True)
+            gradients: Sequence[Tensor | None] = [None]
+            if out.requires_grad:
+                gradients = torch.autograd.grad(out, xs, torch.ones_like(out), create_graph=True, allow_unused=True)
+            if all(g is None for g in gradients):
+                raise ValueError(
+                    "gradient penalty: the critic's output does not depend on its input (was it detached?)"
+                )
             parameters = [leaf for leaf in _leaves(out) if leaf not in originals and all(leaf is not x for x in xs)]
             del out
             with torch.no_grad():
@@ -66,7 +70,15 @@ def _second(pairs: list[tuple[Tensor, Tensor]], leaves: list[Tensor]) -> Sequenc
         return [None] * len(leaves)
     outputs, directions = zip(*pairs)
     pairs.clear()
-    return torch.autograd.grad(outputs, leaves, directions, allow_unused=True)
+    # Hooks of parameters run when the gradients are handed out, and only then.
+    hooks = [(leaf, leaf._backward_hooks) for leaf in leaves if leaf._backward_hooks]
+    try:
+        for leaf, _ in hooks:
+            leaf._backward_hooks = None
+        return torch.autograd.grad(outputs, leaves, directions, allow_unused=True)
+    finally:
+        for leaf, of_leaf in hooks:
+            leaf._backward_hooks = of_leaf
 
 
 def _leaves(out: Tensor) -> Iterator[Tensor]:

@@ -51,8 +51,8 @@ def gradient_penalty(
         reduction: "mean" or "sum" over the samples.
         norm_dims: "sample": the norm is over all dimensions of a sample, which is what the paper's penalty is. Other
             dimensions reproduce code that takes the norm over those alone, such as 1.
-        method: "double_backward" for any critic; "tangent" for one that it covers, else a ValueError with the
-            reason; "auto": tangent where it covers the critic, else double_backward.
+        method: "double_backward" for any critic; "tangent" for one that it covers, else a ValueError
+            with the reason; "auto": the tangent form where it covers the critic, else double_backward.
         critic_args, critic_kwargs: labels and other conditions. Tensors among them get gradients where they require one.
         select: where the critic returns several things: the index, the key or a function that picks its outputs.
 

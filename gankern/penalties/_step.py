@@ -57,13 +57,13 @@ def critic_step(
         real, fake: samples of one shape; generated ones are detached here.
         loss: of the outputs for real and for generated samples; Wasserstein's by default, or for example
             ``gankern.losses.get("hinge").discriminator``.
-        penalty: called as ``penalty(critic, real, fake, critic_args=, critic_kwargs=, select=)``: a function or object of
-            this package that takes both, such as ``GradientPenalty(weight=0.1)``; an :class:`R1Penalty`, :class:`R2Penalty`
-            or :class:`Dragan` is given the samples that it takes. None for none.
+        penalty: called as ``penalty(critic, real, fake, critic_args=, critic_kwargs=, select=)``: a function or object
+            of this package, such as ``GradientPenalty(weight=0.1)``; an :class:`R1Penalty`, :class:`R2Penalty` or
+            :class:`Dragan` is given the samples that it takes. None for none.
         drift_weight: weight of :func:`drift`.
         joint: whether D(real) and D(fake) share a batch. None decides: not where the critic has batch norm in training
-            mode, minibatch stddev or minibatch discrimination, and not with critic_args or critic_kwargs, which belong to
-            one batch. With spectral norm a shared batch means one power iteration instead of two.
+            mode, minibatch stddev or minibatch discrimination, and not with critic_args or critic_kwargs, which belong
+            to one batch. With spectral norm a shared batch means one power iteration instead of two.
         critic_args, critic_kwargs, select: as for :func:`gradient_penalty`.
 
     Returns:

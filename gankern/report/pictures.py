@@ -24,7 +24,7 @@ def _rows(results: Sequence[Result]) -> Figure:
 def ratios(record: Record) -> dict[str, Figure]:
     """For each mode how many times faster than the fastest peer, with the 95 % interval."""
     figures = {}
-    for mode in MODES:
+    for mode in dict.fromkeys(r.mode for r in record.results):
         results = [r for r in record.results if r.mode == mode and r.ratio]
         if not results:
             continue
@@ -108,5 +108,23 @@ def limits(record: Record) -> dict[str, Figure]:
     return {"share of the limit": figure}
 
 
+def breakdowns(record: Record) -> dict[str, Figure]:
+    """What whole steps spend their time on, torch's layers above gankern's."""
+    bars = [(f"{step}\n{layers}", spent) for step, both in record.breakdowns.items() for layers, spent in both.items()]
+    if not bars:
+        return {}
+    figure = Figure(figsize=(9, 1.6 + 0.45 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    left = [0.0] * len(bars)
+    for kind in bars[0][1]:
+        widths = [spent[kind] for _, spent in bars]
+        axes.barh(range(len(bars)), widths, left=left, label=kind, height=0.75)
+        left = [a + b for a, b in zip(left, widths)]
+    axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
+    axes.set_xlabel("milliseconds of one step, summed over threads' operators")
+    axes.legend(fontsize=8)
+    return {"where the time goes": figure}
+
+
 def pictures(record: Record) -> dict[str, Figure]:
-    return ratios(record) | limits(record) | roofline(record) | memory(record)
+    return ratios(record) | breakdowns(record) | limits(record) | roofline(record) | memory(record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ class Record:
     environment: dict[str, Any]
     settings: dict[str, Any]
     results: tuple[Result, ...]
+    # Of whole steps: milliseconds by step, layers and what they are spent on.
+    breakdowns: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def by_key(self) -> dict[Key, Result]:
         return {key(result): result for result in self.results}
@@ -38,7 +40,7 @@ def load(path: Path) -> Record:
         raise ValueError(f"{path}: is no JSON file: {error}") from error
     try:
         results = tuple(_result(r) for r in content["results"])
-        return Record(path, content["environment"], content["settings"], results)
+        return Record(path, content["environment"], content["settings"], results, content.get("breakdowns", {}))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: is no record of `gankern bench --json` ({error!r})") from error
 

@@ -12,20 +12,38 @@ BEGIN, END = "<!-- made from records: begin -->", "<!-- made from records: end -
 
 
 def markdown_table(records: Sequence[Record]) -> str:
-    """A line a case: the ratios of all modes, and time, share of the limit and memory of forward + backward."""
+    """A line a case: the ratios of all modes, and time, share of the limit and memory of forward + backward. Then a
+    line a whole training step."""
     lines = [
         f"| | {' | '.join(MODES)} | ms | of the limit | memory |",
         "|---|" + "---|" * (len(MODES) + 3),
     ]
+    steps = []
     for record in records:
         cases: dict[tuple[str, str, str], dict[str, Result]] = {}
         for result in record.results:
             cases.setdefault((result.primitive, result.case, result.dtype), {})[result.mode] = result
         for (primitive, case, dtype), modes in cases.items():
+            if not modes.keys() & set(MODES):
+                steps += [_step(result) for result in modes.values()]
+                continue
             name = f"{primitive.replace('_', ' ')}, {case}" + ("" if dtype == "float32" else f", {dtype}")
             ratios = [modes[m].verdict if m in modes else "" for m in MODES]
             lines.append(f"| {' | '.join([name, *ratios, *_facts(modes.get(MODES[1]))])} |")
+    if steps:
+        lines += [
+            "",
+            "| whole training step | ms | the faster peer's ms | ratio | memory |",
+            "|---|" + "---|" * 4,
+            *steps,
+        ]
     return "\n".join(lines)
+
+
+def _step(result: Result) -> str:
+    ours, peer = result.contenders[OURS], result.contenders[result.peer]
+    memory = f"{ours.peak_bytes / peer.peak_bytes:.2f}"
+    return f"| {result.case} | {ours.median:.0f} | {peer.median:.0f} ({result.peer}) | {result.verdict} | {memory} |"
 
 
 def _facts(result: Result | None) -> tuple[str, str, str]:

@@ -36,7 +36,7 @@ class Config:
 
     def __post_init__(self):
         look_up(models.MODELS, self.model, "model")
-        look_up(data.DATASETS, self.data, "data")
+        data.check(self.data)
         losses.get(self.loss)
         layer_tables.get(self.layers)
         for name in ("steps", "batch_size", "n_critic", "threads", "checkpoint_every"):

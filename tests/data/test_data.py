@@ -30,14 +30,46 @@ def test_resize():
         data.load("digits", size=0)
 
 
+def test_resize_of_data_that_is_no_square():
+    wide = torch.zeros(1, 1, 4, 8)
+    wide[:, :, :, 2:6] = 1.0
+    assert torch.equal(data.resize(wide, 2), torch.ones(1, 1, 2, 2))
+
+
+def test_halving_is_by_means():
+    images = torch.rand(2, 3, 8, 8)
+    expected = images.view(2, 3, 4, 2, 4, 2).mean((3, 5))
+    torch.testing.assert_close(data.resize(images, 4), expected)
+
+
+def test_channels():
+    grey = data.load("digits")
+    assert torch.equal(data.load("digits", channels=3), grey.expand(-1, 3, -1, -1))
+    assert data.load("shapes", size=16)[:2].shape == (2, 3, 16, 16)
+    with pytest.raises(ValueError, match="channels must be 1 or 3, got 2"):
+        data.load("digits", channels=2)
+    with pytest.raises(ValueError, match="shapes has 3 channels"):
+        data.load("shapes", channels=1)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist5k", "shapes"])
+def test_labels(name):
+    labels = data.labels(name)
+    assert len(labels) == len(data.load(name))
+    assert labels.dtype == torch.int64
+    assert labels.bincount().min() > 100  # every class is there
+
+
 def test_a_caller_may_write_into_its_images():
     data.load("digits").fill_(7.0)
     assert data.load("digits").max() == 1.0
 
 
 def test_unknown_name_offers_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown data 'mnist'; did you mean mnist5k\?"):
+    with pytest.raises(ValueError, match=r"unknown data 'mnist'; did you mean mnist5k\? .*folder of images"):
         data.load("mnist")
+    with pytest.raises(ValueError, match="unknown data"):
+        data.labels("mnist")
 
 
 def test_an_epoch_sees_every_image_once():

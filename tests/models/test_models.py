@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import gankern.nn as gnn
 from gankern import models
 
 # A small form of every model, and of every option.
@@ -22,8 +23,20 @@ OPTIONS = {
     "projection": {"num_classes": 5},
     "concatenation": {"num_classes": 5, "conditioning": "concatenation"},
     "minibatch_discrimination": {"minibatch_discrimination": 3},
+    "virtual": {"generator_norm": "virtual"},
+    "virtual and labels": {"generator_norm": "virtual", "num_classes": 5},
+    "virtual discriminator": {"discriminator_norm": "virtual"},
+    "no norm": {"discriminator_norm": "none"},
 }
-CASES = [(name, "plain") for name in SMALL] + [(name, option) for name in LABELLED for option in list(OPTIONS)[1:]]
+# What does not have all options.
+WITHOUT = {
+    "gan": ["virtual", "virtual and labels", "virtual discriminator", "no norm"],
+    "sn_dcgan": ["virtual discriminator", "no norm"],
+    "sngan": ["virtual discriminator", "no norm"],
+    "wgan_gp": ["virtual discriminator", "no norm"],
+}
+CASES = [(name, "plain") for name in SMALL]
+CASES += [(name, option) for name in LABELLED for option in list(OPTIONS)[1:] if option not in WITHOUT.get(name, [])]
 
 
 def test_every_model_is_tested():
@@ -50,8 +63,17 @@ def test_published_parameter_counts(name, options, generator, discriminator, lay
 
 
 def build(name, option, layers, seed=3):
+    """The model, with reference batches where it has virtual batch norms."""
     torch.manual_seed(seed)
-    return models.build(name, layers=layers, **SMALL[name], **OPTIONS[option])
+    gan = models.build(name, layers=layers, **SMALL[name], **OPTIONS[option])
+    random = torch.Generator().manual_seed(9)
+    channels, size = SMALL[name].get("channels", 0), SMALL[name].get("size", 0)
+    for network, shape in ((gan.generator, [gan.latent]), (gan.discriminator, [channels, size, size])):
+        if any(isinstance(module, gnn.VirtualBatchNorm2d) for module in network.modules()):
+            batch = torch.randn(7, *shape, generator=random)
+            labels = [torch.randint(gan.num_classes, (7,), generator=random)] if gan.num_classes else []
+            gnn.set_reference_batch(network, batch, *labels)
+    return gan
 
 
 def play(gan, seed=0, samples=4):
@@ -182,11 +204,21 @@ def test_wrong_labels():
         ({"num_classes": -1}, "num_classes must be 0"),
         ({"conditioning": "projektion"}, "did you mean projection?"),
         ({"minibatch_discrimination": -3}, "minibatch_discrimination must be 0"),
+        ({"generator_norm": "virtul"}, "unknown generator_norm 'virtul'; did you mean virtual?"),
+        ({"discriminator_norm": "no"}, "unknown discriminator_norm 'no'; did you mean none?"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        models.wgan_gp(**options)
+        models.dcgan(**options)
+
+
+def test_a_virtual_generator_makes_one_image_whatever_the_batch():
+    gan = build("dcgan", "virtual", "gankern")
+    latents = torch.randn(6, gan.latent)
+    torch.testing.assert_close(gan.generator(latents)[:2], gan.generator(latents[:2]), rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="set_reference_batch"):
+        models.dcgan(size=16, width=2, generator_norm="virtual").generator(torch.randn(2, 100))
 
 
 @pytest.mark.parametrize(("size", "near"), [(7, "8 and 16"), (48, "32 and 64"), (0, "8 and 16"), (100, "64 and 128")])

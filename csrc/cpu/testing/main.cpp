@@ -9,6 +9,8 @@ struct Test {
 };
 
 constexpr Test kTests[] = {
+    {"gradient_penalty", gankern::testing::test_gradient_penalty},
+    {"interpolate_samples", gankern::testing::test_interpolate_samples},
     {"minibatch_discrimination", gankern::testing::test_minibatch_discrimination},
     {"spectral_norm", gankern::testing::test_spectral_norm},
 };

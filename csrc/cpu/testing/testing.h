@@ -276,6 +276,8 @@ inline double largest(const std::vector<double>& values) {
 // ---- the primitives -------------------------------------------------------------------------------------
 // Each is a function of csrc/cpu/testing/<primitive>.cpp, and a row of the table in main.cpp.
 
+void test_gradient_penalty();
+void test_interpolate_samples();
 void test_minibatch_discrimination();
 void test_spectral_norm();
 

@@ -1,0 +1,831 @@
+// Batch normalisation (Ioffe 2015, arXiv 1502.03167) and a (leaky) ReLU, each order in one pass over memory.
+//
+// With w = x - mean, r = 1 / sqrt(var + eps), k = gamma r, all of x's channel (gamma and beta of its sample too,
+// where they are conditional), m() the mean over a channel's samples and positions:
+//
+//   y  = act(z),  z = k w + beta
+//   g' = g act'(z),  a = gamma g',  dgamma = r sum g' w,  dbeta = sum g'
+//   dx = k g' - r^2 m(a r w) w - r m(a)
+//
+// Second order, for the gradients h, hgamma, hbeta of dx, dgamma, dbeta:
+//
+//   dg     = act'(z) (k h + e w + hbeta - k m(h)),  e = r (hgamma - k m(h r w))
+//   dgamma = r sum g' (h - m(h) - m(h r w) r w)
+//   dx     = e g' - r^2 m(a r w) h - r^2 (m(u r w) + r K) w - r m(u)
+//       u = hgamma g' - r (m(h r w) a + m(a r w) h),  K = m(h a) - m(h) m(a) - m(h r w) m(a r w)
+//
+// So every order is two sweeps: sums over each channel (of x and its square; of g', g' w; of these, h, h w and
+// g' h), then results that are sums of products of what was read with a few coefficients, which follow from the
+// sums. act' is taken from z, computed again: nothing is kept but x and the statistics. In evaluation mean and r
+// are constants, and what stands for their gradients is zero: forward is the second sweep alone.
+//
+// Two layouts:
+//   Planes  a channel of a sample is a line of neighbouring values. A channel's two sweeps follow each other, so
+//           the second one finds it in the L2 cache (1 MB holds 16 x 64 x 64 of forward): x is read from memory
+//           once. Few channels are cut in parts, for the threads.
+//   Rows    channels lie side by side, in columns: channels_last; and also short planes, as `width` columns a
+//           channel. A block of columns that fits into the cache goes as above; otherwise it is cut in parts, all
+//           of which are swept before the second sweep begins, which goes backwards: what was read last may still
+//           be in the last level of cache.
+// Bound by memory: forward reads x and writes y, backward reads x and g and writes dx, double backward reads x, g
+// and h and writes two; in Rows beyond the cache the reads are twice. Results larger than the caches are written
+// past them. Scratch: sums and coefficients of channels.
+//
+// Sums: of at most a few thousand values in vectors of the accumulation dtype, these in double, in an order that
+// the shape decides. Sums of squares are taken about the mean of what a part summed before (the first time, about
+// its first value): what cancels is no more than what the whole has. Where they overflow all the same, or there
+// is an infinity, the channel is done again in double.
+#include "batch_norm_act.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include "vec_math.h"
+
+namespace gankern {
+namespace GANKERN_ISA {
+namespace {
+
+constexpr int64_t kSegment = 4096;      // values of a line that are summed in one go
+constexpr int64_t kFlushRows = 128;     // rows of a column, likewise
+constexpr int64_t kShortPlane = 64;     // planes of fewer values are columns
+constexpr int64_t kColumns = 512;       // of a block, about
+constexpr int64_t kCacheBytes = 512 * 1024;   // of a block that is swept twice by one thread
+constexpr int64_t kPartBytes = 256 * 1024;    // of a part, at least
+constexpr int64_t kPartRows = 256;            // likewise
+constexpr int64_t kMaxParts = 256;
+constexpr int64_t kManyChannels = 16;         // enough for the threads without parts
+constexpr int64_t kSerialValues = 16 * 1024;  // fewer are not worth waking a thread for
+constexpr int64_t kStreamBytes = int64_t{16} << 20;  // results larger than this are written past the caches
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+template <class A>
+constexpr int kLanesOf = kVectorBytes / int(sizeof(A));
+
+// `values` of V at a multiple of the vectors' size, zeros.
+template <class V>
+struct Memory {
+  void* all;
+  V* at;
+  explicit Memory(int64_t values) : all(std::calloc(size_t(values) * sizeof(V) + kVectorBytes, 1)) {
+    at = reinterpret_cast<V*>((reinterpret_cast<uintptr_t>(all) + kVectorBytes - 1) / kVectorBytes *
+                              kVectorBytes);
+  }
+  ~Memory() { std::free(all); }
+  Memory(const Memory&) = delete;
+};
+
+// ---- the arithmetic -------------------------------------------------------------------------------------------
+
+// v where z > 0 (or NaN), slope * v elsewhere; with slope 0, plain 0 there.
+template <class A>
+struct Gate {
+  Vec<A> slope;
+  IntVec<A> keep;
+  explicit Gate(double s) : slope(broadcast<A>(A(s))), keep(IntVec<A>{} - (s != 0)) {}
+  Vec<A> operator()(Vec<A> z, Vec<A> v) const {
+    const IntVec<A> below = (IntVec<A>)(z <= Vec<A>{});
+    return below ? (Vec<A>)((IntVec<A>)(v * slope) & keep) : v;
+  }
+};
+
+// What the second sweep needs of a channel beside mean and r: m() terms, see each order's `coefs`.
+template <class A>
+struct Channel {
+  A mean, r, term[5];
+};
+
+template <class A>
+struct Affine {
+  A gamma, beta, h_gamma, h_beta;
+};
+
+template <class T>
+struct Moments {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  static constexpr int kIn = 1, kSums = 2;
+  // k: what the values are taken about
+  static void reduce(const V* k, const V* in, const Gate<A>&, V* sums) {
+    const V d = in[0] - k[0];
+    sums[0] += d;
+    sums[1] += d * d;
+  }
+};
+
+template <class T>
+struct Forward {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  static constexpr int kIn = 1, kSums = 0, kCoefs = 3, kOut = 1;
+  static void coefs(const Channel<A>& c, const Affine<A>& a, A* k, int64_t stride) {
+    k[0] = c.mean;
+    k[stride] = a.gamma * c.r;
+    k[2 * stride] = a.beta;
+  }
+  static void apply(const V* k, const V* in, const Gate<A>& gate, V* out) {
+    const V z = (in[0] - k[0]) * k[1] + k[2];
+    out[0] = gate(z, z);
+  }
+};
+
+template <class T>
+struct Backward {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  static constexpr int kIn = 2, kSums = 2, kCoefs = 5, kOut = 1;
+  // term: of w and of 1 in dx
+  static void coefs(const Channel<A>& c, const Affine<A>& a, A* k, int64_t stride) {
+    Forward<T>::coefs(c, a, k, stride);
+    k[3 * stride] = c.term[0];
+    k[4 * stride] = c.term[1];
+  }
+  static void reduce(const V* k, const V* in, const Gate<A>& gate, V* sums) {
+    const V w = in[0] - k[0];
+    const V g = gate(w * k[1] + k[2], in[1]);
+    sums[0] += g;
+    sums[1] += g * w;
+  }
+  static void apply(const V* k, const V* in, const Gate<A>& gate, V* out) {
+    const V w = in[0] - k[0];
+    const V g = gate(w * k[1] + k[2], in[1]);
+    out[0] = k[1] * g + (k[3] * w + k[4]);
+  }
+};
+
+template <class T>
+struct DoubleBackward {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  static constexpr int kIn = 3, kSums = 5, kCoefs = 8, kOut = 2;
+  // term: -r m(h r w), -m(h); of h, w and 1 in dx
+  static void coefs(const Channel<A>& c, const Affine<A>& a, A* k, int64_t stride) {
+    Forward<T>::coefs(c, a, k, stride);
+    k[3 * stride] = c.r * a.h_gamma + k[stride] * c.term[0];
+    k[4 * stride] = a.h_beta + k[stride] * c.term[1];
+    k[5 * stride] = c.term[2];
+    k[6 * stride] = c.term[3];
+    k[7 * stride] = c.term[4];
+  }
+  static void reduce(const V* k, const V* in, const Gate<A>& gate, V* sums) {
+    const V w = in[0] - k[0], h = in[2];
+    const V g = gate(w * k[1] + k[2], in[1]);
+    sums[0] += g;
+    sums[1] += g * w;
+    sums[2] += h;
+    sums[3] += h * w;
+    sums[4] += g * h;
+  }
+  static void apply(const V* k, const V* in, const Gate<A>& gate, V* out) {
+    const V w = in[0] - k[0], h = in[2];
+    const V z = w * k[1] + k[2];
+    out[0] = gate(z, k[1] * h + (k[3] * w + k[4]));
+    out[1] = k[3] * gate(z, in[1]) + (k[5] * h + (k[6] * w + k[7]));
+  }
+};
+
+// Mean and sum of squares about it of `count` values.
+struct Moment {
+  double count, mean, squares;
+
+  // `sum` and `square_sum` of `n` values minus `about`.
+  static Moment of(double n, double about, double sum, double square_sum) {
+    const double rest = square_sum - sum * (sum / n);
+    return {n, about + sum / n, rest < 0 ? 0 : rest};
+  }
+  void add(const Moment& other) {
+    if (other.count == 0) return;
+    const double all = count + other.count, apart = other.mean - mean;
+    squares += other.squares + apart * apart * (count * other.count / all);
+    mean += apart * (other.count / all);
+    count = all;
+  }
+};
+
+// ---- what both layouts share ------------------------------------------------------------------------------------
+
+template <class T>
+struct Problem {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  static constexpr int L = kLanes<T>;
+
+  const BatchNormAct& in;
+  const Gate<A> gate;
+  const bool per_sample;  // one sample's affine values are everyone's
+  const T* inputs[3];
+  T* outputs[2];
+  const bool streams;
+  Channel<A>* channels;
+
+  Problem(const BatchNormAct& b, Channel<A>* c, const void* out, const void* out1)
+      : in(b),
+        gate(b.negative_slope),
+        per_sample(b.per_sample && b.samples > 1),
+        inputs{static_cast<const T*>(b.x), static_cast<const T*>(b.grad), static_cast<const T*>(b.h)},
+        outputs{static_cast<T*>(const_cast<void*>(out)), static_cast<T*>(const_cast<void*>(out1))},
+        streams(values() * int64_t(sizeof(T)) > kStreamBytes),
+        channels(c) {}
+
+  int64_t values() const { return in.samples * in.channels * in.plane; }
+  int64_t count() const { return in.samples * in.plane; }  // of a channel
+  int64_t affines() const { return per_sample ? in.samples : 1; }
+
+  A affine(const void* of, int64_t n, int64_t c, A otherwise) const {
+    return of ? static_cast<const A*>(of)[(per_sample ? n * in.channels : 0) + c] : otherwise;
+  }
+  Affine<A> affine(int64_t n, int64_t c) const {
+    return {affine(in.weight, n, c, 1), affine(in.bias, n, c, 0), affine(in.h_weight, n, c, 0),
+            affine(in.h_bias, n, c, 0)};
+  }
+  void put(void* to, int64_t n, int64_t c, double value) const {
+    if (to) static_cast<A*>(to)[(per_sample ? n * in.channels : 0) + c] = A(value);
+  }
+
+  static bool aligned(const T* p) { return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0; }
+  template <bool kStream>
+  static void write(T* p, V v) {
+    if constexpr (kStream)
+      stream(p, v);
+    else
+      store(p, v);
+  }
+
+  // A channel in double, value by value.
+  Moment moment_again(int64_t c) const {
+    const int64_t step = in.channels_last ? in.channels : 1, n = in.plane;
+    const auto each = [&](auto f) {
+      for (int64_t i = 0; i < in.samples; ++i) {
+        const T* p = inputs[0] + i * in.channels * n + (in.channels_last ? c : c * n);
+        for (int64_t s = 0; s < n; ++s) f(double(widen(p[s * step])));
+      }
+    };
+    double total = 0, sum = 0, squares = 0;
+    each([&](double x) { total += x; });
+    const double mean = total / double(count());
+    each([&](double x) {
+      sum += x - mean;
+      squares += (x - mean) * (x - mean);
+    });
+    Moment m = Moment::of(double(count()), mean, sum, squares);
+    if (mean - mean != 0) m.mean = mean;  // infinite, as a mean
+    return m;
+  }
+
+  void settle_forward(int64_t c, Moment m) const {
+    if (!(m.squares - m.squares == 0) || !(A(m.squares) - A(m.squares) == 0)) m = moment_again(c);
+    A* stats = static_cast<A*>(in.stats);
+    const double var = m.squares / m.count;
+    stats[c] = A(m.mean);
+    stats[in.channels + c] = A(1 / std::sqrt(var + in.eps));
+    stats[2 * in.channels + c] = A(m.squares / (m.count - 1));
+    take_stats(c);
+  }
+  void take_stats(int64_t c) const {
+    const A* stats = static_cast<const A*>(in.stats);
+    channels[c] = {stats[c], stats[in.channels + c], {}};
+  }
+
+  // `sums` [affines][kSums], of the order's `reduce`. What is a factor of w, in place of r w, is scaled here.
+  void settle(int64_t c, const double* sums, Backward<T>*) const {
+    Channel<A>& channel = channels[c];
+    const double r = channel.r, M = double(count());
+    double a = 0, aw = 0;
+    for (int64_t n = 0; n < affines(); ++n, sums += 2) {
+      const double gamma = affine(in.weight, n, c, 1);
+      a += gamma * sums[0];
+      aw += gamma * sums[1];
+      put(in.grad_weight, n, c, r * sums[1]);
+      put(in.grad_bias, n, c, sums[0]);
+    }
+    if (!in.training) return;
+    channel.term[0] = A(-r * r * r * (aw / M));
+    channel.term[1] = A(-r * (a / M));
+  }
+  void settle(int64_t c, const double* sums, DoubleBackward<T>*) const {
+    Channel<A>& channel = channels[c];
+    const double r = channel.r, M = double(count());
+    double a = 0, aw = 0, h = 0, hw = 0, ha = 0, u = 0, uw = 0;
+    for (int64_t n = 0; n < affines(); ++n) {
+      const double* s = sums + 5 * n;
+      const Affine<A> f = affine(n, c);
+      a += f.gamma * s[0];
+      aw += f.gamma * s[1];
+      h += s[2];
+      hw += s[3];
+      ha += f.gamma * s[4];
+      u += f.h_gamma * s[0];
+      uw += f.h_gamma * s[1];
+    }
+    // Means, and those of r w.
+    const double scale = in.training ? 1 / M : 0;
+    a *= scale, h *= scale, ha *= scale, u *= scale;
+    aw *= r * scale, hw *= r * scale, uw *= r * scale;
+    const double K = ha - h * a - hw * aw;
+    u -= r * (hw * a + aw * h);
+    uw -= 2 * r * hw * aw;
+    channel.term[0] = A(-r * hw);
+    channel.term[1] = A(-h);
+    channel.term[2] = A(-r * r * aw);
+    channel.term[3] = A(-r * r * (uw + r * K));
+    channel.term[4] = A(-r * u);
+    for (int64_t n = 0; n < affines(); ++n) {
+      const double* s = sums + 5 * n;
+      put(in.grad_weight, n, c, r * (s[4] - h * s[0] - hw * r * s[1]));
+    }
+  }
+};
+
+// ---- planes -----------------------------------------------------------------------------------------------------
+
+// A block is a channel. It is cut in units: segments of the lines of its samples; a part is a range of units, of whole
+// samples where these have affine values of their own.
+template <class T>
+struct Planes : Problem<T> {
+  using P = Problem<T>;
+  using typename P::A;
+  using typename P::V;
+  using P::L, P::in, P::inputs, P::outputs, P::per_sample;
+  static constexpr int kUnroll = 2;
+
+  int64_t segments, parts;
+
+  Planes(const BatchNormAct& b, Channel<A>* c, const void* out, const void* out1) : P(b, c, out, out1) {
+    segments = ceil_div(in.plane, kSegment);
+    parts = 1;
+    if (in.channels < kManyChannels && P::values() > kSerialValues)
+      parts = min(ceil_div(kManyChannels, in.channels), per_sample ? in.samples : in.samples * segments);
+  }
+  int64_t blocks() const { return in.channels; }
+  int64_t slots() const { return per_sample ? in.samples : parts; }
+  int64_t partial_size(int sums) const { return slots() * sums; }
+
+  struct Unit {
+    int64_t n, segment, offset, length;
+  };
+  Unit unit(int64_t c, int64_t u) const {
+    const int64_t n = u / segments, segment = u % segments, begin = segment * kSegment;
+    return {n, segment, (n * in.channels + c) * in.plane + begin, min(kSegment, in.plane - begin)};
+  }
+  int64_t first_unit(int64_t part) const {
+    return per_sample ? in.samples * part / parts * segments : in.samples * segments * part / parts;
+  }
+  template <class Op>
+  void coefs(int64_t c, int64_t n, V* k) const {
+    A values[Op::kCoefs];
+    Op::coefs(P::channels[c], P::affine(n, c), values, 1);
+    for (int i = 0; i < Op::kCoefs; ++i) k[i] = broadcast<A>(values[i]);
+  }
+
+  // `fill` stands behind the end of the first input, zeros behind the others'.
+  template <class Op>
+  void reduce_line(int64_t offset, int64_t length, const V* k, V fill, V (*sums)[Op::kSums]) const {
+    int64_t i = 0;
+    for (; i + kUnroll * L <= length; i += kUnroll * L)
+#pragma GCC unroll 4
+      for (int u = 0; u < kUnroll; ++u) {
+        V v[Op::kIn];
+        for (int j = 0; j < Op::kIn; ++j) v[j] = load(inputs[j] + offset + i + u * L);
+        Op::reduce(k, v, P::gate, sums[u]);
+      }
+    for (; i < length; i += L) {
+      const int64_t n = length - i;
+      V v[Op::kIn];
+      for (int j = 0; j < Op::kIn; ++j) {
+        const T* p = inputs[j] + offset + i;
+        v[j] = n < L ? load_partial(p, n) : load(p);
+      }
+      if (n < L)
+        for (int l = int(n); l < L; ++l) v[0][l] = fill[l];
+      Op::reduce(k, v, P::gate, sums[0]);
+    }
+  }
+
+  // Adds vectors of sums to `to` in double, and makes them zero.
+  template <int kSums>
+  static void flush(V (*sums)[kSums], double* to) {
+    for (int i = 0; i < kSums; ++i)
+      for (int u = 0; u < kUnroll; ++u) {
+        to[i] += double(sum<A>(sums[u][i]));
+        sums[u][i] = V{};
+      }
+  }
+
+  void moments(int64_t c, int64_t part, double* partial) const {
+    Moment total{};
+    V sums[kUnroll][2] = {};
+    A about = 0;
+    int64_t count = 0;
+    const int64_t begin = first_unit(part), end = first_unit(part + 1);
+    for (int64_t u = begin; u < end; ++u) {
+      const Unit at = unit(c, u);
+      if (u == begin) about = widen(inputs[0][at.offset]);
+      const V k = broadcast<A>(about);
+      reduce_line<Moments<T>>(at.offset, at.length, &k, k, sums);
+      count += at.length;
+      if (count >= kSegment || u == begin || u == end - 1) {
+        double s[2] = {};
+        flush<2>(sums, s);
+        total.add(Moment::of(double(count), about, s[0], s[1]));
+        about = A(total.mean);
+        count = 0;
+      }
+    }
+    std::memcpy(partial + 3 * part, &total, sizeof total);
+  }
+  void settle_moments(int64_t c, const double* partial) const {
+    Moment total{};
+    for (int64_t p = 0; p < parts; ++p) {
+      Moment m;
+      std::memcpy(&m, partial + 3 * p, sizeof m);
+      total.add(m);
+    }
+    P::settle_forward(c, total);
+  }
+
+  template <class Op>
+  void reduce(int64_t c, int64_t part, double* partial) const {
+    V k[Op::kCoefs], sums[kUnroll][Op::kSums] = {};
+    int64_t count = 0;
+    const int64_t begin = first_unit(part), end = first_unit(part + 1);
+    for (int64_t u = begin; u < end; ++u) {
+      const Unit at = unit(c, u);
+      if (u == begin || (per_sample && at.segment == 0)) coefs<Op>(c, at.n, k);
+      reduce_line<Op>(at.offset, at.length, k, V{}, sums);
+      count += at.length;
+      const bool complete = u == end - 1 || (per_sample && at.segment == segments - 1);
+      if (count >= kSegment || complete) {
+        flush<Op::kSums>(sums, partial + (per_sample ? at.n : part) * Op::kSums);
+        count = 0;
+      }
+    }
+  }
+  template <class Op>
+  void settle(int64_t c, double* partial) const {
+    if (!per_sample)
+      for (int64_t p = 1; p < parts; ++p)
+        for (int i = 0; i < Op::kSums; ++i) partial[i] += partial[p * Op::kSums + i];
+    P::settle(c, partial, static_cast<Op*>(nullptr));
+  }
+
+  template <class Op, bool kStream>
+  void apply_line(int64_t offset, int64_t length, const V* k) const {
+    int64_t i = 0;
+    for (; i + L <= length; i += L) {
+      V v[Op::kIn], out[Op::kOut];
+      for (int j = 0; j < Op::kIn; ++j) v[j] = load(inputs[j] + offset + i);
+      Op::apply(k, v, P::gate, out);
+      for (int j = 0; j < Op::kOut; ++j)
+        if (outputs[j]) P::template write<kStream>(outputs[j] + offset + i, out[j]);
+    }
+    if (i < length) {
+      V v[Op::kIn], out[Op::kOut];
+      for (int j = 0; j < Op::kIn; ++j) v[j] = load_partial(inputs[j] + offset + i, length - i);
+      Op::apply(k, v, P::gate, out);
+      for (int j = 0; j < Op::kOut; ++j)
+        if (outputs[j]) store_partial(outputs[j] + offset + i, out[j], length - i);
+    }
+  }
+  template <class Op>
+  void apply(int64_t c, int64_t part) const {
+    V k[Op::kCoefs];
+    const int64_t begin = first_unit(part), end = first_unit(part + 1);
+    for (int64_t u = begin; u < end; ++u) {
+      const Unit at = unit(c, u);
+      if (u == begin || (per_sample && at.segment == 0)) coefs<Op>(c, at.n, k);
+      const bool past = P::streams && P::aligned(outputs[0] + at.offset) &&
+                        (Op::kOut < 2 || P::aligned(outputs[Op::kOut - 1] + at.offset));
+      if (past)
+        apply_line<Op, true>(at.offset, at.length, k);
+      else
+        apply_line<Op, false>(at.offset, at.length, k);
+    }
+    if (P::streams) stream_fence();
+  }
+};
+
+// ---- rows -------------------------------------------------------------------------------------------------------
+
+// x as [rows, columns], `width` neighbouring columns a channel. A block is a range of channels, a part a range of rows,
+// of whole samples where these have affine values of their own.
+template <class T>
+struct Rows : Problem<T> {
+  using P = Problem<T>;
+  using typename P::A;
+  using typename P::V;
+  using P::L, P::in, P::inputs, P::outputs, P::per_sample;
+
+  int64_t rows, columns, width, sample_rows, block_channels, parts;
+
+  Rows(const BatchNormAct& b, Channel<A>* c, const void* out, const void* out1, int tensors)
+      : P(b, c, out, out1) {
+    sample_rows = in.channels_last ? in.plane : 1;
+    width = in.channels_last ? 1 : in.plane;
+    rows = in.samples * sample_rows;
+    columns = in.channels * width;
+    const int64_t bytes = tensors * int64_t(sizeof(T));
+    // Blocks of whole cache lines, at least two of them, where that makes them fit into the cache.
+    const int64_t least = max(1, 128 / (int64_t(sizeof(T)) * width));
+    const int64_t fits = kCacheBytes / (rows * width * bytes);
+    const int64_t most = max(1, kColumns / width);
+    parts = 1;
+    block_channels = most;
+    if (fits >= least) {
+      block_channels = min(most, fits / least * least);
+      // Enough blocks for the threads.
+      while (block_channels >= 2 * least && in.channels < block_channels * kManyChannels) block_channels /= 2;
+    } else {
+      const int64_t block_bytes = rows * min(block_channels, in.channels) * width * bytes;
+      parts = min(min(block_bytes / kPartBytes, rows / kPartRows), kMaxParts);
+      if (per_sample) parts = min(parts, in.samples);
+      parts = max(parts, 1);
+    }
+  }
+  int64_t blocks() const { return ceil_div(in.channels, block_channels); }
+  int64_t slots() const { return per_sample ? in.samples : parts; }
+  int64_t padded() const { return ceil_div(block_channels * width, L) * L; }
+  int64_t partial_size(int sums) const { return max(slots(), parts) * sums * padded(); }
+
+  struct Block {
+    int64_t channel, channels, column, columns;
+  };
+  Block block(int64_t b) const {
+    const int64_t first = b * block_channels, count = min(block_channels, in.channels - first);
+    return {first, count, first * width, count * width};
+  }
+  int64_t first_row(int64_t part) const {
+    return per_sample ? in.samples * part / parts * sample_rows : rows * part / parts;
+  }
+  template <class Op>
+  void coefs(const Block& at, int64_t n, A* k) const {
+    for (int64_t c = 0; c < at.channels; ++c) {
+      const Affine<A> affine = P::affine(n, at.channel + c);
+      for (int64_t w = 0; w < width; ++w)
+        Op::coefs(P::channels[at.channel + c], affine, k + c * width + w, padded());
+    }
+  }
+
+  // Adds kRows rows from `row` on to the sums [kSums][padded()].
+  template <class Op, int kCoefs, int kRows>
+  void reduce_rows(const Block& at, int64_t row, const A* k, A* sums) const {
+    const int64_t offset = row * columns + at.column, stride = padded();
+    for (int64_t i = 0; i < at.columns; i += L) {
+      const int64_t n = at.columns - i;
+      V c[kCoefs], s[Op::kSums];
+      for (int j = 0; j < kCoefs; ++j) c[j] = load(k + j * stride + i);
+      for (int j = 0; j < Op::kSums; ++j) s[j] = load(sums + j * stride + i);
+#pragma GCC unroll 4
+      for (int q = 0; q < kRows; ++q) {
+        V v[Op::kIn];
+        for (int j = 0; j < Op::kIn; ++j) {
+          const T* p = inputs[j] + offset + q * columns + i;
+          v[j] = n < L ? load_partial(p, n) : load(p);
+        }
+        Op::reduce(c, v, P::gate, s);
+      }
+      for (int j = 0; j < Op::kSums; ++j) store(sums + j * stride + i, s[j]);
+    }
+  }
+  template <class Op, int kCoefs>
+  void reduce_range(const Block& at, int64_t row, int64_t end, const A* k, A* sums) const {
+    for (; row + 4 <= end; row += 4) reduce_rows<Op, kCoefs, 4>(at, row, k, sums);
+    for (; row < end; ++row) reduce_rows<Op, kCoefs, 1>(at, row, k, sums);
+  }
+
+  // Partial: count, mean and squares, of each column.
+  void moments(int64_t b, int64_t part, double* partial) const {
+    const Block at = block(b);
+    const int64_t stride = padded(), begin = first_row(part), end = first_row(part + 1);
+    Memory<A> memory(3 * stride);
+    A *about = memory.at, *sums = about + stride;
+    double* total = partial + part * 3 * stride;
+    for (int64_t i = 0; i < at.columns; ++i) about[i] = widen(inputs[0][begin * columns + at.column + i]);
+    for (int64_t i = 0; i < 3 * stride; ++i) total[i] = 0;
+    for (int64_t row = begin; row < end; row += kFlushRows) {
+      const int64_t last = min(end, row + kFlushRows);
+      std::memset(sums, 0, size_t(2 * stride) * sizeof(A));
+      reduce_range<Moments<T>, 1>(at, row, last, about, sums);
+      for (int64_t i = 0; i < at.columns; ++i) {
+        Moment m{total[i], total[stride + i], total[2 * stride + i]};
+        m.add(Moment::of(double(last - row), about[i], sums[i], sums[stride + i]));
+        total[i] = m.count, total[stride + i] = m.mean, total[2 * stride + i] = m.squares;
+        about[i] = A(m.mean);
+      }
+    }
+  }
+  void settle_moments(int64_t b, const double* partial) const {
+    const Block at = block(b);
+    const int64_t stride = padded();
+    for (int64_t c = 0; c < at.channels; ++c) {
+      Moment total{};
+      for (int64_t p = 0; p < parts; ++p)
+        for (int64_t i = c * width; i < (c + 1) * width; ++i) {
+          const double* m = partial + p * 3 * stride + i;
+          total.add({m[0], m[stride], m[2 * stride]});
+        }
+      P::settle_forward(at.channel + c, total);
+    }
+  }
+
+  template <class Op>
+  void reduce(int64_t b, int64_t part, double* partial) const {
+    const Block at = block(b);
+    const int64_t stride = padded(), begin = first_row(part), end = first_row(part + 1);
+    Memory<A> memory((Op::kCoefs + Op::kSums) * stride);
+    A *k = memory.at, *sums = k + Op::kCoefs * stride;
+    for (int64_t row = begin; row < end;) {
+      const int64_t n = row / sample_rows;
+      int64_t last = min(end, row + kFlushRows);
+      if (per_sample) last = min(last, (n + 1) * sample_rows);
+      if (row == begin || (per_sample && row == n * sample_rows)) coefs<Op>(at, n, k);
+      std::memset(sums, 0, size_t(Op::kSums * stride) * sizeof(A));
+      reduce_range<Op, 3>(at, row, last, k, sums);
+      double* to = partial + (per_sample ? n : part) * Op::kSums * stride;
+      for (int64_t i = 0; i < Op::kSums * stride; ++i) to[i] += double(sums[i]);
+      row = last;
+    }
+  }
+  template <class Op>
+  void settle(int64_t b, double* partial) const {
+    const Block at = block(b);
+    const int64_t stride = padded();
+    Memory<double> sums(P::affines() * Op::kSums);
+    for (int64_t c = 0; c < at.channels; ++c) {
+      std::memset(sums.at, 0, size_t(P::affines() * Op::kSums) * sizeof(double));
+      for (int64_t slot = 0; slot < slots(); ++slot)
+        for (int i = 0; i < Op::kSums; ++i)
+          for (int64_t w = 0; w < width; ++w)
+            sums.at[(per_sample ? slot : 0) * Op::kSums + i] +=
+                partial[(slot * Op::kSums + i) * stride + c * width + w];
+      P::settle(at.channel + c, sums.at, static_cast<Op*>(nullptr));
+    }
+  }
+
+  template <class Op, int kRows, bool kStream>
+  void apply_rows(const Block& at, int64_t row, const A* k) const {
+    const int64_t offset = row * columns + at.column, stride = padded();
+    for (int64_t i = 0; i < at.columns; i += L) {
+      const int64_t n = at.columns - i;
+      V c[Op::kCoefs];
+      for (int j = 0; j < Op::kCoefs; ++j) c[j] = load(k + j * stride + i);
+#pragma GCC unroll 4
+      for (int q = 0; q < kRows; ++q) {
+        const int64_t where = offset + q * columns + i;
+        V v[Op::kIn], out[Op::kOut];
+        for (int j = 0; j < Op::kIn; ++j)
+          v[j] = n < L ? load_partial(inputs[j] + where, n) : load(inputs[j] + where);
+        Op::apply(c, v, P::gate, out);
+        for (int j = 0; j < Op::kOut; ++j)
+          if (outputs[j]) {
+            if (n < L)
+              store_partial(outputs[j] + where, out[j], n);
+            else
+              P::template write<kStream>(outputs[j] + where, out[j]);
+          }
+      }
+    }
+  }
+  template <class Op, bool kStream>
+  void apply_range(const Block& at, int64_t begin, int64_t end) const {
+    Memory<A> k(Op::kCoefs * padded());
+    // Last rows first, within samples of their own affine values too.
+    for (int64_t last = end; last > begin;) {
+      const int64_t n = (last - 1) / sample_rows, first = per_sample ? n * sample_rows : begin;
+      if (last == end || per_sample) coefs<Op>(at, n, k.at);
+      int64_t row = last;
+      for (; row - 4 >= first; row -= 4) apply_rows<Op, 4, kStream>(at, row - 4, k.at);
+      for (; row > first; --row) apply_rows<Op, 1, kStream>(at, row - 1, k.at);
+      last = first;
+    }
+  }
+  template <class Op>
+  void apply(int64_t b, int64_t part) const {
+    const Block at = block(b);
+    bool past = P::streams && columns * int64_t(sizeof(T)) % kVectorBytes == 0 &&
+                at.column * int64_t(sizeof(T)) % kVectorBytes == 0;
+    for (int j = 0; j < Op::kOut; ++j) past = past && P::aligned(outputs[j]);
+    if (past)
+      apply_range<Op, true>(at, first_row(part), first_row(part + 1));
+    else
+      apply_range<Op, false>(at, first_row(part), first_row(part + 1));
+    if (past) stream_fence();
+  }
+};
+
+// ---- the orders -------------------------------------------------------------------------------------------------
+
+// reduce(block, part, partial), settle(block, partial) and apply(block, part) of all blocks: one after the other for a
+// block of one part, else each for all blocks before the next begins.
+template <class Layout, class Reduce, class Settle, class Apply>
+void sweep(const Layout& layout, const Parallel& parallel, int sums, const Reduce& reduce, const Settle& settle,
+           const Apply& apply) {
+  const int64_t blocks = layout.blocks(), parts = layout.parts, size = layout.partial_size(sums);
+  const int64_t grain = layout.values() < kSerialValues ? blocks * parts : 1;
+  if (parts == 1) {
+    parallel_for(parallel, blocks, grain, [&](int64_t begin, int64_t end) {
+      Memory<double> partial(size);
+      for (int64_t b = begin; b < end; ++b) {
+        if (b > begin) std::memset(partial.at, 0, size_t(size) * sizeof(double));
+        reduce(b, 0, partial.at);
+        settle(b, partial.at);
+        apply(b, 0);
+      }
+    });
+    return;
+  }
+  Memory<double> partial(blocks * size);
+  parallel_for(parallel, blocks * parts, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) reduce(i / parts, i % parts, partial.at + i / parts * size);
+  });
+  parallel_for(parallel, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) settle(b, partial.at + b * size);
+  });
+  parallel_for(parallel, blocks * parts, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = end - 1; i >= begin; --i) apply(i / parts, i % parts);
+  });
+}
+
+// f(layout) for the one that x has.
+template <class T, class F>
+void with_layout(const BatchNormAct& in, int tensors, void* out, void* out1, const F& f) {
+  if (in.samples * in.channels * in.plane == 0) return;
+  Memory<Channel<Acc<T>>> channels(in.channels);
+  if (in.channels_last || in.plane < kShortPlane)
+    f(Rows<T>(in, channels.at, out, out1, tensors));
+  else
+    f(Planes<T>(in, channels.at, out, out1));
+}
+
+
+template <class T>
+void forward(const BatchNormAct& in, const Parallel& parallel) {
+  using A = Acc<T>;
+  if (!in.training) {
+    A* stats = static_cast<A*>(in.stats);
+    for (int64_t c = 0; c < in.channels; ++c) {
+      stats[c] = static_cast<const A*>(in.running_mean)[c];
+      const A var = static_cast<const A*>(in.running_var)[c];
+      stats[in.channels + c] = A(1 / std::sqrt(double(var) + in.eps));
+      stats[2 * in.channels + c] = var;
+    }
+  }
+  with_layout<T>(in, 1, in.y, nullptr, [&](const auto& layout) {
+    const auto apply = [&](int64_t b, int64_t part) { layout.template apply<Forward<T>>(b, part); };
+    if (in.training) {
+      sweep(
+          layout, parallel, 3,
+          [&](int64_t b, int64_t part, double* partial) { layout.moments(b, part, partial); },
+          [&](int64_t b, double* partial) { layout.settle_moments(b, partial); }, apply);
+    } else {
+      for (int64_t c = 0; c < in.channels; ++c) layout.take_stats(c);
+      sweep(
+          layout, parallel, 0, [](int64_t, int64_t, double*) {}, [](int64_t, double*) {}, apply);
+    }
+  });
+}
+
+template <class T, template <class> class Op>
+void differentiate(const BatchNormAct& in, const Parallel& parallel, void* out, void* out1) {
+  const int64_t affines = in.channels * (in.per_sample ? in.samples : 1);
+  if (in.samples * in.plane == 0)
+    for (int64_t i = 0; i < 2; ++i)
+      if (void* sums = i ? in.grad_bias : in.grad_weight)
+        std::memset(sums, 0, size_t(affines) * sizeof(Acc<T>));
+  with_layout<T>(in, Op<T>::kIn, out, out1, [&](const auto& layout) {
+    for (int64_t c = 0; c < in.channels; ++c) layout.take_stats(c);
+    const bool sums = in.training || in.grad_weight || in.grad_bias;
+    sweep(
+        layout, parallel, sums ? Op<T>::kSums : 0,
+        [&](int64_t b, int64_t part, double* partial) {
+          if (sums) layout.template reduce<Op<T>>(b, part, partial);
+        },
+        [&](int64_t b, double* partial) {
+          if (sums) layout.template settle<Op<T>>(b, partial);
+        },
+        [&](int64_t b, int64_t part) { layout.template apply<Op<T>>(b, part); });
+  });
+}
+
+template <class T>
+void backward(const BatchNormAct& in, const Parallel& parallel) {
+  differentiate<T, Backward>(in, parallel, in.grad_x, nullptr);
+}
+template <class T>
+void double_backward(const BatchNormAct& in, const Parallel& parallel) {
+  differentiate<T, DoubleBackward>(in, parallel, in.grad_grad, in.grad_x);
+}
+
+}  // namespace
+
+extern const BatchNormActKernels batch_norm_act = {
+    {forward<double>, forward<float>, forward<BFloat16>, forward<Half>},
+    {backward<double>, backward<float>, backward<BFloat16>, backward<Half>},
+    {double_backward<double>, double_backward<float>, double_backward<BFloat16>, double_backward<Half>},
+};
+
+}  // namespace GANKERN_ISA
+}  // namespace gankern

@@ -1,0 +1,501 @@
+// Up, FIR filter, down on every plane of a batch: zero-insertion, a filter, decimation, in one pass.
+//
+//   out[o] = sum_j taps[j] z[o down + j - start],  z[i up] = x[i], 0 elsewhere           (on each of the two
+//   axes)
+//
+// Only every up-th tap meets a sample, so an axis falls into phases. With g = gcd(up, down), P = up / g and D
+// = down / g, the outputs o = q P + r of phase r read neighbouring samples, with weights that depend on r
+// alone:
+//
+//   out[q P + r] = sum_m weights_r[m] x[q D + first_r + m]
+//
+// Inserted zeros cost nothing. A separable filter goes down first, then across, a row of the output at a
+// time:
+//
+//   down    one line of sums in float (double for double): sum over the row's few input rows, which lie in
+//   the L1 cache.
+//           Zeros stand on either side of it for the padding; for D > 1 it is taken apart into D lines, of
+//           the samples 0, D, 2 D, ..., of 1, D + 1, ..., so that neighbouring q lie side by side
+//   across  each phase is a sum of shifted copies of these lines; for P > 1 the phases are then woven
+//   together
+//
+// So all is one operation, a weighted sum of shifted rows, on whole vectors. For another filter there is a
+// line for each of the input rows that an output row reads, kept from one output row to the next, and
+// "across" sums over all of them. Rows of channels_last images are the same with `group` channels for each
+// sample.
+//
+// Memory traffic is x once in and the result once out, past the caches where it is larger than they are.
+// Arithmetic is (taps / up) multiply-adds an output across and, down, the same for each sample of the line:
+// bound by memory. Wide rows are cut into strips whose line fits the L1 cache. Threads take ranges of output
+// rows; each output is computed in one way, whoever does it.
+#include "upfirdn2d.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "vec.h"
+
+namespace gankern {
+namespace GANKERN_ISA {
+namespace {
+
+constexpr int64_t kStripBytes = 8 * 1024;   // of a line
+constexpr int64_t kLinesBytes = 16 * 1024;  // of the lines of several output rows, which are made together:
+constexpr int64_t kRows = 8;  // a vector that was just stored is slow to read from where two of them meet
+constexpr int64_t kStripSamples = 16;             // of a strip at least, and a multiple of all vectors' lanes
+constexpr int64_t kPastBytes = int64_t{1} << 24;  // results from this size on are written past the caches
+constexpr int64_t kGrainValues = 1 << 14;         // of the result for a thread at least
+
+template <class A>
+constexpr int64_t kLanesOf = kVectorBytes / int64_t(sizeof(A));
+
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+inline int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
+inline int64_t gcd(int64_t a, int64_t b) { return b == 0 ? a : gcd(b, a % b); }
+
+// ---- an axis in phases ----------------------------------------------------------------------------------
+
+// Output q P + r of phase r reads the samples q D + first, ..., `length` of them; the first one meets the tap
+// first_tap, each following one the tap `up` after.
+struct Phase {
+  int64_t first, first_tap, length;
+};
+
+struct Phases {
+  int64_t count, step;  // P and D
+  int64_t least, end;   // of all phases: the first sample read at q = 0, and one past the last
+  int64_t longest;      // an upper bound of their lengths
+  Phase* of;            // [count]
+
+  Phases(const FirAxis& axis, int64_t taps) {
+    const int64_t g = gcd(axis.up, axis.down);
+    count = axis.up / g;
+    step = axis.down / g;
+    longest = ceil_div(taps, axis.up);
+    of = static_cast<Phase*>(std::malloc(size_t(count) * sizeof(Phase)));
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t begin = r * axis.down - axis.start, first = ceil_div(begin, axis.up);
+      const int64_t first_tap = first * axis.up - begin;
+      const int64_t length = max(0, ceil_div(taps - first_tap, axis.up));
+      of[r] = {first, first_tap, length};
+      least = r == 0 ? first : min(least, first);
+      end = r == 0 ? first + length : max(end, first + length);
+    }
+  }
+  ~Phases() { std::free(of); }
+  Phases(const Phases&) = delete;
+};
+
+// ---- weighted sums of rows ------------------------------------------------------------------------------
+
+template <class A>
+struct Tap {
+  int64_t at;
+  A weight;
+};
+
+// to[v] = sum of weight * x[at + e + v * lanes + lane] over the taps: kTaps of them, or n where that is 0.
+template <int V, int kTaps, class S>
+inline void sums(const S* x, const Tap<Acc<S>>* taps, int64_t n, int64_t e, Vec<Acc<S>>* to) {
+  using A = Acc<S>;
+  for (int v = 0; v < V; ++v) to[v] = Vec<A>{};
+  for (int64_t k = 0; k < (kTaps ? kTaps : n); ++k) {
+    const Vec<A> weight = broadcast<A>(taps[k].weight);
+    const S* p = x + (taps[k].at + e);
+    for (int v = 0; v < V; ++v) to[v] += weight * load(p + v * kLanesOf<A>);
+  }
+}
+
+// The same for one vector of which only the first `valid` values may be read; the others are zero.
+template <class S>
+inline Vec<Acc<S>> partial_sums(const S* x, const Tap<Acc<S>>* taps, int64_t n, int64_t e, int64_t valid) {
+  using A = Acc<S>;
+  Vec<A> to{};
+  if (valid <= 0) return to;
+  if (valid >= kLanesOf<A>) {
+    sums<1, 0>(x, taps, n, e, &to);
+    return to;
+  }
+  for (int64_t k = 0; k < n; ++k)
+    to += broadcast<A>(taps[k].weight) * load_partial(x + (taps[k].at + e), valid);
+  return to;
+}
+
+template <int n>
+struct Count {
+  static constexpr int value = n;
+};
+// f(Count<n>) for the usual numbers of taps, so that loops over them are unrolled; f(Count<0>) for others.
+template <class F>
+inline void with_count(int64_t n, const F& f) {
+  switch (n) {
+    case 1: return f(Count<1>{});
+    case 2: return f(Count<2>{});
+    case 3: return f(Count<3>{});
+    case 4: return f(Count<4>{});
+    default: return f(Count<0>{});
+  }
+}
+
+template <bool kPast, class T>
+inline void put(T* to, Vec<Acc<T>> x, int64_t n) {
+  if (n < kLanes<T>) {
+    if (n > 0) store_partial(to, x, n);
+  } else if (kPast) {
+    stream(to, x);
+  } else {
+    store(to, x);
+  }
+}
+
+// {a0, b0, a1, b1, ...} of two vectors, in two vectors; and back.
+template <class V>
+inline void weave(V& a, V& b) {
+  constexpr int L = sizeof(V) / sizeof(a[0]);
+  const V x = a, y = b;
+  if constexpr (L == 2) {
+    a = __builtin_shufflevector(x, y, 0, 2);
+    b = __builtin_shufflevector(x, y, 1, 3);
+  } else if constexpr (L == 4) {
+    a = __builtin_shufflevector(x, y, 0, 4, 1, 5);
+    b = __builtin_shufflevector(x, y, 2, 6, 3, 7);
+  } else if constexpr (L == 8) {
+    a = __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11);
+    b = __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15);
+  } else {
+    a = __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    b = __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+}
+template <class V>
+inline void unweave(V& a, V& b) {
+  constexpr int L = sizeof(V) / sizeof(a[0]);
+  const V x = a, y = b;
+  if constexpr (L == 2) {
+    a = __builtin_shufflevector(x, y, 0, 2);
+    b = __builtin_shufflevector(x, y, 1, 3);
+  } else if constexpr (L == 4) {
+    a = __builtin_shufflevector(x, y, 0, 2, 4, 6);
+    b = __builtin_shufflevector(x, y, 1, 3, 5, 7);
+  } else if constexpr (L == 8) {
+    a = __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14);
+    b = __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15);
+  } else {
+    a = __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    b = __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  }
+}
+
+// ---- the rows of one strip ------------------------------------------------------------------------------
+
+template <class T>
+struct Problem {
+  using A = Acc<T>;
+  static constexpr int64_t L = kLanesOf<A>;
+  static constexpr int kBlock = 4;                     // vectors at a time: they share each tap's weight
+  static constexpr int64_t kSlack = (kBlock + 1) * L;  // values behind a line that whole blocks may touch
+
+  const Upfirdn2d& in;
+  Phases rows, columns;
+  int64_t group;
+  bool separable, past;
+  int64_t strip, strips;  // q of a strip, and how many there are
+  int64_t reach;          // samples before the first one of a strip that belong to its line; a multiple of D
+  int64_t part, line;     // values of one of a line's D parts, and of a line
+  int64_t lines;          // at a time: of output rows, or of the input rows that one output row reads
+  int64_t buffer;         // values of what takes lines apart or weaves phases, where D or P is above 2
+
+  explicit Problem(const Upfirdn2d& problem)
+      : in(problem), rows(problem.rows, problem.row_taps), columns(problem.columns, problem.column_taps) {
+    group = in.group;
+    separable = in.row_weights != nullptr;
+    past = in.batches * in.channels * in.rows.out * in.columns.out * int64_t(sizeof(T)) >= kPastBytes;
+    reach = -floor_div(columns.least, columns.step) * columns.step;
+    const int64_t all = ceil_div(in.columns.out, columns.count);
+    const int64_t fits = kStripBytes / int64_t(sizeof(A)) / group / columns.step;
+    strips = ceil_div(all, max(kStripSamples, fits));
+    strip = ceil_div(ceil_div(all, strips), kStripSamples) * kStripSamples;
+    strips = ceil_div(all, strip);
+    part = (strip * columns.step + reach + columns.end) * group;
+    if (parts() > 1) part = ceil_div(part, columns.step);
+    part += kSlack;
+    line = part * parts();
+    lines = separable ? max(1, min(kRows, kLinesBytes / (line * int64_t(sizeof(A))))) : rows.longest;
+    buffer = max(parts() > 2 ? line : 0, woven() && columns.count > 2 ? columns.count * (strip + kSlack) : 0);
+  }
+
+  // Single samples are taken apart and woven; groups of channels are reached as they lie.
+  int64_t parts() const { return group == 1 ? columns.step : 1; }
+  bool woven() const { return group == 1 && columns.count > 1; }
+  int64_t place(int64_t sample) const {
+    return group == 1 ? sample % columns.step * part + sample / columns.step : sample * group;
+  }
+
+  // What one thread works with.
+  struct Scratch {
+    void* memory;
+    A* line;  // [lines]
+    A* buffer;
+    Tap<A>* down;      // [phases of the rows][longest]
+    Tap<A>* across;    // [phases of the columns][most]
+    int64_t* lengths;  // [phases of the columns]
+    int64_t* held;     // [lines]: which input row a line holds; none: -1
+    int64_t most;
+
+    explicit Scratch(const Problem& p) {
+      most = p.columns.longest * (p.separable ? 1 : p.lines);
+      const int64_t sizes[] = {(p.lines * p.line + p.buffer) * int64_t(sizeof(A)),
+                               p.rows.count * p.rows.longest * int64_t(sizeof(Tap<A>)),
+                               p.columns.count * most * int64_t(sizeof(Tap<A>)),
+                               p.columns.count * int64_t(sizeof(int64_t)),
+                               p.lines * int64_t(sizeof(int64_t))};
+      int64_t total = kVectorBytes;
+      for (int64_t size : sizes) total += ceil_div(size, kVectorBytes) * kVectorBytes;
+      memory = std::malloc(size_t(total));
+      char* at = static_cast<char*>(memory);
+      at += kVectorBytes - reinterpret_cast<uintptr_t>(at) % kVectorBytes;
+      char* parts[5];
+      for (int i = 0; i < 5; ++i) {
+        parts[i] = at;
+        at += ceil_div(sizes[i], kVectorBytes) * kVectorBytes;
+      }
+      line = reinterpret_cast<A*>(parts[0]);
+      buffer = line + p.lines * p.line;
+      down = reinterpret_cast<Tap<A>*>(parts[1]);
+      across = reinterpret_cast<Tap<A>*>(parts[2]);
+      lengths = reinterpret_cast<int64_t*>(parts[3]);
+      held = reinterpret_cast<int64_t*>(parts[4]);
+      if (!p.separable) return;
+      for (int64_t r = 0; r < p.rows.count; ++r)
+        for (int64_t m = 0; m < p.rows.of[r].length; ++m)
+          down[r * p.rows.longest + m] = {m * p.in.row_stride,
+                                          A(p.in.row_weights[p.rows.of[r].first_tap + m * p.in.rows.up])};
+    }
+    ~Scratch() { std::free(memory); }
+    Scratch(const Scratch&) = delete;
+  };
+
+  // ---- down ----
+
+  // Which part of a strip's line comes from the input: `count` values from `from` of a row on, to `to` of the
+  // line.
+  struct Span {
+    int64_t from, to, count;
+  };
+  Span span(int64_t s) const {
+    const int64_t origin = s * strip * columns.step - reach;  // the line's first sample
+    const int64_t begin = max(origin, 0);
+    const int64_t end = min(in.columns.in, (s * strip + strip - 1) * columns.step + columns.end);
+    return {begin * group, (begin - origin) * group, (end - begin) * group};
+  }
+
+  // A line: sums of rows of x, the first of which begins at `at`.
+  template <int kTaps>
+  void fill(const Tap<A>* taps, int64_t n, const T* x, int64_t at, Span span, A* to, A* apart) const {
+    const int64_t from = at + span.from, count = span.count;
+    int64_t e = 0;
+    if (parts() == 2) {
+      A *even = to + span.to / 2, *odd = even + part;
+      for (; e + kBlock * L <= count; e += kBlock * L) {
+        Vec<A> v[kBlock];
+        sums<kBlock, kTaps>(x, taps, n, from + e, v);
+        for (int i = 0; i < kBlock; i += 2) {
+          unweave(v[i], v[i + 1]);
+          store(even + (e + i * L) / 2, v[i]);
+          store(odd + (e + i * L) / 2, v[i + 1]);
+        }
+      }
+      for (; e < count; e += 2 * L) {
+        Vec<A> a = partial_sums(x, taps, n, from + e, count - e);
+        Vec<A> b = partial_sums(x, taps, n, from + e + L, count - e - L);
+        unweave(a, b);
+        store(even + e / 2, a);
+        store(odd + e / 2, b);
+      }
+      return;
+    }
+    A* const out = parts() == 1 ? to + span.to : apart;
+    for (; e + kBlock * L <= count; e += kBlock * L) {
+      Vec<A> v[kBlock];
+      sums<kBlock, kTaps>(x, taps, n, from + e, v);
+      for (int i = 0; i < kBlock; ++i) store(out + e + i * L, v[i]);
+    }
+    for (; e < count; e += L) store(out + e, partial_sums(x, taps, n, from + e, count - e));
+    if (parts() > 2)
+      for (int64_t i = 0; i < count; ++i) to[place(span.to + i)] = apart[i];
+  }
+
+  // The lines of output rows [begin, end) of a separable filter.
+  void fill_rows(Scratch& my, Span span, const T* x, int64_t begin, int64_t end) const {
+    int64_t q = begin / rows.count, r = begin % rows.count;
+    A* to = my.line;
+    for (int64_t o = begin; o < end; ++o, to += line) {
+      const Phase phase = rows.of[r];
+      const int64_t first = q * rows.step + phase.first;
+      const int64_t skipped = max(0, -first), n = min(phase.length, in.rows.in - first) - skipped;
+      const Tap<A>* const taps = my.down + r * rows.longest + skipped;
+      with_count(n, [&](auto count) {
+        fill<decltype(count)::value>(taps, n, x, first * in.row_stride, span, to, my.buffer);
+      });
+      if (++r == rows.count) {
+        r = 0;
+        ++q;
+      }
+    }
+  }
+
+  // ---- across ----
+
+  // Adds to the lists what each phase reads of the line at `from`, for the filter's row `tap`.
+  void list(Scratch& my, int64_t from, int64_t tap) const {
+    for (int64_t r = 0; r < columns.count; ++r) {
+      const Phase phase = columns.of[r];
+      const double* weights = in.column_weights + tap * in.column_taps + phase.first_tap;
+      for (int64_t m = 0; m < phase.length; ++m)
+        my.across[r * my.most + my.lengths[r]++] = {from + place(reach + phase.first + m),
+                                                    A(weights[m * in.columns.up])};
+    }
+  }
+  void clear_lists(Scratch& my) const {
+    for (int64_t r = 0; r < columns.count; ++r) my.lengths[r] = 0;
+  }
+
+  // `count` values of each of some rows of the result, from the lists; the lines of row i lie i * line after
+  // them.
+  void write_rows(Scratch& my, int64_t count, T* out, int64_t n) const {
+    bool same = true;  // as many taps in each phase
+    for (int64_t r = 1; r < columns.count; ++r) same = same && my.lengths[r] == my.lengths[0];
+    with_count(same ? my.lengths[0] : 0, [&](auto taps) {
+      for (int64_t i = 0; i < n; ++i, out += in.columns.out * group) {
+        if (past && reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0 && (group == 1 || group % L == 0))
+          write<decltype(taps)::value, true>(my, my.line + i * line, count, out);
+        else
+          write<decltype(taps)::value, false>(my, my.line + i * line, count, out);
+      }
+    });
+  }
+
+  template <int kTaps, bool kPast>
+  void write(Scratch& my, const A* x, int64_t count, T* out) const {
+    const Tap<A>* const taps = my.across;
+    if (columns.count == 1 && (group == 1 || columns.step == 1)) {
+      write_run<kTaps, kPast>(x, taps, my.lengths[0], 0, count, out);
+    } else if (group > 1) {
+      for (int64_t o = 0, at = 0; o < count; at += columns.step * group)
+        for (int64_t r = 0; r < columns.count && o < count; ++r, o += group)
+          write_run<kTaps, kPast>(x, taps + r * my.most, my.lengths[r], at, group, out + o);
+    } else if (columns.count == 2) {
+      constexpr int kHalf = kBlock / 2;
+      for (int64_t o = 0; o < count; o += kBlock * L) {
+        Vec<A> a[kHalf], b[kHalf];
+        sums<kHalf, kTaps>(x, taps, my.lengths[0], o / 2, a);
+        sums<kHalf, kTaps>(x, taps + my.most, my.lengths[1], o / 2, b);
+        for (int i = 0; i < kHalf; ++i) {
+          weave(a[i], b[i]);
+          put<kPast>(out + o + 2 * i * L, a[i], count - o - 2 * i * L);
+          put<kPast>(out + o + (2 * i + 1) * L, b[i], count - o - (2 * i + 1) * L);
+        }
+      }
+    } else {
+      const int64_t stride = strip + kSlack;
+      for (int64_t r = 0; r < columns.count; ++r)
+        for (int64_t e = 0; e * columns.count < count; e += L) {
+          Vec<A> v;
+          sums<1, kTaps>(x, taps + r * my.most, my.lengths[r], e, &v);
+          store(my.buffer + r * stride + e, v);
+        }
+      for (int64_t o = 0; o < count; ++o)
+        out[o] = narrow<T>(my.buffer[o % columns.count * stride + o / columns.count]);
+    }
+  }
+
+  template <int kTaps, bool kPast>
+  void write_run(const A* x, const Tap<A>* taps, int64_t n, int64_t at, int64_t count, T* out) const {
+    int64_t e = 0;
+    for (; e + 2 * L < count; e += kBlock * L) {
+      Vec<A> v[kBlock];
+      sums<kBlock, kTaps>(x, taps, n, at + e, v);
+      for (int i = 0; i < kBlock; ++i) put<kPast>(out + e + i * L, v[i], count - e - i * L);
+    }
+    for (; e < count; e += L) {
+      Vec<A> v;
+      sums<1, kTaps>(x, taps, n, at + e, &v);
+      put<kPast>(out + e, v, count - e);
+    }
+  }
+
+  // ---- both ----
+
+  // Output rows [begin, end) of a strip of a plane.
+  void make_rows(Scratch& my, int64_t s, int64_t plane, int64_t begin, int64_t end) const {
+    const int64_t planes_a_batch = in.channels / group;
+    const T* const x = static_cast<const T*>(in.x) + plane / planes_a_batch * in.batch_stride +
+                       plane % planes_a_batch * in.channel_stride;
+    const int64_t from = s * strip * columns.count;
+    const int64_t count = min(strip * columns.count, in.columns.out - from) * group;
+    T* out = static_cast<T*>(in.out) + ((plane * in.rows.out + begin) * in.columns.out + from) * group;
+    const int64_t stride = in.columns.out * group;
+    const Span inside = span(s);
+    if (separable) {
+      for (int64_t o = begin; o < end; o += lines, out += lines * stride) {
+        const int64_t n = min(lines, end - o);
+        if (inside.count > 0) fill_rows(my, inside, x, o, o + n);
+        write_rows(my, count, out, n);
+      }
+      return;
+    }
+    const Tap<A> whole{0, A(1)};
+    for (int64_t slot = 0; slot < lines; ++slot) my.held[slot] = -1;
+    for (int64_t o = begin; o < end; ++o, out += stride) {
+      const Phase phase = rows.of[o % rows.count];
+      const int64_t first = o / rows.count * rows.step + phase.first;
+      clear_lists(my);
+      for (int64_t m = max(0, -first); m < min(phase.length, in.rows.in - first); ++m) {
+        const int64_t row = first + m, slot = row % lines;
+        if (my.held[slot] != row && inside.count > 0)
+          fill<1>(&whole, 1, x, row * in.row_stride, inside, my.line + slot * line, my.buffer);
+        my.held[slot] = row;
+        list(my, slot * line, phase.first_tap + m * in.rows.up);
+      }
+      write_rows(my, count, out, 1);
+    }
+  }
+
+  void run(const Parallel& parallel) const {
+    const int64_t planes = in.batches * (in.channels / group);
+    const int64_t values = min(strip * columns.count, in.columns.out) * group;
+    const int64_t grain = max(1, kGrainValues / values);
+    parallel_for(parallel, strips * planes * in.rows.out, grain, [&](int64_t begin, int64_t end) {
+      Scratch my(*this);
+      int64_t strip_before = -1;
+      while (begin < end) {
+        const int64_t o = begin % in.rows.out, plane = begin / in.rows.out % planes;
+        const int64_t s = begin / in.rows.out / planes, last = min(in.rows.out, o + end - begin);
+        if (s != strip_before) {
+          std::memset(my.line, 0, size_t(lines * line) * sizeof(A));
+          clear_lists(my);
+          if (separable) list(my, 0, 0);
+          strip_before = s;
+        }
+        make_rows(my, s, plane, o, last);
+        begin += last - o;
+      }
+      if (past) stream_fence();
+    });
+  }
+};
+
+template <class T>
+void run(const Upfirdn2d& in, const Parallel& parallel) {
+  if (in.batches * in.channels * in.rows.out * in.columns.out == 0) return;
+  Problem<T>(in).run(parallel);
+}
+
+}  // namespace
+
+extern const Upfirdn2dKernels upfirdn2d = {{run<double>, run<float>, run<BFloat16>, run<Half>}};
+
+}  // namespace GANKERN_ISA
+}  // namespace gankern

@@ -1,0 +1,99 @@
+// torch.ops.gankern.bias_act and its gradients on CPU tensors. Schemas: gankern/ops/bias_act.py.
+#include "../cpu/bias_act.h"
+
+#include <cmath>
+
+#include "layout.h"
+
+namespace gankern {
+namespace {
+
+constexpr const char* kName = "bias_act";
+
+BiasAct problem(const Tensor& x, int64_t dim, int64_t activation, double negative_slope, double gain,
+                const std::optional<double>& clamp) {
+  check_dim(x, dim, kName);
+  STD_TORCH_CHECK(activation >= 0 && activation < kActivations, kName, ": there is no activation ",
+                  activation);
+  BiasAct in{};
+  in.layout = layout_of(x, dim);
+  in.x = x.const_data_ptr();
+  in.negative_slope = negative_slope;
+  in.gain = gain;
+  in.clamp = clamp ? *clamp : NAN;
+  return in;
+}
+
+Tensor forward(Tensor x_in, Optional bias_in, int64_t dim, int64_t activation, double negative_slope,
+               double gain, std::optional<double> clamp) {
+  const Tensor x = dense(x_in);
+  BiasAct in = problem(x, dim, activation, negative_slope, gain, clamp);
+  const Optional bias = along_channels(bias_in, x, dim, kName);
+  Tensor y = torch::stable::empty_like(x);
+  in.bias = data(bias);
+  in.out = y.mutable_data_ptr();
+  bias_act().forward[activation][dtype_index(x, kName)](in, torch_threads());
+  return y;
+}
+
+void forward_(Tensor x, Optional bias_in, int64_t dim, int64_t activation, double negative_slope, double gain,
+              std::optional<double> clamp) {
+  const Tensor values = dense(x);
+  BiasAct in = problem(values, dim, activation, negative_slope, gain, clamp);
+  const Optional bias = along_channels(bias_in, x, dim, kName);
+  in.bias = data(bias);
+  in.out = values.mutable_data_ptr();
+  bias_act().forward[activation][dtype_index(x, kName)](in, torch_threads());
+  if (values.const_data_ptr() != x.const_data_ptr()) torch::stable::copy_(x, values);
+}
+
+std::tuple<Tensor, Tensor> backward(Tensor grad_in, Tensor saved_in, Optional bias_in, int64_t dim,
+                                    int64_t activation, double negative_slope, double gain,
+                                    std::optional<double> clamp, bool sums) {
+  const Tensor saved = dense(saved_in);
+  BiasAct in = problem(saved, dim, activation, negative_slope, gain, clamp);
+  const Tensor grad = like(grad_in, saved, kName);
+  const Optional bias = along_channels(bias_in, saved, dim, kName);
+  Tensor grad_x = torch::stable::empty_like(saved);
+  Tensor grad_bias = sums ? torch::stable::new_empty(saved, {saved.size(dim)}) : missing(saved);
+  in.bias = data(bias);
+  in.grad = grad.const_data_ptr();
+  in.out = grad_x.mutable_data_ptr();
+  if (sums) in.out_bias = grad_bias.mutable_data_ptr();
+  bias_act().backward[activation][dtype_index(saved, kName)](in, torch_threads());
+  return {grad_x, grad_bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_bias_in, Tensor grad_in,
+                                                   Tensor saved_in, Optional bias_in, int64_t dim,
+                                                   int64_t activation, double negative_slope, double gain,
+                                                   std::optional<double> clamp, bool needs_grad,
+                                                   bool needs_saved, bool sums) {
+  const Tensor saved = dense(saved_in);
+  BiasAct in = problem(saved, dim, activation, negative_slope, gain, clamp);
+  const Tensor grad = like(grad_in, saved, kName);
+  const Optional h = like(h_in, saved, kName), h_bias = along_channels(h_bias_in, saved, dim, kName),
+                 bias = along_channels(bias_in, saved, dim, kName);
+  Tensor grad_grad = needs_grad ? torch::stable::empty_like(saved) : missing(saved);
+  Tensor grad_saved = needs_saved || sums ? torch::stable::empty_like(saved) : missing(saved);
+  Tensor grad_bias = sums ? torch::stable::new_empty(saved, {saved.size(dim)}) : missing(saved);
+  in.bias = data(bias);
+  in.grad = grad.const_data_ptr();
+  in.h = data(h);
+  in.h_bias = data(h_bias);
+  if (needs_grad) in.out = grad_grad.mutable_data_ptr();
+  if (needs_saved || sums) in.out_x = grad_saved.mutable_data_ptr();
+  if (sums) in.out_bias = grad_bias.mutable_data_ptr();
+  bias_act().double_backward[activation][dtype_index(saved, kName)](in, torch_threads());
+  return {grad_grad, grad_saved, grad_bias};
+}
+
+}  // namespace
+}  // namespace gankern
+
+STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
+  m.impl("bias_act", TORCH_BOX(&gankern::forward));
+  m.impl("bias_act_", TORCH_BOX(&gankern::forward_));
+  m.impl("bias_act_backward", TORCH_BOX(&gankern::backward));
+  m.impl("bias_act_double_backward", TORCH_BOX(&gankern::double_backward));
+}

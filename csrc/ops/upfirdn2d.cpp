@@ -1,0 +1,98 @@
+// torch.ops.gankern.upfirdn2d on CPU tensors. Schema: gankern/ops/upfirdn2d.py.
+#include "../cpu/upfirdn2d.h"
+
+#include "../cpu/vec.h"
+#include "common.h"
+
+namespace gankern {
+namespace {
+
+constexpr const char* kName = "upfirdn2d";
+using Sizes = std::vector<int64_t>;
+
+template <class T>
+std::vector<double> widen_all(const Tensor& x) {
+  const T* p = static_cast<const T*>(x.const_data_ptr());
+  std::vector<double> values;
+  for (int64_t i = 0; i < x.numel(); ++i) values.push_back(double(GANKERN_ISA::widen(p[i])));
+  return values;
+}
+
+// The values of a small tensor of any floating dtype.
+std::vector<double> to_double(const Tensor& tensor) {
+  const Tensor x = torch::stable::contiguous(tensor);
+  switch (dtype_index(x, kName)) {
+    case 0: return widen_all<double>(x);
+    case 1: return widen_all<float>(x);
+    case 2: return widen_all<BFloat16>(x);
+    default: return widen_all<Half>(x);
+  }
+}
+
+// As gankern/ops/upfirdn2d.py decides it.
+bool channels_last(const Tensor& x) {
+  return x.size(1) > 1 && x.strides()[1] == 1 && x.strides()[3] >= x.size(1);
+}
+
+// Whether the kernel can go through the samples of a row as they lie.
+bool rows_are_dense(const Tensor& x, int64_t group) {
+  return (x.size(3) <= 1 || x.strides()[3] == group) && (group == 1 || x.strides()[1] == 1);
+}
+
+Tensor empty(const Tensor& x, const Sizes& size, torch::headeronly::MemoryFormat format) {
+  return torch::stable::empty({x.size(0), x.size(1), size[0], size[1]}, x.scalar_type(), std::nullopt,
+                              x.device(), std::nullopt, format);
+}
+
+Tensor upfirdn2d_cpu(Tensor x, Tensor filter, Sizes up, Sizes down, Sizes start, Sizes size, bool flip_filter,
+                     double gain) {
+  STD_TORCH_CHECK(x.dim() == 4, kName, ": x must be 4-D, got ", x.dim(), " dimensions");
+  STD_TORCH_CHECK((filter.dim() == 1 || filter.dim() == 2) && filter.numel() > 0, kName,
+                  ": filter must be 1-D or 2-D and not empty");
+  for (const Sizes* pair : {&up, &down, &start, &size})
+    STD_TORCH_CHECK(pair->size() == 2, kName, ": up, down, start and size are pairs");
+  for (int i = 0; i < 2; ++i)
+    STD_TORCH_CHECK(up[i] >= 1 && down[i] >= 1 && size[i] >= 0, kName,
+                    ": up and down must be at least 1, and size 0");
+
+  using torch::headeronly::MemoryFormat;
+  const bool grouped = channels_last(x);
+  const MemoryFormat format = grouped ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+  const int64_t group = grouped ? x.size(1) : 1;
+  if (!rows_are_dense(x, group)) {
+    Tensor copy = empty(x, {x.size(2), x.size(3)}, format);
+    torch::stable::copy_(copy, x);
+    x = copy;
+  }
+  Tensor out = empty(x, size, format);
+
+  // The kernel correlates. The gain goes to one of a separable filter's two factors.
+  std::vector<double> across = to_double(filter);
+  if (!flip_filter) std::reverse(across.begin(), across.end());
+  const bool separable = filter.dim() == 1;
+  const std::vector<double> along = across;
+  for (double& weight : across) weight *= gain;
+
+  Upfirdn2d problem{};
+  problem.rows = {x.size(2), size[0], up[0], down[0], start[0]};
+  problem.columns = {x.size(3), size[1], up[1], down[1], start[1]};
+  problem.row_taps = filter.size(0);
+  problem.column_taps = filter.size(separable ? 0 : 1);
+  problem.row_weights = separable ? along.data() : nullptr;
+  problem.column_weights = across.data();
+  problem.batches = x.size(0);
+  problem.channels = x.size(1);
+  problem.group = group;
+  problem.batch_stride = x.strides()[0];
+  problem.channel_stride = x.strides()[1];
+  problem.row_stride = x.strides()[2];
+  problem.x = x.const_data_ptr();
+  problem.out = out.mutable_data_ptr();
+  upfirdn2d().run[dtype_index(x, kName)](problem, torch_threads());
+  return out;
+}
+
+}  // namespace
+}  // namespace gankern
+
+STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) { m.impl("upfirdn2d", TORCH_BOX(&gankern::upfirdn2d_cpu)); }

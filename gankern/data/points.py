@@ -1,0 +1,77 @@
+"""Distributions in the plane whose modes are known: the toy sets of WGAN-GP (Gulrajani 2017, arXiv 1704.00028).
+
+Each is without end: ``sample`` draws as many points as are asked for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import pi
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Points:
+    """A distribution in the plane. ``modes`` [K, 2] and ``std`` describe a mixture of Gaussians; None where it is none.
+
+    >>> EIGHT_GAUSSIANS.sample(100, torch.Generator().manual_seed(0)).shape
+    torch.Size([100, 2])
+    """
+
+    sample: Callable[[int, torch.Generator | None], Tensor]
+    modes: Tensor | None = None
+    std: float | None = None
+
+
+def _mixture(modes: Tensor, std: float) -> Points:
+    def sample(number: int, random: torch.Generator | None = None) -> Tensor:
+        chosen = torch.randint(len(modes), (number,), generator=random)
+        return modes[chosen] + std * torch.randn(number, 2, generator=random)
+
+    return Points(sample, modes, std)
+
+
+def _swiss_roll(number: int, random: torch.Generator | None = None) -> Tensor:
+    """scikit-learn's make_swiss_roll(noise=0.25), its columns 0 and 2, divided by 7.5."""
+    angle = 1.5 * pi * (1.0 + 2.0 * torch.rand(number, generator=random))
+    roll = torch.stack([angle * angle.cos(), angle * angle.sin()], 1)
+    return (roll + 0.25 * torch.randn(number, 2, generator=random)) / 7.5
+
+
+_turns = torch.arange(8) * (2 * pi / 8)
+_steps = torch.arange(-2.0, 3.0)
+
+# Radius 2 and std 0.02, all divided by 1.414; the grid 2·{−2..2}² and std 0.05, all divided by 2.828.
+EIGHT_GAUSSIANS = _mixture(2.0 / 1.414 * torch.stack([_turns.cos(), _turns.sin()], 1), 0.02 / 1.414)
+TWENTY_FIVE_GAUSSIANS = _mixture(2.0 / 2.828 * torch.cartesian_prod(_steps, _steps), 0.05 / 2.828)
+SWISS_ROLL = Points(_swiss_roll)
+
+POINTS = {"8gaussians": EIGHT_GAUSSIANS, "25gaussians": TWENTY_FIVE_GAUSSIANS, "swiss_roll": SWISS_ROLL}
+
+
+class EndlessPoints:
+    """Batches [batch_size, 2] of new points for ever, from a seed, stopped and resumed anywhere.
+
+    >>> next(EndlessPoints(SWISS_ROLL, 256, seed=0)).shape
+    torch.Size([256, 2])
+    """
+
+    def __init__(self, points: Points, batch_size: int, seed: int):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.points = points
+        self.batch_size = batch_size
+        self.random = torch.Generator().manual_seed(seed)
+
+    def __iter__(self) -> "EndlessPoints":
+        return self
+
+    def __next__(self) -> Tensor:
+        return self.points.sample(self.batch_size, self.random)
+
+    def state_dict(self) -> dict:
+        return {"random": self.random.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.random.set_state(state["random"])

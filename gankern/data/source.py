@@ -1,0 +1,34 @@
+"""Images that are made or read when they are asked for: what a set is that does not fit into memory."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+class ImageSource:
+    """Stands where an image tensor [N, C, H, W] may stand: ``len``, ``shape``, ``to``, and ``[indices]``.
+
+    A subclass says its ``shape`` and how to ``read`` one batch. Indexing is by an integer, a slice or a tensor of
+    indices, as a tensor's first dimension is; the result is float32 in [−1, 1], on the device that ``to`` named.
+    """
+
+    shape: tuple[int, int, int, int]
+    device = torch.device("cpu")
+
+    def read(self, indices: Tensor) -> Tensor:
+        """[n] int64 → [n, C, H, W]."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | slice | Tensor) -> Tensor:
+        everything = torch.arange(len(self))
+        chosen = everything[index.cpu() if torch.is_tensor(index) else index]
+        images = self.read(chosen.reshape(-1)).to(self.device)
+        return images if chosen.ndim else images[0]
+
+    def to(self, device: torch.device | str) -> Self:
+        self.device = torch.device(device)
+        return self

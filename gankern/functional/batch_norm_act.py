@@ -1,0 +1,128 @@
+"""Batch normalisation with an activation behind it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gankern.dispatch import short
+from gankern.functional import _checks
+from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
+
+NAME = "batch_norm_act"
+ACTIVATIONS = (None, "relu", "leaky_relu")
+
+
+def batch_norm_act(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    implementation: str | None = None,
+) -> Tensor:
+    r"""Batch normalisation as :func:`torch.nn.functional.batch_norm`, and an activation in the same pass.
+
+    :math:`y = \mathrm{act}\big(\gamma\,(x - \mu)/\sqrt{\sigma^2 + \epsilon} + \beta\big)`. While training,
+    :math:`\mu` and :math:`\sigma^2` are each channel's mean and biased variance over the batch and all positions, part
+    of the gradient in every order; in evaluation they are ``running_mean`` and ``running_var``. With weight and bias of
+    [N, C], each sample has its own affine values: *conditional* batch normalisation.
+
+    Source: Ioffe and Szegedy 2015, arXiv 1502.03167; conditional: Dumoulin et al. 2017, arXiv 1610.07629.
+
+    Args:
+        x: [N, C] or [N, C, ...], up to any number of dimensions, float64, float32, bfloat16 or float16, any strides.
+            Sums are in float32 and float64 (float64 alone for float64).
+        running_mean, running_var: [C]; while training they are updated in place, to (1 - momentum) times themselves plus
+            momentum times the batch's mean and unbiased variance. Both None: the batch's statistics are used in
+            evaluation too.
+        weight, bias: [C], or [N, C] for each sample's own; of x's dtype, or float32 where x is float16 or bfloat16.
+            None: ones, zeros.
+        training: whether to use the batch's statistics.
+        momentum: see running_mean.
+        eps: at least 0; added to the variance.
+        activation: None, "relu" or "leaky_relu".
+        negative_slope: of "leaky_relu".
+        implementation: see :mod:`gankern.functional`.
+
+    Returns:
+        As x in shape and dtype; channels_last where x is, contiguous for a tensor with gaps. An empty batch gives an
+        empty result and leaves the running statistics as they are.
+
+    Gradient order: 2 (any order for "reference"), for x, weight and bias. At the activation's kink the derivative is
+    the negative slope's, and its second derivative does not exist. In evaluation the gradient of x does not depend on
+    x: its second gradient is None, not zeros.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what is accepted. Also, as torch's, while training with
+            one value a channel.
+
+    >>> x, mean, var = torch.randn(8, 3, 4, 4), torch.zeros(3), torch.ones(3)
+    >>> batch_norm_act(x, mean, var, training=True, activation="leaky_relu", negative_slope=0.2).shape
+    torch.Size([8, 3, 4, 4])
+    """
+    _checks.floating(NAME, "x", x)
+    if x.ndim < 2 or x.shape[1] == 0:
+        raise ValueError(
+            f"{NAME}: x has shape {tuple(x.shape)}; it must be [N, C] or [N, C, ...] with a channel or more"
+        )
+    if activation not in ACTIVATIONS:
+        accepted = ", ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"{NAME}: activation is {activation!r}; accepted are {accepted}")
+    if not eps >= 0:
+        raise ValueError(f"{NAME}: eps is {eps}; it must be at least 0")
+    _check_affine(x, weight, bias)
+    own = training or (running_mean is None and running_var is None)
+    _check_running(x, running_mean, running_var)
+    if own and x.numel() == x.shape[1]:
+        raise ValueError(
+            f"{NAME}: expected more than 1 value per channel when training, got input size {tuple(x.shape)}"
+        )
+    slope = {None: 1.0, "relu": 0.0, "leaky_relu": float(negative_slope)}[activation]
+    y, stats = _batch_norm_act(x, weight, bias, running_mean, running_var, own, eps, slope, implementation)
+    if training and running_mean is not None and x.numel():
+        with torch.no_grad():
+            running_mean.lerp_(stats[0].to(running_mean.dtype), momentum)
+            running_var.lerp_(stats[2].to(running_var.dtype), momentum)
+    return y
+
+
+def _check_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+    given = {name: v for name, v in (("weight", weight), ("bias", bias)) if v is not None}
+    accepted = ((x.shape[1],), (x.shape[0], x.shape[1]))
+    for name, values in given.items():
+        _checks.floating(NAME, name, values)
+        if tuple(values.shape) not in accepted:
+            raise ValueError(
+                f"{NAME}: {name} has shape {tuple(values.shape)}; for x of shape {tuple(x.shape)} it must be {accepted[0]}, "
+                f"or {accepted[1]} for each sample's own"
+            )
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        if values.device != x.device or not (values.dtype == x.dtype or (half and values.dtype == torch.float32)):
+            wanted = f"{short(x.dtype)}{' or float32' if half else ''} on {x.device}"
+            raise ValueError(f"{NAME}: {name} is {short(values.dtype)} on {values.device}; x needs {wanted}")
+    if len(given) == 2 and weight.shape != bias.shape:
+        raise ValueError(
+            f"{NAME}: weight has shape {tuple(weight.shape)} and bias {tuple(bias.shape)}; they must have the same"
+        )
+
+
+def _check_running(x: Tensor, mean: Tensor | None, var: Tensor | None) -> None:
+    if (mean is None) != (var is None):
+        missing = "running_mean" if mean is None else "running_var"
+        raise ValueError(f"{NAME}: {missing} is None and the other is not; give both or neither")
+    if mean is None:
+        return
+    for name, values in (("running_mean", mean), ("running_var", var)):
+        _checks.floating(NAME, name, values)
+        if tuple(values.shape) != (x.shape[1],) or values.device != x.device:
+            raise ValueError(
+                f"{NAME}: {name} has shape {tuple(values.shape)} on {values.device}; for x of shape {tuple(x.shape)} it "
+                f"must be ({x.shape[1]},) on {x.device}"
+            )

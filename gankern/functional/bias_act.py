@@ -1,0 +1,137 @@
+"""Bias, activation, gain and clamp, and the two activations that need nothing else."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gankern.dispatch import short
+from gankern.functional import _checks
+from gankern.ops import bias_act as _ops
+
+ACTIVATIONS = tuple(_ops.ACTIVATIONS)
+
+
+def bias_act(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    dim: int = 1,
+    activation: str = "linear",
+    negative_slope: float = 0.2,
+    gain: float = 1.0,
+    clamp: float | None = None,
+    implementation: str | None = None,
+) -> Tensor:
+    r"""Adds a bias to each channel, applies an activation, multiplies by a gain and clamps, in one pass:
+    :math:`y = \mathrm{clamp}(f(x + b)\, g, -c, c)`.
+
+    The backward is one pass too, which gives the gradients of x and of the bias. It keeps y, which the next layer
+    usually keeps anyway, and not x; "silu", and "leaky_relu" with a negative slope, keep x. The second derivative of
+    "linear", "relu" and "leaky_relu" does not exist, rather than being zeros.
+
+    Source: the epilogue of the layers of ProGAN and StyleGAN, Karras et al. 2018, arXiv 1710.10196.
+
+    Args:
+        x: any number of dimensions, float64, float32, bfloat16 or float16, any strides; computed in float32 (float64
+            for float64).
+        bias: [channels], of x's dtype and device; None for none.
+        dim: the channels' dimension.
+        activation: "linear", "relu", "leaky_relu", "tanh", "sigmoid", "elu", "selu", "softplus" or "silu".
+        negative_slope: of "leaky_relu", for negative arguments.
+        gain: a finite factor.
+        clamp: greater than 0; None for none. The gradient is 0 where the result, in x's dtype, is at the clamp.
+        implementation: see the module.
+
+    Returns:
+        A tensor like x, in its memory format.
+
+    Gradient order: 2 (any order for "reference").
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what is accepted.
+
+    >>> bias_act(torch.tensor([[-1.0, 0.5]]), torch.tensor([0.0, 1.0]), activation="leaky_relu", gain=2.0)
+    tensor([[-0.4000,  3.0000]])
+    """
+    name = "bias_act"
+    dim = check_channels(name, x, bias, dim)
+    if activation not in _ops.ACTIVATIONS:
+        raise ValueError(f"{name}: activation is {activation!r}; accepted are {', '.join(ACTIVATIONS)}")
+    check_finite(name, "negative_slope", negative_slope)
+    check_finite(name, "gain", gain)
+    if clamp is not None and not clamp > 0:
+        raise ValueError(f"{name}: clamp is {clamp}; it must be greater than 0, or None")
+    if bias is not None and bias.dtype != x.dtype:  # under autocast
+        bias = bias.to(x.dtype)
+    return _ops.bias_act(x, bias, dim, activation, negative_slope, gain, clamp, implementation)
+
+
+def relu(x: Tensor, inplace: bool = False, *, implementation: str | None = None) -> Tensor:
+    """:func:`torch.nn.functional.relu`, whose second derivative does not exist rather than being zeros.
+
+    Keeps its result for the backward. Inside torch.compile it is torch's own, which fuses with what is around it.
+    Gradient order: 2 (any order for "reference").
+
+    >>> relu(torch.tensor([-1.0, 2.0]))
+    tensor([0., 2.])
+    """
+    if torch.compiler.is_compiling():
+        return F.relu(x, inplace)
+    if inplace:
+        result = _ops.activate_(x, "relu", 0.0, implementation)
+        return F.relu(x, inplace=True) if result is None else result
+    return _ops.bias_act(x, None, 0, "relu", 0.0, 1.0, None, implementation)
+
+
+def leaky_relu(
+    x: Tensor, negative_slope: float = 0.01, inplace: bool = False, *, implementation: str | None = None
+) -> Tensor:
+    """:func:`torch.nn.functional.leaky_relu`, whose second derivative does not exist rather than being zeros: a
+    gradient penalty then has nothing to carry back through the rest of the network from here.
+
+    Keeps its result for the backward (torch keeps the input, which is memory of its own), and the input where the slope
+    is negative. Inside torch.compile it is torch's own, which fuses with what is around it. Gradient order: 2 (any
+    order for "reference").
+
+    >>> leaky_relu(torch.tensor([-1.0, 2.0]), 0.5)
+    tensor([-0.5000,  2.0000])
+    """
+    if torch.compiler.is_compiling():
+        return F.leaky_relu(x, negative_slope, inplace)
+    if inplace:
+        result = _ops.activate_(x, "leaky_relu", negative_slope, implementation)
+        return F.leaky_relu(x, negative_slope, inplace=True) if result is None else result
+    return _ops.bias_act(x, None, 0, "leaky_relu", negative_slope, 1.0, None, implementation)
+
+
+def check_channels(name: str, x: Tensor, bias: Tensor | None, dim: int) -> int:
+    """Checks a tensor and the bias of its channels; the channels' dimension, counted from the front."""
+    _checks.floating(name, "x", x)
+    if not -x.ndim <= dim < x.ndim:
+        accepted = f"accepts {-x.ndim} to {x.ndim - 1}" if x.ndim else "has no channels"
+        raise ValueError(f"{name}: dim is {dim}; a tensor of shape {tuple(x.shape)} {accepted}")
+    dim %= x.ndim
+    if bias is None:
+        return dim
+    _checks.floating(name, "bias", bias)
+    if bias.shape != (x.shape[dim],):
+        raise ValueError(
+            f"{name}: bias has shape {tuple(bias.shape)}; x has {x.shape[dim]} channels in dimension {dim} (shape "
+            f"{tuple(x.shape)}) and needs ({x.shape[dim]},)"
+        )
+    same_dtype = bias.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
+    if bias.device != x.device or not same_dtype:
+        raise ValueError(
+            f"{name}: x and bias must share dtype and device, got {short(x.dtype)} on {x.device} and "
+            f"{short(bias.dtype)} on {bias.device}"
+        )
+    return dim
+
+
+def check_finite(name: str, argument: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: {argument} is {value}; it must be finite")

@@ -1,0 +1,210 @@
+"""Up, FIR filter, down, and the resampling filters made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from gankern.functional import _checks
+from gankern.ops.upfirdn2d import taps_of
+from gankern.ops.upfirdn2d import upfirdn2d as _upfirdn2d
+
+Pair = int | Sequence[int]
+
+
+def upfirdn2d(
+    x: Tensor,
+    filter: Tensor,
+    up: Pair = 1,
+    down: Pair = 1,
+    padding: Pair = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    r"""Inserts zeros, pads or crops, filters and decimates each channel of a batch of images.
+
+    1. Each sample is followed by ``up`` - 1 zeros on each axis: :math:`h \to h \cdot up`.
+    2. Zeros are added at the edges, or samples removed where ``padding`` is negative.
+    3. That is convolved with the filter of k taps, where the filter lies inside: :math:`h \to h - k + 1`.
+    4. Every ``down``-th sample is kept, from the first one on, and multiplied by ``gain``.
+
+    On one axis, with z the result of the second step, :math:`y_o = gain \sum_j f_j\, z_{o \cdot down + k - 1 - j}`. It is
+    done in one pass that touches no inserted zero. The operator is linear, and its gradient is itself with ``up`` and
+    ``down`` exchanged and the filter flipped.
+
+    Source: multirate filtering; what :func:`scipy.signal.upfirdn` does on one axis, with the edges chosen by ``padding``.
+
+    Args:
+        x: [N, C, H, W], float64, float32, bfloat16 or float16, any strides; sums are in float32 (float64 for float64).
+        filter: [k], used on both axes, or [k_h, k_w], of any of these dtypes, on x's device. :mod:`gankern.filters`
+            makes the usual ones.
+        up, down: one factor, or (vertical, horizontal); at least 1.
+        padding: in samples after the first step: one number for all edges, (vertical, horizontal), or (left, right, top,
+            bottom) as :func:`torch.nn.functional.pad` has them. Negative numbers crop.
+        flip_filter: correlate with the filter as it stands, as torch's convolutions do.
+        gain: a factor of the result.
+        implementation: see :mod:`gankern.functional`.
+
+    Returns:
+        [N, C, (H * up + padding - k) // down + 1, ...] of x's dtype; channels_last for channels_last x.
+
+    Gradient order: any, for x. The filter is a constant, and has a gradient for "reference" only.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what is accepted.
+
+    >>> f = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    >>> upfirdn2d(torch.ones(1, 1, 4, 4), f, up=2, padding=(2, 1, 2, 1), gain=4).shape
+    torch.Size([1, 1, 8, 8])
+    """
+    return _run("upfirdn2d", x, filter, up, down, padding, None, flip_filter, gain, implementation)
+
+
+def upsample2d(
+    x: Tensor,
+    filter: Tensor,
+    up: Pair = 2,
+    padding: Pair = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    r"""Upsamples by an integer factor with a FIR filter: [N, C, H, W] to [N, C, H * up, W * up].
+
+    :func:`upfirdn2d` whose padding keeps pictures in place (a sample's response is centred on the ``up`` samples that it
+    becomes; for an odd k - up, half a sample after it) and whose gain is multiplied by the factors, so that a filter of
+    sum 1 keeps the mean. ``padding`` is added to that. Other arguments, gradient order and errors are :func:`upfirdn2d`'s.
+
+    >>> f = torch.tensor([1.0, 1.0]) / 2
+    >>> upsample2d(torch.tensor([[[[1.0, 2.0]]]]), f)  # a box of two is nearest-neighbour upsampling
+    tensor([[[[1., 1., 2., 2.],
+              [1., 1., 2., 2.]]]])
+    """
+    name = "upsample2d"
+    factors = _pair(name, "up", up)
+    extra = [(((k + u - 1) // 2), (k - u) // 2) for k, u in zip(_taps(name, filter), factors)]
+    return _run(name, x, filter, up, 1, padding, extra, flip_filter, gain * factors[0] * factors[1], implementation)
+
+
+def downsample2d(
+    x: Tensor,
+    filter: Tensor,
+    down: Pair = 2,
+    padding: Pair = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    r"""Downsamples by an integer factor with a FIR filter: [N, C, H, W] to [N, C, H // down, W // down].
+
+    :func:`upfirdn2d` whose padding keeps pictures in place (each sample of the result is centred on the ``down`` samples
+    that it stands for; for an odd k - down, half a sample before). ``padding`` is added to that. Other arguments, gradient
+    order and errors are :func:`upfirdn2d`'s.
+
+    >>> f = torch.tensor([1.0, 1.0]) / 2
+    >>> downsample2d(torch.arange(4.0).reshape(1, 1, 2, 2), f)  # a box of two is the mean
+    tensor([[[[1.5000]]]])
+    """
+    name = "downsample2d"
+    extra = [((k - d + 1) // 2, (k - d) // 2) for k, d in zip(_taps(name, filter), _pair(name, "down", down))]
+    return _run(name, x, filter, 1, down, padding, extra, flip_filter, gain, implementation)
+
+
+def filter2d(
+    x: Tensor,
+    filter: Tensor,
+    padding: Pair = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    r"""Filters each channel with a FIR filter, zeros beyond the edges: [N, C, H, W] to the same shape.
+
+    :func:`upfirdn2d` whose padding keeps pictures in place (for an even number of taps, half a sample before).
+    ``padding`` is added to that. Other arguments, gradient order and errors are :func:`upfirdn2d`'s.
+
+    >>> filter2d(torch.ones(1, 1, 1, 4), torch.tensor([[1.0, 2.0, 1.0]]) / 4)
+    tensor([[[[0.7500, 1.0000, 1.0000, 0.7500]]]])
+    """
+    name = "filter2d"
+    extra = [(k // 2, (k - 1) // 2) for k in _taps(name, filter)]
+    return _run(name, x, filter, 1, 1, padding, extra, flip_filter, gain, implementation)
+
+
+def _run(
+    name: str,
+    x: Tensor,
+    filter: Tensor,
+    up: Pair,
+    down: Pair,
+    padding: Pair,
+    extra: Sequence[tuple[int, int]] | None,  # padding that is added: (before, after) of the rows and of the columns
+    flip_filter: bool,
+    gain: float,
+    implementation: str | None,
+) -> Tensor:
+    _checks.floating(name, "x", x)
+    taps = _taps(name, filter)
+    if x.ndim != 4 or 0 in x.shape[2:]:
+        raise ValueError(
+            f"{name}: x has shape {tuple(x.shape)}; it must be [N, C, H, W] with at least one row and column"
+        )
+    if filter.device != x.device:
+        raise ValueError(f"{name}: filter is on {filter.device}, x on {x.device}; they must share a device")
+    up, down = _pair(name, "up", up), _pair(name, "down", down)
+    edges = _edges(name, padding)
+    if extra is not None:
+        (top, bottom), (left, right) = extra
+        edges = edges[0] + left, edges[1] + right, edges[2] + top, edges[3] + bottom
+    for axis, n, u, k, before, after in (
+        ("rows", x.shape[2], up[0], taps[0], *edges[2:]),
+        ("columns", x.shape[3], up[1], taps[1], *edges[:2]),
+    ):
+        removed = max(-before, 0) + max(-after, 0)
+        if removed >= n * u or n * u + before + after < k:
+            raise ValueError(
+                f"{name}: padding of ({before}, {after}) leaves nothing of {n * u} {axis} for a filter of {k} taps"
+            )
+    return _upfirdn2d(x, filter, up, down, edges, bool(flip_filter), float(gain), implementation)
+
+
+def _taps(name: str, filter: Tensor) -> tuple[int, int]:
+    _checks.floating(name, "filter", filter)
+    if filter.ndim not in (1, 2):
+        raise ValueError(f"{name}: filter has shape {tuple(filter.shape)}; it must be [taps] or [rows, columns]")
+    if filter.numel() == 0:
+        raise ValueError(f"{name}: filter has shape {tuple(filter.shape)}; it must not be empty")
+    return taps_of(filter)
+
+
+def _integers(value: Pair) -> tuple[int, ...]:
+    """The numbers in it; none where something else is among them."""
+    numbers = tuple(value) if isinstance(value, Sequence) else (value,)
+    return numbers if all(isinstance(n, int) and not isinstance(n, bool) for n in numbers) else ()
+
+
+def _pair(name: str, argument: str, value: Pair) -> tuple[int, int]:
+    numbers = _integers(value)
+    if len(numbers) not in (1, 2) or min(numbers) < 1:
+        raise ValueError(f"{name}: {argument} is {value!r}; accepted are an integer of at least 1, or two of them")
+    return numbers if len(numbers) == 2 else numbers * 2
+
+
+def _edges(name: str, padding: Pair) -> tuple[int, int, int, int]:
+    numbers = _integers(padding)
+    if len(numbers) == 1:
+        return numbers * 4
+    if len(numbers) == 2:
+        vertical, horizontal = numbers
+        return horizontal, horizontal, vertical, vertical
+    if len(numbers) == 4:
+        return numbers
+    raise ValueError(
+        f"{name}: padding is {padding!r}; accepted are an integer, (vertical, horizontal), or (left, right, top, bottom)"
+    )

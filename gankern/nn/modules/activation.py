@@ -1,0 +1,169 @@
+"""Activations as layers, with and without a bias, and pixelwise normalisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import gankern.functional as GF
+
+
+class ReLU(nn.ReLU):
+    """:class:`torch.nn.ReLU`, computed by :func:`gankern.functional.relu`: its second derivative does not exist, rather
+    than being zeros.
+
+    >>> ReLU(inplace=True)(torch.tensor([-1.0, 2.0]))
+    tensor([0., 2.])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return GF.relu(input, self.inplace)
+
+
+class LeakyReLU(nn.LeakyReLU):
+    """:class:`torch.nn.LeakyReLU`, computed by :func:`gankern.functional.leaky_relu`: its second derivative does not
+    exist, rather than being zeros.
+
+    >>> LeakyReLU(0.5)(torch.tensor([-1.0, 2.0]))
+    tensor([-0.5000,  2.0000])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return GF.leaky_relu(input, self.negative_slope, self.inplace)
+
+
+class _Biased(nn.Module):
+    """A bias, which starts at zero, and what the function that uses it is told."""
+
+    def __init__(self, num_channels: int, bias: bool, device, dtype) -> None:
+        super().__init__()
+        if num_channels < 1:
+            raise ValueError(f"{type(self).__name__}: num_channels is {num_channels}; it must be at least 1")
+        self.num_channels = num_channels
+        empty = torch.empty(num_channels, device=device, dtype=dtype) if bias else None
+        self.bias = None if empty is None else nn.Parameter(empty)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def _check(self, input: Tensor) -> None:
+        if input.ndim < 2 or input.shape[1] != self.num_channels:
+            raise ValueError(
+                f"{type(self).__name__}: x has shape {tuple(input.shape)}; it must be [N, {self.num_channels}, ...]"
+            )
+
+
+class BiasAct(_Biased):
+    r"""Bias, activation, gain and clamp in one pass: :func:`gankern.functional.bias_act` with a bias of its own, which
+    starts at zero. For use after a convolution without one.
+
+    Args:
+        num_channels: of dimension 1.
+        activation, negative_slope, gain, clamp: as the function's.
+        bias: whether there is one.
+
+    Shape: [N, num_channels, ...] to the same.
+
+    >>> BiasAct(8, "leaky_relu")(torch.randn(2, 8, 4, 4)).shape
+    torch.Size([2, 8, 4, 4])
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        activation: str = "linear",
+        *,
+        negative_slope: float = 0.2,
+        gain: float = 1.0,
+        clamp: float | None = None,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(num_channels, bias, device, dtype)
+        if activation not in GF.ACTIVATIONS:
+            raise ValueError(f"BiasAct: activation is {activation!r}; accepted are {', '.join(GF.ACTIVATIONS)}")
+        self.activation, self.negative_slope, self.gain, self.clamp = activation, negative_slope, gain, clamp
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check(input)
+        return GF.bias_act(
+            input,
+            self.bias,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            gain=self.gain,
+            clamp=self.clamp,
+        )
+
+    def extra_repr(self) -> str:
+        slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
+        clamp = "" if self.clamp is None else f", clamp={self.clamp}"
+        return f"{self.num_channels}, {self.activation}{slope}, gain={self.gain}{clamp}, bias={self.bias is not None}"
+
+
+class PixelNorm(nn.Module):
+    r"""Normalises the channels of each pixel to a mean square of 1: :func:`gankern.functional.pixel_norm`. Has no
+    parameters.
+
+    >>> PixelNorm()(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.8485, 1.1314]])
+    """
+
+    def __init__(self, eps: float = 1e-8, dim: int = 1) -> None:
+        super().__init__()
+        self.eps, self.dim = eps, dim
+
+    def forward(self, input: Tensor) -> Tensor:
+        return GF.pixel_norm(input, self.eps, self.dim)
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}, dim={self.dim}"
+
+
+class BiasActPixelNorm(_Biased):
+    r"""The tail of a layer of ProGAN's generator in one pass: bias, leaky ReLU, pixel norm;
+    :func:`gankern.functional.bias_act_pixel_norm` with a bias of its own, which starts at zero.
+
+    Args:
+        num_channels: of dimension 1.
+        activation, negative_slope, gain, eps: as the function's.
+        bias: whether there is one.
+
+    Shape: [N, num_channels, ...] to the same.
+
+    >>> BiasActPixelNorm(8)(torch.randn(2, 8, 4, 4)).shape
+    torch.Size([2, 8, 4, 4])
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        activation: str = "leaky_relu",
+        *,
+        negative_slope: float = 0.2,
+        gain: float = 1.0,
+        eps: float = 1e-8,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(num_channels, bias, device, dtype)
+        self.activation, self.negative_slope, self.gain, self.eps = activation, negative_slope, gain, eps
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check(input)
+        return GF.bias_act_pixel_norm(
+            input,
+            self.bias,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            gain=self.gain,
+            eps=self.eps,
+        )
+
+    def extra_repr(self) -> str:
+        slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
+        return f"{self.num_channels}, {self.activation}{slope}, gain={self.gain}, eps={self.eps}"

@@ -1,0 +1,178 @@
+"""Operators and gradients of bias, activation, gain and clamp, in one pass each.
+
+Kernels: csrc/cpu/bias_act.cpp and gankern/triton/bias_act.py; csrc/cpu/activation.h has the formulas of the
+activations. What the backward needs is kept: the result, or for some activations the input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gankern.ops import _tiers
+from gankern.reference.bias_act import bias_act as reference
+
+NAME = "bias_act"
+primitive = _tiers.declare(NAME, gradient_order=2)
+
+
+@dataclass(frozen=True)
+class Activation:
+    index: int  # in every kernel's table
+    keeps_input: bool  # for the backward; else the result, which costs nothing where the next layer keeps it anyway
+    curved: bool  # whether it has a second derivative
+
+
+ACTIVATIONS = {
+    "linear": Activation(0, False, False),
+    "relu": Activation(1, False, False),
+    "leaky_relu": Activation(2, False, False),
+    "tanh": Activation(3, False, True),
+    "sigmoid": Activation(4, False, True),
+    "elu": Activation(5, False, True),
+    "selu": Activation(6, False, True),
+    "softplus": Activation(7, False, True),
+    "silu": Activation(8, True, True),
+}
+# Of a negative slope: the result's sign does not tell that of the input.
+_FOLDED = Activation(9, True, False)
+
+_ARGUMENTS = "int dim, int activation, float negative_slope, float gain, float? clamp"
+
+
+def _along(needed: bool, x: Tensor, dim: int) -> Tensor:
+    return x.new_empty(x.shape[dim] if needed else 0)
+
+
+def _like(needed: bool, x: Tensor) -> Tensor:
+    return torch.empty_like(x) if needed else x.new_empty(0)
+
+
+_tiers.define(
+    NAME,
+    "forward",
+    f"bias_act(Tensor x, Tensor? bias, {_ARGUMENTS}) -> Tensor",
+    lambda x, bias, *arguments: torch.empty_like(x),
+)
+_tiers.define(
+    NAME, "forward_", f"bias_act_(Tensor(a!) x, Tensor? bias, {_ARGUMENTS}) -> ()", lambda x, bias, *arguments: None
+)
+_tiers.define(
+    NAME,
+    "backward",
+    f"bias_act_backward(Tensor grad, Tensor saved, Tensor? bias, {_ARGUMENTS}, bool sums) -> "
+    "(Tensor grad_x, Tensor grad_bias)",
+    lambda grad, saved, bias, dim, activation, slope, gain, clamp, sums: (
+        torch.empty_like(saved),
+        _along(sums, saved, dim),
+    ),
+)
+_tiers.define(
+    NAME,
+    "double_backward",
+    f"bias_act_double_backward(Tensor? grad_grad_x, Tensor? grad_grad_bias, Tensor grad, Tensor saved, Tensor? bias, "
+    f"{_ARGUMENTS}, bool needs_grad, bool needs_saved, bool sums) -> "
+    "(Tensor grad_grad, Tensor grad_saved, Tensor grad_bias)",
+    lambda h, h_bias, grad, saved, bias, dim, activation, slope, gain, clamp, needs_grad, needs_saved, sums: (
+        _like(needs_grad, saved),
+        _like(needs_saved or sums, saved),
+        _along(sums, saved, dim),
+    ),
+)
+
+# Options: implementation, activation, and the constants that every kernel takes.
+
+
+def _forward(options, x, bias):
+    return (_tiers.kernel(options[0], NAME, "forward", x.device)(x, bias, *options[2]),)
+
+
+def _saved(options, tensors, outputs):
+    return tensors if options[1].keeps_input else outputs
+
+
+def _backward(options, needed, grads, saved):
+    implementation, activation, constants = options
+    bias = saved[1] if activation.keeps_input else None
+    kernel = _tiers.kernel(implementation, NAME, "backward", saved[0].device)
+    grad_x, grad_bias = kernel(grads[0], saved[0], bias, *constants, needed[1])
+    return grad_x, grad_bias if needed[1] else None
+
+
+def _double_backward(options, needed, grad_grads, grads, saved):
+    implementation, activation, constants = options
+    needs_grad = needed[0]
+    needs_saved, *needs_bias = (need and activation.curved for need in needed[1:])
+    sums = any(needs_bias)
+    if not (needs_grad or needs_saved or sums):
+        return (None,) * len(needed)
+    bias = saved[1] if activation.keeps_input else None
+    kernel = _tiers.kernel(implementation, NAME, "double_backward", saved[0].device)
+    grad_grad, grad_saved, grad_bias = kernel(
+        *grad_grads, grads[0], saved[0], bias, *constants, needs_grad, needs_saved, sums
+    )
+    result = grad_grad if needs_grad else None, grad_saved if needs_saved else None
+    return (*result, grad_bias if sums else None) if activation.keeps_input else result
+
+
+_tiers.Rule(NAME, _forward, _saved, _backward, _double_backward)
+
+
+class _InPlace(_tiers._Forward):
+    """Overwrites its tensor, which is then its own result. For activations that keep that."""
+
+    @staticmethod
+    def forward(name, options, x, bias):
+        _tiers.kernel(options[0], NAME, "forward_", x.device)(x, bias, *options[2])
+        return (x,)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs, output) -> None:
+        _tiers._Forward.setup_context(ctx, inputs, output)
+        ctx.mark_dirty(inputs[2])
+
+
+def _options(
+    chosen: str, dim: int, name: str, negative_slope: float, gain: float, clamp: float | None
+) -> tuple[str, Activation, tuple]:
+    activation = ACTIVATIONS[name]
+    if name == "leaky_relu" and negative_slope < 0:
+        activation = _FOLDED
+    return chosen, activation, (dim, activation.index, negative_slope, gain, clamp)
+
+
+def bias_act(
+    x: Tensor,
+    bias: Tensor | None,
+    dim: int,
+    activation: str,
+    negative_slope: float,
+    gain: float,
+    clamp: float | None,
+    implementation: str | None,
+) -> Tensor:
+    """The result for checked arguments."""
+    chosen = primitive.select(x, implementation)
+    if chosen == "reference":
+        return reference(x, bias, dim, activation, negative_slope, gain, clamp)
+    options = _options(chosen, dim, activation, negative_slope, gain, clamp)
+    return _tiers.differentiate(NAME, options, x, bias)[0]
+
+
+def activate_(x: Tensor, activation: str, negative_slope: float, implementation: str | None) -> Tensor | None:
+    """x, overwritten by relu or leaky_relu of it; None, and x as it was, where that is left to torch's own operator:
+    for the reference, for tracing, for forward mode, and for a negative slope, with which torch has its own refusal."""
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
+        return None
+    options = _options(primitive.select(x, implementation), 0, activation, negative_slope, 1.0, None)
+    if options[0] == "reference" or options[1].keeps_input:
+        return None
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _tiers.apply(_InPlace, NAME, options, x, None)[0]
+    _tiers.kernel(options[0], NAME, "forward_", x.device)(x, None, *options[2])
+    if not x.is_inference():
+        torch.autograd.graph.increment_version(x)
+    return x

@@ -1,0 +1,126 @@
+"""Operator and gradients of up, FIR filter, down.
+
+On each axis the operator is out[o] = gain sum_j taps[j] z[o down + j - start], where z is the input with up - 1 zeros
+after each sample and taps the filter in the order of a correlation; ``size`` outputs are made. Its transpose is
+
+    dx[i] = gain sum_o g[o] taps[i up - o down + start]
+
+which is the same operator with up and down exchanged, the filter in the other order, and start' = taps - 1 - start. So
+one kernel serves every order of gradient: csrc/cpu/upfirdn2d.cpp and gankern/triton/upfirdn2d.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from gankern.dispatch import ANY_ORDER
+from gankern.ops import _tiers
+from gankern.reference.upfirdn2d import upfirdn2d as reference
+
+NAME = "upfirdn2d"
+primitive = _tiers.declare(NAME, gradient_order=ANY_ORDER)
+
+
+class Geometry(NamedTuple):
+    """The operator's arguments behind its tensors; pairs are (vertical, horizontal)."""
+
+    up: tuple[int, int]
+    down: tuple[int, int]
+    start: tuple[int, int]
+    size: tuple[int, int]  # of the output
+    flip_filter: bool
+    gain: float
+
+    def transposed(self, taps: Sequence[int], size: Sequence[int]) -> Geometry:
+        """Of the transpose, for a filter of ``taps`` and inputs of ``size``."""
+        start = tuple(k - 1 - s for k, s in zip(taps, self.start))
+        return Geometry(self.down, self.up, start, tuple(size), not self.flip_filter, self.gain)
+
+
+def taps_of(filter: Tensor) -> tuple[int, int]:
+    return filter.shape[0], filter.shape[-1]
+
+
+def geometry(
+    shape: Sequence[int],
+    filter: Tensor,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    flip_filter: bool,
+    gain: float,
+) -> Geometry:
+    """For inputs of ``shape`` and a padding of (left, right, top, bottom). Sizes below 1 are the caller's to refuse."""
+    left, right, top, bottom = padding
+    padded = shape[2] * up[0] + top + bottom, shape[3] * up[1] + left + right
+    size = tuple((n - k) // d + 1 for n, k, d in zip(padded, taps_of(filter), down))
+    return Geometry(up, down, (top, left), size, flip_filter, gain)
+
+
+def _fake(x, filter, up, down, start, size, flip_filter, gain):
+    channels_last = x.shape[1] > 1 and x.stride(1) == 1 and x.stride(3) >= x.shape[1]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+_tiers.define(
+    NAME,
+    "forward",
+    "upfirdn2d(Tensor x, Tensor filter, SymInt[] up, SymInt[] down, SymInt[] start, SymInt[] size, bool flip_filter, "
+    "float gain) -> Tensor",
+    _fake,
+)
+
+
+class Upfirdn2d(Function):
+    """Inputs: implementation, x, filter (a constant), geometry. Output: the filtered images. Its gradient is itself
+    with the transposed geometry, and so on: exact in any order."""
+
+    @staticmethod
+    def forward(implementation, x, filter, geometry):
+        return _tiers.kernel(implementation, NAME, "forward", x.device)(x, filter, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs, output) -> None:
+        ctx.implementation, x, filter, geometry = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(filter)
+        ctx.geometry = geometry.transposed(taps_of(filter), x.shape[2:])
+
+    @staticmethod
+    def backward(ctx: Any, grad):
+        if grad is None:
+            return None, None, None, None
+        (filter,) = ctx.saved_tensors
+        run = Upfirdn2d.forward if _tiers.first_order_only() else Upfirdn2d.apply
+        return None, run(ctx.implementation, grad, filter, ctx.geometry), None, None
+
+
+def upfirdn2d(
+    x: Tensor,
+    filter: Tensor,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    flip_filter: bool,
+    gain: float,
+    implementation: str | None,
+) -> Tensor:
+    """The filtered images for checked arguments."""
+    chosen = primitive.select(x, implementation)
+    if chosen == "reference":
+        return reference(x, filter, up, down, padding, flip_filter, gain)
+    if filter.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"upfirdn2d: filter requires grad, and for the {chosen} implementation it is a constant; detach() it, or "
+            f"pass implementation='reference', which has its gradient"
+        )
+    arguments = chosen, x, filter, geometry(x.shape, filter, up, down, padding, flip_filter, gain)
+    if not torch.compiler.is_compiling() and _tiers.first_order_only():
+        return Upfirdn2d.forward(*arguments)
+    return _tiers.apply(Upfirdn2d, *arguments)

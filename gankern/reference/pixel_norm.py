@@ -1,0 +1,29 @@
+"""Pixelwise feature normalisation in plain PyTorch: the definition that the kernels are held against."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pixel_norm(
+    x: Tensor, bias: Tensor | None, dim: int, activation: str, negative_slope: float, gain: float, eps: float
+) -> Tensor:
+    """y = a / sqrt(mean(a^2) + eps) with a = act(x + bias) gain and the mean over dimension ``dim``, which bias lies
+    along. float16 and bfloat16 are computed in float32.
+    """
+    dtype = x.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    if bias is not None:
+        shape = [1] * x.ndim
+        shape[dim] = -1
+        x = x + bias.to(x.dtype).view(shape)
+    if activation == "relu":
+        x = F.relu(x)
+    elif activation == "leaky_relu":
+        x = F.leaky_relu(x, negative_slope)
+    if gain != 1:
+        x = x * gain
+    return (x * torch.rsqrt(x.square().mean(dim, keepdim=True) + eps)).to(dtype)

@@ -1,0 +1,247 @@
+"""The penalty of each sample's gradient norm, in two launches for each order.
+
+Formula (Gulrajani et al. 2017, arXiv 1704.00028; one-sided: 1709.08894), for samples g_n, G the gradient of p, H that
+of g's gradient:
+
+    r_n = |g_n|       p_n = e^2 with e = r_n - t, or 0 where e < 0 and one-sided
+    dg_n = G_n c_n g_n                                               c = 2 (1 - t/r)
+    dG_n = c_n <H_n, g_n>
+    dg_n = G_n c_n H_n + G_n d_n <H_n, g_n> g_n                      d = c'(r)/r = 2 t/r^3
+
+c = d = 0 where e < 0 and one-sided. At r = 0 the norm's subgradient is 0, so c = d = 0 there; with t = 0 the penalty is
+r^2, c = 2 everywhere.
+
+Split. Each sample's elements, which lie together, are cut into at most 64 parts of whole blocks; `_dots` sums up one
+part of <H_n, g_n> (or <g_n, g_n>) a program, and `_penalties` or `_combine` adds the parts up, in their order.
+`_combine` has a program a block.
+
+    launch       programs             reads              writes
+    dots         parts of samples     g (H)              partial sums
+    penalties    samples              partial sums       p, r
+    combine      blocks of samples    g (H), partials    dg, dG
+
+Forward is dots and penalties, 1 read of g; backward is combine alone, 1 read and 1 write; double backward is dots and
+combine, 4 reads and 1 write. Bound by memory bandwidth. Sums are in fp32 (fp64 for fp64), without atomics.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gankern.triton.aot import AotEntry
+
+BLOCK = 2048
+MAX_PARTS = 64
+WARPS = 4
+
+# ---- kernels -----------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _dots(a, b, partial, size, part_size, PARTS: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr):
+    sample = (tl.program_id(0) // PARTS).to(tl.int64)
+    part = tl.program_id(0) % PARTS
+    a += sample * size
+    b += sample * size
+    first = part.to(tl.int64) * part_size
+    total = tl.zeros([BLOCK], SUM)
+    for start in range(0, part_size, BLOCK):
+        i = first + start + tl.arange(0, BLOCK)
+        x = tl.load(a + i, mask=i < size, other=0.0).to(SUM)
+        y = tl.load(b + i, mask=i < size, other=0.0).to(SUM)
+        total += x * y
+    tl.store(partial + tl.program_id(0), tl.sum(total, 0))
+
+
+@triton.jit
+def _penalties(partial, values, norms, TARGET: tl.constexpr, ONE_SIDED: tl.constexpr, PARTS: tl.constexpr):
+    sample = tl.program_id(0).to(tl.int64)
+    squares = tl.sum(tl.load(partial + sample * PARTS + tl.arange(0, PARTS)), 0)
+    t = tl.full((), TARGET, squares.dtype)
+    r = tl.sqrt(squares)
+    excess = r - t
+    if ONE_SIDED:
+        excess = tl.where(excess < 0, 0.0, excess)
+    tl.store(norms + sample, r)
+    tl.store(values + sample, tl.where(t == 0, squares, excess * excess))
+
+
+@triton.jit
+def _combine(
+    gradient,
+    grad_grad,
+    grad,
+    norms,
+    partial,
+    out,
+    to_grad,
+    size,
+    blocks,
+    TARGET: tl.constexpr,  # a constant: as an argument it would be rounded to fp32
+    SECOND: tl.constexpr,  # double backward
+    ONE_SIDED: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    r = tl.load(norms + sample)
+    weight = tl.load(grad + sample)
+    t = tl.full((), TARGET, r.dtype)
+    ratio = t / tl.where(r == 0, 1.0, r)
+    inactive = (r == 0) & (t != 0)
+    if ONE_SIDED:
+        inactive = inactive | (r < t)
+    c = tl.where(inactive, 0.0, 2 * (1 - ratio))
+    i = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    g = tl.load(gradient + sample * size + i, mask=i < size, other=0.0).to(r.dtype)
+    if SECOND:
+        dot = tl.sum(tl.load(partial + sample * PARTS + tl.arange(0, PARTS)), 0)
+        d = tl.where(inactive | (t == 0), 0.0, 2 * ratio / (r * r))
+        h = tl.load(grad_grad + sample * size + i, mask=i < size, other=0.0).to(r.dtype)
+        value = (weight * c) * h + (weight * d * dot) * g
+        if block == 0:
+            tl.store(to_grad + sample, c * dot)
+    else:
+        value = (weight * c) * g
+    tl.store(out + sample * size + i, value.to(out.dtype.element_ty), mask=i < size)
+
+
+# ---- launchers: what gankern/ops/gradient_penalty.py calls --------------------------------------------------
+
+
+def sample_major(x: Tensor) -> Tensor:
+    """x itself where it is dense and each sample's elements lie together, else a copy that is."""
+    if x.is_contiguous():
+        return x
+    like = torch.empty_like(x)
+    if x.shape[0] > 1 and like.stride(0) * x.shape[0] != x.numel():
+        return x.contiguous()
+    return x if x.stride() == like.stride() else like.copy_(x)
+
+
+def laid_out_as(x: Tensor, model: Tensor) -> Tensor:
+    return x if x.stride() == model.stride() else torch.empty_like(model).copy_(x)
+
+
+def _sum_type(x: Tensor) -> tl.dtype:
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
+def _per_sample(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _all_dots(a: Tensor, b: Tensor) -> tuple[Tensor, int]:
+    """Partial sums [samples, parts], and how many parts there are: a power of two."""
+    samples, size = a.shape[0], a[0].numel()
+    parts = min(MAX_PARTS, triton.next_power_of_2(triton.cdiv(size, 4 * BLOCK)))
+    part_size = triton.cdiv(triton.cdiv(size, parts), BLOCK) * BLOCK
+    partial = torch.empty((samples, parts), dtype=torch.promote_types(a.dtype, torch.float32), device=a.device)
+    _dots[(samples * parts,)](
+        a, b, partial, size, part_size, PARTS=parts, SUM=_sum_type(a), BLOCK=BLOCK, num_warps=WARPS
+    )
+    return partial, parts
+
+
+def forward(gradient: Tensor, target: float, one_sided: bool) -> tuple[Tensor, Tensor]:
+    """The penalties and the norms. Launches: 2."""
+    values, norms = _per_sample(gradient), _per_sample(gradient)
+    if gradient.numel() == 0:
+        return values.fill_(0.0 if one_sided else target * target), norms.zero_()
+    with torch.cuda.device_of(gradient):
+        g = sample_major(gradient)
+        partial, parts = _all_dots(g, g)
+        _penalties[(len(g),)](partial, values, norms, TARGET=target, ONE_SIDED=one_sided, PARTS=parts, num_warps=1)
+    return values, norms
+
+
+def backward(grad: Tensor, gradient: Tensor, norms: Tensor, target: float, one_sided: bool) -> Tensor:
+    """The gradient of gradient. Launches: 1."""
+    g = sample_major(gradient)
+    out = torch.empty_like(g)
+    if g.numel():
+        with torch.cuda.device_of(g):
+            _launch_combine(g, None, grad, norms, None, out, None, 1, target, one_sided)
+    return out
+
+
+def double_backward(
+    grad_grad: Tensor, grad: Tensor, gradient: Tensor, norms: Tensor, target: float, one_sided: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradients of grad and of gradient. Launches: 2."""
+    g = sample_major(gradient)
+    to_grad, out = _per_sample(g), torch.empty_like(g)
+    if g.numel() == 0:
+        return to_grad.zero_(), out
+    with torch.cuda.device_of(g):
+        h = laid_out_as(grad_grad, g)
+        partial, parts = _all_dots(h, g)
+        _launch_combine(g, h, grad, norms, partial, out, to_grad, parts, target, one_sided)
+    return to_grad, out
+
+
+def _launch_combine(g, h, grad, norms, partial, out, to_grad, parts, target, one_sided) -> None:
+    size = g[0].numel()
+    blocks = triton.cdiv(size, BLOCK)
+    _combine[(len(g) * blocks,)](
+        g,
+        h,
+        grad.contiguous(),
+        norms.contiguous(),
+        partial,
+        out,
+        to_grad,
+        size,
+        blocks,
+        TARGET=target,
+        SECOND=h is not None,
+        ONE_SIDED=one_sided,
+        PARTS=parts,
+        BLOCK=BLOCK,
+        num_warps=WARPS,
+    )
+
+
+# ---- what the ahead-of-time check compiles -----------------------------------------------------------------
+
+
+def _aot_entries() -> list[AotEntry]:
+    entries = []
+    for name, wide, sum_type in (
+        ("fp64", "fp64", tl.float64),
+        ("fp32", "fp32", tl.float32),
+        ("bf16", "fp32", tl.float32),
+    ):
+        x, w = f"*{name}", f"*{wide}"
+        arguments = {"a": x, "b": x, "partial": w, "size": "i64", "part_size": "i64"}
+        entries.append(AotEntry(_dots, arguments, {"PARTS": MAX_PARTS, "SUM": sum_type, "BLOCK": BLOCK}, WARPS))
+        arguments = {"partial": w, "values": w, "norms": w}
+        entries.append(AotEntry(_penalties, arguments, {"TARGET": 1.0, "ONE_SIDED": True, "PARTS": MAX_PARTS}, 1))
+        for second in (False, True):
+            arguments = {
+                "gradient": x,
+                "grad": w,
+                "norms": w,
+                "out": x,
+                "size": "i64",
+                "blocks": "i32",
+            }
+            constexprs = {
+                "TARGET": 1.0,
+                "SECOND": second,
+                "ONE_SIDED": True,
+                "PARTS": MAX_PARTS if second else 1,
+                "BLOCK": BLOCK,
+            }
+            for argument, type_ in (("grad_grad", x), ("partial", w), ("to_grad", w)):
+                if second:
+                    arguments[argument] = type_
+                else:
+                    constexprs[argument] = None
+            entries.append(AotEntry(_combine, arguments, constexprs, WARPS))
+    return entries
+
+
+AOT = _aot_entries()

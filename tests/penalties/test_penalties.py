@@ -1,0 +1,724 @@
+"""Gradient penalties of whole critics, against a double backward written by hand in fp64 and against closed forms."""
+
+from __future__ import annotations
+
+import copy
+import math
+import subprocess
+import sys
+import warnings
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from gankern import fast_double_backward, penalties
+
+METHODS = ["double_backward", "auto"]
+
+
+def critic(seed=0, smooth=False):
+    torch.manual_seed(seed)
+    activation = nn.Softplus() if smooth else nn.LeakyReLU(0.2)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 4, 2, 1),
+        activation,
+        nn.Conv2d(8, 16, 4, 2, 1),
+        activation,
+        nn.Flatten(),
+        nn.Linear(16 * 4 * 4, 1),
+    ).double()
+
+
+def images(n=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, 16, 16, generator=generator, dtype=torch.float64)
+
+
+def by_hand(net, points, function, args=()):
+    """(penalty, gradients of the parameters) by torch's own double backward; `function` is of the list of norms, each
+    over a whole sample."""
+    points = [p.detach().requires_grad_() for p in points]
+    gradients = torch.autograd.grad(net(*points, *args).sum(), points, create_graph=True)
+    norms = torch.cat([g.flatten(1) for g in gradients], 1).norm(dim=1)
+    value = function(norms)
+    return value, torch.autograd.grad(value, list(net.parameters()), allow_unused=True)
+
+
+def handed_out(value, net):
+    """The gradients that a penalty gives the parameters."""
+    net.zero_grad()
+    value.backward()
+    return [p.grad for p in net.parameters()]
+
+
+def same(ours, theirs, rtol=1e-9):
+    for a, b in zip(ours, theirs, strict=True):
+        if a is None or b is None:
+            assert (a is None or not a.any()) and (b is None or not b.any())
+        else:
+            torch.testing.assert_close(a, b.to(a.dtype), rtol=rtol, atol=rtol * b.abs().max().item())
+
+
+def mix(real, fake, alpha):
+    return real + alpha.view(-1, 1, 1, 1) * (fake - real)
+
+
+ALPHA = torch.tensor([0.1, 0.5, 0.9, 0.3], dtype=torch.float64)
+REAL, FAKE = images(seed=1), images(seed=2)
+
+
+# ---- values and gradients -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("options", "function"),
+    [
+        ({}, lambda n: 10 * (n - 1).square().mean()),
+        ({"weight": 0.3, "target": 0.1}, lambda n: 0.3 * (n - 0.1).square().mean()),
+        ({"one_sided": True}, lambda n: 10 * (n - 1).clamp_min(0).square().mean()),
+        ({"one_sided": True, "target": 0.02}, lambda n: 10 * (n - 0.02).clamp_min(0).square().mean()),
+        ({"reduction": "sum"}, lambda n: 10 * (n - 1).square().sum()),
+        ({"target": 0}, lambda n: 10 * n.square().mean()),
+    ],
+)
+def test_gradient_penalty(options, function, method, smooth):
+    net = critic(smooth=smooth)
+    value, gradients = by_hand(net, [mix(REAL, FAKE, ALPHA)], function)
+    ours = penalties.gradient_penalty(net, REAL, FAKE, alpha=ALPHA, method=method, **options)
+    torch.testing.assert_close(ours, value)
+    same(handed_out(ours, net), gradients)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("penalty", "points", "function"),
+    [
+        (lambda net, **o: penalties.r1_penalty(net, REAL, weight=3, **o), REAL, lambda n: 1.5 * n.square().mean()),
+        (
+            lambda net, **o: penalties.r1_penalty(net, REAL, weight=3, half=False, **o),
+            REAL,
+            lambda n: 3 * n.square().mean(),
+        ),
+        (lambda net, **o: penalties.r2_penalty(net, FAKE, weight=3, **o), FAKE, lambda n: 1.5 * n.square().mean()),
+        (
+            lambda net, **o: penalties.zero_centered(net, REAL, FAKE, alpha=ALPHA, **o),
+            mix(REAL, FAKE, ALPHA),
+            lambda n: 10 * n.square().mean(),
+        ),
+        (
+            lambda net, **o: penalties.lipschitz(net, REAL, FAKE, alpha=ALPHA, **o),
+            mix(REAL, FAKE, ALPHA),
+            lambda n: 10 * (n - 1).clamp_min(0).square().mean(),
+        ),
+        (
+            lambda net, **o: penalties.dragan(net, REAL, alpha=ALPHA, generator=torch.Generator().manual_seed(5), **o),
+            mix(
+                REAL,
+                REAL
+                + 0.5
+                * REAL.std()
+                * torch.rand(REAL.shape, generator=torch.Generator().manual_seed(5), dtype=REAL.dtype),
+                ALPHA,
+            ),
+            lambda n: 10 * (n - 1).square().mean(),
+        ),
+    ],
+)
+def test_variants(penalty, points, function, method):
+    net = critic()
+    with torch.no_grad():
+        net[-1].weight *= 20  # some norms above 1
+    value, gradients = by_hand(net, [points], function)
+    ours = penalty(net, method=method)
+    torch.testing.assert_close(ours, value)
+    same(handed_out(ours, net), gradients)
+
+
+def test_drift():
+    outputs = torch.tensor([[1.0], [3.0]], requires_grad=True)
+    value = penalties.drift(outputs, weight=0.5)
+    value.backward()
+    assert value == 2.5 and torch.equal(outputs.grad, torch.tensor([[0.5], [1.5]]))
+    assert penalties.drift(outputs, weight=0.5, reduction="sum") == 5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_linear_critic(method):
+    """D(x) = <w, x> + b: the gradient is w everywhere, P = 10 (|w| - 1)^2, dP/dw = 20 (|w| - 1) w/|w|."""
+    net = nn.Linear(5, 1).double()
+    value = penalties.gradient_penalty(net, *torch.randn(2, 7, 5, dtype=torch.float64), method=method)
+    norm = net.weight.norm()
+    torch.testing.assert_close(value, 10 * (norm - 1) ** 2)
+    weight, bias = handed_out(value, net)
+    torch.testing.assert_close(weight, 20 * (norm - 1) * net.weight / norm)
+    assert bias is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_quadratic_critic(method):
+    """D(x) = a |x|^2/2: the gradient is a x, and the curvature counts. P = mean (a |x| - 1)^2."""
+
+    class Quadratic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+        def forward(self, x):
+            return self.a * x.square().sum(1) / 2
+
+    net, x = Quadratic(), torch.randn(6, 3, dtype=torch.float64)
+    value = penalties.gradient_penalty(net, x, x, weight=1, method=method)
+    norms = x.norm(dim=1)
+    torch.testing.assert_close(value, (net.a * norms - 1).square().mean())
+    torch.testing.assert_close(handed_out(value, net)[0], (2 * (net.a * norms - 1) * norms).mean())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_critic_of_zeros(method):
+    net = critic()
+    for p in net.parameters():
+        nn.init.zeros_(p)
+    value = penalties.gradient_penalty(net, REAL, FAKE, method=method)
+    assert value == 10
+    assert all(g is None or not g.any() for g in handed_out(value, net))
+
+
+def test_alpha_is_one_number_a_sample():
+    seen = []
+
+    def net(x):
+        seen.append(x.detach())
+        return x.flatten(1).sum(1)
+
+    zeros, ones = torch.zeros(50, 3, 4, 4), torch.ones(50, 3, 4, 4)
+    for seed in (3, 3, 4):
+        penalties.gradient_penalty(
+            net, zeros, ones, generator=torch.Generator().manual_seed(seed), method="double_backward"
+        )
+    x = seen[0]
+    assert torch.equal(x, x[:, :1, :1, :1].expand_as(x)), "one number for all elements of a sample"
+    assert len(x[:, 0, 0, 0].unique()) > 40 and x.min() >= 0 and x.max() < 1
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+
+
+def test_norm_dims():
+    net = critic()
+    points = mix(REAL, FAKE, ALPHA).requires_grad_()
+    (g,) = torch.autograd.grad(net(points).sum(), points, create_graph=True)
+    for dims, norms in (
+        (1, g.norm(dim=1)),
+        ((2, -1), g.flatten(2).norm(dim=2)),
+        ([1, 3], g.transpose(2, 3).flatten(1, 2).norm(dim=1)),
+        ((1, 2, 3), g.flatten(1).norm(dim=1)),
+    ):
+        value = 10 * (norms - 1).square().mean()
+        expected = torch.autograd.grad(value, list(net.parameters()), allow_unused=True, retain_graph=True)
+        ours = penalties.gradient_penalty(net, REAL, FAKE, alpha=ALPHA, norm_dims=dims)
+        torch.testing.assert_close(ours, value)
+        same(handed_out(ours, net), expected)
+
+
+# ---- critics of all kinds -----------------------------------------------------------------------------------
+
+
+class Conditional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(3, 8)
+        self.first = nn.Linear(6, 8)
+        self.last = nn.Linear(8, 1)
+
+    def forward(self, x, label, scale=1.0):
+        h = F.leaky_relu(self.first(x) * self.embed(label), 0.2)
+        return {"features": h, "score": scale * self.last(h)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("select", ["score", lambda out: out["score"]])
+def test_conditions_and_selectors(select, method):
+    torch.manual_seed(0)
+    net, x, label = Conditional().double(), torch.randn(4, 6, dtype=torch.float64), torch.tensor([0, 1, 1, 2])
+    value, gradients = by_hand(
+        lambda_module(net, lambda x: net(x, label, scale=2.0)["score"]), [x], lambda n: 10 * (n - 1).square().mean()
+    )
+    ours = penalties.gradient_penalty(
+        net, x, x, critic_args=[label], critic_kwargs={"scale": 2.0}, select=select, method=method
+    )
+    torch.testing.assert_close(ours, value)
+    same(handed_out(ours, net), gradients)
+    pair = penalties.gradient_penalty(lambda x: (0, net(x, label)["score"]), x, x, select=1, method=method)
+    assert pair.isfinite()
+
+
+class lambda_module:
+    """A function with the parameters of a module."""
+
+    def __init__(self, net, function):
+        self.parameters, self.function = net.parameters, function
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_inputs(method):
+    torch.manual_seed(0)
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 4), nn.Linear(3, 4)
+
+        def forward(self, x, y):
+            return F.relu(self.a(x.flatten(1)) * self.b(y)).sum(1)
+
+    net = Two().double()
+    reals = torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    fakes = torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    alpha = torch.rand(5, dtype=torch.float64)
+    points = [r + alpha.view(-1, *[1] * (r.ndim - 1)) * (f - r) for r, f in zip(reals, fakes)]
+    value, gradients = by_hand(net, points, lambda n: 10 * (n - 1).square().mean())
+    ours = penalties.gradient_penalty(net, reals, fakes, alpha=alpha, method=method)
+    torch.testing.assert_close(ours, value)
+    same(handed_out(ours, net), gradients)
+    assert penalties.r1_penalty(net, reals, method=method).isfinite()
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (5, 1, 1, 1)])
+def test_shapes_of_outputs(shape):
+    net = nn.Linear(4, 1).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    value = penalties.gradient_penalty(lambda x: net(x).view(shape), x, x)
+    torch.testing.assert_close(value, 10 * (net.weight.norm() - 1) ** 2)
+
+
+def test_any_callable_gives_gradients_to_what_it_uses():
+    first, last = nn.Linear(4, 3).double(), nn.Linear(3, 1).double()
+    loose = torch.randn(3, dtype=torch.float64, requires_grad=True)
+
+    def net(x):
+        return last(F.relu(first(x)) * loose)
+
+    x = torch.randn(5, 4, dtype=torch.float64)
+    penalties.gradient_penalty(net, x, x, method="double_backward").backward()
+    assert first.weight.grad is not None and last.weight.grad is not None and loose.grad is not None
+
+
+def test_frozen_parameters_get_nothing():
+    net = critic()
+    net[0].weight.requires_grad_(False)
+    gradients = handed_out(penalties.gradient_penalty(net, REAL, FAKE, method="double_backward"), net)
+    assert gradients[0] is None and gradients[2] is not None
+
+
+def test_samples_and_conditions_that_require_a_gradient_get_one():
+    net, scale = critic(smooth=True), torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    sources = [REAL.clone().requires_grad_(), FAKE.clone().requires_grad_()]
+
+    def run(penalty):
+        fake, factor = sources[1] * 2, scale * 3  # not leaves: their graph is the caller's
+        value = penalty(fake, factor)
+        other = fake.square().sum() * factor  # which goes through the same graph
+        return torch.autograd.grad(value + 1e-3 * other, [*sources, scale, *net.parameters()], allow_unused=True)
+
+    def by_torch(fake, factor):
+        x = mix(sources[0], fake, ALPHA)
+        (g,) = torch.autograd.grad((net(x) * factor).sum(), x, create_graph=True)
+        return 10 * (g.flatten(1).norm(dim=1) - 1).square().mean()
+
+    def ours(fake, factor):
+        return penalties.gradient_penalty(
+            lambda x, factor: net(x) * factor, sources[0], fake, alpha=ALPHA, critic_args=[factor]
+        )
+
+    same(run(ours), run(by_torch))
+    value = penalties.gradient_penalty(lambda x, factor: net(x) * factor, REAL, FAKE, critic_kwargs={"factor": scale})
+    assert torch.autograd.grad(value, scale)[0] != 0
+
+
+# ---- how it is used -----------------------------------------------------------------------------------------
+
+
+def test_added_to_a_loss_and_scaled():
+    net = critic()
+    _, gradients = by_hand(net, [mix(REAL, FAKE, ALPHA)], lambda n: 10 * (n - 1).square().mean())
+    loss = net(FAKE).mean() - net(REAL).mean()
+    plain = torch.autograd.grad(loss, list(net.parameters()))
+    expected = [3 * (a + (0 if b is None else b)) for a, b in zip(plain, gradients)]
+    loss = net(FAKE).mean() - net(REAL).mean() + penalties.gradient_penalty(net, REAL, FAKE, alpha=ALPHA)
+    same(handed_out(3 * loss, net), expected)
+
+
+def test_gradients_accumulate():
+    net = critic()
+    whole = handed_out(penalties.gradient_penalty(net, REAL, FAKE, alpha=ALPHA), net)
+    whole = [None if g is None else g.clone() for g in whole]
+    net.zero_grad()
+    for i in (0, 2):
+        part = slice(i, i + 2)
+        (penalties.gradient_penalty(net, REAL[part], FAKE[part], alpha=ALPHA[part]) / 2).backward()
+    same([p.grad for p in net.parameters()], whole)
+
+
+def test_a_second_backward_and_hooks():
+    net = critic()
+    calls = []
+    hook = net[0].weight.register_hook(lambda g: calls.append(g))
+    value = penalties.gradient_penalty(net, REAL, FAKE, alpha=ALPHA, method="double_backward")
+    value.backward(retain_graph=True)
+    first = net[0].weight.grad.clone()
+    value.backward()
+    torch.testing.assert_close(net[0].weight.grad, 2 * first)
+    assert len(calls) == 2
+    hook.remove()
+    penalties.gradient_penalty(net, REAL, FAKE, method="double_backward").backward()
+    assert len(calls) == 2
+
+
+def test_a_third_derivative_is_refused():
+    net = critic(smooth=True)
+    value = penalties.gradient_penalty(net, REAL, FAKE)
+    (g,) = torch.autograd.grad(value, net[0].weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable|differentiated twice|does not require grad"):
+        g.sum().backward()
+
+
+def test_the_switch_is_restored():
+    penalties.gradient_penalty(critic(), REAL, FAKE, method="double_backward")
+    assert not fast_double_backward.is_enabled()
+    with pytest.raises(ValueError):
+        penalties.gradient_penalty(lambda x: x, REAL, FAKE, method="double_backward")
+    assert not fast_double_backward.is_enabled()
+
+
+class Convolutions(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.calls.append("forward")
+        elif func is torch.ops.aten.convolution_backward.default:
+            self.calls.append("".join(n for n, m in zip("xwb", args[10]) if m))
+        return func(*args, **(kwargs or {}))
+
+
+def test_four_convolutions_a_layer():
+    net = critic()
+    with Convolutions() as count:
+        value = penalties.gradient_penalty(net, REAL, FAKE, method="double_backward")
+        inside = sorted(count.calls)
+        value.backward()
+    assert inside == sorted(["forward", "x", "forward", "w"] * 2)
+    assert sorted(count.calls) == inside, "the backward only hands gradients out"
+
+
+def test_the_graph_is_gone_when_it_returns():
+    kept = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            y = x * 2
+            kept.append(weakref.ref(y))
+            return y
+
+    net = nn.Sequential(nn.Linear(4, 4), Spy(), nn.ReLU(), nn.Linear(4, 1)).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    value = penalties.gradient_penalty(net, x, x, method="double_backward")
+    assert kept and all(ref() is None for ref in kept)
+    value.backward()
+
+
+def test_parametrized_weights():
+    net = critic().float()
+    for i in (0, 2, 5):
+        nn.utils.parametrizations.spectral_norm(net[i])
+    net.eval()  # no iteration: the same weights at each access
+    value, gradients = by_hand(net, [mix(REAL, FAKE, ALPHA).float()], lambda n: 10 * (n - 1).square().mean())
+    ours = penalties.gradient_penalty(net, REAL.float(), FAKE.float(), alpha=ALPHA)
+    torch.testing.assert_close(ours, value)
+    same(handed_out(ours, net), gradients, 1e-4)
+
+
+def test_activation_checkpointing():
+    net = critic()
+    value, gradients = by_hand(net, [mix(REAL, FAKE, ALPHA)], lambda n: 10 * (n - 1).square().mean())
+
+    class Checkpointed(nn.Module):
+        def __init__(self, reentrant):
+            super().__init__()
+            self.net, self.reentrant = net, reentrant
+
+        def forward(self, x):
+            x = checkpoint(self.net[:2], x, use_reentrant=self.reentrant)
+            x = checkpoint(self.net[2:4], x, use_reentrant=self.reentrant)
+            return self.net[4:](x)
+
+    ours = penalties.gradient_penalty(Checkpointed(False), REAL, FAKE, alpha=ALPHA, method="double_backward")
+    torch.testing.assert_close(ours, value)
+    same(handed_out(ours, net), gradients)
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):  # torch's own limit, also without this library
+        penalties.gradient_penalty(Checkpointed(True), REAL, FAKE, method="double_backward")
+
+
+# ---- mixed precision ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype, method):
+    net = critic().float()
+    real, fake = REAL.float(), FAKE.to(dtype)  # as a generator under autocast gives them
+    exact, gradients = by_hand(
+        copy.deepcopy(net).double(), [mix(real.double(), fake.double(), ALPHA)], lambda n: 10 * (n - 1).square().mean()
+    )
+    with torch.autocast("cpu", dtype):
+        value = penalties.gradient_penalty(net, real, fake, alpha=ALPHA, method=method)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value.double(), exact, rtol=0.02, atol=0)
+    with torch.autocast("cpu", dtype):
+        _, plain = by_hand(net, [mix(real, fake, ALPHA.float())], lambda n: 10 * (n - 1).square().mean())
+    for a, b, p in zip(handed_out(value, net), gradients, plain):
+        if a is not None and b.any():
+            assert a.dtype == torch.float32
+            assert (a.double() - b).norm() <= 2 * (p.double() - b).norm() + 0.01 * b.norm()
+
+
+def test_grad_scaler():
+    net = critic().float()
+    real, fake = REAL.float(), FAKE.float()
+    expected = [
+        g if g is None else g.clone() for g in handed_out(penalties.gradient_penalty(net, real, fake, alpha=ALPHA), net)
+    ]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0)
+    net.zero_grad()
+    scaler.scale(penalties.gradient_penalty(net, real, fake, alpha=ALPHA)).backward()
+    scaler.unscale_(optimizer)
+    same([p.grad for p in net.parameters()], expected, 1e-6)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def test_half_precision_critic():
+    net = critic().bfloat16()
+    value = penalties.gradient_penalty(net, REAL.bfloat16(), FAKE.bfloat16(), method="double_backward")
+    assert value.dtype == torch.float32 and value.isfinite()
+    assert all(g is None or g.isfinite().all() for g in handed_out(value, net))
+
+
+# ---- several processes --------------------------------------------------------------------------------------
+
+WORKER = """
+import sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from gankern import penalties
+rank, store, out, method, alone = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5] == "alone"
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+torch.manual_seed(0)
+net = torch.nn.Sequential(
+    torch.nn.Conv2d(3, 4, 4, 2, 1), torch.nn.LeakyReLU(0.2), torch.nn.Flatten(), torch.nn.Linear(64, 1, bias=not alone)
+).double()
+if alone:
+    net[0].register_parameter("bias", None)  # which a penalty alone does not reach
+real, fake, alpha = torch.load(out + ".in")
+model = DistributedDataParallel(net)
+for step in range(2):  # twice: the reducer must be ready again
+    net.zero_grad()
+    part = slice(2 * rank, 2 * rank + 2)
+    loss = penalties.gradient_penalty(model, real[part], fake[part], alpha=alpha[part], method=method)
+    if not alone:
+        loss = loss + model(fake[part]).mean() - model(real[part]).mean()
+    loss.backward()
+if rank == 0:
+    torch.save([p.grad for p in net.parameters()], out)
+if rank == 0:
+    net.zero_grad()
+    loss = penalties.gradient_penalty(net, real, fake, alpha=alpha, method="double_backward")
+    if not alone:
+        loss = loss + net(fake).mean() - net(real).mean()
+    loss.backward()
+    torch.save([p.grad for p in net.parameters()], out + ".joint")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("alone", ["alone", "joint"])
+@pytest.mark.parametrize("method", ["double_backward", "tangent"])
+def test_two_processes_equal_one_with_the_joint_batch(method, alone, tmp_path):
+    real, fake = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
+    out = str(tmp_path / "gradients")
+    torch.save([real, fake, ALPHA], out + ".in")
+    workers = [
+        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store"), out, method, alone])
+        for rank in range(2)
+    ]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    same(torch.load(out), torch.load(out + ".joint"))
+
+
+# ---- objects, and the whole step ----------------------------------------------------------------------------
+
+
+def test_objects_remember_their_options():
+    net = critic()
+    penalty = penalties.GradientPenalty(weight=2, alpha=ALPHA)
+    torch.testing.assert_close(
+        penalty(net, REAL, FAKE), penalties.gradient_penalty(net, REAL, FAKE, weight=2, alpha=ALPHA)
+    )
+    torch.testing.assert_close(
+        penalty(net, REAL, FAKE, weight=1), penalties.gradient_penalty(net, REAL, FAKE, weight=1, alpha=ALPHA)
+    )
+    torch.testing.assert_close(penalties.R1Penalty(half=False)(net, REAL), penalties.r1_penalty(net, REAL, half=False))
+    torch.testing.assert_close(penalties.R2Penalty()(net, FAKE), penalties.r2_penalty(net, FAKE))
+    torch.testing.assert_close(
+        penalties.ZeroCentered(alpha=ALPHA)(net, REAL, FAKE), penalties.zero_centered(net, REAL, FAKE, alpha=ALPHA)
+    )
+    torch.testing.assert_close(
+        penalties.Lipschitz(alpha=ALPHA)(net, REAL, FAKE), penalties.lipschitz(net, REAL, FAKE, alpha=ALPHA)
+    )
+    assert penalties.Dragan(noise=0.1, weight=1)(net, REAL).isfinite()
+    assert penalties.Drift(weight=1)(torch.ones(3)) == 1
+    assert repr(penalties.R1Penalty(weight=5)) == "R1Penalty(weight=5)"
+    with pytest.raises(TypeError, match="GradientPenalty: no option is called 'wieght'; there are weight, target"):
+        penalties.GradientPenalty(wieght=10)
+
+
+@pytest.mark.parametrize("joint", [None, True, False])
+@pytest.mark.parametrize(
+    ("penalty", "expected"),
+    [
+        (
+            penalties.GradientPenalty(weight=3, alpha=ALPHA),
+            lambda net: penalties.gradient_penalty(net, REAL, FAKE, weight=3, alpha=ALPHA),
+        ),
+        (penalties.R1Penalty(weight=3), lambda net: penalties.r1_penalty(net, REAL, weight=3)),
+        (penalties.R2Penalty(weight=3), lambda net: penalties.r2_penalty(net, FAKE, weight=3)),
+        (None, lambda net: torch.zeros((), dtype=torch.float64)),
+    ],
+)
+def test_critic_step(penalty, expected, joint):
+    net = critic()
+    fake = FAKE.clone().requires_grad_()
+    step = penalties.critic_step(net, REAL, fake, penalty=penalty, drift_weight=0.1, joint=joint)
+    real_output, fake_output, extra = net(REAL), net(FAKE), expected(net)
+    loss = fake_output.mean() - real_output.mean()
+    total = loss + extra + 0.1 * real_output.square().mean()
+    torch.testing.assert_close(step.adversarial, loss.detach())
+    torch.testing.assert_close(step.penalty, extra.detach())
+    torch.testing.assert_close(step.real_output, real_output.detach())
+    torch.testing.assert_close(step.fake_output, fake_output.detach())
+    ours = [g if g is None else g.clone() for g in handed_out(step.loss, net)]
+    same(ours, handed_out(total, net))
+    assert fake.grad is None, "generated samples are detached"
+
+
+def test_critic_step_shares_a_batch_only_where_samples_are_apart():
+    def batches(net):
+        seen = []
+        net.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            penalties.critic_step(net, REAL, FAKE, penalty=None)
+        return seen
+
+    assert batches(critic()) == [8]
+    assert batches(nn.Sequential(nn.BatchNorm2d(3), critic()).double()) == [4, 4]
+    assert batches(nn.Sequential(nn.BatchNorm2d(3), critic()).double().eval()) == [8]
+
+
+# ---- bad input, and small batches ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("samples", [0, 1])
+def test_small_batches(samples, method):
+    net = critic()
+    real, fake = REAL[:samples], FAKE[:samples]
+    for value in (
+        penalties.gradient_penalty(net, real, fake, method=method),
+        penalties.r1_penalty(net, real, method=method),
+        penalties.dragan(net, real, method=method),
+        penalties.critic_step(net, real, fake, penalty=penalties.GradientPenalty(method=method)).penalty,
+    ):
+        assert value.isfinite() and (samples or value == 0)
+    value = penalties.gradient_penalty(net, real, fake, method=method)
+    gradients = handed_out(value, net)
+    if samples == 0:
+        assert all(g is not None and not g.any() for g in gradients)
+
+
+def test_batch_norm_warns_once():
+    net = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 1)).double()
+    with pytest.warns(UserWarning, match=r"batch norm in training mode \(1: BatchNorm2d\).*layer norm"):
+        penalties.gradient_penalty(net, REAL, FAKE, method="double_backward")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        penalties.gradient_penalty(net, REAL, FAKE, method="double_backward")
+        penalties.r1_penalty(copy.deepcopy(net).eval(), REAL, method="double_backward")
+
+
+NET = critic()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE[:2]), ValueError, r"real has shape \(4, 3, 16, 16\) and fake has \(2, 3"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE.to("meta")), ValueError, "real is on cpu and fake on meta"),
+        (lambda: penalties.gradient_penalty(NET, [REAL, REAL], [FAKE]), ValueError, "real has 2 tensors and fake has 1"),
+        (lambda: penalties.gradient_penalty(NET, [], []), ValueError, "real is empty"),
+        (lambda: penalties.gradient_penalty(NET, REAL.int(), FAKE), TypeError, "real holds int32"),
+        (lambda: penalties.gradient_penalty(NET, [REAL, REAL[:2]], [FAKE, FAKE[:2]]), ValueError, "one batch size"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, alpha=torch.rand(3)), ValueError, r"alpha has shape \(3,\)"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, alpha=torch.rand(4, 3, 16, 16)), ValueError, "one number a sample"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, alpha=0.5), ValueError, "alpha has float"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, alpha=ALPHA.to("meta")), ValueError, "alpha is float64 on meta"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, reduction="none"), ValueError, "reduction is 'none'"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, method="fast"), ValueError, "method is 'fast'; accepted"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, target=-1), ValueError, "target is -1"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, norm_dims=0), ValueError, "dimension 0 is the batch"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, norm_dims=4), ValueError, "norm_dims is 4"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, norm_dims="all"), ValueError, "norm_dims is 'all'"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, select=1.5), TypeError, "select is float"),
+        (lambda: penalties.gradient_penalty(lambda x: (x, x), REAL, FAKE), TypeError, r"returned a tuple of 2; pass select="),
+        (lambda: penalties.gradient_penalty(lambda x: {"a": x}, REAL, FAKE), TypeError, "a dict with the keys 'a'"),
+        (lambda: penalties.gradient_penalty(NET[:2], REAL, FAKE), ValueError, r"one number a sample.*gave float64 of shape \(4, 8, 8, 8\)"),
+        (lambda: penalties.gradient_penalty(lambda x: NET(x).mean(), REAL, FAKE), ValueError, r"of shape \(\)"),
+        (lambda: penalties.gradient_penalty(lambda x: NET(x.detach()), REAL, FAKE, method="double_backward"), ValueError, "does not depend on its input"),
+        (lambda: penalties.gradient_penalty(lambda x: x.new_zeros(4), REAL, FAKE, method="double_backward"), ValueError, "does not depend on its input"),
+        (lambda: penalties.gradient_penalty(NET, REAL.clone().requires_grad_(), FAKE, method="tangent"), ValueError, "detach it"),
+        (lambda: penalties.r1_penalty(NET, REAL[0, 0, 0, 0]), ValueError, "real has shapes"),
+        (lambda: penalties.drift(torch.ones(3), reduction="max"), ValueError, "drift: reduction is 'max'"),
+        (lambda: penalties.drift(3), TypeError, "drift: outputs"),
+    ],
+)  # fmt: skip
+def test_bad_input(call, error, says):
+    with pytest.raises(error, match=says):
+        call()
+
+
+def test_without_grad_mode():
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"gradient_penalty: called inside torch.no_grad\(\)"):
+        penalties.gradient_penalty(NET, REAL, FAKE)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"called inside torch.inference_mode\(\)"):
+        penalties.r1_penalty(NET, REAL)
+
+
+def test_a_value_is_what_it_says():
+    """No NaN at a zero gradient, whatever the dtype, and none from large or small norms."""
+    for scale in (0.0, 1e-30, 1e-3, 1e10):
+        net = nn.Linear(3, 1, bias=False)
+        nn.init.constant_(net.weight, scale)
+        value = penalties.gradient_penalty(net, torch.zeros(2, 3), torch.ones(2, 3), method="double_backward")
+        assert math.isclose(value.item(), 10 * (scale * 3**0.5 - 1) ** 2, rel_tol=1e-5)
+        assert all(g.isfinite().all() for g in handed_out(value, net))
