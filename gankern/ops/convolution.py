@@ -432,7 +432,9 @@ def options_for_torch(x: Tensor, weight: Tensor, arguments: tuple) -> tuple[tupl
     else:
         return None
     pad = padding[0]
-    if _problem(kind, x, weight, None, pad) or primitive.refusals(x.device.type, x.dtype)["cpu"]:
+    if primitive.wish(None) not in ("auto", "cpu") or _problem(kind, x, weight, None, pad):
+        return None
+    if primitive.refusals(x.device.type, x.dtype)["cpu"]:
         return None
     options = (kind, pad, 1.0, _level(x), None)
     size = _result_size(kind, pad, *x.shape[2:])
