@@ -261,6 +261,10 @@ struct Sweep {
                    for (int64_t task = first; task < last; ++task) {
                      const int64_t block = task % blocks, k = task / blocks;
                      const int64_t from = block * width, to = min(from + width, period);
+                     if (block != laid_out && !bias && !h_bias) {
+                       std::memset(bias_of, 0, size_t(2 * width) * sizeof(A));
+                       laid_out = block;
+                     }
                      if (block != laid_out) {
                        each_channel(from, to, [&](int64_t c, int64_t p, int64_t end) {
                          const A b = bias ? widen(bias[c]) : A(0), h_b = h_bias ? widen(h_bias[c]) : A(0);
@@ -278,7 +282,7 @@ struct Sweep {
                      }
                      if (!sums) continue;
                      each_channel(from, to, [&](int64_t c, int64_t p, int64_t end) {
-                       for (; p < end; ++p) partial.at[k * layout.channels + c] += total[p];
+                       partial.at[k * layout.channels + c] += sum_of(total + p, end - p);
                      });
                    }
                    if (streams) stream_fence();
@@ -290,6 +294,15 @@ struct Sweep {
       for (int64_t k = 0; k < chunks; ++k) total += partial.at[k * layout.channels + c];
       to[c] = narrow<T>(A(total));
     }
+  }
+
+  static A sum_of(const A* values, int64_t count) {
+    const int64_t whole = count / L * L;
+    Vec<A> vectors = {};
+    for (int64_t i = 0; i < whole; i += L) vectors += load(values + i);
+    A total = whole ? sum<A>(vectors) : A(0);
+    for (int64_t i = whole; i < count; ++i) total += values[i];
+    return total;
   }
 
   // f(channel, begin, end) for the elements of a period that belong to one channel; begin and end count from
