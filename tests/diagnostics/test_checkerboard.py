@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import importlib.util
 import json
 import sys
 import types
@@ -230,17 +231,35 @@ def test_the_command(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def mimicry_dcgan(monkeypatch):
-    """torch-mimicry's networks without its package's parents, which import torchvision and TensorFlow."""
+def mimicry(monkeypatch):
+    """torch-mimicry's networks without its packages' own imports, which want torchvision and TensorFlow."""
     spec = importlib.util.find_spec("torch_mimicry")
     if spec is None:
         pytest.skip("torch-mimicry is not installed (pip install --no-deps torch-mimicry==0.1.16)")
     root = spec.submodule_search_locations[0]
-    for name, path in (("", ""), (".nets", "/nets"), (".nets.dcgan", "/nets/dcgan"), (".modules", "/modules")):
+    for name in ("", ".nets", ".nets.dcgan", ".nets.sngan", ".nets.gan", ".nets.basemodel"):
         package = types.ModuleType(f"torch_mimicry{name}")
-        package.__path__ = [root + path]
-        monkeypatch.setitem(sys.modules, f"torch_mimicry{name}", package)
-    stub = types.ModuleType("torch_mimicry.nets.gan")
-    stub.gan = types.SimpleNamespace(BaseGenerator=nn.Module, BaseDiscriminator=nn.Module)
-    monkeypatch.setitem(sys.modules, "torch_mimicry.nets.gan", stub)
-    return importlib.import_module("torch_mimicry.nets.dcgan.dcgan_32")
+        package.__path__ = [root + name.replace(".", "/")]
+        monkeypatch.setitem(sys.modules, package.__name__, package)
+    before = set(sys.modules)
+    yield lambda name: importlib.import_module(f"torch_mimicry.nets.{name}")
+    for name in set(sys.modules) - before:
+        if name.startswith("torch_mimicry"):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [("dcgan.dcgan_32", "DCGANGenerator32"), ("sngan.sngan_32", "SNGANGenerator32")]
+)
+def test_a_generator_from_pypi(mimicry, module, name):
+    """Its residual blocks upsample by F.interpolate: three stages, each found as the block, each of even geometry."""
+    torch.manual_seed(0)
+    generator = getattr(mimicry(module), name)(ngf=64)
+    report = diagnostics.checkerboard(generator, samples=16)
+    assert [stage.kind for stage in report.stages] == ["GBlock"] * 3
+    assert [stage.layer for stage in report.stages] == ["block2", "block3", "block4"]
+    assert report.factor == 8
+    for stage in report.stages:
+        assert stage.overlap_ratio == pytest.approx(1, abs=0.01)
+        assert stage.pattern < 0.05
+    assert report.clean
