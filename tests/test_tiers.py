@@ -33,7 +33,14 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     return [result if need else None for need, result in zip(needed, results)]
 
 
-_tiers.Rule("test_product", _forward, lambda options, tensors, outputs: tensors, _backward, _double_backward)
+_tiers.Rule(
+    "test_product",
+    _forward,
+    lambda options, tensors, outputs: tensors,
+    _backward,
+    _double_backward,
+    asks_engine=True,
+)
 
 
 def product(x, w, b=None):

@@ -10,8 +10,8 @@
 //   leaky_relu   z > 0 ? z : slope z               a   a > 0 ? 1 : slope          none
 //   tanh         tanh z                            a   1 - a^2                    -2a
 //   sigmoid      1 / (1 + e^-z)                    a   a (1 - a)                  1 - 2a
-//   elu          z > 0 ? z : e^z - 1               a   a > 0 ? 1 : a + 1          a > 0 ? 0 : 1
-//   selu         l (z > 0 ? z : b (e^z - 1))       a   a > 0 ? l : a + l b        a > 0 ? 0 : 1
+//   elu          z > 0 ? z : e^z - 1               a   a > 0 ? 1 : a + 1          a < 0 ? 1 : 0
+//   selu         l (z > 0 ? z : b (e^z - 1))       a   a > 0 ? l : a + l b        a < 0 ? 1 : 0
 //   softplus     log(1 + e^z)                      a   1 - e^-a                   e^-a
 //   silu         z / (1 + e^-z) = z t              z   t (1 + z (1 - t))          t (1 - t) (2 + z (1 - 2t))
 //
@@ -153,7 +153,7 @@ struct Act<Activation::kElu, A> {
   explicit Act(A) {}
   V value(V z) const { return z <= V{} ? expm1_minus(-z) : z; }
   V first(V g, V a) const { return a > V{} ? g : g * (a + broadcast<A>(1)); }
-  V second(V p, V a) const { return a > V{} ? V{} : p; }
+  V second(V p, V a) const { return a >= V{} ? V{} : p; }
 };
 
 template <class A>
@@ -167,7 +167,7 @@ struct Act<Activation::kSelu, A> {
     return z <= V{} ? expm1_minus(-z) * broadcast<A>(kNegative) : z * broadcast<A>(kScale);
   }
   V first(V g, V a) const { return g * (a > V{} ? broadcast<A>(kScale) : a + broadcast<A>(kNegative)); }
-  V second(V p, V a) const { return a > V{} ? V{} : p; }
+  V second(V p, V a) const { return a >= V{} ? V{} : p; }
 };
 
 template <class A>

@@ -1,7 +1,7 @@
 // Batch normalisation (Ioffe 2015, arXiv 1502.03167) and a (leaky) ReLU, each order in one pass over memory.
 //
-// With w = x - mean, r = 1 / sqrt(var + eps), k = gamma r, all of x's channel (gamma and beta of its sample too,
-// where they are conditional), m() the mean over a channel's samples and positions:
+// With w = x - mean, r = 1 / sqrt(var + eps), k = gamma r, all of x's channel (gamma and beta of its sample
+// too, where they are conditional), m() the mean over a channel's samples and positions:
 //
 //   y  = act(z),  z = k w + beta
 //   g' = g act'(z),  a = gamma g',  dgamma = r sum g' w,  dbeta = sum g'
@@ -14,27 +14,29 @@
 //   dx     = e g' - r^2 m(a r w) h - r^2 (m(u r w) + r K) w - r m(u)
 //       u = hgamma g' - r (m(h r w) a + m(a r w) h),  K = m(h a) - m(h) m(a) - m(h r w) m(a r w)
 //
-// So every order is two sweeps: sums over each channel (of x and its square; of g', g' w; of these, h, h w and
-// g' h), then results that are sums of products of what was read with a few coefficients, which follow from the
-// sums. act' is taken from z, computed again: nothing is kept but x and the statistics. In evaluation mean and r
-// are constants, and what stands for their gradients is zero: forward is the second sweep alone.
+// So every order is two sweeps: sums over each channel (of x and its square; of g', g' w; of these, h, h w
+// and g' h), then results that are sums of products of what was read with a few coefficients, which follow
+// from the sums. act' is taken from z, computed again: nothing is kept but x and the statistics. In
+// evaluation mean and r are constants, and what stands for their gradients is zero: forward is the second
+// sweep alone.
 //
 // Two layouts:
-//   Planes  a channel of a sample is a line of neighbouring values. A channel's two sweeps follow each other, so
-//           the second one finds it in the L2 cache (1 MB holds 16 x 64 x 64 of forward): x is read from memory
-//           once. Few channels are cut in parts, for the threads.
+//   Planes  a channel of a sample is a line of neighbouring values. A channel's two sweeps follow each other,
+//   so
+//           the second one finds it in the L2 cache (1 MB holds 16 x 64 x 64 of forward): x is read from
+//           memory once. Few channels are cut in parts, for the threads.
 //   Rows    channels lie side by side, in columns: channels_last; and also short planes, as `width` columns a
-//           channel. A block of columns that fits into the cache goes as above; otherwise it is cut in parts, all
-//           of which are swept before the second sweep begins, which goes backwards: what was read last may still
-//           be in the last level of cache.
-// Bound by memory: forward reads x and writes y, backward reads x and g and writes dx, double backward reads x, g
-// and h and writes two; in Rows beyond the cache the reads are twice. Results larger than the caches are written
-// past them. Scratch: sums and coefficients of channels.
+//           channel. A block of columns that fits into the cache goes as above; otherwise it is cut in parts,
+//           all of which are swept before the second sweep begins, which goes backwards: what was read last
+//           may still be in the last level of cache.
+// Bound by memory: forward reads x and writes y, backward reads x and g and writes dx, double backward reads
+// x, g and h and writes two; in Rows beyond the cache the reads are twice. Results larger than the caches are
+// written past them. Scratch: sums and coefficients of channels.
 //
-// Sums: of at most a few thousand values in vectors of the accumulation dtype, these in double, in an order that
-// the shape decides. Sums of squares are taken about the mean of what a part summed before (the first time, about
-// its first value): what cancels is no more than what the whole has. Where they overflow all the same, or there
-// is an infinity, the channel is done again in double.
+// Sums: of at most a few thousand values in vectors of the accumulation dtype, these in double, in an order
+// that the shape decides. Sums of squares are taken about the mean of what a part summed before (its first
+// values are summed twice): what cancels is no more than what the whole has. Where they overflow all the
+// same, or there is an infinity, the channel is done again in double.
 #include "batch_norm_act.h"
 
 #include <cmath>
@@ -47,16 +49,16 @@ namespace gankern {
 namespace GANKERN_ISA {
 namespace {
 
-constexpr int64_t kSegment = 4096;      // values of a line that are summed in one go
-constexpr int64_t kFlushRows = 128;     // rows of a column, likewise
-constexpr int64_t kShortPlane = 64;     // planes of fewer values are columns
-constexpr int64_t kColumns = 512;       // of a block, about
-constexpr int64_t kCacheBytes = 512 * 1024;   // of a block that is swept twice by one thread
-constexpr int64_t kPartBytes = 256 * 1024;    // of a part, at least
-constexpr int64_t kPartRows = 256;            // likewise
+constexpr int64_t kSegment = 4096;           // values of a line that are summed in one go
+constexpr int64_t kFlushRows = 128;          // rows of a column, likewise
+constexpr int64_t kShortPlane = 64;          // planes of fewer values are columns
+constexpr int64_t kColumns = 512;            // of a block, about
+constexpr int64_t kCacheBytes = 512 * 1024;  // of a block that is swept twice by one thread
+constexpr int64_t kPartBytes = 1024 * 1024;  // of a part, at least
+constexpr int64_t kPartRows = 256;           // likewise
 constexpr int64_t kMaxParts = 256;
-constexpr int64_t kManyChannels = 16;         // enough for the threads without parts
-constexpr int64_t kSerialValues = 16 * 1024;  // fewer are not worth waking a thread for
+constexpr int64_t kManyChannels = 16;                // enough for the threads without parts
+constexpr int64_t kSerialValues = 16 * 1024;         // fewer are not worth waking a thread for
 constexpr int64_t kStreamBytes = int64_t{16} << 20;  // results larger than this are written past the caches
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -79,7 +81,8 @@ struct Memory {
   Memory(const Memory&) = delete;
 };
 
-// ---- the arithmetic -------------------------------------------------------------------------------------------
+// ---- the arithmetic
+// -------------------------------------------------------------------------------------------
 
 // v where z > 0 (or NaN), slope * v elsewhere; with slope 0, plain 0 there.
 template <class A>
@@ -206,7 +209,8 @@ struct Moment {
   }
 };
 
-// ---- what both layouts share ------------------------------------------------------------------------------------
+// ---- what both layouts share
+// ------------------------------------------------------------------------------------
 
 template <class T>
 struct Problem {
@@ -340,16 +344,17 @@ struct Problem {
   }
 };
 
-// ---- planes -----------------------------------------------------------------------------------------------------
+// ---- planes
+// -----------------------------------------------------------------------------------------------------
 
-// A block is a channel. It is cut in units: segments of the lines of its samples; a part is a range of units, of whole
-// samples where these have affine values of their own.
+// A block is a channel. It is cut in units: segments of the lines of its samples; a part is a range of units,
+// of whole samples where these have affine values of their own.
 template <class T>
 struct Planes : Problem<T> {
   using P = Problem<T>;
+  using P::L, P::in, P::inputs, P::outputs, P::per_sample;
   using typename P::A;
   using typename P::V;
-  using P::L, P::in, P::inputs, P::outputs, P::per_sample;
   static constexpr int kUnroll = 2;
 
   int64_t segments, parts;
@@ -423,7 +428,14 @@ struct Planes : Problem<T> {
     const int64_t begin = first_unit(part), end = first_unit(part + 1);
     for (int64_t u = begin; u < end; ++u) {
       const Unit at = unit(c, u);
-      if (u == begin) about = widen(inputs[0][at.offset]);
+      if (u == begin) {
+        about = widen(inputs[0][at.offset]);
+        const V k = broadcast<A>(about);
+        double s[2] = {};
+        reduce_line<Moments<T>>(at.offset, at.length, &k, k, sums);
+        flush<2>(sums, s);
+        about = A(about + s[0] / double(at.length));
+      }
       const V k = broadcast<A>(about);
       reduce_line<Moments<T>>(at.offset, at.length, &k, k, sums);
       count += at.length;
@@ -508,16 +520,17 @@ struct Planes : Problem<T> {
   }
 };
 
-// ---- rows -------------------------------------------------------------------------------------------------------
+// ---- rows
+// -------------------------------------------------------------------------------------------------------
 
-// x as [rows, columns], `width` neighbouring columns a channel. A block is a range of channels, a part a range of rows,
-// of whole samples where these have affine values of their own.
+// x as [rows, columns], `width` neighbouring columns a channel. A block is a range of channels, a part a
+// range of rows, of whole samples where these have affine values of their own.
 template <class T>
 struct Rows : Problem<T> {
   using P = Problem<T>;
+  using P::L, P::in, P::inputs, P::outputs, P::per_sample;
   using typename P::A;
   using typename P::V;
-  using P::L, P::in, P::inputs, P::outputs, P::per_sample;
 
   int64_t rows, columns, width, sample_rows, block_channels, parts;
 
@@ -569,31 +582,26 @@ struct Rows : Problem<T> {
     }
   }
 
-  // Adds kRows rows from `row` on to the sums [kSums][padded()].
-  template <class Op, int kCoefs, int kRows>
-  void reduce_rows(const Block& at, int64_t row, const A* k, A* sums) const {
-    const int64_t offset = row * columns + at.column, stride = padded();
-    for (int64_t i = 0; i < at.columns; i += L) {
-      const int64_t n = at.columns - i;
-      V c[kCoefs], s[Op::kSums];
-      for (int j = 0; j < kCoefs; ++j) c[j] = load(k + j * stride + i);
-      for (int j = 0; j < Op::kSums; ++j) s[j] = load(sums + j * stride + i);
-#pragma GCC unroll 4
-      for (int q = 0; q < kRows; ++q) {
-        V v[Op::kIn];
-        for (int j = 0; j < Op::kIn; ++j) {
-          const T* p = inputs[j] + offset + q * columns + i;
-          v[j] = n < L ? load_partial(p, n) : load(p);
-        }
-        Op::reduce(c, v, P::gate, s);
-      }
-      for (int j = 0; j < Op::kSums; ++j) store(sums + j * stride + i, s[j]);
-    }
-  }
+  // Adds rows to the sums [kSums][padded()], in the order in which they lie in memory: that is what the
+  // processor prefetches. (Several rows at a time, with the sums in registers, are slower beyond the caches.)
   template <class Op, int kCoefs>
   void reduce_range(const Block& at, int64_t row, int64_t end, const A* k, A* sums) const {
-    for (; row + 4 <= end; row += 4) reduce_rows<Op, kCoefs, 4>(at, row, k, sums);
-    for (; row < end; ++row) reduce_rows<Op, kCoefs, 1>(at, row, k, sums);
+    // Copies: the compiler would read members again after every store.
+    const int64_t stride = padded(), count = at.columns;
+    const Gate<A> gate = P::gate;
+    for (; row < end; ++row) {
+      const T* from[Op::kIn];
+      for (int j = 0; j < Op::kIn; ++j) from[j] = inputs[j] + row * columns + at.column;
+      for (int64_t i = 0; i < count; i += L) {
+        const int64_t n = count - i;
+        V c[kCoefs], s[Op::kSums], v[Op::kIn];
+        for (int j = 0; j < kCoefs; ++j) c[j] = load(k + j * stride + i);
+        for (int j = 0; j < Op::kSums; ++j) s[j] = load(sums + j * stride + i);
+        for (int j = 0; j < Op::kIn; ++j) v[j] = n < L ? load_partial(from[j] + i, n) : load(from[j] + i);
+        Op::reduce(c, v, gate, s);
+        for (int j = 0; j < Op::kSums; ++j) store(sums + j * stride + i, s[j]);
+      }
+    }
   }
 
   // Partial: count, mean and squares, of each column.
@@ -605,29 +613,44 @@ struct Rows : Problem<T> {
     double* total = partial + part * 3 * stride;
     for (int64_t i = 0; i < at.columns; ++i) about[i] = widen(inputs[0][begin * columns + at.column + i]);
     for (int64_t i = 0; i < 3 * stride; ++i) total[i] = 0;
+    const int64_t first = min(end, begin + kFlushRows);
+    reduce_range<Moments<T>, 1>(at, begin, first, about, sums);
+    for (int64_t i = 0; i < at.columns; ++i) about[i] = A(about[i] + sums[i] / double(first - begin));
+    double *mean = total + stride, *squares = mean + stride;
     for (int64_t row = begin; row < end; row += kFlushRows) {
       const int64_t last = min(end, row + kFlushRows);
       std::memset(sums, 0, size_t(2 * stride) * sizeof(A));
       reduce_range<Moments<T>, 1>(at, row, last, about, sums);
+      // Moment::of and Moment::add; the numbers of values are the same for all columns.
+      const double n = double(last - row), all = double(last - begin), share = n / all;
+      const double inverse = 1 / n, weight = double(row - begin) * share;
       for (int64_t i = 0; i < at.columns; ++i) {
-        Moment m{total[i], total[stride + i], total[2 * stride + i]};
-        m.add(Moment::of(double(last - row), about[i], sums[i], sums[stride + i]));
-        total[i] = m.count, total[stride + i] = m.mean, total[2 * stride + i] = m.squares;
-        about[i] = A(m.mean);
+        const double more = sums[i] * inverse, rest = sums[stride + i] - sums[i] * more;
+        const double apart = about[i] + more - mean[i];
+        squares[i] += (rest < 0 ? 0 : rest) + apart * apart * weight;
+        mean[i] += apart * share;
+        about[i] = A(mean[i]);
       }
     }
+    for (int64_t i = 0; i < at.columns; ++i) total[i] = double(end - begin);
   }
   void settle_moments(int64_t b, const double* partial) const {
     const Block at = block(b);
     const int64_t stride = padded();
+    const double count = double(P::count());
     for (int64_t c = 0; c < at.channels; ++c) {
-      Moment total{};
-      for (int64_t p = 0; p < parts; ++p)
-        for (int64_t i = c * width; i < (c + 1) * width; ++i) {
-          const double* m = partial + p * 3 * stride + i;
-          total.add({m[0], m[stride], m[2 * stride]});
-        }
-      P::settle_forward(at.channel + c, total);
+      double mean = 0, squares = 0;
+      const auto each = [&](auto f) {
+        for (int64_t p = 0; p < parts; ++p)
+          for (int64_t i = c * width; i < (c + 1) * width; ++i) f(partial + p * 3 * stride + i);
+      };
+      each([&](const double* m) { mean += m[0] * m[stride]; });
+      mean /= count;
+      each([&](const double* m) {
+        const double apart = m[stride] - mean;
+        squares += m[2 * stride] + m[0] * (apart * apart);
+      });
+      P::settle_forward(at.channel + c, {count, mean, squares});
     }
   }
 
@@ -665,41 +688,32 @@ struct Rows : Problem<T> {
     }
   }
 
-  template <class Op, int kRows, bool kStream>
-  void apply_rows(const Block& at, int64_t row, const A* k) const {
-    const int64_t offset = row * columns + at.column, stride = padded();
-    for (int64_t i = 0; i < at.columns; i += L) {
-      const int64_t n = at.columns - i;
-      V c[Op::kCoefs];
-      for (int j = 0; j < Op::kCoefs; ++j) c[j] = load(k + j * stride + i);
-#pragma GCC unroll 4
-      for (int q = 0; q < kRows; ++q) {
-        const int64_t where = offset + q * columns + i;
-        V v[Op::kIn], out[Op::kOut];
-        for (int j = 0; j < Op::kIn; ++j)
-          v[j] = n < L ? load_partial(inputs[j] + where, n) : load(inputs[j] + where);
-        Op::apply(c, v, P::gate, out);
-        for (int j = 0; j < Op::kOut; ++j)
-          if (outputs[j]) {
-            if (n < L)
-              store_partial(outputs[j] + where, out[j], n);
-            else
-              P::template write<kStream>(outputs[j] + where, out[j]);
-          }
-      }
-    }
-  }
   template <class Op, bool kStream>
   void apply_range(const Block& at, int64_t begin, int64_t end) const {
     Memory<A> k(Op::kCoefs * padded());
-    // Last rows first, within samples of their own affine values too.
-    for (int64_t last = end; last > begin;) {
-      const int64_t n = (last - 1) / sample_rows, first = per_sample ? n * sample_rows : begin;
-      if (last == end || per_sample) coefs<Op>(at, n, k.at);
-      int64_t row = last;
-      for (; row - 4 >= first; row -= 4) apply_rows<Op, 4, kStream>(at, row - 4, k.at);
-      for (; row > first; --row) apply_rows<Op, 1, kStream>(at, row - 1, k.at);
-      last = first;
+    const int64_t stride = padded(), count = at.columns;
+    const Gate<A> gate = P::gate;
+    for (int64_t row = begin; row < end; ++row) {
+      if (row == begin || (per_sample && row % sample_rows == 0)) coefs<Op>(at, row / sample_rows, k.at);
+      const int64_t offset = row * columns + at.column;
+      const T* from[Op::kIn];
+      T* to[Op::kOut];
+      for (int j = 0; j < Op::kIn; ++j) from[j] = inputs[j] + offset;
+      for (int j = 0; j < Op::kOut; ++j) to[j] = outputs[j] ? outputs[j] + offset : nullptr;
+      for (int64_t i = 0; i < count; i += L) {
+        const int64_t n = count - i;
+        V c[Op::kCoefs], v[Op::kIn], out[Op::kOut];
+        for (int j = 0; j < Op::kCoefs; ++j) c[j] = load(k.at + j * stride + i);
+        for (int j = 0; j < Op::kIn; ++j) v[j] = n < L ? load_partial(from[j] + i, n) : load(from[j] + i);
+        Op::apply(c, v, gate, out);
+        for (int j = 0; j < Op::kOut; ++j) {
+          if (!to[j]) continue;
+          if (n < L)
+            store_partial(to[j] + i, out[j], n);
+          else
+            P::template write<kStream>(to[j] + i, out[j]);
+        }
+      }
     }
   }
   template <class Op>
@@ -716,13 +730,14 @@ struct Rows : Problem<T> {
   }
 };
 
-// ---- the orders -------------------------------------------------------------------------------------------------
+// ---- the orders
+// -------------------------------------------------------------------------------------------------
 
-// reduce(block, part, partial), settle(block, partial) and apply(block, part) of all blocks: one after the other for a
-// block of one part, else each for all blocks before the next begins.
+// reduce(block, part, partial), settle(block, partial) and apply(block, part) of all blocks: one after the
+// other for a block of one part, else each for all blocks before the next begins.
 template <class Layout, class Reduce, class Settle, class Apply>
-void sweep(const Layout& layout, const Parallel& parallel, int sums, const Reduce& reduce, const Settle& settle,
-           const Apply& apply) {
+void sweep(const Layout& layout, const Parallel& parallel, int sums, const Reduce& reduce,
+           const Settle& settle, const Apply& apply) {
   const int64_t blocks = layout.blocks(), parts = layout.parts, size = layout.partial_size(sums);
   const int64_t grain = layout.values() < kSerialValues ? blocks * parts : 1;
   if (parts == 1) {
@@ -760,7 +775,6 @@ void with_layout(const BatchNormAct& in, int tensors, void* out, void* out1, con
     f(Planes<T>(in, channels.at, out, out1));
 }
 
-
 template <class T>
 void forward(const BatchNormAct& in, const Parallel& parallel) {
   using A = Acc<T>;
@@ -782,8 +796,7 @@ void forward(const BatchNormAct& in, const Parallel& parallel) {
           [&](int64_t b, double* partial) { layout.settle_moments(b, partial); }, apply);
     } else {
       for (int64_t c = 0; c < in.channels; ++c) layout.take_stats(c);
-      sweep(
-          layout, parallel, 0, [](int64_t, int64_t, double*) {}, [](int64_t, double*) {}, apply);
+      sweep(layout, parallel, 0, [](int64_t, int64_t, double*) {}, [](int64_t, double*) {}, apply);
     }
   });
 }

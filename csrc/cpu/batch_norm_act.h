@@ -18,19 +18,19 @@ struct BatchNormAct {
   double negative_slope;  // 1: no activation, 0: ReLU
   const void* x;
   const void *weight, *bias;  // affine; null: ones, zeros
-  // [3, channels]: mean, 1 / sqrt(var + eps), unbiased var. Forward writes them, in evaluation the first two of
-  // running_mean and running_var; the other orders read the first two.
+  // [3, channels]: mean, 1 / sqrt(var + eps), unbiased var. Forward writes them, in evaluation the first two
+  // of running_mean and running_var; the other orders read the first two.
   void* stats;
   const void *running_mean, *running_var;  // [channels], evaluation's
 
   void* y;  // forward: like x
 
-  const void* grad;                // backward, double backward: gradient of y, like x
-  void* grad_x;                    // like x; of double backward it may be null, where it would be zeros
-  void *grad_weight, *grad_bias;   // affine; may be null. Double backward has no grad_bias
-  const void* h;                   // double backward: gradient of backward's grad_x, like x
-  const void *h_weight, *h_bias;   // and of its grad_weight, grad_bias; affine; null: zeros
-  void* grad_grad;                 // like x
+  const void* grad;               // backward, double backward: gradient of y, like x
+  void* grad_x;                   // like x; of double backward it may be null, where it would be zeros
+  void *grad_weight, *grad_bias;  // affine; may be null. Double backward has no grad_bias
+  const void* h;                  // double backward: gradient of backward's grad_x, like x
+  const void *h_weight, *h_bias;  // and of its grad_weight, grad_bias; affine; null: zeros
+  void* grad_grad;                // like x
 };
 
 struct BatchNormActKernels {

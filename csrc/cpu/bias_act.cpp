@@ -116,7 +116,7 @@ void vectors(const Run<T>& run, const Numbers<Acc<T>>& numbers, int64_t count) {
       if (run.h) h += load(run.h + e);
       h = at_clamp ? V{} : h;
       if (run.out) put(run.out + e, f.first(h * gain, z));
-      if (F::kSecond && run.out_x) {
+      if (run.out_x) {
         const V q = h * load(run.grad + e);
         const V dx = f.second(F::kOfInput ? q * gain : q, z);
         put(run.out_x + e, dx);

@@ -44,6 +44,9 @@ constexpr int kTileRows = 6;
 #endif
 constexpr int64_t kBlockBytes = 640 * 1024;    // of V of a block
 constexpr int64_t kProductBytes = 256 * 1024;  // of M of a block
+constexpr int64_t kTiles = 48;                 // of a block, at least
+constexpr int64_t kParts = 4;                  // of the forward, at least: blocks times parts of the output channels
+constexpr int64_t kSumTiles = 128;             // of one sum of dU, at least
 constexpr int64_t kDepth = 256;                // tiles that a product of the weight gradient sums at a time
 constexpr int64_t kChunkBytes = 12 << 20;      // of V and W of a chunk of the weight gradient
 constexpr int64_t kSums = 16;                  // of dU at most
@@ -517,10 +520,12 @@ void untransform_row(const Convolution& t, const A* m, int64_t plane, int64_t m_
   }
 }
 
-// How many rows of tiles make a block, for work that is to be cut into even parts.
+// How many rows of tiles make a block of about `bytes`, for work that is to be cut into even parts. At least kTiles
+// tiles: with fewer, U would come from memory too often.
 inline int64_t rows_of_block(int64_t rows, int64_t tiles_x, int64_t tile_bytes, int64_t bytes) {
-  int64_t blocks = ceil_div(rows, max(1, bytes / max(1, tiles_x * tile_bytes)));
-  if (blocks < 32) blocks = round_up(blocks, 4);
+  const int64_t tiles = max(kTiles, bytes / tile_bytes);
+  int64_t blocks = ceil_div(rows, max(1, tiles / tiles_x));
+  if (blocks > 2 && blocks < 32) blocks = (blocks + 2) / 4 * 4;
   return max(1, ceil_div(rows, blocks));
 }
 
@@ -540,24 +545,28 @@ void forward(const Convolution& t, const Parallel& parallel) {
   const int64_t rows = rows_of_block(plan.rows, plan.tiles_x, R::kV * R::kV * plan.depth * int64_t(sizeof(A)), kBlockBytes);
   const int64_t tiles = rows * plan.tiles_x;
   const int64_t v_plane = odd_lines<A>(tiles * plan.depth);
+  const int64_t blocks = ceil_div(plan.rows, rows);
+  // Few blocks: parts of the output channels make the rest of the work for several threads, each with a V of its own.
+  const int64_t parts = min(plan.panels, ceil_div(kParts, blocks));
   const int64_t m_tile_bytes = R::kM * R::kM * kPanel<A> * int64_t(sizeof(A)) * tiles;
-  const int64_t group = min(plan.panels, max(1, kProductBytes / m_tile_bytes));  // panels at a time
+  const int64_t group = min(ceil_div(plan.panels, parts), max(1, kProductBytes / m_tile_bytes));  // panels at a time
   const int64_t m_stride = odd_lines<A>(group * kPanel<A>), m_plane = odd_lines<A>(tiles * m_stride);
   const int64_t turned = turned_values<A>(t.in, rows, R::kStep, R::kIn);
   const int64_t turned_out = t.out.channels_last ? 0 : rows * R::kOut * t.out.width * group * kPanel<A>;
 
-  parallel_for(parallel, ceil_div(plan.rows, rows), 1, [&](int64_t begin_block, int64_t end_block) {
+  parallel_for(parallel, blocks * parts, 1, [&](int64_t begin_task, int64_t end_task) {
     Scratch<A> v(R::kV * R::kV * v_plane), m(R::kM * R::kM * m_plane);
     Scratch<A> zeros(padded_channels<A>(t.in.channels)), in_room(turned), out_room(turned_out);
     std::memset(zeros.data, 0, size_t(padded_channels<A>(t.in.channels)) * sizeof(A));
     const Reader<A> reader{zeros.data, in_room.data};
-    for (int64_t block = begin_block; block < end_block; ++block) {
-      const int64_t begin = block * rows, end = min(plan.rows, begin + rows);
+    for (int64_t task = begin_task; task < end_task; ++task) {
+      const int64_t begin = task / parts * rows, end = min(plan.rows, begin + rows), part = task % parts;
+      const int64_t first_panel = plan.panels * part / parts, last_panel = plan.panels * (part + 1) / parts;
       const int64_t count = (end - begin) * plan.tiles_x;
       transform_rows<T, B, false>(t.in, begin, end, plan.tiles_y, plan.tiles_x, plan.before, R::kStep, reader,
                                   {v.data, v_plane, plan.depth, 0});
-      for (int64_t panel = 0; panel < plan.panels; panel += group) {
-        const int64_t panels = min(group, plan.panels - panel);
+      for (int64_t panel = first_panel; panel < last_panel; panel += group) {
+        const int64_t panels = min(group, last_panel - panel);
         const int64_t first = panel * kPanel<A>, channels = min(panels * kPanel<A>, t.out.channels - first);
         bool started[R::kM * R::kM] = {};
         for (int i = 0; i < R::kProducts; ++i)
@@ -661,7 +670,8 @@ void weight_gradient(const Convolution& t, const Parallel& parallel) {
   if (values == 0) return;
   // Where dU is small, some sums of it at a time, each of them by one thread and through its own cache; where it is
   // large, one, by all threads.
-  const int64_t sums = max(1, min(min(kSums, kSumsBytes / (values * int64_t(sizeof(A)))), plan.rows));
+  const int64_t sums = max(1, min(min(kSums, kSumsBytes / (values * int64_t(sizeof(A)))),
+                                  min(plan.rows, plan.rows * plan.tiles_x / kSumTiles)));
   Scratch<A> du(values * sums);
   if (plan.rows * plan.tiles_x == 0) {
     std::memset(du.data, 0, size_t(values) * sizeof(A));

@@ -1,6 +1,8 @@
-// Minibatch standard deviation (Karras 2018, arXiv 1710.10196, section 3) in one read and one write of the batch.
+// Minibatch standard deviation (Karras 2018, arXiv 1710.10196, section 3) in one read and one write of the
+// batch.
 //
-// For the G samples i of a group, at each of the P positions p of a feature (a part of the channels, all pixels):
+// For the G samples i of a group, at each of the P positions p of a feature (a part of the channels, all
+// pixels):
 //   d_i = x_i - mean_i x_i     sigma = sqrt(sum_i d_i^2 / D + eps), D = G or G - 1     result = mean_p sigma
 // and the result is written behind the group's copied samples. With k = (sum of the result's gradients) / P
 //   first order    dx_i = g_i + k d_i / (D sigma)
@@ -8,17 +10,17 @@
 //                  gradient of g_i: h_i, of each of the result's gradients: mean_p q / (D sigma)
 //                  gradient of x_i: k / (D sigma) (h_i - mean h - d_i q / (D sigma^2))
 //
-// All three are one sweep over the positions of a group: a few vectors of each of its samples are read into the L1
-// cache together, where mean and variance take two passes. Samples that are a power of two apart fall into one place of
-// the cache, therefore the copy.
+// All three are one sweep over the positions of a group: a few vectors of each of its samples are read into
+// the L1 cache together, where mean and variance take two passes. Samples that are a power of two apart fall
+// into one place of the cache, therefore the copy.
 //
-// Traffic: forward reads x and writes the result; backward reads x and g and writes dx; double backward reads x and h
-// and writes two gradients. The result itself, or the sum of its gradients, is a pass of its own over one value a row:
-// in channels_last tensors it touches the lines in which these lie once more, while the group is still in the shared
-// cache. Bound by memory.
+// Traffic: forward reads x and writes the result; backward reads x and g and writes dx; double backward reads
+// x and h and writes two gradients. The result itself, or the sum of its gradients, is a pass of its own over
+// one value a row: in channels_last tensors it touches the lines in which these lie once more, while the
+// group is still in the shared cache. Bound by memory.
 //
-// A group is cut into chunks by its shape alone; their sums are added in order, in double. Threads take whole groups,
-// or the chunks of one group after the other where groups are large or few.
+// A group is cut into chunks by its shape alone; their sums are added in order, in double. Threads take whole
+// groups, or the chunks of one group after the other where groups are large or few.
 #include "minibatch_stddev.h"
 
 #include <cmath>
@@ -33,9 +35,9 @@ namespace {
 
 enum Order { kForward, kBackward, kDoubleBackward };
 
-constexpr int kVectors = 4;                      // of each sample at a time
-constexpr int64_t kChunkValues = 32 * 1024;      // of all samples of a group together
-constexpr int64_t kLargeGroup = 1024 * 1024;     // bytes; too large for a core's own cache
+constexpr int kVectors = 4;                   // of each sample at a time
+constexpr int64_t kChunkValues = 32 * 1024;   // of all samples of a group together
+constexpr int64_t kLargeGroup = 1024 * 1024;  // bytes; too large for a core's own cache
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -78,13 +80,19 @@ struct Problem {
   int64_t sample(int64_t group, int64_t i) const {
     return in.strided ? i * in.groups + group : group * in.group_size + i;
   }
-  const T* x_of(const void* x, int64_t n) const { return static_cast<const T*>(x) + n * in.rows * x_row(); }
-  const T* out_of(const void* out, int64_t n) const { return static_cast<const T*>(out) + n * in.rows * out_row(); }
-  T* x_of(void* x, int64_t n) const { return static_cast<T*>(x) + n * in.rows * x_row(); }
-  T* out_of(void* out, int64_t n) const { return static_cast<T*>(out) + n * in.rows * out_row(); }
+  // A sample of a tensor; of a missing one, null.
+  const T* x_of(const void* x, int64_t n) const {
+    return x ? static_cast<const T*>(x) + n * in.rows * x_row() : nullptr;
+  }
+  const T* out_of(const void* out, int64_t n) const {
+    return out ? static_cast<const T*>(out) + n * in.rows * out_row() : nullptr;
+  }
+  T* x_of(void* x, int64_t n) const { return const_cast<T*>(x_of(static_cast<const void*>(x), n)); }
+  T* out_of(void* out, int64_t n) const { return const_cast<T*>(out_of(static_cast<const void*>(out), n)); }
   A divisor() const { return A(in.unbiased ? in.group_size - 1 : in.group_size); }
 
-  // ---- chunks: a part of one feature's width, or some rows with all features ----------------------------------
+  // ---- chunks: a part of one feature's width, or some rows with all features
+  // ----------------------------------
 
   int64_t chunk_values() const { return max(kChunkValues / in.group_size, 16 * kVectors); }
   bool one_row() const { return in.rows == 1; }
@@ -170,7 +178,8 @@ struct Problem {
   }
 
   // `values` neighbouring positions of one feature. The sum is that of sigma, or of q / (D sigma).
-  double segment(const Pointers& p, int64_t x_at, int64_t out_at, int64_t values, A k, Vec<A>* scratch) const {
+  double segment(const Pointers& p, int64_t x_at, int64_t out_at, int64_t values, A k,
+                 Vec<A>* scratch) const {
     Vec<A> total{};
     int64_t done = 0;
     for (; done + kVectors * L <= values; done += kVectors * L)
@@ -188,7 +197,8 @@ struct Problem {
     explicit Scratch(int64_t group_size) {
       const size_t vector_bytes = size_t(group_size) * 2 * kVectors * sizeof(Vec<A>);
       memory = std::malloc(vector_bytes + kVectorBytes + size_t(group_size) * 5 * sizeof(void*));
-      const uintptr_t aligned = (reinterpret_cast<uintptr_t>(memory) + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
+      const uintptr_t aligned =
+          (reinterpret_cast<uintptr_t>(memory) + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
       vectors = reinterpret_cast<Vec<A>*>(aligned);
       char* at = reinterpret_cast<char*>(aligned) + vector_bytes;
       const size_t step = size_t(group_size) * sizeof(void*);
@@ -213,7 +223,8 @@ struct Problem {
     }
   }
 
-  // ---- a group's three passes ----------------------------------------------------------------------------------
+  // ---- a group's three passes
+  // ----------------------------------------------------------------------------------
 
   // The sum of one sample's gradients of the result, for each feature.
   void read_result(int64_t n, double* sums) const {
@@ -250,16 +261,16 @@ struct Problem {
     for (int64_t r = begin; r < end; ++r)
       for (int64_t f = 0; f < in.features; ++f)
         partial[f * chunks_of_feature() + c] +=
-            segment(scratch.pointers, r * x_row() + f * in.width, r * out_row() + f * in.width, in.width, A(k[f]),
-                    scratch.vectors);
+            segment(scratch.pointers, r * x_row() + f * in.width, r * out_row() + f * in.width, in.width,
+                    A(k[f]), scratch.vectors);
   }
 
   // for_each(count, f(begin, end)) runs a pass, on one thread or on all.
   template <class F>
   void group(int64_t m, double* memory, const F& for_each) const {
-    double* k = memory;                                      // [features]
-    double* means = k + in.features;                         // [features]
-    double* samples = means + in.features;                   // [group_size][features]
+    double* k = memory;                                       // [features]
+    double* means = k + in.features;                          // [features]
+    double* samples = means + in.features;                    // [group_size][features]
     double* partial = samples + in.group_size * in.features;  // [features][chunks_of_feature]
     const double share = 1.0 / (double(in.rows) * double(in.width));
     for (int64_t f = 0; f < in.features; ++f) k[f] = 0;
@@ -297,12 +308,13 @@ struct Problem {
       std::free(memory);
       return;
     }
-    parallel_for(parallel, in.groups, max(1, kLargeGroup / 16 / group_bytes), [&](int64_t begin, int64_t end) {
-      double* memory = static_cast<double*>(std::malloc(bytes));
-      for (int64_t m = begin; m < end; ++m)
-        group(m, memory, [&](int64_t count, const auto& f) { f(int64_t{0}, count); });
-      std::free(memory);
-    });
+    parallel_for(parallel, in.groups, max(1, kLargeGroup / 16 / group_bytes),
+                 [&](int64_t begin, int64_t end) {
+                   double* memory = static_cast<double*>(std::malloc(bytes));
+                   for (int64_t m = begin; m < end; ++m)
+                     group(m, memory, [&](int64_t count, const auto& f) { f(int64_t{0}, count); });
+                   std::free(memory);
+                 });
   }
 };
 

@@ -8,9 +8,9 @@
 
 namespace gankern {
 
-// A sample of x is [rows][features][width] values, one of the result [rows][features * width + features * extent]:
-// contiguous tensors have one row, whose width is all pixels of some channels and whose extent is all pixels;
-// channels_last ones a row a pixel, with some channels and an extent of 1.
+// A sample of x is [rows][features][width] values, one of the result [rows][features * width + features *
+// extent]: contiguous tensors have one row, whose width is all pixels of some channels and whose extent is
+// all pixels; channels_last ones a row a pixel, with some channels and an extent of 1.
 struct MinibatchStddev {
   int64_t groups, group_size;
   bool strided;  // sample i is in group i % groups, else in i / group_size
@@ -18,10 +18,10 @@ struct MinibatchStddev {
   bool unbiased;
   double eps;
   const void* x;
-  const void* grad;       // like the result
-  const void* grad_x;     // like x: the gradient of the gradient of x
-  void* out;              // like the result: the result, or the gradient of `grad`
-  void* out_x;            // like x: the gradient of x
+  const void* grad;    // like the result
+  const void* grad_x;  // like x: the gradient of the gradient of x
+  void* out;           // like the result: the result, or the gradient of `grad`
+  void* out_x;         // like x: the gradient of x
 };
 
 struct MinibatchStddevKernels {

@@ -39,10 +39,11 @@ namespace gankern {
 namespace GANKERN_ISA {
 namespace {
 
-constexpr int64_t kStripBytes = 8 * 1024;   // of a line
-constexpr int64_t kLinesBytes = 16 * 1024;  // of the lines of several output rows, which are made together:
+constexpr int64_t kStripBytes = 8 * 1024;  // of a line
+constexpr int64_t kLinesBytes = 2 * 1024;  // of the lines of several output rows, which are made together:
 constexpr int64_t kRows = 8;  // a vector that was just stored is slow to read from where two of them meet
-constexpr int64_t kStripSamples = 16;             // of a strip at least, and a multiple of all vectors' lanes
+constexpr int64_t kStripSamples = 16;  // of a strip at least, and a multiple of all vectors' lanes
+constexpr int64_t kAheadBytes = 8 * 1024;
 constexpr int64_t kPastBytes = int64_t{1} << 24;  // results from this size on are written past the caches
 constexpr int64_t kGrainValues = 1 << 14;         // of the result for a thread at least
 
@@ -205,6 +206,7 @@ struct Problem {
   int64_t reach;          // samples before the first one of a strip that belong to its line; a multiple of D
   int64_t part, line;     // values of one of a line's D parts, and of a line
   int64_t lines;          // at a time: of output rows, or of the input rows that one output row reads
+  int64_t ahead;          // rows from the last one that an output reads to those that are asked for meanwhile
   int64_t buffer;         // values of what takes lines apart or weaves phases, where D or P is above 2
 
   explicit Problem(const Upfirdn2d& problem)
@@ -223,6 +225,7 @@ struct Problem {
     part += kSlack;
     line = part * parts();
     lines = separable ? max(1, min(kRows, kLinesBytes / (line * int64_t(sizeof(A))))) : rows.longest;
+    ahead = kAheadBytes / max(1, in.row_stride * int64_t(sizeof(T)));
     buffer = max(parts() > 2 ? line : 0, woven() && columns.count > 2 ? columns.count * (strip + kSlack) : 0);
   }
 
@@ -327,6 +330,13 @@ struct Problem {
       for (int64_t i = 0; i < count; ++i) to[place(span.to + i)] = apart[i];
   }
 
+  // Asks for the rows that the next q will be the first to read. Past a plane's end is the next one's
+  // beginning.
+  void prefetch(const T* x, int64_t count) const {
+    for (int64_t i = 0; i < rows.step; ++i, x += in.row_stride)
+      for (int64_t e = 0; e < count; e += 64 / int64_t(sizeof(T))) __builtin_prefetch(x + e);
+  }
+
   // The lines of output rows [begin, end) of a separable filter.
   void fill_rows(Scratch& my, Span span, const T* x, int64_t begin, int64_t end) const {
     int64_t q = begin / rows.count, r = begin % rows.count;
@@ -334,6 +344,7 @@ struct Problem {
     for (int64_t o = begin; o < end; ++o, to += line) {
       const Phase phase = rows.of[r];
       const int64_t first = q * rows.step + phase.first;
+      if (r == 0) prefetch(x + (first + rows.longest + ahead) * in.row_stride + span.from, span.count);
       const int64_t skipped = max(0, -first), n = min(phase.length, in.rows.in - first) - skipped;
       const Tap<A>* const taps = my.down + r * rows.longest + skipped;
       with_count(n, [&](auto count) {

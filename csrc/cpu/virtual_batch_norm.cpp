@@ -1,9 +1,11 @@
 // Virtual batch norm (Salimans 2016, arXiv 1606.03498, section 3.6) with a leaky ReLU behind it.
 //
-// For one example and channel with S pixels, c = own_share, own mean a and variance v, reference mean m and mean of
-// squares s_r, whose variance s_r - m^2 is taken as 0 where rounding makes it negative (then t = 0, else t = 1):
-//   mu = c a + (1 - c) m         V = c v + (1 - c) (s_r - m^2) + c (1 - c) (a - m)^2      r = 1 / sqrt(V + eps)
-//   z = (x - mu) r               y = w z + b                                              out = y > 0 ? y : slope y
+// For one example and channel with S pixels, c = own_share, own mean a and variance v, reference mean m and
+// mean of squares s_r, whose variance s_r - m^2 is taken as 0 where rounding makes it negative (then t = 0,
+// else t = 1):
+//   mu = c a + (1 - c) m         V = c v + (1 - c) (s_r - m^2) + c (1 - c) (a - m)^2      r = 1 / sqrt(V +
+//   eps) z = (x - mu) r               y = w z + b                                              out = y > 0 ?
+//   y : slope y
 // V is s - mu^2 of the definition, without its cancellation but for s_r - m^2, which is in double.
 //
 // First order, with g' = g * (slope of the activation at y), P = sum g', U = sum g' z:
@@ -17,22 +19,25 @@
 //   q = Hg - c/S (P H + U Hz)                     gradient of w: sum_n r q - km r P - kV r^2 U / 2
 //   zeta = delta g' - w r c/S U h, the gradient of z; of r: rho = w q - km w P - kV w r U
 //   dmu = -r sum zeta + (1 - c) hm w r^2 U        dV = -r^3 / 2 (rho + sum (zeta z) / r)
-//   gradient of x: r zeta + c/S (dmu + 2 dV (x - mu)); of m and s_r: as above, with -(1 - c) (1 - t) hm w r^2 U more
+//   gradient of x: r zeta + c/S (dmu + 2 dV (x - mu)); of m and s_r: as above, with -(1 - c) (1 - t) hm w r^2
+//   U more
 //
-// Every operation is two sweeps over an example: sums, then values, each value a linear function of what is read with
-// coefficients a channel. Between the two, in double and with vectors over the channels, is everything that is above.
-// Values are taken relative to K, the nearest float to mu: x - K is exact where x is near it, and mu - K is part of the
-// coefficients. Mean and variance of an example take two sweeps over pieces that lie in the L1 cache; pieces are joined
-// as Chan, Golub and LeVeque do.
+// Every operation is two sweeps over an example: sums, then values, each value a linear function of what is
+// read with coefficients a channel. Between the two, in double and with vectors over the channels, is
+// everything that is above. Values are taken relative to K, the nearest float to mu: x - K is exact where x
+// is near it, and mu - K is part of the coefficients. An example's mean and variance are taken relative to
+// the reference mean m in one sweep: the sums of x - m and of its square. What v loses by that is small
+// against c (1 - c) (a - m)^2, which is part of V too. A reference batch's variance has no such companion:
+// two sweeps over pieces that lie in the L1 cache, which are joined as Chan, Golub and LeVeque do.
 //
-// Contiguous examples are cut into blocks of channels that fit into a core's own cache, so that memory is read once.
-// channels_last ones are cut into blocks of pixels, gone through backwards in the second sweep: what was read last is
-// in the cache still. A large example is shared by all threads, each taking the same pixels in both sweeps; what does
-// not fit into their own caches comes from the shared one the second time. Bound by memory: forward 1 read and 1 write,
-// backward 2 and 1, double backward 3 and 2.
+// Contiguous examples are cut into blocks of channels that fit into a core's own cache, so that memory is
+// read once. channels_last ones are cut into blocks of pixels, gone through backwards in the second sweep:
+// what was read last is in the cache still. A large example is shared by all threads, each taking the same
+// pixels in both sweeps; what does not fit into their own caches comes from the shared one the second time.
+// Bound by memory: forward 1 read and 1 write, backward 2 and 1, double backward 3 and 2.
 //
-// Examples are summed in groups, and these in order, in double. All blocks follow from the shape alone, so results
-// do not depend on the number of threads, nor an example's on the other examples.
+// Examples are summed in groups, and these in order, in double. All blocks follow from the shape alone, so
+// results do not depend on the number of threads, nor an example's on the other examples.
 #include "virtual_batch_norm.h"
 
 #include <cmath>
@@ -45,20 +50,27 @@ namespace gankern {
 namespace GANKERN_ISA {
 namespace {
 
-constexpr int64_t kBlockBytes = 128 * 1024;     // of a block of x
-constexpr int64_t kPieceValues = 8 * 1024;      // in the L1 cache twice
-constexpr int64_t kSumPixels = 4096;            // summed in A before they are in double; of a channel
-constexpr int64_t kSumRows = 64;                // likewise, channels last
-constexpr int64_t kLargeExample = 1024 * 1024;  // bytes
-constexpr int64_t kGroups = 32;                 // of examples
+constexpr int64_t kBlockBytes = 128 * 1024;         // of a block of x
+constexpr int64_t kPieceValues = 8 * 1024;          // in the L1 cache twice
+constexpr int64_t kSumPixels = 4096;                // summed in A before they are in double; of a channel
+constexpr int64_t kSumRows = 64;                    // likewise, channels last
+constexpr int64_t kLargeExample = 8 * 1024 * 1024;  // bytes: two would not stay in the shared cache
+constexpr int64_t kGroups = 32;                     // of examples
+
+// The iterations of the loop that follows do not depend on each other.
+#if defined(__clang__)
+#define GANKERN_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define GANKERN_INDEPENDENT _Pragma("GCC ivdep")
+#endif
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// ---- sweeps: what is done with each vector of values --------------------------------------------------------
-// coef: the channels' coefficients; in: what is read; out: what is written; sums: what is added up. Order of inputs:
-// x, grad, grad_x.
+// ---- sweeps: what is done with each vector of values
+// -------------------------------------------------------- coef: the channels' coefficients; in: what is
+// read; out: what is written; sums: what is added up. Order of inputs: x, grad, grad_x.
 
 enum Activation { kNone, kRelu, kLeaky };
 
@@ -153,6 +165,31 @@ struct StatisticsSecond {  // K, factor; sums of h and h d; factor h
   }
 };
 
+// to[i] = sum(v[i]) for i < count, at most as many as lanes.
+template <class A>
+inline void sum_each(const Vec<A>* v, int count, A* to) {
+  for (int i = 0; i < count; ++i) to[i] = sum<A>(v[i]);
+}
+#if defined(__AVX512F__)
+// All 16 at once: neighbouring lanes of two vectors are added until one vector is left.
+template <>
+inline void sum_each<float>(const Vec<float>* v, int count, float* to) {
+  if (count < 16) {
+    for (int i = 0; i < count; ++i) to[i] = sum<float>(v[i]);
+    return;
+  }
+  const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  __m512 x[16];
+  for (int i = 0; i < 16; ++i) x[i] = (__m512)v[i];
+  for (int n = 8; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i)
+      x[i] = _mm512_add_ps(_mm512_permutex2var_ps(x[2 * i], even, x[2 * i + 1]),
+                           _mm512_permutex2var_ps(x[2 * i], odd, x[2 * i + 1]));
+  _mm512_storeu_ps(to, x[0]);
+}
+#endif
+
 // Some channels of some pixels. A null input is zeros, a null output is not written.
 template <class T>
 struct Block {
@@ -163,10 +200,10 @@ struct Block {
   int64_t step;              // to the next channel; to the next pixel, channels last
   const T* in[3];
   T* out[2];
-  int64_t lines;      // length of a line of coef, sums and memory: channels and padding
-  const A* coef;      // [Op::kCoefs][lines]
-  double* sums;       // [Op::kSums][lines], overwritten
-  A* memory;          // [Op::kSums][lines], for channels last
+  int64_t lines;  // length of a line of coef, sums and memory: channels and padding
+  const A* coef;  // [Op::kCoefs][lines]
+  double* sums;   // [Op::kSums][lines], overwritten
+  A* memory;      // [Op::kSums][lines], for channels last
   A slope;
   bool backwards;
 
@@ -214,6 +251,8 @@ struct Block {
   template <class Op>
   __attribute__((noinline)) void sweep_planes() const {
     constexpr int S = Op::kSums > 0 ? Op::kSums : 1, C = Op::kCoefs > 0 ? Op::kCoefs : 1;
+    Vec<A> waiting[S][L];  // vectors of the last channels, whose lanes are summed together
+    int waiting_count = 0;
     for (int64_t i = 0; i < channels; ++i) {
       const int64_t c = backwards ? channels - 1 - i : i;
       Vec<A> coef_of[C];
@@ -235,9 +274,24 @@ struct Block {
           for (int k = 0; k < Op::kSums; ++k)
             for (int l = 0; l < int(end - p); ++l) acc[k][l] += last[k][l];
         }
-        for (int k = 0; k < Op::kSums; ++k) total[k] += double(sum<A>(acc[k]));
+        if (pixels <= kSumPixels)
+          for (int k = 0; k < Op::kSums; ++k) waiting[k][waiting_count] = acc[k];
+        else
+          for (int k = 0; k < Op::kSums; ++k) total[k] += double(sum<A>(acc[k]));
       }
-      for (int k = 0; k < Op::kSums; ++k) sums[k * lines + c] = total[k];
+      if (Op::kSums == 0) continue;
+      if (pixels > kSumPixels) {
+        for (int k = 0; k < Op::kSums; ++k) sums[k * lines + c] = total[k];
+      } else if (++waiting_count == L || i + 1 == channels) {
+        for (int k = 0; k < Op::kSums; ++k) {
+          A lanes[L];
+          sum_each<A>(waiting[k], waiting_count, lanes);
+          double* to = sums + k * lines + c;
+          for (int j = 0; j < waiting_count; ++j)
+            (backwards ? to[waiting_count - 1 - j] : to[j - waiting_count + 1]) = lanes[j];
+        }
+        waiting_count = 0;
+      }
     }
   }
 
@@ -263,7 +317,8 @@ struct Block {
     for (int64_t i = 0; i < Op::kSums * lines; ++i) sums[i] = 0;
     const int64_t parts = ceil_div(pixels, kSumRows);
     for (int64_t part = 0; part < parts; ++part) {
-      const int64_t begin = (backwards ? parts - 1 - part : part) * kSumRows, end = min(begin + kSumRows, pixels);
+      const int64_t begin = (backwards ? parts - 1 - part : part) * kSumRows,
+                    end = min(begin + kSumRows, pixels);
       for (int64_t i = 0; i < Op::kSums * lines; ++i) memory[i] = 0;
       int64_t p = begin;
       for (; p + kRows <= end; p += kRows) row_group<Op, kRows>(p);
@@ -273,11 +328,12 @@ struct Block {
   }
 };
 
-// ---- mean and variance --------------------------------------------------------------------------------------
+// ---- mean and variance
+// --------------------------------------------------------------------------------------
 
 // (mean, sum of squared differences from it) of `n` values joined with those of `more` others.
-inline void join(double* mean, double* m2, double n, const double* other_mean, const double* other_m2, double more,
-                 int64_t channels) {
+inline void join(double* mean, double* m2, double n, const double* other_mean, const double* other_m2,
+                 double more, int64_t channels) {
   const double share = more / (n + more), both = n * share;
   for (int64_t c = 0; c < channels; ++c) {
     const double difference = other_mean[c] - mean[c];
@@ -292,7 +348,8 @@ constexpr int64_t kMomentLines = 4;  // of doubles, scratch of moments()
 template <class T>
 void moments(Block<T> block, double* to, Acc<T>* coef, double* scratch) {
   using A = Acc<T>;
-  const int64_t lines = block.lines, piece = block.rows ? max(kPieceValues / block.channels, 4) : block.pixels;
+  const int64_t lines = block.lines,
+                piece = block.rows ? max(kPieceValues / block.channels, 4) : block.pixels;
   double *piece_sums = scratch, *piece_mean = scratch + 2 * lines, *piece_m2 = scratch + 3 * lines;
   block.coef = coef;
   block.sums = piece_sums;
@@ -316,7 +373,8 @@ void moments(Block<T> block, double* to, Acc<T>* coef, double* scratch) {
   }
 }
 
-// ---- the blocks of a feature map ----------------------------------------------------------------------------
+// ---- the blocks of a feature map
+// ----------------------------------------------------------------------------
 
 template <class T>
 struct Map {
@@ -381,8 +439,8 @@ struct Memory {
 
 enum Order { kForward, kBackward, kDoubleBackward };
 constexpr int kCoefs[] = {3, 5, 9};
-constexpr int kSums[] = {2, 2, 5};  // of forward: mean and squared differences
-constexpr int64_t kGradients = 4;   // of channels: ref_mean, ref_mean_square, weight, bias
+constexpr int kSums[] = {2, 2, 5};
+constexpr int64_t kGradients = 4;  // of channels: ref_mean, ref_mean_square, weight, bias
 
 template <class T, int kOrder>
 struct Problem {
@@ -406,10 +464,9 @@ struct Problem {
     }
   };
 
-  bool needs_sums() const { return in.own_share > 0 || (kOrder != kForward && in.sums) || kOrder == kDoubleBackward; }
-  double weight(int64_t c) const { return in.weight ? in.weight[c] : 1; }
-  static double of(const double* vector, int64_t c) { return vector ? vector[c] : 0; }
-
+  bool needs_sums() const {
+    return in.own_share > 0 || (kOrder != kForward && in.sums) || kOrder == kDoubleBackward;
+  }
   Block<T> block(int64_t n, int64_t channel_block, int64_t pixel_block, const Map<T>& at) const {
     Block<T> b = at.block(n, channel_block, pixel_block);
     b.in[0] = at.at(in.x);
@@ -421,129 +478,138 @@ struct Problem {
     return b;
   }
 
-  // ---- first sweep -------------------------------------------------------------------------------------------
+  // ---- first sweep
+  // -------------------------------------------------------------------------------------------
 
   void sum_blocks(int64_t n, int64_t channel_block, int64_t begin, int64_t end, const Work& work) const {
     constexpr int64_t values = kSums[kOrder];
-    Memory memory(map.lines() * (values * int64_t(sizeof(A)) + int64_t(sizeof(A)) + kMomentLines * 8));
-    double* scratch = memory.take<double>(kMomentLines * map.lines());
+    Memory memory(map.lines() * values * int64_t(sizeof(A)));
     A* acc = memory.take<A>(values * map.lines());
-    A* coef = memory.take<A>(map.lines());
     const Map<T> at = map;
     for (int64_t p = begin; p < end; ++p) {
       Block<T> b = block(n, channel_block, p, at);
       b.memory = acc;
-      double* to = work.partial + p * values * map.lines();
-      if constexpr (kOrder == kForward) {
-        moments(b, to, coef, scratch);
-      } else {
-        b.coef = work.coef;
-        b.sums = to;
-        if constexpr (kOrder == kBackward)
-          b.template sweep_activated<GradSums>();
-        else
-          b.template sweep_activated<SecondSums>();
-      }
+      b.coef = work.coef;
+      b.sums = work.partial + p * values * map.lines();
+      if constexpr (kOrder == kForward) b.template sweep<Moments>();
+      if constexpr (kOrder == kBackward) b.template sweep_activated<GradSums>();
+      if constexpr (kOrder == kDoubleBackward) b.template sweep_activated<SecondSums>();
     }
   }
   void add_blocks(const Work& work) const {
-    constexpr int64_t values = kSums[kOrder];
-    const int64_t size = values * map.lines();
+    const int64_t size = kSums[kOrder] * map.lines();
     for (int64_t i = 0; i < size; ++i) work.total[i] = work.partial[i];
-    for (int64_t p = 1; p < map.pixel_blocks(); ++p) {
-      const double* more = work.partial + p * size;
-      if constexpr (kOrder == kForward) {
-        const int64_t before = p * map.block_pixels();
-        join(work.total, work.total + map.lines(), double(before), more, more + map.lines(),
-             double(min(map.block_pixels(), map.pixels - before)), map.lines());
-      } else {
-        for (int64_t i = 0; i < size; ++i) work.total[i] += more[i];
-      }
-    }
+    for (int64_t p = 1; p < map.pixel_blocks(); ++p)
+      for (int64_t i = 0; i < size; ++i) work.total[i] += work.partial[p * size + i];
   }
 
-  // ---- between the sweeps ------------------------------------------------------------------------------------
+  // ---- between the sweeps
+  // ------------------------------------------------------------------------------------
 
+  // K for the own statistics.
+  void reference_mean(int64_t first, int64_t channels, const Work& work) const {
+    const double* mean = in.ref_mean + first;
+    for (int64_t i = 0; i < channels; ++i) work.coef[i] = A(mean[i]);
+  }
   // mu and r of some channels, from the totals; kept for the backward.
   void statistics(int64_t n, int64_t first, int64_t channels, const Work& work) const {
-    const double c = in.own_share;
-    const double *own_mean = work.total, *own_m2 = work.total + map.lines();
+    const double c = in.own_share, rest = 1 - c, eps = in.eps, share = 1 / double(in.pixels);
+    const double *sum_d = work.total, *sum_squares = work.total + map.lines();
+    const A* nearest = work.coef;
     double* mu = in.saved + n * in.channels + first;
     double* r = mu + in.count * in.channels;
     const double *mean = in.ref_mean + first, *mean_square = in.ref_mean_square + first;
-    for (int64_t i = 0; i < channels; ++i) {
-      const double m = mean[i], d = mean_square[i] - m * m;
-      double center = m, variance = (1 - c) * (d < 0 ? 0 : d);
-      if (c > 0) {
-        const double difference = own_mean[i] - m;
-        variance += c * own_m2[i] / double(in.pixels) + c * (1 - c) * difference * difference;
-        center = c * own_mean[i] + (1 - c) * m;
+    if (c == 0) {
+      GANKERN_INDEPENDENT
+      for (int64_t i = 0; i < channels; ++i) {
+        const double variance = mean_square[i] - mean[i] * mean[i];
+        mu[i] = mean[i];
+        r[i] = 1 / std::sqrt((variance < 0 ? 0 : variance) + eps);
       }
-      mu[i] = center;
-      r[i] = 1 / std::sqrt(variance + in.eps);
+      return;
+    }
+    GANKERN_INDEPENDENT
+    for (int64_t i = 0; i < channels; ++i) {
+      const double m = mean[i], variance = mean_square[i] - m * m;
+      const double d = sum_d[i] * share, own_variance = sum_squares[i] * share - d * d;
+      const double difference = d + (double(nearest[i]) - m);  // a - m
+      mu[i] = m + c * difference;
+      r[i] = 1 / std::sqrt(rest * (variance < 0 ? 0 : variance) + c * own_variance +
+                           c * rest * difference * difference + eps);
     }
   }
   // K, scale and shift.
   void normalizing(int64_t n, int64_t first, int64_t channels, const Work& work) const {
     const double* mu = in.saved + n * in.channels + first;
     const double* r = mu + in.count * in.channels;
+    const double *weight = in.weight + first, *bias = in.bias + first;
     A *nearest = work.coef, *scale = nearest + map.lines(), *shift = scale + map.lines();
+    GANKERN_INDEPENDENT
     for (int64_t i = 0; i < channels; ++i) {
-      const double w = weight(first + i) * r[i];
-      nearest[i] = A(mu[i]);
+      const double w = weight[i] * r[i];
+      const A K = A(mu[i]);
+      nearest[i] = K;
       scale[i] = A(w);
-      shift[i] = A(of(in.bias, first + i) - (mu[i] - double(nearest[i])) * w);
+      shift[i] = A(bias[i] - (mu[i] - double(K)) * w);
     }
   }
   // The other coefficients; adds to the sums over examples, [kGradients][channels] from `first` on.
   void gradients(int64_t n, int64_t first, int64_t channels, const Work& work, double* to) const {
-    const double c = in.own_share, share = c / double(in.pixels);
+    const double c = in.own_share, rest = 1 - c, share = c / double(in.pixels);
     const int64_t lines = map.lines();
     const double* mu_of = in.saved + n * in.channels + first;
     const double* r_of = mu_of + in.count * in.channels;
+    const double *weight = in.weight + first, *mean = in.ref_mean + first,
+                 *mean_square = in.ref_mean_square + first;
+    const double* total = work.total;
+    A* coef = work.coef;
     double *d_mean = to + first, *d_square = d_mean + in.channels, *d_weight = d_square + in.channels,
            *d_bias = d_weight + in.channels;
+    const auto given = [&](const double* h) { return kOrder == kDoubleBackward ? h + first : nullptr; };
+    const double *h_mean_of = given(in.grad_ref_mean), *h_square_of = given(in.grad_ref_mean_square),
+                 *h_weight = given(in.grad_weight), *h_bias = given(in.grad_bias);
+    GANKERN_INDEPENDENT
     for (int64_t i = 0; i < channels; ++i) {
-      const double mu = mu_of[i], r = r_of[i], w = weight(first + i), m = in.ref_mean[first + i];
-      const double t = in.ref_mean_square[first + i] - m * m < 0 ? 0 : 1;
-      const double K = double(work.coef[i]), rest = mu - K;
-      const double P = work.total[i], U = r * (work.total[lines + i] - rest * P);
+      const double mu = mu_of[i], r = r_of[i], w = weight[i] * r, m = mean[i];
+      const double t = mean_square[i] - m * m < 0 ? 0 : 1;
+      const double beside = mu - double(coef[i]);  // mu - K
+      const double P = total[i], U = r * (total[lines + i] - beside * P);
       const double slope_m = mu - (1 - t) * m;  // of V for m, over -2 (1 - c)
       if constexpr (kOrder == kBackward) {
-        const double d_mu = -w * r * P, d_V = -0.5 * w * r * r * U;
-        const double of_d = -w * r * r * share * U;
-        work.coef[3 * lines + i] = A(-w * r * share * P - of_d * rest);
-        work.coef[4 * lines + i] = A(of_d);
-        d_mean[i] += (1 - c) * (d_mu - 2 * slope_m * d_V);
-        d_square[i] += (1 - c) * t * d_V;
+        const double d_mu = -w * P, d_V = -0.5 * w * r * U, of_d = -w * r * share * U;
+        coef[3 * lines + i] = A(-w * share * P - of_d * beside);
+        coef[4 * lines + i] = A(of_d);
+        d_mean[i] += rest * (d_mu - 2 * slope_m * d_V);
+        d_square[i] += rest * t * d_V;
         d_weight[i] += U;
         d_bias[i] += P;
       }
       if constexpr (kOrder == kDoubleBackward) {
-        const double H = work.total[2 * lines + i], Hz = r * (work.total[3 * lines + i] - rest * H),
-                     Hg = work.total[4 * lines + i];
-        const double h_mean = of(in.grad_ref_mean, first + i), h_square = of(in.grad_ref_mean_square, first + i);
-        const double km = (1 - c) * h_mean, kV = (1 - c) * (t * h_square - 2 * slope_m * h_mean);
-        const double alpha = of(in.grad_bias, first + i) - km * w * r - w * r * share * H;
-        const double delta = of(in.grad_weight, first + i) - 0.5 * kV * w * r * r - w * r * share * Hz;
-        const double q = Hg - share * (P * H + U * Hz), of_h = -w * r * share * U;
+        const double H = total[2 * lines + i], Hz = r * (total[3 * lines + i] - beside * H),
+                     Hg = total[4 * lines + i];
+        const double h_mean = h_mean_of[i], h_square = h_square_of[i];
+        const double km = rest * h_mean, kV = rest * (t * h_square - 2 * slope_m * h_mean);
+        const double alpha = h_bias[i] - km * w - w * share * H;
+        const double delta = h_weight[i] - 0.5 * kV * w * r - w * share * Hz;
+        const double q = Hg - share * (P * H + U * Hz), of_h = -w * share * U;
         const double sum_zeta = delta * P + of_h * H, sum_zeta_z = delta * U + of_h * Hz;
-        const double rho = w * q - km * w * P - kV * w * r * U, direct = (1 - c) * h_mean * w * r * r * U;
-        const double d_mu = -r * sum_zeta + direct, d_V = -0.5 * r * r * (r * rho + sum_zeta_z);
-        work.coef[3 * lines + i] = A(alpha - delta * r * rest);
-        work.coef[4 * lines + i] = A(delta * r);
-        work.coef[5 * lines + i] = A(r * delta);
-        work.coef[6 * lines + i] = A(r * of_h);
-        work.coef[7 * lines + i] = A(share * (d_mu - 2 * d_V * rest));
-        work.coef[8 * lines + i] = A(share * 2 * d_V);
-        d_mean[i] += (1 - c) * (d_mu - 2 * slope_m * d_V) - (1 - t) * direct;
-        d_square[i] += (1 - c) * t * d_V;
+        const double r_rho = w * q - km * w * P - kV * w * r * U, direct = rest * h_mean * w * r * U;
+        const double d_mu = -r * sum_zeta + direct, d_V = -0.5 * r * r * (r_rho + sum_zeta_z);
+        coef[3 * lines + i] = A(alpha - delta * r * beside);
+        coef[4 * lines + i] = A(delta * r);
+        coef[5 * lines + i] = A(r * delta);
+        coef[6 * lines + i] = A(r * of_h);
+        coef[7 * lines + i] = A(share * (d_mu - 2 * d_V * beside));
+        coef[8 * lines + i] = A(share * 2 * d_V);
+        d_mean[i] += rest * (d_mu - 2 * slope_m * d_V) - (1 - t) * direct;
+        d_square[i] += rest * t * d_V;
         d_weight[i] += r * q - km * r * P - 0.5 * kV * r * r * U;
       }
     }
   }
 
-  // ---- second sweep ------------------------------------------------------------------------------------------
+  // ---- second sweep
+  // ------------------------------------------------------------------------------------------
 
   void write_blocks(int64_t n, int64_t channel_block, int64_t begin, int64_t end, const Work& work) const {
     const Map<T> at = map;
@@ -559,12 +625,17 @@ struct Problem {
 
   // A block of channels of an example. for_each(count, f(begin, end)) runs a sweep, on one thread or on all.
   template <class F>
-  void example(int64_t n, int64_t channel_block, const Work& work, double* group_sums, const F& for_each) const {
+  void example(int64_t n, int64_t channel_block, const Work& work, double* group_sums,
+               const F& for_each) const {
     const int64_t first = channel_block * map.block_channels();
     const int64_t channels = min(map.block_channels(), map.channels - first);
-    if (kOrder != kForward) normalizing(n, first, channels, work);
+    if (kOrder == kForward)
+      reference_mean(first, channels, work);
+    else
+      normalizing(n, first, channels, work);
     if (needs_sums()) {
-      for_each(map.pixel_blocks(), [&](int64_t begin, int64_t end) { sum_blocks(n, channel_block, begin, end, work); });
+      for_each(map.pixel_blocks(),
+               [&](int64_t begin, int64_t end) { sum_blocks(n, channel_block, begin, end, work); });
       add_blocks(work);
     }
     if (kOrder == kForward) {
@@ -574,7 +645,8 @@ struct Problem {
       gradients(n, first, channels, work, group_sums);
     }
     if (!in.out && !in.out_x) return;
-    for_each(map.pixel_blocks(), [&](int64_t begin, int64_t end) { write_blocks(n, channel_block, begin, end, work); });
+    for_each(map.pixel_blocks(),
+             [&](int64_t begin, int64_t end) { write_blocks(n, channel_block, begin, end, work); });
   }
 
   void run(const Parallel& parallel) const {
@@ -603,7 +675,8 @@ struct Problem {
     if (kOrder == kForward || !in.sums) return;
     for (int64_t i = 0; i < kGradients * in.channels; ++i) in.sums[i] = 0;
     for (int64_t group = 0; group < groups; ++group)
-      for (int64_t i = 0; i < kGradients * in.channels; ++i) in.sums[i] += group_sums[group * sums_of_group + i];
+      for (int64_t i = 0; i < kGradients * in.channels; ++i)
+        in.sums[i] += group_sums[group * sums_of_group + i];
   }
 };
 
@@ -612,10 +685,11 @@ void run(const VirtualBatchNorm& in, const Parallel& parallel) {
   Problem<T, kOrder>(in).run(parallel);
 }
 
-// ---- statistics of a batch ----------------------------------------------------------------------------------
+// ---- statistics of a batch
+// ----------------------------------------------------------------------------------
 
-// Calls f(block of channels, block, its number) for groups of the blocks of a map, a group of a block of channels on
-// one thread and in order.
+// Calls f(block of channels, block, its number) for groups of the blocks of a map, a group of a block of
+// channels on one thread and in order.
 template <class T>
 struct Batch {
   using A = Acc<T>;
@@ -695,18 +769,16 @@ struct Batch {
     }
   }
 
-  static double of(const double* vector, int64_t c) { return vector ? vector[c] : 0; }
-
   // dx = (dm + 2 ds x) / values, by way of x - K.
   void backward(const Parallel& parallel) const {
     const int64_t lines = map.lines();
     run(parallel, 0, 3, [&](Block<T>& b, int64_t, int64_t channel_block, int64_t before, double*, A* coef) {
       for (int64_t i = 0; i < b.channels && before == 0; ++i) {
         const int64_t c = first(channel_block) + i;
-        const double mean = in.mean[c], slope = 2 * of(in.grad_mean_square, c) / values();
+        const double mean = in.mean[c], slope = 2 * in.grad_mean_square[c] / values();
         coef[i] = A(mean);
         coef[lines + i] = A(slope);
-        coef[2 * lines + i] = A(of(in.grad_mean, c) / values() + slope * double(coef[i]));
+        coef[2 * lines + i] = A(in.grad_mean[c] / values() + slope * double(coef[i]));
       }
       b.coef = coef;
       b.template sweep<Normalize<kNone>>();
@@ -722,7 +794,7 @@ struct Batch {
           for (int64_t i = 0; i < b.channels && before == 0; ++i) {
             const int64_t c = first(channel_block) + i;
             coef[i] = A(in.mean[c]);
-            coef[lines + i] = A(2 * of(in.grad_mean_square, c) / values());
+            coef[lines + i] = A(2 * in.grad_mean_square[c] / values());
           }
           b.coef = coef;
           b.memory = coef + 2 * lines;
@@ -760,8 +832,7 @@ void statistics_double_backward(const BatchStatistics& in, const Parallel& paral
 
 }  // namespace
 
-#define GANKERN_EACH_DTYPE(f) \
-  { f<double>, f<float>, f<BFloat16>, f<Half> }
+#define GANKERN_EACH_DTYPE(f) {f<double>, f<float>, f<BFloat16>, f<Half>}
 
 extern const VirtualBatchNormKernels virtual_batch_norm = {
     {run<double, kForward>, run<float, kForward>, run<BFloat16, kForward>, run<Half, kForward>},

@@ -8,8 +8,8 @@
 
 namespace gankern {
 
-// Feature maps are [count][channels][pixels], or [count][pixels][channels] where channels_last. What belongs to
-// channels is in double; what an operation does not use, or what counts as zero, is null.
+// Feature maps are [count][channels][pixels], or [count][pixels][channels] where channels_last. What belongs
+// to channels is in double; what an operation does not use is null.
 struct VirtualBatchNorm {
   int64_t count, channels, pixels;
   bool channels_last;
@@ -17,7 +17,7 @@ struct VirtualBatchNorm {
   double eps;
   double negative_slope;                     // of the activation: 1 for none, 0 for ReLU
   const double *ref_mean, *ref_mean_square;  // [channels]
-  const double *weight, *bias;               // [channels]; null for ones, zeros
+  const double *weight, *bias;               // [channels]
   const void* x;
   const void* grad;    // gradient of the result
   const void* grad_x;  // gradient of x's gradient
@@ -34,11 +34,11 @@ struct BatchStatistics {
   int64_t count, channels, pixels;
   bool channels_last;
   const void* x;
-  const double* mean;          // [channels]
-  const double *grad_mean, *grad_mean_square;  // [channels]; null for zeros
-  const void* grad_x;          // gradient of x's gradient
-  double* moments;             // the statistics, or the gradients of their gradients
-  void* out_x;                 // gradient of x
+  const double* mean;                          // [channels]
+  const double *grad_mean, *grad_mean_square;  // [channels]
+  const void* grad_x;                          // gradient of x's gradient
+  double* moments;                             // the statistics, or the gradients of their gradients
+  void* out_x;                                 // gradient of x
 };
 
 struct VirtualBatchNormKernels {

@@ -58,8 +58,9 @@ struct Problem {
     STD_TORCH_CHECK(t.scalar_type() == accumulation_type(x), kName, ": ", name,
                     " must have the dtype that x is accumulated in");
     const bool per_sample = t.dim() == 2;
-    STD_TORCH_CHECK((t.dim() == 1 || (per_sample && t.size(0) == in.samples)) && t.size(t.dim() - 1) == in.channels,
-                    kName, ": ", name, " must be [channels] or [samples, channels]");
+    STD_TORCH_CHECK(
+        (t.dim() == 1 || (per_sample && t.size(0) == in.samples)) && t.size(t.dim() - 1) == in.channels,
+        kName, ": ", name, " must be [channels] or [samples, channels]");
     STD_TORCH_CHECK(!affine || affine->dim() == t.dim(), kName, ": affine values must have one shape");
     own = t.is_contiguous() ? t : torch::stable::contiguous(t);
     if (!affine) affine = own;
@@ -101,8 +102,9 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, Opt
   if (!training) {
     STD_TORCH_CHECK(running_mean && running_var, kName, ": evaluation needs running_mean and running_var");
     for (const Tensor* t : {&*running_mean, &*running_var})
-      STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == in.channels && t->scalar_type() == accumulation_type(x), kName,
-                      ": running_mean and running_var must be [channels], of the dtype that x is accumulated in");
+      STD_TORCH_CHECK(
+          t->dim() == 1 && t->size(0) == in.channels && t->scalar_type() == accumulation_type(x), kName,
+          ": running_mean and running_var must be [channels], of the dtype that x is accumulated in");
     mean = torch::stable::contiguous(*running_mean);
     var = torch::stable::contiguous(*running_var);
     in.running_mean = mean->const_data_ptr();
@@ -114,13 +116,14 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, Opt
   return {y, stats};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Optional weight, Optional bias, Tensor stats,
-                                            bool training, double negative_slope, bool affine) {
+std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Optional weight, Optional bias,
+                                            Tensor stats, bool training, double negative_slope, bool affine) {
   Problem problem(x, weight, bias, training, negative_slope);
   BatchNormAct& in = problem.in;
   const Tensor grad = problem.like_x(grad_in, "grad");
   Tensor grad_x = torch::stable::empty_like(problem.x);
-  Tensor grad_weight = problem.empty_affine(affine && weight), grad_bias = problem.empty_affine(affine && bias);
+  Tensor grad_weight = problem.empty_affine(affine && weight),
+         grad_bias = problem.empty_affine(affine && bias);
   in.stats = problem.check_stats(stats);
   in.grad = grad.const_data_ptr();
   in.grad_x = grad_x.mutable_data_ptr();
@@ -130,9 +133,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Optional w
   return {grad_x, grad_weight, grad_bias};
 }
 
-std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_weight, Optional h_bias, Tensor grad_in,
-                                                   Tensor x, Optional weight, Optional bias, Tensor stats,
-                                                   bool training, double negative_slope, bool affine) {
+std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_weight, Optional h_bias,
+                                                   Tensor grad_in, Tensor x, Optional weight, Optional bias,
+                                                   Tensor stats, bool training, double negative_slope,
+                                                   bool affine) {
   Problem problem(x, weight, bias, training, negative_slope);
   BatchNormAct& in = problem.in;
   const Tensor grad = problem.like_x(grad_in, "grad");

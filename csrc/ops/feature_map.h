@@ -1,4 +1,5 @@
-// The memory formats of feature maps [N, C, ...], as gankern/ops/_feature_map.py has them for the fake kernels.
+// The memory formats of feature maps [N, C, ...], as gankern/ops/_feature_map.py has them for the fake
+// kernels.
 #pragma once
 
 #include "common.h"

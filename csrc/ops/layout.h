@@ -12,7 +12,8 @@ using Optional = std::optional<Tensor>;
 
 // Of a dense tensor (common.h).
 inline Layout layout_of(const Tensor& x, int64_t dim) {
-  const int64_t size = x.numel(), channels = x.size(dim);
+  // A number has no dimension, and is one channel.
+  const int64_t size = x.numel(), channels = x.dim() ? x.size(dim) : 1;
   if (size == 0) return {0, channels, 1};
   // All dimensions that the channels' one strides over, and no others, lie within it.
   const int64_t inner = channels == 1 ? size : x.stride(dim);
@@ -26,7 +27,8 @@ inline const void* data(const Optional& x) { return x ? x->const_data_ptr() : nu
 inline Tensor missing(const Tensor& x) { return torch::stable::new_empty(x, {0}); }
 
 inline void check_dim(const Tensor& x, int64_t dim, const char* op) {
-  STD_TORCH_CHECK(dim >= 0 && dim < x.dim(), op, ": dim ", dim, " of a tensor of ", x.dim(), " dimensions");
+  STD_TORCH_CHECK(dim >= 0 && dim < std::max<int64_t>(x.dim(), 1), op, ": dim ", dim, " of a tensor of ",
+                  x.dim(), " dimensions");
 }
 // A vector along the channels.
 inline Optional along_channels(const Optional& v, const Tensor& x, int64_t dim, const char* op) {

@@ -1,4 +1,5 @@
-// torch.ops.gankern.minibatch_stddev and its gradients on CPU tensors. Schemas: gankern/ops/minibatch_stddev.py.
+// torch.ops.gankern.minibatch_stddev and its gradients on CPU tensors. Schemas:
+// gankern/ops/minibatch_stddev.py.
 #include "../cpu/minibatch_stddev.h"
 
 #include "feature_map.h"
@@ -15,10 +16,12 @@ struct Problem {
   int64_t features, pixels = 1;
   MinibatchStddev in{};
 
-  Problem(const Tensor& x_in, int64_t group_size, int64_t num_channels, bool strided, bool unbiased, double eps)
+  Problem(const Tensor& x_in, int64_t group_size, int64_t num_channels, bool strided, bool unbiased,
+          double eps)
       : x(in_layout(x_in, channels_last = lies_channels_last(x_in))), features(num_channels) {
     STD_TORCH_CHECK(x.dim() >= 2, kName, ": x must be [N, C, ...], got ", x.dim(), " dimensions");
-    STD_TORCH_CHECK(group_size > 0 && x.size(0) % group_size == 0, kName, ": the group does not divide the batch");
+    STD_TORCH_CHECK(group_size > 0 && x.size(0) % group_size == 0, kName,
+                    ": the group does not divide the batch");
     STD_TORCH_CHECK(num_channels > 0 && x.size(1) % num_channels == 0, kName,
                     ": num_channels does not divide the channels");
     for (int64_t d = 2; d < x.dim(); ++d) pixels *= x.size(d);
@@ -66,8 +69,8 @@ Tensor forward(Tensor x, int64_t group_size, int64_t num_channels, bool strided,
   return out;
 }
 
-Tensor backward(Tensor grad_in, Tensor x, int64_t group_size, int64_t num_channels, bool strided, bool unbiased,
-                double eps) {
+Tensor backward(Tensor grad_in, Tensor x, int64_t group_size, int64_t num_channels, bool strided,
+                bool unbiased, double eps) {
   Problem p(x, group_size, num_channels, strided, unbiased, eps);
   const Tensor grad = p.same(grad_in, x.size(1) + num_channels, "grad");
   Tensor grad_x = p.empty_x();

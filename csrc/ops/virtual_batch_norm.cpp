@@ -13,17 +13,16 @@ namespace {
 constexpr const char* kName = "virtual_batch_norm";
 using Optional = std::optional<Tensor>;
 
-// A vector of one value a channel, of any dtype, as doubles.
+// A vector of one value a channel, of any dtype, as doubles; `missing` where it is missing.
 struct Channels {
   std::vector<double> values;
-  bool present = false;
 
   Channels() = default;
-  Channels(const Optional& vector, int64_t channels, const char* name) : present(vector.has_value()) {
-    if (!present) return;
-    STD_TORCH_CHECK(vector->dim() == 1 && vector->size(0) == channels, kName, ": ", name, " must have ", channels,
-                    " values");
-    values.resize(size_t(channels));
+  Channels(const Optional& vector, int64_t channels, const char* name, double missing = 0) {
+    values.assign(size_t(channels), missing);
+    if (!vector) return;
+    STD_TORCH_CHECK(vector->dim() == 1 && vector->size(0) == channels, kName, ": ", name, " must have ",
+                    channels, " values");
     switch (dtype_index(*vector, kName)) {
       case 0: read<double>(*vector); break;
       case 1: read<float>(*vector); break;
@@ -37,7 +36,7 @@ struct Channels {
     const int64_t stride = vector.stride(0);
     for (size_t c = 0; c < values.size(); ++c) values[c] = double(baseline::widen(from[int64_t(c) * stride]));
   }
-  const double* data() const { return present ? values.data() : nullptr; }
+  const double* data() const { return values.data(); }
 };
 
 template <class T>
@@ -65,7 +64,8 @@ struct Map {
   Tensor x;
   int64_t count, channels, pixels = 1;
 
-  explicit Map(const Tensor& x_in) : channels_last(lies_channels_last(x_in)), x(in_layout(x_in, channels_last)) {
+  explicit Map(const Tensor& x_in)
+      : channels_last(lies_channels_last(x_in)), x(in_layout(x_in, channels_last)) {
     STD_TORCH_CHECK(x.dim() >= 2, kName, ": x must be [N, C, ...], got ", x.dim(), " dimensions");
     count = x.size(0);
     channels = x.size(1);
@@ -94,12 +94,12 @@ struct Problem : Map {
   std::vector<double> sums;
   VirtualBatchNorm in{};
 
-  Problem(const Tensor& x_in, const Tensor& mean, const Tensor& mean_square, double own_share, const Optional& w,
-          const Optional& b, double eps, double negative_slope)
+  Problem(const Tensor& x_in, const Tensor& mean, const Tensor& mean_square, double own_share,
+          const Optional& w, const Optional& b, double eps, double negative_slope)
       : Map(x_in),
         ref_mean(mean, channels, "ref_mean"),
         ref_mean_square(mean_square, channels, "ref_mean_square"),
-        weight(w, channels, "weight"),
+        weight(w, channels, "weight", 1),
         bias(b, channels, "bias") {
     in.count = count;
     in.channels = channels;
@@ -130,8 +130,8 @@ struct Problem : Map {
   }
 };
 
-std::tuple<Tensor, Tensor> forward(Tensor x, Tensor ref_mean, Tensor ref_mean_square, Optional weight, Optional bias,
-                                   double own_share, double eps, double negative_slope) {
+std::tuple<Tensor, Tensor> forward(Tensor x, Tensor ref_mean, Tensor ref_mean_square, Optional weight,
+                                   Optional bias, double own_share, double eps, double negative_slope) {
   Problem p(x, ref_mean, ref_mean_square, own_share, weight, bias, eps, negative_slope);
   Tensor out = p.empty(), saved = p.doubles({2, p.count, p.channels});
   p.in.out = out.mutable_data_ptr();
@@ -141,9 +141,10 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor ref_mean, Tensor ref_mean_sq
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Tensor ref_mean,
-                                                            Tensor ref_mean_square, Optional weight, Optional bias,
-                                                            Tensor saved, double own_share, double eps,
-                                                            double negative_slope, bool need_x, bool need_channels) {
+                                                            Tensor ref_mean_square, Optional weight,
+                                                            Optional bias, Tensor saved, double own_share,
+                                                            double eps, double negative_slope, bool need_x,
+                                                            bool need_channels) {
   Problem p(x, ref_mean, ref_mean_square, own_share, weight, bias, eps, negative_slope);
   const Tensor grad = p.like(grad_in, "grad");
   p.take_saved(saved);
@@ -154,14 +155,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_in, Tens
   p.run(virtual_batch_norm().backward);
   if (!need_channels) return {grad_x, p.missing(), p.missing(), p.missing(), p.missing()};
   return {grad_x, in_dtype_of(ref_mean, p.x, p.sum(0), p.channels),
-          in_dtype_of(ref_mean_square, p.x, p.sum(1), p.channels), in_dtype_of(weight, p.x, p.sum(2), p.channels),
-          in_dtype_of(bias, p.x, p.sum(3), p.channels)};
+          in_dtype_of(ref_mean_square, p.x, p.sum(1), p.channels),
+          in_dtype_of(weight, p.x, p.sum(2), p.channels), in_dtype_of(bias, p.x, p.sum(3), p.channels)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> double_backward(
-    Optional h_x, Optional h_mean, Optional h_mean_square, Optional h_weight, Optional h_bias, Tensor grad_in, Tensor x,
-    Tensor ref_mean, Tensor ref_mean_square, Optional weight, Optional bias, Tensor saved, double own_share, double eps,
-    double negative_slope, bool need_grad, bool need_x, bool need_channels) {
+    Optional h_x, Optional h_mean, Optional h_mean_square, Optional h_weight, Optional h_bias, Tensor grad_in,
+    Tensor x, Tensor ref_mean, Tensor ref_mean_square, Optional weight, Optional bias, Tensor saved,
+    double own_share, double eps, double negative_slope, bool need_grad, bool need_x, bool need_channels) {
   Problem p(x, ref_mean, ref_mean_square, own_share, weight, bias, eps, negative_slope);
   const Tensor grad = p.like(grad_in, "grad");
   const Optional h = p.like(h_x, "grad_grad_x");
@@ -182,10 +183,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> double_backward(
   p.run(virtual_batch_norm().double_backward);
   if (!need_channels) return {grad_grad, grad_x, p.missing(), p.missing(), p.missing()};
   return {grad_grad, grad_x, in_dtype_of(ref_mean, p.x, p.sum(0), p.channels),
-          in_dtype_of(ref_mean_square, p.x, p.sum(1), p.channels), in_dtype_of(weight, p.x, p.sum(2), p.channels)};
+          in_dtype_of(ref_mean_square, p.x, p.sum(1), p.channels),
+          in_dtype_of(weight, p.x, p.sum(2), p.channels)};
 }
 
-// ---- statistics of a batch ----------------------------------------------------------------------------------
+// ---- statistics of a batch
+// ----------------------------------------------------------------------------------
 
 struct Statistics : Map {
   BatchStatistics in{};
@@ -235,7 +238,8 @@ Tensor statistics_backward(Tensor grad, Tensor x, Tensor moments) {
   return grad_x;
 }
 
-std::tuple<Tensor, Tensor> statistics_double_backward(Tensor grad_grad_x, Tensor grad, Tensor x, Tensor moments) {
+std::tuple<Tensor, Tensor> statistics_double_backward(Tensor grad_grad_x, Tensor grad, Tensor x,
+                                                      Tensor moments) {
   Statistics s(x);
   const Moments m(s, grad, moments);
   const Tensor h = s.like(grad_grad_x, "grad_grad_x");

@@ -107,8 +107,8 @@ def _size(kind: str, x: Tensor) -> tuple[int, int]:
 
 
 def _work(kind: str, inputs: Sequence[Tensor]) -> dict[str, Work]:
-    """Each of the two tensors once. Multiply-adds of the two passes, by the taps that meet a sample: up, 2 + 2 an output
-    sample less half of the first; down, 2 * 4 + 4 an output sample; 4 + 4 at the same size."""
+    """Each of the two tensors once. Multiply-adds of the two passes for each output sample, by the taps that meet a
+    sample: up 2 / 2 + 2, down 2 * 4 + 4, at the same size 4 + 4."""
     x = inputs[0]
     rows, columns = _size(kind, x)
     out = x.shape[0] * x.shape[1] * rows * columns

@@ -13,7 +13,9 @@ from gankern.training import checkpoint, record
 
 
 def train(
-    model: Annotated[str, typer.Argument(help="sn_dcgan or dcgan", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="gan, dcgan, wgan, wgan_gp, sn_dcgan, sngan or progan", show_default=False)
+    ],
     data: Annotated[
         str | None, typer.Option(help="mnist5k, digits, shapes or a folder [default: mnist5k]", show_default=False)
     ] = None,
@@ -25,10 +27,18 @@ def train(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
     batch_size: Annotated[int | None, typer.Option(help="images a step")] = None,
-    lr: Annotated[float | None, typer.Option(help="Adam's learning rate")] = None,
+    lr: Annotated[float | None, typer.Option(help="learning rate")] = None,
     beta1: Annotated[float | None, typer.Option(help="Adam's first decay")] = None,
     beta2: Annotated[float | None, typer.Option(help="Adam's second decay")] = None,
     n_critic: Annotated[int | None, typer.Option(help="discriminator steps a generator step")] = None,
+    optimiser: Annotated[str | None, typer.Option(help="adam or rmsprop")] = None,
+    gradient_penalty: Annotated[float | None, typer.Option(help="weight of WGAN-GP's penalty")] = None,
+    clip: Annotated[float | None, typer.Option(help="clamp discriminator weights to ± this after each step")] = None,
+    drift: Annotated[float | None, typer.Option(help="weight of the squared logits of real images")] = None,
+    real_target: Annotated[float | None, typer.Option(help="below 1: one-sided label smoothing")] = None,
+    grow_steps: Annotated[
+        int | None, typer.Option(help="progan: steps to train a resolution, and to fade in the next")
+    ] = None,
     ema: Annotated[float | None, typer.Option(help="draw samples from a moving average with this decay")] = None,
     loss: Annotated[str | None, typer.Option(help="hinge, non_saturating, ... ")] = None,
     size: Annotated[int | None, typer.Option(help="side of the images, a power of two")] = None,
@@ -54,6 +64,12 @@ def train(
         "beta1": beta1,
         "beta2": beta2,
         "n_critic": n_critic,
+        "optimiser": optimiser,
+        "gradient_penalty": gradient_penalty,
+        "clip": clip,
+        "drift": drift,
+        "real_target": real_target,
+        "grow_steps": grow_steps,
         "ema": ema,
         "loss": loss,
         "size": size,

@@ -18,7 +18,14 @@ from gankern.functional.spectral_norm import (
     spectral_norm,
     spectral_norm_group,
 )
-from gankern.functional.upfirdn2d import downsample2d, filter2d, upfirdn2d, upsample2d
+from gankern.functional.upfirdn2d import (
+    downsample2d,
+    filter2d,
+    fir_downsample_conv2d,
+    fir_upsample_conv2d,
+    upfirdn2d,
+    upsample2d,
+)
 from gankern.functional.virtual_batch_norm import virtual_batch_norm, virtual_batch_norm_statistics
 
 __all__ = [
@@ -33,6 +40,8 @@ __all__ = [
     "conv_transpose2d",
     "downsample2d",
     "filter2d",
+    "fir_downsample_conv2d",
+    "fir_upsample_conv2d",
     "gradient_penalty",
     "interpolate_samples",
     "l1_similarity",

@@ -39,8 +39,8 @@ def batch_norm_act(
     Args:
         x: [N, C] or [N, C, ...], up to any number of dimensions, float64, float32, bfloat16 or float16, any strides.
             Sums are in float32 and float64 (float64 alone for float64).
-        running_mean, running_var: [C]; while training they are updated in place, to (1 - momentum) times themselves plus
-            momentum times the batch's mean and unbiased variance. Both None: the batch's statistics are used in
+        running_mean, running_var: [C]; while training they are updated in place, to (1 - momentum) times themselves
+            plus momentum times the batch's mean and unbiased variance. Both None: the batch's statistics are used in
             evaluation too.
         weight, bias: [C], or [N, C] for each sample's own; of x's dtype, or float32 where x is float16 or bfloat16.
             None: ones, zeros.
@@ -60,8 +60,8 @@ def batch_norm_act(
     x: its second gradient is None, not zeros.
 
     Raises:
-        ValueError, TypeError: naming the argument, what came and what is accepted. Also, as torch's, while training with
-            one value a channel.
+        ValueError, TypeError: naming the argument, what came and what is accepted. Also, as torch's, while training
+            with one value a channel.
 
     >>> x, mean, var = torch.randn(8, 3, 4, 4), torch.zeros(3), torch.ones(3)
     >>> batch_norm_act(x, mean, var, training=True, activation="leaky_relu", negative_slope=0.2).shape
@@ -87,9 +87,10 @@ def batch_norm_act(
     slope = {None: 1.0, "relu": 0.0, "leaky_relu": float(negative_slope)}[activation]
     y, stats = _batch_norm_act(x, weight, bias, running_mean, running_var, own, eps, slope, implementation)
     if training and running_mean is not None and x.numel():
+        mean, _, var = stats.unbind()
         with torch.no_grad():
-            running_mean.lerp_(stats[0].to(running_mean.dtype), momentum)
-            running_var.lerp_(stats[2].to(running_var.dtype), momentum)
+            for kept, new in ((running_mean, mean), (running_var, var)):
+                kept.lerp_(new if new.dtype == kept.dtype else new.to(kept.dtype), momentum)
     return y
 
 
@@ -100,8 +101,8 @@ def _check_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None
         _checks.floating(NAME, name, values)
         if tuple(values.shape) not in accepted:
             raise ValueError(
-                f"{NAME}: {name} has shape {tuple(values.shape)}; for x of shape {tuple(x.shape)} it must be {accepted[0]}, "
-                f"or {accepted[1]} for each sample's own"
+                f"{NAME}: {name} has shape {tuple(values.shape)}; for x of shape {tuple(x.shape)} it must be "
+                f"{accepted[0]}, or {accepted[1]} for each sample's own"
             )
         half = x.dtype in (torch.float16, torch.bfloat16)
         if values.device != x.device or not (values.dtype == x.dtype or (half and values.dtype == torch.float32)):
@@ -123,6 +124,6 @@ def _check_running(x: Tensor, mean: Tensor | None, var: Tensor | None) -> None:
         _checks.floating(NAME, name, values)
         if tuple(values.shape) != (x.shape[1],) or values.device != x.device:
             raise ValueError(
-                f"{NAME}: {name} has shape {tuple(values.shape)} on {values.device}; for x of shape {tuple(x.shape)} it "
-                f"must be ({x.shape[1]},) on {x.device}"
+                f"{NAME}: {name} has shape {tuple(values.shape)} on {values.device}; for x of shape {tuple(x.shape)} "
+                f"it must be ({x.shape[1]},) on {x.device}"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from gankern.functional import _checks
 from gankern.ops.upfirdn2d import taps_of
@@ -31,19 +32,20 @@ def upfirdn2d(
     3. That is convolved with the filter of k taps, where the filter lies inside: :math:`h \to h - k + 1`.
     4. Every ``down``-th sample is kept, from the first one on, and multiplied by ``gain``.
 
-    On one axis, with z the result of the second step, :math:`y_o = gain \sum_j f_j\, z_{o \cdot down + k - 1 - j}`. It is
-    done in one pass that touches no inserted zero. The operator is linear, and its gradient is itself with ``up`` and
-    ``down`` exchanged and the filter flipped.
+    On one axis, with z the result of the second step, :math:`y_o = gain \sum_j f_j\, z_{o \cdot down + k - 1 - j}`. It
+    is done in one pass that touches no inserted zero. The operator is linear, and its gradient is itself with ``up``
+    and ``down`` exchanged and the filter flipped.
 
-    Source: multirate filtering; what :func:`scipy.signal.upfirdn` does on one axis, with the edges chosen by ``padding``.
+    Source: multirate filtering; what :func:`scipy.signal.upfirdn` does on one axis, with the edges chosen by
+    ``padding``.
 
     Args:
         x: [N, C, H, W], float64, float32, bfloat16 or float16, any strides; sums are in float32 (float64 for float64).
         filter: [k], used on both axes, or [k_h, k_w], of any of these dtypes, on x's device. :mod:`gankern.filters`
             makes the usual ones.
         up, down: one factor, or (vertical, horizontal); at least 1.
-        padding: in samples after the first step: one number for all edges, (vertical, horizontal), or (left, right, top,
-            bottom) as :func:`torch.nn.functional.pad` has them. Negative numbers crop.
+        padding: in samples after the first step: one number for all edges, (vertical, horizontal), or (left, right,
+            top, bottom) as :func:`torch.nn.functional.pad` has them. Negative numbers crop.
         flip_filter: correlate with the filter as it stands, as torch's convolutions do.
         gain: a factor of the result.
         implementation: see :mod:`gankern.functional`.
@@ -75,9 +77,10 @@ def upsample2d(
 ) -> Tensor:
     r"""Upsamples by an integer factor with a FIR filter: [N, C, H, W] to [N, C, H * up, W * up].
 
-    :func:`upfirdn2d` whose padding keeps pictures in place (a sample's response is centred on the ``up`` samples that it
-    becomes; for an odd k - up, half a sample after it) and whose gain is multiplied by the factors, so that a filter of
-    sum 1 keeps the mean. ``padding`` is added to that. Other arguments, gradient order and errors are :func:`upfirdn2d`'s.
+    :func:`upfirdn2d` whose padding keeps pictures in place (a sample's response is centred on the ``up`` samples that
+    it becomes; for an odd k - up, half a sample after it) and whose gain is multiplied by the factors, so that a filter
+    of sum 1 keeps the mean. ``padding`` is added to that. Other arguments, gradient order and errors are
+    :func:`upfirdn2d`'s.
 
     >>> f = torch.tensor([1.0, 1.0]) / 2
     >>> upsample2d(torch.tensor([[[[1.0, 2.0]]]]), f)  # a box of two is nearest-neighbour upsampling
@@ -102,9 +105,9 @@ def downsample2d(
 ) -> Tensor:
     r"""Downsamples by an integer factor with a FIR filter: [N, C, H, W] to [N, C, H // down, W // down].
 
-    :func:`upfirdn2d` whose padding keeps pictures in place (each sample of the result is centred on the ``down`` samples
-    that it stands for; for an odd k - down, half a sample before). ``padding`` is added to that. Other arguments, gradient
-    order and errors are :func:`upfirdn2d`'s.
+    :func:`upfirdn2d` whose padding keeps pictures in place (each sample of the result is centred on the ``down``
+    samples that it stands for; for an odd k - down, half a sample before). ``padding`` is added to that. Other
+    arguments, gradient order and errors are :func:`upfirdn2d`'s.
 
     >>> f = torch.tensor([1.0, 1.0]) / 2
     >>> downsample2d(torch.arange(4.0).reshape(1, 1, 2, 2), f)  # a box of two is the mean
@@ -135,6 +138,81 @@ def filter2d(
     name = "filter2d"
     extra = [(k // 2, (k - 1) // 2) for k in _taps(name, filter)]
     return _run(name, x, filter, 1, 1, padding, extra, flip_filter, gain, implementation)
+
+
+def fir_upsample_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    filter: Tensor,
+    up: int = 2,
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    r"""Upsamples with a FIR filter and then convolves, [N, C, H, W] to [N, K, H * up, W * up], in the order that costs
+    least.
+
+    Filter and convolution commute: the convolution meets the zero-inserted samples first, as a transposed convolution
+    of up * up times fewer multiply-adds, and the filter, one pass, smooths its result. That is :func:`upsample2d`,
+    whose response is not cut off at the edges, followed by a convolution at the same size.
+
+    Args:
+        x, filter, implementation: :func:`upfirdn2d`'s.
+        weight, bias: torch.nn.functional.conv2d's, [K, C, k_h, k_w] and [K] or None; x's dtype.
+        up: one integer factor.
+
+    Gradient order: any, for x, weight and bias. Errors are :func:`upfirdn2d`'s.
+
+    >>> f = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    >>> fir_upsample_conv2d(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3), None, f).shape
+    torch.Size([2, 4, 32, 32])
+    """
+    name = "fir_upsample_conv2d"
+    taps, (up, _) = _taps(name, filter), _one(name, "up", up)
+    size = _kernel(name, x, weight)
+    y = F.conv_transpose2d(x, weight.flip(2, 3).transpose(0, 1), stride=up)
+    before = [(k + up - 1) // 2 - (w - 1) // 2 for k, w in zip(taps, size)]
+    extra = [(b, up - w - b + k - 1) for b, k, w in zip(before, taps, size)]
+    y = _run(name, y, filter, 1, 1, 0, extra, False, up * up, implementation)
+    return y if bias is None else y + bias[:, None, None]
+
+
+def fir_downsample_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    filter: Tensor,
+    down: int = 2,
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    r"""Convolves and then downsamples with a FIR filter, [N, C, H, W] to [N, K, H // down, W // down], in the order
+    that costs least.
+
+    Filter and convolution commute: the filter comes first, and the convolution then is a strided one, of down * down
+    times fewer multiply-adds. That is a convolution whose result is not cut off at the edges, followed by
+    :func:`downsample2d`.
+
+    Args:
+        x, filter, implementation: :func:`upfirdn2d`'s.
+        weight, bias: torch.nn.functional.conv2d's, [K, C, k_h, k_w] and [K] or None; x's dtype.
+        down: one integer factor.
+
+    Gradient order: any, for x, weight and bias. Errors are :func:`upfirdn2d`'s.
+
+    >>> f = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    >>> fir_downsample_conv2d(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3), None, f).shape
+    torch.Size([2, 4, 8, 8])
+    """
+    name = "fir_downsample_conv2d"
+    taps, (down, _) = _taps(name, filter), _one(name, "down", down)
+    size = _kernel(name, x, weight)
+    extra = []
+    for k, w, n in zip(taps, size, x.shape[2:]):
+        before = (k - down + 1) // 2 + w // 2
+        extra.append((before, (n // down - 1) * down + w - n - before + k - 1))
+    y = _run(name, x, filter, 1, 1, 0, extra, False, 1, implementation)
+    return F.conv2d(y, weight, bias, stride=down)
 
 
 def _run(
@@ -196,6 +274,26 @@ def _pair(name: str, argument: str, value: Pair) -> tuple[int, int]:
     return numbers if len(numbers) == 2 else numbers * 2
 
 
+def _one(name: str, argument: str, value: int) -> tuple[int, int]:
+    pair = _pair(name, argument, value)
+    if pair[0] != pair[1]:
+        raise ValueError(f"{name}: {argument} is {value!r}; it must be one integer of at least 1")
+    return pair
+
+
+def _kernel(name: str, x: Tensor, weight: Tensor) -> tuple[int, int]:
+    for argument, tensor in (("x", x), ("weight", weight)):
+        _checks.floating(name, argument, tensor)
+        if tensor.ndim != 4:
+            raise ValueError(f"{name}: {argument} has shape {tuple(tensor.shape)}; it must be 4-D")
+    if x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"{name}: x has {x.shape[1]} channels (shape {tuple(x.shape)}), weight takes {weight.shape[1]} (shape "
+            f"{tuple(weight.shape)})"
+        )
+    return weight.shape[2], weight.shape[3]
+
+
 def _edges(name: str, padding: Pair) -> tuple[int, int, int, int]:
     numbers = _integers(padding)
     if len(numbers) == 1:
@@ -206,5 +304,5 @@ def _edges(name: str, padding: Pair) -> tuple[int, int, int, int]:
     if len(numbers) == 4:
         return numbers
     raise ValueError(
-        f"{name}: padding is {padding!r}; accepted are an integer, (vertical, horizontal), or (left, right, top, bottom)"
+        f"{name}: padding is {padding!r}; accepted are an integer, (vertical, horizontal) or (left, right, top, bottom)"
     )

@@ -88,8 +88,8 @@ def virtual_batch_norm(
             raise ValueError(f"{name}: {argument} is on {vector.device}, x on {x.device}; they must share a device")
     if ref_count is not None and not 1 <= ref_count < math.inf:
         raise ValueError(
-            f"{name}: ref_count is {ref_count}; it must be the reference batch's number of examples, at least 1, or None "
-            f"where an example does not count itself"
+            f"{name}: ref_count is {ref_count}; it must be the number of examples of the reference batch, at least 1, "
+            f"or None where an example does not count itself"
         )
     if not eps >= 0:
         raise ValueError(f"{name}: eps is {eps}; it must not be negative")

@@ -37,6 +37,10 @@ MODELS = {
 }
 
 
+# Those whose networks are resized while they train.
+GROWING = ("progan",)
+
+
 def build(name: str, **options) -> GAN:
     """The model of that name, with its options; a ValueError with the nearest names if there is none."""
     return look_up(MODELS, name, "model")(**options)
@@ -44,6 +48,7 @@ def build(name: str, **options) -> GAN:
 
 __all__ = [
     "GAN",
+    "GROWING",
     "LAYERS",
     "MODELS",
     "Layers",

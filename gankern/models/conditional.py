@@ -16,27 +16,15 @@ from torch import Tensor, nn
 
 from gankern._names import look_up
 from gankern.models.gan import GAN
-from gankern.models.layers import Layers
+from gankern.models.layers import CONDITIONAL, Layers
 
 CONDITIONINGS = {"projection": "projection", "concatenation": "concatenation"}
 NORMS = {"batch": lambda layers: layers.batch_norm_act, "virtual": lambda layers: layers.virtual_batch_norm_act}
 
 
-class ConditionalNormAct(nn.Module):
-    """Conditional batch norm → ReLU."""
-
-    def __init__(self, channels: int, num_classes: int, layers: Layers):
-        super().__init__()
-        self.norm = layers.conditional_batch_norm(channels, num_classes)
-        self.act = layers.relu(inplace=True)
-
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.act(self.norm(x, labels))
-
-
 def apply_norm_act(layer: nn.Module, x: Tensor, labels: Tensor | None) -> Tensor:
     """``layer(x)``, with the labels if it is conditional on them."""
-    return layer(x, labels) if isinstance(layer, ConditionalNormAct) else layer(x)
+    return layer(x, labels) if isinstance(layer, CONDITIONAL) else layer(x)
 
 
 class Head(nn.Module):
@@ -163,4 +151,4 @@ def generator_norms(name: str, labels: Conditioning, layers: Layers) -> Generato
     plain = look_up(NORMS, name, "generator_norm")(layers)
     if not labels.norm_classes:
         return GeneratorNorms(plain, plain)
-    return GeneratorNorms(partial(ConditionalNormAct, num_classes=labels.norm_classes, layers=layers), plain)
+    return GeneratorNorms(partial(layers.conditional_batch_norm_act, num_classes=labels.norm_classes), plain)

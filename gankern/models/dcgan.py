@@ -9,6 +9,7 @@ norm of one in every convolution in SN-DCGAN. At 64×64 with the default width, 
 from functools import partial
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from gankern._names import look_up
 from gankern.models import layers as layer_tables
@@ -83,8 +84,8 @@ class DCGANDiscriminator(nn.Module):
 
 def initialise(module: nn.Module) -> None:
     """Weights ~ N(0, 0.02), batch norm scales ~ N(1, 0.02), biases 0 (Radford 2015, §4)."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d) and module.weight is not None:
-        mean = 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | _NormBase):
+        mean = 1.0 if isinstance(module, _NormBase) else 0.0
         nn.init.normal_(module.weight, mean, 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

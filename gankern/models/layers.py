@@ -72,24 +72,27 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return F.leaky_relu(super().forward(x), self.negative_slope, inplace=True)
 
 
-def virtual_batch_norm_act(channels: int, negative_slope: float = 0.0, **options) -> nn.Module:
-    """Virtual batch norm, then a leaky ReLU; ReLU at slope 0."""
-    activation = "leaky_relu" if negative_slope else "relu"
-    return gnn.VirtualBatchNorm2d(channels, activation=activation, negative_slope=negative_slope, **options)
-
-
-class ConditionalBatchNorm2d(nn.Module):
-    """Batch norm whose scale and shift are looked up by label (Dumoulin 2017, arXiv 1610.07629)."""
+class ConditionalBatchNormAct2d(nn.BatchNorm2d):
+    """Batch norm whose scale and shift are looked up by label, then ReLU (Dumoulin 2017, arXiv 1610.07629)."""
 
     def __init__(self, channels: int, num_classes: int):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.weight = nn.Embedding.from_pretrained(torch.ones(num_classes, channels), freeze=False)
-        self.bias = nn.Embedding.from_pretrained(torch.zeros(num_classes, channels), freeze=False)
+        super().__init__(channels, affine=False)
+        self.weight = nn.Parameter(torch.ones(num_classes, channels))
+        self.bias = nn.Parameter(torch.zeros(num_classes, channels))
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        scale, shift = self.weight(labels)[:, :, None, None], self.bias(labels)[:, :, None, None]
-        return self.norm(x) * scale + shift
+        x = F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        scale, shift = self.weight[labels][:, :, None, None], self.bias[labels][:, :, None, None]
+        return F.relu(x * scale + shift, inplace=True)
 
 
 class EqualizedLinear(nn.Linear):
@@ -191,6 +194,22 @@ class MinibatchStdDev(nn.Module):
 # The gankern column, where gankern.nn has the operations but not the module
 
 
+def _act(negative_slope: float) -> dict:
+    return {"activation": "leaky_relu" if negative_slope else "relu", "negative_slope": negative_slope}
+
+
+def batch_norm_act(channels: int, negative_slope: float = 0.0) -> nn.Module:
+    return gnn.BatchNormAct2d(channels, **_act(negative_slope))
+
+
+def virtual_batch_norm_act(channels: int, negative_slope: float = 0.0, implementation: str | None = None) -> nn.Module:
+    return gnn.VirtualBatchNorm2d(channels, **_act(negative_slope), implementation=implementation)
+
+
+# The layers of either column that are called with labels.
+CONDITIONAL = (ConditionalBatchNormAct2d, gnn.ConditionalBatchNorm2d)
+
+
 class _FusedTail:
     """Bias, leaky ReLU and pixel norm in one pass."""
 
@@ -205,8 +224,8 @@ class FusedPixelNormDense(_FusedTail, PixelNormDense):
 class FusedPixelNormConv(_FusedTail, PixelNormConv):
     def forward(self, x: Tensor) -> Tensor:
         if self.upsample:
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-        return self.tail(F.conv2d(x, self.weight * self.scale, padding=1))
+            return self.tail(GF.upsample_conv2d(x, self.weight, weight_scale=self.scale))
+        return self.tail(GF.conv2d(x, self.weight, padding=1, weight_scale=self.scale))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -235,7 +254,7 @@ class Layers:
     leaky_relu: Callable[..., nn.Module]
     batch_norm_act: Callable[..., nn.Module]
     virtual_batch_norm_act: Callable[..., nn.Module]
-    conditional_batch_norm: Callable[..., nn.Module]
+    conditional_batch_norm_act: Callable[..., nn.Module]
     equalized_linear: Callable[..., nn.Module]
     equalized_conv: Callable[..., nn.Module]
     pixel_norm: Callable[..., nn.Module]
@@ -260,7 +279,7 @@ TORCH = Layers(
     # How the network's reference batch comes through the layers is not for every model to write again; the arithmetic
     # is plain PyTorch.
     virtual_batch_norm_act=partial(virtual_batch_norm_act, implementation="reference"),
-    conditional_batch_norm=ConditionalBatchNorm2d,
+    conditional_batch_norm_act=ConditionalBatchNormAct2d,
     equalized_linear=EqualizedLinear,
     equalized_conv=EqualizedConv2d,
     pixel_norm=PixelNorm,
@@ -275,9 +294,17 @@ TORCH = Layers(
 GANKERN = replace(
     TORCH,
     name="gankern",
+    conv=gnn.Conv2d,
+    conv_transpose=gnn.ConvTranspose2d,
+    upsample_conv=gnn.UpsampleConv2d,
+    conv_downsample=gnn.ConvDownsample2d,
     relu=gnn.ReLU,
     leaky_relu=gnn.LeakyReLU,
+    batch_norm_act=batch_norm_act,
+    conditional_batch_norm_act=partial(gnn.ConditionalBatchNorm2d, activation="relu"),
     virtual_batch_norm_act=virtual_batch_norm_act,
+    equalized_linear=gnn.EqualizedLinear,
+    equalized_conv=gnn.EqualizedConv2d,
     pixel_norm=gnn.PixelNorm,
     pixel_norm_dense=FusedPixelNormDense,
     pixel_norm_conv=FusedPixelNormConv,

@@ -1,7 +1,9 @@
 """Modules with torch.nn's names, argument order, defaults and state_dict keys."""
 
-from gankern.nn import utils
+from gankern.nn import init, utils
 from gankern.nn.modules.activation import BiasAct, BiasActPixelNorm, LeakyReLU, PixelNorm, ReLU
+from gankern.nn.modules.batch_norm_act import BatchNorm2d, BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+from gankern.nn.modules.conditional_batch_norm import ConditionalBatchNorm2d
 from gankern.nn.modules.convolution import (
     Conv2d,
     ConvDownsample2d,
@@ -12,6 +14,7 @@ from gankern.nn.modules.convolution import (
 )
 from gankern.nn.modules.minibatch_discrimination import MinibatchDiscrimination
 from gankern.nn.modules.minibatch_stddev import MinibatchStdDev
+from gankern.nn.modules.resampling import Blur2d, FIRDownsample2d, FIRUpsample2d, SubpixelConv2d
 from gankern.nn.modules.virtual_batch_norm import (
     VirtualBatchNorm1d,
     VirtualBatchNorm2d,
@@ -21,23 +24,33 @@ from gankern.nn.modules.virtual_batch_norm import (
 )
 
 __all__ = [
+    "BatchNorm2d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
     "BiasAct",
     "BiasActPixelNorm",
+    "Blur2d",
+    "ConditionalBatchNorm2d",
     "Conv2d",
     "ConvDownsample2d",
     "ConvTranspose2d",
     "EqualizedConv2d",
     "EqualizedLinear",
+    "FIRDownsample2d",
+    "FIRUpsample2d",
     "LeakyReLU",
     "MinibatchDiscrimination",
     "MinibatchStdDev",
     "PixelNorm",
     "ReLU",
+    "SubpixelConv2d",
     "UpsampleConv2d",
     "VirtualBatchNorm1d",
     "VirtualBatchNorm2d",
     "VirtualBatchNorm3d",
     "freeze_reference_batch",
+    "init",
     "set_reference_batch",
     "utils",
 ]

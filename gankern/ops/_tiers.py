@@ -119,6 +119,9 @@ class Rule:
     # gradients of the outputs, then of the saved ones; needed likewise
     double_backward: Callable[[tuple, Sequence[bool], Tensors, Tensors, Tensors], Tensors]
     non_differentiable: tuple[int, ...] = ()  # which outputs
+    # Whether a gradient is worth the question to the engine if it is needed: up to 40 microseconds for a leaf. Without,
+    # every tensor that requires a gradient needs one.
+    asks_engine: bool = False
 
     def __post_init__(self) -> None:
         RULES[self.name] = self
@@ -155,9 +158,10 @@ class _Forward(Function):
     def backward(ctx: Any, *grads):
         if all(g is None for g in grads):
             return (None,) * (2 + len(ctx.present))
-        needed, saved = _needed(ctx, skip=2), ctx.saved_tensors
+        rule, saved = RULES[ctx.name], ctx.saved_tensors
+        needed = _needed(ctx, skip=2) if rule.asks_engine else ctx.needs_input_grad[2:]
         if first_order_only():
-            result = RULES[ctx.name].backward(ctx.options, needed, grads, saved)
+            result = rule.backward(ctx.options, needed, grads, saved)
         else:
             result = apply(_Backward, ctx.name, ctx.options, needed, len(grads), *grads, *saved)
         return None, None, *result
@@ -179,11 +183,11 @@ class _Backward(Function):
     def backward(ctx: Any, *grad_grads):
         if all(h is None for h in grad_grads):
             return (None,) * (4 + len(ctx.present))
-        needed = _needed(ctx, skip=4)
+        rule = RULES[ctx.name]
+        needed = _needed(ctx, skip=4) if rule.asks_engine else ctx.needs_input_grad[4:]
         tensors = (*grad_grads, *ctx.saved_tensors)
         if first_order_only():
             n, m = len(grad_grads), len(grad_grads) + ctx.outputs
-            rule = RULES[ctx.name]
             result = rule.double_backward(ctx.options, needed, tensors[:n], tensors[n:m], tensors[m:])
         else:
             result = apply(_DoubleBackward, ctx.name, ctx.options, needed, len(grad_grads), ctx.outputs, *tensors)

@@ -73,9 +73,9 @@ _tiers.define(
 _tiers.define(
     NAME,
     "double_backward",
-    "batch_norm_act_double_backward(Tensor? grad_grad_x, Tensor? grad_grad_weight, Tensor? grad_grad_bias, Tensor grad, "
-    "Tensor x, Tensor? weight, Tensor? bias, Tensor stats, bool training, float negative_slope, bool affine) -> (Tensor "
-    "grad_grad, Tensor grad_x, Tensor grad_weight)",
+    "batch_norm_act_double_backward(Tensor? grad_grad_x, Tensor? grad_grad_weight, Tensor? grad_grad_bias, Tensor "
+    "grad, Tensor x, Tensor? weight, Tensor? bias, Tensor stats, bool training, float negative_slope, bool affine) -> "
+    "(Tensor grad_grad, Tensor grad_x, Tensor grad_weight)",
     _fake_double_backward,
 )
 

@@ -58,7 +58,10 @@ _tiers.define(
     lambda x, bias, *arguments: torch.empty_like(x),
 )
 _tiers.define(
-    NAME, "forward_", f"bias_act_(Tensor(a!) x, Tensor? bias, {_ARGUMENTS}) -> ()", lambda x, bias, *arguments: None
+    NAME,
+    "forward_",
+    f"bias_act_forward_(Tensor(a!) x, Tensor? bias, {_ARGUMENTS}) -> ()",
+    lambda x, bias, *arguments: None,
 )
 _tiers.define(
     NAME,
@@ -164,11 +167,12 @@ def bias_act(
 
 def activate_(x: Tensor, activation: str, negative_slope: float, implementation: str | None) -> Tensor | None:
     """x, overwritten by relu or leaky_relu of it; None, and x as it was, where that is left to torch's own operator:
-    for the reference, for tracing, for forward mode, and for a negative slope, with which torch has its own refusal."""
+    for the reference, for tracing, for forward mode, and for a negative slope or an expanded tensor, which it
+    has refusals for."""
     if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
         return None
     options = _options(primitive.select(x, implementation), 0, activation, negative_slope, 1.0, None)
-    if options[0] == "reference" or options[1].keeps_input:
+    if options[0] == "reference" or options[1].keeps_input or (0 in x.stride() and not x.is_contiguous()):
         return None
     if torch.is_grad_enabled() and x.requires_grad:
         return _tiers.apply(_InPlace, NAME, options, x, None)[0]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,11 +73,16 @@ KINDS = {
 PASSES = ("forward", "transpose", "weight")
 
 
-@functools.cache
-def allowed_ways(kind: str, level: str) -> tuple[str, ...]:
-    """The engine's rows for a kind that a precision allows."""
-    order = precision.PRECISIONS.index
-    return tuple(name for name, row in KINDS[kind].rows.items() if order(row.precision) <= order(level))
+# The engine's rows for a kind that a precision allows, the one with the largest tile last.
+ALLOWED = {
+    (name, level): tuple(
+        way
+        for way, row in kind.rows.items()
+        if precision.PRECISIONS.index(row.precision) <= precision.PRECISIONS.index(level)
+    )
+    for name, kind in KINDS.items()
+    for level in precision.PRECISIONS
+}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -96,7 +102,7 @@ def way_for(
         return "torch"
     measured = MEASURED[kind, which, "channels_last" if channels_last else "contiguous"]
     times = measured[min(measured, key=distance)]
-    allowed = allowed_ways(kind, level)
+    allowed = ALLOWED[kind, level]
     return min((way for way in times if way in ("torch", "reference") or way in allowed), key=times.__getitem__)
 
 
@@ -363,7 +369,7 @@ def convolution(
     height, width = (0, 0) if problem else _result_size(kind, padding, *x.shape[2:])
     forced = None
     if wish == "cpu":
-        forced = allowed_ways(kind, level)[-1]
+        forced = ALLOWED[kind, level][-1]
     elif missing and KINDS[kind].collapsed:
         forced = "torch"  # not the engine, but fewer products than plain PyTorch all the same
     options = (kind, padding, scale, level, forced)
@@ -375,6 +381,8 @@ def convolution(
     primitive.ran("reference" if plain or forced == "torch" else "cpu")
     if plain:
         return None
+    if _tiers.recorder is not None:
+        return _tiers.recorder.convolution(options, height, width, x, weight, bias)
     if not torch.compiler.is_compiling() and _tiers.first_order_only():
         return _convolve(options, False, height, width, x, weight, bias)
     return _tiers.apply(_Convolve, options, False, height, width, x, weight, bias)
@@ -388,6 +396,51 @@ def _ways(options: tuple, x: Tensor, weight: Tensor, height: int, width: int) ->
     channels = weight.shape[:2] if KINDS[options[0]].swap else (weight.shape[1], weight.shape[0])
     pixels = x.shape[0] * min(x.shape[2] * x.shape[3], height * width)
     return [_way(options, which, x, *channels, pixels) for which in PASSES]
+
+
+def passes(
+    options: tuple, height: int, width: int
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]:
+    """For who differentiates by himself, the three kernels of the convolution that gives height times width: of (x,
+    weight, bias or None), of (gradient of the result, x, weight) for x, and of the same for the weight."""
+
+    def forward(x, weight, bias=None):
+        return _convolve(options, False, height, width, x, weight, bias)
+
+    def for_x(grad, x, weight):
+        return _convolve(options, True, *x.shape[2:], grad, weight, None)
+
+    def for_weight(grad, x, weight):
+        return _weight_gradient(options, x, grad)
+
+    return forward, for_x, for_weight
+
+
+def options_for_torch(x: Tensor, weight: Tensor, arguments: tuple) -> tuple[tuple, int, int] | None:
+    """Options and size of the result for a call of aten.convolution with (stride, padding, dilation, transposed,
+    output_padding, groups) of which some pass is faster by a row; None if there is none."""
+    stride, padding, dilation, transposed, output_padding, groups = (
+        [*a] if isinstance(a, list) else a for a in arguments
+    )
+    shape = (*weight.shape[2:], *stride, *padding)
+    if x.ndim != 4 or dilation != [1, 1] or groups != 1 or any(output_padding):
+        return None
+    if shape == (4, 4, 2, 2, 1, 1):
+        kind = "transposed" if transposed else "strided"
+    elif shape in ((3, 3, 1, 1, 0, 0), (3, 3, 1, 1, 1, 1), (3, 3, 1, 1, 2, 2)) and not transposed:
+        kind = "same"
+    else:
+        return None
+    pad = padding[0]
+    if primitive.wish(None) not in ("auto", "cpu") or _problem(kind, x, weight, None, pad):
+        return None
+    if primitive.refusals(x.device.type, x.dtype)["cpu"]:
+        return None
+    options = (kind, pad, 1.0, _level(x), None)
+    size = _result_size(kind, pad, *x.shape[2:])
+    if all(way == "torch" for way in _ways(options, x, weight, *size)):
+        return None
+    return options, *size
 
 
 def no_row(implementation: str | None, rows: str) -> None:

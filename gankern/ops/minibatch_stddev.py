@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gankern.ops import _feature_map, _tiers
+from gankern import _feature_map
+from gankern.ops import _tiers
 from gankern.reference.minibatch_stddev import minibatch_stddev as reference
 
 NAME = "minibatch_stddev"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gankern.ops import _feature_map, _tiers
+from gankern import _feature_map
+from gankern.ops import _tiers
 from gankern.reference.virtual_batch_norm import virtual_batch_norm as reference
 from gankern.reference.virtual_batch_norm import virtual_batch_norm_statistics as reference_statistics
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gankern.ops import convolution as _convolutions
 from gankern.penalties._nodes import (
     INPUT,
     Bilinear,
@@ -55,6 +56,9 @@ def _linear(tape, x: Tensor, y: Tensor, forward, transpose, view: bool = False) 
 def _convolution(tape, func, x, weight, bias, *options):
     if x.dim() != weight.dim():  # not in a batch
         return NotImplemented
+    fast = None if torch.is_autocast_enabled(x.device.type) else _convolutions.options_for_torch(x, weight, options)
+    if fast is not None:
+        return convolution(tape, *fast, x, weight, bias)
     # Each of the three other passes would lay the weight out anew.
     kept = weight.contiguous(memory_format=torch.channels_last) if _is_channels_last(x) else weight
     y = func(x, kept, bias, *options)
@@ -73,6 +77,13 @@ def _convolution(tape, func, x, weight, bias, *options):
         return g.sum([0, *range(2, g.dim())])
 
     return _bilinear(tape, (x, weight, bias), y, f, da, db, dc, kept)
+
+
+def convolution(tape, options, height, width, x, weight, bias):
+    """A convolution by this library's engine: ops/convolution.py."""
+    forward, for_x, for_weight = _convolutions.passes(options, height, width)
+    y = forward(x, weight, bias)
+    return _bilinear(tape, (x, weight, bias), y, forward, for_x, for_weight, lambda g: g.sum((0, 2, 3)))
 
 
 def _is_channels_last(x) -> bool:

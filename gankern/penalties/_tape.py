@@ -179,6 +179,14 @@ class Tape(TorchDispatchMode):
             self.save(*node.saved)
         return outputs
 
+    def convolution(self, options: tuple, height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None):
+        """A convolution of this library: ops.convolution calls this in its own place."""
+        self.paused = True
+        try:
+            return _rules.convolution(self, options, height, width, x, weight, bias)
+        finally:
+            self.paused = False
+
     def __enter__(self):
         self._outer, _tiers.recorder = _tiers.recorder, self
         return super().__enter__()

@@ -25,7 +25,7 @@ from gankern import models
 from gankern.training.config import Config
 
 FORMAT = "gankern-checkpoint"
-VERSION = 1
+VERSION = 2
 
 
 class TrainingError(RuntimeError):

@@ -27,6 +27,12 @@ class Config:
     lr: float = 2e-4
     beta1: float = 0.5
     beta2: float = 0.999
+    optimiser: str = "adam"  # or "rmsprop", which has no use for beta1 and beta2
+    real_target: float = 1.0  # below 1: one-sided label smoothing
+    clip: float | None = None  # every discriminator weight is clamped to ±clip after each of its steps
+    gradient_penalty: float = 0.0  # λ of WGAN-GP's penalty
+    drift: float = 0.0  # weight of the mean square of the real images' logits
+    grow_steps: int = 0  # of a growing model: steps to train a resolution, and to fade in the next
     n_critic: int = 1  # discriminator steps for each generator step
     ema: float | None = None  # decay of the generator average that samples are drawn from; None samples the last one
     seed: int = 0
@@ -37,13 +43,21 @@ class Config:
     def __post_init__(self):
         look_up(models.MODELS, self.model, "model")
         data.check(self.data)
-        losses.get(self.loss)
+        losses.get(self.loss, self.real_target)
+        look_up(OPTIMISERS, self.optimiser, "optimiser")
         layer_tables.get(self.layers)
         for name in ("steps", "batch_size", "n_critic", "threads", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0.0 < self.lr < float("inf"):
-            raise ValueError(f"lr must be a positive number, got {self.lr}")
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < float("inf"):
+                raise ValueError(f"{name} must be a positive number, got {value}")
+        for name in ("gradient_penalty", "drift", "grow_steps"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.grow_steps and self.model not in models.GROWING:
+            raise ValueError(f"grow_steps is for {', '.join(models.GROWING)}; {self.model} does not grow")
         try:
             device = torch.device(self.device)
         except RuntimeError as error:
@@ -61,6 +75,8 @@ class Config:
         return ("torch", "gankern") if self.compare else (self.layers,)
 
 
+OPTIMISERS = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
+
 # What differs from Config's defaults, at widths that train in minutes on a CPU.
 PRESETS = {
     # Without momentum the two players do not chase each other in circles, and a larger step is stable.
@@ -75,6 +91,40 @@ PRESETS = {
         "steps": 1500,
     },
     "dcgan": {"loss": "non_saturating", "latent": 100, "width": 32},
+    "gan": {"loss": "non_saturating", "latent": 100, "width": 600},
+    "wgan": {
+        "loss": "wasserstein",
+        "latent": 100,
+        "width": 32,
+        "optimiser": "rmsprop",
+        "lr": 5e-5,
+        "clip": 0.01,
+        "n_critic": 5,
+    },
+    "wgan_gp": {
+        "loss": "wasserstein",
+        "latent": 128,
+        "width": 32,
+        "lr": 1e-4,
+        "beta1": 0.0,
+        "beta2": 0.9,
+        "n_critic": 5,
+        "gradient_penalty": 10.0,
+    },
+    "sngan": {"loss": "hinge", "latent": 128, "width": 16, "beta1": 0.0, "beta2": 0.9, "n_critic": 5},
+    "progan": {
+        "loss": "wasserstein",
+        "latent": 64,
+        "width": 64,
+        "lr": 1e-3,
+        "beta1": 0.0,
+        "beta2": 0.99,
+        "ema": 0.999,
+        "gradient_penalty": 10.0,
+        "drift": 1e-3,
+        "batch_size": 16,
+        "grow_steps": 150,
+    },
 }
 
 # What a resumed run may change: how far and how often, not what is computed.

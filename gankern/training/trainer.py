@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from gankern import losses, models
+from gankern import data, losses, models
 from gankern.data import EndlessBatches
-from gankern.training.config import Config
+from gankern.training import growth
+from gankern.training.config import OPTIMISERS, Config
+from gankern.training.penalty import GRADIENT_PENALTIES
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Trainer:
     def __init__(self, config: Config, layers: str, images: Tensor):
         self.config = config
         self.device = torch.device(config.device)
-        self.loss = losses.get(config.loss)
+        self.loss = losses.get(config.loss, config.real_target)
+        self.gradient_penalty = GRADIENT_PENALTIES[layers]
+        self.steps = 0
         self.batches = EndlessBatches(images.to(self.device), config.batch_size, config.seed)
 
         self.random_state = torch.Generator().manual_seed(config.seed).get_state()
@@ -57,31 +61,62 @@ class Trainer:
         self.generator = gan.generator.to(self.device)
         self.discriminator = gan.discriminator.to(self.device)
 
-        betas = (config.beta1, config.beta2)
-        self.g_optimiser = torch.optim.Adam(self.generator.parameters(), config.lr, betas)
-        self.d_optimiser = torch.optim.Adam(self.discriminator.parameters(), config.lr, betas)
+        self._new_optimisers()
         self.average = None
         if config.ema is not None:
             self.average = AveragedModel(self.generator, avg_fn=self._moving_average)
+        self._grow()
+
+    def _new_optimisers(self) -> None:
+        config = self.config
+        options = {"betas": (config.beta1, config.beta2)} if config.optimiser == "adam" else {}
+        make = OPTIMISERS[config.optimiser]
+        self.g_optimiser = make(self.generator.parameters(), lr=config.lr, **options)
+        self.d_optimiser = make(self.discriminator.parameters(), lr=config.lr, **options)
+
+    def _grow(self) -> None:
+        """The resolution of the coming step; a new one begins with optimisers that remember nothing (Karras 2018)."""
+        if not self.config.grow_steps:
+            return
+        resolution, alpha = growth.stage(self.steps, self.config.grow_steps, self.config.size)
+        if resolution != self.discriminator.resolution:
+            self._new_optimisers()
+        networks = [self.generator, self.discriminator]
+        for network in networks + ([self.average.module] if self.average is not None else []):
+            network.resize(resolution, alpha)
 
     def step(self) -> Step:
         """``n_critic`` discriminator steps, then one generator step."""
         with self._own_random_stream():
+            self._grow()
             start = self._now()
             for _ in range(self.config.n_critic):
                 d_loss = self._discriminator_step(next(self.batches))
             middle = self._now()
             g_loss = self._generator_step()
             end = self._now()
+        self.steps += 1
         return Step(d_loss.item(), g_loss.item(), middle - start, end - middle)
 
     def _discriminator_step(self, real: Tensor) -> Tensor:
+        config = self.config
+        if config.grow_steps:
+            real = models.fade(data.resize(real, self.discriminator.resolution), self.discriminator.alpha)
         with torch.no_grad():
             fake = self.generator(self._latents())
-        loss = self.loss.discriminator(self.discriminator(real), self.discriminator(fake))
+        penalty = 0.0
+        if config.gradient_penalty:  # first, so that its graph is gone before the next one is made
+            alpha = torch.rand(len(real)).to(self.device)
+            penalty = self.gradient_penalty(self.discriminator, real, fake, weight=config.gradient_penalty, alpha=alpha)
+        real_logits = self.discriminator(real)
+        loss = self.loss.discriminator(real_logits, self.discriminator(fake)) + penalty
+        if config.drift:
+            loss = loss + config.drift * real_logits.square().mean()
         self.d_optimiser.zero_grad()
         loss.backward()
         self.d_optimiser.step()
+        if config.clip is not None:
+            losses.clip_weights_(self.discriminator.parameters(), config.clip)
         return loss.detach()
 
     def _generator_step(self) -> Tensor:
@@ -119,12 +154,16 @@ class Trainer:
 
     def state_dict(self) -> dict:
         """All that the following steps depend on."""
-        return {name: part.state_dict() for name, part in self._parts()} | {"random_state": self.random_state}
+        return {name: part.state_dict() for name, part in self._parts()} | {
+            "random_state": self.random_state,
+            "steps": self.steps,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         for name, part in self._parts():
             part.load_state_dict(state[name])
         self.random_state = state["random_state"]
+        self.steps = state["steps"]
 
     def _parts(self) -> list:
         names = ["generator", "discriminator", "g_optimiser", "d_optimiser", "batches"]

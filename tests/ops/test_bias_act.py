@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch.autograd import grad, gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankern
 import gankern.functional as GF
@@ -75,17 +76,17 @@ def assert_as_good_as_torch(x, bias, **options):
     assert gankern.last_implementation("bias_act") == COMPILED
     theirs = results(lambda x, b: textbook(x, b, **options), x, bias)
     exact = results(lambda x, b: textbook(x, b, **options), x.double(), None if bias is None else bias.double())
-    accumulation = torch.float64 if x.dtype == torch.float64 else torch.float32
+    accumulation = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
     for mine, plain, right in zip(ours, theirs, exact):
         assert mine.dtype == x.dtype and mine.shape == right.shape
         if not right.numel():
             continue
         largest = max(right.abs().max().item(), 1.0)  # derivatives are differences of values around 1
+        floor = (torch.finfo(x.dtype).eps + accumulation * math.sqrt(x.numel())) * largest
+        if right.ndim == 1 and x.ndim > 1:  # of a bias: a sum
+            floor += torch.finfo(x.dtype).eps * math.sqrt(x.numel() / x.shape[options.get("dim", 1)])
         # In fp64 plain PyTorch is the exact result itself, with an error that cannot be seen: once more the floor.
-        floor = torch.finfo(x.dtype).eps + torch.finfo(accumulation).eps * math.sqrt(x.numel())
-        allowed = (
-            2 * (plain.double() - right).abs().max().item() + (2 if x.dtype == torch.float64 else 1) * floor * largest
-        )
+        allowed = 2 * (plain.double() - right).abs().max().item() + (3 if x.dtype == torch.float64 else 1) * floor
         assert (mine.double() - right).abs().max().item() <= allowed
 
 
@@ -141,7 +142,8 @@ def test_every_activation(activation, dtype):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_shape(shape, dtype):
     x, bias = values(*shape, dtype=dtype), values(shape[1], dtype=dtype, seed=1)
-    for activation in ("leaky_relu", "tanh", "silu"):
+    # Of a single value plain PyTorch may be right by chance.
+    for activation in ("leaky_relu", "tanh", "silu") if x.numel() > 1 else ("leaky_relu",):
         assert_as_good_as_torch(x, bias, activation=activation)
 
 
@@ -203,28 +205,30 @@ def test_a_second_derivative_that_does_not_exist_is_none(activation, slope):
     assert second[0] is None and second[1] is None and second[2] is not None
 
 
-def test_a_penalty_does_not_reach_what_is_before_the_activation():
-    """The first layer's weight has a gradient by the penalty through the gradient of the second one's input only: no
-    zeros are convolved."""
-    weight, x = values(4, 3, 3, 3).requires_grad_(), values(2, 3, 6, 6).requires_grad_()
-    y = GF.leaky_relu(F.conv2d(x, weight), 0.2)
-    (g,) = grad(y.sum(), x, create_graph=True)
-    counted = []
-    from torch.utils._python_dispatch import TorchDispatchMode
+class Count(TorchDispatchMode):
+    """How many convolutions of any kind run."""
 
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            counted.append(function.overloadpacket.__name__)
-            return function(*args, **(kwargs or {}))
+    def __init__(self):
+        super().__init__()
+        self.convolutions = 0
 
-    with Count():
-        g.square().sum().backward(inputs=[weight])
-    # The gradient of a gradient of a convolution: of its weight, and no more than that.
-    assert sum("convolution" in name for name in counted) == 1 + sum(name == "convolution" for name in counted)
-    expected = values(4, 3, 3, 3).requires_grad_()
-    z = F.conv2d(x, expected)
-    (right,) = grad(F.leaky_relu(z, 0.2).sum(), x, create_graph=True)
-    torch.testing.assert_close(weight.grad, grad(right.square().sum(), expected)[0])
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.convolutions += "convolution" in function.overloadpacket.__name__
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_penalty_convolves_no_zeros():
+    """The layer before the activation gets its gradient through that of its input, and nothing through its result."""
+    x, gradients, convolutions = values(2, 3, 6, 6).requires_grad_(), [], []
+    for activation in (GF.leaky_relu, F.leaky_relu):
+        weight = values(4, 3, 3, 3, seed=1).requires_grad_()
+        (g,) = grad(activation(F.conv2d(x, weight), 0.2).sum(), x, create_graph=True)
+        with Count() as count:
+            gradients.append(grad(g.square().sum(), weight)[0])
+        convolutions.append(count.convolutions)
+    torch.testing.assert_close(*gradients)
+    if COMPILED == "cpu":
+        assert convolutions[0] < convolutions[1]
 
 
 def test_third_order_is_refused():
@@ -256,7 +260,12 @@ def test_what_is_kept():
     for activation in GF.ACTIVATIONS:
         for slope in (0.2, -0.2):
             kept = []
-            with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+
+            def keep(t, kept=kept):
+                kept.append(t.data_ptr())
+                return t
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
                 y = GF.bias_act(x, bias, activation=activation, negative_slope=slope)
             of_input = activation == "silu" or (activation == "leaky_relu" and slope < 0)
             if COMPILED == "cpu":
@@ -276,7 +285,8 @@ class TestSpecialValues:
             y = GF.bias_act(x, bias, dim=dim, activation=activation, implementation=implementation)
             dx, db = grad(y, (x, bias), torch.ones_like(y), create_graph=True)
             assert y.shape == dx.shape == x.shape and torch.equal(db, torch.zeros_like(bias))
-            grad(dx.sum() + db.sum(), x, allow_unused=True)
+            if dx.requires_grad:
+                grad(dx.sum() + db.sum(), x, allow_unused=True)
 
     @pytest.mark.parametrize("activation", GF.ACTIVATIONS)
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -290,7 +300,9 @@ class TestSpecialValues:
         (dx,) = grad(y.sum(), x)
         expected = textbook(x, None, activation=activation)
         finite = z.isfinite()[None]
-        torch.testing.assert_close(dx[finite], grad(expected.sum(), x)[0][finite])
+        # Far out on the flat side of selu the result is rounded, and its distance from the limit with it.
+        tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": torch.finfo(dtype).eps}
+        torch.testing.assert_close(dx[finite], grad(expected.sum(), x)[0][finite], **tolerance)
 
     def test_clamp(self, implementation):
         x = torch.tensor([[-3.0, -1.0, -0.5, 0.5, 1.0, 3.0, math.inf, -math.inf, math.nan]], requires_grad=True)
@@ -389,7 +401,7 @@ def test_operators_are_sound():
         constants = (1, index, 0.2, 1.5, 0.7 if index == 3 else None)
         of_input = bias if index == 8 else None
         torch.library.opcheck(ops.bias_act.default, (x, bias, *constants))
-        torch.library.opcheck(ops.bias_act_.default, (x.clone(), bias, *constants))
+        torch.library.opcheck(ops.bias_act_forward_.default, (x.clone(), bias, *constants))
         for sums in (True, False):
             torch.library.opcheck(ops.bias_act_backward.default, (x, x, of_input, *constants, sums))
         for needs in ((True, True, True), (True, False, False), (False, True, False)):

@@ -1,6 +1,11 @@
 """The tangent form of gradient penalties, against double backward by autograd in fp64."""
 
 import copy
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -714,3 +719,57 @@ def test_compiles(name):
         torch.testing.assert_close(value, expected_value)
         torch.testing.assert_close(gradients, expected)
         torch.testing.assert_close(list(critic.buffers()), list(twin.buffers()))
+
+
+# ---- training --------------------------------------------------------------------------------------------------
+
+
+def test_trains_as_double_backward_does():
+    path = Path(__file__).parents[2] / "benchmarks" / "wgan_gp_gaussians.py"
+    spec = importlib.util.spec_from_file_location("wgan_gp_gaussians", path)
+    gaussians = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gaussians)
+    options = dict(width=32, batch=32, critic_steps=2)
+    curves = {m: gaussians.train(m, 30, dtype=torch.float64, **options) for m in ("tangent", "double_backward")}
+    (ours, our_points), (theirs, their_points) = curves.values()
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(our_points, their_points, rtol=1e-8, atol=1e-8)
+    single = {m: gaussians.train(m, 20, **options)[0] for m in ("tangent", "double_backward")}
+    torch.testing.assert_close(single["tangent"], single["double_backward"], rtol=1e-3, atol=1e-4)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak memory")
+def test_peak_memory():
+    """At most 0.7 of the penalty by hand, in a process of its own each."""
+    code = """
+import sys, torch
+from torch import nn
+from gankern.penalties._tangent import penalty_gradients
+sys.path.insert(0, {folder!r})
+from test_tangent import by_double_backward, two_sided
+layers = []
+for a, b in ((3, 64), (64, 128), (128, 256)):
+    layers += [nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+critic = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256 * 64, 1))
+x = torch.randn(32, 3, 64, 64)
+critic(x[:1])
+def read(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+open("/proc/self/clear_refs", "w").write("5")
+before = read("VmRSS")
+if sys.argv[1] == "tangent":
+    penalty_gradients(critic, [x], two_sided)
+else:
+    by_double_backward(critic, [x], dtype=torch.float32)
+print(read("VmHWM") - before)
+"""
+    code = code.format(folder=str(Path(__file__).parent))
+    environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536")
+    peaks = {}
+    for method in ("tangent", "eager"):
+        run = [sys.executable, "-c", code, method]
+        peaks[method] = int(subprocess.run(run, env=environment, check=True, capture_output=True, text=True).stdout)
+    assert peaks["tangent"] <= 0.7 * peaks["eager"], peaks

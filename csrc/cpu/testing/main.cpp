@@ -9,10 +9,16 @@ struct Test {
 };
 
 constexpr Test kTests[] = {
+    {"bias_act", gankern::testing::test_bias_act},
     {"gradient_penalty", gankern::testing::test_gradient_penalty},
     {"interpolate_samples", gankern::testing::test_interpolate_samples},
+    {"convolution", gankern::testing::test_convolution},
     {"minibatch_discrimination", gankern::testing::test_minibatch_discrimination},
+    {"minibatch_stddev", gankern::testing::test_minibatch_stddev},
+    {"pixel_norm", gankern::testing::test_pixel_norm},
     {"spectral_norm", gankern::testing::test_spectral_norm},
+    {"upfirdn2d", gankern::testing::test_upfirdn2d},
+    {"virtual_batch_norm", gankern::testing::test_virtual_batch_norm},
 };
 
 }  // namespace

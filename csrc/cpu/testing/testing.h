@@ -276,10 +276,16 @@ inline double largest(const std::vector<double>& values) {
 // ---- the primitives -------------------------------------------------------------------------------------
 // Each is a function of csrc/cpu/testing/<primitive>.cpp, and a row of the table in main.cpp.
 
+void test_bias_act();
 void test_gradient_penalty();
 void test_interpolate_samples();
+void test_convolution();
 void test_minibatch_discrimination();
+void test_minibatch_stddev();
+void test_pixel_norm();
 void test_spectral_norm();
+void test_upfirdn2d();
+void test_virtual_batch_norm();
 
 }  // namespace testing
 }  // namespace gankern

@@ -68,8 +68,8 @@ class _VirtualBatchNorm(nn.Module):
         if x.ndim not in self._dimensions or x.shape[1] != self.num_features:
             dimensions = " or ".join(f"{d}-D" for d in self._dimensions)
             raise ValueError(
-                f"{type(self).__name__}: x has shape {tuple(x.shape)}; it must be {dimensions} with {self.num_features} "
-                f"channels"
+                f"{type(self).__name__}: x has shape {tuple(x.shape)}; it must be {dimensions} with "
+                f"{self.num_features} channels"
             )
         if self._network is not None and self._network.running:
             return self._reference(x)
@@ -99,9 +99,9 @@ class _VirtualBatchNorm(nn.Module):
             raise RuntimeError(f"{name}: the reference batch did not come through this layer, so it has no statistics")
         if self._network is not None:
             raise RuntimeError(
-                f"{name}: called outside of the forward of the {self._network.name} that a reference batch was set for: "
-                f"its statistics would be those of other weights. Call that network, or set the reference batch for the "
-                f"part that you call"
+                f"{name}: called outside of the forward of the {self._network.name} that a reference batch was set "
+                f"for: its statistics would be those of other weights. Call that network, or set the reference batch for "
+                f"the part that you call"
             )
         if self.training:
             raise RuntimeError(f"{name}: there is no reference batch to train with: {_HOW}")
@@ -287,8 +287,8 @@ def _unwrapped(network: nn.Module) -> nn.Module:
 def set_reference_batch(network: nn.Module, *batch: Tensor) -> nn.Module:
     """Gives all virtual batch norms of a network their reference batch. Call it once, before training.
 
-    Every call of the network then runs the reference batch through it first. So each layer's statistics are always those
-    of the current weights, and gradients flow through them; the price is a second forward, and backward, of B examples.
+    Every call of the network then runs the reference batch through it first. So each layer's statistics are always
+    those of the current weights, and gradients flow through them; the price is a second forward, and backward, of B examples.
     The statistics are kept in the layers' buffers, and brought up to date before ``state_dict()``: a checkpoint has
     those of its own weights, and a network that loads it evaluates without a batch. The batch itself is no part of
     the state_dict (set it again to continue training), it moves with the network (``to``, ``half``), and copies of the
@@ -299,8 +299,8 @@ def set_reference_batch(network: nn.Module, *batch: Tensor) -> nn.Module:
     Args:
         network: a module with virtual batch norm layers, the one whose forward is called; not a part of it. May be
             wrapped in DistributedDataParallel; each process then sets the same batch.
-        batch: what the network is called with, one tensor an argument: a generator's fixed noise, a discriminator's fixed
-            real images. A copy of it is kept.
+        batch: what the network is called with, one tensor an argument: a generator's fixed noise, a discriminator's
+            fixed real images. A copy of it is kept.
 
     Returns:
         The network.
@@ -332,8 +332,8 @@ def set_reference_batch(network: nn.Module, *batch: Tensor) -> nn.Module:
     for path, layer in layers.items():
         if layer._network is not None and layer._network is not before:
             raise ValueError(
-                f"{name}: layer {path!r} has a reference batch already, through the {layer._network.name} that it was set "
-                f"for; freeze_reference_batch(...) takes it away there"
+                f"{name}: layer {path!r} has a reference batch already, through the {layer._network.name} that it was "
+                f"set for; freeze_reference_batch(...) takes it away there"
             )
     if before is not None:
         _remove(network)

@@ -1,0 +1,162 @@
+"""Measures every way of every kind of convolution, and writes gankern/ops/convolution_ways.py: what "auto" decides by.
+
+    python benchmarks/measure_convolution_ways.py [--kinds upsample,same] [--seconds 50]
+
+Of each shape, pass and memory format all ways run in turn, in one process, fp32, with glibc told to keep freed memory;
+the table holds the least milliseconds of each. What was not measured in this run (``--kinds``, or when ``--seconds``
+are over: run it again until it says that nothing is left) is kept from the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pprint
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import gankern
+from gankern.ops import convolution as ops
+
+FILE = Path(ops.__file__).with_name("convolution_ways.py")
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+# Kind: (images, channels in, channels out, height and width of the smaller image).
+SHAPES = {
+    "upsample": [
+        (16, 512, 512, 4),
+        (16, 512, 512, 8),
+        (16, 512, 256, 16),
+        (16, 256, 128, 32),
+        (8, 128, 64, 64),
+        (8, 64, 32, 128),
+        (4, 32, 16, 256),
+        (64, 128, 128, 4),
+        (64, 128, 128, 16),
+        (4, 128, 128, 4),
+        (16, 16, 16, 16),
+        (16, 64, 3, 32),
+        (16, 4, 16, 32),
+    ],
+    "same": [
+        (16, 512, 512, 4),
+        (16, 512, 512, 8),
+        (16, 256, 256, 16),
+        (16, 128, 128, 32),
+        (16, 64, 64, 64),
+        (8, 32, 32, 128),
+        (4, 16, 16, 256),
+        (64, 128, 128, 8),
+        (4, 128, 128, 4),
+        (16, 16, 16, 16),
+        (16, 3, 64, 32),
+        (16, 64, 3, 32),
+        (16, 3, 16, 128),
+    ],
+    "strided": [
+        (64, 3, 64, 32),
+        (64, 64, 128, 16),
+        (64, 128, 256, 8),
+        (64, 256, 512, 4),
+        (64, 512, 1024, 4),
+        (16, 128, 256, 8),
+        (16, 32, 64, 32),
+        (4, 64, 128, 16),
+        (4, 256, 512, 4),
+        (16, 8, 16, 16),
+    ],
+}
+SHAPES["downsample"] = [(n, d, c, h) for n, c, d, h in SHAPES["upsample"]]
+SHAPES["transposed"] = [(n, d, c, h) for n, c, d, h in SHAPES["strided"]]
+
+
+def problems(kinds: list[str]):
+    for kind in kinds:
+        for which in ops.PASSES:
+            for layout in LAYOUTS:
+                for shape in SHAPES[kind]:
+                    yield kind, which, layout, shape
+
+
+def steps(kind: str, which: str, layout: str, shape: tuple[int, int, int, int]):
+    n, c, d, small = shape
+    generator = torch.Generator().manual_seed(0)
+    info = ops.KINDS[kind]
+    height = small * (2 if kind in ("strided", "downsample") else 1)
+    result = ops._result_size(kind, 1, height, height)
+    x = torch.randn(n, c, height, height, generator=generator).contiguous(memory_format=LAYOUTS[layout])
+    g = torch.randn(n, d, *result, generator=generator).contiguous(memory_format=LAYOUTS[layout])
+    w = torch.randn(*((c, d) if info.swap else (d, c)), info.taps, info.taps, generator=generator)
+
+    def step(way: str):
+        options = (kind, 1, 1.0, "medium", way)
+        if way == "reference":
+            if kind == "upsample":
+                return lambda: F.conv2d(F.interpolate(x, scale_factor=2), w, padding=1)
+            return lambda: F.avg_pool2d(F.conv2d(x, w, padding=1), 2)
+        if which == "forward":
+            return lambda: ops._convolve(options, False, *result, x, w, None)
+        if which == "transpose":
+            return lambda: ops._convolve(options, True, height, height, g, w, None)
+        return lambda: ops._weight_gradient(options, x, g)
+
+    ways = ["torch", *info.rows]
+    if info.collapsed and which == "forward":
+        ways.append("reference")
+    return {way: step(way) for way in ways}
+
+
+def least(functions: dict, seconds: float = 0.4) -> dict[str, float]:
+    for function in functions.values():
+        function()
+    times = dict.fromkeys(functions, float("inf"))
+    end, rounds = time.perf_counter() + seconds, 0
+    while rounds < 3 or (time.perf_counter() < end and rounds < 40):
+        for way, function in functions.items():
+            begin = time.perf_counter()
+            function()
+            times[way] = min(times[way], time.perf_counter() - begin)
+        rounds += 1
+    return {way: float(f"{t * 1e3:.3g}") for way, t in times.items()}
+
+
+def write(table: dict) -> None:
+    header = f'''"""Which way of a convolution is fastest: least milliseconds, of (channels in, channels out, pixels of the smaller image
+times images), for each kind, pass and memory format.
+
+Written by benchmarks/measure_convolution_ways.py, which says how: {torch.get_num_threads()} threads, torch {torch.__version__.split("+")[0]},
+{torch.backends.cpu.get_cpu_capability()}.
+"""
+
+MEASURED = '''
+    FILE.write_text(header + pprint.pformat(table, width=118) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", default=",".join(SHAPES), help="comma-separated")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--keep", action="store_true", help="measure only what the file does not have")
+    arguments = parser.parse_args()
+    gankern.keep_freed_memory()
+    table = {key: dict(shapes) for key, shapes in ops.MEASURED.items()} if arguments.keep else {}
+    begin, left = time.perf_counter(), 0
+    with torch.no_grad():
+        for kind, which, layout, shape in problems(arguments.kinds.split(",")):
+            key = (shape[1], shape[2], shape[0] * shape[3] ** 2)
+            shapes = table.setdefault((kind, which, layout), {})
+            if key in shapes:
+                continue
+            if time.perf_counter() - begin > arguments.seconds:
+                left += 1
+                continue
+            shapes[key] = least(steps(kind, which, layout, shape))
+    if not arguments.keep and left:
+        raise SystemExit("--seconds is for --keep: a table with holes decides nothing")
+    write(table)
+    print(f"{left} left")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Initialisations beyond torch.nn.init's, in its conventions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def _conv_default_(weight: Tensor) -> Tensor:
+    """What torch.nn.Conv2d draws."""
+    return nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+
+
+@torch.no_grad()
+def icnr_(
+    weight: Tensor, upscale_factor: int = 2, initializer: Callable[[Tensor], Tensor | None] = _conv_default_
+) -> Tensor:
+    """Initialises a convolution that a pixel shuffle follows such that the two first do what a convolution followed by
+    nearest-neighbour upsampling does: the r * r kernels of one output channel are equal. No checkerboard at the start.
+
+    Source: Aitken et al. 2017, arXiv 1707.02937.
+
+    Args:
+        weight: [out_channels * r * r, in_channels, ...], changed in place.
+        upscale_factor: r, of the pixel shuffle.
+        initializer: draws the kernels, [out_channels, in_channels, ...], in place; by default as torch.nn.Conv2d does.
+
+    Returns:
+        ``weight``.
+
+    Raises:
+        ValueError: naming the argument, what came and what is accepted.
+
+    >>> conv = torch.nn.Conv2d(8, 3 * 4, 3, padding=1, bias=False)
+    >>> w = icnr_(conv.weight)
+    >>> y = torch.nn.functional.pixel_shuffle(conv(torch.randn(1, 8, 5, 5)), 2)
+    >>> torch.equal(y[:, :, ::2, ::2], y[:, :, 1::2, 1::2])
+    True
+    """
+    if not isinstance(upscale_factor, int) or upscale_factor < 1:
+        raise ValueError(f"icnr_: upscale_factor is {upscale_factor!r}; it must be an integer of at least 1")
+    copies = upscale_factor**2
+    if weight.ndim < 2 or weight.shape[0] % copies:
+        raise ValueError(
+            f"icnr_: weight has shape {tuple(weight.shape)}; its first dimension must be a multiple of {copies}, the "
+            f"square of upscale_factor"
+        )
+    kernels = weight.new_empty(weight.shape[0] // copies, *weight.shape[1:])
+    initializer(kernels)
+    # pixel_shuffle takes the r * r values of a channel from neighbouring channels.
+    return weight.copy_(kernels.repeat_interleave(copies, 0))

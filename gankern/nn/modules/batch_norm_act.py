@@ -1,0 +1,128 @@
+"""Batch normalisation with the activation behind it, as torch.nn's modules are called and saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+import gankern.functional as GF
+
+
+class BatchNormAct(_NormBase):
+    """:class:`torch.nn.BatchNorm2d` and an activation in one pass: see its 1d, 2d and 3d forms below."""
+
+    # Not a subclass of torch's _BatchNorm: SyncBatchNorm.convert_sync_batchnorm would put another module in its place,
+    # without the activation.
+
+    dimensions: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = "leaky_relu",
+        negative_slope: float = 0.01,
+        implementation: str | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        accepted = (None, "relu", "leaky_relu")
+        if activation not in accepted:
+            listed = ", ".join(map(repr, accepted))
+            raise ValueError(f"{type(self).__name__}: activation is {activation!r}; accepted are {listed}")
+        self.activation = activation
+        self.negative_slope = negative_slope
+        self.implementation = implementation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._normalize(x, self.weight, self.bias)
+
+    def _normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        if x.ndim not in self.dimensions or x.shape[1] != self.num_features:
+            accepted = " or ".join(f"{n}-D" for n in self.dimensions)
+            raise ValueError(
+                f"{type(self).__name__}: x has shape {tuple(x.shape)}; it must be {accepted} with "
+                f"{self.num_features} channels"
+            )
+        tracks = self.running_mean is not None
+        momentum = self.momentum
+        if self.training and tracks:
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+            if momentum is None:  # the mean over all batches so far
+                momentum = 1 / float(self.num_batches_tracked)
+        return GF.batch_norm_act(
+            x,
+            self.running_mean,
+            self.running_var,
+            weight,
+            bias,
+            self.training,
+            0.0 if momentum is None else momentum,
+            self.eps,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            implementation=self.implementation,
+        )
+
+    def extra_repr(self) -> str:
+        parts = [super().extra_repr(), f"activation={self.activation!r}"]
+        if self.activation == "leaky_relu":
+            parts.append(f"negative_slope={self.negative_slope}")
+        return ", ".join(parts)
+
+
+class BatchNormAct1d(BatchNormAct):
+    """As :class:`BatchNormAct2d`, for x of [N, C] or [N, C, L]."""
+
+    dimensions = (2, 3)
+
+
+class BatchNormAct2d(BatchNormAct):
+    """:class:`torch.nn.BatchNorm2d` and the activation behind it in one pass, exact to the second order.
+
+    ``activation`` is None, "relu" or "leaky_relu" (with ``negative_slope``). All other arguments, their order and
+    defaults, the statistics and the keys of the state_dict are BatchNorm2d's: a checkpoint of either loads into the
+    other. Under DistributedDataParallel statistics are each process's own, as BatchNorm2d's are; there is no
+    synchronised form.
+    Formula, errors and gradient order: :func:`gankern.functional.batch_norm_act`.
+
+    >>> norm = BatchNormAct2d(64, negative_slope=0.2)
+    >>> norm(torch.randn(8, 64, 16, 16)).shape
+    torch.Size([8, 64, 16, 16])
+    """
+
+    dimensions = (4,)
+
+
+class BatchNormAct3d(BatchNormAct):
+    """As :class:`BatchNormAct2d`, for x of [N, C, D, H, W]."""
+
+    dimensions = (5,)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """:class:`torch.nn.BatchNorm2d` in every respect, on kernels whose second order is as fast as their first.
+
+    ``SyncBatchNorm.convert_sync_batchnorm`` takes it for what it is.
+
+    >>> BatchNorm2d(64)(torch.randn(8, 64, 16, 16)).shape
+    torch.Size([8, 64, 16, 16])
+    """
+
+    dimensions = (4,)
+    activation = None
+    negative_slope = 1.0
+    implementation: str | None = None
+    _normalize = BatchNormAct._normalize
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._normalize(x, self.weight, self.bias)

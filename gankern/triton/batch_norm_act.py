@@ -1,0 +1,597 @@
+"""Batch normalisation and a (leaky) ReLU, each order in two sweeps over memory.
+
+Formulas: csrc/cpu/batch_norm_act.cpp. With w = x - mean, every order is sums over each channel (of x and its squares;
+of g' and g' w; of these, h, h w and g' h), terms that follow from the sums, and results that are sums of products of
+what was read with coefficients made of the terms and of the affine values.
+
+Split. A program takes some channels and a range of their values: BLOCK_M by BLOCK_C of them at a time, one channel
+where a channel's values are neighbours, 32 where channels are (channels_last). Where affine values are each sample's
+own, no range holds values of two samples. Sums of ranges go to memory, [groups, splits, sums, C], and one program a
+block of channels adds them up in their order: no atomics, and the split depends on the shape alone.
+
+Traffic. Forward reads x twice and writes y; backward reads x and g twice and writes dx; double backward reads x, g and
+h twice and writes two. Bound by memory. Sums are in fp32 (fp64 for fp64), sums of sums in fp64; sums of squares are
+taken about the mean of a range's first values.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gankern.triton.aot import AotEntry
+
+WARPS = 4
+LINES, COLUMNS = (1024, 1), (32, 32)  # BLOCK_M, BLOCK_C
+SETTLED = 32  # channels of a program that adds up
+VALUES = 16  # blocks of a range, at least, where there are programs enough
+PROGRAMS = 1024  # enough for every GPU
+FORWARD, BACKWARD, DOUBLE_BACKWARD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+SUMS = (0, 2, 5)  # of each order
+TERMS = 5  # of a channel
+
+# ---- kernels -----------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _gate(z, v, SLOPE: tl.constexpr):
+    """v where z > 0 (or NaN), SLOPE * v elsewhere; with slope 0, plain 0 there."""
+    if SLOPE == 1:
+        return v
+    if SLOPE == 0:
+        return tl.where(z <= 0, 0.0, v)
+    return tl.where(z <= 0, v * SLOPE, v)
+
+
+@triton.jit
+def _channels(channels, BLOCK_C: tl.constexpr):
+    """This program's channels, and the number of its range, group times splits."""
+    blocks = tl.cdiv(channels, BLOCK_C)
+    return tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(0) // blocks
+
+
+@triton.jit
+def _offsets(m, c, channels, plane, LAST: tl.constexpr):
+    """Where value m (of samples times plane) of channel c is."""
+    n = m // plane
+    if LAST:
+        return m[:, None] * channels + c.to(tl.int64)[None, :]
+    return (n * channels * plane + (m - n * plane))[:, None] + (c.to(tl.int64) * plane)[None, :]
+
+
+@triton.jit
+def _load(x, offsets, mask, SUM: tl.constexpr):
+    return tl.load(x + offsets, mask=mask, other=0.0).to(SUM)
+
+
+@triton.jit
+def _moments_kernel(
+    x,
+    partial,  # [splits, 3, C]: number, mean and squares about it
+    channels,
+    plane,
+    count,  # values of a channel
+    chunk,  # values of a range
+    LAST: tl.constexpr,
+    SUM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    c, split = _channels(channels, BLOCK_C)
+    begin = split.to(tl.int64) * chunk
+    end = tl.minimum(begin + chunk, count)
+    inside_c = (c < channels)[None, :]
+
+    m = begin + tl.arange(0, BLOCK_M)
+    inside = (m < end)[:, None] & inside_c
+    first = _load(x, _offsets(m, c, channels, plane, LAST), inside, SUM)
+    about = tl.sum(first, 0) / tl.minimum(end - begin, BLOCK_M).to(SUM)
+    # Once more: the first sum rounds by its size, this one by that of the differences.
+    about += tl.sum(tl.where(inside, first - about[None, :], 0.0), 0) / tl.minimum(end - begin, BLOCK_M).to(SUM)
+
+    sums = tl.zeros([BLOCK_M, BLOCK_C], SUM)
+    squares = tl.zeros([BLOCK_M, BLOCK_C], SUM)
+    for start in range(0, chunk, BLOCK_M):
+        m = begin + start + tl.arange(0, BLOCK_M)
+        inside = (m < end)[:, None] & inside_c
+        d = _load(x, _offsets(m, c, channels, plane, LAST), inside, SUM)
+        d = tl.where(inside, d - about[None, :], 0.0)
+        sums += d
+        squares += d * d
+    n = (end - begin).to(tl.float64)
+    total = tl.sum(sums, 0).to(tl.float64)
+    to = partial + split.to(tl.int64) * 3 * channels + c
+    tl.store(to, tl.zeros([BLOCK_C], tl.float64) + n, mask=c < channels)
+    tl.store(to + channels, about.to(tl.float64) + total / n, mask=c < channels)
+    tl.store(to + 2 * channels, tl.sum(squares, 0).to(tl.float64) - total * (total / n), mask=c < channels)
+
+
+@triton.jit
+def _settle_moments_kernel(
+    partial,
+    stats,  # [3, C]: mean, 1 / sqrt(var + EPS), unbiased var
+    channels,
+    splits,
+    EPS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = c < channels
+    count = tl.zeros([BLOCK_C], tl.float64)
+    mean = tl.zeros([BLOCK_C], tl.float64)
+    squares = tl.zeros([BLOCK_C], tl.float64)
+    for split in range(0, splits):
+        at = partial + split * 3 * channels + c
+        n = tl.load(at, mask=mask, other=1.0)
+        apart = tl.load(at + channels, mask=mask, other=0.0) - mean
+        others = tl.load(at + 2 * channels, mask=mask, other=0.0)
+        squares += tl.where(others < 0, 0.0, others) + apart * apart * (count * n / (count + n))
+        mean += apart * (n / (count + n))
+        count += n
+    kind = stats.dtype.element_ty
+    tl.store(stats + c, mean.to(kind), mask=mask)
+    tl.store(stats + channels + c, (1.0 / tl.sqrt(squares / count + EPS)).to(kind), mask=mask)
+    tl.store(stats + 2 * channels + c, (squares / (count - 1.0)).to(kind), mask=mask)
+
+
+@triton.jit
+def _reduce_kernel(
+    x,
+    grad,
+    h,
+    weight,  # [groups, C]
+    bias,
+    stats,
+    partial,  # [groups * splits, sums, C]
+    channels,
+    plane,
+    group,  # values of a channel in a group: all, or a sample's
+    splits,  # of a group
+    chunk,
+    ORDER: tl.constexpr,
+    SLOPE: tl.constexpr,
+    LAST: tl.constexpr,
+    SUM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    c, at = _channels(channels, BLOCK_C)
+    mask = c < channels
+    own = at.to(tl.int64) // splits
+    start = (at % splits).to(tl.int64) * chunk
+    begin = own * group + start
+    end = own * group + tl.minimum(start + chunk, group)
+    mean = tl.load(stats + c, mask=mask, other=0.0)[None, :]
+    k = tl.load(stats + channels + c, mask=mask, other=0.0)
+    k = (k * tl.load(weight + own * channels + c, mask=mask, other=0.0))[None, :]
+    beta = tl.load(bias + own * channels + c, mask=mask, other=0.0)[None, :]
+
+    sum_g = tl.zeros([BLOCK_M, BLOCK_C], SUM)
+    sum_gw = tl.zeros([BLOCK_M, BLOCK_C], SUM)
+    sum_h = tl.zeros([BLOCK_M, BLOCK_C], SUM)
+    sum_hw = tl.zeros([BLOCK_M, BLOCK_C], SUM)
+    sum_gh = tl.zeros([BLOCK_M, BLOCK_C], SUM)
+    for step in range(0, chunk, BLOCK_M):
+        m = begin + step + tl.arange(0, BLOCK_M)
+        inside = (m < end)[:, None] & mask[None, :]
+        where = _offsets(m, c, channels, plane, LAST)
+        w = _load(x, where, inside, SUM) - mean
+        g = _gate(w * k + beta, _load(grad, where, inside, SUM), SLOPE)
+        sum_g += g
+        sum_gw += g * w
+        if ORDER == DOUBLE_BACKWARD:
+            second = _load(h, where, inside, SUM)
+            sum_h += second
+            sum_hw += second * w
+            sum_gh += g * second
+    sums: tl.constexpr = 2 if ORDER == BACKWARD else 5
+    to = partial + at.to(tl.int64) * sums * channels + c
+    tl.store(to, tl.sum(sum_g, 0).to(tl.float64), mask=mask)
+    tl.store(to + channels, tl.sum(sum_gw, 0).to(tl.float64), mask=mask)
+    if ORDER == DOUBLE_BACKWARD:
+        tl.store(to + 2 * channels, tl.sum(sum_h, 0).to(tl.float64), mask=mask)
+        tl.store(to + 3 * channels, tl.sum(sum_hw, 0).to(tl.float64), mask=mask)
+        tl.store(to + 4 * channels, tl.sum(sum_gh, 0).to(tl.float64), mask=mask)
+
+
+@triton.jit
+def _total(partial, splits, step, mask, BLOCK_C: tl.constexpr):
+    """The sum over a group's ranges, in their order."""
+    total = tl.zeros([BLOCK_C], tl.float64)
+    for split in range(0, splits):
+        total += tl.load(partial + split * step, mask=mask, other=0.0)
+    return total
+
+
+@triton.jit
+def _settle_kernel(
+    partial,
+    weight,
+    h_weight,
+    stats,
+    terms,  # [TERMS, C]
+    grad_weight,  # [groups, C]
+    grad_bias,
+    channels,
+    groups,
+    splits,
+    count,
+    ORDER: tl.constexpr,
+    TRAINING: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = c < channels
+    r = tl.load(stats + channels + c, mask=mask, other=0.0).to(tl.float64)
+    kind = grad_weight.dtype.element_ty
+    sums: tl.constexpr = 2 if ORDER == BACKWARD else 5
+    step = sums * channels
+    a = tl.zeros([BLOCK_C], tl.float64)
+    aw = tl.zeros([BLOCK_C], tl.float64)
+    h = tl.zeros([BLOCK_C], tl.float64)
+    hw = tl.zeros([BLOCK_C], tl.float64)
+    ha = tl.zeros([BLOCK_C], tl.float64)
+    u = tl.zeros([BLOCK_C], tl.float64)
+    uw = tl.zeros([BLOCK_C], tl.float64)
+    at = partial + c
+    affine = c.to(tl.int64)
+    for _ in range(0, groups):
+        gamma = tl.load(weight + affine, mask=mask, other=0.0).to(tl.float64)
+        g = _total(at, splits, step, mask, BLOCK_C)
+        gw = _total(at + channels, splits, step, mask, BLOCK_C)
+        a += gamma * g
+        aw += gamma * gw
+        if ORDER == BACKWARD:
+            tl.store(grad_weight + affine, (r * gw).to(kind), mask=mask)
+            tl.store(grad_bias + affine, g.to(kind), mask=mask)
+        else:
+            h_gamma = tl.load(h_weight + affine, mask=mask, other=0.0).to(tl.float64)
+            h += _total(at + 2 * channels, splits, step, mask, BLOCK_C)
+            hw += _total(at + 3 * channels, splits, step, mask, BLOCK_C)
+            ha += gamma * _total(at + 4 * channels, splits, step, mask, BLOCK_C)
+            u += h_gamma * g
+            uw += h_gamma * gw
+        at += splits * step
+        affine += channels
+    # Means; of r w in place of w.
+    scale = 1.0 / (tl.zeros([BLOCK_C], tl.float64) + count) if TRAINING else tl.zeros([BLOCK_C], tl.float64)
+    a *= scale
+    aw *= r * scale
+    if ORDER == BACKWARD:
+        tl.store(terms + c, -r * r * aw, mask=mask)
+        tl.store(terms + channels + c, -r * a, mask=mask)
+    else:
+        h *= scale
+        hw *= r * scale
+        difference = ha * scale - h * a - hw * aw
+        u = u * scale - r * (hw * a + aw * h)
+        uw = uw * r * scale - 2.0 * r * hw * aw
+        tl.store(terms + c, -r * hw, mask=mask)
+        tl.store(terms + channels + c, -h, mask=mask)
+        tl.store(terms + 2 * channels + c, -r * r * aw, mask=mask)
+        tl.store(terms + 3 * channels + c, -r * r * (uw + r * difference), mask=mask)
+        tl.store(terms + 4 * channels + c, -r * u, mask=mask)
+        at = partial + c
+        affine = c.to(tl.int64)
+        for _ in range(0, groups):
+            g = _total(at, splits, step, mask, BLOCK_C)
+            gw = _total(at + channels, splits, step, mask, BLOCK_C)
+            gh = _total(at + 4 * channels, splits, step, mask, BLOCK_C)
+            value = r * (gh - h * g - hw * r * gw)
+            tl.store(grad_weight + affine, value.to(kind), mask=mask)
+            at += splits * step
+            affine += channels
+
+
+@triton.jit
+def _apply_kernel(
+    x,
+    grad,
+    h,
+    weight,  # [groups, C]
+    bias,
+    h_weight,
+    h_bias,
+    stats,
+    terms,
+    out,  # y, dx or dg
+    out_x,  # double backward: dx
+    channels,
+    plane,
+    group,
+    splits,
+    chunk,
+    ORDER: tl.constexpr,
+    SLOPE: tl.constexpr,
+    LAST: tl.constexpr,
+    SUM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    c, at = _channels(channels, BLOCK_C)
+    mask = c < channels
+    own = at.to(tl.int64) // splits
+    start = (at % splits).to(tl.int64) * chunk
+    begin = own * group + start
+    end = own * group + tl.minimum(start + chunk, group)
+    affine = own * channels + c
+    mean = tl.load(stats + c, mask=mask, other=0.0)[None, :]
+    r = tl.load(stats + channels + c, mask=mask, other=0.0)[None, :]
+    k = r * tl.load(weight + affine, mask=mask, other=0.0)[None, :]
+    beta = tl.load(bias + affine, mask=mask, other=0.0)[None, :]
+    if ORDER != FORWARD:
+        term0 = tl.load(terms + c, mask=mask, other=0.0).to(SUM)[None, :]
+        term1 = tl.load(terms + channels + c, mask=mask, other=0.0).to(SUM)[None, :]
+    if ORDER == DOUBLE_BACKWARD:
+        e = r * tl.load(h_weight + affine, mask=mask, other=0.0)[None, :] + k * term0
+        f = tl.load(h_bias + affine, mask=mask, other=0.0)[None, :] + k * term1
+        term2 = tl.load(terms + 2 * channels + c, mask=mask, other=0.0).to(SUM)[None, :]
+        term3 = tl.load(terms + 3 * channels + c, mask=mask, other=0.0).to(SUM)[None, :]
+        term4 = tl.load(terms + 4 * channels + c, mask=mask, other=0.0).to(SUM)[None, :]
+    for step in range(0, chunk, BLOCK_M):
+        m = begin + step + tl.arange(0, BLOCK_M)
+        inside = (m < end)[:, None] & mask[None, :]
+        where = _offsets(m, c, channels, plane, LAST)
+        w = _load(x, where, inside, SUM) - mean
+        z = w * k + beta
+        if ORDER == FORWARD:
+            result = _gate(z, z, SLOPE)
+        else:
+            g = _gate(z, _load(grad, where, inside, SUM), SLOPE)
+            if ORDER == BACKWARD:
+                result = k * g + (term0 * w + term1)
+            else:
+                second = _load(h, where, inside, SUM)
+                result = _gate(z, k * second + (e * w + f), SLOPE)
+                result_x = e * g + (term2 * second + (term3 * w + term4))
+                tl.store(out_x + where, result_x.to(out_x.dtype.element_ty), mask=inside)
+        tl.store(out + where, result.to(out.dtype.element_ty), mask=inside)
+
+
+# ---- launchers: what gankern/ops/batch_norm_act.py calls ----------------------------------------------------
+
+
+class _Call:
+    """A tensor x, how it is split, and what all kernels take."""
+
+    def __init__(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, slope: float, others=()) -> None:
+        self.last = not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+        self.x = x.detach() if self.last else x.detach().contiguous()
+        self.samples, self.channels = x.shape[:2]
+        self.plane = x[0, 0].numel() if self.samples else 0
+        self.count = self.samples * self.plane
+        given = [v for v in (weight, bias, *others) if v is not None]
+        self.affine_shape = given[0].shape if given else (self.channels,)
+        self.groups = self.samples if len(self.affine_shape) == 2 else 1
+        self.double = x.dtype == torch.float64
+        self.sum = torch.float64 if self.double else torch.float32
+        self.weight, self.bias = self.affine(weight, 1), self.affine(bias, 0)
+        self.slope = slope
+        self.block_m, self.block_c = COLUMNS if self.last else LINES
+        self.blocks = triton.cdiv(self.channels, self.block_c)
+        self.group = self.count // max(self.groups, 1)
+        splits = min(triton.cdiv(self.group, VALUES * self.block_m), PROGRAMS // (self.blocks * max(self.groups, 1)))
+        self.chunk = triton.cdiv(triton.cdiv(self.group, max(splits, 1)), self.block_m) * self.block_m
+        self.splits = triton.cdiv(self.group, max(self.chunk, 1))
+        self.tile = {"LAST": self.last, "SUM": tl.float64 if self.double else tl.float32}
+        self.tile |= {"BLOCK_M": self.block_m, "BLOCK_C": self.block_c, "num_warps": WARPS}
+
+    def affine(self, values: Tensor | None, otherwise: float) -> Tensor:
+        if values is None:
+            return self.x.new_full(self.affine_shape, otherwise, dtype=self.sum)
+        return values.detach().contiguous()
+
+    def like_x(self, values: Tensor | None) -> Tensor:
+        """The values as x lies in memory; zeros for None."""
+        to = torch.empty_like(self.x)
+        if values is None:
+            return to.zero_()
+        return values.detach() if values.stride() == to.stride() else to.copy_(values)
+
+    def partial(self, sums: int) -> Tensor:
+        return self.x.new_empty((self.groups * self.splits, sums, self.channels), dtype=torch.float64)
+
+    def moments(self, eps: float) -> Tensor:
+        """Statistics of all samples: their ranges are those of one group."""
+        chunk = self.chunk * self.groups
+        splits = triton.cdiv(self.count, chunk)
+        partial = self.x.new_empty((splits, 3, self.channels), dtype=torch.float64)
+        stats = self.x.new_empty((3, self.channels), dtype=self.sum)
+        _moments_kernel[(self.blocks * splits,)](
+            self.x, partial, self.channels, self.plane, self.count, chunk, **self.tile
+        )
+        _settle_moments_kernel[(triton.cdiv(self.channels, SETTLED),)](
+            partial, stats, self.channels, splits, EPS=eps, BLOCK_C=SETTLED, num_warps=WARPS
+        )
+        return stats
+
+    def terms(self, order: tl.constexpr, grad, h, h_weight, stats, training, grad_weight, grad_bias) -> Tensor:
+        """What the results need of each channel's sums; writes the affine gradients."""
+        partial = self.partial(SUMS[order.value])
+        terms = self.x.new_empty((TERMS, self.channels), dtype=torch.float64)
+        _reduce_kernel[(self.blocks * self.groups * self.splits,)](
+            self.x,
+            grad,
+            h,
+            self.weight,
+            self.bias,
+            stats,
+            partial,
+            self.channels,
+            self.plane,
+            self.group,
+            self.splits,
+            self.chunk,
+            ORDER=order.value,
+            SLOPE=self.slope,
+            **self.tile,
+        )
+        _settle_kernel[(triton.cdiv(self.channels, SETTLED),)](
+            partial,
+            self.weight,
+            h_weight,
+            stats,
+            terms,
+            grad_weight,
+            grad_bias,
+            self.channels,
+            self.groups,
+            self.splits,
+            self.count,
+            ORDER=order.value,
+            TRAINING=training,
+            BLOCK_C=SETTLED,
+            num_warps=WARPS,
+        )
+        return terms
+
+    def apply(self, order: tl.constexpr, grad, h, h_weight, h_bias, stats, terms, out, out_x) -> None:
+        _apply_kernel[(self.blocks * self.groups * self.splits,)](
+            self.x,
+            grad,
+            h,
+            self.weight,
+            self.bias,
+            h_weight,
+            h_bias,
+            stats,
+            terms,
+            out,
+            out_x,
+            self.channels,
+            self.plane,
+            self.group,
+            self.splits,
+            self.chunk,
+            ORDER=order.value,
+            SLOPE=self.slope,
+            **self.tile,
+        )
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    eps: float,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor]:
+    """The result, and the statistics [3, C]. Launches: 3, or 1 in evaluation."""
+    with torch.cuda.device_of(x):
+        call = _Call(x, weight, bias, negative_slope)
+        y = torch.empty_like(call.x)
+        if training:
+            stats = call.moments(eps) if call.count else x.new_zeros((3, call.channels), dtype=call.sum)
+        else:
+            stats = torch.stack([running_mean, (running_var + eps).rsqrt(), running_var]).detach()
+        if call.count:
+            call.apply(FORWARD, None, None, None, None, stats, None, y, None)
+    return y, stats
+
+
+def _affine_gradient(call: _Call, wanted: bool, value: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What the kernel writes, where the values exist or not, and what is returned."""
+    made = call.x.new_zeros(call.affine_shape, dtype=call.sum)
+    return made, made if wanted and value is not None else made.new_empty(0)
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stats: Tensor,
+    training: bool,
+    negative_slope: float,
+    affine: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias (empty where not wanted). Launches: 3, or 1 in evaluation without these."""
+    with torch.cuda.device_of(x):
+        call = _Call(x, weight, bias, negative_slope)
+        grad = call.like_x(grad)
+        grad_x = torch.empty_like(call.x)
+        to_weight, grad_weight = _affine_gradient(call, affine, weight)
+        to_bias, grad_bias = _affine_gradient(call, affine, bias)
+        if call.count:
+            if training or affine:
+                terms = call.terms(BACKWARD, grad, None, None, stats, training, to_weight, to_bias)
+            else:
+                terms = x.new_zeros((TERMS, call.channels), dtype=torch.float64)
+            call.apply(BACKWARD, grad, None, None, None, stats, terms, grad_x, None)
+    return grad_x, grad_weight, grad_bias
+
+
+def double_backward(
+    grad_grad_x: Tensor | None,
+    grad_grad_weight: Tensor | None,
+    grad_grad_bias: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stats: Tensor,
+    training: bool,
+    negative_slope: float,
+    affine: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `backward`'s grad, x and weight (empty where there are none). Launches: 3."""
+    with torch.cuda.device_of(x):
+        call = _Call(x, weight, bias, negative_slope, (grad_grad_weight, grad_grad_bias))
+        grad, h = call.like_x(grad), call.like_x(grad_grad_x)
+        h_weight, h_bias = call.affine(grad_grad_weight, 0), call.affine(grad_grad_bias, 0)
+        grad_grad, grad_x = torch.empty_like(call.x), torch.empty_like(call.x)
+        to_weight, grad_weight = _affine_gradient(call, affine and grad_grad_x is not None, weight)
+        if call.count:
+            terms = call.terms(DOUBLE_BACKWARD, grad, h, h_weight, stats, training, to_weight, None)
+            call.apply(DOUBLE_BACKWARD, grad, h, h_weight, h_bias, stats, terms, grad_grad, grad_x)
+    if grad_grad_weight is None and (grad_grad_x is None or not training):
+        grad_x = x.new_empty(0)
+    return grad_grad, grad_x, grad_weight
+
+
+# ---- what the ahead-of-time check compiles -----------------------------------------------------------------
+
+
+def _aot_entries() -> list[AotEntry]:
+    """Every order in the widest and in the narrowest type, for lines and for columns."""
+    entries = []
+    for element, name, last in ((tl.float64, "fp64", False), (tl.float32, "fp32", True), (tl.bfloat16, "bf16", False)):
+        double = element == tl.float64
+        sum_name = "fp64" if double else "fp32"
+        block_m, block_c = COLUMNS if last else LINES
+        tile = {"LAST": last, "SUM": tl.float64 if double else tl.float32, "BLOCK_M": block_m, "BLOCK_C": block_c}
+        tensors = {"x": f"*{name}", "weight": f"*{sum_name}", "bias": f"*{sum_name}", "stats": f"*{sum_name}"}
+        sizes = dict.fromkeys(("channels", "plane", "group", "splits", "chunk"), "i32")
+        moments = {"x": f"*{name}", "partial": "*fp64"}
+        moments |= dict.fromkeys(("channels", "plane", "count", "chunk"), "i32")
+        entries.append(AotEntry(_moments_kernel, moments, tile, WARPS))
+        settle = {"partial": "*fp64", "stats": f"*{sum_name}", "channels": "i32", "splits": "i32"}
+        entries.append(AotEntry(_settle_moments_kernel, settle, {"EPS": 1e-5, "BLOCK_C": SETTLED}, WARPS))
+        for order in (FORWARD, BACKWARD, DOUBLE_BACKWARD):
+            options = {"ORDER": order.value, "SLOPE": 0.2, **tile}
+            twice = order == DOUBLE_BACKWARD
+            read = {"grad": f"*{name}"} if order != FORWARD else {}
+            read |= {"h": f"*{name}"} if twice else {}
+            none = dict.fromkeys({"grad", "h"} - read.keys())
+            if order != FORWARD:
+                arguments = {**tensors, **read, "partial": "*fp64", **sizes}
+                entries.append(AotEntry(_reduce_kernel, arguments, {**options, **none}, WARPS))
+                arguments = {"partial": "*fp64", "weight": f"*{sum_name}", "stats": f"*{sum_name}", "terms": "*fp64"}
+                arguments |= {"grad_weight": f"*{sum_name}", "h_weight" if twice else "grad_bias": f"*{sum_name}"}
+                arguments |= dict.fromkeys(("channels", "groups", "splits", "count"), "i32")
+                constants = {"ORDER": order.value, "TRAINING": True, "BLOCK_C": SETTLED}
+                constants["grad_bias" if twice else "h_weight"] = None
+                entries.append(AotEntry(_settle_kernel, arguments, constants, WARPS))
+            arguments = {**tensors, **read, **sizes, "out": f"*{name}"}
+            arguments |= {"terms": "*fp64"} if order != FORWARD else {}
+            arguments |= {"h_weight": f"*{sum_name}", "h_bias": f"*{sum_name}", "out_x": f"*{name}"} if twice else {}
+            missing = {"terms", "h_weight", "h_bias", "out_x"} - arguments.keys()
+            constants = {**options, **none, **dict.fromkeys(missing)}
+            entries.append(AotEntry(_apply_kernel, arguments, constants, WARPS))
+    return entries
+
+
+AOT = _aot_entries()

@@ -1,0 +1,495 @@
+"""Virtual batch norm with a leaky ReLU behind it, and the statistics of a reference batch.
+
+Formulas: csrc/cpu/virtual_batch_norm.cpp, whose names the kernels use (Salimans et al. 2016, arXiv 1606.03498, section
+3.6). In short: with mu and r = 1 / sqrt(V + eps) of an example and channel, y = w (x - mu) r + b; every order is sums
+over the pixels, then values that are linear in what is read, with coefficients a channel.
+
+Split. A program takes an example and a block of channels, and passes over their pixels twice, in tiles [CHANNELS,
+PIXELS]: sums, then values. Between the two it computes the coefficients, in fp64: a few operations a channel. Element
+(c, p) lies at c * channel_stride + p * pixel_stride: one kernel for both memory formats, with tiles that are long in
+the direction in which memory is. The sums over examples go to memory [4, N, C] and are added up in order by torch.
+
+Traffic. The second pass comes from the L2 cache where an example's block fits: 1 read and 1 write forward, 2 and 1
+backward, 3 and 2 double backward. Bound by memory. Sums of a tile are in fp32 (fp64 for fp64), of x - K with the
+nearest float K to the mean.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gankern import _feature_map
+from gankern.triton.aot import AotEntry
+
+TILE = 1024  # values
+WARPS = 4
+FORWARD, BACKWARD, DOUBLE_BACKWARD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+# ---- the kernels -------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _load(map_, at, inside, SUM: tl.constexpr):
+    return tl.load(map_ + at, mask=inside, other=0.0).to(SUM)
+
+
+@triton.jit
+def _channel(vector, c, channels):
+    """A channel's values, in fp64."""
+    return tl.load(vector + c, mask=c < channels, other=0.0)
+
+
+@triton.jit
+def _activate(y, value, slope, RELU: tl.constexpr):
+    return tl.where(y <= 0, 0.0, value) if RELU else tl.where(y <= 0, slope * value, value)
+
+
+@triton.jit
+def _normalize_kernel(
+    x,
+    grad,
+    h,
+    ref_mean,  # these in fp64: [C]
+    ref_mean_square,
+    weight,
+    bias,
+    h_mean,
+    h_mean_square,
+    h_weight,
+    h_bias,
+    saved,  # [2, N, C]: mu and r
+    out,
+    out_x,
+    sums,  # [4, N, C]
+    options,  # c, eps, slope, in fp64: a float argument would be fp32
+    count,
+    channels,
+    pixels,
+    channel_stride,
+    pixel_stride,
+    ORDER: tl.constexpr,
+    OWN: tl.constexpr,  # c > 0
+    RELU: tl.constexpr,
+    NEED_GRAD: tl.constexpr,
+    NEED_X: tl.constexpr,
+    SUM: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    blocks = tl.cdiv(channels, CHANNELS)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    start = n * channels * pixels + c[:, None].to(tl.int64) * channel_stride
+    own = tl.load(options)
+    slope = tl.load(options + 2).to(SUM)
+    rest = 1.0 - own
+    m = _channel(ref_mean, c, channels)
+    m2 = _channel(ref_mean_square, c, channels)
+    t = tl.where(m2 - m * m < 0, 0.0, 1.0).to(tl.float64)
+    mu_at = saved + n * channels + c
+    r_at = mu_at + tl.cast(count, tl.int64) * channels
+    if ORDER == FORWARD:
+        V = rest * t * (m2 - m * m)
+        mu = m
+        if OWN:
+            K = m.to(SUM)
+            total = tl.zeros([CHANNELS], tl.float64)
+            square = tl.zeros([CHANNELS], tl.float64)
+            for begin in range(0, pixels, PIXELS):
+                p = begin + tl.arange(0, PIXELS)
+                inside = (c < channels)[:, None] & (p < pixels)[None, :]
+                d = _load(x, start + p[None, :].to(tl.int64) * pixel_stride, inside, SUM) - K[:, None]
+                d = tl.where(inside, d, 0.0)
+                total += tl.sum(d, 1).to(tl.float64)
+                square += tl.sum(d * d, 1).to(tl.float64)
+            d = total / pixels
+            difference = d + (K.to(tl.float64) - m)
+            V += own * (square / pixels - d * d) + own * rest * difference * difference
+            mu = m + own * difference
+        r = 1.0 / tl.sqrt(V + tl.load(options + 1))
+        tl.store(mu_at, mu, mask=c < channels)
+        tl.store(r_at, r, mask=c < channels)
+    else:
+        mu = tl.load(mu_at, mask=c < channels, other=0.0)
+        r = tl.load(r_at, mask=c < channels, other=0.0)
+    w = _channel(weight, c, channels) * r
+    K = mu.to(SUM)
+    beside = mu - K.to(tl.float64)
+    scale = w.to(SUM)
+    shift = (_channel(bias, c, channels) - beside * w).to(SUM)
+
+    if ORDER != FORWARD:
+        P = tl.zeros([CHANNELS], tl.float64)
+        gd = tl.zeros([CHANNELS], tl.float64)
+        H = tl.zeros([CHANNELS], tl.float64)
+        hd = tl.zeros([CHANNELS], tl.float64)
+        Hg = tl.zeros([CHANNELS], tl.float64)
+        for begin in range(0, pixels, PIXELS):
+            p = begin + tl.arange(0, PIXELS)
+            inside = (c < channels)[:, None] & (p < pixels)[None, :]
+            at = start + p[None, :].to(tl.int64) * pixel_stride
+            d = tl.where(inside, _load(x, at, inside, SUM) - K[:, None], 0.0)
+            g = _activate(d * scale[:, None] + shift[:, None], _load(grad, at, inside, SUM), slope, RELU)
+            P += tl.sum(g, 1).to(tl.float64)
+            gd += tl.sum(g * d, 1).to(tl.float64)
+            if ORDER == DOUBLE_BACKWARD:
+                tangent = _load(h, at, inside, SUM)
+                H += tl.sum(tangent, 1).to(tl.float64)
+                hd += tl.sum(tangent * d, 1).to(tl.float64)
+                Hg += tl.sum(tangent * g, 1).to(tl.float64)
+        share = own / pixels
+        U = r * (gd - beside * P)
+        slope_m = mu - (1.0 - t) * m
+        if ORDER == BACKWARD:
+            d_mu = -w * P
+            d_V = -0.5 * w * r * U
+            of_d = -w * r * share * U
+            c3 = (-w * share * P - of_d * beside).to(SUM)
+            c4 = of_d.to(SUM)
+            direct = tl.zeros([CHANNELS], tl.float64)
+            d_weight = U
+        else:
+            Hz = r * (hd - beside * H)
+            hm = _channel(h_mean, c, channels)
+            km = rest * hm
+            kV = rest * (t * _channel(h_mean_square, c, channels) - 2 * slope_m * hm)
+            alpha = _channel(h_bias, c, channels) - km * w - w * share * H
+            delta = _channel(h_weight, c, channels) - 0.5 * kV * w * r - w * share * Hz
+            q = Hg - share * (P * H + U * Hz)
+            of_h = -w * share * U
+            direct = rest * hm * w * r * U
+            d_mu = -r * (delta * P + of_h * H) + direct
+            d_V = -0.5 * r * r * (w * q - km * w * P - kV * w * r * U + delta * U + of_h * Hz)
+            c3 = (alpha - delta * r * beside).to(SUM)
+            c4 = (delta * r).to(SUM)
+            c6 = (r * of_h).to(SUM)
+            c7 = (share * (d_mu - 2 * d_V * beside)).to(SUM)
+            c8 = (share * 2 * d_V).to(SUM)
+            d_weight = r * q - km * r * P - 0.5 * kV * r * r * U
+        to = sums + n * channels + c
+        line = tl.cast(count, tl.int64) * channels
+        tl.store(to, rest * (d_mu - 2 * slope_m * d_V) - (1.0 - t) * direct, mask=c < channels)
+        tl.store(to + line, rest * t * d_V, mask=c < channels)
+        tl.store(to + 2 * line, d_weight, mask=c < channels)
+        tl.store(to + 3 * line, P, mask=c < channels)
+
+    if NEED_X or NEED_GRAD:
+        for begin in range(0, pixels, PIXELS):
+            p = begin + tl.arange(0, PIXELS)
+            inside = (c < channels)[:, None] & (p < pixels)[None, :]
+            at = start + p[None, :].to(tl.int64) * pixel_stride
+            d = _load(x, at, inside, SUM) - K[:, None]
+            y = d * scale[:, None] + shift[:, None]
+            if ORDER == FORWARD:
+                tl.store(out + at, _activate(y, y, slope, RELU).to(out.dtype.element_ty), mask=inside)
+            else:
+                g = _activate(y, _load(grad, at, inside, SUM), slope, RELU)
+                if ORDER == BACKWARD:
+                    result = scale[:, None] * g + (d * c4[:, None] + c3[:, None])
+                else:
+                    tangent = _load(h, at, inside, SUM)
+                    if NEED_GRAD:
+                        of_g = _activate(y, scale[:, None] * tangent + (d * c4[:, None] + c3[:, None]), slope, RELU)
+                        tl.store(out + at, of_g.to(out.dtype.element_ty), mask=inside)
+                    result = c4[:, None] * g + c6[:, None] * tangent + (d * c8[:, None] + c7[:, None])
+                if NEED_X:
+                    tl.store(out_x + at, result.to(out_x.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _sums_kernel(
+    x,
+    h,  # like x, or x itself less K
+    nearest,  # K: [C]
+    sums,  # [2, N, C]: of h and of h (x - K)
+    count,
+    channels,
+    pixels,
+    channel_stride,
+    pixel_stride,
+    OWN: tl.constexpr,  # h is x - K
+    SUM: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    blocks = tl.cdiv(channels, CHANNELS)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    start = n * channels * pixels + c[:, None].to(tl.int64) * channel_stride
+    K = _channel(nearest, c, channels)
+    total = tl.zeros([CHANNELS], tl.float64)
+    product = tl.zeros([CHANNELS], tl.float64)
+    for begin in range(0, pixels, PIXELS):
+        p = begin + tl.arange(0, PIXELS)
+        inside = (c < channels)[:, None] & (p < pixels)[None, :]
+        at = start + p[None, :].to(tl.int64) * pixel_stride
+        d = tl.where(inside, _load(x, at, inside, SUM) - K[:, None], 0.0)
+        value = d if OWN else _load(h, at, inside, SUM)
+        total += tl.sum(value, 1).to(tl.float64)
+        product += tl.sum(value * d, 1).to(tl.float64)
+    to = sums + n * channels + c
+    tl.store(to, total, mask=c < channels)
+    tl.store(to + tl.cast(count, tl.int64) * channels, product, mask=c < channels)
+
+
+@triton.jit
+def _affine_kernel(
+    x,
+    coef,  # [3, C]: K, scale, shift
+    out,
+    channels,
+    pixels,
+    channel_stride,
+    pixel_stride,
+    SUM: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    """(x - K) scale + shift. A tile a program."""
+    parts = tl.cdiv(pixels, PIXELS)
+    blocks = tl.cdiv(channels, CHANNELS)
+    task = tl.program_id(0) // parts
+    n = (task // blocks).to(tl.int64)
+    c = task % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    p = tl.program_id(0) % parts * PIXELS + tl.arange(0, PIXELS)
+    inside = (c < channels)[:, None] & (p < pixels)[None, :]
+    at = n * channels * pixels + c[:, None].to(tl.int64) * channel_stride + p[None, :].to(tl.int64) * pixel_stride
+    K, scale = _channel(coef, c, channels), _channel(coef + channels, c, channels)
+    shift = _channel(coef + 2 * channels, c, channels)
+    value = (_load(x, at, inside, SUM) - K[:, None]) * scale[:, None] + shift[:, None]
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
+
+
+# ---- launchers: what gankern/ops/virtual_batch_norm.py calls -------------------------------------------------
+
+
+class _Map:
+    """How a feature map is gone through: sizes, strides and the shape of a tile."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.layout = _feature_map.memory_format(x)
+        self.x = self.like(x)
+        self.count, self.channels = x.shape[:2]
+        self.pixels = x[0, 0].numel()
+        last = self.layout != torch.contiguous_format or self.pixels == 1
+        self.strides = (1, self.channels) if last else (self.pixels, 1)
+        self.tile = _tile(self.channels, self.pixels, last)
+        self.programs = self.count * triton.cdiv(self.channels, self.tile["CHANNELS"])
+        self.sum = tl.float64 if x.dtype == torch.float64 else tl.float32
+        self.wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+
+    def like(self, y: Tensor | None) -> Tensor | None:
+        return None if y is None else y.contiguous(memory_format=self.layout)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.count, self.channels, self.pixels, *self.strides
+
+
+def _tile(channels: int, pixels: int, last: bool) -> dict[str, int]:
+    first, second = (channels, pixels) if last else (pixels, channels)
+    along = min(triton.next_power_of_2(first), 64 if last else TILE)
+    across = min(triton.next_power_of_2(second), TILE // along)
+    return {"CHANNELS": along, "PIXELS": across} if last else {"CHANNELS": across, "PIXELS": along}
+
+
+def _vector(vector: Tensor | None, x: Tensor, missing: float) -> Tensor:
+    if vector is None:
+        return torch.full((x.shape[1],), missing, dtype=torch.float64, device=x.device)
+    return vector.double().contiguous()
+
+
+def _launch(order, map_, grad, h, vectors, seconds, saved, out, out_x, sums, share, eps, slope):
+    options = torch.tensor([share, eps, slope], dtype=torch.float64, device=map_.x.device)
+    _normalize_kernel[(map_.programs,)](
+        map_.x,
+        grad,
+        h,
+        *vectors,
+        *seconds,
+        saved,
+        out,
+        out_x,
+        sums,
+        options,
+        *map_.sizes,
+        ORDER=order.value,
+        OWN=share > 0,
+        RELU=slope == 0,
+        NEED_GRAD=out is not None,
+        NEED_X=out_x is not None,
+        SUM=map_.sum,
+        **map_.tile,
+        num_warps=WARPS,
+    )
+
+
+def _vectors(x, ref_mean, ref_mean_square, weight, bias) -> list[Tensor]:
+    return [_vector(v, x, missing) for v, missing in ((ref_mean, 0), (ref_mean_square, 0), (weight, 1), (bias, 0))]
+
+
+def _channel_gradients(sums: Tensor, x: Tensor, *vectors: Tensor | None) -> list[Tensor]:
+    totals = sums.sum(1)
+    return [x.new_empty(0) if v is None else total.to(v.dtype) for v, total in zip(vectors, totals)]
+
+
+def forward(x, ref_mean, ref_mean_square, weight, bias, own_share, eps, negative_slope) -> tuple[Tensor, Tensor]:
+    """Launches: 1."""
+    out, saved = _feature_map.empty(x), x.new_empty((2, *x.shape[:2]), dtype=torch.float64)
+    if x.numel():
+        with torch.cuda.device_of(x):
+            map_, vectors = _Map(x), _vectors(x, ref_mean, ref_mean_square, weight, bias)
+            rest = (own_share, eps, negative_slope)
+            _launch(FORWARD, map_, None, None, vectors, [None] * 4, saved, out, None, None, *rest)
+    return out, saved
+
+
+def backward(
+    grad, x, ref_mean, ref_mean_square, weight, bias, saved, own_share, eps, negative_slope, need_x, need_channels
+) -> tuple[Tensor, ...]:
+    """Launches: 1, and a sum over the examples."""
+    grad_x = _feature_map.empty(x) if need_x else x.new_empty(0)
+    sums = x.new_zeros((4, *x.shape[:2]), dtype=torch.float64)
+    if x.numel():
+        with torch.cuda.device_of(x):
+            map_, vectors = _Map(x), _vectors(x, ref_mean, ref_mean_square, weight, bias)
+            out_x = grad_x if need_x else None
+            rest = (own_share, eps, negative_slope)
+            _launch(BACKWARD, map_, map_.like(grad), None, vectors, [None] * 4, saved, None, out_x, sums, *rest)
+    if not need_channels:
+        return (grad_x, *(x.new_empty(0) for _ in range(4)))
+    return (grad_x, *_channel_gradients(sums, x, ref_mean, ref_mean_square, weight, bias))
+
+
+def double_backward(
+    h,
+    h_mean,
+    h_mean_square,
+    h_weight,
+    h_bias,
+    grad,
+    x,
+    ref_mean,
+    ref_mean_square,
+    weight,
+    bias,
+    saved,
+    own_share,
+    eps,
+    negative_slope,
+    need_grad,
+    need_x,
+    need_channels,
+) -> tuple[Tensor, ...]:
+    """Launches: 1, and a sum over the examples."""
+    grad_grad = _feature_map.empty(x) if need_grad else x.new_empty(0)
+    grad_x = _feature_map.empty(x) if need_x else x.new_empty(0)
+    sums = x.new_zeros((4, *x.shape[:2]), dtype=torch.float64)
+    if x.numel():
+        with torch.cuda.device_of(x):
+            map_, vectors = _Map(x), _vectors(x, ref_mean, ref_mean_square, weight, bias)
+            seconds = [_vector(v, x, 0) for v in (h_mean, h_mean_square, h_weight, h_bias)]
+            tangent = map_.like(torch.zeros_like(x) if h is None else h)
+            outs = (grad_grad if need_grad else None, grad_x if need_x else None)
+            rest = (own_share, eps, negative_slope)
+            _launch(DOUBLE_BACKWARD, map_, map_.like(grad), tangent, vectors, seconds, saved, *outs, sums, *rest)
+    if not need_channels:
+        return (grad_grad, grad_x, *(x.new_empty(0) for _ in range(3)))
+    return (grad_grad, grad_x, *_channel_gradients(sums, x, ref_mean, ref_mean_square, weight))
+
+
+def _sums(map_: _Map, h: Tensor | None, nearest: Tensor) -> Tensor:
+    """[2, C]: of h and h (x - K), or of x - K and its square without h."""
+    sums = map_.x.new_empty((2, map_.count, map_.channels), dtype=torch.float64)
+    _sums_kernel[(map_.programs,)](
+        map_.x, h, nearest, sums, *map_.sizes, OWN=h is None, SUM=map_.sum, **map_.tile, num_warps=WARPS
+    )
+    return sums.sum(1)
+
+
+def _affine(map_: _Map, y: Tensor, coef: list[Tensor]) -> Tensor:
+    out = _feature_map.empty(map_.x)
+    programs = map_.programs * triton.cdiv(map_.pixels, map_.tile["PIXELS"])
+    coefficients = torch.stack(coef).to(map_.wide)
+    _affine_kernel[(programs,)](y, coefficients, out, *map_.sizes[1:], SUM=map_.sum, **map_.tile, num_warps=WARPS)
+    return out
+
+
+def statistics(x: Tensor) -> Tensor:
+    """Mean and mean of squares, relative to each channel's first value. Launches: 1, and a few on [N, C]."""
+    with torch.cuda.device_of(x):
+        map_ = _Map(x)
+        nearest = x[0].reshape(x.shape[1], -1)[:, 0].to(map_.wide).contiguous()
+        d, square = _sums(map_, None, nearest) / (map_.count * map_.pixels)
+        mean = nearest.double() + d
+        return torch.stack([mean, (square - d * d).clamp_min(0) + mean * mean])
+
+
+def statistics_backward(grad: Tensor, x: Tensor, moments: Tensor) -> Tensor:
+    """Launches: 1, and a few on [C]."""
+    with torch.cuda.device_of(x):
+        map_ = _Map(x)
+        nearest = moments[0].to(map_.wide).double()
+        scale = 2 * grad[1] / (map_.count * map_.pixels)
+        return _affine(map_, map_.x, [nearest, scale, grad[0] / (map_.count * map_.pixels) + scale * nearest])
+
+
+def statistics_double_backward(h: Tensor, grad: Tensor, x: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Launches: 2, and a few on [C]."""
+    with torch.cuda.device_of(x):
+        map_ = _Map(x)
+        values = map_.count * map_.pixels
+        nearest = moments[0].to(map_.wide)
+        h = map_.like(h)
+        total, product = _sums(map_, h, nearest)
+        grad_grad = torch.stack([total, 2 * (product + nearest.double() * total)]) / values
+        zeros = torch.zeros_like(grad[1])
+        return grad_grad, _affine(map_, h, [zeros, 2 * grad[1] / values, zeros])
+
+
+# ---- what the ahead-of-time check compiles -----------------------------------------------------------------
+
+
+def _aot_entries() -> list[AotEntry]:
+    """Each kernel in the widest and the narrowest types, with tiles of either direction."""
+    entries = []
+    sizes = dict.fromkeys(("channels", "pixels", "channel_stride", "pixel_stride"), "i32")
+    second = ("h_mean", "h_mean_square", "h_weight", "h_bias")
+    for element, name, last in ((tl.float64, "fp64", True), (tl.float32, "fp32", False), (tl.bfloat16, "bf16", True)):
+        SUM = tl.float64 if element == tl.float64 else tl.float32
+        wide = "fp64" if element == tl.float64 else "fp32"
+        tile = _tile(128, 4096, last)
+        for order in (FORWARD, BACKWARD, DOUBLE_BACKWARD):
+            channels = ("ref_mean", "ref_mean_square", "weight", "bias", "saved", "options")
+            arguments = {"x": f"*{name}", **dict.fromkeys(channels, "*fp64"), "count": "i32", **sizes}
+            constexprs = {
+                "ORDER": order.value,
+                "OWN": True,
+                "RELU": False,
+                "NEED_GRAD": order != BACKWARD,
+                "NEED_X": order != FORWARD,
+                "SUM": SUM,
+                **tile,
+            }
+            for argument, type_, present in (
+                ("grad", name, order != FORWARD),
+                ("h", name, order == DOUBLE_BACKWARD),
+                *((vector, "fp64", order == DOUBLE_BACKWARD) for vector in second),
+                ("out", name, order != BACKWARD),
+                ("out_x", name, order != FORWARD),
+                ("sums", "fp64", order != FORWARD),
+            ):
+                if present:
+                    arguments[argument] = f"*{type_}"
+                else:
+                    constexprs[argument] = None
+            entries.append(AotEntry(_normalize_kernel, arguments, constexprs, WARPS))
+        arguments = {"x": f"*{name}", "h": f"*{name}", "nearest": f"*{wide}", "sums": "*fp64", "count": "i32", **sizes}
+        entries.append(AotEntry(_sums_kernel, arguments, {"OWN": False, "SUM": SUM, **tile}, WARPS))
+        arguments = {"x": f"*{name}", "coef": f"*{wide}", "out": f"*{name}", **sizes}
+        entries.append(AotEntry(_affine_kernel, arguments, {"SUM": SUM, **tile}, WARPS))
+    return entries
+
+
+AOT = _aot_entries()

@@ -1,0 +1,123 @@
+"""Modules of batch normalisation with an activation, against torch's own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gankern.nn as gnn
+
+PAIRS = [
+    (gnn.BatchNormAct1d, nn.BatchNorm1d, (6, 4)),
+    (gnn.BatchNormAct1d, nn.BatchNorm1d, (6, 4, 5)),
+    (gnn.BatchNormAct2d, nn.BatchNorm2d, (6, 4, 5, 3)),
+    (gnn.BatchNormAct3d, nn.BatchNorm3d, (6, 4, 2, 5, 3)),
+    (gnn.BatchNorm2d, nn.BatchNorm2d, (6, 4, 5, 3)),
+]
+
+
+def slope_of(module):
+    return module.negative_slope if module.activation == "leaky_relu" else 1.0
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}], ids=str
+)
+@pytest.mark.parametrize(("ours", "theirs", "shape"), PAIRS)
+def test_is_torchs_with_an_activation(ours, theirs, shape, options):
+    ours, theirs = ours(4, eps=1e-3, **options), theirs(4, eps=1e-3, **options)
+    theirs.load_state_dict(ours.state_dict())
+    for step in range(3):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(step)) + 2
+        torch.testing.assert_close(ours(x), F.leaky_relu(theirs(x), slope_of(ours)), rtol=1e-4, atol=1e-5)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(x), F.leaky_relu(theirs(x), slope_of(ours)), rtol=1e-4, atol=1e-5)
+
+
+def test_activations():
+    x = torch.randn(6, 4, 5, 3)
+    for activation, expected in (
+        (None, lambda y: y),
+        ("relu", torch.relu),
+        ("leaky_relu", lambda y: F.leaky_relu(y, 0.2)),
+    ):
+        norm = gnn.BatchNormAct2d(4, activation=activation, negative_slope=0.2)
+        torch.testing.assert_close(norm(x), expected(nn.BatchNorm2d(4)(x)))
+        assert f"activation={activation!r}" in repr(norm)
+    with pytest.raises(
+        ValueError, match="BatchNormAct2d: activation is 'elu'; accepted are None, 'relu', 'leaky_relu'"
+    ):
+        gnn.BatchNormAct2d(4, activation="elu")
+
+
+def test_penalty_steps_as_torch():
+    """A network with both, trained by its gradient's norm."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Conv2d(3, 4, 3), gnn.BatchNormAct2d(4, negative_slope=0.2), nn.Conv2d(4, 1, 3)).double()
+    theirs = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 3)).double()
+    for a, b in zip(theirs.parameters(), ours.parameters()):
+        a.data.copy_(b.data)
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    for network in (ours, theirs):
+        leaf = x.clone().requires_grad_()
+        (g,) = torch.autograd.grad(network(leaf).sum(), leaf, create_graph=True)
+        (g.flatten(1).norm(dim=1) - 1).square().mean().backward()
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        # Where a penalty does not depend on a bias, torch gives zeros, and we nothing.
+        torch.testing.assert_close(
+            torch.zeros_like(b) if a.grad is None else a.grad,
+            torch.zeros_like(b) if b.grad is None else b.grad,
+            rtol=1e-8,
+            atol=1e-12,
+        )
+
+
+def test_synchronised_form():
+    """convert_sync_batchnorm knows the plain one, and leaves those with an activation as they are."""
+    network = nn.Sequential(gnn.BatchNorm2d(4), gnn.BatchNormAct2d(4))
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    assert isinstance(converted[0], nn.SyncBatchNorm) and isinstance(converted[1], gnn.BatchNormAct2d)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 5, 3, 3), (6, 4, 3)])
+def test_bad_shapes(shape):
+    with pytest.raises(ValueError, match=r"BatchNormAct2d: x has shape .* it must be 4-D with 4 channels"):
+        gnn.BatchNormAct2d(4)(torch.zeros(shape))
+
+
+class TestConditional:
+    def test_formula(self):
+        norm = gnn.ConditionalBatchNorm2d(4, 3, activation="relu")
+        assert torch.equal(norm.weight, torch.ones(3, 4)) and torch.equal(norm.bias, torch.zeros(3, 4))
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+        x, y = torch.randn(6, 4, 5, 5), torch.tensor([0, 2, 1, 1, 0, 2])
+        plain = nn.BatchNorm2d(4, affine=False)
+        for _ in range(2):
+            expected = plain(x) * norm.weight[y][:, :, None, None] + norm.bias[y][:, :, None, None]
+            torch.testing.assert_close(norm(x, y), expected.relu())
+            torch.testing.assert_close(norm.running_var, plain.running_var)
+            norm.eval(), plain.eval()
+
+    def test_mixtures(self):
+        norm = gnn.ConditionalBatchNorm2d(4, 3)
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+        x, y = torch.randn(6, 4, 5, 5), torch.tensor([0, 2, 1, 1, 0, 2])
+        torch.testing.assert_close(norm(x, F.one_hot(y, 3).float()), norm(x, y))
+
+    def test_gradients(self):
+        norm = gnn.ConditionalBatchNorm2d(2, 3, activation="leaky_relu").double()
+        x, y = torch.randn(4, 2, 3, 3, dtype=torch.float64, requires_grad=True), torch.tensor([0, 2, 2, 1])
+        assert torch.autograd.gradgradcheck(lambda x, *_: norm(x, y), (x, norm.weight, norm.bias), fast_mode=True)
+
+    @pytest.mark.parametrize(
+        "y", [torch.zeros(5, dtype=torch.long), torch.zeros(6, 3, dtype=torch.long), torch.zeros(6, 4)]
+    )
+    def test_bad_classes(self, y):
+        with pytest.raises(ValueError, match="ConditionalBatchNorm2d: y"):
+            gnn.ConditionalBatchNorm2d(4, 3)(torch.zeros(6, 4, 2, 2), y)
+
+    def test_bad_number_of_classes(self):
+        with pytest.raises(ValueError, match="num_classes is 0"):
+            gnn.ConditionalBatchNorm2d(4, 0)

@@ -1,0 +1,156 @@
+"""The Triton kernels of batch normalisation with an activation against torch's own in fp64.
+
+A result may differ from fp64 by twice what plain PyTorch differs in the same dtype, plus one unit in the last place of
+the result, plus one of the accumulation dtype times the square root of the reduction's length.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import grad
+
+import gankern
+import gankern.functional as GF
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+# NumPy's, about the interpreter: loops whose bound is known at run time, and statistics of one value.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:(invalid value|overflow|underflow|divide by zero) encountered:RuntimeWarning"),
+]
+
+# A block is 1024 values of a channel, or 32 rows of 32 channels; a range is 16 blocks.
+SHAPES = [(7, 3), (2, 40, 3, 5), (3, 2, 30, 40), (2, 3, 2, 3, 4), (1, 1, 130, 140)]
+
+
+def textbook(x, weight, bias, running, slope):
+    mean, var = (None, None) if running is None else (r.to(torch.promote_types(x.dtype, r.dtype)) for r in running)
+    conditional = weight is not None and weight.ndim == 2
+    own = (None, None) if conditional else (weight, bias)
+    y = F.batch_norm(x, mean, var, *own, training=running is None)
+    if conditional:
+        over = (...,) + (None,) * (x.ndim - 2)
+        y = y * weight[over] + bias[over]
+    return (y if slope == 1 else y.relu() if slope == 0 else F.leaky_relu(y, slope)).to(x.dtype)
+
+
+def triton(x, weight, bias, running, slope):
+    activation = {1.0: None, 0.0: "relu"}.get(slope, "leaky_relu")
+    mean, var = (None, None) if running is None else running
+    return GF.batch_norm_act(
+        x,
+        mean,
+        var,
+        weight,
+        bias,
+        running is None,
+        activation=activation,
+        negative_slope=slope,
+        implementation="triton",
+    )
+
+
+def random(*shape, dtype=torch.float64, device="cpu", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) + 0.3).to(dtype).to(device)
+
+
+def results(function, x, weight, bias, running, slope, dtype):
+    """The result, the first-order gradients, and the gradients of those."""
+    inputs = [v.detach().requires_grad_() for v in (x, weight, bias) if v is not None]
+    given = iter(inputs)
+    out = function(*[None if v is None else next(given) for v in (x, weight, bias)], running, slope)
+    g = random(*out.shape, seed=3, dtype=dtype).to(out).requires_grad_()
+    first = grad(out, inputs, g, create_graph=True)
+    hs = [random(*v.shape, seed=4 + i, dtype=dtype).to(v) for i, v in enumerate(first)]
+    second = grad(first, [*inputs, g], hs, allow_unused=True)
+    return [out, *first, *[torch.zeros_like(v) if s is None else s for s, v in zip(second, [*inputs, g])]]
+
+
+def check(x, affine, training, slope):
+    accumulation = torch.float64 if x.dtype == torch.float64 else torch.float32
+    weight = bias = running = None
+    if affine != "none":
+        size = x.shape[:2] if affine == "sample" else x.shape[1:2]
+        weight, bias = (random(*size, dtype=accumulation, device=x.device, seed=s) for s in (10, 11))
+    if not training:
+        running = tuple(
+            random(x.shape[1], dtype=accumulation, device=x.device, seed=s).square() + 0.1 for s in (20, 21)
+        )
+    ours = results(triton, x, weight, bias, running, slope, x.dtype)
+    assert gankern.last_implementation("batch_norm_act") == "triton"
+    plain = results(textbook, x, weight, bias, running, slope, x.dtype)
+    wide = [None if v is None else v.double() for v in (x, weight, bias)]
+    exact = results(textbook, *wide, running and tuple(r.double() for r in running), slope, x.dtype)
+    length = math.sqrt(x.numel() / x.shape[1])
+    for i, (mine, theirs, right) in enumerate(zip(ours, plain, exact)):
+        assert mine.dtype == theirs.dtype and mine.shape == right.shape
+        largest = max(1.0, right.abs().max().item())
+        floor = (torch.finfo(mine.dtype).eps + torch.finfo(accumulation).eps * length) * largest
+        plain_error = (theirs.double() - right).abs().max().item()
+        # In fp64 plain PyTorch is the exact result itself: the floor, once for it as that and twice for it as the peer.
+        allowed = 4 * floor if x.dtype == torch.float64 else floor
+        if x.dtype != torch.float64 and math.isfinite(plain_error):
+            allowed += 2 * plain_error
+        error = (mine.double() - right).abs().max().item()
+        assert error <= allowed, (i, error, allowed)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_order(shape, dtype, training, device):
+    for affine, slope in (("none", 1.0), ("channel", 0.2), ("sample", 0.0)):
+        x = random(*shape, dtype=dtype, device=device)
+        check(x, affine, training, slope)
+        if len(shape) == 4:
+            check(x.contiguous(memory_format=torch.channels_last), affine, training, slope)
+
+
+def test_strides_formats_and_nothing_written(device):
+    x = random(3, 8, 5, 6, device=device)
+    before = x.clone()
+    check(x[:, ::2, :, ::2], "channel", True, 0.2)
+    check(x.permute(2, 1, 0, 3), "sample", True, 0.2)
+    assert torch.equal(x, before)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert triton(last, None, None, None, 0.2).stride() == last.stride()
+    leaf = x.clone().requires_grad_()
+    g = torch.ones(1, dtype=x.dtype, device=device).expand(x.shape)
+    torch.testing.assert_close(*[grad(f(leaf, None, None, None, 0.2), leaf, g)[0] for f in (triton, textbook)])
+
+
+def test_running_statistics_far_from_zero_and_nan(device):
+    x = random(4, 3, 20, 20, dtype=torch.float32, device=device) + 1e4
+    mean, var = torch.zeros(3, device=device), torch.ones(3, device=device)
+    GF.batch_norm_act(x, mean, var, training=True, momentum=1.0, implementation="triton")
+    exact = x.double().var((0, 2, 3))
+    assert ((var - exact) / exact).abs().max() < 1e-5
+    x[0, 1, 2, 3] = float("nan")
+    y = triton(x, None, None, None, 0.0)
+    assert y[:, 1].isnan().all() and y[:, [0, 2]].isfinite().all()
+
+
+def test_empty_batch_and_missing_gradients(device):
+    x = torch.zeros(0, 3, 4, 4, device=device, requires_grad=True)
+    weight = torch.ones(3, device=device, requires_grad=True)
+    y = triton(x, weight, None, None, 0.2)
+    first = grad(y.sum(), [x, weight], create_graph=True)
+    assert y.shape == first[0].shape == x.shape and not first[1].any()
+
+    x = random(4, 3, 2, 2, device=device).requires_grad_()
+    weight = random(3, device=device).requires_grad_()
+    running = torch.zeros(3, dtype=x.dtype, device=device), torch.ones(3, dtype=x.dtype, device=device)
+    (first,) = grad(triton(x, weight, None, running, 0.2).sum(), x, create_graph=True)
+    assert grad(first.sum(), [x, weight], allow_unused=True)[0] is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_same_bits_every_time():
+    x = random(64, 100, 32, 32, dtype=torch.float32, device="cuda")
+    runs = [results(triton, x, None, None, None, 0.2, x.dtype) for _ in range(3)]
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run))
