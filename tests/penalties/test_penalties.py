@@ -636,6 +636,19 @@ def test_critic_step_shares_a_batch_only_where_samples_are_apart():
     assert batches(nn.Sequential(nn.BatchNorm2d(3), critic()).double().eval()) == [8]
 
 
+def test_critic_step_compiles_to_one_graph():
+    net, real, fake = critic(), REAL, FAKE
+
+    def step(alpha):
+        penalty = penalties.GradientPenalty(method="tangent", alpha=alpha)
+        return penalties.critic_step(net, real, fake, penalty=penalty, drift_weight=0.1).loss
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(ALPHA), step(ALPHA))
+    parameters = list(net.parameters())
+    same(torch.autograd.grad(compiled(ALPHA), parameters), torch.autograd.grad(step(ALPHA), parameters))
+
+
 def test_both_methods_train_alike():
     """WGAN-GP on 8 Gaussians in fp64, where rounding has no time to grow."""
 
