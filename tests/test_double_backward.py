@@ -86,9 +86,15 @@ def test_convolutions_equal_torch(name, needed, order):
     near(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["1d", "2d, groups and dilation", "2d, transposed, groups, output padding"])
-def test_convolutions_gradgradcheck(name):
-    convolution, shape, weight_shape, options = CONVOLUTIONS[name]
+@pytest.mark.parametrize(
+    ("convolution", "shape", "weight_shape", "options"),
+    [
+        (F.conv1d, (1, 2, 5), (2, 2, 3), dict(stride=2, padding=1)),
+        (F.conv2d, (1, 4, 4, 4), (4, 2, 2, 2), dict(groups=2, dilation=(2, 1))),
+        (F.conv_transpose2d, (1, 2, 2, 3), (2, 1, 2, 2), dict(groups=2, stride=2, output_padding=1)),
+    ],
+)
+def test_convolutions_gradgradcheck(convolution, shape, weight_shape, options):
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     w = torch.randn(weight_shape, dtype=torch.float64, requires_grad=True)
     with fast_double_backward():

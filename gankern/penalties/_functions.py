@@ -53,7 +53,7 @@ def gradient_penalty(
             dimensions reproduce code that takes the norm over those alone, such as 1.
         method: "double_backward" for any critic; "tangent" for one that it covers, else a ValueError
             with the reason; "auto": the tangent form where it covers the critic, else double_backward.
-        critic_args, critic_kwargs: labels and other conditions. Tensors among them get gradients where they require one.
+        critic_args, critic_kwargs: labels and other conditions. A tensor among them that requires a gradient gets one.
         select: where the critic returns several things: the index, the key or a function that picks its outputs.
 
     Returns:

@@ -18,12 +18,16 @@ class Penalty:
     """
 
     function: ClassVar[Any]
+    accepted: ClassVar[list[str]]
+
+    def __init_subclass__(cls) -> None:
+        cls.accepted = _options(cls.function)
 
     def __init__(self, **options: Any) -> None:
-        accepted = _options(self.function)
         for name in options:
-            if name not in accepted:
-                raise TypeError(f"{type(self).__name__}: no option is called {name!r}; there are {', '.join(accepted)}")
+            if name not in self.accepted:
+                there_are = ", ".join(self.accepted)
+                raise TypeError(f"{type(self).__name__}: no option is called {name!r}; there are {there_are}")
         self.options = options
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:

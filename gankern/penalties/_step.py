@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gankern.penalties._common import Select, _Outputs, pairs_of
-from gankern.penalties._functions import Critic, Samples, drift, gradient_penalty
+from gankern.penalties._functions import Critic, Samples, dragan, drift, gradient_penalty, r1_penalty, r2_penalty
 
 # Layers whose result for one sample depends on its batch, beside batch norm in training mode.
 _COUPLED = ("MinibatchStddev", "MinibatchStdDev", "MinibatchDiscrimination")
@@ -105,12 +105,11 @@ def critic_step(
 
 
 def _taken_by(penalty: Any, reals: Sequence[Tensor], fakes: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
-    """The samples that a penalty is called with, by the names of its parameters."""
+    """The samples that a penalty is called with."""
     function = getattr(penalty, "function", penalty)
-    code = getattr(function, "__code__", None)
-    names = code.co_varnames[: code.co_argcount] if code else ("real", "fake")
-    given = {"real": reals, "fake": fakes}
-    return tuple(given[n] for n in names if n in given) or (reals, fakes)
+    if function is r2_penalty:
+        return (fakes,)
+    return (reals,) if function in (r1_penalty, dragan) else (reals, fakes)
 
 
 def _couples_samples(critic: Any) -> bool:
