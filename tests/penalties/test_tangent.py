@@ -413,7 +413,7 @@ PIECES = {
     "grouped": lambda: conv(4, 4, groups=2, bias=False),
     "spectral": lambda: nn.utils.spectral_norm(conv(4, 4)),
     "equalized": lambda: Equalized(4, 4, 3, 1, 1),
-    "leaky": lambda: nn.LeakyReLU(0.2, True),
+    "leaky": lambda: nn.Sequential(conv(4, 4), nn.LeakyReLU(0.2, True)),
     "relu": lambda: nn.ReLU(),
     "tanh": lambda: nn.Tanh(),
     "silu": lambda: nn.SiLU(),
