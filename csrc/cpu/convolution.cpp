@@ -53,6 +53,9 @@ constexpr int64_t kSums = 16;                  // of dU at most
 constexpr int64_t kSumsBytes = 16 << 20;       // of them all
 constexpr int64_t kSumBytes = 1 << 20;         // of V and W of a chunk of each
 constexpr int64_t kLine = 64;
+// Terms that are added one after the other: longer sums are sums of such sums, which keeps their rounding errors small
+// (an error grows as the square root of the number of terms added to it). Also what stays in the L1 cache.
+constexpr int64_t kChain = 64;
 constexpr int kAhead = 16;  // steps that the matrix product asks for its vectors ahead
 
 template <class A>
@@ -211,7 +214,7 @@ void tile_product(int64_t depth, const A* a, int64_t row, int64_t step, const A*
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) sum[r][v] = add ? load(c + r * c_row + v * L) : Vec<A>{};
+    for (int v = 0; v < vectors; ++v) sum[r][v] = Vec<A>{};
   for (int64_t d = 0; d < depth; ++d) {
     Vec<A> y[vectors];
 #pragma GCC unroll 2
@@ -225,6 +228,12 @@ void tile_product(int64_t depth, const A* a, int64_t row, int64_t step, const A*
       for (int v = 0; v < vectors; ++v) sum[r][v] += broadcast<A>(a[r * row]) * y[v];
     a += step;
     b += kPanel<A>;
+  }
+  if (add) {
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sum[r][v] += load(c + r * c_row + v * L);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r)
@@ -267,9 +276,12 @@ void panel_product(int64_t rows, int64_t depth, int64_t columns, const A* a, int
                    A* c, int64_t c_row, bool add) {
   const bool two = columns > kLanesOf<A>;
   const int64_t parts = ceil_div(rows, kTileRows);
-  for (int64_t p = 0; p < parts; ++p) {
-    const int64_t begin = rows * p / parts, end = rows * (p + 1) / parts;
-    tile_product_of<A>(end - begin, two)(depth, a + begin * row, row, step, b, c + begin * c_row, c_row, add);
+  for (int64_t d = 0; d < depth; d += kChain) {
+    for (int64_t p = 0; p < parts; ++p) {
+      const int64_t begin = rows * p / parts, end = rows * (p + 1) / parts;
+      tile_product_of<A>(end - begin, two)(min(kChain, depth - d), a + begin * row + d * step, row, step,
+                                           b + d * kPanel<A>, c + begin * c_row, c_row, add || d > 0);
+    }
   }
 }
 
