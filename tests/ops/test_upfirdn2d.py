@@ -468,13 +468,12 @@ def test_a_backward_makes_no_more_than_it_needs():
         assert counts["gankern::upfirdn2d"] == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("taps", "kernel", "factor"), [(4, 3, 2), (3, 3, 2), (4, 1, 2), (6, 4, 3), (5, 5, 1)])
-def test_convolutions_in_the_cheaper_order(taps, kernel, factor, dtype):
+def test_convolutions_in_the_cheaper_order(taps, kernel, factor):
     """Against the operators one after the other, on images with so many zeros around that no edge is near."""
-    x = values(2, 3, 9, 10, dtype=dtype)
-    weight, bias = values(4, 3, kernel, kernel, dtype=dtype, seed=1), values(4, dtype=dtype, seed=2)
-    filter = values(taps, dtype=dtype, seed=3)
+    x = values(2, 3, 9, 10)
+    weight, bias = values(4, 3, kernel, kernel, seed=1), values(4, seed=2)
+    filter = values(taps, seed=3)
     border = 6 * factor
     wide = torch.nn.functional.pad(x, [border] * 4)
     same = [(kernel - 1) // 2, kernel // 2]  # after and before
@@ -512,8 +511,8 @@ X, F4 = torch.zeros(1, 2, 5, 6), torch.ones(4)
             ValueError,
             r"filter has shape \(2, 2, 2\); it must be \[taps\] or \[rows, columns\]",
         ),
-        ((X, F4[:0]), {}, ValueError, "must not be empty"),
-        ((X, torch.ones(3, 0)), {}, ValueError, "must not be empty"),
+        ((X, F4[:0]), {}, ValueError, r"filter has shape \(0,\); it must not be empty"),
+        ((X, torch.ones(3, 0)), {}, ValueError, r"filter has shape \(3, 0\); it must not be empty"),
         ((X, F4.to("meta")), {}, ValueError, "filter is on meta, x on cpu"),
         ((X, F4), {"up": 0}, ValueError, "up is 0; accepted are an integer of at least 1, or two of them"),
         ((X, F4), {"down": (1, -2)}, ValueError, r"down is \(1, -2\)"),
