@@ -103,17 +103,17 @@ def main() -> None:
             flush=True,
         )
 
-        axes[0][column].imshow(torch.tensor(stage.overlap).repeat(4, 4), vmin=0, vmax=2, cmap="coolwarm")
+        axes[0][column].imshow(torch.tensor(stage.overlap).repeat(4, 4).numpy(), vmin=0, vmax=2, cmap="coolwarm")
         axes[0][column].set_title(f"{name}\ngeometry {stage.overlap_ratio:.2f}", fontsize=9)
         for row, report in ((1, new), (2, trained)):
-            axes[row][column].imshow(report.spectrum.clamp_min(1e-6).log10(), cmap="magma")
+            axes[row][column].imshow(report.spectrum.clamp_min(1e-6).log10().numpy(), cmap="magma")
             when = "new" if report is new else "trained"
             axes[row][column].set_title(f"spectrum, {when}: x{peak(report):.1f}", fontsize=9)
         with torch.no_grad():
             torch.manual_seed(2)
             samples = generator.eval()(torch.randn(9, LATENT))[:, 0]
         grid = samples.unflatten(0, (3, 3)).permute(0, 2, 1, 3).reshape(96, 96)
-        axes[3][column].imshow(grid, cmap="gray", vmin=-1, vmax=1)
+        axes[3][column].imshow(grid.numpy(), cmap="gray", vmin=-1, vmax=1)
     for axis in axes.flat:
         axis.set_axis_off()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -106,11 +106,11 @@ class Report:
                 if values is None:
                     continue
                 tiled = torch.tensor(values).repeat(8 // stage.factor or 1, 8 // stage.factor or 1)
-                axis.imshow(tiled, vmin=0, vmax=2, cmap="coolwarm")
+                axis.imshow(tiled.numpy(), vmin=0, vmax=2, cmap="coolwarm")
                 axis.set_title(f"{stage.layer or stage.kind}\n{what}: {ratio:.2f}", fontsize=9)
-        axes[0][-1].imshow(self.spectrum.clamp_min(1e-12).log10(), cmap="magma")
+        axes[0][-1].imshow(self.spectrum.clamp_min(1e-12).log10().numpy(), cmap="magma")
         axes[0][-1].set_title("spectrum of the images", fontsize=9)
-        axes[1][-1].imshow(torch.tensor(self.image_energy), vmin=0, vmax=2, cmap="coolwarm")
+        axes[1][-1].imshow(self.image_energy, vmin=0, vmax=2, cmap="coolwarm")
         axes[1][-1].set_title(f"images' phases: {self.image_ratio:.2f}", fontsize=9)
         for axis in (axes[0][-1], axes[1][-1]):
             axis.set_axis_off()
