@@ -1,5 +1,5 @@
-"""Prints the table of errors in docs/convolution.md: largest differences from float64, relative to its largest value, of
-each row's three passes in fp32, and how often that of PyTorch's direct convolution they are."""
+"""Prints the table of errors in docs/convolution.md: largest differences from float64, relative to its largest value,
+of each row's three passes in fp32, and how often that of PyTorch's direct convolution they are."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def main() -> None:
             cells = []
             for i in range(3):
                 worst = max(f[i] / d[i] for f, d in zip(found, direct))
-                cells.append(f"{max(f[i] for f in found):.1e} ({worst:.1f}×)")
+                cells.append(f"{max(f[i] for f in found):.1e} ({worst:.1f}x)")
             level = info.rows[way].precision if way in info.rows else "highest"
             print(f"| {kind} | {'collapsed' if way == 'torch' else way} | {level} | {' | '.join(cells)} |")
 
