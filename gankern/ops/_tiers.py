@@ -119,9 +119,9 @@ class Rule:
     # gradients of the outputs, then of the saved ones; needed likewise
     double_backward: Callable[[tuple, Sequence[bool], Tensors, Tensors, Tensors], Tensors]
     non_differentiable: tuple[int, ...] = ()  # which outputs
-    # Every gradient comes at no cost with the first: then ``needed`` is what requires a gradient. To ask the engine
-    # takes as long as a small kernel.
-    all_at_once: bool = False
+    # Whether a gradient is worth the question to the engine if it is needed: up to 40 microseconds for a leaf. Without,
+    # every tensor that requires a gradient needs one.
+    asks_engine: bool = False
 
     def __post_init__(self) -> None:
         RULES[self.name] = self
@@ -159,7 +159,7 @@ class _Forward(Function):
         if all(g is None for g in grads):
             return (None,) * (2 + len(ctx.present))
         rule, saved = RULES[ctx.name], ctx.saved_tensors
-        needed = ctx.needs_input_grad[2:] if rule.all_at_once else _needed(ctx, skip=2)
+        needed = _needed(ctx, skip=2) if rule.asks_engine else ctx.needs_input_grad[2:]
         if first_order_only():
             result = rule.backward(ctx.options, needed, grads, saved)
         else:
@@ -184,7 +184,7 @@ class _Backward(Function):
         if all(h is None for h in grad_grads):
             return (None,) * (4 + len(ctx.present))
         rule = RULES[ctx.name]
-        needed = ctx.needs_input_grad[4:] if rule.all_at_once else _needed(ctx, skip=4)
+        needed = _needed(ctx, skip=4) if rule.asks_engine else ctx.needs_input_grad[4:]
         tensors = (*grad_grads, *ctx.saved_tensors)
         if first_order_only():
             n, m = len(grad_grads), len(grad_grads) + ctx.outputs

@@ -112,7 +112,7 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     return grad_grad, None, grad_x, grad_weight if needed_weight and h is not None else None, None, None
 
 
-_tiers.Rule(NAME, _forward, _saved, _backward, _double_backward, non_differentiable=(1,), all_at_once=True)
+_tiers.Rule(NAME, _forward, _saved, _backward, _double_backward, non_differentiable=(1,))
 
 
 def batch_norm_act(
