@@ -291,8 +291,8 @@ def set_reference_batch(network: nn.Module, *batch: Tensor) -> nn.Module:
     those of the current weights, and gradients flow through them; the price is a second forward, and backward, of B
     examples. The statistics are kept in the layers' buffers, and brought up to date before ``state_dict()``: a
     checkpoint has those of its own weights, and a network that loads it evaluates without a batch. The batch itself is
-    no part of the state_dict (set it again to continue training), it moves with the network (``to``, ``half``), and copies of the
-    network have it too, with their own statistics.
+    no part of the state_dict (set it again to continue training), it moves with the network (``to``, ``half``), and
+    copies of the network have it too, with their own statistics.
 
     To evaluate many times without the second forward, see :func:`freeze_reference_batch`.
 
