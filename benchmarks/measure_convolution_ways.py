@@ -122,11 +122,11 @@ def least(functions: dict, seconds: float = 0.4) -> dict[str, float]:
 
 
 def write(table: dict) -> None:
-    header = f'''"""Which way of a convolution is fastest: least milliseconds, of (channels in, channels out, pixels of the smaller image
-times images), for each kind, pass and memory format.
+    header = f'''"""Which way of a convolution is fastest: least milliseconds, of (channels in, channels out,
+pixels of the smaller image times images), for each kind, pass and memory format.
 
-Written by benchmarks/measure_convolution_ways.py, which says how: {torch.get_num_threads()} threads, torch {torch.__version__.split("+")[0]},
-{torch.backends.cpu.get_cpu_capability()}.
+Written by benchmarks/measure_convolution_ways.py, which says how: {torch.get_num_threads()} threads,
+torch {torch.__version__.split("+")[0]}, {torch.backends.cpu.get_cpu_capability()}.
 """
 
 MEASURED = '''

@@ -17,6 +17,16 @@ __all__ = [
     "get_convolution_precision",
     "keep_freed_memory",
     "last_implementation",
+    "replace_upsampling",
     "set_convolution_precision",
     "use_implementation",
 ]
+
+
+def __getattr__(name: str):
+    """What needs the layers is imported when it is asked for."""
+    if name == "replace_upsampling":
+        from gankern.replacement import replace_upsampling
+
+        return replace_upsampling
+    raise AttributeError(f"module 'gankern' has no attribute {name!r}")

@@ -53,6 +53,7 @@ constexpr int64_t kSegment = 4096;           // values of a line that are summed
 constexpr int64_t kFlushRows = 128;          // rows of a column, likewise
 constexpr int64_t kShortPlane = 64;          // planes of fewer values are columns
 constexpr int64_t kColumns = 512;            // of a block, about
+constexpr int64_t kFewVectors = 4;           // of columns: a narrow block
 constexpr int64_t kCacheBytes = 512 * 1024;  // of a block that is swept twice by one thread
 constexpr int64_t kPartBytes = 1024 * 1024;  // of a part, at least
 constexpr int64_t kPartRows = 256;           // likewise
@@ -575,20 +576,30 @@ struct Rows : Problem<T> {
   }
   template <class Op>
   void coefs(const Block& at, int64_t n, A* k) const {
+    const int64_t stride = padded();
     for (int64_t c = 0; c < at.channels; ++c) {
-      const Affine<A> affine = P::affine(n, at.channel + c);
-      for (int64_t w = 0; w < width; ++w)
-        Op::coefs(P::channels[at.channel + c], affine, k + c * width + w, padded());
+      A values[Op::kCoefs];
+      Op::coefs(P::channels[at.channel + c], P::affine(n, at.channel + c), values, 1);
+      for (int j = 0; j < Op::kCoefs; ++j)
+        for (int64_t i = c * width; i < (c + 1) * width; ++i) k[j * stride + i] = values[j];
     }
   }
 
   // Adds rows to the sums [kSums][padded()], in the order in which they lie in memory: that is what the
   // processor prefetches. (Several rows at a time, with the sums in registers, are slower beyond the caches.)
+  // In a block of few columns each row would wait for the one before to be stored: there the rows are the
+  // inner loop, and the sums stay in registers.
   template <class Op, int kCoefs>
   void reduce_range(const Block& at, int64_t row, int64_t end, const A* k, A* sums) const {
     // Copies: the compiler would read members again after every store.
     const int64_t stride = padded(), count = at.columns;
     const Gate<A> gate = P::gate;
+    if (count <= kFewVectors * L) {
+      int64_t i = 0;
+      for (; i + 2 * L <= count; i += 2 * L) reduce_column<Op, kCoefs, 2>(at, row, end, k, sums, i);
+      for (; i < count; i += L) reduce_column<Op, kCoefs, 1>(at, row, end, k, sums, i);
+      return;
+    }
     for (; row < end; ++row) {
       const T* from[Op::kIn];
       for (int j = 0; j < Op::kIn; ++j) from[j] = inputs[j] + row * columns + at.column;
@@ -602,6 +613,47 @@ struct Rows : Problem<T> {
         for (int j = 0; j < Op::kSums; ++j) store(sums + j * stride + i, s[j]);
       }
     }
+  }
+
+  // The same for kWide vectors of columns from i on, the last of which may be partly outside.
+  template <class Op, int kCoefs, int kWide>
+  void reduce_column(const Block& at, int64_t row, int64_t end, const A* k, A* sums, int64_t i) const {
+    const int64_t stride = padded(), step = columns, n = at.columns - i;
+    const Gate<A> gate = P::gate;
+    V c[kWide][kCoefs], s[kWide][Op::kSums];
+    for (int u = 0; u < kWide; ++u) {
+      for (int j = 0; j < kCoefs; ++j) c[u][j] = load(k + j * stride + i + u * L);
+      for (int j = 0; j < Op::kSums; ++j) s[u][j] = load(sums + j * stride + i + u * L);
+    }
+    const T* from[Op::kIn];
+    for (int j = 0; j < Op::kIn; ++j) from[j] = inputs[j] + row * step + at.column + i;
+    for (; row < end; ++row) {
+      for (int u = 0; u < kWide; ++u) {
+        V v[Op::kIn];
+        for (int j = 0; j < Op::kIn; ++j) v[j] = n < L ? load_partial(from[j], n) : load(from[j] + u * L);
+        Op::reduce(c[u], v, gate, s[u]);
+      }
+      for (int j = 0; j < Op::kIn; ++j) from[j] += step;
+    }
+    for (int u = 0; u < kWide; ++u)
+      for (int j = 0; j < Op::kSums; ++j) store(sums + j * stride + i + u * L, s[u][j]);
+  }
+
+  // f(p[0]) + ... + f(p[width - 1]); as many sums at a time as a vector has lanes, since each addition waits
+  // for the one before it.
+  template <class F>
+  double over_width(const double* p, const F& f) const {
+    constexpr int64_t kLanes = 8;
+    double lanes[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= width; i += kLanes)
+      for (int64_t l = 0; l < kLanes; ++l) lanes[l] += f(p + i + l);
+    double total = 0;
+    if (i > 0)
+      total =
+          ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+    for (; i < width; ++i) total += f(p + i);
+    return total;
   }
 
   // Partial: count, mean and squares, of each column.
@@ -640,16 +692,15 @@ struct Rows : Problem<T> {
     const double count = double(P::count());
     for (int64_t c = 0; c < at.channels; ++c) {
       double mean = 0, squares = 0;
-      const auto each = [&](auto f) {
-        for (int64_t p = 0; p < parts; ++p)
-          for (int64_t i = c * width; i < (c + 1) * width; ++i) f(partial + p * 3 * stride + i);
-      };
-      each([&](const double* m) { mean += m[0] * m[stride]; });
+      const double *first = partial + c * width, *end = first + parts * 3 * stride;
+      for (const double* m = first; m < end; m += 3 * stride)
+        mean += over_width(m, [=](const double* v) { return v[0] * v[stride]; });
       mean /= count;
-      each([&](const double* m) {
-        const double apart = m[stride] - mean;
-        squares += m[2 * stride] + m[0] * (apart * apart);
-      });
+      for (const double* m = first; m < end; m += 3 * stride)
+        squares += over_width(m, [=](const double* v) {
+          const double apart = v[stride] - mean;
+          return v[2 * stride] + v[0] * (apart * apart);
+        });
       P::settle_forward(at.channel + c, {count, mean, squares});
     }
   }
@@ -681,9 +732,8 @@ struct Rows : Problem<T> {
       std::memset(sums.at, 0, size_t(P::affines() * Op::kSums) * sizeof(double));
       for (int64_t slot = 0; slot < slots(); ++slot)
         for (int i = 0; i < Op::kSums; ++i)
-          for (int64_t w = 0; w < width; ++w)
-            sums.at[(per_sample ? slot : 0) * Op::kSums + i] +=
-                partial[(slot * Op::kSums + i) * stride + c * width + w];
+          sums.at[(per_sample ? slot : 0) * Op::kSums + i] += over_width(
+              partial + (slot * Op::kSums + i) * stride + c * width, [](const double* v) { return *v; });
       P::settle(at.channel + c, sums.at, static_cast<Op*>(nullptr));
     }
   }

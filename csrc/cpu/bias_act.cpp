@@ -36,18 +36,24 @@ enum Order { kForward, kBackward, kDoubleBackward };
 constexpr int64_t kLeastRow = 64;
 constexpr int64_t kSegment = 16384;  // elements of a row at a time
 constexpr int64_t kGrain = 32768;    // elements that are worth a thread
-constexpr int64_t kPattern = 8192;   // elements of a pattern at most, where a period is longer
+constexpr int64_t kPattern = 8192;   // elements of a pattern at most, where a short period is repeated
+constexpr int64_t kBlock = 2048;     // and of a block of a longer one: its sums stay in the L1 cache
 constexpr int64_t kMostChunks = 64;  // of periods
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Aligned to vectors: a line is then loaded and stored as a whole.
 template <class A>
 struct Scratch {
+  void* all;
   A* at;
-  explicit Scratch(int64_t size) : at(static_cast<A*>(std::malloc(size_t(max(size, 1)) * sizeof(A)))) {}
-  ~Scratch() { std::free(at); }
+  explicit Scratch(int64_t size) : all(std::malloc(size_t(size) * sizeof(A) + kVectorBytes)) {
+    at = reinterpret_cast<A*>((reinterpret_cast<uintptr_t>(all) + kVectorBytes - 1) / kVectorBytes *
+                              kVectorBytes);
+  }
+  ~Scratch() { std::free(all); }
   Scratch(const Scratch&) = delete;
 };
 
@@ -218,7 +224,7 @@ struct Sweep {
         const int64_t row = unit / segments, c = row % layout.channels;
         const int64_t begin = min(unit % segments * length, layout.inner);
         const int64_t end = min(begin + length, layout.inner);
-        A bias_of[L], h_of[L], total[L] = {};
+        alignas(kVectorBytes) A bias_of[L], h_of[L], total[L] = {};
         store(bias_of, broadcast<A>(bias ? widen(bias[c]) : A(0)));
         store(h_of, broadcast<A>(h_bias ? widen(h_bias[c]) : A(0)));
         sweep(row * layout.inner + begin, row * layout.inner + end, {bias_of, h_of, total, 0});
@@ -246,7 +252,7 @@ struct Sweep {
     while (own * repeat % L != 0) repeat *= 2;
     if (own * repeat > kPattern) repeat = 1;
     const int64_t period = own * repeat, unit = layout.inner * L;
-    const int64_t width = period <= kPattern ? period : kPattern / unit * unit;
+    const int64_t width = own <= kBlock ? period : kBlock / unit * unit;
     const int64_t blocks = ceil_div(period, width), size = layout.size(), all_rows = ceil_div(size, period);
     // Rows of a task.
     const int64_t chunk = max(ceil_div(kGrain, width), ceil_div(all_rows, kMostChunks));
@@ -255,12 +261,17 @@ struct Sweep {
     if (sums) std::memset(partial.at, 0, size_t(chunks * layout.channels) * sizeof(A));
     parallel_for(parallel, chunks * blocks, ceil_div(kGrain, chunk * width),
                  [&](int64_t first, int64_t last) {
-                   Scratch<A> scratch(3 * width + L);
-                   A *const bias_of = scratch.at, *const h_of = bias_of + width, *const total = h_of + width;
+                   const int64_t room = ceil_div(width, L) * L;
+                   Scratch<A> scratch(3 * room);
+                   A *const bias_of = scratch.at, *const h_of = bias_of + room, *const total = h_of + room;
                    int64_t laid_out = -1;
                    for (int64_t task = first; task < last; ++task) {
                      const int64_t block = task % blocks, k = task / blocks;
                      const int64_t from = block * width, to = min(from + width, period);
+                     if (block != laid_out && !bias && !h_bias) {
+                       std::memset(bias_of, 0, size_t(2 * room) * sizeof(A));
+                       laid_out = block;
+                     }
                      if (block != laid_out) {
                        each_channel(from, to, [&](int64_t c, int64_t p, int64_t end) {
                          const A b = bias ? widen(bias[c]) : A(0), h_b = h_bias ? widen(h_bias[c]) : A(0);
@@ -278,7 +289,7 @@ struct Sweep {
                      }
                      if (!sums) continue;
                      each_channel(from, to, [&](int64_t c, int64_t p, int64_t end) {
-                       for (; p < end; ++p) partial.at[k * layout.channels + c] += total[p];
+                       partial.at[k * layout.channels + c] += sum_of(total + p, end - p);
                      });
                    }
                    if (streams) stream_fence();
@@ -290,6 +301,15 @@ struct Sweep {
       for (int64_t k = 0; k < chunks; ++k) total += partial.at[k * layout.channels + c];
       to[c] = narrow<T>(A(total));
     }
+  }
+
+  static A sum_of(const A* values, int64_t count) {
+    const int64_t whole = count / L * L;
+    Vec<A> vectors = {};
+    for (int64_t i = 0; i < whole; i += L) vectors += load(values + i);
+    A total = whole ? sum<A>(vectors) : A(0);
+    for (int64_t i = whole; i < count; ++i) total += values[i];
+    return total;
   }
 
   // f(channel, begin, end) for the elements of a period that belong to one channel; begin and end count from

@@ -1,8 +1,9 @@
-// Convolutions by bilinear algorithms: y = A [(G w) * (B x)], the same three small matrices on both sides of an
-// image tile. The table of them is convolution_rows.h; what stands here knows no row by name.
+// Convolutions by bilinear algorithms: y = A [(G w) * (B x)], the same three small matrices on both sides of
+// an image tile. The table of them is convolution_rows.h; what stands here knows no row by name.
 //
-// Channels lie side by side in all scratch memory, so that transforms are vectorised over channels for every row
-// and every image size; contiguous (NCHW) images are turned on the way in and out, in registers, a block at a time.
+// Channels lie side by side in all scratch memory, so that transforms are vectorised over channels for every
+// row and every image size; contiguous (NCHW) images are turned on the way in and out, in registers, a block
+// at a time.
 //
 //   kernel   U[product][panel of 32 output channels][in channel][32] = G w G^T, once a call
 //   forward  for a block of whole rows of tiles:
@@ -17,12 +18,12 @@
 // kernels give derivatives of any order.
 //
 // Bound by the matrix products: in channels * out channels * products multiply-adds a tile, at the rate of a
-// register tile of kTileRows broadcasts by two vectors. V and M of a block stay in the L2 cache; U is streamed through it once
-// a block. x is read once (rows between blocks twice), out written once.
+// register tile of kTileRows broadcasts by two vectors. V and M of a block stay in the L2 cache; U is
+// streamed through it once a block. x is read once (rows between blocks twice), out written once.
 //
 // Blocks are cut by the shape alone and every sum has a fixed order: results do not depend on the number of
-// threads. Scratch is U, and for each thread V and M of a block; for the weight gradient dU and V and W of one
-// chunk: none of it grows with the batch.
+// threads. Scratch is U, and for each thread V and M of a block; for the weight gradient dU and V and W of
+// one chunk: none of it grows with the batch.
 #include "convolution.h"
 
 #include <cstdlib>
@@ -45,14 +46,18 @@ constexpr int kTileRows = 6;
 constexpr int64_t kBlockBytes = 640 * 1024;    // of V of a block
 constexpr int64_t kProductBytes = 256 * 1024;  // of M of a block
 constexpr int64_t kTiles = 48;                 // of a block, at least
-constexpr int64_t kParts = 4;                  // of the forward, at least: blocks times parts of the output channels
-constexpr int64_t kSumTiles = 128;             // of one sum of dU, at least
-constexpr int64_t kDepth = 256;                // tiles that a product of the weight gradient sums at a time
-constexpr int64_t kChunkBytes = 12 << 20;      // of V and W of a chunk of the weight gradient
-constexpr int64_t kSums = 16;                  // of dU at most
-constexpr int64_t kSumsBytes = 16 << 20;       // of them all
-constexpr int64_t kSumBytes = 1 << 20;         // of V and W of a chunk of each
+constexpr int64_t kParts = 4;       // of the forward, at least: blocks times parts of the output channels
+constexpr int64_t kSumTiles = 128;  // of one sum of dU, at least
+constexpr int64_t kDepth = 256;     // tiles that a product of the weight gradient sums at a time
+constexpr int64_t kChunkBytes = 12 << 20;  // of V and W of a chunk of the weight gradient
+constexpr int64_t kSums = 16;              // of dU at most
+constexpr int64_t kSumsBytes = 16 << 20;   // of them all
+constexpr int64_t kSumBytes = 1 << 20;     // of V and W of a chunk of each
 constexpr int64_t kLine = 64;
+// Terms that are added one after the other: longer sums are sums of such sums, which keeps their rounding
+// errors small (an error grows as the square root of the number of terms added to it). Also what stays in the
+// L1 cache.
+constexpr int64_t kChain = 64;
 constexpr int kAhead = 16;  // steps that the matrix product asks for its vectors ahead
 
 template <class A>
@@ -76,7 +81,8 @@ struct Scratch {
   Scratch& operator=(const Scratch&) = delete;
 };
 
-// A stride of at least `values` values that is an odd number of cache lines: planes do not fall on one another.
+// A stride of at least `values` values that is an odd number of cache lines: planes do not fall on one
+// another.
 template <class A>
 inline int64_t odd_lines(int64_t values) {
   const int64_t lines = ceil_div(values * int64_t(sizeof(A)), kLine);
@@ -96,7 +102,8 @@ struct Shape<const double[n][m]> {
 template <const auto& K, bool kTransposed>
 struct Matrix {
   using S = Shape<std::remove_reference_t<decltype(K)>>;
-  static constexpr int kOut = kTransposed ? S::kColumns : S::kRows, kIn = kTransposed ? S::kRows : S::kColumns;
+  static constexpr int kOut = kTransposed ? S::kColumns : S::kRows,
+                       kIn = kTransposed ? S::kRows : S::kColumns;
   static constexpr double at(int i, int j) { return kTransposed ? K[j][i] : K[i][j]; }
 };
 
@@ -153,10 +160,11 @@ inline __attribute__((always_inline)) void transpose(Vec<A>* x) {
   if constexpr (block > 1) transpose<A, block / 2>(x);
 }
 
-// to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < columns. Rows of `to` are written in whole
-// vectors, with zeros after the last one.
+// to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < columns. Rows of `to` are written in
+// whole vectors, with zeros after the last one.
 template <class T>
-void turn_in(const T* from, int64_t from_stride, int64_t rows, int64_t columns, Acc<T>* to, int64_t to_stride) {
+void turn_in(const T* from, int64_t from_stride, int64_t rows, int64_t columns, Acc<T>* to,
+             int64_t to_stride) {
   using A = Acc<T>;
   constexpr int L = kLanes<T>;
   for (int64_t j = 0; j < columns; j += L) {
@@ -181,7 +189,8 @@ void turn_in(const T* from, int64_t from_stride, int64_t rows, int64_t columns, 
 
 // to[i * to_stride + j] = from[j * from_stride + i] for i < rows, j < columns.
 template <class T>
-void turn_out(const Acc<T>* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
+void turn_out(const Acc<T>* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
+              int64_t to_stride) {
   using A = Acc<T>;
   constexpr int L = kLanes<T>;
   for (int64_t i = 0; i < rows; i += L) {
@@ -205,13 +214,14 @@ void turn_out(const Acc<T>* from, int64_t from_stride, int64_t rows, int64_t col
 
 // c[r][0 .. vectors) (+)= sum over d of a[r * row + d * step] * b[d * kPanel + ...].
 template <class A, int rows, int vectors>
-void tile_product(int64_t depth, const A* a, int64_t row, int64_t step, const A* b, A* c, int64_t c_row, bool add) {
+void tile_product(int64_t depth, const A* a, int64_t row, int64_t step, const A* b, A* c, int64_t c_row,
+                  bool add) {
   constexpr int L = kLanesOf<A>;
   Vec<A> sum[rows][vectors];
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) sum[r][v] = add ? load(c + r * c_row + v * L) : Vec<A>{};
+    for (int v = 0; v < vectors; ++v) sum[r][v] = Vec<A>{};
   for (int64_t d = 0; d < depth; ++d) {
     Vec<A> y[vectors];
 #pragma GCC unroll 2
@@ -226,6 +236,12 @@ void tile_product(int64_t depth, const A* a, int64_t row, int64_t step, const A*
     a += step;
     b += kPanel<A>;
   }
+  if (add) {
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sum[r][v] += load(c + r * c_row + v * L);
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
@@ -238,38 +254,37 @@ using TileProduct = void (*)(int64_t, const A*, int64_t, int64_t, const A*, A*, 
 template <class A>
 inline TileProduct<A> tile_product_of(int64_t rows, bool two) {
   static constexpr TileProduct<A> one_vector[] = {
-      tile_product<A, 1, 1>,  tile_product<A, 2, 1>,
-      tile_product<A, 3, 1>,  tile_product<A, 4, 1>,
-      tile_product<A, 5, 1>,  tile_product<A, 6, 1>,
+      tile_product<A, 1, 1>,  tile_product<A, 2, 1>,  tile_product<A, 3, 1>,
+      tile_product<A, 4, 1>,  tile_product<A, 5, 1>,  tile_product<A, 6, 1>,
 #if defined(__AVX512F__)
-      tile_product<A, 7, 1>,  tile_product<A, 8, 1>,
-      tile_product<A, 9, 1>,  tile_product<A, 10, 1>,
-      tile_product<A, 11, 1>, tile_product<A, 12, 1>,
+      tile_product<A, 7, 1>,  tile_product<A, 8, 1>,  tile_product<A, 9, 1>,
+      tile_product<A, 10, 1>, tile_product<A, 11, 1>, tile_product<A, 12, 1>,
 #endif
   };
   static constexpr TileProduct<A> two_vectors[] = {
-      tile_product<A, 1, 2>,  tile_product<A, 2, 2>,
-      tile_product<A, 3, 2>,  tile_product<A, 4, 2>,
-      tile_product<A, 5, 2>,  tile_product<A, 6, 2>,
+      tile_product<A, 1, 2>,  tile_product<A, 2, 2>,  tile_product<A, 3, 2>,
+      tile_product<A, 4, 2>,  tile_product<A, 5, 2>,  tile_product<A, 6, 2>,
 #if defined(__AVX512F__)
-      tile_product<A, 7, 2>,  tile_product<A, 8, 2>,
-      tile_product<A, 9, 2>,  tile_product<A, 10, 2>,
-      tile_product<A, 11, 2>, tile_product<A, 12, 2>,
+      tile_product<A, 7, 2>,  tile_product<A, 8, 2>,  tile_product<A, 9, 2>,
+      tile_product<A, 10, 2>, tile_product<A, 11, 2>, tile_product<A, 12, 2>,
 #endif
   };
   return (two ? two_vectors : one_vector)[rows - 1];
 }
 
-// c[rows][kPanel] (+)= a [rows][depth] b [depth][kPanel], where a's element (r, d) is at a[r * row + d * step] and
-// only `columns` columns are wanted.
+// c[rows][kPanel] (+)= a [rows][depth] b [depth][kPanel], where a's element (r, d) is at a[r * row + d *
+// step] and only `columns` columns are wanted.
 template <class A>
-void panel_product(int64_t rows, int64_t depth, int64_t columns, const A* a, int64_t row, int64_t step, const A* b,
-                   A* c, int64_t c_row, bool add) {
+void panel_product(int64_t rows, int64_t depth, int64_t columns, const A* a, int64_t row, int64_t step,
+                   const A* b, A* c, int64_t c_row, bool add) {
   const bool two = columns > kLanesOf<A>;
   const int64_t parts = ceil_div(rows, kTileRows);
-  for (int64_t p = 0; p < parts; ++p) {
-    const int64_t begin = rows * p / parts, end = rows * (p + 1) / parts;
-    tile_product_of<A>(end - begin, two)(depth, a + begin * row, row, step, b, c + begin * c_row, c_row, add);
+  for (int64_t d = 0; d < depth; d += kChain) {
+    for (int64_t p = 0; p < parts; ++p) {
+      const int64_t begin = rows * p / parts, end = rows * (p + 1) / parts;
+      tile_product_of<A>(end - begin, two)(min(kChain, depth - d), a + begin * row + d * step, row, step,
+                                           b + d * kPanel<A>, c + begin * c_row, c_row, add || d > 0);
+    }
   }
 }
 
@@ -314,8 +329,8 @@ struct Target {
 };
 
 template <class S, class A, class M, bool kPanelled>
-void transform_row(const Pixels<S>& image, int64_t top, int64_t left, int64_t step, int64_t tiles, int64_t channels,
-                   const Target<A>& to) {
+void transform_row(const Pixels<S>& image, int64_t top, int64_t left, int64_t step, int64_t tiles,
+                   int64_t channels, const Target<A>& to) {
   constexpr int L = kLanesOf<A>, n = M::kIn, k = M::kOut;
   const int64_t vectors = ceil_div(channels, L);
   for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -357,8 +372,8 @@ inline int64_t padded_channels(int64_t channels) {
   return round_up(channels, kLanesOf<A>);
 }
 
-// Values that a block of `rows` rows of tiles of a contiguous image takes, where a tile has `size` rows of pixels
-// and the next one is `step` further.
+// Values that a block of `rows` rows of tiles of a contiguous image takes, where a tile has `size` rows of
+// pixels and the next one is `step` further.
 template <class A>
 inline int64_t turned_values(const ConvolutionImages& images, int64_t rows, int64_t step, int64_t size) {
   if (images.channels_last) return 0;
@@ -367,8 +382,9 @@ inline int64_t turned_values(const ConvolutionImages& images, int64_t rows, int6
 
 // The transform M of rows [begin, end) of tiles, which may belong to several images.
 template <class T, class M, bool kPanelled>
-void transform_rows(const ConvolutionImages& images, int64_t begin, int64_t end, int64_t tiles_y, int64_t tiles_x,
-                    int64_t before, int64_t step, const Reader<Acc<T>>& reader, Target<Acc<T>> to) {
+void transform_rows(const ConvolutionImages& images, int64_t begin, int64_t end, int64_t tiles_y,
+                    int64_t tiles_x, int64_t before, int64_t step, const Reader<Acc<T>>& reader,
+                    Target<Acc<T>> to) {
   using A = Acc<T>;
   const int64_t image_values = images.channels * images.height * images.width;
   for (int64_t row = begin; row < end;) {
@@ -383,7 +399,8 @@ void transform_rows(const ConvolutionImages& images, int64_t begin, int64_t end,
       if (bottom > top)
         turn_in(data + top * images.width, images.height * images.width, images.channels,
                 (bottom - top) * images.width, reader.turned, stride);
-      turned = {reader.turned - top * images.width * stride, images.width, images.height, stride, reader.zeros};
+      turned = {reader.turned - top * images.width * stride, images.width, images.height, stride,
+                reader.zeros};
     }
     const Pixels<T> direct{data, images.width, images.height, images.channels,
                            reinterpret_cast<const T*>(reader.zeros)};
@@ -392,8 +409,8 @@ void transform_rows(const ConvolutionImages& images, int64_t begin, int64_t end,
       if (images.channels_last)
         transform_row<T, A, M, kPanelled>(direct, top, -before, step, tiles_x, images.channels, to);
       else
-        transform_row<A, A, M, kPanelled>(turned, top, -before, step, tiles_x, padded_channels<A>(images.channels),
-                                          to);
+        transform_row<A, A, M, kPanelled>(turned, top, -before, step, tiles_x,
+                                          padded_channels<A>(images.channels), to);
       to.data += tiles_x * to.tile_stride;
     }
   }
@@ -432,7 +449,8 @@ void store_taps(const Convolution& t, int64_t channel, int64_t in, const Vec<Acc
 }
 
 template <class T, class R>
-void transform_kernel(const Convolution& t, const Plan<R, Acc<T>>& plan, Acc<T>* u, const Parallel& parallel) {
+void transform_kernel(const Convolution& t, const Plan<R, Acc<T>>& plan, Acc<T>* u,
+                      const Parallel& parallel) {
   using A = Acc<T>;
   constexpr int L = kLanes<T>, k = R::kProducts;
   const int64_t plane = plan.product_values(t);
@@ -478,11 +496,11 @@ void kernel_gradient(const Convolution& t, const Plan<R, Acc<T>>& plan, const Ac
 
 // ---- forward --------------------------------------------------------------------------------------------
 
-// The results of one row of tiles for `channels` output channels from `first` on, from M. Each pixel's channels go
-// to out + (y * width + x) * stride.
+// The results of one row of tiles for `channels` output channels from `first` on, from M. Each pixel's
+// channels go to out + (y * width + x) * stride.
 template <class S, class A, class R>
-void untransform_row(const Convolution& t, const A* m, int64_t plane, int64_t m_stride, int64_t tiles, int64_t first,
-                     int64_t channels, const A* bias, S* out, int64_t stride, int64_t tile_y) {
+void untransform_row(const Convolution& t, const A* m, int64_t plane, int64_t m_stride, int64_t tiles,
+                     int64_t first, int64_t channels, const A* bias, S* out, int64_t stride, int64_t tile_y) {
   constexpr int L = kLanesOf<A>, n = R::kM, k = R::kOut;
   const A slope = A(t.slope);
   const int64_t height = min(k, t.out.height - tile_y * k);
@@ -520,8 +538,8 @@ void untransform_row(const Convolution& t, const A* m, int64_t plane, int64_t m_
   }
 }
 
-// How many rows of tiles make a block of about `bytes`, for work that is to be cut into even parts. At least kTiles
-// tiles: with fewer, U would come from memory too often.
+// How many rows of tiles make a block of about `bytes`, for work that is to be cut into even parts. At least
+// kTiles tiles: with fewer, U would come from memory too often.
 inline int64_t rows_of_block(int64_t rows, int64_t tiles_x, int64_t tile_bytes, int64_t bytes) {
   const int64_t tiles = max(kTiles, bytes / tile_bytes);
   int64_t blocks = ceil_div(rows, max(1, tiles / tiles_x));
@@ -542,14 +560,17 @@ void forward(const Convolution& t, const Parallel& parallel) {
   for (int64_t c = 0; c < plan.panels * kPanel<A>; ++c)
     bias.data[c] = t.bias && c < t.out.channels ? widen(static_cast<const T*>(t.bias)[c]) : A(0);
 
-  const int64_t rows = rows_of_block(plan.rows, plan.tiles_x, R::kV * R::kV * plan.depth * int64_t(sizeof(A)), kBlockBytes);
+  const int64_t rows =
+      rows_of_block(plan.rows, plan.tiles_x, R::kV * R::kV * plan.depth * int64_t(sizeof(A)), kBlockBytes);
   const int64_t tiles = rows * plan.tiles_x;
   const int64_t v_plane = odd_lines<A>(tiles * plan.depth);
   const int64_t blocks = ceil_div(plan.rows, rows);
-  // Few blocks: parts of the output channels make the rest of the work for several threads, each with a V of its own.
+  // Few blocks: parts of the output channels make the rest of the work for several threads, each with a V of
+  // its own.
   const int64_t parts = min(plan.panels, ceil_div(kParts, blocks));
   const int64_t m_tile_bytes = R::kM * R::kM * kPanel<A> * int64_t(sizeof(A)) * tiles;
-  const int64_t group = min(ceil_div(plan.panels, parts), max(1, kProductBytes / m_tile_bytes));  // panels at a time
+  const int64_t group =
+      min(ceil_div(plan.panels, parts), max(1, kProductBytes / m_tile_bytes));  // panels at a time
   const int64_t m_stride = odd_lines<A>(group * kPanel<A>), m_plane = odd_lines<A>(tiles * m_stride);
   const int64_t turned = turned_values<A>(t.in, rows, R::kStep, R::kIn);
   const int64_t turned_out = t.out.channels_last ? 0 : rows * R::kOut * t.out.width * group * kPanel<A>;
@@ -573,11 +594,12 @@ void forward(const Convolution& t, const Parallel& parallel) {
           for (int j = 0; j < R::kProducts; ++j) {
             const A* a = v.data + (R::kVOf[i] * R::kV + R::kVOf[j]) * v_plane;
             const int to = R::kMOf[i] * R::kM + R::kMOf[j];
-            const A* b = u.data + (i * R::kProducts + j) * plan.product_values(t) + panel * plan.panel_values(t);
+            const A* b =
+                u.data + (i * R::kProducts + j) * plan.product_values(t) + panel * plan.panel_values(t);
             for (int64_t p = 0; p < panels; ++p)
-              panel_product<A>(count, t.in.channels, min(kPanel<A>, channels - p * kPanel<A>), a, plan.depth, 1,
-                               b + p * plan.panel_values(t), m.data + to * m_plane + p * kPanel<A>, m_stride,
-                               started[to]);
+              panel_product<A>(count, t.in.channels, min(kPanel<A>, channels - p * kPanel<A>), a, plan.depth,
+                               1, b + p * plan.panel_values(t), m.data + to * m_plane + p * kPanel<A>,
+                               m_stride, started[to]);
             started[to] = true;
           }
         const int64_t out_image = t.out.channels * t.out.height * t.out.width;
@@ -624,12 +646,12 @@ void accumulate_products(const Convolution& t, const Plan<R, Acc<T>>& plan, int6
   const int64_t v_plane = odd_lines<A>(tiles * plan.depth), w_panel = odd_lines<A>(tiles * kPanel<A>);
   const int64_t w_plane = plan.panels * w_panel;
   Scratch<A> v(R::kV * R::kV * v_plane), w(R::kM * R::kM * w_plane);
-  // A task of the transforms: some rows of tiles. One of the products: one product, one panel of output channels and
-  // a part of the input channels.
+  // A task of the transforms: some rows of tiles. One of the products: one product, one panel of output
+  // channels and a part of the input channels.
   const int64_t step = ceil_div(rows, 16), parts = ceil_div(32, products * plan.panels);
   const int64_t zero_values = padded_channels<A>(max(t.in.channels, t.out.channels));
-  const int64_t room = max(turned_values<A>(t.in, step, R::kStep, R::kIn),
-                           turned_values<A>(t.out, step, R::kOut, R::kOut));
+  const int64_t room =
+      max(turned_values<A>(t.in, step, R::kStep, R::kIn), turned_values<A>(t.out, step, R::kOut, R::kOut));
   for (int64_t begin = first; begin < last; begin += rows) {
     const int64_t end = min(last, begin + rows), count = (end - begin) * plan.tiles_x;
     parallel_for(parallel, ceil_div(end - begin, step), 1, [&](int64_t task, int64_t end_task) {
@@ -637,7 +659,8 @@ void accumulate_products(const Convolution& t, const Plan<R, Acc<T>>& plan, int6
       std::memset(zeros.data, 0, size_t(zero_values) * sizeof(A));
       const Reader<A> reader{zeros.data, turned.data};
       for (; task < end_task; ++task) {
-        const int64_t from = begin + task * step, to = min(end, from + step), tile = task * step * plan.tiles_x;
+        const int64_t from = begin + task * step, to = min(end, from + step),
+                      tile = task * step * plan.tiles_x;
         transform_rows<T, B, false>(t.in, from, to, plan.tiles_y, plan.tiles_x, plan.before, R::kStep, reader,
                                     {v.data + tile * plan.depth, v_plane, plan.depth, 0});
         transform_rows<T, At, true>(t.out, from, to, plan.tiles_y, plan.tiles_x, 0, R::kOut, reader,
@@ -668,8 +691,8 @@ void weight_gradient(const Convolution& t, const Parallel& parallel) {
   const Plan<R, A> plan(t);
   const int64_t values = R::kProducts * R::kProducts * plan.product_values(t);
   if (values == 0) return;
-  // Where dU is small, some sums of it at a time, each of them by one thread and through its own cache; where it is
-  // large, one, by all threads.
+  // Where dU is small, some sums of it at a time, each of them by one thread and through its own cache; where
+  // it is large, one, by all threads.
   const int64_t sums = max(1, min(min(kSums, kSumsBytes / (values * int64_t(sizeof(A)))),
                                   min(plan.rows, plan.rows * plan.tiles_x / kSumTiles)));
   Scratch<A> du(values * sums);
@@ -689,11 +712,11 @@ void weight_gradient(const Convolution& t, const Parallel& parallel) {
 
 }  // namespace
 
-#define GANKERN_ROWS(function, T)                                                                         \
-  {function<T, Up9>,      function<T, Down9>,    function<T, Same2>,       function<T, Same4>,            \
+#define GANKERN_ROWS(function, T)                                                              \
+  {function<T, Up9>,      function<T, Down9>,    function<T, Same2>,       function<T, Same4>, \
    function<T, Strided2>, function<T, Strided4>, function<T, Transposed2>, function<T, Transposed4>}
-#define GANKERN_TABLE(function)                                                                           \
-  {GANKERN_ROWS(function, double), GANKERN_ROWS(function, float), GANKERN_ROWS(function, BFloat16),       \
+#define GANKERN_TABLE(function)                                                                     \
+  {GANKERN_ROWS(function, double), GANKERN_ROWS(function, float), GANKERN_ROWS(function, BFloat16), \
    GANKERN_ROWS(function, Half)}
 
 extern const ConvolutionKernels convolution;

@@ -10,14 +10,14 @@ namespace gankern {
 
 // The rows of the table in convolution_rows.h, in its order.
 enum class ConvolutionRow {
-  kUp9 = 0,         // nearest x2, then 3x3
-  kDown9,           // 3x3, then the sum of each 2x2
-  kSame2,           // 3x3 stride 1, F(2x2)
-  kSame4,           // 3x3 stride 1, F(4x4)
-  kStrided2,        // 4x4 stride 2 padding 1, two-tap phases F(2x2)
-  kStrided4,        // the same, F(4x4)
-  kTransposed2,     // transposed 4x4 stride 2 padding 1, two-tap phases F(2x2)
-  kTransposed4,     // the same, F(4x4)
+  kUp9 = 0,      // nearest x2, then 3x3
+  kDown9,        // 3x3, then the sum of each 2x2
+  kSame2,        // 3x3 stride 1, F(2x2)
+  kSame4,        // 3x3 stride 1, F(4x4)
+  kStrided2,     // 4x4 stride 2 padding 1, two-tap phases F(2x2)
+  kStrided4,     // the same, F(4x4)
+  kTransposed2,  // transposed 4x4 stride 2 padding 1, two-tap phases F(2x2)
+  kTransposed4,  // the same, F(4x4)
 };
 constexpr int kConvolutionRows = 8;
 
@@ -36,10 +36,10 @@ struct Convolution {
   // o * stride_out + i * stride_in + y * stride_y + x * stride_x.
   void* weight;
   int64_t stride_out, stride_in, stride_y, stride_x;
-  bool flip;           // the taps are read back to front
-  double scale;        // of the weight
-  const void* bias;    // [out.channels] or null
-  double slope;        // of a leaky ReLU on the result; 1 for none
+  bool flip;         // the taps are read back to front
+  double scale;      // of the weight
+  const void* bias;  // [out.channels] or null
+  double slope;      // of a leaky ReLU on the result; 1 for none
 };
 
 struct ConvolutionKernels {

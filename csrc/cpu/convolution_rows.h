@@ -63,8 +63,8 @@ struct Same4 {
   static constexpr int kVOf[kProducts] = {0, 1, 2, 3, 4, 5}, kMOf[kProducts] = {0, 1, 2, 3, 4, 5};
 };
 
-// out[i] = w0 x[2i-1] + w2 x[2i+1] + w1 x[2i] + w3 x[2i+2]: two filters of two taps, each with points 0, 1, and
-// one output transform.
+// out[i] = w0 x[2i-1] + w2 x[2i+1] + w1 x[2i] + w3 x[2i+2]: two filters of two taps, each with points 0, 1,
+// and one output transform.
 struct Strided2 {
   static constexpr int kTaps = 4, kIn = 6, kStep = 4, kBefore = 1, kOut = 2, kV = 6, kM = 3, kProducts = 6;
   static constexpr double kB[kV][kIn] = {{1, 0, -1, 0, 0, 0}, {0, 0, 1, 0, 0, 0}, {0, 0, -1, 0, 1, 0},
@@ -75,13 +75,13 @@ struct Strided2 {
   static constexpr int kVOf[kProducts] = {0, 1, 2, 3, 4, 5}, kMOf[kProducts] = {0, 1, 2, 0, 1, 2};
 };
 
-// out[2i] = w3 x[i-1] + w1 x[i],  out[2i+1] = w2 x[i] + w0 x[i+1]: as above, with an output transform each. The
-// windows of the two filters, x[i-1], x[i], x[i+1] and x[i], x[i+1], x[i+2], share a difference.
+// out[2i] = w3 x[i-1] + w1 x[i],  out[2i+1] = w2 x[i] + w0 x[i+1]: as above, with an output transform each.
+// The windows of the two filters, x[i-1], x[i], x[i+1] and x[i], x[i+1], x[i+2], share a difference.
 struct Transposed2 {
   static constexpr int kTaps = 4, kIn = 4, kStep = 2, kBefore = 1, kOut = 4, kV = 5, kM = 6, kProducts = 6;
   static constexpr double kB[kV][kIn] = {
       {1, -1, 0, 0}, {0, 1, 0, 0}, {0, -1, 1, 0}, {0, 0, 1, 0}, {0, 0, -1, 1}};
-  static constexpr double kG[kProducts][kTaps] = {{0, 0, 0, 1}, {0, 1, 0, 1},  {0, 1, 0, 0},
+  static constexpr double kG[kProducts][kTaps] = {{0, 0, 0, 1},  {0, 1, 0, 1}, {0, 1, 0, 0},
                                                   {0, 0, -1, 0}, {1, 0, 1, 0}, {1, 0, 0, 0}};
   static constexpr double kA[kOut][kM] = {
       {1, 1, 0, 0, 0, 0}, {0, 0, 0, 1, 1, 0}, {0, 1, 1, 0, 0, 0}, {0, 0, 0, 0, 1, 1}};
@@ -91,46 +91,33 @@ struct Transposed2 {
 // The two-tap filters of four outputs, points 0, 1, -1, -2.
 struct Strided4 {
   static constexpr int kTaps = 4, kIn = 10, kStep = 8, kBefore = 1, kOut = 4, kV = 10, kM = 5, kProducts = 10;
-  static constexpr double kB[kV][kIn] = {
-      {2, 0, 1, 0, -2, 0, -1, 0, 0, 0}, {0, 0, 2, 0, 3, 0, 1, 0, 0, 0},  {0, 0, -2, 0, 1, 0, 1, 0, 0, 0},
-      {0, 0, 1, 0, 0, 0, -1, 0, 0, 0},  {0, 0, -2, 0, -1, 0, 2, 0, 1, 0}, {0, 2, 0, 1, 0, -2, 0, -1, 0, 0},
-      {0, 0, 0, 2, 0, 3, 0, 1, 0, 0},   {0, 0, 0, -2, 0, 1, 0, 1, 0, 0}, {0, 0, 0, 1, 0, 0, 0, -1, 0, 0},
-      {0, 0, 0, -2, 0, -1, 0, 2, 0, 1}};
-  static constexpr double kG[kProducts][kTaps] = {{kHalf, 0, 0, 0},
-                                                  {kSixth, 0, kSixth, 0},
-                                                  {kHalf, 0, -kHalf, 0},
-                                                  {kSixth, 0, -kThird, 0},
-                                                  {0, 0, 1, 0},
-                                                  {0, kHalf, 0, 0},
-                                                  {0, kSixth, 0, kSixth},
-                                                  {0, kHalf, 0, -kHalf},
-                                                  {0, kSixth, 0, -kThird},
-                                                  {0, 0, 0, 1}};
-  static constexpr double kA[kOut][kM] = {{1, 1, 1, 1, 0}, {0, 1, -1, -2, 0}, {0, 1, 1, 4, 0}, {0, 1, -1, -8, 1}};
+  static constexpr double kB[kV][kIn] = {{2, 0, 1, 0, -2, 0, -1, 0, 0, 0}, {0, 0, 2, 0, 3, 0, 1, 0, 0, 0},
+                                         {0, 0, -2, 0, 1, 0, 1, 0, 0, 0},  {0, 0, 1, 0, 0, 0, -1, 0, 0, 0},
+                                         {0, 0, -2, 0, -1, 0, 2, 0, 1, 0}, {0, 2, 0, 1, 0, -2, 0, -1, 0, 0},
+                                         {0, 0, 0, 2, 0, 3, 0, 1, 0, 0},   {0, 0, 0, -2, 0, 1, 0, 1, 0, 0},
+                                         {0, 0, 0, 1, 0, 0, 0, -1, 0, 0},  {0, 0, 0, -2, 0, -1, 0, 2, 0, 1}};
+  static constexpr double kG[kProducts][kTaps] = {
+      {kHalf, 0, 0, 0}, {kSixth, 0, kSixth, 0}, {kHalf, 0, -kHalf, 0}, {kSixth, 0, -kThird, 0}, {0, 0, 1, 0},
+      {0, kHalf, 0, 0}, {0, kSixth, 0, kSixth}, {0, kHalf, 0, -kHalf}, {0, kSixth, 0, -kThird}, {0, 0, 0, 1}};
+  static constexpr double kA[kOut][kM] = {
+      {1, 1, 1, 1, 0}, {0, 1, -1, -2, 0}, {0, 1, 1, 4, 0}, {0, 1, -1, -8, 1}};
   static constexpr int kVOf[kProducts] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
   static constexpr int kMOf[kProducts] = {0, 1, 2, 3, 4, 0, 1, 2, 3, 4};
 };
 
 struct Transposed4 {
   static constexpr int kTaps = 4, kIn = 6, kStep = 4, kBefore = 1, kOut = 8, kV = 10, kM = 10, kProducts = 10;
-  static constexpr double kB[kV][kIn] = {{2, 1, -2, -1, 0, 0},  {0, 2, 3, 1, 0, 0},   {0, -2, 1, 1, 0, 0},
-                                         {0, 1, 0, -1, 0, 0},   {0, -2, -1, 2, 1, 0}, {0, 2, 1, -2, -1, 0},
-                                         {0, 0, 2, 3, 1, 0},    {0, 0, -2, 1, 1, 0},  {0, 0, 1, 0, -1, 0},
+  static constexpr double kB[kV][kIn] = {{2, 1, -2, -1, 0, 0}, {0, 2, 3, 1, 0, 0},   {0, -2, 1, 1, 0, 0},
+                                         {0, 1, 0, -1, 0, 0},  {0, -2, -1, 2, 1, 0}, {0, 2, 1, -2, -1, 0},
+                                         {0, 0, 2, 3, 1, 0},   {0, 0, -2, 1, 1, 0},  {0, 0, 1, 0, -1, 0},
                                          {0, 0, -2, -1, 2, 1}};
-  static constexpr double kG[kProducts][kTaps] = {{0, 0, 0, kHalf},
-                                                  {0, kSixth, 0, kSixth},
-                                                  {0, -kHalf, 0, kHalf},
-                                                  {0, -kThird, 0, kSixth},
-                                                  {0, 1, 0, 0},
-                                                  {0, 0, kHalf, 0},
-                                                  {kSixth, 0, kSixth, 0},
-                                                  {-kHalf, 0, kHalf, 0},
-                                                  {-kThird, 0, kSixth, 0},
-                                                  {1, 0, 0, 0}};
-  static constexpr double kA[kOut][kM] = {
-      {1, 1, 1, 1, 0, 0, 0, 0, 0, 0},   {0, 0, 0, 0, 0, 1, 1, 1, 1, 0},   {0, 1, -1, -2, 0, 0, 0, 0, 0, 0},
-      {0, 0, 0, 0, 0, 0, 1, -1, -2, 0}, {0, 1, 1, 4, 0, 0, 0, 0, 0, 0},   {0, 0, 0, 0, 0, 0, 1, 1, 4, 0},
-      {0, 1, -1, -8, 1, 0, 0, 0, 0, 0}, {0, 0, 0, 0, 0, 0, 1, -1, -8, 1}};
+  static constexpr double kG[kProducts][kTaps] = {
+      {0, 0, 0, kHalf}, {0, kSixth, 0, kSixth}, {0, -kHalf, 0, kHalf}, {0, -kThird, 0, kSixth}, {0, 1, 0, 0},
+      {0, 0, kHalf, 0}, {kSixth, 0, kSixth, 0}, {-kHalf, 0, kHalf, 0}, {-kThird, 0, kSixth, 0}, {1, 0, 0, 0}};
+  static constexpr double kA[kOut][kM] = {{1, 1, 1, 1, 0, 0, 0, 0, 0, 0},   {0, 0, 0, 0, 0, 1, 1, 1, 1, 0},
+                                          {0, 1, -1, -2, 0, 0, 0, 0, 0, 0}, {0, 0, 0, 0, 0, 0, 1, -1, -2, 0},
+                                          {0, 1, 1, 4, 0, 0, 0, 0, 0, 0},   {0, 0, 0, 0, 0, 0, 1, 1, 4, 0},
+                                          {0, 1, -1, -8, 1, 0, 0, 0, 0, 0}, {0, 0, 0, 0, 0, 0, 1, -1, -8, 1}};
   static constexpr int kVOf[kProducts] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
   static constexpr int kMOf[kProducts] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
 };

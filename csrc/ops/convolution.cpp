@@ -1,4 +1,5 @@
-// torch.ops.gankern.convolution_row and its weight gradient on CPU tensors. Schemas: gankern/ops/convolution.py.
+// torch.ops.gankern.convolution_row and its weight gradient on CPU tensors. Schemas:
+// gankern/ops/convolution.py.
 #include "../cpu/convolution.h"
 
 #include <optional>
@@ -12,8 +13,8 @@ constexpr const char* kName = "convolution_row";
 constexpr int64_t kTaps[kConvolutionRows] = {3, 3, 3, 3, 4, 4, 4, 4};
 using torch::headeronly::MemoryFormat;
 
-// Whether a 4-D tensor's channels lie side by side and it is not contiguous as well: gankern/ops/convolution.py has
-// the same.
+// Whether a 4-D tensor's channels lie side by side and it is not contiguous as well:
+// gankern/ops/convolution.py has the same.
 inline bool is_channels_last(const Tensor& x) { return x.stride(1) == 1 && !x.is_contiguous(); }
 
 struct Images {
@@ -46,8 +47,8 @@ int64_t checked_row(int64_t row) {
   return row;
 }
 
-Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t row, int64_t height, int64_t width,
-               int64_t padding, bool flip, bool swap, double scale, double slope) {
+Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t row, int64_t height,
+               int64_t width, int64_t padding, bool flip, bool swap, double scale, double slope) {
   const int64_t taps = kTaps[checked_row(row)];
   check_images(x, x, "x");
   check_images(weight, x, "weight");
@@ -58,8 +59,9 @@ Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t row,
   const int64_t channels = weight.size(swap ? 1 : 0);
   const Images in(x);
   const bool last = in.view.channels_last || is_channels_last(weight);
-  Tensor out = torch::stable::empty({x.size(0), channels, height, width}, x.scalar_type(), std::nullopt, std::nullopt,
-                                    std::nullopt, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  Tensor out =
+      torch::stable::empty({x.size(0), channels, height, width}, x.scalar_type(), std::nullopt, std::nullopt,
+                           std::nullopt, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   Convolution task{};
   task.images = x.size(0);
   task.in = in.view;
@@ -71,8 +73,8 @@ Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t row,
   task.slope = slope;
   Tensor dense_bias = x;
   if (bias) {
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == channels && bias->scalar_type() == x.scalar_type(), kName,
-                    ": bias must be [", channels, "] of x's dtype");
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == channels && bias->scalar_type() == x.scalar_type(),
+                    kName, ": bias must be [", channels, "] of x's dtype");
     dense_bias = torch::stable::contiguous(*bias);
     task.bias = dense_bias.const_data_ptr();
   }
@@ -80,7 +82,8 @@ Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t row,
   return out;
 }
 
-Tensor weight_gradient(Tensor x, Tensor grad, int64_t row, int64_t padding, bool flip, bool swap, double scale) {
+Tensor weight_gradient(Tensor x, Tensor grad, int64_t row, int64_t padding, bool flip, bool swap,
+                       double scale) {
   const int64_t taps = kTaps[checked_row(row)];
   check_images(x, x, "x");
   check_images(grad, x, "grad");

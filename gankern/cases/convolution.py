@@ -1,4 +1,4 @@
-"""Convolutions of GANs: ProGAN's and ResNet's layers that change the resolution, their 3x3 layers, DCGAN-64's layers."""
+"""Convolutions of GANs: ProGAN's and ResNet's layers that change the resolution, their 3x3 layers, DCGAN-64's."""
 
 from __future__ import annotations
 

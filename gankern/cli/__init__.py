@@ -3,6 +3,7 @@
 import typer
 
 from gankern.cli.bench import bench
+from gankern.cli.checkerboard import checkerboard
 from gankern.cli.info import info
 from gankern.cli.report import report
 from gankern.cli.sample import sample
@@ -15,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (info, verify, bench, report, train, sample):
+for command in (info, verify, bench, report, train, sample, checkerboard):
     app.command()(command)
 
 

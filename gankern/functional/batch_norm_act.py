@@ -11,6 +11,7 @@ from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
 
 NAME = "batch_norm_act"
 ACTIVATIONS = (None, "relu", "leaky_relu")
+HALF = (torch.float16, torch.bfloat16)
 
 
 def batch_norm_act(
@@ -68,10 +69,9 @@ def batch_norm_act(
     torch.Size([8, 3, 4, 4])
     """
     _checks.floating(NAME, "x", x)
-    if x.ndim < 2 or x.shape[1] == 0:
-        raise ValueError(
-            f"{NAME}: x has shape {tuple(x.shape)}; it must be [N, C] or [N, C, ...] with a channel or more"
-        )
+    shape = x.shape
+    if len(shape) < 2 or shape[1] == 0:
+        raise ValueError(f"{NAME}: x has shape {tuple(shape)}; it must be [N, C] or [N, C, ...] with a channel or more")
     if activation not in ACTIVATIONS:
         accepted = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"{NAME}: activation is {activation!r}; accepted are {accepted}")
@@ -80,35 +80,34 @@ def batch_norm_act(
     _check_affine(x, weight, bias)
     own = training or (running_mean is None and running_var is None)
     _check_running(x, running_mean, running_var)
-    if own and x.numel() == x.shape[1]:
-        raise ValueError(
-            f"{NAME}: expected more than 1 value per channel when training, got input size {tuple(x.shape)}"
-        )
-    slope = {None: 1.0, "relu": 0.0, "leaky_relu": float(negative_slope)}[activation]
+    values = x.numel()
+    if own and values == shape[1]:
+        raise ValueError(f"{NAME}: expected more than 1 value per channel when training, got input size {tuple(shape)}")
+    slope = 1.0 if activation is None else 0.0 if activation == "relu" else float(negative_slope)
     y, stats = _batch_norm_act(x, weight, bias, running_mean, running_var, own, eps, slope, implementation)
-    if training and running_mean is not None and x.numel():
-        mean, _, var = stats.unbind()
-        with torch.no_grad():
-            for kept, new in ((running_mean, mean), (running_var, var)):
-                kept.lerp_(new if new.dtype == kept.dtype else new.to(kept.dtype), momentum)
+    if training and running_mean is not None and values:
+        mean, _, var = stats.unbind()  # no gradient reaches them: no need for torch.no_grad()
+        for kept, new in ((running_mean, mean), (running_var, var)):
+            kept.lerp_(new if new.dtype == kept.dtype else new.to(kept.dtype), momentum)
     return y
 
 
 def _check_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-    given = {name: v for name, v in (("weight", weight), ("bias", bias)) if v is not None}
-    accepted = ((x.shape[1],), (x.shape[0], x.shape[1]))
-    for name, values in given.items():
+    for name, values in (("weight", weight), ("bias", bias)):
+        if values is None:
+            continue
         _checks.floating(NAME, name, values)
-        if tuple(values.shape) not in accepted:
+        shape, given = x.shape, values.shape
+        if given != shape[1:2] and given != shape[:2]:
             raise ValueError(
-                f"{NAME}: {name} has shape {tuple(values.shape)}; for x of shape {tuple(x.shape)} it must be "
-                f"{accepted[0]}, or {accepted[1]} for each sample's own"
+                f"{NAME}: {name} has shape {tuple(given)}; for x of shape {tuple(shape)} it must be "
+                f"({shape[1]},), or ({shape[0]}, {shape[1]}) for each sample's own"
             )
-        half = x.dtype in (torch.float16, torch.bfloat16)
+        half = x.dtype in HALF
         if values.device != x.device or not (values.dtype == x.dtype or (half and values.dtype == torch.float32)):
             wanted = f"{short(x.dtype)}{' or float32' if half else ''} on {x.device}"
             raise ValueError(f"{NAME}: {name} is {short(values.dtype)} on {values.device}; x needs {wanted}")
-    if len(given) == 2 and weight.shape != bias.shape:
+    if weight is not None and bias is not None and weight.shape != bias.shape:
         raise ValueError(
             f"{NAME}: weight has shape {tuple(weight.shape)} and bias {tuple(bias.shape)}; they must have the same"
         )
@@ -122,7 +121,7 @@ def _check_running(x: Tensor, mean: Tensor | None, var: Tensor | None) -> None:
         return
     for name, values in (("running_mean", mean), ("running_var", var)):
         _checks.floating(NAME, name, values)
-        if tuple(values.shape) != (x.shape[1],) or values.device != x.device:
+        if values.shape != x.shape[1:2] or values.device != x.device:
             raise ValueError(
                 f"{NAME}: {name} has shape {tuple(values.shape)} on {values.device}; for x of shape {tuple(x.shape)} "
                 f"it must be ({x.shape[1]},) on {x.device}"

@@ -120,7 +120,15 @@ def upfirdn2d(
             f"upfirdn2d: filter requires grad, and for the {chosen} implementation it is a constant; detach() it, or "
             f"pass implementation='reference', which has its gradient"
         )
-    arguments = chosen, x, filter, geometry(x.shape, filter, up, down, padding, flip_filter, gain)
+    there = geometry(x.shape, filter, up, down, padding, flip_filter, gain)
+    arguments = chosen, x, filter, there
+    if _tiers.recorder is not None:
+        back = there.transposed(taps_of(filter), x.shape[2:])
+        return _tiers.recorder.linear(
+            x,
+            lambda t: Upfirdn2d.forward(chosen, t, filter, there),
+            lambda g: Upfirdn2d.forward(chosen, g, filter, back),
+        )
     if not torch.compiler.is_compiling() and _tiers.first_order_only():
         return Upfirdn2d.forward(*arguments)
     return _tiers.apply(Upfirdn2d, *arguments)

@@ -268,11 +268,15 @@ class Kernel(Node):
     def __init__(self, rule, options: tuple, tensors: Grads, outputs: Sequence[Tensor], curved: bool) -> None:
         self.rule, self.options, self.curved = rule, options, curved
         self.saved = tuple(rule.saved(options, tensors, outputs))
+        non_differentiable = [i % len(outputs) for i in rule.non_differentiable]
         self.roles = []  # of each saved tensor: which input, or else which output, it is
         for x in self.saved:
             places = [("in", i) for i, y in enumerate(tensors) if x is not None and x is y]
             places += [("out", i) for i, y in enumerate(outputs) if x is not None and x is y]
-            self.roles.append(places[0] if places else (None, 0))
+            if x is not None and not places:
+                raise NotCovered(f"{rule.name} keeps what is neither its input nor its output")
+            constant = not places or (places[0][0] == "out" and places[0][1] in non_differentiable)
+            self.roles.append((None, 0) if constant else places[0])
         self.grads = None
 
     def delta(self, grads, needed):

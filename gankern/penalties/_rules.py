@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gankern.ops import _tiers
 from gankern.ops import convolution as _convolutions
 from gankern.penalties._nodes import (
     INPUT,
@@ -512,14 +513,26 @@ FLAT = {
     *("adaptive_max_pool3d", "sort", "topk", "median", "kthvalue", "sign", "floor", "ceil", "round", "trunc"),
     *("index", "gather", "masked_fill", "embedding", "lerp", "rrelu_with_noise"),
 }
+_BATCH_NORM = (
+    "batch norm in training mode: a sample's gradient depends on the other samples, and the penalty is not per sample "
+    "(use layer or instance norm, or eval mode)"
+)
 BATCH_NORM = {
     *("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update", "_batch_norm_no_update"),
     *("cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit_no_training"),
 }
 
 
-# Primitives of this library that are linear in their first argument.
-LINEAR_PRIMITIVES: set[str] = set()
+# Primitives of this library that have no curvature, by their options.
+FLAT_PRIMITIVES: dict[str, Callable[[tuple], bool]] = {
+    "bias_act": lambda options: not options[1].curved,
+    "batch_norm_act": lambda options: not options[1],  # in evaluation
+}
+
+
+def check_primitive(name: str, options: tuple, x: Tensor) -> None:
+    if name == "batch_norm_act" and options[1] and x.shape[0] > 1:
+        raise NotCovered(_BATCH_NORM)
 
 
 @cache
@@ -537,6 +550,8 @@ def record(tape, func, args, kwargs):
     namespace, name, mutable, random, view = _traits(func)
     if name in SHAPE_ONLY or namespace == "prim":
         return func(*args, **kwargs)
+    if namespace != "aten":
+        raise NotCovered(f"the operator {func} is not one that this form knows")
     if not torch.is_grad_enabled():
         return _constant(tape, func, args, kwargs, mutable)
     if tape.stale:
@@ -546,8 +561,6 @@ def record(tape, func, args, kwargs):
         result = known(tape, func, *args, **kwargs)
         if result is not NotImplemented:
             return result
-    if namespace != "aten":
-        raise NotCovered(f"the operator {func} is not one that this form knows")
     if random:
         raise NotCovered(f"{func} draws random numbers by what depends on the input")
     if name in BATCH_NORM:
@@ -578,11 +591,11 @@ def _custom_function() -> str | None:
     """The name of the autograd.Function whose forward is running."""
     import sys
 
-    apply = torch.autograd.Function.apply.__func__.__code__
+    codes = {torch.autograd.Function.apply.__func__.__code__: "cls", _tiers.apply.__code__: "function"}
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is apply:
-            return frame.f_locals["cls"].__name__
+        if frame.f_code in codes:
+            return frame.f_locals[codes[frame.f_code]].__name__
         frame = frame.f_back
     return None
 
@@ -592,10 +605,7 @@ def _check_batch_norm(name, args):
         return
     training = name == "_batch_norm_with_update" or next(a for a in args[3:] if isinstance(a, bool))
     if training and args[0].shape[0] > 1:  # instance norm comes as the batch norm of one sample
-        raise NotCovered(
-            "batch norm in training mode: a sample's gradient depends on the other samples, and the penalty is not per "
-            "sample (use layer or instance norm, or eval mode)"
-        )
+        raise NotCovered(_BATCH_NORM)
 
 
 def _other(tape, func, args, kwargs, name, mutable, view):

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gankern.ops import _tiers
 from gankern.penalties import _rules
-from gankern.penalties._nodes import INPUT, WEIGHT, Bilinear, Gate, Kernel, Node, NotCovered
+from gankern.penalties._nodes import INPUT, WEIGHT, Bilinear, Gate, Kernel, Linear, Node, NotCovered
 
 _MARK = "_gankern_tape_mark"
 _VIEW = torch.ops.aten.view.default
@@ -164,6 +164,8 @@ class Tape(TorchDispatchMode):
     def primitive(self, name: str, options: tuple, tensors: Sequence[Tensor | None]):
         """A primitive of this library: ops._tiers.differentiate calls this in its own place."""
         rule = _tiers.RULES[name]
+        if not self.paused:
+            _rules.check_primitive(name, options, tensors[0])
         self.paused = True
         try:
             outputs = tuple(rule.forward(options, *tensors))
@@ -173,11 +175,25 @@ class Tape(TorchDispatchMode):
         kind = self.kind(values)
         if kind and torch.is_grad_enabled():
             self.check(values)
-            curved = bool(kind & INPUT) and name not in _rules.LINEAR_PRIMITIVES
+            flat = _rules.FLAT_PRIMITIVES.get(name)
+            curved = bool(kind & INPUT) and not (flat is not None and flat(options))
             node = Kernel(rule, options, tensors, outputs, curved)
             self.add(node, values, [None if i in rule.non_differentiable else y for i, y in enumerate(outputs)])
             self.save(*node.saved)
         return outputs
+
+    def linear(self, x: Tensor, forward, transpose) -> Tensor:
+        """A linear map of this library, which calls this in its own place."""
+        self.paused = True
+        try:
+            y = forward(x)
+        finally:
+            self.paused = False
+        value = self.find(x)
+        if value is not None and torch.is_grad_enabled():
+            self.check([value])
+            self.add(Linear(forward, transpose), (value,), (y,))
+        return y
 
     def convolution(self, options: tuple, height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None):
         """A convolution of this library: ops.convolution calls this in its own place."""

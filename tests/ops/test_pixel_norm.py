@@ -121,7 +121,7 @@ def test_any_shape_and_strides(shape, data, with_bias):
 def test_gradients_are_exact(activation, implementation):
     for options in ({}, {"gain": -1.5, "eps": 1e-2}, {"negative_slope": -0.4}):
         for channels_last in (False, True):
-            x, bias = values(2, 3, 2, 2), values(3, seed=1).requires_grad_()
+            x, bias = values(1, 3, 2, 2), values(3, seed=1).requires_grad_()
             x = (x.to(memory_format=torch.channels_last) if channels_last else x).requires_grad_()
 
             def function(x, bias, options=options):
@@ -129,7 +129,10 @@ def test_gradients_are_exact(activation, implementation):
 
             assert gradcheck(function, (x, bias))
             assert gradgradcheck(function, (x, bias))
-            assert gradgradcheck(lambda x: GF.pixel_norm(x, implementation=implementation), (x,))
+    if activation == "linear":
+        assert gradgradcheck(
+            lambda x: GF.pixel_norm(x, implementation=implementation), (values(2, 3, 2).requires_grad_(),)
+        )
 
 
 @pytest.mark.skipif(COMPILED != "cpu", reason="the native library was not built")
@@ -218,7 +221,7 @@ def test_the_number_of_threads_does_not_matter():
 
 
 @pytest.mark.skipif(COMPILED != "cpu", reason="the native library was not built")
-@pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["default", "avx2"])  # the best one is what all other tests run
 def test_every_instruction_set(isa):
     script = (
         "import importlib.util, torch\n"

@@ -106,9 +106,9 @@ void test_problem(const Shape& s, const std::vector<Placement>& placements,
         Buffer<T> out(size, placement);
         // Negative: so many threads promised, and one given.
         run(kernels, again, out, count < 0 ? one_after_the_other(-count) : threads(count));
-        check(out.same_bits(first), "%s: differs with %d threads, %s memory", what, count,
+        check(size == 0 || out.same_bits(first), "%s: differs with %d threads, %s memory", what, count,
               placement_name(placement));
-        check(again.same_bits(x), "%s: the input was written to", what);
+        check(x.empty() || again.same_bits(x), "%s: the input was written to", what);
       }
     }
   }

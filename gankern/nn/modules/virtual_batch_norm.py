@@ -100,8 +100,8 @@ class _VirtualBatchNorm(nn.Module):
         if self._network is not None:
             raise RuntimeError(
                 f"{name}: called outside of the forward of the {self._network.name} that a reference batch was set "
-                f"for: its statistics would be those of other weights. Call that network, or set the reference batch for "
-                f"the part that you call"
+                f"for: its statistics would be those of other weights. Call that network, or set the reference batch "
+                f"for the part that you call"
             )
         if self.training:
             raise RuntimeError(f"{name}: there is no reference batch to train with: {_HOW}")
@@ -288,11 +288,11 @@ def set_reference_batch(network: nn.Module, *batch: Tensor) -> nn.Module:
     """Gives all virtual batch norms of a network their reference batch. Call it once, before training.
 
     Every call of the network then runs the reference batch through it first. So each layer's statistics are always
-    those of the current weights, and gradients flow through them; the price is a second forward, and backward, of B examples.
-    The statistics are kept in the layers' buffers, and brought up to date before ``state_dict()``: a checkpoint has
-    those of its own weights, and a network that loads it evaluates without a batch. The batch itself is no part of
-    the state_dict (set it again to continue training), it moves with the network (``to``, ``half``), and copies of the
-    network have it too, with their own statistics.
+    those of the current weights, and gradients flow through them; the price is a second forward, and backward, of B
+    examples. The statistics are kept in the layers' buffers, and brought up to date before ``state_dict()``: a
+    checkpoint has those of its own weights, and a network that loads it evaluates without a batch. The batch itself is
+    no part of the state_dict (set it again to continue training), it moves with the network (``to``, ``half``), and
+    copies of the network have it too, with their own statistics.
 
     To evaluate many times without the second forward, see :func:`freeze_reference_batch`.
 

@@ -1,0 +1,79 @@
+"""gankern checkerboard: whether a generator makes checkerboard patterns, and which of its layers does."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from torch import nn
+
+from gankern import diagnostics
+from gankern.cli._fail import fail
+from gankern.files import write_json
+from gankern.training import CHECKPOINT, TrainingError
+from gankern.training import checkpoint as checkpoints
+
+
+def checkerboard(
+    target: Annotated[
+        str,
+        typer.Argument(help="a run's folder or checkpoint.pt, or module:factory of a generator", show_default=False),
+    ],
+    out: Annotated[Path | None, typer.Option(help="also write a picture, PNG")] = None,
+    json: Annotated[Path | None, typer.Option(help="also write the numbers, JSON")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="which side of a comparison's checkpoint: torch or gankern")
+    ] = None,
+    latent: Annotated[int | None, typer.Option(help="length of the latents, where it cannot be found out")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="the generator needs labels: so many classes")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="images for the spectrum")] = 64,
+    seed: Annotated[int, typer.Option(help="decides latents, labels and noise")] = 0,
+) -> None:
+    """Look for checkerboard patterns in TARGET's upsampling layers and images.
+
+    Exits with 0 whatever is found; --json has it in a form for programs.
+    """
+    try:
+        generator = _generator(target, layers)
+        inputs = None
+        if classes is not None:
+            random = torch.Generator().manual_seed(seed)
+            latents = diagnostics.latents(generator, latent, samples, random)
+            inputs = latents, torch.randint(classes, (samples,), generator=random)
+        report = diagnostics.checkerboard(generator, inputs, latent=latent, samples=samples, seed=seed)
+        if out:
+            report.save_picture(out)
+        if json:
+            write_json(json, report.to_dict())
+    except (OSError, ValueError, TypeError, ImportError, TrainingError) as error:
+        fail(error)
+    console = Console()
+    console.print(report.table())
+    if report.clean:
+        console.print("No checkerboard: every stage treats its phases alike.", soft_wrap=True)
+    else:
+        console.print(f"The checkerboard comes from {report.culprit or 'the generator itself'}.", soft_wrap=True)
+
+
+def _generator(target: str, side: str | None) -> nn.Module:
+    path = Path(target)
+    if path.exists():
+        saved = checkpoints.load(path / CHECKPOINT if path.is_dir() else path)
+        side = side or saved.config.sides[-1]
+        if side not in saved.trainers:
+            raise ValueError(f"{path} holds {' and '.join(saved.trainers)} layers, --layers {side} was asked for")
+        return checkpoints.generator(saved, side)
+    module, colon, name = target.partition(":")
+    if not colon or not name:
+        raise ValueError(f"{target!r} is neither a file or folder nor module:factory (for instance my_model:Generator)")
+    sys.path.insert(0, "")  # as python -m does
+    made = getattr(importlib.import_module(module), name, None)
+    if made is None:
+        raise ValueError(f"module {module!r} has no {name!r}")
+    made = made if isinstance(made, nn.Module) else made()
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{target} makes a {type(made).__name__}; it must make a torch.nn.Module")
+    return made

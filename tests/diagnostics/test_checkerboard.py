@@ -1,0 +1,265 @@
+"""The diagnosis on generators whose checkerboards are known, and replacements against what they replace."""
+
+import copy
+import importlib
+import importlib.util
+import json
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+import gankern
+import gankern.nn as gnn
+from gankern import diagnostics
+from gankern.cli import app
+
+
+def around(upsampling):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(8, 64, 3, padding=1), nn.ReLU(), upsampling, nn.ReLU(), nn.Conv2d(32, 3, 3, padding=1)
+    )
+
+
+def diagnose(upsampling):
+    torch.manual_seed(0)
+    return diagnostics.checkerboard(around(upsampling()), torch.randn(8, 8, 16, 16))
+
+
+# Overlap counted by hand: for kernel 3 and stride 2 an output reads 1 or 2 samples an axis, for 5 it is 2 or 3.
+@pytest.mark.parametrize(("kernel", "padding", "extra", "ratio"), [(3, 1, 1, 4.0), (5, 2, 1, 9 / 4), (4, 1, 0, 1.0)])
+def test_transposed_convolutions(kernel, padding, extra, ratio):
+    report = diagnose(lambda: nn.ConvTranspose2d(64, 32, kernel, 2, padding, extra))
+    (stage,) = report.stages
+    assert (stage.layer, stage.kind, stage.factor) == ("2", "ConvTranspose2d", 2)
+    assert stage.overlap_ratio == pytest.approx(ratio, rel=1e-9)
+    assert stage.ratio == pytest.approx(ratio, rel=0.1) and stage.gradient_ratio == pytest.approx(ratio, rel=0.1)
+    assert report.culprit == "2"
+    if ratio > 1:
+        assert f"stride 2 does not divide kernel size {kernel}" in stage.advice
+
+
+@pytest.mark.parametrize(
+    "upsampling",
+    [
+        lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(64, 32, 3, padding=1)),
+        lambda: nn.Sequential(gnn.FIRUpsample2d(), nn.Conv2d(64, 32, 3, padding=1)),
+        lambda: gnn.SubpixelConv2d(64, 32, 3, padding=1),
+        lambda: gnn.UpsampleConv2d(64, 32, 3),
+    ],
+)
+def test_clean_upsampling(upsampling):
+    report = diagnose(upsampling)
+    (stage,) = report.stages
+    assert stage.overlap_ratio == pytest.approx(1, abs=0.01)
+    assert stage.pattern < 1e-6
+    assert report.clean and report.culprit is None and stage.advice is None
+
+
+class Resize(nn.Module):
+    """Upsampling by a function, not by a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(64, 32, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2))
+
+
+def test_upsampling_by_a_function():
+    (stage,) = diagnose(Resize).stages
+    assert stage.kind == "Resize"
+    assert stage.overlap_ratio == pytest.approx(1, abs=0.01)
+    assert stage.ratio > 1  # weights at random: each phase adds up others of them
+
+
+@pytest.mark.parametrize(
+    "upsampling",
+    [
+        lambda: gnn.SubpixelConv2d(64, 32, 3, padding=1, icnr=False),
+        lambda: nn.Sequential(nn.Conv2d(64, 128, 3, padding=1), nn.PixelShuffle(2)),
+    ],
+)
+def test_subpixel_convolutions_without_icnr(upsampling):
+    report = diagnose(upsampling)
+    (stage,) = report.stages
+    assert stage.overlap_ratio == pytest.approx(1, abs=0.01) and stage.pattern > 0.5
+    assert report.culprit == stage.layer and "icnr_" in stage.advice
+
+
+def test_the_spectrum_shows_the_stride():
+    ct = diagnose(lambda: nn.ConvTranspose2d(64, 32, 3, 2, 1, 1))
+    assert [peak["period"] for peak in ct.peaks] == [2, 2, 2]
+    assert max(peak["ratio"] for peak in ct.peaks) > 20
+
+
+def test_the_report(tmp_path):
+    report = diagnose(lambda: nn.ConvTranspose2d(64, 32, 3, 2, 1, 1))
+    assert json.loads(json.dumps(report.to_dict()))["stages"][0]["overlap_ratio"] == 4
+    assert report.table().row_count == 2
+    report.save_picture(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_the_generator_is_left_as_it_was():
+    generator = around(nn.ConvTranspose2d(64, 32, 4, 2, 1)).train()
+    generator[1].eval()
+    before = copy.deepcopy(generator.state_dict())
+    diagnostics.checkerboard(generator, torch.randn(2, 8, 8, 8))
+    assert generator.training and not generator[1].training
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), generator.state_dict().values()))
+    assert all(p.grad is None for p in generator.parameters())
+    assert not any(module._forward_hooks for module in generator.modules())
+
+
+class Conditional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.up = nn.Embedding(3, 8), nn.ConvTranspose2d(8, 3, 4, 2, 1)
+
+    def forward(self, z, labels):
+        return self.up(z[:, :, None, None].expand(-1, -1, 8, 8) + self.embed(labels)[:, :, None, None])
+
+
+def test_bad_input():
+    latents = torch.randn(4, 8)
+    with pytest.raises(ValueError, match=r"Conditional cannot be called .*labels.* pass inputs=\(latents, labels\)"):
+        diagnostics.checkerboard(Conditional(), latents)
+    assert diagnostics.checkerboard(Conditional(), (latents, torch.tensor([0, 1, 2, 0]))).stages
+    with pytest.raises(ValueError, match="Sequential has no layer that upsamples"):
+        diagnostics.checkerboard(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)), torch.randn(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="made no images"):
+        diagnostics.checkerboard(nn.Sequential(nn.Linear(8, 4)))
+    with pytest.raises(ValueError, match="latents of Resize cannot be found out; pass latent=128"):
+        diagnostics.checkerboard(Resize())
+
+
+# ---- replacements -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding", "extra", "stride"),
+    [(4, 1, 0, 2), (3, 1, 1, 2), (5, 2, 1, 2), (2, 0, 0, 2), (6, 2, 0, 2), (3, 0, 0, 3), (5, 1, 0, 3), (8, 2, 0, 4)],
+)
+def test_a_subpixel_convolution_computes_the_same(kernel, padding, extra, stride):
+    before = nn.Sequential(nn.ConvTranspose2d(5, 4, kernel, stride, padding, extra)).double()
+    after = copy.deepcopy(before)
+    (replaced,) = gankern.replace_upsampling(after, "subpixel")
+    assert isinstance(after[0], gnn.SubpixelConv2d) and replaced.exact
+    x = torch.randn(2, 5, 6, 7, dtype=torch.float64)
+    torch.testing.assert_close(after(x), before(x))
+
+
+@pytest.mark.parametrize("with_", ["resize_conv", "fir"])
+def test_what_is_one_is_recognised(with_):
+    """A transposed convolution with the collapsed kernel of the other layer: the map is exact."""
+    up = nn.Upsample(scale_factor=2) if with_ == "resize_conv" else gnn.FIRUpsample2d()
+    conv = nn.Conv2d(5, 4, 3, padding=1).double()
+    impulse = torch.zeros(5, 5, 9, 9, dtype=torch.float64)
+    impulse[range(5), range(5), 4, 4] = 1
+    with torch.no_grad():
+        response = F.conv2d(up.double()(impulse), conv.weight, padding=1)  # [in, out, 18, 18], around 8.5
+        transposed = nn.ConvTranspose2d(5, 4, 6, 2, 2).double()
+        transposed.weight.copy_(response[:, :, 6:12, 6:12])
+        transposed.bias.copy_(conv.bias)
+    before = nn.Sequential(transposed)
+    after = copy.deepcopy(before)
+    (replaced,) = gankern.replace_upsampling(after, with_)
+    assert replaced.exact and replaced.note == "the same function"
+    x = F.pad(torch.randn(2, 5, 6, 7, dtype=torch.float64), [3] * 4)
+    torch.testing.assert_close(after(x)[..., 2:-2, 2:-2], before(x)[..., 2:-2, 2:-2])
+
+
+@pytest.mark.parametrize("with_", ["resize_conv", "fir"])
+def test_what_is_none_is_said_to_be_none(with_):
+    net = around(nn.ConvTranspose2d(64, 32, 4, 2, 1))
+    (replaced,) = gankern.replace_upsampling(net, with_)
+    assert (
+        replaced.layer == "2" and not replaced.exact and 0.3 < replaced.error < 1 and "train it again" in replaced.note
+    )
+    assert diagnostics.checkerboard(net, torch.randn(2, 8, 16, 16)).clean
+
+
+def test_what_cannot_be_replaced_is_kept():
+    net = nn.Sequential(
+        nn.ConvTranspose2d(4, 4, 3, 2),
+        nn.ConvTranspose2d(4, 4, 4, 2, 1, groups=2),
+        nn.utils.parametrizations.spectral_norm(nn.ConvTranspose2d(4, 4, 4, 2, 1)),
+        nn.ConvTranspose2d(4, 4, 3, 1, 1),
+    )
+    report = gankern.replace_upsampling(net, "subpixel")
+    assert [r.after for r in report] == [None] * 3
+    for replaced, reason in zip(report, ("not exactly 2 times", "groups", "computed from others")):
+        assert reason in replaced.note
+    (kept,) = gankern.replace_upsampling(nn.Sequential(nn.ConvTranspose2d(4, 4, 3, 3)), "resize_conv")
+    assert kept.after is None and "stride 2" in kept.note
+    with pytest.raises(ValueError, match="with_ is 'deconv'; accepted are resize_conv, subpixel, fir"):
+        gankern.replace_upsampling(net, "deconv")
+    with pytest.raises(ValueError, match="has no transposed convolution"):
+        gankern.replace_upsampling(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="is itself a transposed convolution"):
+        gankern.replace_upsampling(nn.ConvTranspose2d(4, 4, 4, 2, 1))
+
+
+# ---- the command --------------------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path, monkeypatch):
+    (tmp_path / "my_model.py").write_text(
+        "from torch import nn\n"
+        "def make(): return nn.Sequential(nn.ConvTranspose2d(8, 16, 4), nn.ConvTranspose2d(16, 3, 3, 2, 1, 1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    result = CliRunner().invoke(app, ["checkerboard", "my_model:make", "--out", "p.png", "--json", "r.json"])
+    assert result.exit_code == 0, result.output
+    assert "The checkerboard comes from 1." in result.output
+    assert json.loads((tmp_path / "r.json").read_text())["culprit"] == "1"
+    assert (tmp_path / "p.png").exists()
+    for target, says in (("nothing", "neither a file or folder"), ("my_model:other", "has no 'other'")):
+        result = CliRunner().invoke(app, ["checkerboard", target])
+        assert result.exit_code == 1 and says in result.output.replace("\n", " ")
+
+
+# ---- a generator from PyPI ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mimicry(monkeypatch):
+    """torch-mimicry's networks without its packages' own imports, which want torchvision and TensorFlow."""
+    spec = importlib.util.find_spec("torch_mimicry")
+    if spec is None:
+        pytest.skip("torch-mimicry is not installed (pip install --no-deps torch-mimicry==0.1.16)")
+    root = spec.submodule_search_locations[0]
+    for name in ("", ".nets", ".nets.dcgan", ".nets.sngan", ".nets.gan", ".nets.basemodel"):
+        package = types.ModuleType(f"torch_mimicry{name}")
+        package.__path__ = [root + name.replace(".", "/")]
+        monkeypatch.setitem(sys.modules, package.__name__, package)
+    before = set(sys.modules)
+    yield lambda name: importlib.import_module(f"torch_mimicry.nets.{name}")
+    for name in set(sys.modules) - before:
+        if name.startswith("torch_mimicry"):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [("dcgan.dcgan_32", "DCGANGenerator32"), ("sngan.sngan_32", "SNGANGenerator32")]
+)
+def test_a_generator_from_pypi(mimicry, module, name):
+    """Its residual blocks upsample by F.interpolate: three stages, each found as the block, each of even geometry."""
+    torch.manual_seed(0)
+    generator = getattr(mimicry(module), name)(ngf=64)
+    report = diagnostics.checkerboard(generator, samples=16)
+    assert [stage.kind for stage in report.stages] == ["GBlock"] * 3
+    assert [stage.layer for stage in report.stages] == ["block2", "block3", "block4"]
+    assert report.factor == 8
+    for stage in report.stages:
+        assert stage.overlap_ratio == pytest.approx(1, abs=0.01)
+        assert stage.pattern < 0.05
+    assert report.clean
