@@ -131,6 +131,7 @@ def _expect_gradients(critic: Any) -> None:
     """Tells DistributedDataParallel that gradients will come, as its forward does, which the tangent form passes by:
     without it they would not be reduced."""
     if isinstance(critic, nn.parallel.DistributedDataParallel) and critic.require_backward_grad_sync:
+        critic.reducer._rebuild_buckets()  # after the first step, once: not possible when gradients are expected
         critic.require_forward_param_sync = True
         if not critic.find_unused_parameters:
             critic.reducer.prepare_for_backward([])
