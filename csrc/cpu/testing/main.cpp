@@ -9,6 +9,7 @@ struct Test {
 };
 
 constexpr Test kTests[] = {
+    {"batch_norm_act", gankern::testing::test_batch_norm_act},
     {"bias_act", gankern::testing::test_bias_act},
     {"gradient_penalty", gankern::testing::test_gradient_penalty},
     {"interpolate_samples", gankern::testing::test_interpolate_samples},

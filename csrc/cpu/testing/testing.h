@@ -276,6 +276,7 @@ inline double largest(const std::vector<double>& values) {
 // ---- the primitives -------------------------------------------------------------------------------------
 // Each is a function of csrc/cpu/testing/<primitive>.cpp, and a row of the table in main.cpp.
 
+void test_batch_norm_act();
 void test_bias_act();
 void test_gradient_penalty();
 void test_interpolate_samples();
