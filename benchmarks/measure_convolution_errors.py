@@ -52,7 +52,7 @@ def main() -> None:
             for i in range(3):
                 worst = max(f[i] / d[i] for f, d in zip(found, direct))
                 cells.append(f"{max(f[i] for f in found):.1e} ({worst:.1f}x)")
-            level = info.rows[way].precision if way in info.rows else "highest"
+            level = info.rows[way].precision if way in info.rows else "high"
             print(f"| {kind} | {'collapsed' if way == 'torch' else way} | {level} | {' | '.join(cells)} |")
 
 
