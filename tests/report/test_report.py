@@ -3,6 +3,7 @@
 import importlib
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,3 +140,10 @@ def test_a_kernel_that_became_slower_is_caught(tmp_path, monkeypatch):
     run = CliRunner().invoke(app, again)
     assert run.exit_code == 1, run.output
     assert "0 of 3 cases became slower" not in run.output
+
+
+def test_readme_says_what_the_records_say():
+    root = Path(__file__).parents[2]
+    table = markdown_table([load(path) for path in sorted((root / "benchmarks" / "results").glob("*.json"))])
+    readme = (root / "README.md").read_text()
+    assert table == readme.partition(BEGIN)[2].partition(END)[0].strip()
