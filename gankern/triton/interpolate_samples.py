@@ -22,7 +22,7 @@ WARPS = 4
 
 
 @triton.jit
-def _points(real, fake, alpha, out, size, blocks, BLOCK: tl.constexpr):
+def _points_kernel(real, fake, alpha, out, size, blocks, BLOCK: tl.constexpr):
     sample = (tl.program_id(0) // blocks).to(tl.int64)
     i = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     a = tl.load(alpha + sample)
@@ -33,7 +33,7 @@ def _points(real, fake, alpha, out, size, blocks, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _gradients(grad, alpha, grad_real, grad_fake, size, blocks, BLOCK: tl.constexpr):
+def _gradients_kernel(grad, alpha, grad_real, grad_fake, size, blocks, BLOCK: tl.constexpr):
     sample = (tl.program_id(0) // blocks).to(tl.int64)
     i = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     a = tl.load(alpha + sample)
@@ -50,7 +50,7 @@ def forward(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
         size = real[0].numel()
         blocks = triton.cdiv(size, BLOCK)
         with torch.cuda.device_of(real):
-            _points[(len(real) * blocks,)](
+            _points_kernel[(len(real) * blocks,)](
                 real, fake, alpha.contiguous(), out, size, blocks, BLOCK=BLOCK, num_warps=WARPS
             )
     return out
@@ -64,7 +64,7 @@ def backward(grad: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         size = grad[0].numel()
         blocks = triton.cdiv(size, BLOCK)
         with torch.cuda.device_of(grad):
-            _gradients[(len(grad) * blocks,)](
+            _gradients_kernel[(len(grad) * blocks,)](
                 grad, alpha.contiguous(), grad_real, grad_fake, size, blocks, BLOCK=BLOCK, num_warps=WARPS
             )
     return grad_real, grad_fake
@@ -80,5 +80,8 @@ AOT = [
         WARPS,
     )
     for name, wide in (("fp64", "fp64"), ("fp32", "fp32"), ("bf16", "fp32"))
-    for kernel, tensors in ((_points, ("real", "fake", "out")), (_gradients, ("grad", "grad_real", "grad_fake")))
+    for kernel, tensors in (
+        (_points_kernel, ("real", "fake", "out")),
+        (_gradients_kernel, ("grad", "grad_real", "grad_fake")),
+    )
 ]

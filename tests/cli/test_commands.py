@@ -67,7 +67,7 @@ def test_bench_record(tmp_path):
     ("arguments", "message"),
     [
         (("verify", "--op", "spectral"), "unknown primitive 'spectral'; did you mean spectral_norm?"),
-        (("bench", "--op", "spectral_nrom"), "did you mean spectral_norm?"),
+        (("bench", "--op", "spectral_nrom"), "did you mean spectral_norm"),
         (("verify", "--device", "tpu"), "unknown device 'tpu'; there are: cpu, cuda"),
         (("bench", "--dtype", "int8"), "unknown dtype 'int8'; there are: float32"),
     ],

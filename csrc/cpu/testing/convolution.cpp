@@ -7,6 +7,8 @@ namespace gankern {
 namespace testing {
 namespace {
 
+using Doubles = std::vector<double>;
+
 struct Size {
   int64_t images, in_channels, out_channels, height, width;  // of the input
 };
