@@ -11,9 +11,9 @@ of g's gradient:
 c = d = 0 where e < 0 and one-sided. At r = 0 the norm's subgradient is 0, so c = d = 0 there; with t = 0 the penalty is
 r^2, c = 2 everywhere.
 
-Split. Each sample's elements, which lie together, are cut into at most 64 parts of whole blocks; `_dots` sums up one
-part of <H_n, g_n> (or <g_n, g_n>) a program, and `_penalties` or `_combine` adds the parts up, in their order.
-`_combine` has a program a block.
+Split. Each sample's elements, which lie together, are cut into at most 64 parts of whole blocks; `_dots_kernel` sums up one
+part of <H_n, g_n> (or <g_n, g_n>) a program, and `_penalties_kernel` or `_combine_kernel` adds the parts up, in their order.
+`_combine_kernel` has a program a block.
 
     launch       programs             reads              writes
     dots         parts of samples     g (H)              partial sums
@@ -39,7 +39,7 @@ WARPS = 4
 
 
 @triton.jit
-def _dots(a, b, partial, size, part_size, PARTS: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr):
+def _dots_kernel(a, b, partial, size, part_size, PARTS: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr):
     sample = (tl.program_id(0) // PARTS).to(tl.int64)
     part = tl.program_id(0) % PARTS
     a += sample * size
@@ -55,7 +55,7 @@ def _dots(a, b, partial, size, part_size, PARTS: tl.constexpr, SUM: tl.constexpr
 
 
 @triton.jit
-def _penalties(partial, values, norms, TARGET: tl.constexpr, ONE_SIDED: tl.constexpr, PARTS: tl.constexpr):
+def _penalties_kernel(partial, values, norms, TARGET: tl.constexpr, ONE_SIDED: tl.constexpr, PARTS: tl.constexpr):
     sample = tl.program_id(0).to(tl.int64)
     squares = tl.sum(tl.load(partial + sample * PARTS + tl.arange(0, PARTS)), 0)
     t = tl.full((), TARGET, squares.dtype)
@@ -68,7 +68,7 @@ def _penalties(partial, values, norms, TARGET: tl.constexpr, ONE_SIDED: tl.const
 
 
 @triton.jit
-def _combine(
+def _combine_kernel(
     gradient,
     grad_grad,
     grad,
@@ -139,7 +139,7 @@ def _all_dots(a: Tensor, b: Tensor) -> tuple[Tensor, int]:
     parts = min(MAX_PARTS, triton.next_power_of_2(triton.cdiv(size, 4 * BLOCK)))
     part_size = triton.cdiv(triton.cdiv(size, parts), BLOCK) * BLOCK
     partial = torch.empty((samples, parts), dtype=torch.promote_types(a.dtype, torch.float32), device=a.device)
-    _dots[(samples * parts,)](
+    _dots_kernel[(samples * parts,)](
         a, b, partial, size, part_size, PARTS=parts, SUM=_sum_type(a), BLOCK=BLOCK, num_warps=WARPS
     )
     return partial, parts
@@ -153,7 +153,9 @@ def forward(gradient: Tensor, target: float, one_sided: bool) -> tuple[Tensor, T
     with torch.cuda.device_of(gradient):
         g = sample_major(gradient)
         partial, parts = _all_dots(g, g)
-        _penalties[(len(g),)](partial, values, norms, TARGET=target, ONE_SIDED=one_sided, PARTS=parts, num_warps=1)
+        _penalties_kernel[(len(g),)](
+            partial, values, norms, TARGET=target, ONE_SIDED=one_sided, PARTS=parts, num_warps=1
+        )
     return values, norms
 
 
@@ -185,7 +187,7 @@ def double_backward(
 def _launch_combine(g, h, grad, norms, partial, out, to_grad, parts, target, one_sided) -> None:
     size = g[0].numel()
     blocks = triton.cdiv(size, BLOCK)
-    _combine[(len(g) * blocks,)](
+    _combine_kernel[(len(g) * blocks,)](
         g,
         h,
         grad.contiguous(),
@@ -216,9 +218,11 @@ def _aot_entries() -> list[AotEntry]:
     ):
         x, w = f"*{name}", f"*{wide}"
         arguments = {"a": x, "b": x, "partial": w, "size": "i64", "part_size": "i64"}
-        entries.append(AotEntry(_dots, arguments, {"PARTS": MAX_PARTS, "SUM": sum_type, "BLOCK": BLOCK}, WARPS))
+        entries.append(AotEntry(_dots_kernel, arguments, {"PARTS": MAX_PARTS, "SUM": sum_type, "BLOCK": BLOCK}, WARPS))
         arguments = {"partial": w, "values": w, "norms": w}
-        entries.append(AotEntry(_penalties, arguments, {"TARGET": 1.0, "ONE_SIDED": True, "PARTS": MAX_PARTS}, 1))
+        entries.append(
+            AotEntry(_penalties_kernel, arguments, {"TARGET": 1.0, "ONE_SIDED": True, "PARTS": MAX_PARTS}, 1)
+        )
         for second in (False, True):
             arguments = {
                 "gradient": x,
@@ -240,7 +244,7 @@ def _aot_entries() -> list[AotEntry]:
                     arguments[argument] = type_
                 else:
                     constexprs[argument] = None
-            entries.append(AotEntry(_combine, arguments, constexprs, WARPS))
+            entries.append(AotEntry(_combine_kernel, arguments, constexprs, WARPS))
     return entries
 
 
