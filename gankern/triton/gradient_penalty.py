@@ -11,9 +11,9 @@ of g's gradient:
 c = d = 0 where e < 0 and one-sided. At r = 0 the norm's subgradient is 0, so c = d = 0 there; with t = 0 the penalty is
 r^2, c = 2 everywhere.
 
-Split. Each sample's elements, which lie together, are cut into at most 64 parts of whole blocks; `_dots_kernel` sums up
-one part of <H_n, g_n> (or <g_n, g_n>) a program, and `_penalties_kernel` or `_combine_kernel` adds the parts up, in their
-order. `_combine_kernel` has a program a block.
+Split. Each sample's elements, which lie together, are cut into at most 64 parts of whole blocks; `_dots_kernel` sums
+up one part of <H_n, g_n> (or <g_n, g_n>) a program, and `_penalties_kernel` or `_combine_kernel` adds the parts up, in
+their order. `_combine_kernel` has a program a block.
 
     launch       programs             reads              writes
     dots         parts of samples     g (H)              partial sums
