@@ -103,9 +103,9 @@ def _normalize_kernel(
                 d = tl.where(inside, d, 0.0)
                 total += tl.sum(d, 1).to(tl.float64)
                 square += tl.sum(d * d, 1).to(tl.float64)
-            d = total / pixels
-            difference = d + (K.to(tl.float64) - m)
-            V += own * (square / pixels - d * d) + own * rest * difference * difference
+            mean_d = total / pixels
+            difference = mean_d + (K.to(tl.float64) - m)
+            V += own * (square / pixels - mean_d * mean_d) + own * rest * difference * difference
             mu = m + own * difference
         r = 1.0 / tl.sqrt(V + tl.load(options + 1))
         tl.store(mu_at, mu, mask=c < channels)
@@ -134,7 +134,9 @@ def _normalize_kernel(
             P += tl.sum(g, 1).to(tl.float64)
             gd += tl.sum(g * d, 1).to(tl.float64)
             if ORDER == DOUBLE_BACKWARD:
-                tangent = _load(h, at, inside, SUM)
+                # Not needed for the value: Triton 3.6's thread locality pass asserts when the sum of what a load
+                # returns is used more than once behind the loop, as H is.
+                tangent = tl.where(inside, _load(h, at, inside, SUM), 0.0)
                 H += tl.sum(tangent, 1).to(tl.float64)
                 hd += tl.sum(tangent * d, 1).to(tl.float64)
                 Hg += tl.sum(tangent * g, 1).to(tl.float64)
@@ -467,8 +469,8 @@ def _aot_entries() -> list[AotEntry]:
                 "ORDER": order.value,
                 "OWN": True,
                 "RELU": False,
-                "NEED_GRAD": order != BACKWARD,
-                "NEED_X": order != FORWARD,
+                "NEED_GRAD": order.value != BACKWARD.value,
+                "NEED_X": order.value != FORWARD.value,
                 "SUM": SUM,
                 **tile,
             }
