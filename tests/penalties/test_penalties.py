@@ -209,6 +209,22 @@ def test_alpha_is_one_number_a_sample():
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
 
 
+def test_points_between_samples():
+    real, fake = REAL, 1e4 * FAKE
+    points = penalties.interpolate_samples(real, fake, ALPHA)
+    torch.testing.assert_close(points, mix(real, fake, ALPHA))
+    assert torch.equal(points, penalties.interpolate_samples(real, fake, ALPHA.view(-1, 1, 1, 1)))
+    ends = penalties.interpolate_samples(real[:2], fake[:2], torch.tensor([0.0, 1.0]))
+    assert torch.equal(ends, torch.stack([real[0], fake[1]])), "exact at both ends"
+    assert penalties.interpolate_samples(real.half(), fake.float(), ALPHA).dtype == torch.float32
+    last = real.to(memory_format=torch.channels_last)
+    assert penalties.interpolate_samples(last, fake, ALPHA).stride() == last.stride()
+    with pytest.raises(ValueError, match=r"interpolate_samples: alpha has shape \(4, 3\)"):
+        penalties.interpolate_samples(real, fake, torch.rand(4, 3))
+    with pytest.raises(ValueError, match=r"real has shape \(4, 3, 16, 16\) and fake has \(2, 3, 16, 16\)"):
+        penalties.interpolate_samples(real, fake[:2], ALPHA)
+
+
 def test_norm_dims():
     net = critic()
     points = mix(REAL, FAKE, ALPHA).requires_grad_()
