@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gankern.functional as GF
-from gankern.cases import Case, Work
+from gankern.cases import SIDES, Case, Work
 from gankern.cases.bias_act import FORMATS, SHAPES, label, make
 
 NAME = "pixel_norm"
@@ -62,6 +62,18 @@ CASES = [
         )
         for shape in SHAPES
         for memory_format in FORMATS
+    ),
+    *(
+        Case(
+            NAME,
+            label(shape, "contiguous"),
+            partial(make, shape, "contiguous"),
+            _run,
+            PEERS,
+            _work,
+            along=("height", shape[2]),
+        )
+        for shape in ((16, 64, side, side) for side in SIDES)
     ),
     *(
         Case(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gankern.functional as GF
-from gankern.cases import Case, Work
+from gankern.cases import SIDES, Case, Work
 
 NAME = "virtual_batch_norm"
 COUNT, EPS, SLOPE = 64, 1e-5, 0.2
@@ -95,6 +95,7 @@ CASES = [
     for shape in LARGE
     for last in (False, True)
 ] + [
+    *(_case(f"16x64x{side}x{side}", (16, 64, side, side), along=("height", side)) for side in SIDES),
     _verified("5x6x7x3", (5, 6, 7, 3)),
     _verified("5x18x7x3 channels_last, ReLU", (5, 18, 7, 3), True, activation="relu"),
     _verified("6x40, reference batch norm", (6, 40), count=None, activation=None),
