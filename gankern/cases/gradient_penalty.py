@@ -39,8 +39,8 @@ def _linalg(inputs: Sequence[Tensor]) -> Tensor:
 
 
 def _work(inputs: Sequence[Tensor]) -> dict[str, Work]:
-    size = 4 * inputs[0].numel()
-    return {"forward": Work(size), "backward": Work(2 * size), "double backward": Work(5 * size)}
+    size, out = 4 * inputs[0].numel(), 4 * len(inputs[0])
+    return {"forward": Work(size + out), "backward": Work(2 * size + out), "double backward": Work(5 * size + 2 * out)}
 
 
 def _case(*shape: int, **options: Any) -> Case:

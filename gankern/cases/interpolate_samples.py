@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def _work(inputs: Sequence[Tensor]) -> dict[str, Work]:
     return {"forward": Work(3 * size), "backward": Work(3 * size)}
 
 
-def _case(*shape: int, **options: bool) -> Case:
+def _case(*shape: int, **options: Any) -> Case:
     name = " x ".join(map(str, shape))
     return Case(NAME, name, partial(_make, shape), _run, {"sum": _sum, "lerp": _lerp}, _work, **options)
 
@@ -55,5 +56,6 @@ CASES = [
     _case(64, 3, 64, 64, quick=True),
     _case(16, 3, 256, 256, verify=False),
     _case(8, 3, 1024, 1024, verify=False),
+    *(_case(n, 3, 64, 64, along=("batch", n)) for n in (1, 4, 16, 64, 256)),
     _case(5, 3, 9, 7, bench=False, quick=True),
 ]

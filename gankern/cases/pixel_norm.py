@@ -11,7 +11,7 @@ from torch import Tensor
 
 import gankern.functional as GF
 from gankern.cases import SIDES, Case, Work
-from gankern.cases.bias_act import FORMATS, SHAPES, label, make
+from gankern.cases.bias_act import FORMATS, SHAPES, label, make, quick
 
 NAME = "pixel_norm"
 EPS = 1e-8
@@ -58,7 +58,7 @@ CASES = [
             PEERS,
             _work,
             verify=False,
-            quick=shape[1] == 512,
+            quick=quick(shape, memory_format),
         )
         for shape in SHAPES
         for memory_format in FORMATS
