@@ -106,7 +106,12 @@ def bench(
 
     limits = f"copy {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.0f} G multiply-adds/s"
     console.print(f"{limits}, {torch.get_num_threads()} threads, {dtype}")
-    table = Table("case", "mode", "ran", "gankern ms", "peer ms", "peer", "ratio", "95 %", "of limit", "memory")
+    # What a narrow terminal has no room for comes last.
+    columns = ["case", "mode", "ratio", "gankern ms", "peer ms", "peer", "95 %", "of limit", "memory", "ran"]
+    columns = columns[: 10 if console.width >= 150 else 6 if console.width >= 110 else 4]
+    table = Table()
+    for column in columns:
+        table.add_column(column, no_wrap=column not in ("case", "mode", "peer"), overflow="fold")
     for r in results:
         ours, peer = r.contenders[benchmark.OURS], r.contenders.get(r.peer or "")
         interval = "" if r.interval is None else f"{r.interval[0]:.2f} to {r.interval[1]:.2f}"
@@ -114,8 +119,9 @@ def bench(
         held = "" if peer is None else f"{ours.peak_bytes / 1e6:.1f} / {peer.peak_bytes / 1e6:.1f} MB"
         theirs = "" if peer is None else f"{peer.median:.3f}"
         mode = r.mode + ("" if r.along is None else f", {r.along[0]} {r.along[1]:g}")
-        table.add_row(f"{r.primitive}: {r.case}", mode, r.implementation, f"{ours.median:.3f}",
-                      theirs, r.peer or "", r.verdict, interval, limit, held)  # fmt: skip
+        row = [f"{r.primitive}: {r.case}", mode, r.verdict, f"{ours.median:.3f}", theirs, r.peer or "",
+               interval, limit, held, r.implementation]  # fmt: skip
+        table.add_row(*row[: len(columns)])
     console.print(table)
     for r in results:
         for name, contender in r.contenders.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure
@@ -91,6 +92,8 @@ def memory(record: Record) -> dict[str, Figure]:
     axes.barh(0, 0, color=GREY, label="fastest peer")
     axes.set_yticks(range(len(results)), [_label(r) for r in reversed(results)], fontsize=8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if str(x)[0] in "25" else "")
     axes.set_xlabel(f"MB held at most, {MODES[1]}")
     axes.legend(fontsize=8)
     return {"memory": figure}
@@ -169,12 +172,15 @@ def _small_multiples(
             style = {"color": BLUE, "linewidth": 2} if name == OURS else {"linewidth": 1}
             axes.loglog(*zip(*points), "o-", markersize=3, label=name, **style)
         what, ticks = results[0].along[0], sorted({r.along[1] for r in results})
-        axes.set_title(_label(results[0]) if what == "threads" else results[0].primitive.replace("_", " "), fontsize=7)
+        title = _label(results[0]) if what == "threads" else results[0].primitive.replace("_", " ")
+        axes.set_title(textwrap.fill(title, 36), fontsize=7)
         axes.set_xlabel(what, fontsize=7)
         axes.set_ylabel(unit, fontsize=7)
         axes.set_xticks(ticks, [f"{t:g}" for t in ticks], fontsize=6)
         axes.set_xticks([], minor=True)
-        axes.tick_params(axis="y", labelsize=6)
+        axes.tick_params(axis="y", which="both", labelsize=6)
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        axes.yaxis.set_minor_formatter("")
         axes.legend(fontsize=5)
         axes.grid(alpha=0.3)
     return figure
