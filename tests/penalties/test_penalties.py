@@ -520,6 +520,7 @@ def test_half_precision_critic():
 WORKER = """
 import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+import gankern.nn as gnn
 from gankern import penalties
 rank, store, out, method, alone = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5] == "alone"
 torch.set_num_threads(1)
@@ -634,6 +635,8 @@ def test_critic_step_shares_a_batch_only_where_samples_are_apart():
     assert batches(critic()) == [8]
     assert batches(nn.Sequential(nn.BatchNorm2d(3), critic()).double()) == [4, 4]
     assert batches(nn.Sequential(nn.BatchNorm2d(3), critic()).double().eval()) == [8]
+    assert batches(nn.Sequential(gnn.BatchNormAct2d(3), critic()).double()) == [4, 4]
+    assert batches(nn.Sequential(gnn.BatchNormAct2d(3), critic()).double().eval()) == [8]
 
 
 def test_critic_step_compiles_to_one_graph():
