@@ -115,7 +115,4 @@ def _taken_by(penalty: Any, reals: Sequence[Tensor], fakes: Sequence[Tensor]) ->
 def _couples_samples(critic: Any) -> bool:
     if not isinstance(critic, nn.Module):
         return True  # nobody knows
-    for module in critic.modules():
-        if is_training_batch_norm(module) or type(module).__name__ in _COUPLED:
-            return True
-    return False
+    return any(is_training_batch_norm(module) or type(module).__name__ in _COUPLED for module in critic.modules())

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+import gankern.nn as gnn
 from gankern import fast_double_backward, penalties
 
 METHODS = ["double_backward", "auto"]
