@@ -114,9 +114,13 @@ def make_step(step: Step, variant: str, device: str) -> Callable[[], None]:
     return train
 
 
+def variants_of(compiled: bool) -> list[str]:
+    return [OURS, "torch", *(["torch, compiled"] if compiled else [])]
+
+
 def measure(step: Step, device: str, compiled: bool, seconds: float) -> Result:
     """Times one step in all variants."""
-    variants = [OURS, "torch", *(["torch, compiled"] if compiled else [])]
+    variants = variants_of(compiled)
     result = Result("model", step.name, MODE, short(torch.float32), device, OURS)
     benchmark.contend(result, {v: partial(make_step, step, v, device) for v in variants}, seconds)
     return result

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gankern.penalties._common import Select, _Outputs, pairs_of
+from gankern.penalties._common import Select, _Outputs, is_training_batch_norm, pairs_of
 from gankern.penalties._convolutions import fast_convolutions
 from gankern.penalties._functions import Critic, Samples, dragan, drift, gradient_penalty, r1_penalty, r2_penalty
 
@@ -118,9 +118,4 @@ def _taken_by(penalty: Any, reals: Sequence[Tensor], fakes: Sequence[Tensor]) ->
 def _couples_samples(critic: Any) -> bool:
     if not isinstance(critic, nn.Module):
         return True  # nobody knows
-    for module in critic.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            return True
-        if type(module).__name__ in _COUPLED:
-            return True
-    return False
+    return any(is_training_batch_norm(module) or type(module).__name__ in _COUPLED for module in critic.modules())

@@ -22,7 +22,8 @@ def markdown_table(records: Sequence[Record]) -> str:
     for record in records:
         cases: dict[tuple[str, str, str], dict[str, Result]] = {}
         for result in record.results:
-            cases.setdefault((result.primitive, result.case, result.dtype), {})[result.mode] = result
+            if result.along is None:
+                cases.setdefault((result.primitive, result.case, result.dtype), {})[result.mode] = result
         for (primitive, case, dtype), modes in cases.items():
             if not modes.keys() & set(MODES):
                 steps += [_step(result) for result in modes.values()]

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gankern
+import gankern.nn as gnn
 from gankern import fast_double_backward, penalties
 from gankern.ops import _tiers
 
@@ -585,6 +586,7 @@ def test_half_precision_critic():
 WORKER = """
 import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+import gankern.nn as gnn
 from gankern import penalties
 rank, store, out, method, alone = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5] == "alone"
 torch.set_num_threads(1)
@@ -699,6 +701,8 @@ def test_critic_step_shares_a_batch_only_where_samples_are_apart():
     assert batches(critic()) == [8]
     assert batches(nn.Sequential(nn.BatchNorm2d(3), critic()).double()) == [4, 4]
     assert batches(nn.Sequential(nn.BatchNorm2d(3), critic()).double().eval()) == [8]
+    assert batches(nn.Sequential(gnn.BatchNormAct2d(3), critic()).double()) == [4, 4]
+    assert batches(nn.Sequential(gnn.BatchNormAct2d(3), critic()).double().eval()) == [8]
 
 
 def test_critic_step_compiles_to_one_graph():
