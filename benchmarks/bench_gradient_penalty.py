@@ -212,7 +212,7 @@ def main() -> None:
     kept = gankern.keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     names = arguments.contender or list(CONTENDERS)
-    mode = "critic step" if arguments.step else "penalty"
+    mode = "critic step" if arguments.step else "penalty alone"
     results = []
     for critic_name in arguments.critic or CRITICS:
         case, make_critic = CRITICS[critic_name]

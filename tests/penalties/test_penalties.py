@@ -452,8 +452,11 @@ def test_a_step_convolves_by_the_engine():
     with gankern.use_implementation("reference"):
         theirs, _ = run()
     assert ran == "cpu"
-    for a, b in zip(ours, theirs):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+    net, real, fake = net.double(), real.double(), fake.double()
+    exact, _ = run()
+    for a, b, c in zip(ours, theirs, exact):
+        # Of a convolution in tiles of 2 x 2 the error is at most four times that of a direct one.
+        assert (a - c).abs().max() <= 4 * (b - c).abs().max() + 1e-6 * c.abs().max()
 
 
 def test_a_step_leaves_checkpoints_and_compiled_critics_to_torch():
@@ -716,6 +719,30 @@ def test_critic_step_compiles_to_one_graph():
     torch.testing.assert_close(compiled(ALPHA), step(ALPHA))
     parameters = list(net.parameters())
     same(torch.autograd.grad(compiled(ALPHA), parameters), torch.autograd.grad(step(ALPHA), parameters))
+
+
+@pytest.mark.parametrize("what", ["penalty", "step"])
+def test_compiles_with_inductor(what):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 4, 2, 1), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(8 * 64, 1))
+    real, fake, alpha = REAL.float(), FAKE.float(), ALPHA.float()
+
+    def penalty():
+        return penalties.gradient_penalty(net, real, fake, alpha=alpha, method="tangent")
+
+    def step():
+        return penalties.critic_step(net, real, fake, penalty=lambda *_, **__: penalty(), drift_weight=0.1).loss
+
+    function = {"penalty": penalty, "step": step}[what]
+    compiled = torch.compile(function, fullgraph=True)
+    value = compiled()
+    torch.testing.assert_close(value, function())
+    ours = [g if g is None else g.clone() for g in handed_out(value, net)]
+    theirs = handed_out(function(), net)
+    for a, b in zip(ours, theirs):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
 
 
 def test_both_methods_train_alike():
