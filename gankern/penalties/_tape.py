@@ -75,17 +75,22 @@ class Tape(TorchDispatchMode):
             self.families.setdefault(root, [root]).append(number)
         return number
 
-    def find(self, x: Tensor) -> int | None:
-        """The value of a tensor; None for a constant."""
+    def known(self, x: Tensor) -> int | None:
+        """The value that a tensor was found to be; None for any other."""
         number = self.leaves.get(id(x))
         if number is not None:
             return number
         mark = getattr(x, _MARK, None)
-        if mark is not None and mark[0] is self:
-            return mark[1]
-        if x.requires_grad and x.is_leaf:  # a parameter of a critic that is no module
-            return self._leaf(x)
-        return None
+        return mark[1] if mark is not None and mark[0] is self else None
+
+    def find(self, x: Tensor) -> int | None:
+        """The value of a tensor; None for a constant."""
+        number = self.known(x)
+        if number is None and x.requires_grad:
+            if not x.is_leaf:
+                raise NotCovered(f"a tensor of shape {tuple(x.shape)} that the critic did not make requires a gradient")
+            return self._leaf(x)  # a parameter of a critic that is no module
+        return number
 
     def input(self, x: Tensor) -> int:
         """Makes x, a tensor that nobody else holds, an input."""
@@ -117,7 +122,7 @@ class Tape(TorchDispatchMode):
                 node.outs.append(None)
                 continue
             root = None
-            before = self.find(output)
+            before = self.known(output)
             if before is not None:
                 if id(output) in self.leaves:
                     raise NotCovered("a parameter is written in place")
