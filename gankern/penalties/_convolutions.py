@@ -19,10 +19,16 @@ class _Convolutions(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         ours = _OURS.get(func)
-        # Within a checkpoint torch's own: it runs again in the backward, outside of this mode.
-        if ours is not None and torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        if ours is not None and not _left_to_torch():
             func = ours
         return func(*args, **(kwargs or {}))
+
+
+def _left_to_torch() -> bool:
+    """Within a checkpoint, which runs again in the backward, outside of the mode; and under autocast, which casts a
+    weight once for all its uses."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None or torch.is_autocast_enabled("cpu")
 
 
 def fast_convolutions(critic: Any, x: Tensor) -> contextlib.AbstractContextManager[Any]:
