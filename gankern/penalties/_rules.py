@@ -59,7 +59,10 @@ def _convolution(tape, func, x, weight, bias, *options):
         return NotImplemented
     fast = None if torch.is_autocast_enabled(x.device.type) else _convolutions.options_for_torch(x, weight, options)
     if fast is not None:
-        return convolution(tape, *fast, x, weight, bias)
+        # An equalised learning rate: the engine scales the weight as it reads it, and no scaled copy has to be kept.
+        weight, factor = tape.scaled_weights.get(tape.find(weight), (weight, 1.0))
+        (kind, padding, scale, *rest), *size = fast
+        return convolution(tape, (kind, padding, scale * factor, *rest), *size, x, weight, bias)
     # Each of the three other passes would lay the weight out anew.
     kept = weight.contiguous(memory_format=torch.channels_last) if _is_channels_last(x) else weight
     y = func(x, kept, bias, *options)
@@ -146,7 +149,10 @@ def _mul(tape, func, a, b):
             raise NotCovered("a constant is multiplied in place by what depends on the input or a parameter")
         y = func(a, b)
         tape.save(b if isinstance(b, Tensor) else None)
-        return _scale(tape, x, y, lambda t: t * b)
+        _scale(tape, x, y, lambda t: t * b)
+        if isinstance(b, (int, float)) and y is not x and y.dtype == x.dtype and tape.find(x) in tape.parameters:
+            tape.scaled_weights[tape.find(y)] = x, float(b)
+        return y
     if func is aten.mul_.Tensor:
         return NotImplemented
     y, a_shape, b_shape = func(a, b), a.shape, b.shape

@@ -52,6 +52,7 @@ class Tape(TorchDispatchMode):
         self.stale: set[int] = set()  # overwritten through another tensor
         self.leaves: dict[int, int] = {}  # id of a parameter -> value
         self.parameters: dict[int, Tensor] = {}  # value -> parameter
+        self.scaled_weights: dict[int | None, tuple[Tensor, float]] = {}  # value -> parameter and number, its factors
         self.saved: list[tuple[Tensor, int]] = []  # what will be read after the forward, with its version
         self.unversioned: list[Tensor] = []  # saved by the present operator, which may be about to count up its version
         self.rho: dict[int, Tensor] = {}

@@ -587,6 +587,19 @@ def test_curvature_costs_the_layers_below_it(count_convolutions):
     assert (count.maps, count.weights) == (3 * 3 + 1, 3 + 2)
 
 
+def test_equalised_learning_rates_by_the_engine():
+    """Which scales the weight as it reads it; a weight with two uses has both its gradients."""
+    torch.manual_seed(0)
+
+    def forward(n, x):
+        h = F.leaky_relu(F.conv2d(x, n.w * 0.3, padding=1), 0.2)
+        h = F.leaky_relu(F.conv2d(h, (n.w * 0.3) * 2, padding=1), 0.2) + F.conv2d(h, n.w, padding=1)
+        return n.m[0](stddev(h)).sum([1, 2, 3])
+
+    critic = Net(forward, conv(33, 1), w=torch.randn(32, 32, 3, 3) / 10)
+    agree(critic, torch.randn(4, 32, 16, 16), rtol=1e-9)
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_memory_formats(memory_format):
     seen = []
