@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -162,10 +163,9 @@ def measure(
             forwards = contender.median / result.contenders["forward"].median
             line = f"  {name:20} {contender.median:8.1f} ms {forwards:6.2f} F"
             if "by hand" in steps:
-                hand = result.contenders["by hand"]
-                line += (
-                    f" {hand.median / contender.median:6.2f} x  memory {contender.peak_bytes / hand.peak_bytes:5.2f} x"
-                )
+                ratio = statistics.median(b / a for a, b in zip(times[name], times["by hand"]))
+                memory = contender.peak_bytes / result.contenders["by hand"].peak_bytes
+                line += f" {ratio:6.2f} x  memory {memory:5.2f} x"
             lines.append(line + f" ({contender.peak_bytes / 2**20:.0f} MiB)")
     return result, lines
 
