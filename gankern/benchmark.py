@@ -259,18 +259,21 @@ def contend(
     while (rounds := len(times[names[0]])) < least or (time.perf_counter() < end and rounds < MOST_ROUNDS):
         for name in names[rounds % len(names) :] + names[: rounds % len(names)]:
             times[name].append(_seconds(steps[name], device) * 1e3)
-    for name in names:
-        contenders[name].median = float(np.median(times[name]))
-        contenders[name].quartiles = tuple(float(q) for q in np.percentile(times[name], (25, 75)))
+    enter_times(result, times, [name for name in names if name != OURS])
+    steps[OURS]()
 
-    peers = [name for name in names if name != OURS]
+
+def enter_times(result: Result, times: Mapping[str, Sequence[float]], peers: Sequence[str]) -> None:
+    """Enters into the result the milliseconds of each contender's rounds, and how the fastest peer compares."""
+    for name, own in times.items():
+        result.contenders[name].median = float(np.median(own))
+        result.contenders[name].quartiles = tuple(float(q) for q in np.percentile(own, (25, 75)))
     if peers:
-        result.peer = min(peers, key=lambda name: contenders[name].median)
+        result.peer = min(peers, key=lambda name: result.contenders[name].median)
         ratios = np.divide(times[result.peer], times[OURS])
-        picks = np.random.default_rng(0).integers(0, rounds, (1000, rounds))
+        picks = np.random.default_rng(0).integers(0, len(ratios), (1000, len(ratios)))
         result.ratio = float(np.median(ratios))
         result.interval = tuple(float(q) for q in np.percentile(np.median(ratios[picks], axis=1), (2.5, 97.5)))
-    steps[OURS]()
 
 
 def to_dict(result: Result) -> dict[str, Any]:

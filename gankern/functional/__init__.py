@@ -8,7 +8,6 @@ from gankern.functional.batch_norm_act import batch_norm_act
 from gankern.functional.bias_act import ACTIVATIONS, bias_act, leaky_relu, relu
 from gankern.functional.convolution import conv2d, conv2d_downsample, conv_transpose2d, upsample_conv2d
 from gankern.functional.gradient_penalty import gradient_penalty
-from gankern.functional.interpolate_samples import interpolate_samples
 from gankern.functional.minibatch_discrimination import l1_similarity, minibatch_discrimination
 from gankern.functional.minibatch_stddev import minibatch_stddev
 from gankern.functional.pixel_norm import bias_act_pixel_norm, pixel_norm
@@ -43,7 +42,6 @@ __all__ = [
     "fir_downsample_conv2d",
     "fir_upsample_conv2d",
     "gradient_penalty",
-    "interpolate_samples",
     "l1_similarity",
     "leaky_relu",
     "minibatch_discrimination",

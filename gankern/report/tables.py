@@ -44,7 +44,8 @@ def markdown_table(records: Sequence[Record]) -> str:
 def _step(result: Result) -> str:
     ours, peer = result.contenders[OURS], result.contenders[result.peer]
     memory = f"{ours.peak_bytes / peer.peak_bytes:.2f}"
-    return f"| {result.case} | {ours.median:.0f} | {peer.median:.0f} ({result.peer}) | {result.verdict} | {memory} |"
+    name = result.case if result.mode == "whole step" else f"{result.case}: {result.mode}"
+    return f"| {name} | {ours.median:.0f} | {peer.median:.0f} ({result.peer}) | {result.verdict} | {memory} |"
 
 
 def _facts(result: Result | None) -> tuple[str, str, str]:
