@@ -16,6 +16,8 @@ __all__ = [*torch_parametrizations.__all__, "SpectralNorm"]
 class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
     """The parametrization that :func:`spectral_norm` registers: torch's, with its buffers ``_u`` and ``_v``."""
 
+    takes_layer = False
+
     def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
         GF.spectral_norm(weight_mat.detach(), self._u, self._v, n_power_iterations=n_power_iterations, eps=self.eps)
 
