@@ -35,6 +35,22 @@ def _pair(value: Ints) -> tuple[int, int] | None:
     return tuple(value) * 2 if len(value) == 1 else tuple(value)
 
 
+def kind_of(weight: Tensor, stride: Ints, padding: Ints | str, dilation: Ints, groups: int) -> tuple[str | None, int]:
+    """The engine's kind of torch's conv2d with these arguments, and its padding; None where it is of none."""
+    if groups != 1 or weight.ndim != 4 or _pair(dilation) != (1, 1):
+        return None, 0
+    strides, pads, taps = _pair(stride), _pair(padding), weight.shape[2:]
+    if padding == "valid":
+        pads = (0, 0)
+    if padding == "same":
+        pads = (1, 1) if taps == (3, 3) else None
+    if taps == (3, 3) and strides == (1, 1) and pads in ((0, 0), (1, 1), (2, 2)):
+        return "same", pads[0]
+    if taps == (4, 4) and strides == (2, 2) and pads == (1, 1):
+        return "strided", 1
+    return None, 0
+
+
 def _scaled(convolve: Callable[[Tensor | None], Tensor], bias: Tensor | None, scale: float) -> Tensor:
     """convolve(bias) with its weight scaled, without a scaled copy of the weight: the result is scaled instead."""
     if scale == 1:
@@ -102,23 +118,12 @@ def conv2d(
             implementation=implementation,
         )
     x, weight, bias = _cast(input, weight, bias)
-    one = _pair(dilation) == (1, 1) and groups == 1
-    strides, pads = _pair(stride), _pair(padding)
-    if padding == "valid":
-        pads = (0, 0)
-    if padding == "same" and weight.ndim == 4:
-        pads = (1, 1) if weight.shape[2:] == (3, 3) else None
-    kind = None
-    if one and weight.ndim == 4 and pads is not None:
-        if weight.shape[2:] == (3, 3) and strides == (1, 1) and pads in ((0, 0), (1, 1), (2, 2)):
-            kind = "same"
-        elif weight.shape[2:] == (4, 4) and strides == (2, 2) and pads == (1, 1):
-            kind = "strided"
+    kind, pad = kind_of(weight, stride, padding, dilation, groups)
     result = None
     if implementation is None and _checks.transformed():
         pass
     elif kind is not None:
-        result = convolution(kind, x, weight, bias, pads[0], weight_scale, implementation)
+        result = convolution(kind, x, weight, bias, pad, weight_scale, implementation)
     else:
         no_row(implementation, "3x3 kernels of stride 1 and padding 0 to 2, 4x4 kernels of stride 2 and padding 1")
     if result is not None:

@@ -21,6 +21,8 @@ __getattr__, __dir__, __all__ = stand_in(__name__, torch_parametrizations, ["Spe
 class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
     """The parametrization that :func:`spectral_norm` registers: torch's, with its buffers ``_u`` and ``_v``."""
 
+    takes_layer = False
+
     def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
         GF.spectral_norm(weight_mat.detach(), self._u, self._v, n_power_iterations=n_power_iterations, eps=self.eps)
 
