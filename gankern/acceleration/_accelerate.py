@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from gankern.acceleration._code import names_used
 from gankern.acceleration._layers import Followed, Replaced
 from gankern.acceleration._report import Report, Row
 from gankern.acceleration._root import Plan, root_forward
+from gankern.acceleration._verify import copy_of
 from gankern.acceleration._verify import verify as _verify
 from gankern.nn.utils._group import OURS, SpectralNormGroup, normalizers
 from gankern.nn.utils._requests import Prepared
@@ -347,13 +347,13 @@ def accelerate(
     root = _checked(module, "accelerate")
     chosen = _chosen(root, only, exclude)
     if not inplace:
-        module = copy.deepcopy(module)
+        module = copy_of(module)
         root = _unwrapped(module)
     report = Report(type(root).__name__, module)
     if is_accelerated(root):
         report.notes.append("It is accelerated already: nothing was done. gankern.restore(module) undoes it.")
         return report
-    pristine = None if verify is None else copy.deepcopy(root)
+    pristine = None if verify is None else copy_of(root)
     inside = [m for m in root.modules() if is_accelerated(m)]
     try:
         _Work(root, report, chosen, fast_double_backward).run()

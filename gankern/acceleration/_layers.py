@@ -19,6 +19,7 @@ from gankern.acceleration._scope import (
     Deferred,
     defer,
     fuse,
+    is_half,
     may_defer,
     preserve,
     settle,
@@ -47,7 +48,7 @@ def conv2d(
     groups: int = 1,
 ) -> Tensor:
     kind, pad = kind_of(weight, stride, padding, dilation, groups)
-    if kind == "same" and pad == 1 and type(input) is Deferred and input.pair.kind == "upsample":
+    if kind == "same" and pad == 1 and is_half("upsample", input):
         small, *_ = fuse(input)
         result = convolution("upsample", small, weight, bias)
         if result is not None:
@@ -149,7 +150,7 @@ def interpolate(
     antialias: bool = False,
 ) -> Tensor:
     arguments = (size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
-    if type(input) is not Deferred and may_defer(input) and _is_double(input, size, scale_factor, mode, antialias):
+    if may_defer(input) and _is_double(input, size, scale_factor, mode, antialias):
         n, c, height, width = input.shape
         return defer("upsample", torch.Size((n, c, 2 * height, 2 * width)), F.interpolate, input, *arguments)
     return F.interpolate(settled(input), *arguments)
@@ -164,7 +165,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    if type(input) is Deferred and input.pair.kind == "convolution":
+    if is_half("convolution", input):
         halves = _is(kernel_size, 2) and (stride is None or _is(stride, 2)) and _is(padding, 0)
         if halves and not ceil_mode and divisor_override in (None, 4) and min(input.shape[2:]) >= 2:
             *arguments, followed = fuse(input)
