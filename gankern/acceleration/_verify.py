@@ -24,10 +24,7 @@ GAINED = 1.02
 def copy_of(module: nn.Module) -> nn.Module:
     """A deep copy, also of a module that keeps a computed tensor (as torch's spectral norm does)."""
     computed = [
-        x
-        for inner in module.modules()
-        for x in inner.__dict__.values()
-        if isinstance(x, Tensor) and not x.is_leaf
+        x for inner in module.modules() for x in inner.__dict__.values() if isinstance(x, Tensor) and not x.is_leaf
     ]
     return copy.deepcopy(module, {id(x): x.detach().clone() for x in computed})
 

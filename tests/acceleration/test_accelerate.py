@@ -1,6 +1,7 @@
 """gankern.accelerate: the same numbers, the same everything else, and what it refuses."""
 
 import copy
+import functools
 import io
 import json
 import pickle
@@ -14,9 +15,9 @@ import gankern
 from gankern.acceleration import _layers, _scope
 
 
-def penalty(critic, x):
+def penalty(critic, x, *others):
     x = x.detach().requires_grad_()
-    out = critic(x)
+    out = outputs_of(critic, x, *others)[0].flatten(1).sum(1)
     (grad,) = torch.autograd.grad(out, x, torch.ones_like(out), create_graph=True)
     return (grad.flatten(1).norm(dim=1) - 1).square().mean()
 
@@ -36,7 +37,7 @@ def train(module, inputs, steps=3, with_penalty=True):
         outs = outputs_of(module, *xs)
         loss = sum((out * torch.linspace(0.5, 1.5, out.numel(), dtype=out.dtype).view_as(out)).sum() for out in outs)
         if with_penalty:
-            loss = loss + penalty(lambda x: outputs_of(module, x, *xs[1:])[0].flatten(1).sum(1), xs[0])
+            loss = loss + penalty(module, *xs)
         loss.backward()
         seen += [(out.detach().clone(), out.stride()) for out in outs]
         seen += [(x.grad, ()) for x in xs if x.grad is not None]
@@ -148,6 +149,72 @@ class Generator(nn.Module):
 def test_generator(functional):
     torch.manual_seed(0)
     check_same(Generator(functional), torch.randn(2, 8, 8, 8), with_penalty=False)
+
+
+class Normalised(nn.Module):
+    def __init__(self, case):
+        super().__init__()
+        self.case = case
+        self.bn = nn.BatchNorm2d(16, momentum=None if case == "no momentum" else 0.1)
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+        self.act = nn.LeakyReLU(0.2, inplace=True)
+
+    def forward(self, x):
+        h = self.bn(self.conv(x))
+        match self.case:
+            case "module, in place" | "no momentum":
+                y = self.act(h)
+                return y + h  # of in-place activations: activated both
+            case "function":
+                return F.relu(h) + h
+            case "method":
+                return h.relu_() + h
+            case "twice":
+                return F.relu(h) + F.leaky_relu(h, 0.3) + h
+            case "none":
+                return h * 2 + F.relu(x)
+
+
+@pytest.mark.parametrize("large", [1, 10**9])
+@pytest.mark.parametrize("case", ["module, in place", "function", "method", "twice", "none", "no momentum"])
+def test_batch_norm(case, large, monkeypatch):
+    monkeypatch.setattr(_layers, "LARGE", large)
+    torch.manual_seed(0)
+    net = Normalised(case)
+    x = torch.randn(4, 16, 8, 8)
+    _, accelerated = check_same(net, x, with_penalty=case != "method", tolerance=1e-8)
+    assert accelerated.bn.num_batches_tracked == (6 if case != "method" else 3)
+    net.eval()
+    check_same(net, x, tolerance=1e-8)
+
+
+def test_sequential_batch_norm(monkeypatch):
+    monkeypatch.setattr(_layers, "LARGE", 1)
+    calls = []
+    normalize = _layers._normalize
+    monkeypatch.setattr(_layers, "_normalize", lambda *args: (calls.append(args[6:]), normalize(*args))[1])
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    check_same(net, torch.randn(4, 4, 6, 6), tolerance=1e-8)
+    assert calls.count(("relu", 0.0)) == len(calls) / 3
+
+
+def test_layers_of_their_own():
+    from gankern.models import layers
+
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        layers.MinibatchStdDev(), layers.PixelNorm(), nn.Flatten(), layers.MinibatchDiscrimination(80, 4, 3)
+    )
+    report, accelerated = check_same(net, torch.randn(8, 4, 4, 4))
+    assert [row.after for row in report.replaced] == [
+        "gankern's minibatch_stddev",
+        "gankern's pixel_norm",
+        "gankern's minibatch_discrimination",
+    ]
+    for module in (net, accelerated):  # torch.nn.Module's own errors
+        with pytest.raises(ValueError, match="MinibatchStdDev"):
+            module(torch.randn(6, 4, 4, 4).double())
 
 
 def test_sequential_pairs(monkeypatch):
@@ -450,10 +517,9 @@ def test_modes_and_hooks():
     gankern.accelerate(twin)
     seen = {id(net): [], id(twin): []}
     for module in (net, twin):
+        note = functools.partial(lambda s, m, i, o: s.append((type(i[0]), type(o), o.sum().item())), seen[id(module)])
         for inner in module.modules():
-            inner.register_forward_hook(
-                lambda m, i, o, s=seen[id(module)]: s.append((type(i[0]), type(o), o.sum().item()))
-            )
+            inner.register_forward_hook(note)
         module.eval()
         module(IMAGES)
         module.train()
