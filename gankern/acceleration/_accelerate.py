@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gankern.acceleration import _layers, _spectral
+from gankern.acceleration import _layers, _probe, _spectral
 from gankern.acceleration._code import names_used
 from gankern.acceleration._layers import Followed, Replaced
 from gankern.acceleration._report import Report, Row
 from gankern.acceleration._root import Plan, root_forward
+from gankern.acceleration._verify import copy_of
 from gankern.acceleration._verify import verify as _verify
 from gankern.nn.utils._group import OURS, SpectralNormGroup, normalizers
 from gankern.nn.utils._requests import Prepared
@@ -69,6 +70,7 @@ Leaf = tuple[Callable[..., Any], str]
 
 _CONVOLUTION = "torch's kernels; double backward without what it does not need"
 _ENGINE = "gankern's convolution where it is faster for the shape"
+_BATCH_NORM = "gankern's batch norm where it is faster"
 _PIECEWISE = "double backward without zeros"
 
 # By the function that torch's module has as forward.
@@ -79,6 +81,7 @@ LEAVES: dict[Any, Leaf] = {
         cls.forward: (_layers.convolution_forward, _CONVOLUTION)
         for cls in (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d)
     },
+    nn.BatchNorm2d.forward: (_layers.batch_norm_forward, _BATCH_NORM),  # that of all dimensions
     nn.ReLU.forward: (_layers.relu_forward, _PIECEWISE),
     nn.LeakyReLU.forward: (_layers.leaky_relu_forward, _PIECEWISE),
     nn.AvgPool2d.forward: (_layers.avg_pool2d_forward, _PIECEWISE),
@@ -107,7 +110,8 @@ def _is_engine_shape(module: nn.Module) -> bool:
 def _is_first_half(module: nn.Module) -> bool:
     """Whether a mean can be fused with this convolution."""
     return (
-        _same_method(module, nn.Conv2d, "_conv_forward")
+        type(module).forward is nn.Conv2d.forward
+        and _same_method(module, nn.Conv2d, "_conv_forward")
         and module.kernel_size == (3, 3)
         and module.stride == (1, 1)
         and module.dilation == (1, 1)
@@ -137,6 +141,19 @@ def _doubles(module: nn.Module) -> bool:
     return module.mode in ("nearest", "nearest-exact") and factor is not None and _layers._is(factor, 2)
 
 
+def _is_batch_norm(module: nn.Module) -> bool:
+    return type(module).forward is nn.BatchNorm2d.forward
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return type(module).forward in (nn.ReLU.forward, nn.LeakyReLU.forward)
+
+
+def _is_pair(first: nn.Module, second: nn.Module) -> bool:
+    return (_is_first_half(first) and _halves(second)) or (_is_batch_norm(first) and _is_activation(second))
+
+
+_ACTIVATIONS = {"relu", "relu_", "leaky_relu", "leaky_relu_"}
 _FUNCTIONS = {
     "avg_pool2d",
     "adaptive_avg_pool2d",
@@ -241,23 +258,22 @@ class _Work:
     # ---- layers ----------------------------------------------------------------------------------------------
 
     def _first_halves(self) -> dict[int, Followed]:
-        """The convolutions that a mean may follow: behind them in a Sequential, or somewhere in the code (or beside
-        them in the module) that calls them."""
+        """The convolutions that a mean may follow, and the batch norms that an activation may: behind them in a
+        Sequential, or somewhere in the code (or beside them in the module) that calls them."""
         firsts: dict[int, Followed] = {}
         for _, module in self.modules:
             children = list(module.children())
             if type(module).forward is nn.Sequential.forward:
-                pairs = zip(children, children[1:])
-                candidates = [a for a, b in pairs if _halves(b)]
+                candidates = [a for a, b in itertools.pairwise(children) if _is_pair(a, b)]
             elif type(module).forward in LEAVES:
                 continue
-            elif "avg_pool2d" in names_used(module) or any(_halves(child) for child in children):
-                candidates = [*children, *(g for c in children if isinstance(c, nn.ModuleList) for g in c)]
             else:
-                continue
-            for child in candidates:
-                if _is_first_half(child) and type(child).forward is nn.Conv2d.forward:
-                    firsts[id(child)] = Followed()
+                used = names_used(module)
+                means = "avg_pool2d" in used or any(_halves(child) for child in children)
+                activations = used & _ACTIVATIONS or any(_is_activation(child) for child in children)
+                inside = [*children, *(g for c in children if isinstance(c, nn.ModuleList) for g in c)]
+                candidates = [c for c in inside if (means and _is_first_half(c)) or (activations and _is_batch_norm(c))]
+            firsts.update((id(child), Followed()) for child in candidates)
         return firsts
 
     def _leaf(self, name: str, module: nn.Module, leaf: Leaf, followed: Followed | None) -> None:
@@ -271,8 +287,12 @@ class _Work:
             return self.row(name, before, None, "fast_double_backward=False")
         note = ""
         if followed is not None:
-            what, self.intercepts = "gankern's convolution, with the 2x2 mean behind it where there is one", True
-        constants = (followed,) if function is _layers.conv2d_forward else ()
+            self.intercepts = True
+            if isinstance(module, nn.Conv2d):
+                what = "gankern's convolution, with the 2x2 mean behind it where there is one"
+            else:
+                what = "gankern's batch norm where it is faster, with the activation behind it"
+        constants = (followed,) if function in (_layers.conv2d_forward, _layers.batch_norm_forward) else ()
         _replace(module, "forward", function, *constants)
         self.row(name, before, what, note)
 
@@ -282,6 +302,15 @@ class _Work:
         self.row(name, "nearest upsampling by 2", "one with the 3x3 convolution behind it where there is one")
 
     def _own_code(self, name: str, module: nn.Module) -> None:
+        if not type(module).__module__.startswith(("torch.", "gankern.nn.")):
+            found = _probe.recognise(module)
+            if found is not None:
+                _replace(module, "forward", _probe.probed_forward, *found)
+                return self.row(name, type(module).__name__, f"gankern's {found[0]}", "it computes the same")
+            if "virtualbatchnorm" in type(module).__name__.lower():
+                return self.row(
+                    name, type(module).__name__, None, "virtual batch norm of its own, which keeps state between calls"
+                )
         used = names_used(module) & _FUNCTIONS
         if isinstance(module, nn.Conv2d):
             used = used | {"conv2d"}
@@ -315,10 +344,11 @@ def accelerate(
     """Makes a model that somebody else wrote faster, and changes nothing else.
 
     Replaces, on the instances of the layers and never in their classes, what gankern computes faster: spectral norm in
-    all its forms, convolutions with what resamples before or behind them, and the second derivatives that a gradient
-    penalty needs. Results, gradients and buffers are those of before within rounding. Parameters, buffers, hooks, types,
-    state_dict keys and the optimisers that hold the parameters are not touched; the module can be copied, pickled, moved,
-    wrapped and compiled as before. docs/accelerate.md lists what is replaced, and what is left and why.
+    all its forms, convolutions with what resamples before or behind them, batch norm with its activation, layers that
+    compute what one of gankern's does, and the second derivatives that a gradient penalty needs. Results, gradients and
+    buffers are those of before within rounding. Parameters, buffers, hooks, types, state_dict keys and the optimisers
+    that hold the parameters are not touched; the module can be copied, pickled, moved, wrapped and compiled as before.
+    docs/accelerate.md lists what is replaced, and what is left and why.
 
     Args:
         module: a module, or one wrapped in DistributedDataParallel or DataParallel.
@@ -326,11 +356,11 @@ def accelerate(
         only: names of submodules ("block1.conv"; patterns such as "block*" hold for all that is inside): nothing
             else is replaced.
         exclude: names of submodules that are left as they are.
-        fast_double_backward: whether layers get a second derivative that computes only what exists. A parameter on which
-            a penalty does not depend (such as a bias before a ReLU) then gets no gradient from it, where torch gives
-            zeros.
-        verify: inputs to try it with, as the module is called: results, gradients and the gradient of a gradient penalty
-            are compared with those of before, and all are timed. Nothing of that is left in the module.
+        fast_double_backward: whether layers get a second derivative that computes only what exists. A parameter on
+            which a penalty does not depend (such as a bias before a ReLU) then gets no gradient from it, where torch
+            gives zeros.
+        verify: inputs to try it with, as the module is called: results, gradients and the gradient of a gradient
+            penalty are compared with those of before, and all are timed. Nothing of that is left in the module.
 
     Returns:
         A :class:`Report`; print it.
@@ -347,13 +377,13 @@ def accelerate(
     root = _checked(module, "accelerate")
     chosen = _chosen(root, only, exclude)
     if not inplace:
-        module = copy.deepcopy(module)
+        module = copy_of(module)
         root = _unwrapped(module)
     report = Report(type(root).__name__, module)
     if is_accelerated(root):
         report.notes.append("It is accelerated already: nothing was done. gankern.restore(module) undoes it.")
         return report
-    pristine = None if verify is None else copy.deepcopy(root)
+    pristine = None if verify is None else copy_of(root)
     inside = [m for m in root.modules() if is_accelerated(m)]
     try:
         _Work(root, report, chosen, fast_double_backward).run()
@@ -417,10 +447,10 @@ def _checked(module: Any, name: str) -> nn.Module:
         raise TypeError(
             f"{name}: the module is exported: its operators are fixed; accelerate the model that it was exported from"
         )
-    if isinstance(module, torch.jit.ScriptModule) or isinstance(module, torch.jit.ScriptFunction):
+    if isinstance(module, torch.jit.ScriptModule | torch.jit.ScriptFunction):
         raise TypeError(
-            f"{name}: the module is scripted or traced by torch.jit: its code is fixed; accelerate the model that it was "
-            f"made from"
+            f"{name}: the module is scripted or traced by torch.jit: its code is fixed; accelerate the model that it "
+            f"was made from"
         )
     if not isinstance(module, nn.Module):
         raise TypeError(f"{name}: module is {_kind(module)}; it must be a torch.nn.Module")
@@ -433,7 +463,8 @@ def _checked(module: Any, name: str) -> nn.Module:
             raise ValueError(f"{name}: {key} is not initialized yet; run one forward first")
         if tensor.device.type == "meta":
             raise ValueError(
-                f"{name}: {key} is on the meta device, without values; accelerate the module after to_empty() and loading"
+                f"{name}: {key} is on the meta device, without values; accelerate the module after to_empty() and "
+                f"loading"
             )
     return root
 

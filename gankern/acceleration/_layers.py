@@ -19,7 +19,9 @@ from gankern.acceleration._scope import (
     Deferred,
     defer,
     fuse,
+    is_half,
     may_defer,
+    plain,
     preserve,
     settle,
     settled,
@@ -47,7 +49,7 @@ def conv2d(
     groups: int = 1,
 ) -> Tensor:
     kind, pad = kind_of(weight, stride, padding, dilation, groups)
-    if kind == "same" and pad == 1 and type(input) is Deferred and input.pair.kind == "upsample":
+    if kind == "same" and pad == 1 and is_half("upsample", input):
         small, *_ = fuse(input)
         result = convolution("upsample", small, weight, bias)
         if result is not None:
@@ -99,7 +101,8 @@ def _is(value: Any, number: int) -> bool:
 
 
 class Followed:
-    """Whether a convolution has a 2x2 mean behind it: found out while it runs, until it is clear that it has none."""
+    """Whether a first half has a second one behind it (a convolution a 2x2 mean, a batch norm an activation): found out
+    while it runs, until it is clear that it has none."""
 
     patience = 4
 
@@ -149,7 +152,7 @@ def interpolate(
     antialias: bool = False,
 ) -> Tensor:
     arguments = (size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
-    if type(input) is not Deferred and may_defer(input) and _is_double(input, size, scale_factor, mode, antialias):
+    if may_defer(input) and _is_double(input, size, scale_factor, mode, antialias):
         n, c, height, width = input.shape
         return defer("upsample", torch.Size((n, c, 2 * height, 2 * width)), F.interpolate, input, *arguments)
     return F.interpolate(settled(input), *arguments)
@@ -164,7 +167,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    if type(input) is Deferred and input.pair.kind == "convolution":
+    if is_half("convolution", input):
         halves = _is(kernel_size, 2) and (stride is None or _is(stride, 2)) and _is(padding, 0)
         if halves and not ceil_mode and divisor_override in (None, 4) and min(input.shape[2:]) >= 2:
             *arguments, followed = fuse(input)
@@ -175,6 +178,80 @@ def avg_pool2d(
     input = settled(input)
     constants = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     return _functions.avg_pool2d(input, *constants)
+
+
+# ---- batch norm and activations ---------------------------------------------------------------------------------
+
+# Values from which on ours is faster in training (measured); torch's is in evaluation, and without a backward where
+# channels lie last.
+LARGE = 131072
+
+
+def _is_faster(module: nn.Module, x: Tensor) -> bool:
+    if x.dtype not in (torch.float32, torch.float64) or x.ndim < 2 or not plain():
+        return False
+    if any(t is not None and t.dtype != x.dtype for t in (module.weight, module.bias, module.running_mean)):
+        return False
+    if x.numel() <= x.shape[1] or (module.weight is None) != (module.bias is None):
+        return False  # one value a channel: torch's own error
+    if matters(x):
+        return True
+    return (
+        module.training
+        and x.device.type == "cpu"
+        and x.numel() >= LARGE
+        and (x.is_contiguous() or (torch.is_grad_enabled() and x.requires_grad))
+    )
+
+
+def _normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    module: nn.Module,
+    followed: Followed | None,
+    counts: bool = True,
+    activation: str | None = None,
+    slope: float = 0.0,
+) -> Tensor:
+    """torch.nn.BatchNorm and an activation; ``counts``: whether it has a part in the running statistics."""
+    if followed is not None and activation is None:
+        followed.misses += 1
+    mean, var, momentum = module.running_mean, module.running_var, module.momentum
+    training = module.training or mean is None
+    if training and mean is not None:
+        if counts and module.num_batches_tracked is not None:
+            module.num_batches_tracked.add_(1)
+        if momentum is None:
+            momentum = 1 / float(module.num_batches_tracked)
+    if not counts and training:
+        mean = var = None
+    return GF.batch_norm_act(
+        x, mean, var, weight, bias, training, momentum or 0.0, module.eps, activation=activation, negative_slope=slope
+    )
+
+
+def _activate(name: str, input: Tensor, slope: float, inplace: bool) -> Tensor | None:
+    if not is_half("batch norm", input):
+        return None
+    x, weight, bias, module, followed, counts = fuse(input)
+    followed.misses = 0
+    result = _normalize(x, weight, bias, module, followed, counts, name, slope)
+    if inplace:
+        input.pair.result = result
+    else:  # who still wants it without the activation gets it, and it is not counted twice
+        input.pair.arguments = (x, weight, bias, module, followed, False)
+    return result
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    result = _activate("relu", input, 0.0, inplace)
+    return _functions.relu(settled(input), inplace) if result is None else result
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    result = _activate("leaky_relu", input, negative_slope, inplace) if negative_slope > 0 else None
+    return _functions.leaky_relu(settled(input), negative_slope, inplace) if result is None else result
 
 
 # ---- the functions that a model calls by itself -------------------------------------------------------------
@@ -190,11 +267,11 @@ def _settling(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _relu_(input: Tensor) -> Tensor:
-    return _functions.relu(input, True)
+    return relu(input, True)
 
 
 def _leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
-    return _functions.leaky_relu(input, negative_slope, True)
+    return leaky_relu(input, negative_slope, True)
 
 
 HANDLERS.update(
@@ -204,13 +281,13 @@ HANDLERS.update(
         F.interpolate: interpolate,
         F.avg_pool2d: avg_pool2d,
         F.adaptive_avg_pool2d: _settling(_functions.adaptive_avg_pool2d),
-        F.relu: _settling(_functions.relu),
-        torch.relu: _settling(_functions.relu),
-        Tensor.relu: _settling(_functions.relu),
-        F.relu_: _settling(_relu_),
-        Tensor.relu_: _settling(_relu_),
-        F.leaky_relu: _settling(_functions.leaky_relu),
-        F.leaky_relu_: _settling(_leaky_relu_),
+        F.relu: relu,
+        torch.relu: relu,
+        Tensor.relu: relu,
+        F.relu_: _relu_,
+        Tensor.relu_: _relu_,
+        F.leaky_relu: leaky_relu,
+        F.leaky_relu_: _leaky_relu_,
     }
 )
 
@@ -218,7 +295,7 @@ HANDLERS.update(
 # ---- modules ------------------------------------------------------------------------------------------------
 
 
-def _leaf(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def leaf(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A module's forward, which tells the scope that an operation comes."""
 
     @functools.wraps(function)
@@ -248,7 +325,7 @@ def unwatched(module: nn.Module) -> bool:
     )
 
 
-@_leaf
+@leaf
 def conv2d_forward(module: nn.Conv2d, followed: Followed | None, input: Tensor) -> Tensor:
     padding = module.padding
     if module.padding_mode != "zeros":
@@ -261,7 +338,7 @@ def conv2d_forward(module: nn.Conv2d, followed: Followed | None, input: Tensor) 
         state.followed = before
 
 
-@_leaf
+@leaf
 def conv_transpose2d_forward(module: nn.ConvTranspose2d, input: Tensor, output_size: list[int] | None = None) -> Tensor:
     if output_size is not None or module.padding_mode != "zeros":
         return type(module).forward(module, settled(input), output_size)
@@ -277,7 +354,7 @@ def conv_transpose2d_forward(module: nn.ConvTranspose2d, input: Tensor, output_s
     )
 
 
-@_leaf
+@leaf
 def convolution_forward(module: nn.Module, input: Tensor, *output_size: Any) -> Tensor:
     """Of one and three dimensions, either direction: torch's, with a cheap second derivative."""
     input = settled(input)
@@ -298,17 +375,28 @@ def convolution_forward(module: nn.Module, input: Tensor, *output_size: Any) -> 
     return type(module).forward(module, input, *output_size)
 
 
-@_leaf
+@leaf
+def batch_norm_forward(module: nn.Module, followed: Followed | None, input: Tensor) -> Tensor:
+    input = settled(input)
+    if not _is_faster(module, input) or torch.is_autocast_enabled(input.device.type):
+        return type(module).forward(module, input)
+    module._check_input_dim(input)
+    if followed is not None and followed.misses < followed.patience and unwatched(module) and may_defer(input):
+        return defer("batch norm", input.shape, _normalize, input, module.weight, module.bias, module, followed, True)
+    return _normalize(input, module.weight, module.bias, module, None)
+
+
+@leaf
 def relu_forward(module: nn.ReLU, input: Tensor) -> Tensor:
-    return _functions.relu(settled(input), module.inplace)
+    return relu(input, module.inplace)
 
 
-@_leaf
+@leaf
 def leaky_relu_forward(module: nn.LeakyReLU, input: Tensor) -> Tensor:
-    return _functions.leaky_relu(settled(input), module.negative_slope, module.inplace)
+    return leaky_relu(input, module.negative_slope, module.inplace)
 
 
-@_leaf
+@leaf
 def avg_pool2d_forward(module: nn.AvgPool2d, input: Tensor) -> Tensor:
     return avg_pool2d(
         input,
@@ -321,12 +409,12 @@ def avg_pool2d_forward(module: nn.AvgPool2d, input: Tensor) -> Tensor:
     )
 
 
-@_leaf
+@leaf
 def adaptive_avg_pool2d_forward(module: nn.AdaptiveAvgPool2d, input: Tensor) -> Tensor:
     return _functions.adaptive_avg_pool2d(settled(input), module.output_size)
 
 
-@_leaf
+@leaf
 def upsample_forward(module: nn.Upsample, input: Tensor) -> Tensor:
     if not unwatched(module):
         input = settled(input)

@@ -182,11 +182,15 @@ def settled(x: Any) -> Any:
     return x.value() if type(x) is Deferred else x
 
 
+def is_half(kind: str, x: Any) -> bool:
+    """Whether x is the first half of such a pair, and was not computed meanwhile."""
+    return type(x) is Deferred and x.pair.kind == kind and x.pair.result is None
+
+
 def fuse(first: Deferred) -> tuple:
     """The arguments of the first half of a pair that runs now."""
     first.pair.check()
-    if first.pair.result is None:
-        state.fused = (*state.fused, weakref.ref(first))
+    state.fused = (*state.fused, weakref.ref(first))
     return first.pair.arguments
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gankern.acceleration._scope import settle, state
+from gankern.acceleration._verify import copy_of
 from gankern.nn.utils._requests import Prepared, Request, Rules, normalize
 
 TOLERANCE = 1e-4  # relative; of weights and vectors after two iterations, which fp32 reproduces to about 1e-6
@@ -148,7 +148,7 @@ def _has_parts(module: nn.Module, family: Family) -> bool:
 def _same_numbers(module: nn.Module, name: str) -> bool:
     """Whether two training iterations and one in evaluation give the same weight and leave the same state."""
     family, normalizer = FAMILIES[name], Normalizer(name)
-    theirs, ours = copy.deepcopy(module), copy.deepcopy(module)
+    theirs, ours = copy_of(module), copy_of(module)
     if family.runs_inner:
         for trial in (theirs, ours):
             trial.module.forward = lambda *args, **kwargs: None

@@ -21,13 +21,21 @@ ALLOWED = {torch.float64: 1e-6, torch.float32: 0.1}
 GAINED = 1.02
 
 
+def copy_of(module: nn.Module) -> nn.Module:
+    """A deep copy, also of a module that keeps a computed tensor (as torch's spectral norm does)."""
+    computed = [
+        x for inner in module.modules() for x in inner.__dict__.values() if isinstance(x, Tensor) and not x.is_leaf
+    ]
+    return copy.deepcopy(module, {id(x): x.detach().clone() for x in computed})
+
+
 def verify(before: nn.Module, after: nn.Module, inputs: Any, report: Report) -> bool:
     """Enters errors and times into the report; whether anything became faster. Works on copies.
 
     Raises: RuntimeError where a result differs by more than rounding.
     """
     inputs = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    after = copy.deepcopy(after)
+    after = copy_of(after)
     for mode, run in MODES.items():
         try:
             error = _compare(mode, before, after, inputs)
@@ -68,10 +76,10 @@ def _compare_in_double(mode: str, before: nn.Module, after: nn.Module, inputs: t
         return x.double() if x.is_floating_point() else x
 
     try:
-        before, after = (copy.deepcopy(module).double() for module in (before, after))
+        before, after = (copy_of(module).double() for module in (before, after))
         after.load_state_dict(before.state_dict())  # the runs so far may have left buffers that differ in rounding
         inputs = tree_map_only(Tensor, double, inputs)
-        MODES[mode](copy.deepcopy(before), _fresh(inputs))
+        MODES[mode](copy_of(before), _fresh(inputs))
     except (RuntimeError, TypeError, ValueError):
         return None
     return _compare(mode, before, after, inputs)
