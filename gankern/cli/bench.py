@@ -39,7 +39,9 @@ def bench(
     scaling: Annotated[
         bool, typer.Option("--scaling", help="also time against size, batch, layers and threads, eager peers only")
     ] = False,
-    full: Annotated[bool, typer.Option("--full", help="all primitives, all models' steps, scaling; one peer compiled")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="all primitives, all models' steps, scaling; one peer compiled")
+    ] = False,
     compiled: Annotated[bool, typer.Option(help="also time each peer under torch.compile")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the record to this file")] = None,
     against: Annotated[
