@@ -238,8 +238,8 @@ def contend(
     result: Result, makers: Mapping[str, Callable[[], Callable[[], Any]]], seconds: float, least: int = 5
 ) -> None:
     """Runs the contenders' steps in turn for about ``seconds``, but ``least`` times, and enters times, memory, ratio
-    and interval into the result. ``makers`` has for each contender what makes its step. A peer that cannot do it is entered with the reason.
-    gankern's step is the last that ran."""
+    and interval into the result. ``makers`` has for each contender what makes its step. A peer that cannot do it is
+    entered with the reason. gankern's step is the last that ran."""
     steps: dict[str, Callable[[], Any]] = {}
     contenders, device = result.contenders, result.device
     for name, make in makers.items():
