@@ -56,7 +56,7 @@ def bench(
     alike (see gankern.keep_freed_memory).
 
     With --model, whole training steps: stock torch layers and a penalty written by hand, compiled where that runs,
-    against gankern's, and what the time goes to.
+    against gankern's, and what the time goes to; also torch's layers after gankern.accelerate.
 
     With --against, a case that seems slower is measured twice more, and counts only if it is slower each time.
     """
@@ -103,7 +103,7 @@ def bench(
             if earlier is not None:
                 results[-1] = _confirmed(results[-1], earlier, measure)
             progress.advance(bar)
-        variants = (benchmark.OURS, "torch")
+        variants = ("torch", benchmark.ACCELERATED, benchmark.OURS)
         breakdowns = {s.name: {v: end_to_end.breakdown(s, v, device) for v in variants} for s in steps}
 
     limits = f"copy {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.0f} G multiply-adds/s"
