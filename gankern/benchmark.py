@@ -30,9 +30,9 @@ from gankern.version import __version__
 
 MODES = ("forward", "forward + backward", "double backward")
 OURS = "gankern"
+ACCELERATED = "torch, accelerated"  # torch's layers under gankern.accelerate: no peer
 COMPILED = ", compiled"  # what a peer's name ends with under torch.compile
-# Rounds of one measurement: what its time allows, within these.
-LEAST_ROUNDS, MOST_ROUNDS = 5, 400
+MOST_ROUNDS = 400
 
 
 @dataclass
@@ -235,10 +235,12 @@ def measure(
     return result
 
 
-def contend(result: Result, makers: Mapping[str, Callable[[], Callable[[], Any]]], seconds: float) -> None:
-    """Runs the contenders' steps in turn for about ``seconds``, and enters times, memory, ratio and interval into the
-    result. ``makers`` has for each contender what makes its step. A peer that cannot do it is entered with the reason.
-    gankern's step is the last that ran."""
+def contend(
+    result: Result, makers: Mapping[str, Callable[[], Callable[[], Any]]], seconds: float, least: int = 5
+) -> None:
+    """Runs the contenders' steps in turn for about ``seconds``, but ``least`` times, and enters times, memory, ratio
+    and interval into the result. ``makers`` has for each contender what makes its step. A peer that cannot do it is
+    entered with the reason. gankern's step is the last that ran."""
     steps: dict[str, Callable[[], Any]] = {}
     contenders, device = result.contenders, result.device
     for name, make in makers.items():
@@ -255,10 +257,10 @@ def contend(result: Result, makers: Mapping[str, Callable[[], Callable[[], Any]]
     names = list(steps)
     times: dict[str, list[float]] = {name: [] for name in names}
     end = time.perf_counter() + seconds
-    while (rounds := len(times[names[0]])) < LEAST_ROUNDS or (time.perf_counter() < end and rounds < MOST_ROUNDS):
+    while (rounds := len(times[names[0]])) < least or (time.perf_counter() < end and rounds < MOST_ROUNDS):
         for name in names[rounds % len(names) :] + names[: rounds % len(names)]:
             times[name].append(_seconds(steps[name], device) * 1e3)
-    enter_times(result, times, [name for name in names if name != OURS])
+    enter_times(result, times, [name for name in names if name not in (OURS, ACCELERATED)])
     steps[OURS]()
 
 

@@ -39,7 +39,9 @@ def bench(
     scaling: Annotated[
         bool, typer.Option("--scaling", help="also time against size, batch, layers and threads, eager peers only")
     ] = False,
-    full: Annotated[bool, typer.Option("--full", help="all primitives, all models' steps, scaling")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="all primitives, all models' steps, scaling; one peer compiled")
+    ] = False,
     compiled: Annotated[bool, typer.Option(help="also time each peer under torch.compile")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the record to this file")] = None,
     against: Annotated[
@@ -54,7 +56,7 @@ def bench(
     alike (see gankern.keep_freed_memory).
 
     With --model, whole training steps: stock torch layers and a penalty written by hand, compiled where that runs,
-    against gankern's, and what the time goes to.
+    against gankern's, and what the time goes to; also torch's layers after gankern.accelerate.
 
     With --against, a case that seems slower is measured twice more, and counts only if it is slower each time.
     """
@@ -75,7 +77,7 @@ def bench(
     kept = memory.keep_freed_memory()
     console = Console()
     bandwidth, rate = benchmark.copy_bandwidth(device), benchmark.multiply_add_rate(device)
-    seconds = 1.0 if quick else 2.0
+    seconds = 1.0 if quick else 1.5 if full else 3.0
     primitives = [c for c in all_cases() if not op or c.primitive in op] if op or full or not model else []
     cases = [c for c in primitives if c.bench and (c.quick or not quick)]
     options = {"device": device, "compiled": compiled}
@@ -84,7 +86,7 @@ def bench(
     )
     # What is measured, by what it is called.
     work: dict[str, Callable[[], benchmark.Result]] = {
-        f"{case.primitive}: {case.name}, {mode}": partial(measure, case, mode, fastest_only=quick)
+        f"{case.primitive}: {case.name}, {mode}": partial(measure, case, mode, fastest_only=quick or full)
         for case in cases
         for mode in benchmark.MODES
     }
@@ -101,7 +103,7 @@ def bench(
             if earlier is not None:
                 results[-1] = _confirmed(results[-1], earlier, measure)
             progress.advance(bar)
-        variants = (benchmark.OURS, "torch")
+        variants = ("torch", benchmark.ACCELERATED, benchmark.OURS)
         breakdowns = {s.name: {v: end_to_end.breakdown(s, v, device) for v in variants} for s in steps}
 
     limits = f"copy {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.0f} G multiply-adds/s"
