@@ -135,6 +135,7 @@ CASES = [
     *(_case(kind, (16, 64, 64, 64), verify=False, quick=True) for kind in RUN),
     *(_case(kind, (4, 32, 256, 256), verify=False) for kind in RUN),
     *(_case(kind, (16, 64, 64, 64), verify=False, channels_last=True) for kind in RUN),
+    *(_case(kind, (4, 32, 256, 256), verify=False, channels_last=True) for kind in RUN),
     *(_case(kind, (2, 8, 32, 32), bench=False) for kind in RUN),
     _odd_case("up 2", (2, 3, 7, 9), (1, 2, 1), False, False),
     _odd_case("down 2", (2, 3, 18, 11), (1, 5, 10, 10, 5, 1), True, False),
