@@ -8,10 +8,11 @@ pytest-benchmark times one contender after the other. For ratios, use `gankern b
 import pytest
 import torch
 
-from gankern import benchmark, keep_freed_memory
+from gankern import benchmark, end_to_end, keep_freed_memory
 from gankern.cases import all_cases
 
 keep_freed_memory()
+device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def parameters(primitive):
@@ -25,9 +26,24 @@ def parameters(primitive):
     ]
 
 
+def steps(model):
+    """(training step, variant) of a model."""
+    return [
+        pytest.param(step, variant, id=f"{step.name}-{variant}")
+        for step in end_to_end.STEPS
+        if step.model == model
+        for variant in end_to_end.variants_of(compiled=True)
+    ]
+
+
+def run_step(timer, step, variant):
+    """Times one variant of a training step."""
+    timer.group = step.name
+    timer.pedantic(end_to_end.make_step(step, variant, device), rounds=5, warmup_rounds=1)
+
+
 def run(timer, case, mode, name):
     """Times one contender with pytest-benchmark's fixture ``timer``."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     timer.group = f"{case.name}, {mode}"
     step = benchmark.step_of(benchmark.candidates_of(case, mode, True)[name], case, torch.float32, device, mode)
     timer.pedantic(step, rounds=20, warmup_rounds=3)

@@ -12,12 +12,14 @@ from gankern.version import __version__
 
 __all__ = [
     "__version__",
+    "accelerate",
     "convolution_precision",
     "fast_double_backward",
     "get_convolution_precision",
     "keep_freed_memory",
     "last_implementation",
     "replace_upsampling",
+    "restore",
     "set_convolution_precision",
     "use_implementation",
 ]
@@ -29,4 +31,8 @@ def __getattr__(name: str):
         from gankern.replacement import replace_upsampling
 
         return replace_upsampling
+    if name in ("accelerate", "restore"):
+        from gankern import acceleration
+
+        return getattr(acceleration, name)
     raise AttributeError(f"module 'gankern' has no attribute {name!r}")

@@ -30,6 +30,9 @@ from gankern.version import __version__
 
 MODES = ("forward", "forward + backward", "double backward")
 OURS = "gankern"
+ACCELERATED = "torch, accelerated"  # torch's layers under gankern.accelerate: no peer
+COMPILED = ", compiled"  # what a peer's name ends with under torch.compile
+MOST_ROUNDS = 400
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Result:
     bytes: int | None = None  # the least that must move
     operations: int | None = None  # and be computed
     limit: float | None = None  # milliseconds that the larger of the two takes at the measured rates
+    along: tuple[str, float] | None = None  # of a scaling run: what varies, and its value here
 
     @property
     def verdict(self) -> str:
@@ -132,13 +136,15 @@ def _seconds(function: Callable[[], Any], device: str) -> float:
 
 def candidates_of(case: Case, mode: str, compiled: bool) -> dict[str, Callable[[Sequence[Tensor]], Any]]:
     """What takes part: gankern, every peer, and (``compiled``) every peer under torch.compile, which has no double
-    backward."""
+    backward. In a scaling run the reference is a peer."""
     candidates: dict[str, Callable[[Sequence[Tensor]], Any]] = {OURS: lambda inputs: case.run(None, inputs)}
+    if case.along is not None:
+        candidates["reference"] = lambda inputs: case.run("reference", inputs)
     for name, peer in case.peers.items():
         candidates[name] = peer
         if compiled and mode != "double backward":
             torch._dynamo.reset()
-            candidates[f"{name}, compiled"] = torch.compile(peer)
+            candidates[name + COMPILED] = torch.compile(peer)
     return candidates
 
 
@@ -203,13 +209,19 @@ def measure(
     bandwidth: float,
     rate: float,
     compiled: bool = True,
+    fastest_only: bool = False,
     seconds: float = 2.0,
 ) -> Result:
     """Times one case in one mode: gankern, every peer, and (``compiled``) every peer under torch.compile, for about
-    ``seconds`` in all."""
+    ``seconds`` in all. With ``fastest_only`` only the eager formulation that is fastest is compiled too: compiling
+    takes longer than measuring."""
     candidates = candidates_of(case, mode, compiled)
     makers = {name: partial(step_of, run, case, dtype, device, mode) for name, run in candidates.items()}
-    result = Result(case.primitive, case.name, mode, short(dtype), device, "")
+    if compiled and fastest_only and len(case.peers) > 1:
+        trial = Result(case.primitive, case.name, mode, short(dtype), device, "")
+        contend(trial, {name: makers[name] for name in (OURS, *case.peers)}, 0.0)
+        makers = {n: make for n, make in makers.items() if not n.endswith(COMPILED) or n == trial.peer + COMPILED}
+    result = Result(case.primitive, case.name, mode, short(dtype), device, "", along=case.along)
     contend(result, makers, seconds)
     result.implementation = last_implementation(case.primitive) or "?"
     work = case.work(case.make(torch.float32, device))
@@ -223,19 +235,18 @@ def measure(
     return result
 
 
-def contend(result: Result, makers: Mapping[str, Callable[[], Callable[[], Any]]], seconds: float) -> None:
-    """Runs the contenders' steps in turn for about ``seconds``, and enters times, memory, ratio and interval into the
-    result. ``makers`` has for each contender what makes its step. A peer that cannot do it is entered with the reason.
-    gankern's step is the last that ran."""
+def contend(
+    result: Result, makers: Mapping[str, Callable[[], Callable[[], Any]]], seconds: float, least: int = 5
+) -> None:
+    """Runs the contenders' steps in turn for about ``seconds``, but ``least`` times, and enters times, memory, ratio
+    and interval into the result. ``makers`` has for each contender what makes its step. A peer that cannot do it is
+    entered with the reason. gankern's step is the last that ran."""
     steps: dict[str, Callable[[], Any]] = {}
     contenders, device = result.contenders, result.device
-    once = 0.0
     for name, make in makers.items():
         try:
             step = make()
-            step()
-            step()
-            once += _seconds(step, device)
+            step()  # what is compiled or cached at the first call is not part of any figure
             contenders[name] = Contender(peak_bytes=_peak_bytes(step, device))
             steps[name] = step
         except (RuntimeError, NotImplementedError, MemoryError) as error:
@@ -243,24 +254,27 @@ def contend(result: Result, makers: Mapping[str, Callable[[], Callable[[], Any]]
                 raise
             contenders[name] = Contender(failure=str(error).strip().splitlines()[0][:200])
 
-    rounds = min(400, max(5, int(seconds / max(once, 1e-6))))
     names = list(steps)
-    times = {name: np.empty(rounds) for name in names}
-    for i in range(rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            times[name][i] = _seconds(steps[name], device) * 1e3
-    for name in names:
-        contenders[name].median = float(np.median(times[name]))
-        contenders[name].quartiles = tuple(float(q) for q in np.percentile(times[name], (25, 75)))
+    times: dict[str, list[float]] = {name: [] for name in names}
+    end = time.perf_counter() + seconds
+    while (rounds := len(times[names[0]])) < least or (time.perf_counter() < end and rounds < MOST_ROUNDS):
+        for name in names[rounds % len(names) :] + names[: rounds % len(names)]:
+            times[name].append(_seconds(steps[name], device) * 1e3)
+    enter_times(result, times, [name for name in names if name not in (OURS, ACCELERATED)])
+    steps[OURS]()
 
-    peers = [name for name in names if name != OURS]
+
+def enter_times(result: Result, times: Mapping[str, Sequence[float]], peers: Sequence[str]) -> None:
+    """Enters into the result the milliseconds of each contender's rounds, and how the fastest peer compares."""
+    for name, own in times.items():
+        result.contenders[name].median = float(np.median(own))
+        result.contenders[name].quartiles = tuple(float(q) for q in np.percentile(own, (25, 75)))
     if peers:
-        result.peer = min(peers, key=lambda name: contenders[name].median)
-        ratios = times[result.peer] / times[OURS]
-        picks = np.random.default_rng(0).integers(0, rounds, (1000, rounds))
+        result.peer = min(peers, key=lambda name: result.contenders[name].median)
+        ratios = np.divide(times[result.peer], times[OURS])
+        picks = np.random.default_rng(0).integers(0, len(ratios), (1000, len(ratios)))
         result.ratio = float(np.median(ratios))
         result.interval = tuple(float(q) for q in np.percentile(np.median(ratios[picks], axis=1), (2.5, 97.5)))
-    steps[OURS]()
 
 
 def to_dict(result: Result) -> dict[str, Any]:

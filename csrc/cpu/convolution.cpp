@@ -11,8 +11,10 @@
 //              for some output channels at a time:
 //                M[m][tile][out channel] += V U           the matrix product below, a product j at a time
 //                out = A M A^T, plus bias, leaky ReLU
-//   weight   for a chunk of rows of tiles: V as above and W[m][panel][tile][32] = A^T g A, then
+//   weight   for a chunk of rows of tiles: V[v][panel of 32 in channels][tile][32] = B x B^T and
+//            W[m][panel][tile][32] = A^T g A, then
 //              dU[product][panel][in channel][32] += V^T W;  at the end dw = G^T dU G
+//            (panels on both sides: what a product reads follows each other in memory)
 //
 // The data gradient of a row is another row's forward (gankern/ops/convolution.py knows which), so these two
 // kernels give derivatives of any order.
@@ -639,16 +641,17 @@ void accumulate_products(const Convolution& t, const Plan<R, Acc<T>>& plan, int6
   using B = Matrix<R::kB, false>;
   using At = Matrix<R::kA, true>;
   constexpr int64_t products = R::kProducts * R::kProducts;
+  const int64_t in_panels = ceil_div(t.in.channels, kPanel<A>);
   const int64_t tile_bytes =
-      (R::kV * R::kV * plan.depth + R::kM * R::kM * plan.panels * kPanel<A>)*int64_t(sizeof(A));
+      (R::kV * R::kV * in_panels + R::kM * R::kM * plan.panels) * kPanel<A> * int64_t(sizeof(A));
   const int64_t rows = rows_of_block(last - first, plan.tiles_x, tile_bytes, chunk_bytes);
   const int64_t tiles = rows * plan.tiles_x;
-  const int64_t v_plane = odd_lines<A>(tiles * plan.depth), w_panel = odd_lines<A>(tiles * kPanel<A>);
-  const int64_t w_plane = plan.panels * w_panel;
+  const int64_t panel = odd_lines<A>(tiles * kPanel<A>);
+  const int64_t v_plane = in_panels * panel, w_plane = plan.panels * panel;
   Scratch<A> v(R::kV * R::kV * v_plane), w(R::kM * R::kM * w_plane);
   // A task of the transforms: some rows of tiles. One of the products: one product, one panel of output
-  // channels and a part of the input channels.
-  const int64_t step = ceil_div(rows, 16), parts = ceil_div(32, products * plan.panels);
+  // channels and some panels of the input channels.
+  const int64_t step = ceil_div(rows, 16), parts = min(in_panels, ceil_div(32, products * plan.panels));
   const int64_t zero_values = padded_channels<A>(max(t.in.channels, t.out.channels));
   const int64_t room =
       max(turned_values<A>(t.in, step, R::kStep, R::kIn), turned_values<A>(t.out, step, R::kOut, R::kOut));
@@ -661,25 +664,27 @@ void accumulate_products(const Convolution& t, const Plan<R, Acc<T>>& plan, int6
       for (; task < end_task; ++task) {
         const int64_t from = begin + task * step, to = min(end, from + step),
                       tile = task * step * plan.tiles_x;
-        transform_rows<T, B, false>(t.in, from, to, plan.tiles_y, plan.tiles_x, plan.before, R::kStep, reader,
-                                    {v.data + tile * plan.depth, v_plane, plan.depth, 0});
+        transform_rows<T, B, true>(t.in, from, to, plan.tiles_y, plan.tiles_x, plan.before, R::kStep, reader,
+                                   {v.data + tile * kPanel<A>, v_plane, kPanel<A>, panel});
         transform_rows<T, At, true>(t.out, from, to, plan.tiles_y, plan.tiles_x, 0, R::kOut, reader,
-                                    {w.data + tile * kPanel<A>, w_plane, kPanel<A>, w_panel});
+                                    {w.data + tile * kPanel<A>, w_plane, kPanel<A>, panel});
       }
     });
     parallel_for(parallel, products * plan.panels * parts, 1, [&](int64_t task, int64_t end_task) {
       for (; task < end_task; ++task) {
-        const int64_t product = task / (plan.panels * parts), panel = task / parts % plan.panels;
-        const int64_t part = task % parts;
-        const int64_t top = t.in.channels * part / parts, bottom = t.in.channels * (part + 1) / parts;
+        const int64_t product = task / (plan.panels * parts), out = task / parts % plan.panels;
+        const int64_t first_in = in_panels * (task % parts) / parts;
+        const int64_t last_in = in_panels * (task % parts + 1) / parts;
         const int i = int(product / R::kProducts), j = int(product % R::kProducts);
-        const A* a = v.data + (R::kVOf[i] * R::kV + R::kVOf[j]) * v_plane + top;
-        const A* b = w.data + (R::kMOf[i] * R::kM + R::kMOf[j]) * w_plane + panel * w_panel;
-        A* c = du + product * plan.product_values(t) + panel * plan.panel_values(t) + top * kPanel<A>;
+        const A* a = v.data + (R::kVOf[i] * R::kV + R::kVOf[j]) * v_plane;
+        const A* b = w.data + (R::kMOf[i] * R::kM + R::kMOf[j]) * w_plane + out * panel;
+        A* c = du + product * plan.product_values(t) + out * plan.panel_values(t);
         for (int64_t tile = 0; tile < count; tile += kDepth)
-          panel_product<A>(bottom - top, min(kDepth, count - tile), t.out.channels - panel * kPanel<A>,
-                           a + tile * plan.depth, 1, plan.depth, b + tile * kPanel<A>, c, kPanel<A>,
-                           begin + tile > first);
+          for (int64_t in = first_in; in < last_in; ++in)
+            panel_product<A>(min(kPanel<A>, t.in.channels - in * kPanel<A>), min(kDepth, count - tile),
+                             t.out.channels - out * kPanel<A>, a + in * panel + tile * kPanel<A>, 1,
+                             kPanel<A>, b + tile * kPanel<A>, c + in * kPanel<A> * kPanel<A>, kPanel<A>,
+                             begin + tile > first);
       }
     });
   }

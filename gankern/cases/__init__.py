@@ -42,9 +42,20 @@ class Case:
     verify: bool = True
     bench: bool = True
     quick: bool = False  # also part of the quick runs
+    # Of a scaling run: what varies from case to case, and its value here. Such a case has no other part.
+    along: tuple[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.along is not None:
+            object.__setattr__(self, "verify", False)
+            object.__setattr__(self, "bench", False)
 
 
 def all_cases() -> list[Case]:
     """The cases of every primitive, in the primitives' alphabetical order."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     return [case for name in names for case in importlib.import_module(f"{__name__}.{name}").CASES]
+
+
+# Heights and widths along which the layers of feature maps [16, 64, H, W] are scaled.
+SIDES = (2, 4, 8, 16, 32, 64, 128)

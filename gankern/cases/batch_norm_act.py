@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import gankern.functional as GF
-from gankern.cases import Case, Work
+from gankern.cases import SIDES, Case, Work
 
 NAME = "batch_norm_act"
 SLOPE = 0.2
@@ -48,17 +49,24 @@ def _work(inputs: Sequence[Tensor]) -> dict[str, Work]:
     return {mode: Work(n * size) for mode, n in {"forward": 2, "backward": 3, "double backward": 5}.items()}
 
 
-def _case(name: str, shape: tuple[int, ...], *, last: bool = False, per_sample: bool = False, **options: bool) -> Case:
+def _case(name: str, shape: tuple[int, ...], *, last: bool = False, per_sample: bool = False, **options: Any) -> Case:
     return Case(NAME, name, partial(_make, shape, last, per_sample), _run, {"torch": _torch}, _work, **options)
 
 
 SIZES = {"16x128x64x64": (16, 128, 64, 64), "64x128x32x32": (64, 128, 32, 32), "16x512x4x4": (16, 512, 4, 4)}
 CASES = [
-    _case(f"{name}{' channels_last' if last else ''}", shape, last=last, verify=shape == (16, 512, 4, 4))
+    _case(
+        f"{name}{' channels_last' if last else ''}",
+        shape,
+        last=last,
+        verify=shape == (16, 512, 4, 4),
+        quick=name == "16x128x64x64" and not last,
+    )
     for name, shape in SIZES.items()
     for last in (False, True)
 ]
 CASES += [
+    *(_case(f"16x64x{side}x{side}", (16, 64, side, side), along=("height", side)) for side in SIDES),
     _case("conditional 64x128x32x32", (64, 128, 32, 32), per_sample=True, verify=False),
     _case("5x7x9x11", (5, 7, 9, 11), bench=False, quick=True),
     _case("conditional 5x7x3x3 channels_last", (5, 7, 3, 3), last=True, per_sample=True, bench=False, quick=True),

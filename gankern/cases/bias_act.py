@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import gankern.functional as GF
-from gankern.cases import Case, Work
+from gankern.cases import SIDES, Case, Work
 
 NAME = "bias_act"
 # The tensors that benchmarks take, of both memory formats.
@@ -27,6 +28,11 @@ def make(shape: tuple[int, ...], memory_format: str, dtype: torch.dtype, device:
 
 def label(shape: tuple[int, ...], memory_format: str) -> str:
     return f"{'x'.join(map(str, shape))} {memory_format}"
+
+
+def quick(shape: tuple[int, ...], memory_format: str) -> bool:
+    """Whether it is the one that quick runs take: larger than the caches."""
+    return shape == SHAPES[0] and memory_format == "contiguous"
 
 
 def _run(activation: str, implementation: str | None, inputs: Sequence[Tensor]) -> Tensor:
@@ -48,16 +54,27 @@ def _work(inputs: Sequence[Tensor]) -> dict[str, Work]:
     return {"forward": Work(2 * x), "backward": Work(3 * x), "double backward": Work(2 * x)}
 
 
-def _case(name: str, shape: tuple[int, ...], memory_format: str, activation: str, **options: bool) -> Case:
+def _case(name: str, shape: tuple[int, ...], memory_format: str, activation: str, **options: Any) -> Case:
     peers = {"eager": _eager, "in place": _in_place} if activation == "leaky_relu" else {}
     return Case(NAME, name, partial(make, shape, memory_format), partial(_run, activation), peers, _work, **options)
 
 
 CASES = [
     *(
-        _case(label(shape, memory_format), shape, memory_format, "leaky_relu", verify=False, quick=shape[1] == 512)
+        _case(
+            label(shape, memory_format),
+            shape,
+            memory_format,
+            "leaky_relu",
+            verify=False,
+            quick=quick(shape, memory_format),
+        )
         for shape in SHAPES
         for memory_format in FORMATS
+    ),
+    *(
+        _case(label(shape, "contiguous"), shape, "contiguous", "leaky_relu", along=("height", shape[2]))
+        for shape in ((16, 64, side, side) for side in SIDES)
     ),
     *(
         _case(f"{activation} 5x7x9x3 {memory_format}", (5, 7, 9, 3), memory_format, activation, bench=False, quick=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import gankern.functional as GF
-from gankern.cases import Case, Work
+from gankern.cases import SIDES, Case, Work
 
 NAME = "convolution"
 Inputs = Sequence[Tensor]
@@ -100,7 +101,7 @@ def _work(kind: str, inputs: Inputs) -> dict[str, Work]:
     return {"forward": Work(total, macs), "backward": Work(2 * total, 2 * macs)}
 
 
-def _case(kind: str, n: int, c: int, d: int, h: int, layout: str, **options: bool) -> Case:
+def _case(kind: str, n: int, c: int, d: int, h: int, layout: str, **options: Any) -> Case:
     _, peers, _, _, _ = KINDS[kind]
     name = f"{kind} N={n} {c}->{d} {h}x{h}{' channels_last' if layout == 'channels_last' else ''}"
     return Case(
@@ -124,13 +125,21 @@ TIMED = {
 }
 QUICK = {("upsample", 16, 512, 512, 8), ("3x3", 16, 256, 256, 16)}
 
-CASES = [
-    _case(kind, *shape, layout, verify=False, quick=(kind, *shape) in QUICK)
-    for kind, shapes in TIMED.items()
-    for shape in shapes
-    for layout in LAYOUTS
-] + [
-    _case(kind, *shape, layout, bench=False, quick=layout == "contiguous")
-    for kind in KINDS
-    for shape, layout in (((2, 19, 37, 6), "contiguous"), ((1, 32, 16, 9), "channels_last"))
-]
+CASES = (
+    [
+        _case(kind, *shape, layout, verify=False, quick=(kind, *shape) in QUICK and layout == "contiguous")
+        for kind, shapes in TIMED.items()
+        for shape in shapes
+        for layout in LAYOUTS
+    ]
+    + [
+        _case(kind, 16, 128, 128, side, "contiguous", along=(f"height, {kind}", side))
+        for kind in ("3x3", "upsample")
+        for side in SIDES[1:-1]
+    ]
+    + [
+        _case(kind, *shape, layout, bench=False, quick=layout == "contiguous")
+        for kind in KINDS
+        for shape, layout in (((2, 19, 37, 6), "contiguous"), ((1, 32, 16, 9), "channels_last"))
+    ]
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,11 +39,11 @@ def _linalg(inputs: Sequence[Tensor]) -> Tensor:
 
 
 def _work(inputs: Sequence[Tensor]) -> dict[str, Work]:
-    size = 4 * inputs[0].numel()
-    return {"forward": Work(size), "backward": Work(2 * size), "double backward": Work(5 * size)}
+    size, out = 4 * inputs[0].numel(), 4 * len(inputs[0])
+    return {"forward": Work(size + out), "backward": Work(2 * size + out), "double backward": Work(5 * size + 2 * out)}
 
 
-def _case(*shape: int, **options: bool) -> Case:
+def _case(*shape: int, **options: Any) -> Case:
     name = " x ".join(map(str, shape))
     return Case(NAME, name, partial(_make, shape), _run, {"norm": _torch, "vector_norm": _linalg}, _work, **options)
 
@@ -52,6 +53,7 @@ CASES = [
     _case(16, 3, 256, 256, verify=False),
     _case(8, 3, 1024, 1024, verify=False),
     _case(256, 2, verify=False),
+    *(_case(n, 3, 64, 64, along=("batch", n)) for n in (1, 4, 16, 64, 256)),
     _case(5, 3, 9, 7, bench=False, quick=True),
     _case(1, 8193, bench=False, quick=True),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def _work(inputs: Sequence[Tensor]) -> dict[str, Work]:
 
 
 def _case(
-    name: str, count: int, kernels: int, dims: int, other: int | None = None, *, peers: bool = True, **options: bool
+    name: str, count: int, kernels: int, dims: int, other: int | None = None, *, peers: bool = True, **options: Any
 ) -> Case:
     formulations: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {"cdist": _cdist}
     if count * count * kernels * dims < 2**28:  # of elements in the tensor of pairs
@@ -78,6 +79,7 @@ CASES = [
     _case("N=1024 B=100 C=5", 1024, 100, 5, verify=False),
     _case("N=128 K=256 B=100 C=5", 128, 100, 5, 256),
     _case("N=1024 B=4 C=16", 1024, 4, 16, verify=False),
+    *(_case(f"N={n} B=100 C=5", n, 100, 5, along=("batch", n)) for n in (4, 16, 64, 256, 1024)),
     _case("N=37 B=7 C=3", 37, 7, 3, bench=False, quick=True),
     _case("N=21 K=38 B=3 C=9", 21, 3, 9, 38, bench=False, quick=True),
 ]

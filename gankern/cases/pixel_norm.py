@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gankern.functional as GF
-from gankern.cases import Case, Work
-from gankern.cases.bias_act import FORMATS, SHAPES, label, make
+from gankern.cases import SIDES, Case, Work
+from gankern.cases.bias_act import FORMATS, SHAPES, label, make, quick
 
 NAME = "pixel_norm"
 EPS = 1e-8
@@ -58,10 +58,22 @@ CASES = [
             PEERS,
             _work,
             verify=False,
-            quick=shape[1] == 512,
+            quick=quick(shape, memory_format),
         )
         for shape in SHAPES
         for memory_format in FORMATS
+    ),
+    *(
+        Case(
+            NAME,
+            label(shape, "contiguous"),
+            partial(make, shape, "contiguous"),
+            _run,
+            PEERS,
+            _work,
+            along=("height", shape[2]),
+        )
+        for shape in ((16, 64, side, side) for side in SIDES)
     ),
     *(
         Case(

@@ -78,10 +78,16 @@ def work(inputs: Sequence[Tensor]) -> dict[str, Work]:
 
 CASES = [
     Case("spectral_norm", f"{network}, {form}", functools.partial(make, shapes), run,
-         {"torch parametrization": torch_parametrization}, work, verify=False, quick=True)
+         {"torch parametrization": torch_parametrization}, work, verify=False,
+         quick=form == "grouped" and len(shapes) > 1)
     for network, shapes in NETWORKS.items()
     for form, run in (("grouped", grouped), ("layer by layer", layer_by_layer))
     if len(shapes) > 1 or form == "grouped"
+] + [
+    Case("spectral_norm", f"{count} layers of 128->128 3x3",
+         functools.partial(make, [(128, 128, 3, 3)] * count), grouped,
+         {"torch parametrization": torch_parametrization}, work, along=("layers", count))
+    for count in (1, 2, 4, 8, 16, 32)
 ] + [
     Case("spectral_norm", name, functools.partial(make, shapes), grouped, bench=False, quick=True)
     for name, shapes in VERIFIED.items()

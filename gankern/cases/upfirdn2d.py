@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import gankern.functional as GF
-from gankern.cases import Case, Work
+from gankern.cases import SIDES, Case, Work
 
 NAME = "upfirdn2d"
 TAPS = (1.0, 3.0, 3.0, 1.0)
@@ -117,7 +118,7 @@ def _work(kind: str, inputs: Sequence[Tensor]) -> dict[str, Work]:
     return {"forward": work, "backward": work}
 
 
-def _case(kind: str, shape: tuple[int, ...], *, channels_last: bool = False, **options: bool) -> Case:
+def _case(kind: str, shape: tuple[int, ...], *, channels_last: bool = False, **options: Any) -> Case:
     name = f"{kind} {'x'.join(map(str, shape))}{' channels_last' if channels_last else ''}"
     make = partial(_make, shape, TAPS, channels_last, False)
     peers = {name: partial(peer, kind) for name, peer in PEERS.items()}
@@ -132,11 +133,12 @@ def _odd_case(kind: str, shape: tuple[int, ...], taps: Sequence[float], channels
 
 
 CASES = [
-    *(_case(kind, (16, 64, 64, 64), verify=False, quick=True) for kind in RUN),
+    *(_case(kind, (16, 64, 64, 64), verify=False, quick=kind != "same") for kind in RUN),
     *(_case(kind, (4, 32, 256, 256), verify=False) for kind in RUN),
     *(_case(kind, (16, 64, 64, 64), verify=False, channels_last=True) for kind in RUN),
     *(_case(kind, (4, 32, 256, 256), verify=False, channels_last=True) for kind in RUN),
     *(_case(kind, (2, 8, 32, 32), bench=False) for kind in RUN),
+    *(_case("up 2", (16, 64, side, side), along=("height", side)) for side in SIDES),
     _odd_case("up 2", (2, 3, 7, 9), (1, 2, 1), False, False),
     _odd_case("down 2", (2, 3, 18, 11), (1, 5, 10, 10, 5, 1), True, False),
     _odd_case("same", (2, 3, 7, 9), (1, 2, 1), False, True),

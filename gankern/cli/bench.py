@@ -1,6 +1,8 @@
 """gankern bench: is every kernel fast on this machine, and how far from its limit?"""
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +15,7 @@ from rich.table import Table
 
 from gankern import benchmark, end_to_end, memory
 from gankern._names import look_up
-from gankern.cases import all_cases
+from gankern.cases import Case, all_cases
 from gankern.cli._choose import check_device, check_primitives
 from gankern.cli._fail import fail
 from gankern.files import write_json
@@ -31,7 +33,15 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads [default: torch's]")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="fewer shapes, a second each")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="one or two shapes a primitive, a second each, one peer compiled")
+    ] = False,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="also time against size, batch, layers and threads, eager peers only")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="all primitives, all models' steps, scaling; one peer compiled")
+    ] = False,
     compiled: Annotated[bool, typer.Option(help="also time each peer under torch.compile")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the record to this file")] = None,
     against: Annotated[
@@ -46,7 +56,7 @@ def bench(
     alike (see gankern.keep_freed_memory).
 
     With --model, whole training steps: stock torch layers and a penalty written by hand, compiled where that runs,
-    against gankern's, and what the time goes to.
+    against gankern's, and what the time goes to; also torch's layers after gankern.accelerate.
 
     With --against, a case that seems slower is measured twice more, and counts only if it is slower each time.
     """
@@ -55,6 +65,9 @@ def bench(
         check_device(device)
         if dtype not in DTYPES:
             raise ValueError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
+        if quick and full:
+            raise ValueError("--quick and --full exclude each other")
+        model, scaling = (["all"], True) if full else (model, scaling)
         steps = _steps(model, quick)
         earlier = None if against is None else load(against)
     except ValueError as error:
@@ -64,18 +77,21 @@ def bench(
     kept = memory.keep_freed_memory()
     console = Console()
     bandwidth, rate = benchmark.copy_bandwidth(device), benchmark.multiply_add_rate(device)
-    seconds = 1.0 if quick else 4.0
-    cases = [c for c in all_cases() if c.bench and (not op or c.primitive in op) and (c.quick or not quick)]
-    rates = {"bandwidth": bandwidth, "rate": rate}
+    seconds = 1.0 if quick else 1.5 if full else 3.0
+    primitives = [c for c in all_cases() if not op or c.primitive in op] if op or full or not model else []
+    cases = [c for c in primitives if c.bench and (c.quick or not quick)]
     options = {"device": device, "compiled": compiled}
+    measure = partial(
+        benchmark.measure, dtype=DTYPES[dtype], bandwidth=bandwidth, rate=rate, seconds=seconds, **options
+    )
     # What is measured, by what it is called.
     work: dict[str, Callable[[], benchmark.Result]] = {
-        f"{case.primitive}: {case.name}, {mode}": partial(
-            benchmark.measure, case, mode, dtype=DTYPES[dtype], seconds=seconds, **rates, **options
-        )
-        for case in (cases if op or not model else ())
+        f"{case.primitive}: {case.name}, {mode}": partial(measure, case, mode, fastest_only=quick or full)
+        for case in cases
         for mode in benchmark.MODES
     }
+    if scaling:
+        work |= _scaling(primitives, partial(measure, compiled=False), device)
     work |= {step.name: partial(end_to_end.measure, step, seconds=10 * seconds, **options) for step in steps}
 
     results = []
@@ -87,20 +103,27 @@ def bench(
             if earlier is not None:
                 results[-1] = _confirmed(results[-1], earlier, measure)
             progress.advance(bar)
-        variants = (benchmark.OURS, "torch")
+        variants = ("torch", benchmark.ACCELERATED, benchmark.OURS)
         breakdowns = {s.name: {v: end_to_end.breakdown(s, v, device) for v in variants} for s in steps}
 
     limits = f"copy {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.0f} G multiply-adds/s"
     console.print(f"{limits}, {torch.get_num_threads()} threads, {dtype}")
-    table = Table("case", "mode", "ran", "gankern ms", "peer ms", "peer", "ratio", "95 %", "of limit", "memory")
+    # What a narrow terminal has no room for comes last.
+    columns = ["case", "mode", "ratio", "gankern ms", "peer ms", "peer", "95 %", "of limit", "memory", "ran"]
+    columns = columns[: 10 if console.width >= 150 else 6 if console.width >= 110 else 4]
+    table = Table()
+    for column in columns:
+        table.add_column(column, no_wrap=column not in ("case", "mode", "peer"), overflow="fold")
     for r in results:
         ours, peer = r.contenders[benchmark.OURS], r.contenders.get(r.peer or "")
         interval = "" if r.interval is None else f"{r.interval[0]:.2f} to {r.interval[1]:.2f}"
         limit = "" if r.limit is None else f"{r.limit / ours.median:.0%}"
         held = "" if peer is None else f"{ours.peak_bytes / 1e6:.1f} / {peer.peak_bytes / 1e6:.1f} MB"
         theirs = "" if peer is None else f"{peer.median:.3f}"
-        table.add_row(f"{r.primitive}: {r.case}", r.mode, r.implementation, f"{ours.median:.3f}",
-                      theirs, r.peer or "", r.verdict, interval, limit, held)  # fmt: skip
+        mode = r.mode + ("" if r.along is None else f", {r.along[0]} {r.along[1]:g}")
+        row = [f"{r.primitive}: {r.case}", mode, r.verdict, f"{ours.median:.3f}", theirs, r.peer or "",
+               interval, limit, held, r.implementation]  # fmt: skip
+        table.add_row(*row[: len(columns)])
     console.print(table)
     for r in results:
         for name, contender in r.contenders.items():
@@ -110,6 +133,7 @@ def bench(
         _print_breakdowns(console, breakdowns)
     settings = {
         "quick": quick,
+        "seconds": seconds,
         "freed_memory_kept": kept,
         "copy_bandwidth": bandwidth,
         "multiply_add_rate": rate,
@@ -136,6 +160,29 @@ def _steps(names: list[str] | None, quick: bool) -> list[end_to_end.Step]:
     return [s for s in wanted if s.quick or not quick]
 
 
+def _scaling(cases: list[Case], measure: Callable[..., benchmark.Result], device: str) -> dict[str, Callable]:
+    """The cases along a size, and on the CPU the quick ones along the number of threads."""
+    mode = benchmark.MODES[1]
+
+    def on_threads(count: int, case: Case) -> benchmark.Result:
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            return measure(replace(case, along=("threads", count)), mode)
+        finally:
+            torch.set_num_threads(before)
+
+    along = [case for case in cases if case.along is not None]
+    work = {f"{c.primitive}: {c.name}, along {c.along[0]}": partial(measure, c, mode) for c in along}
+    counts = [2**i for i in range((os.cpu_count() or 1).bit_length())] if device == "cpu" else []
+    return work | {
+        f"{case.primitive}: {case.name}, {count} threads": partial(on_threads, count, case)
+        for case in cases
+        if case.bench and case.quick
+        for count in counts
+    }
+
+
 def _print_breakdowns(console: Console, breakdowns: dict[str, dict[str, dict[str, float]]]) -> None:
     kinds = next(iter(next(iter(breakdowns.values())).values()))
     table = Table("step", "layers", *kinds, title="milliseconds of one step, by what they are spent on")
@@ -157,7 +204,8 @@ def _confirmed(
 def _print_changes(console: Console, changes: list[Change]) -> None:
     table = Table("case", "mode", "before ms", "after ms", "relative to peers", "verdict", title="against the record")
     for change in changes:
-        primitive, case, mode, *_ = change.key
+        primitive, case, mode, *_, along = change.key
+        mode += "" if along is None else f", {along[0]} {along[1]:g}"
         table.add_row(f"{primitive}: {case}", mode, f"{change.before_ms:.3f}", f"{change.after_ms:.3f}",
                       f"{change.factor - 1:+.0%}", change.verdict)  # fmt: skip
     console.print(table)

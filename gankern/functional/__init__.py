@@ -2,13 +2,23 @@
 
 Every function takes ``implementation=``: None (what :func:`gankern.use_implementation` or the variable
 GANKERN_IMPLEMENTATION says), "auto", "reference", "cpu", "triton" or "cuda".
+
+``import gankern.functional as F`` in place of ``import torch.nn.functional as F``: what gankern has is gankern's, every
+other name is torch's own.
 """
 
+from typing import TYPE_CHECKING
+
+import torch.nn.functional
+
+if TYPE_CHECKING:
+    from torch.nn.functional import *  # noqa: F403
+
+from gankern._torch_names import stand_in
 from gankern.functional.batch_norm_act import batch_norm_act
 from gankern.functional.bias_act import ACTIVATIONS, bias_act, leaky_relu, relu
 from gankern.functional.convolution import conv2d, conv2d_downsample, conv_transpose2d, upsample_conv2d
 from gankern.functional.gradient_penalty import gradient_penalty
-from gankern.functional.interpolate_samples import interpolate_samples
 from gankern.functional.minibatch_discrimination import l1_similarity, minibatch_discrimination
 from gankern.functional.minibatch_stddev import minibatch_stddev
 from gankern.functional.pixel_norm import bias_act_pixel_norm, pixel_norm
@@ -43,7 +53,6 @@ __all__ = [
     "fir_downsample_conv2d",
     "fir_upsample_conv2d",
     "gradient_penalty",
-    "interpolate_samples",
     "l1_similarity",
     "leaky_relu",
     "minibatch_discrimination",
@@ -58,3 +67,4 @@ __all__ = [
     "virtual_batch_norm",
     "virtual_batch_norm_statistics",
 ]
+__getattr__, __dir__, __all__ = stand_in(__name__, torch.nn.functional, __all__)

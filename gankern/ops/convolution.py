@@ -108,11 +108,6 @@ def way_for(
     return min(allowed & times.keys(), key=times.__getitem__)
 
 
-@torch.compiler.assume_constant_result
-def _constant_way(*args: Any) -> str:
-    return way_for(*args)
-
-
 # ---- the operators --------------------------------------------------------------------------------------
 
 _tiers.library.define(
@@ -223,7 +218,11 @@ def _way(options: tuple, which: str, x: Tensor, channels_in: int, channels_out: 
     if forced is not None:
         return forced
     args = (kind, which, level, is_channels_last(x), channels_in, channels_out, pixels)
-    return _constant_way(*args) if torch.compiler.is_compiling() else way_for(*args)
+    if torch.compiler.is_compiling():
+        from gankern.ops import _traced  # which loads Dynamo
+
+        return _traced.way_for(*args)
+    return way_for(*args)
 
 
 def _convolve(options: tuple, transpose: bool, height: int, width: int, x, weight, bias):

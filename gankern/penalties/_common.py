@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves
 
 from gankern.dispatch import short
+from gankern.nn.modules.batch_norm_act import BatchNormAct
 from gankern.ops import _tiers
 from gankern.ops.gradient_penalty import penalty_and_direction
 from gankern.penalties import _double_backward, _tangent
@@ -294,11 +295,17 @@ def _rows(gradients: list[Tensor], dims: tuple[int, ...] | None) -> tuple[Tensor
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
+def is_training_batch_norm(module: nn.Module) -> bool:
+    """Whether a module normalises by the statistics of the batch that it is given: torch's and this library's."""
+    normalises = isinstance(module, (nn.modules.batchnorm._BatchNorm, BatchNormAct))
+    return normalises and (module.training or module.running_mean is None)
+
+
 def _warn_of_batch_norm(name: str, critic: Any) -> None:
     if not isinstance(critic, nn.Module) or critic in _warned:
         return
     for where, module in critic.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+        if is_training_batch_norm(module):
             _warned.add(critic)
             warnings.warn(
                 f"{name}: the critic has batch norm in training mode ({where or 'itself'}: {type(module).__name__}). "

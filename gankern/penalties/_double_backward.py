@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from gankern.double_backward import fast_double_backward
+from gankern.penalties._convolutions import fast_convolutions
 from gankern.penalties._tangent import resolve
 
 
@@ -42,7 +43,8 @@ def penalty_gradients(
 
     args, kwargs = tree_map(cut, (tuple(args), dict(kwargs or {})))
     with fast_double_backward():
-        out = select(critic(*xs, *args, **kwargs))
+        with fast_convolutions(critic, xs[0]):
+            out = select(critic(*xs, *args, **kwargs))
         with torch.autocast(out.device.type, enabled=False):  # the passes run in the types that the forward ran in
             gradients: Sequence[Tensor | None] = [None]
             if out.requires_grad:

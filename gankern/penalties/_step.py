@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gankern.penalties._common import Select, _Outputs, pairs_of
+from gankern.penalties._common import Select, _Outputs, is_training_batch_norm, pairs_of
+from gankern.penalties._convolutions import fast_convolutions
 from gankern.penalties._functions import Critic, Samples, dragan, drift, gradient_penalty, r1_penalty, r2_penalty
 
 # Layers whose result for one sample depends on its batch, beside batch norm in training mode.
@@ -50,7 +51,8 @@ def critic_step(
     """What one step of a critic minimises: the loss on real and generated samples, a gradient penalty, and drift.
 
     D(real) and D(fake) are one pass over both batches together, where nothing in the critic couples the samples of a
-    batch; the penalty is computed before that graph is made, so both are never in memory together.
+    batch; the penalty is computed before that graph is made, so both are never in memory together. On the CPU torch's
+    convolutions run as :func:`gankern.functional.conv2d` in all passes, whatever layers the critic has.
 
     Args:
         critic: as :func:`gradient_penalty` takes it.
@@ -84,7 +86,8 @@ def critic_step(
         penalized = penalty(critic, *_taken_by(penalty, reals, fakes), **options)
 
     def outputs(*xs: Tensor) -> Tensor:
-        return _Outputs(name, select, xs[0].shape[0])(critic(*xs, *critic_args, **critic_kwargs))
+        with fast_convolutions(critic, xs[0]):
+            return _Outputs(name, select, xs[0].shape[0])(critic(*xs, *critic_args, **critic_kwargs))
 
     if joint is None:
         joint = not critic_args and not critic_kwargs and not _couples_samples(critic)
@@ -115,9 +118,4 @@ def _taken_by(penalty: Any, reals: Sequence[Tensor], fakes: Sequence[Tensor]) ->
 def _couples_samples(critic: Any) -> bool:
     if not isinstance(critic, nn.Module):
         return True  # nobody knows
-    for module in critic.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            return True
-        if type(module).__name__ in _COUPLED:
-            return True
-    return False
+    return any(is_training_batch_norm(module) or type(module).__name__ in _COUPLED for module in critic.modules())

@@ -71,7 +71,12 @@ def penalty_gradients(
     select = NONE if select is None else select
     args = [NONE if x is None else x for x in args]
     kwargs = {name: NONE if x is None else x for name, x in (kwargs or {}).items()}
-    run = _traced if torch.compiler.is_dynamo_compiling() else _with_verdict
+    if torch.compiler.is_dynamo_compiling():
+        from gankern.penalties import _traced  # which loads Dynamo
+
+        run = _traced.penalty_gradients
+    else:
+        run = _with_verdict
     value, rest, indices, gradients = run(critic, parameters, list(inputs), penalty, select, args, kwargs)
     return value, [*(parameters[i] for i in indices), *rest], gradients
 
@@ -238,6 +243,3 @@ def _no_autocast_cache() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(before)
-
-
-_traced = torch._dynamo.nonstrict_trace(_penalty_gradients)

@@ -36,6 +36,12 @@ _VIEW = torch.ops.aten.view.default
 class Tape(TorchDispatchMode):
     """Within ``with tape:`` operators are recorded; then close(), delta(), push() and pull(), once each."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch would keep Dynamo from tracing __torch_dispatch__, and import it for that, which takes seconds. Dynamo
+        does not come here: to it a tape is inside of one region of the graph."""
+        return False
+
     def __init__(self, parameters: Iterable[Tensor], critic: Any = None) -> None:
         super().__init__()
         self.critic = critic

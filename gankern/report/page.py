@@ -40,7 +40,7 @@ def _summary(record: Record) -> dict[str, int]:
     """How the comparisons with peers ended."""
     counts = {"faster": 0, "no difference": 0, "slower": 0}
     for result in record.results:
-        if result.ratio is not None:
+        if result.ratio is not None and result.along is None:
             word = "no difference" if result.verdict == "no difference" else "faster" if result.ratio > 1 else "slower"
             counts[word] += 1
     return counts

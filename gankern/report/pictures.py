@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure
 
-from gankern.benchmark import MODES, OURS, Result
+from gankern.benchmark import MODES, OURS, Contender, Result
 from gankern.report.record import Record
 
 BLUE, GREY, RED = "#1f6feb", "#9aa4b2", "#c93c37"
@@ -25,7 +26,7 @@ def ratios(record: Record) -> dict[str, Figure]:
     """For each mode how many times faster than the fastest peer, with the 95 % interval."""
     figures = {}
     for mode in dict.fromkeys(r.mode for r in record.results):
-        results = [r for r in record.results if r.mode == mode and r.ratio]
+        results = [r for r in record.results if r.mode == mode and r.ratio and r.along is None]
         if not results:
             continue
         figure = _rows(results)
@@ -48,7 +49,7 @@ def ratios(record: Record) -> dict[str, Figure]:
 
 def roofline(record: Record) -> dict[str, Figure]:
     """Operations a second against operations a byte, below the two measured limits."""
-    points = [r for r in record.results if r.operations and r.bytes]
+    points = [r for r in record.results if r.operations and r.bytes and r.along is None]
     if not points:
         return {}
     bandwidth, rate = record.settings["copy_bandwidth"], record.settings["multiply_add_rate"]
@@ -74,7 +75,11 @@ def memory(record: Record) -> dict[str, Figure]:
     results = [
         r
         for r in record.results
-        if r.mode == MODES[1] and r.peer and r.contenders[OURS].peak_bytes and r.contenders[r.peer].peak_bytes
+        if r.mode == MODES[1]
+        and r.along is None
+        and r.peer
+        and r.contenders[OURS].peak_bytes
+        and r.contenders[r.peer].peak_bytes
     ]
     if not results:
         return {}
@@ -87,6 +92,8 @@ def memory(record: Record) -> dict[str, Figure]:
     axes.barh(0, 0, color=GREY, label="fastest peer")
     axes.set_yticks(range(len(results)), [_label(r) for r in reversed(results)], fontsize=8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if str(x)[0] in "25" else "")
     axes.set_xlabel(f"MB held at most, {MODES[1]}")
     axes.legend(fontsize=8)
     return {"memory": figure}
@@ -94,7 +101,7 @@ def memory(record: Record) -> dict[str, Figure]:
 
 def limits(record: Record) -> dict[str, Figure]:
     """How much of each case's time its least bytes or operations explain."""
-    results = [r for r in record.results if r.limit and r.mode != MODES[2]]
+    results = [r for r in record.results if r.limit and r.mode != MODES[2] and r.along is None]
     if not results:
         return {}
     figure = _rows(results)
@@ -126,5 +133,58 @@ def breakdowns(record: Record) -> dict[str, Figure]:
     return {"where the time goes": figure}
 
 
+def scaling(record: Record) -> dict[str, Figure]:
+    """Time and memory of forward + backward against a size or the number of threads, of all contenders."""
+    series: dict[tuple[str, ...], list[Result]] = {}
+    for r in record.results:
+        if r.along is not None:
+            # Along the threads a series is one case, along a size each case is one point.
+            name = (r.primitive, r.along[0], *([r.case] if r.along[0] == "threads" else []))
+            series.setdefault(name, []).append(r)
+    if not series:
+        return {}
+    sizes = [s for name, s in series.items() if name[1] != "threads"]
+    threads = [s for name, s in series.items() if name[1] == "threads"]
+    figures = {
+        "time along a size": _small_multiples(sizes, "ms", lambda c: c.median),
+        "memory along a size": _small_multiples(sizes, "MB", lambda c: c.peak_bytes / 1e6),
+        "time along threads": _small_multiples(threads, "ms", lambda c: c.median),
+    }
+    return {title: figure for title, figure in figures.items() if figure is not None}
+
+
+def _small_multiples(
+    series: Sequence[Sequence[Result]], unit: str, value: Callable[[Contender], float]
+) -> Figure | None:
+    """A small picture for each series."""
+    if not series:
+        return None
+    columns = 3
+    rows = math.ceil(len(series) / columns)
+    figure = Figure(figsize=(9, 2.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(series) :]:
+        axes.remove()
+    for axes, results in zip(grid.flat, series):
+        for name in dict.fromkeys(name for r in results for name in r.contenders):
+            points = [(r.along[1], r.contenders[name]) for r in results if name in r.contenders]
+            points = [(x, value(c)) for x, c in points if c.median]
+            style = {"color": BLUE, "linewidth": 2} if name == OURS else {"linewidth": 1}
+            axes.loglog(*zip(*points), "o-", markersize=3, label=name, **style)
+        what, ticks = results[0].along[0], sorted({r.along[1] for r in results})
+        title = _label(results[0]) if what == "threads" else results[0].primitive.replace("_", " ")
+        axes.set_title(textwrap.fill(title, 36), fontsize=7)
+        axes.set_xlabel(what, fontsize=7)
+        axes.set_ylabel(unit, fontsize=7)
+        axes.set_xticks(ticks, [f"{t:g}" for t in ticks], fontsize=6)
+        axes.set_xticks([], minor=True)
+        axes.tick_params(axis="y", which="both", labelsize=6)
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.legend(fontsize=5)
+        axes.grid(alpha=0.3)
+    return figure
+
+
 def pictures(record: Record) -> dict[str, Figure]:
-    return ratios(record) | breakdowns(record) | limits(record) | roofline(record) | memory(record)
+    return ratios(record) | breakdowns(record) | scaling(record) | limits(record) | roofline(record) | memory(record)

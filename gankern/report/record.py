@@ -9,7 +9,7 @@ from typing import Any
 
 from gankern.benchmark import Contender, Result
 
-Key = tuple[str, str, str, str, str]
+Key = tuple[str, str, str, str, str, tuple[str, float] | None]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Record:
 
 def key(result: Result) -> Key:
     """What makes two results comparable."""
-    return result.primitive, result.case, result.mode, result.dtype, result.device
+    return result.primitive, result.case, result.mode, result.dtype, result.device, result.along
 
 
 def load(path: Path) -> Record:
@@ -48,4 +48,5 @@ def load(path: Path) -> Record:
 def _result(content: dict[str, Any]) -> Result:
     content = {name: value for name, value in content.items() if name != "verdict"}  # it follows from the rest
     contenders = {name: Contender(**values) for name, values in content.pop("contenders").items()}
-    return Result(contenders=contenders, **content)
+    along = content.pop("along", None)
+    return Result(contenders=contenders, along=along and tuple(along), **content)

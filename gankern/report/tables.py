@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gankern.benchmark import MODES, OURS, Result
+from gankern.benchmark import ACCELERATED, MODES, OURS, Result
 from gankern.report.record import Record
 
 BEGIN, END = "<!-- made from records: begin -->", "<!-- made from records: end -->"
@@ -22,7 +22,8 @@ def markdown_table(records: Sequence[Record]) -> str:
     for record in records:
         cases: dict[tuple[str, str, str], dict[str, Result]] = {}
         for result in record.results:
-            cases.setdefault((result.primitive, result.case, result.dtype), {})[result.mode] = result
+            if result.along is None:
+                cases.setdefault((result.primitive, result.case, result.dtype), {})[result.mode] = result
         for (primitive, case, dtype), modes in cases.items():
             if not modes.keys() & set(MODES):
                 steps += [_step(result) for result in modes.values()]
@@ -33,8 +34,8 @@ def markdown_table(records: Sequence[Record]) -> str:
     if steps:
         lines += [
             "",
-            "| whole training step | ms | the faster peer's ms | ratio | memory |",
-            "|---|" + "---|" * 4,
+            "| whole training step | ms | the faster peer's ms | ratio | torch's layers, accelerated | memory |",
+            "|---|" + "---|" * 5,
             *steps,
         ]
     return "\n".join(lines)
@@ -43,7 +44,11 @@ def markdown_table(records: Sequence[Record]) -> str:
 def _step(result: Result) -> str:
     ours, peer = result.contenders[OURS], result.contenders[result.peer]
     memory = f"{ours.peak_bytes / peer.peak_bytes:.2f}"
-    return f"| {result.case} | {ours.median:.0f} | {peer.median:.0f} ({result.peer}) | {result.verdict} | {memory} |"
+    name = result.case if result.mode == "whole step" else f"{result.case}: {result.mode}"
+    accelerated = result.contenders.get(ACCELERATED)
+    helped = "" if accelerated is None or not accelerated.median else f"{peer.median / accelerated.median:.2f}x"
+    theirs = f"{peer.median:.0f} ({result.peer})"
+    return f"| {name} | {ours.median:.0f} | {theirs} | {result.verdict} | {helped} | {memory} |"
 
 
 def _facts(result: Result | None) -> tuple[str, str, str]:

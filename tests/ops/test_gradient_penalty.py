@@ -1,4 +1,4 @@
-"""The pieces of gradient penalties: the penalty of each sample's norm, and points between samples."""
+"""The penalty of each sample's gradient norm."""
 
 from __future__ import annotations
 
@@ -141,53 +141,7 @@ def test_direction_is_the_gradient(target, one_sided, implementation):
     torch.testing.assert_close(direction, grad(0.3 * reference.sum(), g)[0])
 
 
-# ---- points between samples ---------------------------------------------------------------------------------
-
-
-def line(real, fake, alpha):
-    return real + alpha.view(-1, *[1] * (real.ndim - 1)) * (fake - real)
-
-
-@pytest.mark.parametrize("implementation", ["reference", None])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_points(shape, dtype, implementation):
-    real, fake = values(*shape, dtype=dtype), values(*shape, dtype=dtype, seed=1)
-    alpha = torch.rand(shape[0], dtype=torch.float64)
-    leaves = [real.requires_grad_(), fake.requires_grad_()]
-    out = GF.interpolate_samples(real, fake, alpha, implementation=implementation)
-    assert gankern.last_implementation("interpolate_samples") == (implementation or COMPILED)
-    g = values(*shape, dtype=dtype, seed=2)
-    exact_leaves = [x.detach().double().requires_grad_() for x in leaves]
-    exact = line(*exact_leaves, alpha)
-    for mine, right in zip((out, *grad(out, leaves, g)), (exact, *grad(exact, exact_leaves, g.double()))):
-        assert mine.dtype == dtype and mine.shape == right.shape
-        tolerance = 8 * torch.finfo(dtype).eps  # the reference rounds alpha to the dtype
-        torch.testing.assert_close(mine.double(), right, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("implementation", ["reference", None])
-def test_points_are_exact_at_both_ends(implementation):
-    real, fake = values(2, 9, dtype=torch.float32), 1e4 * values(2, 9, dtype=torch.float32, seed=1)
-    out = GF.interpolate_samples(real, fake, torch.tensor([0.0, 1.0]), implementation=implementation)
-    assert torch.equal(out, torch.stack([real[0], fake[1]]))
-
-
-@pytest.mark.parametrize("implementation", ["reference", None])
-def test_gradients_of_points_are_exact(implementation):
-    inputs = [values(3, 2, 4, seed=s).requires_grad_() for s in range(2)]
-    inputs.append(torch.rand(3, dtype=torch.float64).requires_grad_())
-
-    def function(*inputs):
-        return GF.interpolate_samples(*inputs, implementation=implementation)
-
-    assert gradcheck(function, inputs)
-    assert gradgradcheck(function, inputs)
-    alone = [x.detach().requires_grad_(i == 2) for i, x in enumerate(inputs)]
-    assert gradcheck(function, alone) and gradgradcheck(function, alone)
-
-
-# ---- what both share ----------------------------------------------------------------------------------------
+# ---- memory formats, threads, operators -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -201,24 +155,20 @@ def test_gradients_of_points_are_exact(implementation):
     ],
 )
 def test_memory_formats(make, kept):
-    x, fake = make(), make() + 1
-    alpha = torch.rand(len(x), dtype=x.dtype)
-    torch.testing.assert_close(GF.interpolate_samples(x, fake, alpha), line(x, fake, alpha))
-    torch.testing.assert_close(GF.interpolate_samples(x.contiguous(), fake, alpha), line(x, fake, alpha))
+    x = make()
     for a, b in zip(results(ours, x, 1.0, False), results(textbook, x, 1.0, False)):
         torch.testing.assert_close(a, b)
     if kept:
         _, direction = penalty_and_direction(x, 1.0, 1.0, False)
-        assert direction.stride() == x.stride() == GF.interpolate_samples(x, fake, alpha).stride()
+        assert direction.stride() == x.stride()
 
 
 def all_bits():
     bits = []
     for shape in ((3, 50000), (700, 300), (65, 2)):
         for dtype in (torch.float32, torch.bfloat16):
-            x, y = values(*shape, dtype=dtype), values(*shape, dtype=dtype, seed=1)
+            x = values(*shape, dtype=dtype)
             bits += results(ours, x, 1.0, False)
-            bits.append(GF.interpolate_samples(x, y, torch.linspace(0, 1, shape[0])))
     return bits
 
 
@@ -252,19 +202,16 @@ def test_operators_are_sound():
         weights = torch.rand(len(x))
         torch.library.opcheck(ops.gradient_penalty_backward.default, (weights, x, weights, 1.0, True))
         torch.library.opcheck(ops.gradient_penalty_double_backward.default, (x, weights, x, weights, 1.0, True))
-        torch.library.opcheck(ops.interpolate_samples.default, (x, x, weights))
-        torch.library.opcheck(ops.interpolate_samples_backward.default, (x, weights))
 
 
 def test_compiles_to_one_graph():
-    def step(real, fake, alpha):
-        return GF.gradient_penalty(GF.interpolate_samples(real, fake, alpha)).mean()
+    def step(x):
+        return GF.gradient_penalty(2 * x).mean()
 
-    inputs = [values(4, 6, dtype=torch.float32, seed=s).requires_grad_() for s in (0, 1)]
-    alpha = torch.rand(4)
+    x = values(4, 6, dtype=torch.float32).requires_grad_()
     compiled = torch.compile(step, fullgraph=True)
-    torch.testing.assert_close(compiled(*inputs, alpha), step(*inputs, alpha))
-    torch.testing.assert_close(grad(compiled(*inputs, alpha), inputs), grad(step(*inputs, alpha), inputs))
+    torch.testing.assert_close(compiled(x), step(x))
+    torch.testing.assert_close(grad(compiled(x), x), grad(step(x), x))
 
 
 def test_sums_of_half_precision_are_in_float32():
@@ -283,10 +230,6 @@ X = torch.zeros(3, 4)
         (lambda: GF.gradient_penalty(torch.zeros(())), ValueError, "gradient has no dimensions"),
         (lambda: GF.gradient_penalty(X, target=-1), ValueError, "target is -1; it must be 0 or more"),
         (lambda: GF.gradient_penalty(X, target=math.nan), ValueError, "target is nan"),
-        (lambda: GF.interpolate_samples(X, None, X), TypeError, "fake is NoneType"),
-        (lambda: GF.interpolate_samples(X, X[:2], X[:, 0]), ValueError, r"real has shape \(3, 4\) and fake \(2, 4\)"),
-        (lambda: GF.interpolate_samples(X, X.double(), X[:, 0]), ValueError, "share dtype.*float32 on cpu, float64"),
-        (lambda: GF.interpolate_samples(X, X, X), ValueError, r"alpha has shape \(3, 4\); .*\[3\] or \(3, 1\)"),
     ],
 )
 def test_bad_input(call, error, says):

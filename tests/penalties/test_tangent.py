@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankern.functional as GF
 import gankern.nn as gnn
@@ -548,37 +547,17 @@ def test_frees_what_it_recorded():
 # ---- what runs -------------------------------------------------------------------------------------------------
 
 
-class Count(TorchDispatchMode):
-    """Convolutions, torch's and the engine's: those that give a feature map (forward or data gradient), and weight
-    gradients."""
-
-    def __init__(self):
-        super().__init__()
-        self.maps = self.weights = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in (torch.ops.aten.convolution.default, torch.ops.gankern.convolution_row.default):
-            self.maps += 1
-        if func is torch.ops.gankern.convolution_row_weight_gradient.default:
-            self.weights += 1
-        if func is torch.ops.aten.convolution_backward.default:
-            mask = args[10]
-            self.maps += mask[0]
-            self.weights += mask[1]
-        return func(*args, **(kwargs or {}))
-
-
-def test_four_passes_and_no_more():
+def test_four_passes_and_no_more(count_convolutions):
     critic = nn.Sequential(
         conv(3, 4), nn.LeakyReLU(0.2, True), conv(4, 5), nn.LeakyReLU(0.2, True), conv(5, 1, 8, 1, 0)
     )
-    with Count() as count:
+    with count_convolutions as count:
         penalty_gradients(critic, [torch.randn(IMAGE)], ("two_sided",))
     # Forward, data gradient and tangent of three layers; their weight gradients.
     assert (count.maps, count.weights) == (3 * 3, 3)
 
 
-def test_curvature_costs_the_layers_below_it():
+def test_curvature_costs_the_layers_below_it(count_convolutions):
     critic = Net(
         lambda n, x: n.m[3](stddev(n.m[2](n.m[1](n.m[0](x))))).sum([1, 2, 3]),
         conv(3, 4),
@@ -586,7 +565,7 @@ def test_curvature_costs_the_layers_below_it():
         conv(4, 4),
         conv(5, 1),
     )
-    with Count() as count:
+    with count_convolutions as count:
         penalty_gradients(critic, [torch.randn(IMAGE)], ("two_sided",))
     # two layers below the stddev: one more data gradient (none of the input) and two more weight gradients
     assert (count.maps, count.weights) == (3 * 3 + 1, 3 + 2)

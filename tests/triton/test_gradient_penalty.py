@@ -65,29 +65,9 @@ def test_special_values(device):
         assert all(x[3:].isfinite().all() for x in (out, first, to_weights, second))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_points(shape, dtype, device):
-    real, fake = (values(*shape, dtype=dtype, device=device, seed=s).requires_grad_() for s in (0, 1))
-    alpha = torch.rand(shape[0], dtype=torch.float64, device=device)
-    out = GF.interpolate_samples(real, fake, alpha, implementation="triton")
-    assert gankern.last_implementation("interpolate_samples") == "triton"
-    g = values(*shape, dtype=dtype, device=device, seed=2)
-    wide = [x.detach().double().requires_grad_() for x in (real, fake)]
-    exact = GF.interpolate_samples(*wide, alpha, implementation="reference")
-    for mine, right in zip((out, *grad(out, (real, fake), g)), (exact, *grad(exact, wide, g.double()))):
-        tolerance = 4 * torch.finfo(dtype).eps
-        torch.testing.assert_close(mine.double(), right, rtol=tolerance, atol=tolerance)
-
-
-def test_ends_are_exact_and_any_strides(device):
+def test_any_strides(device):
     x = values(4, 3, 5, 6, device=device).to(memory_format=torch.channels_last)
     y = values(3, 6, 5, 4, device=device, seed=1).permute(3, 0, 2, 1)
-    alpha = torch.tensor([0.0, 1.0, 0.3, 0.7], dtype=x.dtype, device=device)
-    for a, b in ((x, y), (y, x), (x[:, ::2], y[:, ::2])):
-        out = GF.interpolate_samples(a, b, alpha, implementation="triton")
-        assert torch.equal(out[0], a[0]) and torch.equal(out[1], b[1])
-        torch.testing.assert_close(out, GF.interpolate_samples(a, b, alpha, implementation="reference"))
+    for a in (x, y, x[:, ::2], y[:, ::2]):
         for mine, right in zip(results("triton", a, 1.0, False), results("reference", a, 1.0, False)):
             torch.testing.assert_close(mine, right)
-    assert GF.interpolate_samples(x, y, alpha, implementation="triton").stride() == x.stride()

@@ -12,7 +12,6 @@ constexpr Test kTests[] = {
     {"batch_norm_act", gankern::testing::test_batch_norm_act},
     {"bias_act", gankern::testing::test_bias_act},
     {"gradient_penalty", gankern::testing::test_gradient_penalty},
-    {"interpolate_samples", gankern::testing::test_interpolate_samples},
     {"convolution", gankern::testing::test_convolution},
     {"minibatch_discrimination", gankern::testing::test_minibatch_discrimination},
     {"minibatch_stddev", gankern::testing::test_minibatch_stddev},

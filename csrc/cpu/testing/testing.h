@@ -279,7 +279,6 @@ inline double largest(const std::vector<double>& values) {
 void test_batch_norm_act();
 void test_bias_act();
 void test_gradient_penalty();
-void test_interpolate_samples();
 void test_convolution();
 void test_minibatch_discrimination();
 void test_minibatch_stddev();

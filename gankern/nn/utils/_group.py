@@ -4,55 +4,83 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations as torch_parametrizations
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
 
 from gankern.nn.utils import _requests, parametrizations
+from gankern.nn.utils._requests import Prepared, Request
 from gankern.nn.utils._spectral_norm import SpectralNorm as Hook
+
+
+def normalizers(root: nn.Module) -> list[tuple[nn.Module, Any]]:
+    """Every spectral norm of torch and of gankern in a network: (its list of parametrizations or the layer, itself)."""
+    found: list[tuple[nn.Module, Any]] = []
+    for module in root.modules():
+        for members in getattr(module, "parametrizations", {}).values():
+            first = members[0]
+            if isinstance(first, torch_parametrizations._SpectralNorm) and members.original.ndim > 1:
+                found.append((members, first))
+        found += [(module, hook) for hook in module._forward_pre_hooks.values() if isinstance(hook, TorchHook)]
+    return found
+
+
+OURS = {torch_parametrizations._SpectralNorm: parametrizations.SpectralNorm, TorchHook: Hook}  # the same state
 
 
 class SpectralNormGroup:
     """Runs before a network's forward and hands each layer its weight; after it, takes back what was not used."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, members: list[tuple[nn.Module, Prepared]]) -> None:
         self.root = root
-        self.parametrized: list[tuple[nn.Module, parametrizations.SpectralNorm]] = []  # (list, its first member)
-        self.hooked: list[tuple[nn.Module, Hook]] = []
-        for module in root.modules():
-            for members in getattr(module, "parametrizations", {}).values():
-                first = members[0]
-                if type(first) is torch_parametrizations._SpectralNorm:
-                    first.__class__ = parametrizations.SpectralNorm  # torch's own: same state, our kernels
-                if isinstance(first, parametrizations.SpectralNorm) and members.original.ndim > 1:
-                    self.parametrized.append((members, first))
-            for hook in module._forward_pre_hooks.values():
-                if type(hook) is TorchHook:
-                    hook.__class__ = Hook
-                if isinstance(hook, Hook):
-                    self.hooked.append((module, hook))
-
-        self.normalizers = [first for _, first in self.parametrized] + [hook for _, hook in self.hooked]
-        for normalizer in self.normalizers:
+        self.members = members
+        for _, normalizer in members:
             normalizer._prepared = []
+        # What a layer that the running forward does not reach is given back: (its state, copies of it).
+        self.before: list[tuple[list[Tensor], list[Tensor]]] = []
 
     def __len__(self) -> int:
-        return len(self.normalizers)
+        return len(self.members)
 
-    def prepare(self, root: nn.Module, inputs: Any) -> None:
+    def prepare(self, root: nn.Module, inputs: Any = None) -> None:
         # A data-parallel replica shares this hook but not the layers: it goes layer by layer. So does a forward
-        # within parametrize.cached(), where the weights of the first one are kept.
-        if root is not self.root or parametrize._cache_enabled:
+        # within parametrize.cached(), where the weights of the first one are kept, and one within itself.
+        if root is not self.root or parametrize._cache_enabled or self.before:
             return
-        requests = [first.request(members.original) for members, first in self.parametrized]
-        requests += [hook.request(module) for module, hook in self.hooked]
-        for normalizer, weight in zip(self.normalizers, _requests.normalize(requests)):
+        requests = self._requests()
+        states = [[t for t in (r.u, r.v, r.sigma) if t is not None] for r in requests]
+        flat = [t for state in states for t in state]
+        if not flat:
+            return
+        with torch.no_grad():
+            copies = iter(torch._foreach_mul(flat, 1))
+        self.before = [(state, [next(copies) for _ in state]) for state in states]
+        for (_, normalizer), weight in zip(self.members, _requests.normalize(requests)):
             normalizer._prepared.append(weight)
 
-    def clear(self, root: nn.Module, inputs: Any, output: Any) -> None:
-        for normalizer in self.normalizers:
-            normalizer._prepared.clear()
+    def _requests(self) -> list[Request]:
+        requests, members = [], []
+        for owner, normalizer in self.members:
+            try:
+                weight = owner if normalizer.takes_layer else owner.original
+                requests.append(normalizer.request(weight))
+                members.append((owner, normalizer))
+            except AttributeError:  # it was taken off the layer
+                normalizer._prepared = None
+        self.members = members
+        return requests
+
+    def clear(self, root: nn.Module, inputs: Any = None, output: Any = None) -> None:
+        if root is not self.root:
+            return
+        with torch.no_grad():
+            for (_, normalizer), (state, copies) in zip(self.members, self.before):
+                if normalizer._prepared:
+                    normalizer._prepared.clear()
+                    torch._foreach_copy_(state, copies)
+        self.before = []
 
 
 def group_spectral_norm(module: nn.Module) -> nn.Module:
@@ -60,8 +88,7 @@ def group_spectral_norm(module: nn.Module) -> nn.Module:
 
     Takes gankern's and torch's own spectral norm, as parametrization and as hook; torch's layers get gankern's
     kernels. Results, buffers and state_dict are those of layer by layer, and so is what happens where a layer runs
-    twice in a forward, or outside of the module's forward. Only a layer that a forward skips differs: its u and v
-    iterate all the same.
+    twice in a forward, not at all, or outside of the module's forward.
 
     Call it on the network whose forward is called, before wrapping that in DistributedDataParallel.
 
@@ -78,12 +105,16 @@ def group_spectral_norm(module: nn.Module) -> nn.Module:
     for inner in module.modules():
         if any(isinstance(getattr(h, "__self__", None), SpectralNormGroup) for h in inner._forward_pre_hooks.values()):
             raise ValueError(f"group_spectral_norm: {type(inner).__name__} is grouped already")
-    group = SpectralNormGroup(module)
-    if not len(group):
+    members = normalizers(module)
+    for _, normalizer in members:
+        normalizer.__class__ = OURS.get(type(normalizer), type(normalizer))
+    members = [(owner, normalizer) for owner, normalizer in members if isinstance(normalizer, Prepared)]
+    if not members:
         raise ValueError(
             f"group_spectral_norm: {type(module).__name__} has no spectrally normalised layer; "
             "apply spectral_norm first"
         )
+    group = SpectralNormGroup(module, members)
     module.register_forward_pre_hook(group.prepare, prepend=True)
     module.register_forward_hook(group.clear, always_call=True)
     return module

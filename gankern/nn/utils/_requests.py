@@ -66,6 +66,7 @@ class Prepared:
 
     # Set by a group: a list, empty or with one weight. (A list, because setting a tensor on a Module is slow.)
     _prepared: list[Tensor] | None = None
+    takes_layer = True  # what request() is given: the layer, or its weight
 
     def _take(self) -> Tensor | None:
         return self._prepared.pop() if self._prepared else None

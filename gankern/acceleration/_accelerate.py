@@ -1,0 +1,500 @@
+"""gankern.accelerate and gankern.restore."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gankern.acceleration import _layers, _probe, _spectral
+from gankern.acceleration._code import names_used
+from gankern.acceleration._layers import Followed, Replaced
+from gankern.acceleration._report import Report, Row
+from gankern.acceleration._root import Plan, root_forward
+from gankern.acceleration._verify import copy_of
+from gankern.acceleration._verify import verify as _verify
+from gankern.nn.utils._group import OURS, SpectralNormGroup, normalizers
+from gankern.nn.utils._requests import Prepared
+
+CHANGES = "_gankern_changes"  # of a module: what restore() undoes, in __dict__, so that it goes into copies and pickles
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of an instance was replaced."""
+
+    name: str
+    previous: Any  # of the instance; None where it had the class's
+
+    def undo(self, module: nn.Module) -> None:
+        if self.previous is None:
+            module.__dict__.pop(self.name, None)
+        else:
+            module.__dict__[self.name] = self.previous
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Torch's spectral norm runs on our kernels: same state, another class."""
+
+    normalizer: Any
+    previous: type
+
+    def undo(self, module: nn.Module) -> None:
+        self.normalizer.__class__ = self.previous
+        self.normalizer.__dict__.pop("_prepared", None)
+
+
+def _change(module: nn.Module, change: Method | Kernels) -> None:
+    module.__dict__.setdefault(CHANGES, []).append(change)
+
+
+def _replace(module: nn.Module, name: str, function: Callable[..., Any], *constants: Any) -> None:
+    _change(module, Method(name, module.__dict__.get(name)))
+    module.__dict__[name] = Replaced(function, module, *constants)
+
+
+def is_accelerated(module: nn.Module) -> bool:
+    return CHANGES in module.__dict__
+
+
+# ---- the layers -----------------------------------------------------------------------------------------------
+
+Leaf = tuple[Callable[..., Any], str]
+
+_CONVOLUTION = "torch's kernels; double backward without what it does not need"
+_ENGINE = "gankern's convolution where it is faster for the shape"
+_BATCH_NORM = "gankern's batch norm where it is faster"
+_PIECEWISE = "double backward without zeros"
+
+# By the function that torch's module has as forward.
+LEAVES: dict[Any, Leaf] = {
+    nn.Conv2d.forward: (_layers.conv2d_forward, _ENGINE),
+    nn.ConvTranspose2d.forward: (_layers.conv_transpose2d_forward, _ENGINE),
+    **{
+        cls.forward: (_layers.convolution_forward, _CONVOLUTION)
+        for cls in (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d)
+    },
+    nn.BatchNorm2d.forward: (_layers.batch_norm_forward, _BATCH_NORM),  # that of all dimensions
+    nn.ReLU.forward: (_layers.relu_forward, _PIECEWISE),
+    nn.LeakyReLU.forward: (_layers.leaky_relu_forward, _PIECEWISE),
+    nn.AvgPool2d.forward: (_layers.avg_pool2d_forward, _PIECEWISE),
+    nn.AdaptiveAvgPool2d.forward: (_layers.adaptive_avg_pool2d_forward, _PIECEWISE),
+}
+ONLY_SECOND_ORDER = (_CONVOLUTION, _PIECEWISE)
+
+
+def _describe(module: nn.Module) -> str:
+    name = type(module).__name__
+    if isinstance(module, nn.modules.conv._ConvNd):
+        kernel = "x".join(map(str, module.kernel_size))
+        name += f" {kernel}"
+        if max(module.stride) > 1:
+            name += f", stride {module.stride[0]}"
+    return name
+
+
+def _is_engine_shape(module: nn.Module) -> bool:
+    if module.groups != 1 or max(module.dilation) > 1:
+        return False
+    three = module.kernel_size == (3, 3) and module.stride == (1, 1) and not module.transposed
+    return three or (module.kernel_size == (4, 4) and module.stride == (2, 2))
+
+
+def _is_first_half(module: nn.Module) -> bool:
+    """Whether a mean can be fused with this convolution."""
+    return (
+        type(module).forward is nn.Conv2d.forward
+        and _same_method(module, nn.Conv2d, "_conv_forward")
+        and module.kernel_size == (3, 3)
+        and module.stride == (1, 1)
+        and module.dilation == (1, 1)
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+        and module.padding in ((1, 1), "same")
+    )
+
+
+def _same_method(module: nn.Module, cls: type, name: str) -> bool:
+    return isinstance(module, cls) and getattr(type(module), name) is getattr(cls, name)
+
+
+def _halves(module: nn.Module) -> bool:
+    return (
+        _same_method(module, nn.AvgPool2d, "forward")
+        and _layers._is(module.kernel_size, 2)
+        and _layers._is(module.stride, 2)
+        and _layers._is(module.padding, 0)
+    )
+
+
+def _doubles(module: nn.Module) -> bool:
+    if not _same_method(module, nn.Upsample, "forward"):
+        return False
+    factor = module.scale_factor
+    return module.mode in ("nearest", "nearest-exact") and factor is not None and _layers._is(factor, 2)
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return type(module).forward is nn.BatchNorm2d.forward
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return type(module).forward in (nn.ReLU.forward, nn.LeakyReLU.forward)
+
+
+def _is_pair(first: nn.Module, second: nn.Module) -> bool:
+    return (_is_first_half(first) and _halves(second)) or (_is_batch_norm(first) and _is_activation(second))
+
+
+_ACTIVATIONS = {"relu", "relu_", "leaky_relu", "leaky_relu_"}
+_FUNCTIONS = {
+    "avg_pool2d",
+    "adaptive_avg_pool2d",
+    "interpolate",
+    "conv2d",
+    "conv_transpose2d",
+    "relu",
+    "relu_",
+    "leaky_relu",
+    "leaky_relu_",
+}
+
+
+class _Work:
+    """One call of accelerate."""
+
+    def __init__(self, root: nn.Module, report: Report, chosen: set[str] | None, fast: bool) -> None:
+        self.root, self.report, self.fast = root, report, fast
+        self.names = {id(m): n for n, m in root.named_modules()}
+        self.modules = [(n, m) for n, m in root.named_modules() if chosen is None or n in chosen]
+        self.intercepts = False
+
+    def row(self, name: str, before: str, after: str | None, note: str = "") -> None:
+        self.report.rows.append(Row(name, before, after, note))
+
+    def run(self) -> None:
+        firsts = self._first_halves()
+        group = self._spectral()
+        for name, module in self.modules:
+            if any(
+                isinstance(change, Method) and change.name == "forward" for change in module.__dict__.get(CHANGES, ())
+            ):
+                continue
+            if "forward" in module.__dict__:
+                self.row(name, _describe(module), None, "its forward was replaced on the instance")
+                continue
+            leaf = LEAVES.get(type(module).forward)
+            if leaf is not None:
+                self._leaf(name, module, leaf, firsts.get(id(module)))
+            elif _doubles(module):
+                self._upsample(name, module, firsts)
+            else:
+                self._own_code(name, module)
+        if self.report.replaced:
+            self._root(group)
+
+    # ---- spectral norm ---------------------------------------------------------------------------------------
+
+    def _spectral(self) -> SpectralNormGroup | None:
+        chosen = {id(module) for _, module in self.modules}
+        members: list[tuple[nn.Module, Any]] = []
+        for owner, normalizer in normalizers(self.root):
+            layer = owner if isinstance(normalizer, nn.utils.spectral_norm.__globals__["SpectralNorm"]) else None
+            layer = layer or self._owner_of(owner)
+            if layer is None or id(layer) not in chosen:
+                continue
+            name, form = self.names[id(layer)], "hook" if layer is owner else "parametrization"
+            ours = OURS.get(type(normalizer))
+            before = f"{_describe(layer)}, spectral norm ({form})"
+            if ours is not None:
+                _change(layer, Kernels(normalizer, type(normalizer)))
+                normalizer.__class__ = ours
+            elif not isinstance(normalizer, Prepared):
+                self.row(name, before, None, f"its spectral norm is a {type(normalizer).__name__}")
+                continue
+            members.append((owner, normalizer))
+            self.row(name, before, "gankern's spectral norm", "with the whole network")
+        for name, module in self.modules:
+            family, refusal = _spectral.recognise(module)
+            if refusal is not None:
+                self.row(name, type(module).__name__, None, f"spectral norm of its own: {refusal}")
+            if family is None:
+                continue
+            normalizer = _spectral.Normalizer(family)
+            _replace(module, _spectral.FAMILIES[family].method, _spectral.method, normalizer)
+            members.append((module, normalizer))
+            before = f"{type(module).__name__}: {_spectral.FAMILIES[family].name}"
+            self.row(name, before, "gankern's spectral norm", "with the whole network")
+        members = self._not_shared(members)
+        return SpectralNormGroup(self.root, members) if members else None
+
+    def _owner_of(self, members: nn.Module) -> nn.Module | None:
+        for module in self.root.modules():
+            if parametrize.is_parametrized(module) and any(p is members for p in module.parametrizations.values()):
+                return module
+        return None
+
+    def _not_shared(self, members: list[tuple[nn.Module, Any]]) -> list[tuple[nn.Module, Any]]:
+        """Without those in a group already, and without those that share their vectors: there the second layer goes on
+        from where the first one ended, so they run one after the other."""
+        users: dict[int, int] = {}
+        vectors = []
+        for owner, normalizer in members:
+            request = normalizer.request(owner if normalizer.takes_layer else owner.original)
+            vectors.append(request.u.data_ptr())
+            users[vectors[-1]] = users.get(vectors[-1], 0) + 1
+        kept = [m for m, u in zip(members, vectors) if users[u] == 1 and m[1]._prepared is None]
+        if len(kept) < len(members):
+            self.report.notes.append("Layers that share u and v are normalised one by one.")
+        return kept
+
+    # ---- layers ----------------------------------------------------------------------------------------------
+
+    def _first_halves(self) -> dict[int, Followed]:
+        """The convolutions that a mean may follow, and the batch norms that an activation may: behind them in a
+        Sequential, or somewhere in the code (or beside them in the module) that calls them."""
+        firsts: dict[int, Followed] = {}
+        for _, module in self.modules:
+            children = list(module.children())
+            if type(module).forward is nn.Sequential.forward:
+                candidates = [a for a, b in itertools.pairwise(children) if _is_pair(a, b)]
+            elif type(module).forward in LEAVES:
+                continue
+            else:
+                used = names_used(module)
+                means = "avg_pool2d" in used or any(_halves(child) for child in children)
+                activations = used & _ACTIVATIONS or any(_is_activation(child) for child in children)
+                inside = [*children, *(g for c in children if isinstance(c, nn.ModuleList) for g in c)]
+                candidates = [c for c in inside if (means and _is_first_half(c)) or (activations and _is_batch_norm(c))]
+            firsts.update((id(child), Followed()) for child in candidates)
+        return firsts
+
+    def _leaf(self, name: str, module: nn.Module, leaf: Leaf, followed: Followed | None) -> None:
+        function, what = leaf
+        before = _describe(module)
+        if isinstance(module, nn.Conv2d) and not _same_method(module, nn.Conv2d, "_conv_forward"):
+            return self.row(name, before, None, "its _conv_forward is its own")
+        if what == _ENGINE and not _is_engine_shape(module):
+            what = _CONVOLUTION
+        if what in ONLY_SECOND_ORDER and not self.fast:
+            return self.row(name, before, None, "fast_double_backward=False")
+        note = ""
+        if followed is not None:
+            self.intercepts = True
+            if isinstance(module, nn.Conv2d):
+                what = "gankern's convolution, with the 2x2 mean behind it where there is one"
+            else:
+                what = "gankern's batch norm where it is faster, with the activation behind it"
+        constants = (followed,) if function in (_layers.conv2d_forward, _layers.batch_norm_forward) else ()
+        _replace(module, "forward", function, *constants)
+        self.row(name, before, what, note)
+
+    def _upsample(self, name: str, module: nn.Module, firsts: dict[int, Followed]) -> None:
+        self.intercepts = True
+        _replace(module, "forward", _layers.upsample_forward)
+        self.row(name, "nearest upsampling by 2", "one with the 3x3 convolution behind it where there is one")
+
+    def _own_code(self, name: str, module: nn.Module) -> None:
+        if not type(module).__module__.startswith(("torch.", "gankern.nn.")):
+            found = _probe.recognise(module)
+            if found is not None:
+                _replace(module, "forward", _probe.probed_forward, *found)
+                return self.row(name, type(module).__name__, f"gankern's {found[0]}", "it computes the same")
+            if "virtualbatchnorm" in type(module).__name__.lower():
+                return self.row(
+                    name, type(module).__name__, None, "virtual batch norm of its own, which keeps state between calls"
+                )
+        used = names_used(module) & _FUNCTIONS
+        if isinstance(module, nn.Conv2d):
+            used = used | {"conv2d"}
+        elif isinstance(module, nn.ConvTranspose2d):
+            used = used | {"conv_transpose2d"}
+        if not used:
+            return
+        self.intercepts = True
+        if {"avg_pool2d", "conv2d"} <= used:
+            _replace(module, "forward", _layers.own_forward, Followed())
+        calls = ", ".join(sorted(used))
+        self.row(name, f"{type(module).__name__} calls {calls}", "gankern's where they are faster", "met while it runs")
+
+    def _root(self, group: SpectralNormGroup | None) -> None:
+        plan = Plan(group, self.intercepts, self.fast)
+        _replace(self.root, "forward", root_forward, plan, self.root.__dict__.get("forward"))
+
+
+# ---- the two functions ------------------------------------------------------------------------------------------
+
+
+def accelerate(
+    module: nn.Module,
+    *,
+    inplace: bool = True,
+    only: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    fast_double_backward: bool = True,
+    verify: Sequence[Any] | Tensor | None = None,
+) -> Report:
+    """Makes a model that somebody else wrote faster, and changes nothing else.
+
+    Replaces, on the instances of the layers and never in their classes, what gankern computes faster: spectral norm in
+    all its forms, convolutions with what resamples before or behind them, batch norm with its activation, layers that
+    compute what one of gankern's does, and the second derivatives that a gradient penalty needs. Results, gradients and
+    buffers are those of before within rounding. Parameters, buffers, hooks, types, state_dict keys and the optimisers
+    that hold the parameters are not touched; the module can be copied, pickled, moved, wrapped and compiled as before.
+    docs/accelerate.md lists what is replaced, and what is left and why.
+
+    Args:
+        module: a module, or one wrapped in DistributedDataParallel or DataParallel.
+        inplace: False works on a copy, which is the report's ``module``.
+        only: names of submodules ("block1.conv"; patterns such as "block*" hold for all that is inside): nothing
+            else is replaced.
+        exclude: names of submodules that are left as they are.
+        fast_double_backward: whether layers get a second derivative that computes only what exists. A parameter on
+            which a penalty does not depend (such as a bias before a ReLU) then gets no gradient from it, where torch
+            gives zeros.
+        verify: inputs to try it with, as the module is called: results, gradients and the gradient of a gradient
+            penalty are compared with those of before, and all are timed. Nothing of that is left in the module.
+
+    Returns:
+        A :class:`Report`; print it.
+
+    Raises:
+        TypeError, ValueError: for what is not a plain module on a device, before anything is changed.
+        RuntimeError: where ``verify`` finds other results. The module is then as it was, as after any other failure.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 1, 3, padding=1))
+    >>> len(accelerate(net).replaced)
+    3
+    >>> restore(net)
+    """
+    root = _checked(module, "accelerate")
+    chosen = _chosen(root, only, exclude)
+    if not inplace:
+        module = copy_of(module)
+        root = _unwrapped(module)
+    report = Report(type(root).__name__, module)
+    if is_accelerated(root):
+        report.notes.append("It is accelerated already: nothing was done. gankern.restore(module) undoes it.")
+        return report
+    pristine = None if verify is None else copy_of(root)
+    inside = [m for m in root.modules() if is_accelerated(m)]
+    try:
+        _Work(root, report, chosen, fast_double_backward).run()
+        if not report.replaced:
+            report.notes.append("Nothing in it can be made faster: it was left alone.")
+        elif verify is not None:
+            gained = _verify(pristine, root, verify, report)
+            if not gained:
+                _restore(root, inside)
+                report.notes.append("Nothing is gained for these inputs: it was left alone.")
+                report.rows = [Row(r.layer, r.before, None, "nothing gained") for r in report.rows]
+    except BaseException:
+        _restore(root, inside)
+        raise
+    return report
+
+
+def restore(module: nn.Module) -> None:
+    """Undoes :func:`accelerate`, for the module or for a part of it: every layer is what it was.
+
+    Raises: ValueError where neither it nor anything inside it is accelerated.
+    """
+    if isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
+        module = module._orig_mod
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"restore: module is {_kind(module)}; it must be a torch.nn.Module")
+    root = _unwrapped(module)
+    if not any(is_accelerated(m) for m in root.modules()):
+        raise ValueError(f"restore: this {type(root).__name__} was never accelerated (or is restored already)")
+    _restore(root)
+
+
+def _restore(root: nn.Module, but: Sequence[nn.Module] = ()) -> None:
+    kept = {id(m) for m in but}
+    for module in list(root.modules()):
+        if id(module) in kept:
+            continue
+        for change in reversed(module.__dict__.pop(CHANGES, [])):
+            change.undo(module)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    return module.module if isinstance(module, wrappers) else module
+
+
+def _kind(x: Any) -> str:
+    return f"the class {x.__name__}, not an instance of it" if isinstance(x, type) else f"a {type(x).__name__}"
+
+
+def _checked(module: Any, name: str) -> nn.Module:
+    """The module inside its wrapper; raises for what cannot be accelerated."""
+    if isinstance(module, torch._dynamo.eval_frame.OptimizedModule) or (
+        isinstance(module, nn.Module) and getattr(module, "_compiled_call_impl", None) is not None
+    ):
+        raise ValueError(
+            f"{name}: the module is compiled already, and what it was compiled to would not change; call "
+            f"gankern.accelerate(model) first and torch.compile(model) after it"
+        )
+    if isinstance(module, torch.export.ExportedProgram) or _is_exported(module):
+        raise TypeError(
+            f"{name}: the module is exported: its operators are fixed; accelerate the model that it was exported from"
+        )
+    if isinstance(module, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        raise TypeError(
+            f"{name}: the module is scripted or traced by torch.jit: its code is fixed; accelerate the model that it "
+            f"was made from"
+        )
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name}: module is {_kind(module)}; it must be a torch.nn.Module")
+    root = _unwrapped(module)
+    scripted = [n for n, m in root.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if scripted:
+        raise TypeError(f"{name}: {scripted[0]!r} inside the module is scripted or traced by torch.jit")
+    for key, tensor in (*root.named_parameters(), *root.named_buffers()):
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise ValueError(f"{name}: {key} is not initialized yet; run one forward first")
+        if tensor.device.type == "meta":
+            raise ValueError(
+                f"{name}: {key} is on the meta device, without values; accelerate the module after to_empty() and "
+                f"loading"
+            )
+    return root
+
+
+def _is_exported(module: Any) -> bool:
+    return isinstance(module, torch.fx.GraphModule) and any(
+        node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
+    )
+
+
+def _chosen(root: nn.Module, only: Any, exclude: Any) -> set[str] | None:
+    """The names of the modules to look at; None for all."""
+    if only is None and exclude is None:
+        return None
+    names = [name for name, _ in root.named_modules()]
+    chosen = set(names) if only is None else _matching(names, only, "only")
+    return chosen - (set() if exclude is None else _matching(names, exclude, "exclude"))
+
+
+def _matching(names: Sequence[str], patterns: Any, argument: str) -> set[str]:
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    found: set[str] = set()
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"accelerate: {argument} has a {type(pattern).__name__}; it takes names of submodules")
+        hits = {n for n in names if fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(n, f"{pattern}.*")}
+        if not hits:
+            listed = ", ".join(n for n in names if n) or "none"
+            raise ValueError(
+                f"accelerate: {argument} has {pattern!r}, which no submodule is called; there are: {listed}"
+            )
+        found |= hits
+    return found

@@ -1,0 +1,59 @@
+"""Which of torch's functions a module calls by itself: the names in its code."""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Iterator
+
+from torch import nn
+
+_LIBRARIES = ("torch", "gankern")
+
+
+def names_used(module: nn.Module) -> frozenset[str]:
+    """All names that the methods of a module's class (below torch's own) refer to, and those of the plain functions
+    beside them that these call."""
+    return _names(type(module))
+
+
+def _names(cls: type) -> frozenset[str]:
+    known = _cache.get(cls)
+    if known is None:
+        seen: set[types.CodeType] = set()
+        names: set[str] = set()
+        for base in cls.__mro__:
+            if base.__module__.split(".")[0] in _LIBRARIES and not base.__module__.startswith("gankern.models"):
+                continue
+            for value in vars(base).values():
+                _collect(value, seen, names)
+        known = _cache[cls] = frozenset(names)
+    return known
+
+
+_cache: weakref.WeakKeyDictionary[type, frozenset[str]] = weakref.WeakKeyDictionary()
+
+
+def _collect(value: object, seen: set[types.CodeType], names: set[str]) -> None:
+    if isinstance(value, property):
+        value = value.fget
+    value = getattr(value, "__func__", value)  # static and class methods
+    value = getattr(value, "__wrapped__", value)
+    if not isinstance(value, types.FunctionType) or value.__code__ in seen:
+        return
+    if (value.__module__ or "").split(".")[0] == "torch":
+        return
+    for code in _with_inner(value.__code__):
+        seen.add(code)
+        names.update(code.co_names)
+        for name in code.co_names:
+            called = value.__globals__.get(name)
+            if isinstance(called, types.FunctionType):
+                _collect(called, seen, names)
+
+
+def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _with_inner(constant)

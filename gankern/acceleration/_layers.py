@@ -1,0 +1,433 @@
+"""What runs in place of torch's layers and functions. Each takes torch's arguments, and leaves to torch what it cannot
+do better."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import gankern.functional as GF
+from gankern.acceleration import _functions
+from gankern.acceleration._functions import matters
+from gankern.acceleration._scope import (
+    HANDLERS,
+    Deferred,
+    defer,
+    fuse,
+    is_half,
+    may_defer,
+    plain,
+    preserve,
+    settle,
+    settled,
+    state,
+)
+from gankern.functional.convolution import kind_of
+from gankern.ops.convolution import convolution
+
+
+class Replaced(functools.partial):
+    """What stands in place of a method of one module: a function of the module (and further constants). It goes with
+    the module into copies and pickles."""
+
+
+# ---- convolutions -------------------------------------------------------------------------------------------
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    kind, pad = kind_of(weight, stride, padding, dilation, groups)
+    if kind == "same" and pad == 1 and is_half("upsample", input):
+        small, *_ = fuse(input)
+        result = convolution("upsample", small, weight, bias)
+        if result is not None:
+            return result
+    input = settled(input)
+    if kind == "same" and pad == 1 and state.followed is not None:
+        deferred = _wait_for_mean(state.followed, input, weight, bias)
+        if deferred is not None:
+            return deferred
+    return _conv2d(kind, pad, input, weight, bias, stride, padding, dilation, groups)
+
+
+def _conv2d(kind, pad, input, weight, bias, stride, padding, dilation, groups) -> Tensor:
+    if torch.is_autocast_enabled(input.device.type):
+        return GF.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    result = None
+    if kind is not None:
+        result = convolution(kind, input, weight, bias, pad)
+    if result is None and matters(input):
+        result = _functions.convolution(input, weight, bias, stride, padding, dilation, False, 0, groups)
+    return F.conv2d(input, weight, bias, stride, padding, dilation, groups) if result is None else result
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    input = settled(input)
+    arguments = (stride, padding, output_padding, groups, dilation)
+    if torch.is_autocast_enabled(input.device.type):
+        return GF.conv_transpose2d(input, weight, bias, *arguments)
+    result = None
+    values = ((stride, 2), (padding, 1), (output_padding, 0), (dilation, 1))
+    if weight.shape[2:] == (4, 4) and groups == 1 and all(_is(value, number) for value, number in values):
+        result = convolution("transposed", input, weight, bias)
+    if result is None and matters(input):
+        result = _functions.convolution(input, weight, bias, stride, padding, dilation, True, output_padding, groups)
+    return F.conv_transpose2d(input, weight, bias, *arguments) if result is None else result
+
+
+def _is(value: Any, number: int) -> bool:
+    return value == number or (not isinstance(value, int) and all(v == number for v in value))
+
+
+class Followed:
+    """Whether a first half has a second one behind it (a convolution a 2x2 mean, a batch norm an activation): found out
+    while it runs, until it is clear that it has none."""
+
+    patience = 4
+
+    def __init__(self) -> None:
+        self.misses = 0
+
+    def __reduce__(self):
+        return Followed, ()
+
+
+def _wait_for_mean(followed: Followed | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Deferred | None:
+    """The result of a 3x3 convolution with padding 1, which a 2x2 mean may follow."""
+    if followed is None or followed.misses >= followed.patience or not may_defer(x):
+        return None
+    if x.shape[1] != weight.shape[1] or x.dtype != weight.dtype or x.device != weight.device:
+        return None  # torch's own error
+    size = torch.Size((x.shape[0], weight.shape[0], *x.shape[2:]))
+    return defer("convolution", size, _without_mean, x, weight, bias, followed)
+
+
+def _without_mean(x: Tensor, weight: Tensor, bias: Tensor | None, followed: Followed) -> Tensor:
+    followed.misses += 1
+    return _conv2d("same", 1, x, weight, bias, 1, 1, 1, 1)
+
+
+# ---- resampling ---------------------------------------------------------------------------------------------
+
+
+def _is_double(x: Tensor, size: Any, scale_factor: Any, mode: str, antialias: bool) -> bool:
+    if mode not in ("nearest", "nearest-exact") or antialias:
+        return False
+    if size is not None:
+        doubled = [2 * n for n in x.shape[2:]]
+        return (list(size) == doubled) if not isinstance(size, int) else [size] * 2 == doubled
+    return scale_factor is not None and (
+        scale_factor == 2 if isinstance(scale_factor, (int, float)) else all(s == 2 for s in scale_factor)
+    )
+
+
+def interpolate(
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor:
+    arguments = (size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
+    if may_defer(input) and _is_double(input, size, scale_factor, mode, antialias):
+        n, c, height, width = input.shape
+        return defer("upsample", torch.Size((n, c, 2 * height, 2 * width)), F.interpolate, input, *arguments)
+    return F.interpolate(settled(input), *arguments)
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    if is_half("convolution", input):
+        halves = _is(kernel_size, 2) and (stride is None or _is(stride, 2)) and _is(padding, 0)
+        if halves and not ceil_mode and divisor_override in (None, 4) and min(input.shape[2:]) >= 2:
+            *arguments, followed = fuse(input)
+            followed.misses = 0
+            result = convolution("downsample", *arguments)
+            if result is not None:
+                return result
+    input = settled(input)
+    constants = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return _functions.avg_pool2d(input, *constants)
+
+
+# ---- batch norm and activations ---------------------------------------------------------------------------------
+
+# Values from which on ours is faster in training (measured); torch's is in evaluation, and without a backward where
+# channels lie last.
+LARGE = 131072
+
+
+def _is_faster(module: nn.Module, x: Tensor) -> bool:
+    if x.dtype not in (torch.float32, torch.float64) or x.ndim < 2 or not plain():
+        return False
+    if any(t is not None and t.dtype != x.dtype for t in (module.weight, module.bias, module.running_mean)):
+        return False
+    if x.numel() <= x.shape[1] or (module.weight is None) != (module.bias is None):
+        return False  # one value a channel: torch's own error
+    if matters(x):
+        return True
+    return (
+        module.training
+        and x.device.type == "cpu"
+        and x.numel() >= LARGE
+        and (x.is_contiguous() or (torch.is_grad_enabled() and x.requires_grad))
+    )
+
+
+def _normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    module: nn.Module,
+    followed: Followed | None,
+    counts: bool = True,
+    activation: str | None = None,
+    slope: float = 0.0,
+) -> Tensor:
+    """torch.nn.BatchNorm and an activation; ``counts``: whether it has a part in the running statistics."""
+    if followed is not None and activation is None:
+        followed.misses += 1
+    mean, var, momentum = module.running_mean, module.running_var, module.momentum
+    training = module.training or mean is None
+    if training and mean is not None:
+        if counts and module.num_batches_tracked is not None:
+            module.num_batches_tracked.add_(1)
+        if momentum is None:
+            momentum = 1 / float(module.num_batches_tracked)
+    if not counts and training:
+        mean = var = None
+    return GF.batch_norm_act(
+        x, mean, var, weight, bias, training, momentum or 0.0, module.eps, activation=activation, negative_slope=slope
+    )
+
+
+def _activate(name: str, input: Tensor, slope: float, inplace: bool) -> Tensor | None:
+    if not is_half("batch norm", input):
+        return None
+    x, weight, bias, module, followed, counts = fuse(input)
+    followed.misses = 0
+    result = _normalize(x, weight, bias, module, followed, counts, name, slope)
+    if inplace:
+        input.pair.result = result
+    else:  # who still wants it without the activation gets it, and it is not counted twice
+        input.pair.arguments = (x, weight, bias, module, followed, False)
+    return result
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    result = _activate("relu", input, 0.0, inplace)
+    return _functions.relu(settled(input), inplace) if result is None else result
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    result = _activate("leaky_relu", input, negative_slope, inplace) if negative_slope > 0 else None
+    return _functions.leaky_relu(settled(input), negative_slope, inplace) if result is None else result
+
+
+# ---- the functions that a model calls by itself -------------------------------------------------------------
+
+
+def _settling(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """For a function that completes no pair."""
+
+    def run(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return function(settled(input), *args, **kwargs)
+
+    return run
+
+
+def _relu_(input: Tensor) -> Tensor:
+    return relu(input, True)
+
+
+def _leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+    return leaky_relu(input, negative_slope, True)
+
+
+HANDLERS.update(
+    {
+        torch.conv2d: conv2d,
+        torch.conv_transpose2d: conv_transpose2d,
+        F.interpolate: interpolate,
+        F.avg_pool2d: avg_pool2d,
+        F.adaptive_avg_pool2d: _settling(_functions.adaptive_avg_pool2d),
+        F.relu: relu,
+        torch.relu: relu,
+        Tensor.relu: relu,
+        F.relu_: _relu_,
+        Tensor.relu_: _relu_,
+        F.leaky_relu: leaky_relu,
+        F.leaky_relu_: _leaky_relu_,
+    }
+)
+
+
+# ---- modules ------------------------------------------------------------------------------------------------
+
+
+def leaf(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A module's forward, which tells the scope that an operation comes."""
+
+    @functools.wraps(function)
+    def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        if not state.intercepting or torch.compiler.is_compiling():
+            return function(module, *args, **kwargs)
+        if state.waiting is not None:
+            settle(args[-1] if args else None)
+        if state.fused and getattr(module, "inplace", False):
+            preserve()
+        with torch._C.DisableTorchFunction():
+            return function(module, *args, **kwargs)
+
+    return forward
+
+
+def unwatched(module: nn.Module) -> bool:
+    """Whether nobody but its caller sees a module's result."""
+    everywhere = nn.modules.module
+    return not (
+        module._forward_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or everywhere._global_forward_hooks
+        or everywhere._global_backward_hooks
+        or everywhere._global_backward_pre_hooks
+    )
+
+
+@leaf
+def conv2d_forward(module: nn.Conv2d, followed: Followed | None, input: Tensor) -> Tensor:
+    padding = module.padding
+    if module.padding_mode != "zeros":
+        input = F.pad(settled(input), module._reversed_padding_repeated_twice, mode=module.padding_mode)
+        padding = 0
+    before, state.followed = state.followed, followed if followed is not None and unwatched(module) else None
+    try:
+        return conv2d(input, module.weight, module.bias, module.stride, padding, module.dilation, module.groups)
+    finally:
+        state.followed = before
+
+
+@leaf
+def conv_transpose2d_forward(module: nn.ConvTranspose2d, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+    if output_size is not None or module.padding_mode != "zeros":
+        return type(module).forward(module, settled(input), output_size)
+    return conv_transpose2d(
+        input,
+        module.weight,
+        module.bias,
+        module.stride,
+        module.padding,
+        module.output_padding,
+        module.groups,
+        module.dilation,
+    )
+
+
+@leaf
+def convolution_forward(module: nn.Module, input: Tensor, *output_size: Any) -> Tensor:
+    """Of one and three dimensions, either direction: torch's, with a cheap second derivative."""
+    input = settled(input)
+    if matters(input) and not output_size and module.padding_mode == "zeros":
+        result = _functions.convolution(
+            input,
+            module.weight,
+            module.bias,
+            module.stride,
+            module.padding,
+            module.dilation,
+            module.transposed,
+            module.output_padding,
+            module.groups,
+        )
+        if result is not None:
+            return result
+    return type(module).forward(module, input, *output_size)
+
+
+@leaf
+def batch_norm_forward(module: nn.Module, followed: Followed | None, input: Tensor) -> Tensor:
+    input = settled(input)
+    if not _is_faster(module, input) or torch.is_autocast_enabled(input.device.type):
+        return type(module).forward(module, input)
+    module._check_input_dim(input)
+    if followed is not None and followed.misses < followed.patience and unwatched(module) and may_defer(input):
+        return defer("batch norm", input.shape, _normalize, input, module.weight, module.bias, module, followed, True)
+    return _normalize(input, module.weight, module.bias, module, None)
+
+
+@leaf
+def relu_forward(module: nn.ReLU, input: Tensor) -> Tensor:
+    return relu(input, module.inplace)
+
+
+@leaf
+def leaky_relu_forward(module: nn.LeakyReLU, input: Tensor) -> Tensor:
+    return leaky_relu(input, module.negative_slope, module.inplace)
+
+
+@leaf
+def avg_pool2d_forward(module: nn.AvgPool2d, input: Tensor) -> Tensor:
+    return avg_pool2d(
+        input,
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.ceil_mode,
+        module.count_include_pad,
+        module.divisor_override,
+    )
+
+
+@leaf
+def adaptive_avg_pool2d_forward(module: nn.AdaptiveAvgPool2d, input: Tensor) -> Tensor:
+    return _functions.adaptive_avg_pool2d(settled(input), module.output_size)
+
+
+@leaf
+def upsample_forward(module: nn.Upsample, input: Tensor) -> Tensor:
+    if not unwatched(module):
+        input = settled(input)
+        return type(module).forward(module, input)
+    return interpolate(
+        input, module.size, module.scale_factor, module.mode, module.align_corners, module.recompute_scale_factor
+    )
+
+
+def own_forward(module: nn.Module, followed: Followed, *args: Any, **kwargs: Any) -> Any:
+    """Of a module that calls both halves of a convolution and a 2x2 mean by itself."""
+    before, state.followed = state.followed, followed
+    try:
+        return type(module).forward(module, *args, **kwargs)
+    finally:
+        state.followed = before

@@ -1,0 +1,231 @@
+"""What is known while an accelerated module runs, and values that wait one operation before they are computed.
+
+Functions that a model calls by itself (``F.interpolate``, ``F.avg_pool2d``, ``F.leaky_relu``, ...) are met by a
+:class:`Interception`, a torch function mode that is on during the forward of a module with such calls in its code. A
+call that may be the first half of a fused pair is deferred: a :class:`Deferred` tensor stands for its result until the
+next operation, which either completes the pair or makes it compute what was called for. So nothing has to be known or
+proved about the code between the two, and it does not matter who else holds the tensor:
+
+- at most one value is deferred at a time, and only until the next operation of any kind, so nothing can overwrite what
+  it is to be computed from;
+- whoever else uses it later gets the value, computed then with the same gradient;
+- it is a node of the autograd graph by itself, for the case that it meets an operation that does not announce itself
+  (a custom ``autograd.Function``).
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+
+class _State(threading.local):
+    """Of the accelerated module that runs in this thread."""
+
+    intercepting = False
+    double = False  # whether the gradient may be differentiated
+    waiting: weakref.ref[Deferred] | None = None  # deferred by the last operation
+    followed: Any = None  # what the next convolution that a module calls by itself is told, see _layers.Followed
+    fused: tuple[weakref.ref[Deferred], ...] = ()  # first halves of pairs that ran, which somebody may still hold
+
+
+state = _State()
+
+
+class Pair:
+    """The first half of a pair: how to compute it alone, and what its second half has to know."""
+
+    __slots__ = ("arguments", "compute", "grad_mode", "kind", "result", "versions")
+
+    def __init__(self, kind: str, compute: Callable[..., Tensor], arguments: tuple) -> None:
+        self.kind, self.compute, self.arguments = kind, compute, arguments
+        self.grad_mode = torch.is_grad_enabled()
+        self.versions = [x._version for x in arguments if isinstance(x, Tensor)]
+        self.result: Tensor | None = None
+
+    def check(self) -> None:
+        if self.versions != [x._version for x in self.arguments if isinstance(x, Tensor)]:
+            raise RuntimeError(
+                "gankern.accelerate: a tensor was overwritten between two operations that run as one, in a way that "
+                "could not be seen; pass the module's name in exclude= (gankern.restore undoes all), and report this"
+            )
+
+    def value(self) -> Tensor:
+        if self.result is None:
+            self.check()
+            with torch.set_grad_enabled(self.grad_mode):
+                self.result = self.compute(*self.arguments)
+            self.arguments = ()
+        return self.result
+
+
+class Deferred(Tensor):
+    """A tensor that is computed by the next operation on it, or together with that."""
+
+    pair: Pair
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func in _METADATA:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        args, kwargs = tree_map_only(Deferred, Deferred.value, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        # An operation that did not announce itself: its gradient arrives at _Connection.
+        def plain(x: Deferred) -> Tensor:
+            return x.pair.value().detach()
+
+        with torch.no_grad():
+            args, kwargs = tree_map_only(Deferred, plain, (args, kwargs or {}))
+            return func(*args, **kwargs)
+
+    def value(self) -> Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.pair.value()
+
+    def __reduce_ex__(self, protocol):
+        return self.value().__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo):
+        return self.value().__deepcopy__(memo)
+
+
+class _Connection(torch.autograd.Function):
+    """Makes the tensor that stands for a pair's result; a gradient that arrives at it goes on to what the result is
+    computed from."""
+
+    @staticmethod
+    def forward(ctx: Any, pair: Pair, size: torch.Size, like: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.pair, ctx.inputs = pair, inputs
+        return Tensor._make_wrapper_subclass(Deferred, size, dtype=like.dtype, device=like.device)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        leaves = [x for x in ctx.inputs if x.requires_grad]
+        found = iter(
+            torch.autograd.grad(ctx.pair.value(), leaves, grad, retain_graph=True, create_graph=torch.is_grad_enabled())
+        )
+        return None, None, None, *(next(found) if x.requires_grad else None for x in ctx.inputs)
+
+
+_METADATA = {
+    Tensor.shape.__get__,
+    Tensor.ndim.__get__,
+    Tensor.dtype.__get__,
+    Tensor.device.__get__,
+    Tensor.size,
+    Tensor.dim,
+    Tensor.is_floating_point,
+}
+
+
+def defer(kind: str, size: torch.Size, compute: Callable[..., Tensor], *arguments: Any) -> Deferred:
+    """A tensor of that size which is ``compute(*arguments)``, later. The first argument is a tensor."""
+    pair = Pair(kind, compute, arguments)
+    like = arguments[0]
+    inputs = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad] if pair.grad_mode else []
+    if inputs:
+        result = _Connection.apply(pair, size, like, *inputs)
+    else:
+        result = Tensor._make_wrapper_subclass(Deferred, size, dtype=like.dtype, device=like.device)
+    result.pair = pair
+    state.waiting = weakref.ref(result)
+    return result
+
+
+def may_defer(x: Tensor) -> bool:
+    """Whether deferring is possible here at all."""
+    return (
+        state.intercepting
+        and type(x) is Tensor
+        and x.ndim == 4
+        and x.is_floating_point()
+        and plain()
+        and not torch.is_autocast_enabled(x.device.type)
+        and not torch.is_inference_mode_enabled()
+    )
+
+
+def plain() -> bool:
+    """Whether nothing but autograd watches: no tape, no torch.func transform, no forward mode, no compiler."""
+    from gankern.ops import _tiers
+
+    return (
+        _tiers.recorder is None
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
+def settle(but: Any = None) -> None:
+    """Computes the value that waits, except where it is ``but``, which is about to be used."""
+    reference, state.waiting = state.waiting, None
+    if reference is not None:
+        waiting = reference()
+        if waiting is not None and waiting is not but:
+            waiting.value()
+
+
+def settled(x: Any) -> Any:
+    """x, computed if it is deferred."""
+    return x.value() if type(x) is Deferred else x
+
+
+def is_half(kind: str, x: Any) -> bool:
+    """Whether x is the first half of such a pair, and was not computed meanwhile."""
+    return type(x) is Deferred and x.pair.kind == kind and x.pair.result is None
+
+
+def fuse(first: Deferred) -> tuple:
+    """The arguments of the first half of a pair that runs now."""
+    first.pair.check()
+    state.fused = (*state.fused, weakref.ref(first))
+    return first.pair.arguments
+
+
+def preserve() -> None:
+    """Before anything that may overwrite a tensor: computes first halves of pairs that somebody still holds."""
+    references, state.fused = state.fused, ()
+    for reference in references:
+        first = reference()
+        if first is not None:
+            first.value()
+
+
+def _may_overwrite(func: Any, args: tuple, kwargs: dict) -> bool:
+    name = getattr(func, "__name__", "_")
+    inplace = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i") or name == "__setitem__"
+    return inplace or name == "__set__" or "out" in kwargs or any(x is True for x in (*args[1:], *kwargs.values()))
+
+
+HANDLERS: dict[Any, Callable[..., Any]] = {}
+
+
+class Interception(TorchFunctionMode):
+    """Sends torch's functions to those of HANDLERS, which return NotImplemented for what they leave to torch."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in _METADATA:
+            return func(*args, **kwargs)
+        handler = HANDLERS.get(func)
+        if state.waiting is not None:
+            settle(None if handler is None else args[0] if args else kwargs.get("input"))
+        if state.fused and _may_overwrite(func, args, kwargs):
+            preserve()
+        if handler is not None:
+            result = handler(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return func(*args, **kwargs)

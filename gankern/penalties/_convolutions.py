@@ -1,0 +1,35 @@
+"""torch's convolutions by this library's, wherever a critic calls them and without a change to it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gankern import functional as GF
+
+_OURS = {torch.conv2d: GF.conv2d, torch.conv_transpose2d: GF.conv_transpose2d}
+
+
+class _Convolutions(TorchFunctionMode):
+    """Within it torch.conv2d is gankern.functional's, which is torch's again where no row of the engine is faster."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        ours = _OURS.get(func)
+        # Within a checkpoint torch's own: it runs again in the backward, outside of this mode.
+        if ours is not None and torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+            func = ours
+        return func(*args, **(kwargs or {}))
+
+
+def fast_convolutions(critic: Any, x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """A block in which a critic is called with x. The engine's rows are for the CPU; torch.compile has kernels of its
+    own, and what is compiled would be so again with the mode in it."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or not isinstance(critic, nn.Module):
+        return contextlib.nullcontext()
+    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in critic.modules()):
+        return contextlib.nullcontext()
+    return _Convolutions()
