@@ -35,6 +35,7 @@
 // what was read last is in the cache still. A large example is shared by all threads, each taking the same
 // pixels in both sweeps; what does not fit into their own caches comes from the shared one the second time.
 // Bound by memory: forward 1 read and 1 write, backward 2 and 1, double backward 3 and 2.
+// Results that are larger than the caches are written past them, which leaves the caches to the second sweep.
 //
 // Examples are summed in groups, and these in order, in double. All blocks follow from the shape alone, so
 // results do not depend on the number of threads, nor an example's on the other examples.
@@ -56,6 +57,7 @@ constexpr int64_t kSumPixels = 4096;                // summed in A before they a
 constexpr int64_t kSumRows = 64;                    // likewise, channels last
 constexpr int64_t kLargeExample = 8 * 1024 * 1024;  // bytes: two would not stay in the shared cache
 constexpr int64_t kGroups = 32;                     // of examples
+constexpr int64_t kStreamBytes = 16 * 1024 * 1024;  // results from this size on are written past the caches
 
 // The iterations of the loop that follows do not depend on each other.
 #if defined(__clang__)
@@ -206,6 +208,7 @@ struct Block {
   A* memory;      // [Op::kSums][lines], for channels last
   A slope;
   bool backwards;
+  bool past;  // the caches: what is written, in whole aligned vectors but for partial ones
 
   // kCount vectors, `stride` values apart; of n values each if kPartial.
   template <class Op, int kCount, bool kPartial>
@@ -224,6 +227,8 @@ struct Block {
         if (!out[k]) continue;
         if constexpr (kPartial)
           store_partial(out[k] + at, results[k], n);
+        else if (past)
+          stream(out[k] + at, results[k]);
         else
           store(out[k] + at, results[k]);
       }
@@ -387,6 +392,11 @@ struct Map {
   explicit Map(const In& in)
       : count(in.count), channels(in.channels), pixels(in.pixels), rows(in.channels_last || in.pixels == 1) {}
 
+  // Whether whole vectors of a result are aligned, and the result does not stay in the caches anyway.
+  bool past(const void* out) const {
+    return count * example_bytes() >= kStreamBytes && (rows ? channels : pixels) % L == 0 &&
+           reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0;
+  }
   int64_t example_bytes() const { return channels * pixels * int64_t(sizeof(T)); }
   int64_t block_channels() const {
     if (rows) return channels;
@@ -613,14 +623,17 @@ struct Problem {
 
   void write_blocks(int64_t n, int64_t channel_block, int64_t begin, int64_t end, const Work& work) const {
     const Map<T> at = map;
+    const bool past = map.past(in.out) && map.past(in.out_x);  // a null result is as good as aligned
     for (int64_t p = end - 1; p >= begin; --p) {
       Block<T> b = block(n, channel_block, p, at);
       b.coef = work.coef;
       b.backwards = true;
+      b.past = past;
       if constexpr (kOrder == kForward) b.template sweep_activated<Normalize>();
       if constexpr (kOrder == kBackward) b.template sweep_activated<Grad>();
       if constexpr (kOrder == kDoubleBackward) b.template sweep_activated<Second>();
     }
+    if (past) stream_fence();
   }
 
   // A block of channels of an example. for_each(count, f(begin, end)) runs a sweep, on one thread or on all.

@@ -136,6 +136,7 @@ CASES = [
     *(_case(kind, (16, 64, 64, 64), verify=False, quick=kind != "same") for kind in RUN),
     *(_case(kind, (4, 32, 256, 256), verify=False) for kind in RUN),
     *(_case(kind, (16, 64, 64, 64), verify=False, channels_last=True) for kind in RUN),
+    *(_case(kind, (4, 32, 256, 256), verify=False, channels_last=True) for kind in RUN),
     *(_case(kind, (2, 8, 32, 32), bench=False) for kind in RUN),
     *(_case("up 2", (16, 64, side, side), along=("height", side)) for side in SIDES),
     _odd_case("up 2", (2, 3, 7, 9), (1, 2, 1), False, False),

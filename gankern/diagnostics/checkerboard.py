@@ -422,6 +422,10 @@ def _advice(module: nn.Module, stage: Stage) -> str | None:
 
 def _spectrum(images: Tensor) -> Tensor:
     images = images - images.mean((2, 3), keepdim=True)
+    # Hann's window: what differs between opposite edges would otherwise be in all frequencies of an axis.
+    for axis in (2, 3):
+        window = torch.hann_window(images.shape[axis], dtype=images.dtype, device=images.device)
+        images = images * window.unflatten(0, (-1, *[1] * (3 - axis)))
     power = torch.fft.fft2(images).abs().square().mean((0, 1))
     return torch.fft.fftshift(power)
 

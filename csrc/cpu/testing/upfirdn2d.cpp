@@ -133,6 +133,18 @@ void test_upfirdn2d() {
       add(1, 1, {1, 1, 1, 1, 0}, {1, 1, 1, 1, 0}, 1, 1);
       add(0, 3, {4, 4, 1, 1, 1}, {4, 4, 1, 1, 1}, 3, 3);
       add(1, 1, {3, 6, 2, 1, 2}, {2100, 4200, 2, 1, 2}, 4, 4);  // several strips
+      if (!separable) continue;
+      // Rows long enough for sums in registers, with two to four taps in each phase, and channels in whole
+      // vectors.
+      for (int64_t taps : {2, 3, 4}) {
+        const int64_t wide = grouped ? 19 : 150, channels = grouped ? 32 : 2;
+        for (int64_t start : {-3, 0, 1, 2}) {
+          add(1, channels, {5, 5, 1, 1, 1}, {wide, wide - 1, 1, 1, start}, 3, taps);
+          add(1, channels, {6, 3, 1, 2, 1}, {wide, wide / 2, 1, 2, start}, 4, taps);
+          add(1, channels, {4, 8, 2, 1, 2}, {wide, 2 * wide + 1, 2, 1, start}, 4, 2 * taps);
+        }
+      }
+      if (grouped) add(1, 64, {3, 3, 1, 1, 1}, {300, 300, 1, 1, 2}, 3, 4);  // in several strips
     }
   if (kRacesOnly) {
     for (const Shape& shape : shapes) test_problem<float>(shape, {Placement::kHeap}, {2, 5});
