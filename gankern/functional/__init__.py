@@ -2,8 +2,19 @@
 
 Every function takes ``implementation=``: None (what :func:`gankern.use_implementation` or the variable
 GANKERN_IMPLEMENTATION says), "auto", "reference", "cpu", "triton" or "cuda".
+
+``import gankern.functional as F`` in place of ``import torch.nn.functional as F``: what gankern has is gankern's, every
+other name is torch's own.
 """
 
+from typing import TYPE_CHECKING
+
+import torch.nn.functional
+
+if TYPE_CHECKING:
+    from torch.nn.functional import *  # noqa: F403
+
+from gankern._torch_names import stand_in
 from gankern.functional.batch_norm_act import batch_norm_act
 from gankern.functional.bias_act import ACTIVATIONS, bias_act, leaky_relu, relu
 from gankern.functional.convolution import conv2d, conv2d_downsample, conv_transpose2d, upsample_conv2d
@@ -58,3 +69,4 @@ __all__ = [
     "virtual_batch_norm",
     "virtual_batch_norm_statistics",
 ]
+__getattr__, __dir__, __all__ = stand_in(__name__, torch.nn.functional, __all__)

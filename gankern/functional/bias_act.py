@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from gankern.dispatch import short
 from gankern.functional import _checks
@@ -70,42 +71,59 @@ def bias_act(
     return _ops.bias_act(x, bias, dim, activation, negative_slope, gain, clamp, implementation)
 
 
-def relu(x: Tensor, inplace: bool = False, *, implementation: str | None = None) -> Tensor:
+def _for_torch(x: Tensor, implementation: str | None) -> bool:
+    """Whether torch's own function is to do it: inside torch.compile, where it fuses with what is around it, under a
+    torch.func transform, and for what only torch takes (integers, sparse tensors)."""
+    if torch.compiler.is_compiling():
+        return True
+    if implementation is not None:
+        return False
+    other = not x.is_floating_point() or x.layout is not torch.strided
+    return other or _checks.transformed()
+
+
+def relu(input: Tensor, inplace: bool = False, *, implementation: str | None = None) -> Tensor:
     """:func:`torch.nn.functional.relu`, whose second derivative does not exist rather than being zeros.
 
-    Keeps its result for the backward. Inside torch.compile it is torch's own, which fuses with what is around it.
-    Gradient order: 2 (any order for "reference").
+    Keeps its result for the backward. Inside torch.compile (where torch's own fuses with what is around it), under
+    torch.func's transforms and for integers and sparse tensors it is torch's own. Gradient order: 2 (any order for
+    "reference").
 
     >>> relu(torch.tensor([-1.0, 2.0]))
     tensor([0., 2.])
     """
-    if torch.compiler.is_compiling():
-        return F.relu(x, inplace)
+    if has_torch_function_unary(input):
+        return handle_torch_function(relu, (input,), input, inplace=inplace, implementation=implementation)
+    if _for_torch(input, implementation):
+        return F.relu(input, inplace)
     if inplace:
-        result = _ops.activate_(x, "relu", 0.0, implementation)
-        return F.relu(x, inplace=True) if result is None else result
-    return _ops.bias_act(x, None, 0, "relu", 0.0, 1.0, None, implementation)
+        result = _ops.activate_(input, "relu", 0.0, implementation)
+        return F.relu(input, inplace=True) if result is None else result
+    return _ops.bias_act(input, None, 0, "relu", 0.0, 1.0, None, implementation)
 
 
 def leaky_relu(
-    x: Tensor, negative_slope: float = 0.01, inplace: bool = False, *, implementation: str | None = None
+    input: Tensor, negative_slope: float = 0.01, inplace: bool = False, *, implementation: str | None = None
 ) -> Tensor:
     """:func:`torch.nn.functional.leaky_relu`, whose second derivative does not exist rather than being zeros: a
     gradient penalty then has nothing to carry back through the rest of the network from here.
 
     Keeps its result for the backward (torch keeps the input, which is memory of its own), and the input where the slope
-    is negative. Inside torch.compile it is torch's own, which fuses with what is around it. Gradient order: 2 (any
-    order for "reference").
+    is negative. Torch's own in the same cases as :func:`relu`. Gradient order: 2 (any order for "reference").
 
     >>> leaky_relu(torch.tensor([-1.0, 2.0]), 0.5)
     tensor([-0.5000,  2.0000])
     """
-    if torch.compiler.is_compiling():
-        return F.leaky_relu(x, negative_slope, inplace)
+    if has_torch_function_unary(input):
+        return handle_torch_function(
+            leaky_relu, (input,), input, negative_slope, inplace=inplace, implementation=implementation
+        )
+    if _for_torch(input, implementation):
+        return F.leaky_relu(input, negative_slope, inplace)
     if inplace:
-        result = _ops.activate_(x, "leaky_relu", negative_slope, implementation)
-        return F.leaky_relu(x, negative_slope, inplace=True) if result is None else result
-    return _ops.bias_act(x, None, 0, "leaky_relu", negative_slope, 1.0, None, implementation)
+        result = _ops.activate_(input, "leaky_relu", negative_slope, implementation)
+        return F.leaky_relu(input, negative_slope, inplace=True) if result is None else result
+    return _ops.bias_act(input, None, 0, "leaky_relu", negative_slope, 1.0, None, implementation)
 
 
 def check_channels(name: str, x: Tensor, bias: Tensor | None, dim: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from gankern.dispatch import short
 from gankern.functional import _checks
@@ -75,8 +76,8 @@ def conv2d(
     A 3x3 kernel of stride 1 with padding 0, 1 or 2 runs as Winograd's F(2x2) with 4 instead of 9 products a pixel,
     and a 4x4 kernel of stride 2 with padding 1 as four filters of two taps with 9 instead of 16, where that was
     measured to be faster; :func:`gankern.set_convolution_precision` allows larger tiles. Everything else (other
-    kernels and strides, groups, dilation, unbatched input) is torch's own convolution. All gradients, of any order,
-    run the same way, and only those are computed that are asked for.
+    kernels and strides, groups, dilation, unbatched input, torch.func's transforms) is torch's own convolution. All
+    gradients, of any order, run the same way, and only those are computed that are asked for.
 
     Source: Winograd 1980; Lavin and Gray 2015, arXiv 1509.09308.
 
@@ -102,10 +103,26 @@ def conv2d(
     >>> conv2d(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3), padding=1).shape
     torch.Size([2, 4, 16, 16])
     """
+    if has_torch_function((input, weight)):
+        return handle_torch_function(
+            conv2d,
+            (input, weight),
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            weight_scale=weight_scale,
+            implementation=implementation,
+        )
     x, weight, bias = _cast(input, weight, bias)
     kind, pad = kind_of(weight, stride, padding, dilation, groups)
     result = None
-    if kind is not None:
+    if implementation is None and _checks.transformed():
+        pass
+    elif kind is not None:
         result = convolution(kind, x, weight, bias, pad, weight_scale, implementation)
     else:
         no_row(implementation, "3x3 kernels of stride 1 and padding 0 to 2, 4x4 kernels of stride 2 and padding 1")
@@ -148,10 +165,27 @@ def conv_transpose2d(
     >>> conv_transpose2d(torch.randn(2, 8, 16, 16), torch.randn(8, 4, 4, 4), stride=2, padding=1).shape
     torch.Size([2, 4, 32, 32])
     """
+    if has_torch_function((input, weight)):
+        return handle_torch_function(
+            conv_transpose2d,
+            (input, weight),
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            dilation,
+            weight_scale=weight_scale,
+            implementation=implementation,
+        )
     x, weight, bias = _cast(input, weight, bias)
     arguments = _pair(stride), _pair(padding), _pair(output_padding), _pair(dilation), groups
     result = None
-    if weight.shape[2:] == (4, 4) and arguments == ((2, 2), (1, 1), (0, 0), (1, 1), 1):
+    if implementation is None and _checks.transformed():
+        pass
+    elif weight.shape[2:] == (4, 4) and arguments == ((2, 2), (1, 1), (0, 0), (1, 1), 1):
         result = convolution("transposed", x, weight, bias, 1, weight_scale, implementation)
     else:
         no_row(implementation, "4x4 kernels of stride 2, padding 1 and output_padding 0")

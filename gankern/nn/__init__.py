@@ -1,6 +1,18 @@
-"""Modules with torch.nn's names, argument order, defaults and state_dict keys."""
+"""torch.nn with gankern's modules: torch's names, argument order, defaults and state_dict keys.
 
-from gankern.nn import init, utils
+``import gankern.nn as nn`` in place of ``import torch.nn as nn``: what gankern has is gankern's, every other name is
+torch's own.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch.nn
+
+if TYPE_CHECKING:
+    from torch.nn import *  # noqa: F403
+
+from gankern._torch_names import stand_in
+from gankern.nn import functional, init, modules, utils
 from gankern.nn.modules.activation import BiasAct, BiasActPixelNorm, LeakyReLU, PixelNorm, ReLU
 from gankern.nn.modules.batch_norm_act import BatchNorm2d, BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from gankern.nn.modules.conditional_batch_norm import ConditionalBatchNorm2d
@@ -50,7 +62,12 @@ __all__ = [
     "VirtualBatchNorm2d",
     "VirtualBatchNorm3d",
     "freeze_reference_batch",
+    "functional",
     "init",
+    "modules",
     "set_reference_batch",
     "utils",
 ]
+__getattr__, __dir__, __all__ = stand_in(
+    __name__, torch.nn, __all__, ("attention", "common_types", "grad", "parallel", "parameter")
+)

@@ -1,12 +1,20 @@
-"""Initialisations beyond torch.nn.init's, in its conventions."""
+"""torch.nn.init, and initialisations beyond it in its conventions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from gankern._torch_names import stand_in
+
+if TYPE_CHECKING:
+    from torch.nn.init import *  # noqa: F403
+
+__getattr__, __dir__, __all__ = stand_in(__name__, nn.init, ["icnr_"])
 
 
 def _conv_default_(weight: Tensor) -> Tensor:

@@ -108,9 +108,12 @@ def way_for(
     return min(allowed & times.keys(), key=times.__getitem__)
 
 
-@torch.compiler.assume_constant_result
 def _constant_way(*args: Any) -> str:
     return way_for(*args)
+
+
+# torch.compiler.assume_constant_result, which would import all of Dynamo to do it.
+_constant_way._dynamo_marked_constant = True
 
 
 # ---- the operators --------------------------------------------------------------------------------------

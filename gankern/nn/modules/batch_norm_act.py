@@ -42,8 +42,8 @@ class BatchNormAct(_NormBase):
         self.negative_slope = negative_slope
         self.implementation = implementation
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._normalize(x, self.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return self._normalize(input, self.weight, self.bias)
 
     def _normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         if x.ndim not in self.dimensions or x.shape[1] != self.num_features:
@@ -124,5 +124,5 @@ class BatchNorm2d(nn.BatchNorm2d):
     implementation: str | None = None
     _normalize = BatchNormAct._normalize
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._normalize(x, self.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return self._normalize(input, self.weight, self.bias)

@@ -1,10 +1,21 @@
 """torch.nn.utils with gankern's spectral norm: every other name is torch's own."""
 
-from torch.nn import utils as _torch_utils
-from torch.nn.utils import *  # noqa: F403
+from typing import TYPE_CHECKING
+
+import torch.nn.utils
+
+if TYPE_CHECKING:
+    from torch.nn.utils import *  # noqa: F403
 
 import gankern.nn.utils.parametrizations as parametrizations
+from gankern._torch_names import stand_in
 from gankern.nn.utils._group import group_spectral_norm
 from gankern.nn.utils._spectral_norm import spectral_norm
 
-__all__ = [*_torch_utils.__all__, "group_spectral_norm", "parametrizations", "spectral_norm"]
+__all__ = ["group_spectral_norm", "parametrizations", "spectral_norm"]
+__getattr__, __dir__, __all__ = stand_in(
+    __name__,
+    torch.nn.utils,
+    __all__,
+    ("clip_grad", "convert_parameters", "fusion", "init", "memory_format", "parametrize", "prune", "rnn", "stateless"),
+)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations as torch_parametrizations
-from torch.nn.utils.parametrizations import *  # noqa: F403 (every other name is torch's own)
 
 import gankern.functional as GF
+from gankern._torch_names import stand_in
 from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim, normalize
 
-__all__ = [*torch_parametrizations.__all__, "SpectralNorm"]
+if TYPE_CHECKING:
+    from torch.nn.utils.parametrizations import *  # noqa: F403
+
+__getattr__, __dir__, __all__ = stand_in(__name__, torch_parametrizations, ["SpectralNorm", "spectral_norm"])
 
 
 class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
