@@ -171,6 +171,8 @@ _LEAKY_RELU = Piecewise(F.leaky_relu, lambda grad, x, slope: _aten.leaky_relu_ba
 _LEAKY_RELU_ = Piecewise(
     torch._C._nn.leaky_relu_, lambda grad, y, slope: _aten.leaky_relu_backward(grad, y, slope, True), False
 )
+
+
 class _MaxPool2d(Function):
     """torch's, which keeps where each largest value was."""
 
@@ -194,29 +196,7 @@ class _MaxPool2d(Function):
 
 
 _AVG_POOL2D = Piecewise(F.avg_pool2d, _aten.avg_pool2d_backward, True)
-_ADAPTIVEclass _MaxPool2d(Function):
-    """torch's, which keeps where each largest value was."""
-
-    @staticmethod
-    def forward(constants, x):
-        return _aten.max_pool2d_with_indices(x, *constants)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
-        ctx.constants, x = inputs
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(x, output[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad, _):
-        if grad is None:
-            return None, None
-        x, indices = ctx.saved_tensors
-        return None, _aten.max_pool2d_with_indices_backward(grad, x.detach(), *ctx.constants, indices)
-
-
-_AVG_POOL2D = Piecewise(
+_ADAPTIVE_AVG_POOL2D = Piecewise(
     _aten._adaptive_avg_pool2d, lambda grad, x, size: _aten._adaptive_avg_pool2d_backward(grad, x), True
 )
 
