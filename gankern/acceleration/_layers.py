@@ -277,6 +277,9 @@ def _normalize(
             momentum = 1 / float(module.num_batches_tracked)
     if not counts and training:
         mean = var = None
+    if mean is not None:
+        # torch's kernel saves these and updates them unseen; a forward by it may still wait for its backward.
+        mean, var = mean.data, var.data
     return GF.batch_norm_act(
         x, mean, var, weight, bias, training, momentum or 0.0, module.eps, activation=activation, negative_slope=slope
     )
