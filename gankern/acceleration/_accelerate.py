@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from gankern.acceleration import _layers, _probe, _spectral
 from gankern.acceleration._code import names_used
-from gankern.acceleration._layers import Followed, Replaced
+from gankern.acceleration._layers import Followed, Left, Replaced
 from gankern.acceleration._report import Report, Row
 from gankern.acceleration._root import Plan, root_forward
 from gankern.acceleration._verify import copy_of
@@ -85,6 +85,7 @@ LEAVES: dict[Any, Leaf] = {
     nn.ReLU.forward: (_layers.relu_forward, _PIECEWISE),
     nn.LeakyReLU.forward: (_layers.leaky_relu_forward, _PIECEWISE),
     nn.AvgPool2d.forward: (_layers.avg_pool2d_forward, _PIECEWISE),
+    nn.MaxPool2d.forward: (_layers.max_pool2d_forward, _PIECEWISE),
     nn.AdaptiveAvgPool2d.forward: (_layers.adaptive_avg_pool2d_forward, _PIECEWISE),
 }
 ONLY_SECOND_ORDER = (_CONVOLUTION, _PIECEWISE)
@@ -153,11 +154,13 @@ def _is_pair(first: nn.Module, second: nn.Module) -> bool:
     return (_is_first_half(first) and _halves(second)) or (_is_batch_norm(first) and _is_activation(second))
 
 
+_FIRST_ORDER = {"conv2d", "conv_transpose2d", "interpolate"}
 _ACTIVATIONS = {"relu", "relu_", "leaky_relu", "leaky_relu_"}
 _FUNCTIONS = {
     "avg_pool2d",
     "adaptive_avg_pool2d",
     "interpolate",
+    "max_pool2d",
     "conv2d",
     "conv_transpose2d",
     "relu",
@@ -174,7 +177,7 @@ class _Work:
         self.root, self.report, self.fast = root, report, fast
         self.names = {id(m): n for n, m in root.named_modules()}
         self.modules = [(n, m) for n, m in root.named_modules() if chosen is None or n in chosen]
-        self.intercepts = False
+        self.pairs = self.calls = False  # whether to meet functions: always, or for their second derivative
 
     def row(self, name: str, before: str, after: str | None, note: str = "") -> None:
         self.report.rows.append(Row(name, before, after, note))
@@ -287,17 +290,19 @@ class _Work:
             return self.row(name, before, None, "fast_double_backward=False")
         note = ""
         if followed is not None:
-            self.intercepts = True
+            self.pairs = True
             if isinstance(module, nn.Conv2d):
                 what = "gankern's convolution, with the 2x2 mean behind it where there is one"
             else:
                 what = "gankern's batch norm where it is faster, with the activation behind it"
-        constants = (followed,) if function in (_layers.conv2d_forward, _layers.batch_norm_forward) else ()
+        constants = {_layers.conv2d_forward: (followed, Left()), _layers.batch_norm_forward: (followed,)}.get(
+            function, ()
+        )
         _replace(module, "forward", function, *constants)
         self.row(name, before, what, note)
 
     def _upsample(self, name: str, module: nn.Module, firsts: dict[int, Followed]) -> None:
-        self.intercepts = True
+        self.pairs = True
         _replace(module, "forward", _layers.upsample_forward)
         self.row(name, "nearest upsampling by 2", "one with the 3x3 convolution behind it where there is one")
 
@@ -317,15 +322,18 @@ class _Work:
         elif isinstance(module, nn.ConvTranspose2d):
             used = used | {"conv_transpose2d"}
         if not used:
-            return
-        self.intercepts = True
+            return None
+        calls = ", ".join(sorted(used))
+        self.pairs |= bool(used & _FIRST_ORDER)
+        self.calls = True
+        if not (used & _FIRST_ORDER or self.fast):
+            return self.row(name, f"{type(module).__name__} calls {calls}", None, "fast_double_backward=False")
         if {"avg_pool2d", "conv2d"} <= used:
             _replace(module, "forward", _layers.own_forward, Followed())
-        calls = ", ".join(sorted(used))
         self.row(name, f"{type(module).__name__} calls {calls}", "gankern's where they are faster", "met while it runs")
 
     def _root(self, group: SpectralNormGroup | None) -> None:
-        plan = Plan(group, self.intercepts, self.fast)
+        plan = Plan(group, self.pairs, self.calls and self.fast, self.fast)
         _replace(self.root, "forward", root_forward, plan, self.root.__dict__.get("forward"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import types
 import weakref
 from collections.abc import Iterator
@@ -25,8 +26,9 @@ def _names(cls: type) -> frozenset[str]:
         for base in cls.__mro__:
             if base.__module__.split(".")[0] in _LIBRARIES and not base.__module__.startswith("gankern.models"):
                 continue
-            for value in vars(base).values():
-                _collect(value, seen, names)
+            for name, value in vars(base).items():
+                if name != "__init__":
+                    _collect(value, seen, names)
         known = _cache[cls] = frozenset(names)
     return known
 
@@ -45,11 +47,21 @@ def _collect(value: object, seen: set[types.CodeType], names: set[str]) -> None:
         return
     for code in _with_inner(value.__code__):
         seen.add(code)
-        names.update(code.co_names)
+        names.update(_called(code))
         for name in code.co_names:
             called = value.__globals__.get(name)
             if isinstance(called, types.FunctionType):
                 _collect(called, seen, names)
+
+
+def _called(code: types.CodeType) -> Iterator[str]:
+    """The names in a piece of code, without those of attributes of ``self``, which are no functions of torch."""
+    before = None
+    for instruction in dis.get_instructions(code):
+        own = before is not None and before.opname.startswith("LOAD_FAST") and before.argval == "self"
+        if isinstance(instruction.argval, str) and instruction.argval in code.co_names and not own:
+            yield instruction.argval
+        before = instruction
 
 
 def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:

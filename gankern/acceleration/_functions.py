@@ -171,6 +171,30 @@ _LEAKY_RELU = Piecewise(F.leaky_relu, lambda grad, x, slope: _aten.leaky_relu_ba
 _LEAKY_RELU_ = Piecewise(
     torch._C._nn.leaky_relu_, lambda grad, y, slope: _aten.leaky_relu_backward(grad, y, slope, True), False
 )
+
+
+class _MaxPool2d(Function):
+    """torch's, which keeps where each largest value was."""
+
+    @staticmethod
+    def forward(constants, x):
+        return _aten.max_pool2d_with_indices(x, *constants)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs, output) -> None:
+        ctx.constants, x = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad, _):
+        if grad is None:
+            return None, None
+        x, indices = ctx.saved_tensors
+        return None, _aten.max_pool2d_with_indices_backward(grad, x.detach(), *ctx.constants, indices)
+
+
 _AVG_POOL2D = Piecewise(F.avg_pool2d, _aten.avg_pool2d_backward, True)
 _ADAPTIVE_AVG_POOL2D = Piecewise(
     _aten._adaptive_avg_pool2d, lambda grad, x, size: _aten._adaptive_avg_pool2d_backward(grad, x), True
@@ -213,3 +237,19 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     if not matters(input) or None in size or size == [1, 1]:  # that is a mean, in torch too
         return F.adaptive_avg_pool2d(input, output_size)
     return _tiers.apply(_Piecewise, _ADAPTIVE_AVG_POOL2D, (size,), input)
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    if return_indices or not matters(input):
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    stride = [] if stride is None else _numbers(stride, 2)
+    constants = (_numbers(kernel_size, 2), stride, _numbers(padding, 2), _numbers(dilation, 2), ceil_mode)
+    return _tiers.apply(_MaxPool2d, constants, input)[0]

@@ -4,6 +4,7 @@ do better."""
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ from gankern.acceleration._scope import (
 )
 from gankern.functional.convolution import kind_of
 from gankern.ops.convolution import convolution
+from gankern.ops.convolution_ways import MEASURED
 
 
 class Replaced(functools.partial):
@@ -48,7 +50,7 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    kind, pad = kind_of(weight, stride, padding, dilation, groups)
+    kind, pad = _kind(weight, stride, padding, dilation, groups)
     if kind == "same" and pad == 1 and is_half("upsample", input):
         small, *_ = fuse(input)
         result = convolution("upsample", small, weight, bias)
@@ -62,11 +64,25 @@ def conv2d(
     return _conv2d(kind, pad, input, weight, bias, stride, padding, dilation, groups)
 
 
+def _kind(weight: Tensor, *arguments: Any) -> tuple[str | None, int]:
+    if torch.compiler.is_compiling():
+        return kind_of(weight, *arguments)
+    try:
+        return _kind_of_shape(weight.shape, *arguments)
+    except TypeError:  # lists
+        return kind_of(weight, *arguments)
+
+
+@functools.lru_cache(maxsize=1024)
+def _kind_of_shape(shape: torch.Size, *arguments: Any) -> tuple[str | None, int]:
+    return kind_of(torch.empty(shape, device="meta"), *arguments)
+
+
 def _conv2d(kind, pad, input, weight, bias, stride, padding, dilation, groups) -> Tensor:
     if torch.is_autocast_enabled(input.device.type):
         return GF.conv2d(input, weight, bias, stride, padding, dilation, groups)
     result = None
-    if kind is not None:
+    if kind is not None and _is_known(kind, input, weight):
         result = convolution(kind, input, weight, bias, pad)
     if result is None and matters(input):
         result = _functions.convolution(input, weight, bias, stride, padding, dilation, False, 0, groups)
@@ -89,11 +105,37 @@ def conv_transpose2d(
         return GF.conv_transpose2d(input, weight, bias, *arguments)
     result = None
     values = ((stride, 2), (padding, 1), (output_padding, 0), (dilation, 1))
-    if weight.shape[2:] == (4, 4) and groups == 1 and all(_is(value, number) for value, number in values):
+    fits = weight.shape[2:] == (4, 4) and groups == 1 and all(_is(value, number) for value, number in values)
+    if fits and _is_known("transposed", input, weight):
         result = convolution("transposed", input, weight, bias)
     if result is None and matters(input):
         result = _functions.convolution(input, weight, bias, stride, padding, dilation, True, output_padding, groups)
     return F.conv_transpose2d(input, weight, bias, *arguments) if result is None else result
+
+
+_LEAST = 2**20  # channels in times channels out times pixels, below which 4x4 kernels gain nothing
+
+
+def _is_known(kind: str, x: Tensor, weight: Tensor) -> bool:
+    """Whether the measured table tells which convolution is fastest: with few channels only near a shape in it, and 4x4
+    kernels not below the smallest shape in it."""
+    channels, shape = weight.shape[:2], x.shape
+    few = min(channels) < 8
+    if len(shape) != 4 or (kind == "same" and not few):
+        return True
+    pixels = shape[0] * shape[2] * shape[3] // (4 if kind == "strided" else 1)
+    if kind != "same" and channels[0] * channels[1] * pixels < _LEAST:
+        return False
+    return not few or _is_near(kind, *(channels if kind == "transposed" else channels[::-1]), pixels)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_near(kind: str, *shape: int) -> bool:
+    def distance(measured: tuple[int, ...]) -> float:
+        a, b, p = (abs(math.log2(max(mine, 1) / theirs)) for mine, theirs in zip(shape, measured))
+        return a + b + p / 2
+
+    return min(map(distance, MEASURED[kind, "forward", "contiguous"])) < 1
 
 
 def _is(value: Any, number: int) -> bool:
@@ -111,6 +153,15 @@ class Followed:
 
     def __reduce__(self):
         return Followed, ()
+
+
+class Left:
+    """The shape of the last input for which a convolution was left to torch, whatever the settings: asked once."""
+
+    shape: torch.Size | None = None
+
+    def __reduce__(self):
+        return Left, ()
 
 
 def _wait_for_mean(followed: Followed | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Deferred | None:
@@ -226,6 +277,9 @@ def _normalize(
             momentum = 1 / float(module.num_batches_tracked)
     if not counts and training:
         mean = var = None
+    if mean is not None:
+        # torch's kernel saves these and updates them unseen; a forward by it may still wait for its backward.
+        mean, var = mean.data, var.data
     return GF.batch_norm_act(
         x, mean, var, weight, bias, training, momentum or 0.0, module.eps, activation=activation, negative_slope=slope
     )
@@ -281,6 +335,7 @@ HANDLERS.update(
         F.interpolate: interpolate,
         F.avg_pool2d: avg_pool2d,
         F.adaptive_avg_pool2d: _settling(_functions.adaptive_avg_pool2d),
+        torch.max_pool2d: _settling(_functions.max_pool2d),
         F.relu: relu,
         torch.relu: relu,
         Tensor.relu: relu,
@@ -326,14 +381,20 @@ def unwatched(module: nn.Module) -> bool:
 
 
 @leaf
-def conv2d_forward(module: nn.Conv2d, followed: Followed | None, input: Tensor) -> Tensor:
-    padding = module.padding
+def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, input: Tensor) -> Tensor:
+    weight, padding = module.weight, module.padding
+    if not state.double and type(input) is Tensor and not torch.compiler.is_compiling():
+        if input.shape == left.shape:
+            return module._conv_forward(input, weight, module.bias)
+        kind, _ = _kind(weight, module.stride, padding, module.dilation, module.groups)
+        if kind is None or not _is_known(kind, input, weight):
+            left.shape = input.shape
     if module.padding_mode != "zeros":
         input = F.pad(settled(input), module._reversed_padding_repeated_twice, mode=module.padding_mode)
         padding = 0
     before, state.followed = state.followed, followed if followed is not None and unwatched(module) else None
     try:
-        return conv2d(input, module.weight, module.bias, module.stride, padding, module.dilation, module.groups)
+        return conv2d(input, weight, module.bias, module.stride, padding, module.dilation, module.groups)
     finally:
         state.followed = before
 
@@ -386,13 +447,25 @@ def batch_norm_forward(module: nn.Module, followed: Followed | None, input: Tens
     return _normalize(input, module.weight, module.bias, module, None)
 
 
-@leaf
 def relu_forward(module: nn.ReLU, input: Tensor) -> Tensor:
+    if not (state.double or state.intercepting):  # nothing to do, at the least cost
+        return F.relu(input, module.inplace)
+    return _relu_forward(module, input)
+
+
+@leaf
+def _relu_forward(module: nn.ReLU, input: Tensor) -> Tensor:
     return relu(input, module.inplace)
 
 
-@leaf
 def leaky_relu_forward(module: nn.LeakyReLU, input: Tensor) -> Tensor:
+    if not (state.double or state.intercepting):
+        return F.leaky_relu(input, module.negative_slope, module.inplace)
+    return _leaky_relu_forward(module, input)
+
+
+@leaf
+def _leaky_relu_forward(module: nn.LeakyReLU, input: Tensor) -> Tensor:
     return leaky_relu(input, module.negative_slope, module.inplace)
 
 
@@ -406,6 +479,19 @@ def avg_pool2d_forward(module: nn.AvgPool2d, input: Tensor) -> Tensor:
         module.ceil_mode,
         module.count_include_pad,
         module.divisor_override,
+    )
+
+
+@leaf
+def max_pool2d_forward(module: nn.MaxPool2d, input: Tensor) -> Any:
+    return _functions.max_pool2d(
+        settled(input),
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.ceil_mode,
+        module.return_indices,
     )
 
 

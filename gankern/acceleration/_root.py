@@ -16,7 +16,8 @@ from gankern.nn.utils._group import SpectralNormGroup
 @dataclass(frozen=True)
 class Plan:
     group: SpectralNormGroup | None
-    intercepts: bool
+    pairs: bool  # whether torch's functions are met
+    calls: bool  # whether they are where the gradient may be differentiated
     fast_double_backward: bool
 
 
@@ -34,7 +35,7 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
     try:
         if plan.group is not None:
             plan.group.prepare(module)
-        if not plan.intercepts or intercepting:
+        if intercepting or not (plan.pairs or (plan.calls and state.double)):
             return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
         state.intercepting = True
         with _interception:

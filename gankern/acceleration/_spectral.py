@@ -30,6 +30,9 @@ class Family:
     sigma: Callable[[nn.Module], Tensor | None]
     options: Callable[[nn.Module], tuple[int, float]]  # iterations, eps
     runs_inner: bool = False  # the method is the whole forward
+    # Whether its gradient uses the vectors of the last forward, whichever forward it belongs to: u and v are replaced
+    # through .data, which autograd does not see.
+    last_vectors: bool = False
 
 
 def _bar(part: str) -> Callable[[nn.Module], Tensor]:
@@ -47,6 +50,7 @@ FAMILIES = {
         _bar("_v"),
         lambda m: None,
         lambda m: (m.power_iterations, 1e-12),
+        last_vectors=True,
     ),
     "torchgan": Family(
         "a wrapper with w_bar, u, v (torchgan)",
@@ -59,6 +63,7 @@ FAMILIES = {
         lambda m: None,
         lambda m: (m.power_iterations, 1e-12),
         runs_inner=True,
+        last_vectors=True,
     ),
     "mimicry": Family(
         "a layer with sn_u, sn_sigma",
@@ -91,18 +96,32 @@ class Normalizer(Prepared):
     def __init__(self, family: str) -> None:
         self.family = family
 
+        self.vectors: tuple[Tensor, Tensor] | None = None  # of the last request, for those with last_vectors
+
     def request(self, module: nn.Module) -> Request:
         family = FAMILIES[self.family]
         weight, u, v = family.weight(module), family.u(module).detach().view(-1), family.v(module)
         # Where v comes first and is not kept, the iteration does not read it: any values do.
         v = weight.new_zeros(weight.numel() // u.numel()) if v is None else v.detach()
+        if family.last_vectors:
+            weight, u, v = weight.detach(), u.clone(), v.clone()
+            self.vectors = u, v
         iterations, eps = family.options(module)
         rules = Rules(family.dialect, iterations, eps, module.training, weight.dtype, weight.device)
         return Request(rules, weight, u, v, 0, family.sigma(module))
 
     def weight(self, module: nn.Module) -> Tensor:
+        family = FAMILIES[self.family]
         prepared = self._take()
-        return normalize([self.request(module)])[0] if prepared is None else prepared
+        normalized = normalize([self.request(module)])[0] if prepared is None else prepared
+        if not family.last_vectors:
+            return normalized
+        weight, u, v = family.weight(module), family.u(module), family.v(module)
+        u.data, v.data = self.vectors
+        if not (torch.is_grad_enabled() and weight.requires_grad):
+            return normalized
+        sigma = u.dot(weight.view(len(u), -1).mv(v))
+        return weight / sigma.expand_as(weight)
 
 
 def method(module: nn.Module, normalizer: Normalizer, *args: Any, **kwargs: Any) -> Any:
@@ -159,10 +178,12 @@ def _same_numbers(module: nn.Module, name: str) -> bool:
                 trial.train(training)
                 result = run() if run is not None else method(ours, normalizer)
                 weight = result if family.returns_weight else getattr(trial.module, trial.name)
+                again = run() if run is not None else method(ours, normalizer)  # before the backward of the first one
+                again = again if family.returns_weight else getattr(trial.module, trial.name)
                 seed = torch.ones_like(weight).cumsum(0)
                 grad = torch.autograd.grad((weight * seed).sum(), family.weight(trial))[0]
                 kept = (family.u(trial), family.v(trial), family.sigma(trial))
-                results.append([x.detach().flatten().double() for x in (weight, grad, *kept) if x is not None])
+                results.append([x.detach().flatten().double() for x in (weight, again, grad, *kept) if x is not None])
             for a, b in zip(*results, strict=True):
                 if not (a - b).norm() <= TOLERANCE * a.norm():
                     return False

@@ -2,6 +2,7 @@
 
 import typer
 
+from gankern.cli.accelerate import accelerate
 from gankern.cli.bench import bench
 from gankern.cli.checkerboard import checkerboard
 from gankern.cli.info import info
@@ -16,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (info, verify, bench, report, train, sample, checkerboard):
+for command in (info, verify, bench, report, train, sample, checkerboard, accelerate):
     app.command()(command)
 
 

@@ -1,7 +1,5 @@
 """gankern checkerboard: whether a generator makes checkerboard patterns, and which of its layers does."""
 
-import importlib
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +9,7 @@ from rich.console import Console
 from torch import nn
 
 from gankern import diagnostics
+from gankern.cli import _target
 from gankern.cli._fail import fail
 from gankern.files import write_json
 from gankern.training import CHECKPOINT, TrainingError
@@ -20,7 +19,10 @@ from gankern.training import checkpoint as checkpoints
 def checkerboard(
     target: Annotated[
         str,
-        typer.Argument(help="a run's folder or checkpoint.pt, or module:factory of a generator", show_default=False),
+        typer.Argument(
+            help="a run's folder or checkpoint.pt, or module:factory (or file.py:factory) of a generator",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="also write a picture, PNG")] = None,
     json: Annotated[Path | None, typer.Option(help="also write the numbers, JSON")] = None,
@@ -66,14 +68,6 @@ def _generator(target: str, side: str | None) -> nn.Module:
         if side not in saved.trainers:
             raise ValueError(f"{path} holds {' and '.join(saved.trainers)} layers, --layers {side} was asked for")
         return checkpoints.generator(saved, side)
-    module, colon, name = target.partition(":")
-    if not colon or not name:
+    if ":" not in target:
         raise ValueError(f"{target!r} is neither a file or folder nor module:factory (for instance my_model:Generator)")
-    sys.path.insert(0, "")  # as python -m does
-    made = getattr(importlib.import_module(module), name, None)
-    if made is None:
-        raise ValueError(f"module {module!r} has no {name!r}")
-    made = made if isinstance(made, nn.Module) else made()
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"{target} makes a {type(made).__name__}; it must make a torch.nn.Module")
-    return made
+    return _target.make(target)

@@ -226,12 +226,14 @@ def _torchgan_spectral(width: int, count: int) -> Case:
 
 def _torchgan_minibatch(width: int, count: int) -> Case:
     def build() -> nn.Module:
-        layers = torchgan("layers")
+        similarity = torchgan("layers").MinibatchDiscrimination1d(width * 16, 8)
+        # From N(0, 1), where it starts, nothing is similar: what is left of exp(-distance) is rounding.
+        nn.init.normal_(similarity.T, 0, 0.05)
         return Stack(
             nn.Conv2d(3, width, 4, 2, 1),
             nn.Conv2d(width, width, 4, 4),
             nn.Flatten(),
-            layers.MinibatchDiscrimination1d(width * 16, 8),
+            similarity,
             nn.Linear(width * 16 + 8, 1),
         )
 
