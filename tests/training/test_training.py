@@ -160,8 +160,8 @@ def test_sides_take_turns_in_going_first(images, tmp_path, monkeypatch):
 
     create = training.Trainer.__init__
 
-    def naming(self, config, layers, images):
-        create(self, config, layers, images)
+    def naming(self, config, layers, *others):
+        create(self, config, layers, *others)
         self.name = layers
 
     monkeypatch.setattr(training.Trainer, "__init__", naming)
