@@ -105,7 +105,8 @@ class Trainer:
         """The batches that virtual batch norm's statistics are of, if there is such a layer."""
         config = self.config
         for network, norm in ((self.generator, config.generator_norm), (self.discriminator, config.discriminator_norm)):
-            if norm != "virtual":
+            # At 8×8, DCGAN's discriminator has no layer that is normalised.
+            if norm != "virtual" or not any(isinstance(m, gnn.VirtualBatchNorm2d) for m in network.modules()):
                 continue
             chosen = torch.randint(len(samples), (REFERENCE,))
             batch = self._drawn_latents(REFERENCE) if network is self.generator else samples[chosen].to(self.device)
