@@ -18,12 +18,20 @@ from pathlib import Path
 from statistics import mean, pstdev
 
 # What a run is called → the arguments of `gankern train`, without seed, layers and output folder; whether torch's
-# layers are trained as well.
+# layers are trained as well. The budgets are of minutes on one core.
 TOY = "--width 128 --lr 1e-3 --ema 0.999 --checkpoint-every 500"
-IMAGES = "--data mnist5k --size 16 --resize --evaluate 4 --ema 0.99"
+MNIST = "--data mnist5k --ema 0.99 --evaluate 1 --evaluate-samples 1000"
 RUNS = {
     "8gaussians": (f"wgan_gp_toy --data 8gaussians {TOY} --steps 6000 --decay-steps 6000", False),
-    "25gaussians": (f"wgan_gp_toy --data 25gaussians {TOY} --steps 3000 --decay-steps 3000", False),
+    "25gaussians": (f"wgan_gp_toy --data 25gaussians {TOY} --steps 2000 --decay-steps 2000", False),
+    "dcgan": (f"dcgan {MNIST} --width 16 --steps 800 --checkpoint-every 400", True),
+    "wgan_gp": (f"wgan_gp {MNIST} --width 16 --n-critic 3 --lr 1e-3 --steps 100 --checkpoint-every 50", True),
+    "sn_dcgan": (f"sn_dcgan {MNIST} --steps 600 --checkpoint-every 300", True),
+    "progan": (
+        "progan --data shapes --size 64 --resize --width 32 --batch-size 8 --grow-steps 60 --steps 600 --ema 0.9 "
+        "--checkpoint-every 30",
+        False,
+    ),
 }
 FIGURES = {
     "modes_covered": "modes covered",
@@ -50,7 +58,7 @@ def train(name: str, arguments: str, layers: str, seed: int, out: Path, threads:
 
 
 def summary(name: str, layers: str, records: Sequence[dict]) -> dict:
-    found = [record["figures"][layers] for record in records]
+    found = [record.get("figures", {}).get(layers, {}) for record in records]
     seconds = [
         1e-3 * record["sides"][layers]["median_milliseconds"]["whole step"] * record["steps"] for record in records
     ]

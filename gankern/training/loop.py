@@ -116,9 +116,6 @@ def train(
                         log.append(step, results)
                     advance(results)
 
-                if not done:
-                    _check_finite(trainers, 0, out)
-                    save(0)
                 _run(config, trainers, done, out, stop, note, save)
         finally:
             with suppress(OSError):  # whatever is still to be written is in the checkpoint, or was lost with a message
@@ -153,6 +150,9 @@ def _run(
 ) -> None:
     """The steps that are left, in every process alike: all stop, or find out that something diverged, at one step."""
     processes = trainers[config.sides[0]].processes
+    if not done:
+        _check_finite(trainers, 0, out)
+        save(0)
     for step in range(done + 1, config.steps + 1):
         order = config.sides if step % 2 else config.sides[::-1]
         results = {side: trainers[side].step() for side in order}
