@@ -25,7 +25,7 @@ RUNS = {
     "8gaussians": (f"wgan_gp_toy --data 8gaussians {TOY} --steps 6000 --decay-steps 6000", False),
     "25gaussians": (f"wgan_gp_toy --data 25gaussians {TOY} --steps 2000 --decay-steps 2000", False),
     "dcgan": (f"dcgan {MNIST} --width 16 --steps 800 --checkpoint-every 400", True),
-    "wgan_gp": (f"wgan_gp {MNIST} --width 16 --n-critic 3 --lr 1e-3 --steps 100 --checkpoint-every 50", True),
+    "wgan_gp": (f"wgan_gp {MNIST} --width 16 --n-critic 2 --lr 1e-3 --steps 150 --checkpoint-every 75", True),
     "sn_dcgan": (f"sn_dcgan {MNIST} --steps 600 --checkpoint-every 300", True),
     "progan": (
         "progan --data shapes --size 64 --resize --width 32 --batch-size 8 --grow-steps 60 --steps 600 --ema 0.9 "
@@ -73,6 +73,18 @@ def summary(name: str, layers: str, records: Sequence[dict]) -> dict:
     }
 
 
+def report(out: Path) -> None:
+    """Writes quality.json and quality.md, of all runs in the folder that are finished."""
+    rows = []
+    for name in RUNS:
+        for layers in ("torch", "gankern"):
+            files = sorted(out.glob(f"{name}-{layers}-*/record.json"))
+            if files:
+                rows.append(summary(name, layers, [json.loads(file.read_text()) for file in files]))
+    (out / "quality.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (out / "quality.md").write_text(markdown(rows))
+
+
 def markdown(rows: Sequence[dict]) -> str:
     lines = ["| run | layers | seeds | steps | seconds | figures, mean ± std over the seeds |", "|---" * 6 + "|"]
     for row in rows:
@@ -98,18 +110,13 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    rows = []
     for name in options.only:
         arguments, both = RUNS[name]
         for layers in ("torch", "gankern") if both else ("gankern",):
-            records = []
             for seed in options.seeds:
-                out = options.out / f"{name}-{layers}-{seed}"
-                records.append(train(name, arguments, layers, seed, out, options.threads))
-            rows.append(summary(name, layers, records))
-            (options.out / "quality.json").write_text(json.dumps(rows, indent=1) + "\n")
-            (options.out / "quality.md").write_text(markdown(rows))
-    print(markdown(rows))
+                train(name, arguments, layers, seed, options.out / f"{name}-{layers}-{seed}", options.threads)
+                report(options.out)
+    print((options.out / "quality.md").read_text())
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ PHASES = {
 
 # Rounding differences grow exponentially in a GAN's training: over the first steps they measure the kernels, later
 # they only say that two runs have become two runs. The control (see loop.py) tells which is which.
-SPANS = {"first 5 steps": 5, "first 50 steps": 50}
+SPANS = {"first 5 steps": 5, "first 20 steps": 20}
 CONTROL_STEPS = max(SPANS.values())
 
 # Variables that change what is measured.
