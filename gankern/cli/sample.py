@@ -1,5 +1,6 @@
-"""gankern sample: a picture of what a checkpoint's generator makes."""
+"""gankern sample: pictures of what a checkpoint's generator makes."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -17,33 +18,74 @@ COLUMNS = 8
 
 def sample(
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a run, or the run's folder", show_default=False)],
-    out: Annotated[Path, typer.Option(help="the PNG to write")] = Path("samples.png"),
+    out: Annotated[Path, typer.Option(help="the PNG to write; with --animate the GIF")] = Path("samples.png"),
     num: Annotated[int, typer.Option(min=1, help="number of images")] = 64,
     seed: Annotated[int, typer.Option(help="decides the latents")] = 0,
     interpolate: Annotated[
         bool, typer.Option("--interpolate", help="each row of eight goes from one latent to another")
     ] = False,
+    arithmetic: Annotated[
+        str | None,
+        typer.Option(
+            help="sums of latents, such as '3-1+5' or '3,8,9-1,4,6+5,2,7': images of the grid, counted from 0 row by "
+            "row; a comma takes the mean",
+            metavar="SUM",
+        ),
+    ] = None,
+    animate: Annotated[
+        bool, typer.Option("--animate", help="the pictures that the run made while it trained, as one GIF")
+    ] = False,
+    label: Annotated[
+        int | None, typer.Option(help="of a conditional model: images of this class [default: one of each in turn]")
+    ] = None,
     layers: Annotated[
         str | None, typer.Option(help="which side of a comparison: torch or gankern [default: gankern]")
     ] = None,
 ) -> None:
-    """Draw NUM images from a checkpoint's generator as one PNG."""
+    """Draw NUM samples from a checkpoint's generator as one picture."""
     path = checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint
+    console = Console()
     try:
+        if interpolate + animate + (arithmetic is not None) > 1:
+            raise ValueError("one of --interpolate, --arithmetic and --animate at a time")
         saved = checkpoints.load(path)
+        if animate:
+            frames = sorted((path.parent / "samples").glob("step-*.png"))
+            if not frames:
+                raise ValueError(f"{path.parent / 'samples'} has no pictures to animate")
+            out = out.with_suffix(".gif") if out == Path("samples.png") else out
+            pictures.save_animation(out, frames)
+            console.print(f"{len(frames)} pictures of {saved.config.model}'s training: {out}", soft_wrap=True)
+            return
         side = layers or saved.config.sides[-1]
         if side not in saved.trainers:
-            fail(f"{path} holds {' and '.join(saved.trainers)} layers, --layers {side} was asked for")
-        generator = checkpoints.generator(saved, side)
-        random = torch.Generator().manual_seed(seed)
-        latents = torch.randn(num, saved.config.latent, generator=random)
+            raise ValueError(f"{path} holds {' and '.join(saved.trainers)} layers, --layers {side} was asked for")
+        latents = torch.randn(num, saved.config.latent, generator=torch.Generator().manual_seed(seed))
         if interpolate:
             latents = paths(latents)[:num]
+        elif arithmetic is not None:
+            latents = terms(arithmetic, latents)
+        labels = _labels(saved.config.num_classes, label, len(latents))
         with torch.no_grad():
-            pictures.save_grid(out, generator(latents), COLUMNS)
-    except (OSError, ValueError, TrainingError) as error:
+            samples = checkpoints.generator(saved, side)(latents, *labels)
+        if samples.ndim == 2:
+            pictures.save_samples(out, {f"{saved.config.model} after {saved.step} steps": samples})
+        else:
+            pictures.save_grid(out, samples, COLUMNS)
+    except (OSError, ValueError, ImportError, TrainingError) as error:
         fail(error)
-    Console().print(f"{num} images of {saved.config.model} after {saved.step} steps: {out}", soft_wrap=True)
+    console.print(f"{len(latents)} samples of {saved.config.model} after {saved.step} steps: {out}", soft_wrap=True)
+
+
+def _labels(classes: int, label: int | None, number: int) -> tuple[Tensor, ...]:
+    """What the generator is called with beside latents."""
+    if not classes:
+        if label is not None:
+            raise ValueError("--label is for a model that was trained with --conditioning; this one was not")
+        return ()
+    if label is not None and not 0 <= label < classes:
+        raise ValueError(f"--label must be from 0 to {classes - 1}, got {label}")
+    return (torch.arange(number) % classes if label is None else torch.full((number,), label),)
 
 
 def paths(latents: Tensor) -> Tensor:
@@ -57,3 +99,26 @@ def paths(latents: Tensor) -> Tensor:
     t = torch.linspace(0, 1, COLUMNS, dtype=latents.dtype)[None, :, None]
     a, b = latents[:, None], nexts[:, None]
     return ((((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()).flatten(0, 1)
+
+
+def terms(expression: str, latents: Tensor) -> Tensor:
+    """The latents of a sum's terms, and of the sum last: [terms + 1, D] (Radford 2015, §6.3.2).
+
+    "3-1+5" takes three rows of ``latents`` [N, D], "3,8-1+5" the mean of two for its first term. Means and sum are
+    brought back to the mean length of the latents that went in: Gaussian latents lie near a sphere.
+
+    >>> terms("0-1+2", torch.eye(3)).tolist()[-1]
+    [0.5773502588272095, -0.5773502588272095, 0.5773502588272095]
+    """
+    form = r"\s*\d+(\s*,\s*\d+)*\s*"
+    if not re.fullmatch(rf"{form}([+-]{form})*", expression):
+        raise ValueError(f"--arithmetic must be a sum such as '3-1+5' or '3,8,9-1,4,6+5,2,7', got {expression!r}")
+    signs = [1.0, *(1.0 if sign == "+" else -1.0 for sign in re.findall("[+-]", expression))]
+    chosen = [[int(number) for number in part.split(",")] for part in re.split("[+-]", expression)]
+    wrong = [number for part in chosen for number in part if number >= len(latents)]
+    if wrong:
+        raise ValueError(f"--arithmetic: there are images 0 to {len(latents) - 1}, not {wrong[0]}; --num makes more")
+    means = torch.stack([latents[part].mean(0) for part in chosen])
+    length = torch.cat([latents[part] for part in chosen]).norm(dim=1).mean()
+    total = (torch.tensor(signs)[:, None] * means).sum(0, keepdim=True)
+    return torch.nn.functional.normalize(torch.cat([means, total])) * length

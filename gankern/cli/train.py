@@ -1,33 +1,46 @@
-"""gankern train: a GAN on real images, on torch's layers, on gankern's, or on both side by side."""
+"""gankern train: a GAN on images or points, on torch's layers, on gankern's, or on both side by side."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from gankern import data as image_sets
-from gankern import training
+from gankern import data as data_sets
+from gankern import models, training
 from gankern.cli._fail import fail
 from gankern.training import checkpoint, record
 
 
 def train(
     model: Annotated[
-        str, typer.Argument(help="gan, dcgan, wgan, wgan_gp, sn_dcgan, sngan or progan", show_default=False)
-    ],
+        str | None,
+        typer.Argument(help="gan, dcgan, wgan, wgan_gp, sn_dcgan, sngan, progan or wgan_gp_toy", show_default=False),
+    ] = None,
     data: Annotated[
-        str | None, typer.Option(help="mnist5k, digits, shapes or a folder [default: mnist5k]", show_default=False)
+        str | None,
+        typer.Option(
+            help="mnist5k, digits, shapes or a folder [default: mnist5k]; 8gaussians, 25gaussians or swiss_roll for "
+            "wgan_gp_toy [default: 8gaussians]",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="output folder [default: runs/MODEL-DATA]")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="options from a TOML or JSON file, such as a run's config.json or record.json")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="generator steps")] = None,
     layers: Annotated[str | None, typer.Option(help="whose layers: torch or gankern [default: gankern]")] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="train on torch's and gankern's layers in lockstep")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
-    batch_size: Annotated[int | None, typer.Option(help="images a step")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="samples a step, over all processes")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="parts that a batch goes through the networks in")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (autocast) [default: fp32]")] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate")] = None,
+    decay_steps: Annotated[int | None, typer.Option(help="learning rates fall linearly to 0 over so many")] = None,
     beta1: Annotated[float | None, typer.Option(help="Adam's first decay")] = None,
     beta2: Annotated[float | None, typer.Option(help="Adam's second decay")] = None,
     n_critic: Annotated[int | None, typer.Option(help="discriminator steps a generator step")] = None,
@@ -45,61 +58,77 @@ def train(
     resize: Annotated[bool, typer.Option("--resize", help="resize the data's images to --size")] = False,
     latent: Annotated[int | None, typer.Option(help="length of the latent vectors")] = None,
     width: Annotated[int | None, typer.Option(help="channels at half the size of the images")] = None,
+    conditioning: Annotated[
+        str | None, typer.Option(help="train with the data's labels: projection or concatenation")
+    ] = None,
+    minibatch_discrimination: Annotated[
+        int | None, typer.Option(help="similarity features of the discriminator")
+    ] = None,
+    generator_norm: Annotated[str | None, typer.Option(help="batch or virtual")] = None,
+    discriminator_norm: Annotated[str | None, typer.Option(help="batch, virtual or none")] = None,
+    coupled: Annotated[
+        str | None,
+        typer.Option(help="several processes: batch norm and the like see their own samples, local, or all, global"),
+    ] = None,
+    evaluate: Annotated[
+        int | None, typer.Option(help="FID and other figures at every so many checkpoints; 0: never")
+    ] = None,
+    evaluate_samples: Annotated[int | None, typer.Option(help="samples for the figures [default: 2000]")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="TorchScript file for FID, KID and Inception score [default: a classifier]")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also log to OUT/tensorboard")] = False,
     seed: Annotated[int | None, typer.Option(help="decides weights, batches and latents")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads [default: torch's]")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="steps between checkpoints")] = None,
 ) -> None:
-    """Train MODEL on real images, on torch's layers, on gankern's, or (--compare) on both from one seed.
+    """Train MODEL on images or points, on torch's layers, on gankern's, or (--compare) on both from one seed.
 
-    Options that are left out come from the model's preset, or with --resume from the checkpoint. The output
-    folder gets the checkpoint, samples, loss curves, a log of every step and a machine-readable record.
+    Options that are left out come from --config, then from the model's preset, or with --resume from the checkpoint.
+    The output folder gets the checkpoint, samples, loss curves, a log of every step and a machine-readable record.
     """
-    given = {
-        "compare": compare or None,
-        "layers": layers,
-        "steps": steps,
-        "batch_size": batch_size,
-        "lr": lr,
-        "beta1": beta1,
-        "beta2": beta2,
-        "n_critic": n_critic,
-        "optimiser": optimiser,
-        "gradient_penalty": gradient_penalty,
-        "clip": clip,
-        "drift": drift,
-        "real_target": real_target,
-        "grow_steps": grow_steps,
-        "ema": ema,
-        "loss": loss,
-        "size": size,
-        "latent": latent,
-        "width": width,
-        "seed": seed,
-        "threads": threads,
-        "device": device,
-        "checkpoint_every": checkpoint_every,
-    }
+    options = locals()
+    given = {field.name: options.get(field.name) for field in fields(training.Config)}
+    # A switch that is left out is not a wish for its opposite.
+    given |= {"compare": compare or None, "tensorboard": tensorboard or None}
     console = Console()
-    out = out or Path("runs") / f"{model}-{data or 'mnist5k'}"
     try:
+        if config is not None:
+            given |= {n: value for n, value in training.read_options(config).items() if given[n] is None}
+        model, data = given.pop("model"), given.pop("data")
+        if model is None and not (resume and out):
+            raise ValueError(f"no MODEL: name one ({', '.join(models.MODELS)}), or a --config that does")
+        if data is None and not resume:
+            data = "8gaussians" if model in models.FOR_POINTS else "mnist5k"
+        out = out or Path("runs") / f"{model}-{data or 'mnist5k'}"
         if resume:
             saved = checkpoint.load(out / training.CHECKPOINT)
-            config = training.reconfigure(saved.config, model=model, data=data, **given)
-            images = image_sets.load(config.data, config.size)
+            settings = training.reconfigure(saved.config, model=model, data=data, **given)
+            samples, labels = _load(settings.data, settings.size, settings.conditioning)
         else:
             saved = None
-            data = data or "mnist5k"
-            images = image_sets.load(data, size if resize else None)
-            config = training.configure(model, data, images, **given)
-        result = training.train(config, images, out, saved, console)
+            wanted = given["size"] if resize or (config is not None and size is None) else None
+            samples, labels = _load(data, wanted, given.get("conditioning"))
+            settings = training.configure(model, data, samples, labels, **given)
+        result = training.train(settings, samples, out, saved, console, labels)
     except training.Interrupted as stop:
         console.print(str(stop), soft_wrap=True)
         raise typer.Exit(128 + stop.signal_number) from stop
     except (ValueError, OSError, ImportError, training.TrainingError) as error:
         fail(error)
 
+    if result is None:  # another process tells
+        return
     console.print(record.table(result))
-    if result["config"]["compare"]:
+    if "comparison" in result:
         console.print(record.difference_table(result))
-    console.print(f"{out}/: samples.png, losses.png, record.json, log.csv, checkpoint.pt", soft_wrap=True)
+    figures = ", metrics.png, metrics.csv" if "figures" in result else ""
+    console.print(
+        f"{out}/: samples.png, losses.png{figures}, record.json, config.json, log.csv, checkpoint.pt", soft_wrap=True
+    )
+
+
+def _load(data: str, size: int | None, conditioning: str | None):
+    samples = data_sets.load(data, size)
+    return samples, None if conditioning is None else data_sets.labels(data)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gankern._names import look_up
 from gankern.data import files
+from gankern.data.points import POINTS, Points
 from gankern.data.shapes import Shapes
 from gankern.data.source import ImageSource
 
@@ -60,21 +61,23 @@ DATASETS = {"mnist5k": mnist5k, "digits": digits, "shapes": shapes}
 
 def check(name: str) -> None:
     """Raise a ValueError with the nearest names unless ``name`` is a data set or an existing folder."""
-    if name not in DATASETS and not Path(name).is_dir():
+    known = {**DATASETS, **POINTS}
+    if name not in known and not Path(name).is_dir():
         try:
-            look_up(DATASETS, name, "data")
+            look_up(known, name, "data")
         except ValueError as error:
             raise ValueError(f"{error}, or the path of a folder of images or of CIFAR-10's python files") from None
 
 
 def load(
     name: str, size: int | None = None, channels: int | None = None, on_error: str = "stop"
-) -> Tensor | ImageSource:
-    """Images [N, C, H, W] float32 in [−1, 1]: a data set by its name, or a folder by its path.
+) -> Tensor | ImageSource | Points:
+    """Images [N, C, H, W] float32 in [−1, 1]: a data set by its name, or a folder by its path. Or points, by name.
 
     A folder is of CIFAR-10's python files if one is there, or else of pictures, which are read as they are used: the
     result is then an ``ImageSource``, which stands wherever an image tensor may. ``size`` and ``channels`` (1 or 3)
     resize and convert where the data are of others. ``on_error`` is what to do about broken files: "stop" or "skip".
+    The names in ``POINTS`` give those ``Points``, which have neither.
 
     >>> load("digits").shape, load("digits", size=16).shape
     (torch.Size([1797, 1, 8, 8]), torch.Size([1797, 1, 16, 16]))
@@ -84,6 +87,10 @@ def load(
         raise ValueError(f"data: size must be at least 1, got {size}")
     if channels not in (None, 1, 3):
         raise ValueError(f"data: channels must be 1 or 3, got {channels}")
+    if name in POINTS:
+        if size is not None or channels is not None:
+            raise ValueError(f"data: {name} are points in the plane, which have neither size nor channels")
+        return POINTS[name]
     if name in DATASETS:
         images = DATASETS[name]()
     elif any((Path(name) / file).exists() for file in files.CIFAR10_FILES):
@@ -130,4 +137,4 @@ def labels(name: str) -> Tensor:
         return shapes.factors(torch.arange(len(shapes))).kind
     if any((Path(name) / file).exists() for file in files.CIFAR10_FILES):
         return files.cifar10(name)[1]
-    raise ValueError(f"the images of {name} have no labels")
+    raise ValueError(f"the {'points' if name in POINTS else 'images'} of {name} have no labels")

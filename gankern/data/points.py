@@ -10,6 +10,8 @@ from math import pi
 import torch
 from torch import Tensor
 
+from gankern.data.batches import part_of
+
 
 @dataclass(frozen=True)
 class Points:
@@ -53,22 +55,25 @@ POINTS = {"8gaussians": EIGHT_GAUSSIANS, "25gaussians": TWENTY_FIVE_GAUSSIANS, "
 class EndlessPoints:
     """Batches [batch_size, 2] of new points for ever, from a seed, stopped and resumed anywhere.
 
+    ``share`` (i, n) yields the i-th of n equal parts of every batch, as ``EndlessBatches`` does.
+
     >>> next(EndlessPoints(SWISS_ROLL, 256, seed=0)).shape
     torch.Size([256, 2])
     """
 
-    def __init__(self, points: Points, batch_size: int, seed: int):
+    def __init__(self, points: Points, batch_size: int, seed: int, share: tuple[int, int] = (0, 1)):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.points = points
         self.batch_size = batch_size
+        self.share = part_of(batch_size, share)
         self.random = torch.Generator().manual_seed(seed)
 
     def __iter__(self) -> "EndlessPoints":
         return self
 
     def __next__(self) -> Tensor:
-        return self.points.sample(self.batch_size, self.random)
+        return self.points.sample(self.batch_size, self.random)[self.share]
 
     def state_dict(self) -> dict:
         return {"random": self.random.get_state()}

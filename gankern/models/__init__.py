@@ -17,6 +17,7 @@ torch.Size([4])
 """
 
 from gankern._names import look_up
+from gankern.models._sizes import SizeError
 from gankern.models.dcgan import dcgan, sn_dcgan, wgan
 from gankern.models.gan import GAN
 from gankern.models.layers import LAYERS, Layers
@@ -36,22 +37,44 @@ MODELS = {
     "wgan_gp_toy": wgan_gp_toy,
 }
 
-
-# Those whose networks are resized while they train.
+# Those whose networks are resized while they train, and those for points in the plane.
 GROWING = ("progan",)
+FOR_POINTS = ("wgan_gp_toy",)
+
+_LABELS = ("num_classes", "conditioning", "minibatch_discrimination")
+_DCGANS = (*_LABELS, "generator_norm", "discriminator_norm")
+
+# What papers add, by the models that have it; size, channels, latent, width and layers have all but those for points.
+OPTIONS = {
+    "dcgan": _DCGANS,
+    "gan": _LABELS,
+    "progan": (),
+    "sn_dcgan": _DCGANS,
+    "sngan": (*_LABELS, "generator_norm"),
+    "wgan": _DCGANS,
+    "wgan_gp": (*_LABELS, "generator_norm"),
+    "wgan_gp_toy": (),
+}
 
 
 def build(name: str, **options) -> GAN:
-    """The model of that name, with its options; a ValueError with the nearest names if there is none."""
-    return look_up(MODELS, name, "model")(**options)
+    """The model of that name, with its options; a ValueError if there is none of that name, or no such option of it."""
+    make = look_up(MODELS, name, "model")
+    for option in options.keys() & {"num_classes", *_DCGANS} - {*OPTIONS[name]}:
+        having = [model for model, theirs in OPTIONS.items() if option in theirs]
+        raise ValueError(f"{name} has no option {option}; {', '.join(having)} have")
+    return make(**options)
 
 
 __all__ = [
+    "FOR_POINTS",
     "GAN",
     "GROWING",
     "LAYERS",
     "MODELS",
+    "OPTIONS",
     "Layers",
+    "SizeError",
     "build",
     "dcgan",
     "fade",

@@ -1,6 +1,10 @@
 """Checks that the models share."""
 
 
+class SizeError(ValueError):
+    """A model does not make images of that size; others would do."""
+
+
 def check_size(size: int, smallest: int, largest: int | None = None) -> int:
     """Raise unless ``size`` is a power of two in range; return how often it halves down to 4."""
     if size < smallest or size & (size - 1) or (largest is not None and size > largest):
@@ -9,7 +13,7 @@ def check_size(size: int, smallest: int, largest: int | None = None) -> int:
         near = (
             f"the nearest is {largest}" if largest and below >= largest else f"the nearest are {below} and {2 * below}"
         )
-        raise ValueError(f"size must be a power of two, {range_}, got {size}; {near}")
+        raise SizeError(f"size must be a power of two, {range_}, got {size}; {near}")
     return size.bit_length() - 3
 
 

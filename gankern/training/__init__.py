@@ -1,8 +1,8 @@
 """Training a GAN: one loop, for one set of layers or for stock torch and gankern in lockstep."""
 
 from gankern.training.checkpoint import Checkpoint, CheckpointError, TrainingError
-from gankern.training.config import PRESETS, Config, configure, reconfigure
-from gankern.training.loop import CHECKPOINT, Diverged, Interrupted, OutputInUse, train
+from gankern.training.config import PRESETS, Config, configure, read_options, reconfigure
+from gankern.training.loop import CHECKPOINT, Diverged, Interrupted, OutputInUse, OutputLost, train
 from gankern.training.trainer import Trainer
 
 __all__ = [
@@ -14,9 +14,11 @@ __all__ = [
     "Diverged",
     "Interrupted",
     "OutputInUse",
+    "OutputLost",
     "Trainer",
     "TrainingError",
     "configure",
+    "read_options",
     "reconfigure",
     "train",
 ]

@@ -6,8 +6,8 @@ A checkpoint is a dictionary of tensors and plain values, so it is loaded withou
     version   of this layout
     config    the fields of ``Config``
     step      how many steps are done
-    history   {side: losses and times of every step}, where side is "torch" or "gankern"
-    trainers  {side: Trainer.state_dict()}
+    history   {"steps": {side: losses and times of every step}, "figures": what was evaluated}
+    trainers  {side: Trainer.state_dict()}, where side is "torch" or "gankern"
 """
 
 import io
@@ -16,16 +16,17 @@ import pickle
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from gankern import models
 from gankern.training.config import Config
 
 FORMAT = "gankern-checkpoint"
-VERSION = 2
+VERSION = 3
 
 
 class TrainingError(RuntimeError):
@@ -42,7 +43,7 @@ class Checkpoint:
 
     config: Config
     step: int
-    history: dict[str, Tensor]
+    history: dict[str, Any]
     trainers: dict[str, dict]
 
 
@@ -93,14 +94,7 @@ def load(path: Path) -> Checkpoint:
 def generator(checkpoint: Checkpoint, side: str) -> nn.Module:
     """The generator that samples are drawn from, in evaluation mode: the averaged one if there is one."""
     config = checkpoint.config
-    gan = models.build(
-        config.model,
-        size=config.size,
-        channels=config.channels,
-        latent=config.latent,
-        width=config.width,
-        layers=side,
-    )
+    gan = models.build(config.model, layers=side, **config.architecture())
     state = checkpoint.trainers[side]
     if "average" in state:
         averaged = AveragedModel(gan.generator)

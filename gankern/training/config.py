@@ -1,12 +1,28 @@
 """Everything that decides the numbers of a run, in one frozen record that is saved with every checkpoint."""
 
-from dataclasses import asdict, dataclass
+import json
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from gankern import data, losses, models
 from gankern._names import look_up
+from gankern.data import ImageSource, Points
 from gankern.models import layers as layer_tables
+from gankern.models.conditional import CONDITIONINGS
+
+OPTIMISERS = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
+
+# What the networks' forward passes are computed in; None is without autocast.
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Whether batch-coupled layers see one process's part of the batch, or all of it (see parallel.py).
+COUPLINGS = {"local": False, "global": True}
 
 
 @dataclass(frozen=True)
@@ -15,19 +31,20 @@ class Config:
 
     model: str
     data: str
-    size: int  # images are size × size
-    channels: int
+    size: int | None  # images are size × size; None for points
+    channels: int  # of an image, or coordinates of a point
     latent: int
     width: int  # channels of the networks' widest feature map
     loss: str
     layers: str = "gankern"
     compare: bool = False  # train twice in lockstep, on torch's layers and on gankern's
     steps: int = 1000
-    batch_size: int = 64
+    batch_size: int = 64  # of a step, over all processes and parts
     lr: float = 2e-4
     beta1: float = 0.5
     beta2: float = 0.999
     optimiser: str = "adam"  # or "rmsprop", which has no use for beta1 and beta2
+    decay_steps: int = 0  # the learning rates fall linearly to 0 over so many steps; 0: they stay
     real_target: float = 1.0  # below 1: one-sided label smoothing
     clip: float | None = None  # every discriminator weight is clamped to ±clip after each of its steps
     gradient_penalty: float = 0.0  # λ of WGAN-GP's penalty
@@ -35,6 +52,18 @@ class Config:
     grow_steps: int = 0  # of a growing model: steps to train a resolution, and to fade in the next
     n_critic: int = 1  # discriminator steps for each generator step
     ema: float | None = None  # decay of the generator average that samples are drawn from; None samples the last one
+    conditioning: str | None = None  # how labels come in: projection or concatenation; None trains without
+    num_classes: int = 0  # of the labels
+    minibatch_discrimination: int = 0  # similarity features of the discriminator
+    generator_norm: str | None = None  # None is the model's own
+    discriminator_norm: str | None = None
+    accumulate: int = 1  # a batch goes through the networks in so many parts
+    precision: str = "fp32"
+    coupled: str = "local"
+    evaluate: int = 0  # figures of merit at every so many checkpoints, and at the end; 0: never
+    evaluate_samples: int = 2000
+    features: str | None = None  # a TorchScript file for FID, KID and Inception score; None trains a classifier
+    tensorboard: bool = False
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
@@ -45,19 +74,25 @@ class Config:
         data.check(self.data)
         losses.get(self.loss, self.real_target)
         look_up(OPTIMISERS, self.optimiser, "optimiser")
+        look_up(PRECISIONS, self.precision, "precision")
+        look_up(COUPLINGS, self.coupled, "coupling (coupled)")
         layer_tables.get(self.layers)
-        for name in ("steps", "batch_size", "n_critic", "threads", "checkpoint_every"):
+        for name in ("steps", "batch_size", "n_critic", "threads", "checkpoint_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "clip"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {value}")
-        for name in ("gradient_penalty", "drift", "grow_steps"):
+        for name in ("gradient_penalty", "drift", "grow_steps", "decay_steps", "evaluate", "minibatch_discrimination"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.evaluate_samples < 100:
+            raise ValueError(f"evaluate_samples must be at least 100, got {self.evaluate_samples}")
         if self.grow_steps and self.model not in models.GROWING:
             raise ValueError(f"grow_steps is for {', '.join(models.GROWING)}; {self.model} does not grow")
+        if self.features is not None and not Path(self.features).is_file():
+            raise ValueError(f"features: there is no TorchScript file {self.features}")
         try:
             device = torch.device(self.device)
         except RuntimeError as error:
@@ -74,11 +109,23 @@ class Config:
         """The sets of layers that are trained."""
         return ("torch", "gankern") if self.compare else (self.layers,)
 
+    def architecture(self) -> dict[str, Any]:
+        """The options of ``models.build``, less the layers."""
+        options: dict[str, Any] = {"latent": self.latent, "width": self.width}
+        if self.model in models.FOR_POINTS:
+            options["dimensions"] = self.channels
+        else:
+            options |= {"size": self.size, "channels": self.channels}
+        if self.conditioning is not None:
+            options |= {"num_classes": self.num_classes, "conditioning": self.conditioning}
+        for name in ("minibatch_discrimination", "generator_norm", "discriminator_norm"):
+            if getattr(self, name):
+                options[name] = getattr(self, name)
+        return options
 
-OPTIMISERS = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
 
 # What differs from Config's defaults, at widths that train in minutes on a CPU.
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     # Without momentum the two players do not chase each other in circles, and a larger step is stable.
     "sn_dcgan": {
         "loss": "hinge",
@@ -111,6 +158,19 @@ PRESETS = {
         "n_critic": 5,
         "gradient_penalty": 10.0,
     },
+    "wgan_gp_toy": {
+        "loss": "wasserstein",
+        "latent": 2,
+        "width": 512,
+        "lr": 1e-4,
+        "beta1": 0.5,
+        "beta2": 0.9,
+        "n_critic": 5,
+        "gradient_penalty": 0.1,
+        "batch_size": 256,
+        "evaluate": 1,
+        "evaluate_samples": 10_000,
+    },
     "sngan": {"loss": "hinge", "latent": 128, "width": 16, "beta1": 0.0, "beta2": 0.9, "n_critic": 5},
     "progan": {
         "loss": "wasserstein",
@@ -128,20 +188,43 @@ PRESETS = {
 }
 
 # What a resumed run may change: how far and how often, not what is computed.
-MAY_CHANGE_ON_RESUME = ("steps", "threads", "checkpoint_every")
+MAY_CHANGE_ON_RESUME = ("steps", "threads", "checkpoint_every", "evaluate", "tensorboard")
 
 
-def configure(model: str, data_name: str, images: torch.Tensor, **given) -> Config:
-    """The model's preset for these images ([N, C, H, W]), changed by every option that is not None."""
+def configure(
+    model: str, data_name: str, samples: Tensor | ImageSource | Points, labels: Tensor | None = None, **given
+) -> Config:
+    """The model's preset for these images ([N, C, H, W]) or points, changed by every option that is not None.
+
+    ``labels`` [N] are needed for an option ``conditioning``.
+    """
     options = dict(look_up(PRESETS, model, "model"), threads=torch.get_num_threads())
     options.update((name, value) for name, value in given.items() if value is not None)
-    channels, height, width = images.shape[1:]
-    size = options.setdefault("size", height)
-    if (height, width) != (size, size):
+    points = isinstance(samples, Points)
+    if points != (model in models.FOR_POINTS):
+        kinds = ("images", "points")
         raise ValueError(
-            f"the images of {data_name} are {height}x{width} and the model was asked for {size}x{size}: "
-            f"pass --size {height}, or --resize to resize the images"
+            f"{model} is for {kinds[not points]}, and {data_name} are {kinds[points]}: pass --data "
+            f"{' or '.join(data.DATASETS if points else data.POINTS)}"
+            + ("" if points else ", or another model: " + ", ".join(PRESETS.keys() - models.FOR_POINTS))
         )
+    if points:
+        if options.get("size") is not None:
+            raise ValueError(f"{data_name} are points in the plane: they have no --size")
+        options["size"], channels = None, samples.sample(1, None).shape[1]
+    else:
+        channels, height, width = samples.shape[1:]
+        size = options.setdefault("size", height)
+        if (height, width) != (size, size):
+            raise ValueError(
+                f"the images of {data_name} are {height}x{width} and the model was asked for {size}x{size}: "
+                f"pass --size {height}, or --resize to resize the images"
+            )
+    if options.get("conditioning") is not None:
+        look_up(CONDITIONINGS, options["conditioning"], "conditioning")
+        if labels is None:
+            raise ValueError(f"conditioning={options['conditioning']} needs labels, and {data_name} has none")
+        options["num_classes"] = int(labels.max()) + 1
     return Config(model=model, data=data_name, channels=channels, **options)
 
 
@@ -155,3 +238,35 @@ def reconfigure(saved: Config, **given) -> Config:
                 f"a resumed run may only change {', '.join(MAY_CHANGE_ON_RESUME)}"
             )
     return Config(**asdict(saved) | given)
+
+
+# Found out from the data, so a file that has them may be for other data.
+_FOUND_OUT = ("channels", "num_classes")
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The options in a TOML or JSON file, a run's config.json or record.json among them; null is "not given".
+
+    Raises a ValueError with the nearest names for an option that does not exist, or a value of another type.
+    """
+    readers = {".toml": tomllib.loads, ".json": json.loads}
+    try:
+        content = look_up(readers, path.suffix, "kind of configuration file")(path.read_text())
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not {path.suffix[1:].upper()}: {error}") from error
+    if isinstance(content, dict) and isinstance(content.get("config"), dict):
+        content = content["config"]  # a record
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold options and their values, got a {type(content).__name__}")
+    types = {field.name: get_args(field.type) or (field.type,) for field in fields(Config)}
+    options = {}
+    for name, value in content.items():
+        accepted = look_up(types, name, f"option in {path}")
+        if type(value) is int and float in accepted:
+            value = float(value)
+        if value is not None and type(value) not in accepted:
+            names = " or ".join(kind.__name__ for kind in accepted if kind is not NoneType)
+            raise ValueError(f"{path}: {name} must be {names}, got {value!r}")
+        if name not in _FOUND_OUT:
+            options[name] = value
+    return options

@@ -1,47 +1,102 @@
-"""The losses and times of every step: in memory, in log.csv, and in the checkpoints."""
+"""The losses and times of every step and the figures of merit: in memory, in files, and in the checkpoints."""
 
 import csv
 from dataclasses import astuple, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gankern.training import pictures
 from gankern.training.trainer import Step
 
 COLUMNS = [field.name for field in fields(Step)]
 
 
 class Log:
-    """``steps[side]`` lists the steps so far. ``append`` adds one of each side, there and to the file."""
+    """``steps[side]`` lists the steps so far, ``figures`` what was evaluated: [{"step": number, side: {name: value}}].
 
-    def __init__(self, path: Path, history: dict[str, Tensor]):
-        """``history`` is what ``state_dict`` or ``empty`` gave; the file is written anew from it."""
-        self.steps = {side: [Step(*row) for row in rows.tolist()] for side, rows in history.items()}
-        self.file = path.open("w", newline="")
+    What is added is written to log.csv and metrics.csv too, and to TensorBoard's files if that is asked for.
+    """
+
+    def __init__(self, folder: Path, history: dict[str, Any], tensorboard: bool = False):
+        """``history`` is what ``state_dict`` or ``empty`` gave; the files are written anew from it."""
+        self.folder = folder
+        self.steps = {side: [Step(*row) for row in rows.tolist()] for side, rows in history["steps"].items()}
+        self.figures = list(history["figures"])
+        self.file = (folder / "log.csv").open("w", newline="")
         self.writer = csv.writer(self.file)
         self.writer.writerow(["step", *(f"{side}_{column}" for side in self.steps for column in COLUMNS)])
         for i, results in enumerate(zip(*self.steps.values(), strict=True), start=1):
             self._write(i, results)
+        self._write_figures()
+        self.board = _board(folder, len(next(iter(self.steps.values()))) + 1) if tensorboard else None
 
     @staticmethod
-    def empty(sides: tuple[str, ...]) -> dict[str, Tensor]:
-        return {side: torch.empty(0, len(COLUMNS), dtype=torch.float64) for side in sides}
+    def empty(sides: tuple[str, ...]) -> dict[str, Any]:
+        return {"steps": {side: torch.empty(0, len(COLUMNS), dtype=torch.float64) for side in sides}, "figures": []}
 
     def append(self, number: int, results: dict[str, Step]) -> None:
         for side, steps in self.steps.items():
             steps.append(results[side])
         self._write(number, [results[side] for side in self.steps])
+        if self.board is not None:
+            for side, step in results.items():
+                for column in COLUMNS:
+                    self.board.add_scalar(f"{column}/{side}", getattr(step, column), number)
+
+    def append_figures(self, number: int, figures: dict[str, dict[str, float]]) -> None:
+        self.figures.append({"step": number, **figures})
+        self._write_figures()
+        if self.board is not None:
+            for side, found in figures.items():
+                for name, value in found.items():
+                    self.board.add_scalar(f"{name}/{side}", value, number)
+
+    def picture(self, number: int, samples: dict[str, Tensor]) -> None:
+        """Samples of every side, for TensorBoard, which takes images alone."""
+        if self.board is not None:
+            for side, batch in samples.items():
+                if batch.ndim == 4:
+                    self.board.add_image(f"samples/{side}", pictures.grid(batch), number, dataformats="HWC")
 
     def _write(self, number: int, results) -> None:
         self.writer.writerow([number, *(value for step in results for value in astuple(step))])
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """side → [steps, 4], float64."""
-        return {
+    def _write_figures(self) -> None:
+        if not self.figures:
+            return
+        sides = list(self.steps)
+        # Small images have fewer figures than the larger ones that a growing model makes later.
+        names = list(dict.fromkeys(name for row in self.figures for side in sides for name in row[side]))
+        with (self.folder / "metrics.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["step", *(f"{side}_{name}" for side in sides for name in names)])
+            for row in self.figures:
+                writer.writerow([row["step"], *(row[side].get(name, "") for side in sides for name in names)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"steps": {side: [steps, 4] float64}, "figures": as they are}."""
+        steps = {
             side: torch.tensor([astuple(step) for step in steps], dtype=torch.float64).view(-1, len(COLUMNS))
             for side, steps in self.steps.items()
         }
+        return {"steps": steps, "figures": self.figures}
+
+    def flush(self) -> None:
+        self.file.flush()
 
     def close(self) -> None:
         self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _board(folder: Path, first: int):
+    """TensorBoard's writer, which takes back what a run that was killed wrote of later steps."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(f"--tensorboard needs the package tensorboard: pip install tensorboard ({error})") from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=first)

@@ -1,11 +1,14 @@
 """The training loop: ``train``, and below it what it needs to stop well."""
 
+import fcntl
 import json
 import math
+import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
@@ -16,20 +19,28 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from gankern.data import ImageSource, Points
 from gankern.training import checkpoint as checkpoints
-from gankern.training import pictures
+from gankern.training import parallel, pictures
 from gankern.training import record as records
 from gankern.training.checkpoint import Checkpoint, CheckpointError, TrainingError
 from gankern.training.config import Config
+from gankern.training.evaluation import evaluator
 from gankern.training.log import Log
 from gankern.training.trainer import Step, Trainer
 
 CHECKPOINT = "checkpoint.pt"
-SAMPLES = 64  # images in the grid, always of the same latents
+CONFIG = "config.json"
+SAMPLES = {"images": 64, "points": 2000}  # in a picture, always of the same latents
+COLUMNS = 8
 
 
 class OutputInUse(TrainingError):
-    """The output folder holds something, and it was not said that it is a run to continue."""
+    """The output folder holds something, and it was not said that it is a run to continue; or another run is in it."""
+
+
+class OutputLost(TrainingError):
+    """A file could not be written. The last checkpoint is in the output folder."""
 
 
 class Diverged(TrainingError):
@@ -45,96 +56,163 @@ class Interrupted(TrainingError):
 
 
 def train(
-    config: Config, images: Tensor, out: Path, saved: Checkpoint | None = None, console: Console | None = None
-) -> dict:
-    """Train ``config.model`` on ``images`` [N, C, H, W] in [−1, 1], and return the record that it leaves.
+    config: Config,
+    samples: Tensor | ImageSource | Points,
+    out: Path,
+    saved: Checkpoint | None = None,
+    console: Console | None = None,
+    labels: Tensor | None = None,
+) -> dict | None:
+    """Train ``config.model`` on ``samples``, and return the record that it leaves.
 
-    ``out`` gets checkpoint.pt, log.csv, samples.png (and samples/, one grid a checkpoint), losses.png and
-    record.json. With ``config.compare`` the model is trained twice, in lockstep: each step on one set of
-    layers, then on the other, the order changing from step to step, so that what else the machine does falls
-    on both alike.
+    ``samples`` are images [N, C, H, W] in [−1, 1], with ``labels`` [N] for a conditional model, or points. ``out`` gets
+    checkpoint.pt, config.json, log.csv, samples.png (and samples/, one picture a checkpoint), losses.png and
+    record.json; with ``config.evaluate`` metrics.csv and metrics.png. With ``config.compare`` the model is trained
+    twice, in lockstep: each step on one set of layers, then on the other, the order changing from step to step, so that
+    what else the machine does falls on both alike.
 
     With ``saved``, the checkpoint of ``out``, the run continues and ends with the numbers of an uninterrupted
-    one.
+    one. Where torchrun or Slurm launched several processes, each calls this; the first one writes and returns the
+    record, the others return None.
 
-    Raises ``OutputInUse`` if ``out`` is not empty and nothing is continued, ``Interrupted`` after SIGINT or
-    SIGTERM, ``Diverged`` if a loss is not finite, ``OSError`` if a file cannot be written; the last
-    checkpoint stays valid.
+    Raises ``OutputInUse`` if ``out`` is not empty and nothing is continued, or another process trains in it,
+    ``Interrupted`` after SIGINT or SIGTERM, ``Diverged`` if a loss is not finite, ``OutputLost`` if a file cannot be
+    written; the last checkpoint stays valid.
     """
     began = perf_counter()
     torch.set_num_threads(config.threads)
-    trainers = {side: Trainer(config, side, images) for side in config.sides}
-    latents = torch.randn(SAMPLES, config.latent, generator=torch.Generator().manual_seed(config.seed))
-
-    if saved is None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise OutputInUse(f"{out} is in use: pass --resume to continue the run in it, or another --out")
-    else:
+    processes = parallel.start(config.device)
+    trainers = {side: Trainer(config, side, samples, labels, processes) for side in config.sides}
+    if saved is not None:
         for side, trainer in trainers.items():
             trainer.load_state_dict(saved.trainers[side])
     done = saved.step if saved else 0
     if done > config.steps:
         raise CheckpointError(f"{out} is at step {done}, beyond the {config.steps} asked for: raise --steps")
-    (out / "samples").mkdir(parents=True, exist_ok=True)
-    log = Log(out / "log.csv", saved.history if saved else Log.empty(config.sides))
+    if processes.rank > 0:
+        with _stop_on_signal() as stop:
+            _run(config, trainers, done, out, stop, lambda step, results: None, lambda step: None)
+        return None
 
-    def draw(path: Path) -> None:
-        pictures.save_grids(path, {side: trainer.sample(latents) for side, trainer in trainers.items()})
+    evaluate = evaluator(config, samples, labels) if config.evaluate else None
+    draw = _drawing(config, samples, trainers)
+    with _folder(config, out, resuming=saved is not None) as writing, _stop_on_signal() as stop:
+        log = Log(out, saved.history if saved else Log.empty(config.sides), config.tensorboard)
 
-    def save(step: int) -> None:
-        for side, trainer in trainers.items():
-            if not trainer.is_finite():
-                raise Diverged(f"a weight of the {side} side is not finite at step {step}; {_advice(out)}")
-        states = {side: trainer.state_dict() for side, trainer in trainers.items()}
-        checkpoints.save(out / CHECKPOINT, Checkpoint(config, step, log.state_dict(), states))
-        draw(out / "samples" / f"step-{step:06}.png")
+        def save(step: int) -> None:
+            with writing():
+                if evaluate and _evaluates(config, step) and all(row["step"] != step for row in log.figures):
+                    log.append_figures(step, {side: evaluate(trainer) for side, trainer in trainers.items()})
+                log.flush()
+                states = {side: trainer.state_dict() for side, trainer in trainers.items()}
+                checkpoints.save(out / CHECKPOINT, Checkpoint(config, step, log.state_dict(), states))
+                log.picture(step, draw(out / "samples" / f"step-{step:06}.png"))
 
-    try:
-        with _stop_on_signal() as stop, _progress(config, done, console) as advance:
-            if not done:
-                save(0)
-            for step in range(done + 1, config.steps + 1):
-                order = config.sides if step % 2 else config.sides[::-1]
-                results = {side: trainers[side].step() for side in order}
-                log.append(step, results)
-                advance(results)
-                for side, result in results.items():
-                    if not (math.isfinite(result.d_loss) and math.isfinite(result.g_loss)):
-                        raise Diverged(
-                            f"at step {step} the {side} side's losses are D {result.d_loss}, "
-                            f"G {result.g_loss}; {_advice(out)}"
-                        )
-                if step % config.checkpoint_every == 0 or step == config.steps or stop.signal:
-                    save(step)
-                if stop.signal:
-                    raise Interrupted(
-                        f"stopped after step {step} of {config.steps}; to continue: "
-                        f"gankern train {config.model} --resume --out {out}",
-                        stop.signal,
-                    )
-    finally:
-        log.close()
+        try:
+            with _progress(config, done, console) as advance:
 
-    draw(out / "samples.png")
-    pictures.save_loss_curves(out / "losses.png", log.steps)
-    network = trainers[config.sides[0]]
-    parameters = {
-        player: sum(p.numel() for p in getattr(network, player).parameters())
-        for player in ("generator", "discriminator")
-    }
-    control = _control(config, images) if config.compare else []
-    record = records.make(config, log.steps, control, parameters, perf_counter() - began)
-    checkpoints.write_atomically(out / "record.json", (json.dumps(record, indent=2) + "\n").encode())
+                def note(step: int, results: dict[str, Step]) -> None:
+                    with writing():
+                        log.append(step, results)
+                    advance(results)
+
+                _run(config, trainers, done, out, stop, note, save)
+        finally:
+            with suppress(OSError):  # whatever is still to be written is in the checkpoint, or was lost with a message
+                log.close()
+
+        with writing():
+            draw(out / "samples.png")
+            pictures.save_loss_curves(out / "losses.png", log.steps)
+            if log.figures:
+                pictures.save_figure_curves(out / "metrics.png", log.figures)
+            network = trainers[config.sides[0]]
+            parameters = {
+                player: sum(p.numel() for p in getattr(network, player).parameters())
+                for player in ("generator", "discriminator")
+            }
+            # It takes the steps of one process, so of several it would need the others.
+            control = _control(config, samples, labels) if config.compare and processes.number == 1 else []
+            seconds = perf_counter() - began
+            record = records.make(config, log.steps, control, parameters, seconds, log.figures, processes.number)
+            checkpoints.write_atomically(out / "record.json", (json.dumps(record, indent=2) + "\n").encode())
     return record
 
 
-def _control(config: Config, images: Tensor) -> list[Step]:
+def _run(
+    config: Config,
+    trainers: dict[str, Trainer],
+    done: int,
+    out: Path,
+    stop: SimpleNamespace,
+    note: Callable[[int, dict[str, Step]], None],
+    save: Callable[[int], None],
+) -> None:
+    """The steps that are left, in every process alike: all stop, or find out that something diverged, at one step."""
+    processes = trainers[config.sides[0]].processes
+    if not done:
+        _check_finite(trainers, 0, out)
+        save(0)
+    for step in range(done + 1, config.steps + 1):
+        order = config.sides if step % 2 else config.sides[::-1]
+        results = {side: trainers[side].step() for side in order}
+        note(step, results)
+        for side, result in results.items():
+            if not (math.isfinite(result.d_loss) and math.isfinite(result.g_loss)):
+                raise Diverged(
+                    f"at step {step} the {side} side's losses are D {result.d_loss}, G {result.g_loss}; {_advice(out)}"
+                )
+        signal_number = processes.largest(stop.signal)
+        if step % config.checkpoint_every == 0 or step == config.steps or signal_number:
+            _check_finite(trainers, step, out)
+            save(step)
+        if signal_number:
+            raise Interrupted(
+                f"stopped after step {step} of {config.steps}; to continue: "
+                f"gankern train {config.model} --resume --out {out}",
+                signal_number,
+            )
+
+
+def _check_finite(trainers: dict[str, Trainer], step: int, out: Path) -> None:
+    for side, trainer in trainers.items():
+        if trainer.processes.largest(not trainer.is_finite()):
+            raise Diverged(f"a weight of the {side} side is not finite at step {step}; {_advice(out)}")
+
+
+def _advice(out: Path) -> str:
+    return f"{out / CHECKPOINT} is the last good checkpoint. Train again with a lower --lr, or another --seed"
+
+
+def _evaluates(config: Config, step: int) -> bool:
+    number, rest = divmod(step, config.checkpoint_every)
+    return (rest == 0 and number % config.evaluate == 0) or step == config.steps
+
+
+def _drawing(config: Config, samples, trainers: dict[str, Trainer]) -> Callable[[Path], dict[str, Tensor]]:
+    """A function that draws every side's samples of the same latents as a picture, and returns them."""
+    number = SAMPLES["points" if isinstance(samples, Points) else "images"]
+    latents = torch.randn(number, config.latent, generator=torch.Generator().manual_seed(config.seed))
+    labels, columns = None, COLUMNS
+    if config.conditioning:
+        labels = torch.arange(number) % config.num_classes
+        columns = config.num_classes if config.num_classes <= 16 else COLUMNS  # a column for each class
+
+    def draw(path: Path) -> dict[str, Tensor]:
+        drawn = {side: trainer.sample(latents, labels) for side, trainer in trainers.items()}
+        pictures.save_samples(path, drawn, columns, getattr(samples, "modes", None))
+        return drawn
+
+    return draw
+
+
+def _control(config: Config, samples, labels: Tensor | None) -> list[Step]:
     """The first steps of the torch side once more, with the discriminator's weights changed by one rounding.
 
     Two correct implementations differ by roundings, so their losses may come apart as far as these do from the
     torch side's, and not much farther.
     """
-    trainer = Trainer(config, "torch", images)
+    trainer = Trainer(config, "torch", samples, labels)
     random = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
         for weight in trainer.discriminator.parameters():
@@ -143,8 +221,36 @@ def _control(config: Config, images: Tensor) -> list[Step]:
     return [trainer.step() for _ in range(min(records.CONTROL_STEPS, config.steps))]
 
 
-def _advice(out: Path) -> str:
-    return f"{out / CHECKPOINT} is the last good checkpoint. Train again with a lower --lr, or another --seed"
+@contextmanager
+def _folder(config: Config, out: Path, resuming: bool) -> Iterator[Callable]:
+    """The output folder, for this process alone; yields what to write in: ``with writing():``."""
+    if not resuming and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputInUse(f"{out} is in use: pass --resume to continue the run in it, or another --out")
+
+    @contextmanager
+    def writing() -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            advice = "make room and start again"
+            if (out / CHECKPOINT).exists():
+                advice = (
+                    f"{out / CHECKPOINT} is whole. Make room, then: gankern train {config.model} --resume --out {out}"
+                )
+            raise OutputLost(f"cannot write to {out}: {error.strerror or error}; {advice}") from error
+
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system takes it back however the process ends
+        except BlockingIOError:
+            raise OutputInUse(f"{out} is in use: another process trains in it") from None
+        with writing():
+            checkpoints.write_atomically(out / CONFIG, (json.dumps(asdict(config), indent=2) + "\n").encode())
+        yield writing
+    finally:
+        os.close(folder)
 
 
 @contextmanager
@@ -186,6 +292,7 @@ def _progress(config: Config, done: int, console: Console | None) -> Iterator:
         TextColumn("{task.fields[now]}"),
         TimeRemainingColumn(),
     ]
+    kind = "points" if config.size is None else "images"
     recent: dict[str, list[float]] = {side: [] for side in config.sides}
     with Progress(*columns, console=console) as progress:
         bars = {side: progress.add_task(side, total=config.steps, completed=done, now="") for side in config.sides}
@@ -194,7 +301,7 @@ def _progress(config: Config, done: int, console: Console | None) -> Iterator:
             for side, step in results.items():
                 recent[side] = [*recent[side][-19:], step.d_seconds + step.g_seconds]
                 rate = config.batch_size * config.n_critic / fmean(recent[side])
-                now = f"D {step.d_loss:.3f} G {step.g_loss:.3f} {rate:.0f} images/s"
+                now = f"D {step.d_loss:.3f} G {step.g_loss:.3f} {rate:.0f} {kind}/s"
                 progress.update(bars[side], advance=1, now=now)
 
         yield advance

@@ -1,6 +1,8 @@
-"""The pictures a run leaves: grids of samples, and loss curves. No display is needed."""
+"""The pictures a run leaves: samples, loss curves, figures of merit, an animation. No display is needed."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -8,6 +10,17 @@ from matplotlib.image import imsave
 from torch import Tensor
 
 from gankern.training.trainer import Step
+
+LABELS = {
+    "fid": "FID",
+    "kid": "KID",
+    "inception_score": "Inception score",
+    "swd": "sliced Wasserstein distance x 1000",
+    "wasserstein_estimate": "critic's Wasserstein estimate",
+    "modes_covered": "modes covered",
+    "high_quality": "share within 3 std of a mode",
+    "sliced_wasserstein": "sliced Wasserstein distance",
+}
 
 
 def grid(images: Tensor, columns: int = 8, gap: int = 2) -> np.ndarray:
@@ -35,14 +48,28 @@ def save_grid(path: Path, images: Tensor, columns: int = 8) -> None:
     imsave(path, grid(images, columns).repeat(scale, axis=0).repeat(scale, axis=1))
 
 
-def save_grids(path: Path, images: dict[str, Tensor], columns: int = 8) -> None:
-    """One titled grid for each entry, from left to right."""
-    figure = Figure(figsize=(6 * len(images), 6.4), layout="constrained")
-    for axes, (title, batch) in zip(figure.subplots(1, len(images), squeeze=False)[0], images.items(), strict=True):
-        axes.imshow(grid(batch, columns), interpolation="nearest")
+def save_samples(path: Path, samples: dict[str, Tensor], columns: int = 8, modes: Tensor | None = None) -> None:
+    """One titled grid of images, or scatter plot of points, for each entry, from left to right.
+
+    Points [N, 2] are drawn with the true ``modes`` [K, 2] behind them, if there are any.
+    """
+    figure = Figure(figsize=(6 * len(samples), 6.4), layout="constrained")
+    for axes, (title, batch) in zip(figure.subplots(1, len(samples), squeeze=False)[0], samples.items(), strict=True):
+        if batch.ndim == 2:
+            _scatter(axes, batch, modes)
+        else:
+            axes.imshow(grid(batch, columns), interpolation="nearest")
+            axes.axis("off")
         axes.set_title(title)
-        axes.axis("off")
     figure.savefig(path, dpi=100)
+
+
+def _scatter(axes, points: Tensor, modes: Tensor | None) -> None:
+    if modes is not None:
+        axes.scatter(*modes.T.numpy(), s=160, facecolors="none", edgecolors="tab:red", linewidths=1, label="true modes")
+    axes.scatter(*points.T.numpy(), s=3, alpha=0.4, linewidths=0, color="tab:blue", label="samples")
+    axes.set(xlim=(-2, 2), ylim=(-2, 2), aspect="equal")
+    axes.legend(loc="upper right")
 
 
 def save_loss_curves(path: Path, steps: dict[str, list[Step]]) -> None:
@@ -59,3 +86,35 @@ def save_loss_curves(path: Path, steps: dict[str, list[Step]]) -> None:
         axes.legend(loc="upper right")
     axes.set_xlabel("step")
     figure.savefig(path, dpi=100)
+
+
+def save_figure_curves(path: Path, figures: Sequence[dict[str, Any]]) -> None:
+    """Each figure of merit against the step, every side in the same axes. ``figures`` as a ``Log`` has them."""
+    sides = [key for key in figures[-1] if key != "step"]
+    names = list(figures[-1][sides[0]])
+    figure = Figure(figsize=(10, 2.4 * len(names)), layout="constrained")
+    for axes, name in zip(figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0], names, strict=True):
+        for side, style in zip(sides, ("o-", "s--"), strict=False):
+            found = [(row["step"], row[side][name]) for row in figures if name in row[side]]
+            axes.plot(*zip(*found, strict=True), style, markersize=3, linewidth=0.8, label=side)
+        axes.set_ylabel(LABELS.get(name, name), fontsize="small")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper right")
+    axes.set_xlabel("step")
+    figure.savefig(path, dpi=100)
+
+
+def save_animation(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> None:
+    """Pictures as an animated GIF, which stays at the last one for a while."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(f"an animation needs the package pillow: pip install pillow ({error})") from error
+    pictures = []
+    for frame in frames:
+        with Image.open(frame) as picture:
+            pictures.append(picture.convert("RGB").quantize(64))
+    each = max(40, int(1000 * seconds / len(pictures)))
+    pictures[0].save(
+        path, save_all=True, append_images=pictures[1:], duration=[each] * (len(pictures) - 1) + [2000], loop=0
+    )

@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 
 import gankern
+from gankern.training import pictures
 from gankern.training.config import Config
 from gankern.training.trainer import Step
 
@@ -23,7 +24,7 @@ PHASES = {
 
 # Rounding differences grow exponentially in a GAN's training: over the first steps they measure the kernels, later
 # they only say that two runs have become two runs. The control (see loop.py) tells which is which.
-SPANS = {"first 5 steps": 5, "first 50 steps": 50}
+SPANS = {"first 5 steps": 5, "first 20 steps": 20}
 CONTROL_STEPS = max(SPANS.values())
 
 # Variables that change what is measured.
@@ -42,11 +43,13 @@ def make(
     control: list[Step],
     parameters: dict[str, int],
     wall_seconds: float,
+    figures: list[dict],
+    processes: int = 1,
 ) -> dict:
     """The record of a run. ``wall_seconds`` is of this process, all else of every step since step 1.
 
     ``control``, which only a comparison has, is what a comparison's loss differences are to be held against: the
-    first steps on torch's layers, from weights changed by one rounding.
+    first steps on torch's layers, from weights changed by one rounding. ``figures`` is a ``Log``'s.
     """
     record = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -59,12 +62,15 @@ def make(
             "numpy": numpy.__version__,
         },
         "hardware": _hardware(config),
+        "processes": processes,
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "steps": len(next(iter(steps.values()))),
         "wall_seconds": round(wall_seconds, 1),
         "sides": {side: _side(config, results) for side, results in steps.items()},
     }
-    if config.compare:
+    if figures:
+        record["figures"] = figures[-1]
+    if config.compare and control:
         record["comparison"] = _comparison(steps["torch"], steps["gankern"], control)
     return record
 
@@ -145,6 +151,11 @@ def table(record: dict) -> Table:
     result.add_row("images a second", *(f"{side['images_per_second']:.0f}" for side in sides.values()))
     for player in ("discriminator", "generator"):
         result.add_row(f"final {player} loss", *(f"{side['final_loss'][player]:.4f}" for side in sides.values()))
+    if "figures" in record:
+        result.add_section()
+        found = [record["figures"][side] for side in sides]
+        for name in found[0]:
+            result.add_row(pictures.LABELS.get(name, name), *(f"{values[name]:.4g}" for values in found))
     return result
 
 

@@ -7,7 +7,7 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 from gankern import data, training
-from gankern.cli.sample import COLUMNS, paths, sample
+from gankern.cli.sample import COLUMNS, paths, sample, terms
 
 app = typer.Typer()
 app.command()(sample)
@@ -59,12 +59,62 @@ def test_paths_go_from_latent_to_latent_along_the_sphere():
     torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), rtol=1e-5, atol=1e-6)
 
 
+def test_terms_of_a_sum():
+    latents = torch.nn.functional.normalize(torch.randn(9, 20, dtype=torch.float64)) * 3.0
+    a, b, c, total = terms("1,2 - 0+ 8", latents)
+    torch.testing.assert_close(b, latents[0])
+    torch.testing.assert_close(c, latents[8])
+    mean = (latents[1] + latents[2]) / 2
+    torch.testing.assert_close(a, mean * 3.0 / mean.norm())
+    expected = mean - latents[0] + latents[8]
+    torch.testing.assert_close(total, expected * 3.0 / expected.norm())
+    for wrong in ("", "1+", "-1", "a+b", "1,,2", "1*2"):
+        with pytest.raises(ValueError, match="must be a sum such as"):
+            terms(wrong, latents)
+    with pytest.raises(ValueError, match="there are images 0 to 8, not 9"):
+        terms("1+9", latents)
+
+
+def test_arithmetic_and_animation(folder, tmp_path):
+    from PIL import Image
+
+    result = run(folder, "--out", tmp_path / "sum.png", "--arithmetic", "3-1+5")
+    assert result.exit_code == 0, result.output
+    assert imread(tmp_path / "sum.png").shape[:2] == (8 * (10 + 2), 8 * (4 * 10 + 2))  # three terms and the sum
+    result = run(folder, "--out", tmp_path / "training.gif", "--animate")
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "training.gif") as animation:
+        assert animation.n_frames == len(list((folder / "samples").iterdir())) == 2
+
+
+def test_points_and_labels(tmp_path):
+    points = data.load("8gaussians")
+    config = training.configure("wgan_gp_toy", "8gaussians", points, width=8, steps=1, threads=1)
+    training.train(config, points, tmp_path / "points")
+    result = run(tmp_path / "points", "--out", tmp_path / "points.png", "--num", 500)
+    assert result.exit_code == 0, result.output
+    result = run(tmp_path / "points", "--label", 1)
+    assert result.exit_code == 1 and "was trained with --conditioning; this one was not" in result.stderr
+
+    images, labels = data.load("digits"), data.labels("digits")
+    options = dict(width=4, latent=8, steps=1, threads=1, conditioning="projection")
+    config = training.configure("sn_dcgan", "digits", images, labels, **options)
+    training.train(config, images, tmp_path / "digits", labels=labels)
+    for more in ([], ["--label", 9]):
+        result = run(tmp_path / "digits", "--out", tmp_path / "digits.png", *more)
+        assert result.exit_code == 0, result.output
+    result = run(tmp_path / "digits", "--label", 10)
+    assert result.exit_code == 1 and "--label must be from 0 to 9, got 10" in result.stderr
+
+
 def test_errors(folder, tmp_path):
     for arguments, words in [
         ([tmp_path / "nothing.pt"], "there is no checkpoint"),
         ([tmp_path], "there is no checkpoint"),
         ([folder / "log.csv"], "is not a checkpoint"),
         ([folder, "--layers", "jax"], "holds torch and gankern layers, --layers jax was asked for"),
+        ([folder, "--arithmetic", "1+"], "must be a sum such as"),
+        ([folder, "--animate", "--interpolate"], "one of --interpolate"),
         ([folder, "--out", tmp_path / "no" / "such" / "folder.png"], "No such file or directory"),
     ]:
         result = run(*arguments)

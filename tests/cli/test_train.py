@@ -1,6 +1,8 @@
 """gankern train as a user meets it: what it prints, its exit codes, and what Ctrl-C leaves."""
 
+import fcntl
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -39,7 +41,7 @@ def test_train_then_resume(tmp_path):
     out = tmp_path / "run"
     result = run("sn_dcgan", *SMALL, "--out", out, "--steps", 3, "--compare")
     assert result.exit_code == 0, result.output
-    for word in ("whole step", "torch / gankern", "largest difference of a loss", "first 50 steps"):
+    for word in ("whole step", "torch / gankern", "largest difference of a loss", "first 20 steps"):
         assert word in result.output
     for name in ("checkpoint.pt", "samples.png", "losses.png", "log.csv", "record.json"):
         assert (out / name).is_file()
@@ -81,6 +83,73 @@ def test_output_folder_in_use(tmp_path):
     assert says(run("sn_dcgan", "--resume", "--lr", "0.1", *out), "lr=0.001, not lr=0.1")
 
 
+def test_points_by_one_command(tmp_path):
+    options = ["--width", 8, "--steps", 2, "--batch-size", 16, "--threads", 1, "--evaluate-samples", 500]
+    result = run("wgan_gp_toy", *options, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    for word in ("wgan_gp_toy on 8gaussians", "modes covered", "share within 3 std", "metrics.png"):
+        assert word in result.output
+    assert says(
+        run("wgan_gp_toy", "--data", "8gausians", *options), "unknown data '8gausians'", "did you mean 8gaussians"
+    )
+    assert says(run("wgan_gp_toy", "--data", "digits", *options), "is for points", "pass --data 8gaussians or")
+    assert says(run("dcgan", "--data", "swiss_roll"), "swiss_roll are points", "pass --data mnist5k or")
+
+
+def test_configuration_file(tmp_path):
+    out = tmp_path / "run"
+    mine = tmp_path / "mine.toml"
+    mine.write_text('model = "gan"\ndata = "digits"\nsize = 16\nwidth = 10\nsteps = 5\nseed = 3\nthreads = 1\n')
+    result = run("--config", mine, "--steps", 1, "--out", out)
+    assert result.exit_code == 0, result.output
+    config = checkpoint.load(out / CHECKPOINT).config
+    assert (config.model, config.size, config.steps, config.seed) == ("gan", 16, 1, 3)  # the command line has its way
+    again = run("--config", out / "record.json", "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert checkpoint.load(tmp_path / "again" / CHECKPOINT).config == config
+    assert run("--resume", "--out", out, "--steps", 2).exit_code == 0
+    mine.write_text("stepps = 5\n")
+    assert says(run("--config", mine), "unknown option", "did you mean steps")
+    assert says(run("--config", tmp_path / "none.toml"), "No such file")
+    assert says(run(), "no MODEL", "sn_dcgan")
+
+
+def test_labels_by_one_option(tmp_path):
+    result = run("dcgan", *SMALL, "--conditioning", "projection", "--steps", 2, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    result = run("--resume", "--out", tmp_path / "run", "--steps", 3)
+    assert result.exit_code == 0, result.output
+    assert says(run("dcgan", *SMALL, "--conditioning", "project"), "did you mean projection")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    """A limit on the size of files fails as a full disk does: in the middle of writing."""
+    out = tmp_path / "run"
+    assert run("sn_dcgan", *SMALL, "--out", out, "--steps", 2).exit_code == 0
+    before = (out / CHECKPOINT).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        result = run("sn_dcgan", "--resume", "--out", out, "--steps", 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert says(result, f"cannot write to {out}", "checkpoint.pt is whole", "--resume --out")
+    assert (out / CHECKPOINT).read_bytes() == before
+    assert not list(out.glob("*.tmp"))
+    assert run("sn_dcgan", "--resume", "--out", out, "--steps", 4).exit_code == 0
+    assert checkpoint.load(out / CHECKPOINT).step == 4
+
+
+def test_another_process_in_the_output_folder(tmp_path):
+    out = tmp_path / "run"
+    assert run("sn_dcgan", *SMALL, "--out", out, "--steps", 1).exit_code == 0
+    other = os.open(out, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    assert says(run("sn_dcgan", "--resume", "--out", out, "--steps", 2), "in use: another process trains in it")
+    os.close(other)
+    assert run("sn_dcgan", "--resume", "--out", out, "--steps", 2).exit_code == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_valid_checkpoint(tmp_path, number):
     out = tmp_path / "run"
@@ -93,12 +162,12 @@ def test_a_signal_leaves_a_valid_checkpoint(tmp_path, number):
         text=True,
         env=os.environ | {"COLUMNS": "200"},
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (out / CHECKPOINT).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 128 + number, output
     assert f"gankern train sn_dcgan --resume --out {out}" in output
     assert "Traceback" not in output
@@ -107,21 +176,3 @@ def test_a_signal_leaves_a_valid_checkpoint(tmp_path, number):
     assert step > 0
     result = run("sn_dcgan", "--resume", "--out", out, "--steps", step + 2)
     assert result.exit_code == 0, result.output
-
-
-def test_killed_at_any_moment_it_resumes(tmp_path):
-    """SIGKILL gives no chance to tidy up: the checkpoint must be whole because it is always whole."""
-    out = tmp_path / "run"
-    command = "import typer; from gankern.cli.train import train; typer.run(train)"
-    arguments = ["sn_dcgan", *SMALL, "--out", str(out), "--steps", "1000000", "--checkpoint-every", "1"]
-    process = subprocess.Popen([sys.executable, "-c", command, *arguments], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (out / "samples" / "step-000003.png").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    step = checkpoint.load(out / CHECKPOINT).step
-    assert step >= 3
-    result = run("sn_dcgan", "--resume", "--out", out, "--steps", step + 2)
-    assert result.exit_code == 0, result.output
-    assert (out / "log.csv").read_text().count("\n") == step + 3  # the header and every step once

@@ -1,0 +1,104 @@
+"""Figures of merit while a model trains: what `gankern.metrics` has for its kind of samples."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gankern import data, metrics
+from gankern.data import ImageSource, Points
+from gankern.training.config import Config
+from gankern.training.trainer import Trainer
+
+Figures = dict[str, float]
+
+SWD_PATCHES = 16  # from each image and band; the figures of a run compare with one another
+
+
+def evaluator(
+    config: Config, samples: Tensor | ImageSource | Points, labels: Tensor | None = None
+) -> Callable[[Trainer], Figures]:
+    """A function Trainer → figures, all on the same real samples, latents and labels, which the seed decides."""
+    return (_Points if isinstance(samples, Points) else _Images)(config, samples, labels)
+
+
+class _Points:
+    """On points whose distribution is known: modes, share of good samples, distances to as many new real points."""
+
+    def __init__(self, config: Config, points: Points, labels: Tensor | None):
+        self.config, self.points = config, points
+        random = torch.Generator().manual_seed(config.seed)
+        self.latents = torch.randn(config.evaluate_samples, config.latent, generator=random)
+        self.real = points.sample(config.evaluate_samples, random)
+
+    def __call__(self, trainer: Trainer) -> Figures:
+        fake = trainer.sample(self.latents)
+        figures: Figures = {}
+        if self.points.modes is not None:
+            coverage = metrics.mode_coverage(fake, self.points.modes, self.points.std)
+            figures |= {"modes_covered": coverage.covered, "high_quality": coverage.high_quality}
+        random = torch.Generator().manual_seed(0)
+        figures["sliced_wasserstein"] = metrics.sliced_wasserstein(self.real, fake, 64, random)
+        return figures | _progress(self.config, trainer, self.real, fake, ())
+
+
+class _Images:
+    """On images: FID, KID and Inception score in a classifier's features, and sliced Wasserstein distance."""
+
+    def __init__(self, config: Config, images: Tensor | ImageSource, labels: Tensor | None):
+        number = min(config.evaluate_samples, len(images))
+        random = torch.Generator().manual_seed(config.seed)
+        self.config = config
+        self.latents = torch.randn(number, config.latent, generator=random)
+        chosen = torch.randperm(len(images), generator=random)[:number]
+        self.real = images[chosen].cpu()
+        self.labels = None if config.conditioning is None else labels[chosen].cpu()
+        self.extract = self._extractor()
+        self.features = self.extract(self.real).features
+
+    def _extractor(self) -> metrics.Extractor:
+        config = self.config
+        if config.features is not None:
+            extract = metrics.load(config.features)
+        else:
+            try:
+                extract = metrics.trained(config.data, config.size)
+            except ValueError as error:
+                raise ValueError(
+                    f"evaluate: there is nothing to train a classifier on ({error}); pass --features FILE, TorchScript "
+                    "that returns features or a pair (features, logits)"
+                ) from error
+        # A network that grows makes small images at first.
+        return replace(extract, prepare=lambda images: F.interpolate(images, size=(config.size, config.size)))
+
+    def __call__(self, trainer: Trainer) -> Figures:
+        fake = trainer.sample(self.latents, self.labels)
+        found = self.extract(fake.clamp(-1.0, 1.0))
+        figures = {"fid": metrics.frechet_distance(self.features, found.features)}
+        subset = min(1000, len(fake) // 2)
+        figures["kid"] = metrics.kernel_distance(self.features, found.features, 20, subset)[0]
+        if found.logits is not None:
+            figures["inception_score"] = metrics.inception_score(found.logits)[0]
+        real = data.resize(self.real, fake.shape[-1])
+        if fake.shape[-1] >= 16:
+            distances = metrics.laplacian_swd(real, fake, patches=SWD_PATCHES, projections=128)
+            figures["swd"] = sum(distances.values()) / len(distances)
+        return figures | _progress(self.config, trainer, real, fake, () if self.labels is None else (self.labels,))
+
+
+@torch.no_grad()
+def _progress(config: Config, trainer: Trainer, real: Tensor, fake: Tensor, labels: tuple[Tensor, ...]) -> Figures:
+    """What a Wasserstein critic says the distance is; nothing of other discriminators."""
+    if config.loss != "wasserstein":
+        return {}
+    number = min(1024, len(real)) // 4 * 4  # minibatch standard deviation takes groups of four
+    device = trainer.device
+    critic = trainer.discriminator.eval()
+    arguments = [x[:number].to(device) for x in labels]
+    estimate = metrics.wasserstein_estimate(
+        lambda x: critic(x, *arguments) if arguments else critic(x), real[:number].to(device), fake[:number].to(device)
+    )
+    critic.train()
+    return {"wasserstein_estimate": estimate}
