@@ -70,12 +70,10 @@ def work(quick: bool) -> list[tuple[Case, int, bool]]:
     if quick:
         return [(case, 4, case.penalty is not None) for case in (pypi_models.cases() | patterns.CASES).values()]
     listed = []
-    for case in pypi_models.cases(width=128, count=64).values():
-        if case.name in ("mimicry sngan_32 discriminator", "mimicry wgan_gp_32 discriminator"):
-            listed.append((case, 64, case.penalty is not None))
-    for case in pypi_models.cases(width=128, count=16).values():
-        if case.name.startswith("mimicry") and "discriminator" in case.name:
-            listed.append((case, 16, case.penalty is not None))
+    for batch, names in ((64, ("sngan", "wgan_gp")), (16, ("dcgan", "sagan"))):
+        made = pypi_models.cases(width=128, count=batch)
+        for case in (made[f"mimicry {name}_32 discriminator"] for name in names):
+            listed.append((case, batch, case.penalty is not None))
     for case in pypi_models.cases(width=256, count=8).values():
         if case.name.startswith("mimicry") and "generator" in case.name:
             listed.append((case, 8, False))
