@@ -4,7 +4,6 @@ do better."""
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +28,7 @@ from gankern.acceleration._scope import (
     state,
 )
 from gankern.functional.convolution import kind_of
-from gankern.ops.convolution import convolution
-from gankern.ops.convolution_ways import MEASURED
+from gankern.ops.convolution import convolution, is_known
 
 
 class Replaced(functools.partial):
@@ -113,29 +111,12 @@ def conv_transpose2d(
     return F.conv_transpose2d(input, weight, bias, *arguments) if result is None else result
 
 
-_LEAST = 2**20  # channels in times channels out times pixels, below which 4x4 kernels gain nothing
-
-
 def _is_known(kind: str, x: Tensor, weight: Tensor) -> bool:
-    """Whether the measured table tells which convolution is fastest: with few channels only near a shape in it, and 4x4
-    kernels not below the smallest shape in it."""
-    channels, shape = weight.shape[:2], x.shape
-    few = min(channels) < 8
-    if len(shape) != 4 or (kind == "same" and not few):
+    """Whether the measured table of convolutions tells which one is fastest."""
+    if x.ndim != 4:
         return True
-    pixels = shape[0] * shape[2] * shape[3] // (4 if kind == "strided" else 1)
-    if kind != "same" and channels[0] * channels[1] * pixels < _LEAST:
-        return False
-    return not few or _is_near(kind, *(channels if kind == "transposed" else channels[::-1]), pixels)
-
-
-@functools.lru_cache(maxsize=1024)
-def _is_near(kind: str, *shape: int) -> bool:
-    def distance(measured: tuple[int, ...]) -> float:
-        a, b, p = (abs(math.log2(max(mine, 1) / theirs)) for mine, theirs in zip(shape, measured))
-        return a + b + p / 2
-
-    return min(map(distance, MEASURED[kind, "forward", "contiguous"])) < 1
+    channels = weight.shape[:2] if kind == "transposed" else weight.shape[1::-1]
+    return is_known(kind, *channels, x.shape[0] * x.shape[2] * x.shape[3] // (4 if kind == "strided" else 1))
 
 
 def _is(value: Any, number: int) -> bool:
