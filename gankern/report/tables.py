@@ -34,7 +34,7 @@ def markdown_table(records: Sequence[Record]) -> str:
     if steps:
         lines += [
             "",
-            "| training step, or part of one | ms | the faster peer's ms | ratio | torch's layers, accelerated | memory |",
+            "| training step, or part of one | ms | the faster peer's ms | ratio | accelerated torch | memory |",
             "|---|" + "---|" * 5,
             *steps,
         ]
