@@ -200,8 +200,21 @@ class _Work:
                 self._upsample(name, module, firsts)
             else:
                 self._own_code(name, module)
+        self.report.rows = self._one_each()
         if self.report.replaced:
             self._root(group)
+
+    def _one_each(self) -> list[Row]:
+        """One row a layer, in the order of the module; a layer that was left in one respect was replaced in another."""
+        rows: dict[str, Row] = {}
+        for row in self.report.rows:
+            first = rows.get(row.layer)
+            if first is None or first.after is None:
+                rows[row.layer] = row
+            elif row.after is not None:
+                notes = "; ".join(note for note in (first.note, row.note) if note)
+                rows[row.layer] = Row(row.layer, first.before, f"{first.after}; {row.after}", notes)
+        return sorted(rows.values(), key=lambda row: list(self.names.values()).index(row.layer))
 
     # ---- spectral norm ---------------------------------------------------------------------------------------
 

@@ -350,12 +350,17 @@ HANDLERS.update(
 # ---- modules ------------------------------------------------------------------------------------------------
 
 
-def leaf(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A module's forward, which tells the scope that an operation comes."""
+def leaf(function: Callable[..., Tensor], constants: int = 0) -> Callable[..., Tensor]:
+    """A module's forward, which tells the scope that an operation comes. ``constants`` of its arguments stand before
+    those of torch's forward."""
 
     @functools.wraps(function)
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        if not state.intercepting or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return function(module, *args, **kwargs)
+        if torch._C._get_tracing_state() is not None:  # torch.jit.trace knows torch's own
+            return type(module).forward(module, *args[constants:], **kwargs)
+        if not state.intercepting:
             return function(module, *args, **kwargs)
         if state.waiting is not None:
             settle(args[-1] if args else None)
@@ -380,7 +385,7 @@ def unwatched(module: nn.Module) -> bool:
     )
 
 
-@leaf
+@functools.partial(leaf, constants=2)
 def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, input: Tensor) -> Tensor:
     weight, padding = module.weight, module.padding
     if not state.double and type(input) is Tensor and not torch.compiler.is_compiling():
@@ -436,7 +441,7 @@ def convolution_forward(module: nn.Module, input: Tensor, *output_size: Any) -> 
     return type(module).forward(module, input, *output_size)
 
 
-@leaf
+@functools.partial(leaf, constants=1)
 def batch_norm_forward(module: nn.Module, followed: Followed | None, input: Tensor) -> Tensor:
     input = settled(input)
     if not _is_faster(module, input) or torch.is_autocast_enabled(input.device.type):

@@ -25,7 +25,7 @@ _interception = Interception()
 
 
 def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs: Any) -> Any:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
     double, intercepting = state.double, state.intercepting
     if plan.fast_double_backward and not double:
@@ -37,7 +37,7 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
             plan.group.prepare(module)
         if intercepting or not (plan.pairs or (plan.calls and state.double)):
             return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
-        state.intercepting = True
+        state.intercepting, state.grad_mode = True, torch.is_grad_enabled()
         with _interception:
             result = type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
         settle()

@@ -30,6 +30,7 @@ class _State(threading.local):
     """Of the accelerated module that runs in this thread."""
 
     intercepting = False
+    grad_mode = True  # when that began; another one is that of a block without gradients, or of a Function's forward
     double = False  # whether the gradient may be differentiated
     waiting: weakref.ref[Deferred] | None = None  # deferred by the last operation
     followed: Any = None  # what the next convolution that a module calls by itself is told, see _layers.Followed
@@ -147,6 +148,7 @@ def may_defer(x: Tensor) -> bool:
     """Whether deferring is possible here at all."""
     return (
         state.intercepting
+        and torch.is_grad_enabled() == state.grad_mode
         and type(x) is Tensor
         and x.ndim == 4
         and x.is_floating_point()
@@ -164,6 +166,7 @@ def plain() -> bool:
         _tiers.recorder is None
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
         and torch.autograd.forward_ad._current_level < 0
     )
 

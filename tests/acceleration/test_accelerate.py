@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import gankern
 from gankern.acceleration import _layers, _scope
@@ -564,6 +565,22 @@ def test_under_torch_compile():
     assert all(p.grad is not None for p in twin.parameters())
 
 
+def test_traced_and_exported():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 8, 4, 2, 1),
+        nn.AvgPool2d(2),
+    ).eval()
+    expected = net(IMAGES)
+    gankern.accelerate(net)
+    torch.testing.assert_close(torch.jit.trace(net, IMAGES)(IMAGES), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.export.export(net, (IMAGES,)).module()(IMAGES), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_under_autocast():
     torch.manual_seed(0)
     net = critic()
@@ -759,6 +776,25 @@ def test_no_trace_of_a_deferred_value_outside():
     torch.testing.assert_close(
         net.kept + 0, F.conv2d(x, net.conv.weight, net.conv.bias, padding=1), rtol=1e-4, atol=1e-5
     )
+
+
+class Checkpointed(nn.Module):
+    """Activation checkpointing by an autograd.Function, which runs layers without gradients and hides what it got."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        h = checkpoint(self.conv1, x, use_reentrant=True)
+        h = checkpoint(self.conv2, F.interpolate(h, scale_factor=2), use_reentrant=True)
+        return F.avg_pool2d(h, 2)
+
+
+def test_reentrant_checkpoints():
+    torch.manual_seed(0)
+    check_same(Checkpointed(), torch.randn(2, 8, 8, 8), with_penalty=False)
 
 
 def test_errors_come_from_where_they_came():
