@@ -6,6 +6,8 @@ import pypi_models
 import pytest
 import torch
 
+import gankern
+
 CASES = patterns.CASES | pypi_models.cases()
 
 
@@ -23,8 +25,9 @@ each_case = pytest.mark.parametrize("case", CASES, indirect=True)
 
 
 @each_case
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "channels_last"), [(torch.float32, False), (torch.float64, False), (torch.float64, True)]
+)
 def test_numbers(case, dtype, channels_last):
     if dtype == torch.float64 and not case.doubles:
         pytest.skip("its own code does not run in double precision")
@@ -55,3 +58,40 @@ def test_modes(case):
 @each_case
 def test_restore(case):
     harness.check_restore(case)
+
+
+COMPILED = [
+    "handwritten gradient penalty",
+    "functional upsampling",
+    "discriminator that returns a dict",
+    "spectrally normalised layer used twice, hook",
+    "mimicry sngan_32 discriminator",
+    "mimicry wgan_gp_32 generator",
+]
+
+
+@pytest.mark.parametrize("case", COMPILED, indirect=True)
+def test_compile_afterwards(case):
+    harness.check_compile(case)
+
+
+@pytest.mark.parametrize("case", ["mimicry sngan_32 discriminator", "copied SpectralNorm wrapper"], indirect=True)
+def test_distributed_before_and_after(case, tmp_path):
+    harness.check_distributed(case, tmp_path)
+
+
+@pytest.mark.parametrize("case", ["mimicry wgan_gp_32 discriminator", "torchgan spectral norm"], indirect=True)
+def test_what_is_replaced(case):
+    """Convolutions with the mean behind them, and each layer's spectral norm."""
+    rows = gankern.accelerate(case.new()).replaced
+    what = "mean" if "wgan" in case.name else "spectral norm"
+    assert sum(what in row.after for row in rows) >= 2
+
+
+def test_a_package_that_cannot_be_had(monkeypatch):
+    monkeypatch.setitem(pypi_models.VERSIONS, "torch-mimicry", "0.0.0.never")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    pypi_models._installed.cache_clear()
+    reason = pypi_models._installed("torch-mimicry")
+    pypi_models._installed.cache_clear()
+    assert isinstance(reason, pypi_models.NotAvailable) and "cannot be installed from PyPI" in str(reason)

@@ -2,10 +2,8 @@
 
 import copy
 import importlib
-import importlib.util
 import json
-import sys
-import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -232,20 +230,17 @@ def test_the_command(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mimicry(monkeypatch):
-    """torch-mimicry's networks without its packages' own imports, which want torchvision and TensorFlow."""
-    spec = importlib.util.find_spec("torch_mimicry")
-    if spec is None:
-        pytest.skip("torch-mimicry is not installed (pip install --no-deps torch-mimicry==0.1.16)")
-    root = spec.submodule_search_locations[0]
-    for name in ("", ".nets", ".nets.dcgan", ".nets.sngan", ".nets.gan", ".nets.basemodel"):
-        package = types.ModuleType(f"torch_mimicry{name}")
-        package.__path__ = [root + name.replace(".", "/")]
-        monkeypatch.setitem(sys.modules, package.__name__, package)
-    before = set(sys.modules)
-    yield lambda name: importlib.import_module(f"torch_mimicry.nets.{name}")
-    for name in set(sys.modules) - before:
-        if name.startswith("torch_mimicry"):
-            del sys.modules[name]
+    """A module of torch-mimicry's networks by its name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "acceleration"))
+    models = importlib.import_module("pypi_models")
+
+    def find(name):
+        try:
+            return models.mimicry(name)
+        except models.NotAvailable as reason:
+            pytest.skip(str(reason))
+
+    return find
 
 
 @pytest.mark.parametrize(
