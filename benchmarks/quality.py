@@ -28,8 +28,8 @@ RUNS = {
     "wgan_gp": (f"wgan_gp {MNIST} --width 16 --n-critic 2 --lr 1e-3 --steps 150 --checkpoint-every 75", True),
     "sn_dcgan": (f"sn_dcgan {MNIST} --steps 600 --checkpoint-every 300", True),
     "progan": (
-        "progan --data shapes --size 64 --resize --width 32 --batch-size 8 --grow-steps 60 --steps 600 --ema 0.9 "
-        "--checkpoint-every 30",
+        "progan --data shapes --size 64 --resize --width 32 --grow-steps 200 --steps 2000 --ema 0.99 "
+        "--checkpoint-every 100",
         False,
     ),
 }

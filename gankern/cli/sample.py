@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from gankern.cli._fail import fail
+from gankern.data import POINTS
 from gankern.training import CHECKPOINT, TrainingError, pictures
 from gankern.training import checkpoint as checkpoints
 
@@ -69,7 +70,8 @@ def sample(
         with torch.no_grad():
             samples = checkpoints.generator(saved, side)(latents, *labels)
         if samples.ndim == 2:
-            pictures.save_samples(out, {f"{saved.config.model} after {saved.step} steps": samples})
+            title = f"{saved.config.model} after {saved.step} steps"
+            pictures.save_samples(out, {title: samples}, modes=POINTS[saved.config.data].modes)
         else:
             pictures.save_grid(out, samples, COLUMNS)
     except (OSError, ValueError, ImportError, TrainingError) as error:

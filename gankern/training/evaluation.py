@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from gankern import data, metrics
 from gankern.data import ImageSource, Points
+from gankern.metrics.transport import BATCH
 from gankern.training.config import Config
 from gankern.training.trainer import Trainer
 
@@ -96,9 +98,12 @@ def _progress(config: Config, trainer: Trainer, real: Tensor, fake: Tensor, labe
     number = min(1024, len(real)) // 4 * 4  # minibatch standard deviation takes groups of four
     device = trainer.device
     critic = trainer.discriminator.eval()
-    arguments = [x[:number].to(device) for x in labels]
+    # The metric goes through both sets in batches of one size, and the labels are of the one as of the other.
+    with_labels = cycle(zip(*(x[:number].to(device).split(BATCH) for x in labels)))
     estimate = metrics.wasserstein_estimate(
-        lambda x: critic(x, *arguments) if arguments else critic(x), real[:number].to(device), fake[:number].to(device)
+        lambda x: critic(x, *next(with_labels)) if labels else critic(x),
+        real[:number].to(device),
+        fake[:number].to(device),
     )
     critic.train()
     return {"wasserstein_estimate": estimate}

@@ -74,7 +74,6 @@ def test_ten_kills(tmp_path):
         process.join()
         assert process.exitcode == -signal.SIGKILL
         killed += 1
-        assert not list(out.glob("checkpoint.pt.tmp")) or (out / training.CHECKPOINT).exists() or before == 0
         if (out / training.CHECKPOINT).exists():
             steps = checkpoints.load(out / training.CHECKPOINT).step
             assert steps >= before and steps % EVERY == 0

@@ -267,6 +267,18 @@ def test_figures_of_real_images_are_the_best(images):
     assert best["wasserstein_estimate"] == pytest.approx(0.0, abs=1e-5)
 
 
+def test_figures_of_a_conditional_critic(images, labels):
+    """A critic that knows the labels is asked with those of each batch: 0 for the same images twice."""
+    images, labels = data.load("digits"), data.labels("digits")
+    options = {"conditioning": "projection", "evaluate": 1, "evaluate_samples": 600}
+    configuration = config("wgan_gp", images, labels, **options)
+    trainer = training.Trainer(configuration, "gankern", images, labels)
+    evaluate = evaluator(configuration, images, labels)
+    assert evaluate(trainer)["wasserstein_estimate"] != 0.0
+    trainer.sample = lambda latents, labels: evaluate.real
+    assert evaluate(trainer)["wasserstein_estimate"] == 0.0
+
+
 def test_figures_in_another_networks_features(images, tmp_path):
     class Means(torch.nn.Module):
         def forward(self, x):
