@@ -1,7 +1,7 @@
 """The paper's whole ProGAN at 1024×1024: one image through both networks and back, and the memory that takes.
 
-    python benchmarks/progan_1024.py            gankern's layers
-    python benchmarks/progan_1024.py torch      the same model of torch's
+python benchmarks/progan_1024.py            gankern's layers
+python benchmarks/progan_1024.py torch      the same model of torch's
 """
 
 from __future__ import annotations
