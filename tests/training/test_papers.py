@@ -10,6 +10,7 @@ from gankern.training.growth import stage
 
 TINY = {
     "gan": {"width": 10},
+    "dcgan": {"width": 2, "ema": 0.9},
     "wgan": {"width": 2, "n_critic": 2},
     "wgan_gp": {"width": 2, "n_critic": 1},
     "progan": {"width": 4, "grow_steps": 1, "size": 16},
@@ -46,7 +47,7 @@ def test_resumed_run_equals_uninterrupted_run(images, tmp_path, name):
     assert sample.shape[:2] == (2, 1) and sample.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["wgan_gp", "progan"])
+@pytest.mark.parametrize("name", TINY)
 def test_both_sides_give_the_same_numbers(images, name):
     stock, ours = (training.Trainer(config(name, images), layers, images) for layers in ("torch", "gankern"))
     for _ in range(3):
