@@ -62,7 +62,8 @@ def _stddev(module: nn.Module, options: tuple, x: Tensor) -> Tensor:
 def _stddev_takes(options: tuple, x: Tensor) -> bool:
     group, channels, _, unbiased, indivisible, _ = options
     samples = x.shape[0]
-    if x.ndim != 4 or samples == 0 or x.shape[1] % channels:
+    # Of channels_last maps the memory format of the result depends on how the module put it together.
+    if x.ndim != 4 or not x.is_contiguous() or samples == 0 or x.shape[1] % channels:
         return False
     return not (unbiased and samples == 1) and (indivisible != "raise" or samples % min(group, samples) == 0)
 
@@ -166,7 +167,7 @@ def _tried(module: nn.Module, sizes: Sequence[tuple[int, ...]]) -> list[tuple[Te
         try:
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
                 trial = copy_of(module).to("cpu", torch.float64)
-                y = trial(x)
+                y = trial.forward(x)  # hooks are not asked: they see only what the model computes
                 if not isinstance(y, Tensor) or y.dtype != x.dtype or y.ndim != x.ndim:
                     return []
                 (grad,) = torch.autograd.grad((y * torch.arange(1, y.numel() + 1).view(y.shape)).sum(), x)
