@@ -618,6 +618,8 @@ if rank == 0:
         loss = loss + net(fake).mean() - net(real).mean()
     loss.backward()
     torch.save([p.grad for p in net.parameters()], out + ".joint")
+dist.barrier()  # gloo's threads may end only when nobody talks to them
+del model
 dist.destroy_process_group()
 """
 
