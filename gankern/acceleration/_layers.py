@@ -80,7 +80,7 @@ def _conv2d(kind, pad, input, weight, bias, stride, padding, dilation, groups) -
     if torch.is_autocast_enabled(input.device.type):
         return GF.conv2d(input, weight, bias, stride, padding, dilation, groups)
     result = None
-    if kind is not None and _is_known(kind, input, weight):
+    if kind is not None:
         result = convolution(kind, input, weight, bias, pad)
     if result is None and matters(input):
         result = _functions.convolution(input, weight, bias, stride, padding, dilation, False, 0, groups)
@@ -104,19 +104,11 @@ def conv_transpose2d(
     result = None
     values = ((stride, 2), (padding, 1), (output_padding, 0), (dilation, 1))
     fits = weight.shape[2:] == (4, 4) and groups == 1 and all(_is(value, number) for value, number in values)
-    if fits and _is_known("transposed", input, weight):
+    if fits:
         result = convolution("transposed", input, weight, bias)
     if result is None and matters(input):
         result = _functions.convolution(input, weight, bias, stride, padding, dilation, True, output_padding, groups)
     return F.conv_transpose2d(input, weight, bias, *arguments) if result is None else result
-
-
-def _is_known(kind: str, x: Tensor, weight: Tensor) -> bool:
-    """Whether the measured table of convolutions tells which one is fastest."""
-    if x.ndim != 4:
-        return True
-    channels = weight.shape[:2] if kind == "transposed" else weight.shape[1::-1]
-    return is_known(kind, *channels, x.shape[0] * x.shape[2] * x.shape[3] // (4 if kind == "strided" else 1))
 
 
 def _is(value: Any, number: int) -> bool:
@@ -366,6 +358,11 @@ def unwatched(module: nn.Module) -> bool:
     )
 
 
+def _is_known(kind: str, x: Tensor, weight: Tensor) -> bool:
+    pixels = x.shape[0] * x.shape[2] * x.shape[3] // (4 if kind == "strided" else 1)
+    return is_known(kind, weight.shape[1], weight.shape[0], pixels)
+
+
 @functools.partial(leaf, constants=2)
 def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, input: Tensor) -> Tensor:
     weight, padding = module.weight, module.padding
@@ -373,7 +370,7 @@ def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, inp
         if input.shape == left.shape:
             return module._conv_forward(input, weight, module.bias)
         kind, _ = _kind(weight, module.stride, padding, module.dilation, module.groups)
-        if kind is None or not _is_known(kind, input, weight):
+        if kind is None or (input.ndim == 4 and not _is_known(kind, input, weight)):
             left.shape = input.shape
     if module.padding_mode != "zeros":
         input = F.pad(settled(input), module._reversed_padding_repeated_twice, mode=module.padding_mode)

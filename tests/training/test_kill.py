@@ -31,20 +31,12 @@ def start(out: str, steps: int) -> None:
     training.train(config, points, out, saved)
 
 
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a.equal(b) if hasattr(a, "equal") else a == b
-
-
 def losses(out):
     with (out / "log.csv").open(newline="") as file:
         return [(row["step"], row["gankern_d_loss"], row["gankern_g_loss"]) for row in csv.DictReader(file)]
 
 
-def test_ten_kills(tmp_path):
+def test_ten_kills(same, tmp_path):
     # Forked from a process that has imported everything and done nothing: a start takes milliseconds.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gankern.training.loop", __name__])

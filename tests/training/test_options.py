@@ -26,14 +26,6 @@ def labels():
     return data.labels("digits")[:200]
 
 
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if torch.is_tensor(a) else a == b
-
-
 def config(model, images, labels=None, **options):
     return training.configure(model, "digits", images, labels, **TINY | {"width": WIDTHS.get(model, 4)} | options)
 
@@ -53,7 +45,7 @@ def trained_twice(configuration, samples, tmp_path, labels=None):
 
 
 @pytest.mark.parametrize("name", data.POINTS)
-def test_points_train_and_resume(tmp_path, name):
+def test_points_train_and_resume(same, tmp_path, name):
     points = data.load(name)
     options = dict(width=8, batch_size=16, threads=1, steps=4, ema=0.9, decay_steps=4, n_critic=2, evaluate_samples=500)
     a, b = trained_twice(training.configure("wgan_gp_toy", name, points, **options), points, tmp_path)
@@ -118,7 +110,7 @@ def test_learning_rates_fall_to_zero():
 
 @pytest.mark.parametrize("conditioning", ["projection", "concatenation"])
 @pytest.mark.parametrize("model", ["gan", "dcgan", "sn_dcgan", "wgan_gp"])
-def test_conditional_models_train_and_resume(images, labels, tmp_path, model, conditioning):
+def test_conditional_models_train_and_resume(same, images, labels, tmp_path, model, conditioning):
     configuration = config(model, images, labels, conditioning=conditioning, ema=0.9)
     assert configuration.num_classes == 10
     a, b = trained_twice(configuration, images, tmp_path, labels)
@@ -146,7 +138,7 @@ def test_the_discriminator_sees_an_image_with_its_own_label(images, labels):
         ("sn_dcgan", {"generator_norm": "virtual", "minibatch_discrimination": 2}),
     ],
 )
-def test_options_that_papers_add_train_and_resume(tmp_path, model, options):
+def test_options_that_papers_add_train_and_resume(same, tmp_path, model, options):
     images = data.load("digits", size=16)[:200]
     a, b = trained_twice(config(model, images, **options), images, tmp_path)
     assert same(a.trainers, b.trainers)
@@ -227,7 +219,7 @@ def test_half_precision_is_near_full_precision(images, model, layers, precision)
     assert half.is_finite() and next(half.generator.parameters()).dtype == torch.float32
 
 
-def test_half_precision_resumes(images, tmp_path):
+def test_half_precision_resumes(same, images, tmp_path):
     a, b = trained_twice(config("dcgan", images, precision="fp16"), images, tmp_path)
     assert same(a.trainers, b.trainers)
     assert a.trainers["gankern"]["d_scaler"]["scale"] > 1

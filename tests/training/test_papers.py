@@ -27,16 +27,8 @@ def config(name, images, **options):
     return training.configure(name, "digits", images, **options)
 
 
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if torch.is_tensor(a) else a == b
-
-
 @pytest.mark.parametrize("name", TINY)
-def test_resumed_run_equals_uninterrupted_run(images, tmp_path, name):
+def test_resumed_run_equals_uninterrupted_run(same, images, tmp_path, name):
     training.train(config(name, images), images, tmp_path / "a")
     training.train(config(name, images, steps=2), images, tmp_path / "b")
     saved = checkpoints.load(tmp_path / "b" / training.CHECKPOINT)

@@ -23,15 +23,6 @@ def config(images, **options):
     return training.configure("sn_dcgan", "digits", images, **options)
 
 
-def same(a, b):
-    """Equal to the last bit, all the way down."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if torch.is_tensor(a) else a == b
-
-
 def losses(path):
     with path.open(newline="") as file:
         return [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(file)]
@@ -42,7 +33,7 @@ def losses(path):
     [{"layers": "torch"}, {"layers": "gankern"}, {"compare": True}, {"n_critic": 2, "ema": 0.9}],
     ids=["torch", "gankern", "compare", "n_critic and ema"],
 )
-def test_resumed_run_equals_uninterrupted_run(images, tmp_path, options):
+def test_resumed_run_equals_uninterrupted_run(same, images, tmp_path, options):
     # 28 batches an epoch: with 30 steps both halves cross an epoch's end or start inside one.
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     training.train(config(images, steps=30, **options), images, whole)
@@ -59,7 +50,7 @@ def test_resumed_run_equals_uninterrupted_run(images, tmp_path, options):
     assert (whole / "samples.png").read_bytes() == (halves / "samples.png").read_bytes()
 
 
-def test_dcgan_resumes_too(images, tmp_path):
+def test_dcgan_resumes_too(same, images, tmp_path):
     options = dict(width=8, latent=16, threads=1, ema=0.9)
     training.train(training.configure("dcgan", "digits", images, steps=6, **options), images, tmp_path / "a")
     training.train(training.configure("dcgan", "digits", images, steps=3, **options), images, tmp_path / "b")
@@ -84,7 +75,7 @@ def test_what_others_draw_does_not_matter_and_is_left_alone(images):
     assert run(disturb=True) == run(disturb=False)
 
 
-def test_the_two_sides_start_from_the_same_state_and_see_the_same_numbers(images):
+def test_the_two_sides_start_from_the_same_state_and_see_the_same_numbers(same, images):
     stock, ours = (training.Trainer(config(images), layers, images) for layers in ("torch", "gankern"))
     for _ in range(5):
         a, b = stock.step(), ours.step()
@@ -101,7 +92,7 @@ def test_generator_step_leaves_no_gradient_in_the_discriminator(images):
     assert all(p.grad is not None for p in trainer.generator.parameters())
 
 
-def test_sampling_changes_nothing(images):
+def test_sampling_changes_nothing(same, images):
     trainer = training.Trainer(config(images, ema=0.9), "torch", images)
     trainer.step()
     before = {key: value.clone() for key, value in trainer.generator.state_dict().items()}
