@@ -32,7 +32,7 @@ def steps(model):
         pytest.param(step, variant, id=f"{step.name}-{variant}")
         for step in end_to_end.STEPS
         if step.model == model
-        for variant in end_to_end.variants_of(compiled=True)
+        for variant in end_to_end.variants_of(True, device)
     ]
 
 

@@ -30,7 +30,9 @@ from gankern.version import __version__
 
 MODES = ("forward", "forward + backward", "double backward")
 OURS = "gankern"
-ACCELERATED = "torch, accelerated"  # torch's layers under gankern.accelerate: no peer
+ACCELERATED = "torch, accelerated"  # torch's layers under gankern.accelerate
+GRAPHED = "gankern, graphed"  # gankern's step as a CUDA graph
+OWN = (OURS, ACCELERATED, GRAPHED)  # no peers
 COMPILED = ", compiled"  # what a peer's name ends with under torch.compile
 MOST_ROUNDS = 400
 
@@ -260,7 +262,7 @@ def contend(
     while (rounds := len(times[names[0]])) < least or (time.perf_counter() < end and rounds < MOST_ROUNDS):
         for name in names[rounds % len(names) :] + names[: rounds % len(names)]:
             times[name].append(_seconds(steps[name], device) * 1e3)
-    enter_times(result, times, [name for name in names if name not in (OURS, ACCELERATED)])
+    enter_times(result, times, [name for name in names if name not in OWN])
     steps[OURS]()
 
 

@@ -21,8 +21,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 import gankern
 import gankern.penalties
 from gankern import benchmark, losses, models
-from gankern.benchmark import ACCELERATED, OURS, Result
+from gankern.benchmark import ACCELERATED, GRAPHED, OURS, Result
 from gankern.dispatch import short
+from gankern.graphed import GraphedStep
 
 MODE = "whole step"
 PENALTY = "gradient penalty"  # the profiler's name of that part of a step
@@ -67,7 +68,7 @@ def penalty_by_hand(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
 def make_step(step: Step, variant: str, device: str) -> Callable[[], None]:
     """A function that trains for one step. Every variant starts from the same weights and sees the same images."""
     torch.manual_seed(0)
-    layers = OURS if variant == OURS else "torch"
+    layers = OURS if variant in (OURS, GRAPHED) else "torch"
     gan = models.build(step.model, layers=layers, **step.options)
     generator, critic = gan.generator.to(device), gan.discriminator.to(device)
     if variant == ACCELERATED:
@@ -75,7 +76,8 @@ def make_step(step: Step, variant: str, device: str) -> Callable[[], None]:
             gankern.accelerate(network)
     loss = losses.get(step.loss)
     g_optimiser, d_optimiser = (
-        torch.optim.Adam(network.parameters(), step.lr, step.betas) for network in (generator, critic)
+        torch.optim.Adam(network.parameters(), step.lr, step.betas, capturable=variant == GRAPHED)
+        for network in (generator, critic)
     )
     latents = torch.randn(step.batch, gan.latent, device=device)
     with torch.no_grad():
@@ -85,7 +87,7 @@ def make_step(step: Step, variant: str, device: str) -> Callable[[], None]:
         torch._dynamo.reset()
         g, d = torch.compile(generator), torch.compile(critic)
 
-    def critic_loss_by_hand(fake: Tensor) -> Tensor:
+    def critic_loss_by_hand(real: Tensor, fake: Tensor) -> Tensor:
         d_real, d_fake = d(real), d(fake)
         total = loss.discriminator(d_real, d_fake)
         if step.drift:
@@ -100,32 +102,35 @@ def make_step(step: Step, variant: str, device: str) -> Callable[[], None]:
         with record_function(PENALTY):
             return gankern.penalties.gradient_penalty(*args, **options)
 
-    def critic_loss(fake: Tensor) -> Tensor:
+    def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
         options = {"loss": loss.discriminator, "drift_weight": step.drift}
         return gankern.penalties.critic_step(
             critic, real, fake, penalty=penalty if step.penalty else None, **options
         ).loss
 
-    def train() -> None:
+    def train(real: Tensor, latents: Tensor) -> None:
         with torch.no_grad():
             fake = g(latents)
         d_optimiser.zero_grad()
-        (critic_loss if variant == OURS else critic_loss_by_hand)(fake).backward()
+        (critic_loss if layers == OURS else critic_loss_by_hand)(real, fake).backward()
         d_optimiser.step()
         g_optimiser.zero_grad()
         loss.generator(d(g(latents))).backward(inputs=list(generator.parameters()))
         g_optimiser.step()
 
-    return train
+    if variant == GRAPHED:
+        train = GraphedStep(train, (real, latents), (generator, critic), (g_optimiser, d_optimiser))
+    return partial(train, real, latents)
 
 
-def variants_of(compiled: bool) -> list[str]:
-    return [OURS, ACCELERATED, "torch", *(["torch, compiled"] if compiled else [])]
+def variants_of(compiled: bool, device: str) -> list[str]:
+    graphed = [GRAPHED] if device.startswith("cuda") else []
+    return [OURS, *graphed, ACCELERATED, "torch", *(["torch, compiled"] if compiled else [])]
 
 
 def measure(step: Step, device: str, compiled: bool, seconds: float) -> Result:
     """Times one step in all variants."""
-    variants = variants_of(compiled)
+    variants = variants_of(compiled, device)
     result = Result("model", step.name, MODE, short(torch.float32), device, OURS)
     benchmark.contend(result, {v: partial(make_step, step, v, device) for v in variants}, seconds, least=3)
     return result

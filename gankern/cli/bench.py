@@ -94,6 +94,23 @@ def bench(
         work |= _scaling(primitives, partial(measure, compiled=False), device)
     work |= {step.name: partial(end_to_end.measure, step, seconds=10 * seconds, **options) for step in steps}
 
+    settings = {
+        "quick": quick,
+        "seconds": seconds,
+        "freed_memory_kept": kept,
+        "copy_bandwidth": bandwidth,
+        "multiply_add_rate": rate,
+    }
+    environment = benchmark.environment()
+
+    def record(results: list[benchmark.Result], breakdowns: dict | None = None) -> dict:
+        return {
+            "environment": environment,
+            "settings": settings,
+            "results": [benchmark.to_dict(r) for r in results],
+            "breakdowns": breakdowns or {},
+        }
+
     results = []
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("measuring", total=len(work))
@@ -102,6 +119,8 @@ def bench(
             results.append(measure())
             if earlier is not None:
                 results[-1] = _confirmed(results[-1], earlier, measure)
+            if json_file is not None:
+                write_json(json_file, record(results))  # a run that is stopped keeps what it has
             progress.advance(bar)
         variants = ("torch", benchmark.ACCELERATED, benchmark.OURS)
         breakdowns = {s.name: {v: end_to_end.breakdown(s, v, device) for v in variants} for s in steps}
@@ -131,21 +150,8 @@ def bench(
                 console.print(f"{r.case}, {r.mode}: {name} cannot: {contender.failure}", style="dim")
     if steps:
         _print_breakdowns(console, breakdowns)
-    settings = {
-        "quick": quick,
-        "seconds": seconds,
-        "freed_memory_kept": kept,
-        "copy_bandwidth": bandwidth,
-        "multiply_add_rate": rate,
-    }
     if json_file is not None:
-        record = {
-            "environment": benchmark.environment(),
-            "settings": settings,
-            "results": [benchmark.to_dict(r) for r in results],
-            "breakdowns": breakdowns,
-        }
-        write_json(json_file, record)
+        write_json(json_file, record(results, breakdowns))
         console.print(f"record written to {json_file}")
     if earlier is not None:
         _print_changes(console, compare(earlier, results))

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gankern.benchmark import ACCELERATED, OURS, Result
+from gankern.benchmark import OURS, OWN, Result
 from gankern.report.record import Key, Record, key
 
 # A change of less than this is not looked at: runs of one build differ by as much on machines that others use too.
@@ -42,7 +42,7 @@ def _change(before: Result, after: Result) -> Change:
     peers = [
         (before.contenders[name].median, contender.median)
         for name, contender in after.contenders.items()
-        if name not in (OURS, ACCELERATED) and name in before.contenders
+        if name not in OWN and name in before.contenders
     ]
     shared = [new / old for old, new in peers if old and new]
     factor = time / statistics.median(shared) if shared else time  # the peers' own change is the machine's

@@ -1,5 +1,6 @@
 """Training a GAN: one loop, for one set of layers or for stock torch and gankern in lockstep."""
 
+from gankern.graphed import GraphedStep
 from gankern.training.checkpoint import Checkpoint, CheckpointError, TrainingError
 from gankern.training.config import PRESETS, Config, configure, read_options, reconfigure
 from gankern.training.loop import CHECKPOINT, Diverged, Interrupted, OutputInUse, OutputLost, train
@@ -12,6 +13,7 @@ __all__ = [
     "CheckpointError",
     "Config",
     "Diverged",
+    "GraphedStep",
     "Interrupted",
     "OutputInUse",
     "OutputLost",
