@@ -6,8 +6,9 @@
 #
 # It uses the Python it finds (PYTHON=... names another one) with torch, triton, typer, rich, cmake, ninja,
 # pybind11, pytest, pytest-benchmark and hypothesis. It installs nothing, needs no network, and writes to the tree
-# and to $OUT alone. A stage that fails does not stop the later ones: the summary at the end names it, and the
-# exit status is then 1.
+# and to $OUT alone. A stage that fails does not stop the later ones, and one whose time ends leaves what it has: the
+# summary at the end names it, and the exit status is then 1. All stages together take at most $LIMIT seconds (570,
+# in a dry run, which may have to compile on two cores, 2400), so the records that matter most come first.
 set -euo pipefail
 
 dry_run=false
@@ -17,6 +18,7 @@ case "${1:-}" in
   *) echo "usage: scripts/gpu.sh [--dry-run-on-cpu]" >&2; exit 2 ;;
 esac
 
+LIMIT=${LIMIT:-$($dry_run && echo 2400 || echo 570)}
 OUT=$(realpath -m "${OUT:-$(dirname "$0")/../runs/gpu}")
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -37,11 +39,17 @@ names=() states=() failed=0
 
 # stage NAME SECONDS COMMAND...: runs the command, at most so long, with its output also in $OUT/NAME.log.
 stage() {
-  local name=$1 seconds=$2 start=$SECONDS status=0
+  local name=$1 seconds=$2 start=$SECONDS status=0 left=$((LIMIT - SECONDS))
   shift 2
+  names+=("$name")
+  if ((left < 10)); then
+    states+=("NOT RUN: the $LIMIT seconds of LIMIT are over")
+    failed=1
+    return
+  fi
+  seconds=$((seconds < left ? seconds : left))
   printf '\n==== %s\n' "$name"
   timeout --kill-after=10 "$seconds" "$@" 2>&1 | tee "$OUT/$name.log" || status=$?
-  names+=("$name")
   case $status in
     0) states+=("passed in $((SECONDS - start)) s") ;;
     124 | 137) states+=("FAILED: stopped after $seconds s"); failed=1 ;;
@@ -118,29 +126,35 @@ PYTHON
 }
 export -f environment
 
-stage build 300 bash -euo pipefail -c build
+stage build $($dry_run && echo 1500 || echo 300) bash -euo pipefail -c build
 stage environment 60 bash -euo pipefail -c 'environment "$1"' environment "$OUT/environment.json"
 if $dry_run; then
-  stage gpu_tests 120 "$python" -m pytest -m gpu tests/gpu
-  stage kernel_tests 300 "$python" -m pytest -m "not gpu" tests/triton -k spectral
-  stage verify 300 "$python" -m gankern.cli verify --quick --device cpu --json "$OUT/verify.json"
-  stage bench 300 "$python" -m gankern.cli bench --quick --device cpu --json "$OUT/bench.json"
+  device=cpu
+  quick=--quick
+  gpu_tests=(tests/gpu)
+  kernel_tests=(-m "not gpu" tests/triton -k spectral)
 else
+  device=cuda
+  quick=
   # A test module that lacks a package (of a test that needs no GPU) must not keep the others from running.
-  stage gpu_tests 240 "$python" -m pytest -m gpu tests --continue-on-collection-errors
+  gpu_tests=(tests --continue-on-collection-errors)
   # The kernels on their own: the tests that run in the interpreter elsewhere run on the GPU here.
-  stage kernel_tests 240 "$python" -m pytest tests/triton
-  # Reads and writes out of bounds, and races within a program: the sanitizer is slow, a few shapes are enough.
-  if command -v compute-sanitizer > /dev/null; then
-    for tool in memcheck racecheck; do
-      stage "$tool" 180 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -m gpu \
-        tests/gpu/test_every_primitive.py -k "same_bits" -x
-    done
-  fi
-  stage verify 180 "$python" -m gankern.cli verify --device cuda --json "$OUT/verify.json"
-  stage bench 240 "$python" -m gankern.cli bench --device cuda --json "$OUT/bench.json"
-  stage bench_bfloat16 240 "$python" -m gankern.cli bench --device cuda --dtype bfloat16 \
-    --json "$OUT/bench_bfloat16.json"
+  kernel_tests=(tests/triton)
+fi
+stage gpu_tests 240 "$python" -m pytest -m gpu "${gpu_tests[@]}"
+stage bench 150 "$python" -m gankern.cli bench --quick --device $device --json "$OUT/bench.json"
+stage bench_models 120 "$python" -m gankern.cli bench --model dcgan --model sngan --model wgan_gp --quick \
+  --device $device --json "$OUT/bench_models.json"
+stage bench_bfloat16 120 "$python" -m gankern.cli bench --quick --no-compiled --device $device --dtype bfloat16 \
+  --json "$OUT/bench_bfloat16.json"
+stage verify 120 "$python" -m gankern.cli verify $quick --device $device --json "$OUT/verify.json"
+stage kernel_tests 150 "$python" -m pytest "${kernel_tests[@]}"
+# Reads and writes out of bounds, and races within a program: the sanitizer is slow, a few shapes are enough.
+if ! $dry_run && command -v compute-sanitizer > /dev/null; then
+  for tool in memcheck racecheck; do
+    stage "$tool" 120 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -m gpu \
+      tests/gpu/test_every_primitive.py -k same_bits -x
+  done
 fi
 
 printf '\n==== summary, records in %s\n' "$OUT"
