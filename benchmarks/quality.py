@@ -24,7 +24,7 @@ MNIST = "--data mnist5k --ema 0.99 --evaluate 1 --evaluate-samples 1000"
 RUNS = {
     "8gaussians": (f"wgan_gp_toy --data 8gaussians {TOY} --steps 6000 --decay-steps 6000", False),
     "25gaussians": (f"wgan_gp_toy --data 25gaussians {TOY} --steps 2000 --decay-steps 2000", False),
-    "dcgan": (f"dcgan {MNIST} --width 16 --steps 800 --checkpoint-every 400", True),
+    "dcgan": (f"dcgan {MNIST} --width 16 --lr 1e-3 --steps 800 --checkpoint-every 400", True),
     "wgan_gp": (f"wgan_gp {MNIST} --width 16 --n-critic 2 --lr 1e-3 --steps 150 --checkpoint-every 75", True),
     "sn_dcgan": (f"sn_dcgan {MNIST} --steps 600 --checkpoint-every 300", True),
     "progan": (

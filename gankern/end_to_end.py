@@ -150,7 +150,6 @@ def breakdown(step: Step, variant: str, device: str) -> dict[str, float]:
     """Milliseconds of one step by what they are spent on; the penalty apart, whatever it is made of."""
     train = make_step(step, variant, device)
     train()
-    train()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         train()
     spent = dict.fromkeys([*KINDS, PENALTY, "rest"], 0.0)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import gankern.nn as gnn
 from gankern.penalties._common import Select, _Outputs, is_training_batch_norm, pairs_of
 from gankern.penalties._convolutions import fast_convolutions
 from gankern.penalties._functions import Critic, Samples, dragan, drift, gradient_penalty, r1_penalty, r2_penalty
@@ -64,8 +65,9 @@ def critic_step(
             :class:`Dragan` is given the samples that it takes. None for none.
         drift_weight: weight of :func:`drift`.
         joint: whether D(real) and D(fake) share a batch. None decides: not where the critic has batch norm in training
-            mode, minibatch stddev or minibatch discrimination, and not with critic_args or critic_kwargs, which belong
-            to one batch. With spectral norm a shared batch means one power iteration instead of two.
+            mode or minibatch discrimination, and not with critic_args or critic_kwargs, which belong to one batch. The
+            batches are interleaved so that a group of :class:`gankern.nn.MinibatchStdDev` is all real or all generated,
+            where its size divides the batch. With spectral norm a shared batch means one power iteration, not two.
         critic_args, critic_kwargs, select: as for :func:`gradient_penalty`.
 
     Returns:
@@ -89,11 +91,14 @@ def critic_step(
         with fast_convolutions(critic, xs[0]):
             return _Outputs(name, select, xs[0].shape[0])(critic(*xs, *critic_args, **critic_kwargs))
 
+    parts = _parts(critic, samples)
     if joint is None:
-        joint = not critic_args and not critic_kwargs and not _couples_samples(critic)
+        joint = not critic_args and not critic_kwargs and parts is not None
     if joint and samples:
-        both = outputs(*(torch.cat(pair) for pair in zip(reals, fakes)))
-        real_output, fake_output = both[:samples], both[samples:]
+        # In as many parts as keep the groups of a minibatch stddev apart: real, fake, real, fake, ...
+        chunks = [zip(real.chunk(parts or 1), fake.chunk(parts or 1)) for real, fake in zip(reals, fakes)]
+        both = outputs(*(torch.cat([x for pair in pairs for x in pair]) for pairs in chunks)).chunk(2 * (parts or 1))
+        real_output, fake_output = torch.cat(both[::2]), torch.cat(both[1::2])
     else:
         real_output, fake_output = outputs(*reals), outputs(*fakes)
     adversarial = loss(real_output, fake_output)
@@ -115,7 +120,21 @@ def _taken_by(penalty: Any, reals: Sequence[Tensor], fakes: Sequence[Tensor]) ->
     return (reals,) if function in (r1_penalty, dragan) else (reals, fakes)
 
 
-def _couples_samples(critic: Any) -> bool:
+def _parts(critic: Any, samples: int) -> int | None:
+    """Into how many parts real and generated samples are cut to alternate in a shared batch, which then gives what two
+    batches give; None where nothing does."""
     if not isinstance(critic, nn.Module):
-        return True  # nobody knows
-    return any(is_training_batch_norm(module) or type(module).__name__ in _COUPLED for module in critic.modules())
+        return None  # nobody knows
+    groups = set()
+    for module in critic.modules():
+        if isinstance(module, gnn.MinibatchStdDev):
+            groups.add((module.group_size, module.layout))
+        elif is_training_batch_norm(module) or type(module).__name__ in _COUPLED:
+            return None
+    if not groups:
+        return 1
+    ((size, layout), *others) = groups
+    if others or samples % size:
+        return None
+    # Strided: sample i of N is in group i mod N / G, so of G runs of N / G samples each group has one of each.
+    return size if layout == "strided" else 1

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import gankern
 import gankern.nn as gnn
 from gankern import fast_double_backward, penalties
+from gankern.models import layers
 from gankern.ops import _tiers
 
 METHODS = ["double_backward", "auto"]
@@ -708,6 +709,42 @@ def test_critic_step_shares_a_batch_only_where_samples_are_apart():
     assert batches(nn.Sequential(nn.BatchNorm2d(3), critic()).double().eval()) == [8]
     assert batches(nn.Sequential(gnn.BatchNormAct2d(3), critic()).double()) == [4, 4]
     assert batches(nn.Sequential(gnn.BatchNormAct2d(3), critic()).double().eval()) == [8]
+
+
+@pytest.mark.parametrize("layout", ["strided", "contiguous"])
+@pytest.mark.parametrize(("samples", "group"), [(4, 4), (8, 4), (12, 2), (6, 3), (5, 1)])
+def test_a_shared_batch_keeps_the_groups_of_minibatch_stddev(samples, group, layout):
+    torch.manual_seed(0)
+    stddev = gnn.MinibatchStdDev(group, layout=layout)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2), stddev, nn.Flatten(), nn.Linear(5 * 36, 1)).double()
+    real, fake = torch.randn(2, samples, 3, 8, 8).double()
+    real = real.contiguous(memory_format=torch.channels_last)
+    shapes = []
+    net.register_forward_pre_hook(lambda module, inputs: shapes.append(inputs[0].shape[0]))
+    step = penalties.critic_step(net, real, fake, penalty=None, drift_weight=0.1)
+    assert shapes == [2 * samples]
+    apart = penalties.critic_step(net, real, fake, penalty=None, drift_weight=0.1, joint=False)
+    assert shapes[1:] == [samples, samples]
+    torch.testing.assert_close(step.real_output, apart.real_output)
+    torch.testing.assert_close(step.fake_output, apart.fake_output)
+    same(handed_out(step.loss, net), [g.clone() for g in handed_out(apart.loss, net)])
+
+
+@pytest.mark.parametrize(
+    "stddev",
+    [
+        gnn.MinibatchStdDev(4, on_indivisible="whole_batch"),
+        nn.Sequential(gnn.MinibatchStdDev(2), gnn.MinibatchStdDev(3)),
+        layers.MinibatchStdDev(2),
+    ],
+)
+def test_other_groups_get_batches_of_their_own(stddev):
+    batches = []
+    net = nn.Sequential(stddev, nn.Flatten(), nn.LazyLinear(1)).double()
+    net(torch.zeros(6, 3, 4, 4).double())
+    net.register_forward_pre_hook(lambda module, inputs: batches.append(len(inputs[0])))
+    penalties.critic_step(net, *torch.randn(2, 6, 3, 4, 4).double(), penalty=None)
+    assert batches == [6, 6]
 
 
 def test_critic_step_compiles_to_one_graph():
