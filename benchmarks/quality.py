@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
 
 # What a run is called → the arguments of `gankern train`, without seed, layers and output folder; whether torch's
 # layers are trained as well. The budgets are of minutes on one core.
@@ -28,8 +28,8 @@ RUNS = {
     "wgan_gp": (f"wgan_gp {MNIST} --width 16 --n-critic 2 --lr 1e-3 --steps 150 --checkpoint-every 75", True),
     "sn_dcgan": (f"sn_dcgan {MNIST} --steps 600 --checkpoint-every 300", True),
     "progan": (
-        "progan --data shapes --size 64 --resize --width 32 --grow-steps 200 --steps 2000 --ema 0.99 "
-        "--checkpoint-every 100",
+        "progan --data shapes --size 64 --resize --width 32 --batch-size 8 --lr 3e-3 --grow-steps 300 --steps 3000 "
+        "--ema 0.99 --checkpoint-every 100",
         False,
     ),
 }
@@ -93,7 +93,7 @@ def markdown(rows: Sequence[dict]) -> str:
             values = row["figures"].get(key)
             if values is None:
                 continue
-            text = f"{mean(values):.4g}" + (f" ± {pstdev(values):.2g}" if len(values) > 1 else "")
+            text = f"{mean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
             if key in ("modes_covered", "high_quality"):
                 text = ", ".join(f"{v:.1%}" if key == "high_quality" else f"{v:g}" for v in values)
             parts.append(f"{label} {text}")
