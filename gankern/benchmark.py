@@ -223,16 +223,20 @@ def measure(
     seconds: float = 2.0,
 ) -> Result:
     """Times one case in one mode: gankern, every peer, and (``compiled``) every peer under torch.compile, for about
-    ``seconds`` in all. With ``fastest_only`` only the eager formulation that is fastest is compiled too: compiling
-    takes longer than measuring."""
+    ``seconds`` in all. With ``fastest_only`` the eager formulations meet in a short trial, and only the fastest of
+    them takes part in the rest, compiled too; the others keep the figures of the trial."""
     candidates = candidates_of(case, mode, compiled)
     makers = {name: partial(step_of, run, case, dtype, device, mode) for name, run in candidates.items()}
-    if compiled and fastest_only and len(case.peers) > 1:
+    slower: dict[str, Contender] = {}
+    if fastest_only and len(case.peers) > 1:
         trial = Result(case.primitive, case.name, mode, short(dtype), device, "")
-        contend(trial, {name: makers[name] for name in (OURS, *case.peers)}, 0.0)
-        makers = {n: make for n, make in makers.items() if not n.endswith(COMPILED) or n == trial.peer + COMPILED}
+        contend(trial, {name: makers[name] for name in (OURS, *case.peers)}, 0.0, least=2)
+        left = (OURS, trial.peer, f"{trial.peer}{COMPILED}")
+        makers = {name: make for name, make in makers.items() if name in left}
+        slower = {name: contender for name, contender in trial.contenders.items() if name not in left}
     result = Result(case.primitive, case.name, mode, short(dtype), device, "", along=case.along)
     contend(result, makers, seconds)
+    result.contenders |= slower
     result.implementation = last_implementation(case.primitive) or "?"
     work = case.work(case.make(torch.float32, device))
     parts = {"forward": ("forward",), "forward + backward": ("forward", "backward")}.get(mode, ())

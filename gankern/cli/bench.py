@@ -77,7 +77,7 @@ def bench(
     kept = memory.keep_freed_memory()
     console = Console()
     bandwidth, rate = benchmark.copy_bandwidth(device), benchmark.multiply_add_rate(device)
-    seconds = 1.0 if quick else 1.5 if full else 3.0
+    seconds = 1.0 if quick or full else 3.0
     primitives = [c for c in all_cases() if not op or c.primitive in op] if op or full or not model else []
     cases = [c for c in primitives if c.bench and (c.quick or not quick)]
     options = {"device": device, "compiled": compiled}

@@ -17,6 +17,9 @@ def report(
     markdown: Annotated[
         Path | None, typer.Option(help="instead, put the table between the markers of this markdown file")
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="in the table, of primitives only the cases that bench --quick has")
+    ] = False,
 ) -> None:
     """Make one self-contained page (and PNG files) out of records: ratios, limits, roofline, memory, all numbers."""
     try:
@@ -24,7 +27,7 @@ def report(
 
         loaded = [load(path) for path in records]
         if markdown is not None:
-            changed = update_between_markers(markdown, markdown_table(loaded))
+            changed = update_between_markers(markdown, markdown_table(loaded, quick))
             Console().print(f"{markdown}: {'updated' if changed else 'was up to date'}", soft_wrap=True)
             return
         page, *pictures = write_report(loaded, out)

@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gankern.benchmark import ACCELERATED, MODES, OURS, Result
+from gankern.cases import all_cases
+from gankern.end_to_end import WHOLE_STEP
 from gankern.report.record import Record
 
 BEGIN, END = "<!-- made from records: begin -->", "<!-- made from records: end -->"
 
 
-def markdown_table(records: Sequence[Record]) -> str:
-    """A line a case: the ratios of all modes, and time, share of the limit and memory of forward + backward. Then a
-    line a whole training step."""
-    lines = [
-        f"| | {' | '.join(MODES)} | ms | of the limit | memory |",
-        "|---|" + "---|" * (len(MODES) + 3),
-    ]
-    steps = []
+def markdown_table(records: Sequence[Record], quick: bool = False) -> str:
+    """A line a training step, whole ones first; then a line a case of a primitive, ``quick`` for those alone that
+    `gankern bench --quick` has: the ratios of all modes, and time, share of the limit and memory of forward +
+    backward."""
+    chosen = {(case.primitive, case.name) for case in all_cases() if case.quick}
+    steps: list[Result] = []
+    primitives: list[str] = []
     for record in records:
         cases: dict[tuple[str, str, str], dict[str, Result]] = {}
         for result in record.results:
@@ -26,25 +27,25 @@ def markdown_table(records: Sequence[Record]) -> str:
                 cases.setdefault((result.primitive, result.case, result.dtype), {})[result.mode] = result
         for (primitive, case, dtype), modes in cases.items():
             if not modes.keys() & set(MODES):
-                steps += [_step(result) for result in modes.values()]
+                steps += modes.values()
+                continue
+            if quick and (primitive, case) not in chosen:
                 continue
             name = f"{primitive.replace('_', ' ')}, {case}" + ("" if dtype == "float32" else f", {dtype}")
             ratios = [modes[m].verdict if m in modes else "" for m in MODES]
-            lines.append(f"| {' | '.join([name, *ratios, *_facts(modes.get(MODES[1]))])} |")
-    if steps:
-        lines += [
-            "",
-            "| training step, or part of one | ms | the faster peer's ms | ratio | accelerated torch | memory |",
-            "|---|" + "---|" * 5,
-            *steps,
-        ]
-    return "\n".join(lines)
+            primitives.append(f"| {' | '.join([name, *ratios, *_facts(modes.get(MODES[1]))])} |")
+    rows = [_step(result) for result in sorted(steps, key=lambda result: result.mode != WHOLE_STEP)]
+    tables = [
+        ("| training step, or part of one | ms | the faster peer's ms | ratio | accelerated torch | memory |", rows),
+        (f"| primitive | {' | '.join(MODES)} | ms | of the limit | memory |", primitives),
+    ]
+    return "\n\n".join("\n".join([head, "|---" * head.count(" | ") + "|---|", *rows]) for head, rows in tables if rows)
 
 
 def _step(result: Result) -> str:
     ours, peer = result.contenders[OURS], result.contenders[result.peer]
     memory = f"{ours.peak_bytes / peer.peak_bytes:.2f}"
-    name = result.case if result.mode == "whole step" else f"{result.case}: {result.mode}"
+    name = result.case if result.mode == WHOLE_STEP else f"{result.case}: {result.mode}"
     accelerated = result.contenders.get(ACCELERATED)
     helped = "" if accelerated is None or not accelerated.median else f"{peer.median / accelerated.median:.2f}x"
     theirs = f"{peer.median:.0f} ({result.peer})"

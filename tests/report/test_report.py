@@ -3,6 +3,7 @@
 import importlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from gankern import benchmark
 from gankern.benchmark import OURS, Contender, Result
-from gankern.cases import Case
+from gankern.cases import Case, all_cases
 from gankern.cli import app
 from gankern.report.compare import compare
 from gankern.report.pictures import pictures
@@ -142,8 +143,27 @@ def test_a_kernel_that_became_slower_is_caught(tmp_path, monkeypatch):
     assert "0 of 3 cases became slower" not in run.output
 
 
-def test_readme_says_what_the_records_say():
+@pytest.mark.parametrize(
+    ("document", "records", "quick"), [("README.md", "*.json", True), ("docs/benchmarks.md", "cpu-full.json", False)]
+)
+def test_documents_say_what_the_records_say(document, records, quick):
     root = Path(__file__).parents[2]
-    table = markdown_table([load(path) for path in sorted((root / "benchmarks" / "results").glob("*.json"))])
-    readme = (root / "README.md").read_text()
-    assert table == readme.partition(BEGIN)[2].partition(END)[0].strip()
+    found = [load(path) for path in sorted((root / "benchmarks" / "results").glob(records))]
+    written = (root / document).read_text()
+    assert markdown_table(found, quick) == written.partition(BEGIN)[2].partition(END)[0].strip()
+
+
+def test_a_quick_table_has_the_quick_cases(tmp_path):
+    file = tmp_path / "record.json"
+    known = next(case for case in all_cases() if case.quick)
+    results = [
+        result(case="of no quick case"),
+        replace(result(case=known.name), primitive=known.primitive),
+        replace(result(case="part"), primitive="model", mode="critic step"),
+        replace(result(case="whole"), primitive="model", mode="whole step"),
+    ]
+    file.write_text(json.dumps(record(*results)))
+    steps, primitives = markdown_table([load(file)], quick=True).split("\n\n")
+    assert [line.split(" | ")[0] for line in steps.splitlines()[2:]] == ["| whole", "| part: critic step"]
+    assert len(primitives.splitlines()) == 3 and known.name in primitives
+    assert len(markdown_table([load(file)]).split("\n\n")[1].splitlines()) == 4
