@@ -25,6 +25,23 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def refuse_more_than_there_is() -> int | None:
+    """Limits the process to the memory that is available now: what needs more fails with an error of its own, instead of
+    bringing the system to end the whole process. Returns the limit in bytes, or None where there is none (not Linux)."""
+    try:
+        import resource
+
+        with open("/proc/meminfo") as file:
+            (available,) = (int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (ImportError, OSError, ValueError):
+        return None
+    with open("/proc/self/statm") as file:
+        own = int(file.read().split()[5]) * resource.getpagesize()  # what the limit counts and is there already
+    limit = own + int(0.95 * available)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    return limit
+
+
 def settings() -> dict[str, str]:
     """What decides allocation speed here: torch's huge-page switch, glibc's variables, the kernel's huge pages."""
     names = (
