@@ -252,9 +252,9 @@ def measure(
 def contend(
     result: Result, makers: Mapping[str, Callable[[], Callable[[], Any]]], seconds: float, least: int = 5
 ) -> None:
-    """Runs the contenders' steps in turn for about ``seconds``, but ``least`` times, and enters times, memory, ratio
-    and interval into the result. ``makers`` has for each contender what makes its step. A peer that cannot do it is
-    entered with the reason. gankern's step is the last that ran."""
+    """Runs the contenders' steps in turn for about ``seconds``, but ``least`` times (three, once that has taken four
+    times as long), and enters times, memory, ratio and interval into the result. ``makers`` has for each contender
+    what makes its step. A peer that cannot do it is entered with the reason. gankern's step is the last that ran."""
     steps: dict[str, Callable[[], Any]] = {}
     contenders, device = result.contenders, result.device
     for name, make in makers.items():
@@ -270,8 +270,15 @@ def contend(
 
     names = list(steps)
     times: dict[str, list[float]] = {name: [] for name in names}
-    end = time.perf_counter() + seconds
-    while (rounds := len(times[names[0]])) < least or (time.perf_counter() < end and rounds < MOST_ROUNDS):
+    start = time.perf_counter()
+
+    def enough(rounds: int) -> bool:
+        spent = time.perf_counter() - start
+        if rounds < least:
+            return rounds >= 3 and spent > 4 * seconds
+        return spent >= seconds or rounds >= MOST_ROUNDS
+
+    while not enough(rounds := len(times[names[0]])):
         for name in names[rounds % len(names) :] + names[: rounds % len(names)]:
             times[name].append(_seconds(steps[name], device) * 1e3)
     enter_times(result, times, [name for name in names if name not in OWN])

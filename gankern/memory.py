@@ -26,8 +26,11 @@ def keep_freed_memory() -> bool:
 
 
 def refuse_more_than_there_is() -> int | None:
-    """Limits the process to the memory that is available now: what needs more fails with an error of its own, instead of
-    bringing the system to end the whole process. Returns the limit in bytes, or None where there is none (not Linux)."""
+    """Limits the process to the memory that is available now.
+
+    What needs more then fails with an error of its own, instead of bringing the system to end the whole process.
+    Returns the limit in bytes, or None where there is none (not Linux).
+    """
     try:
         import resource
 
