@@ -75,7 +75,8 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     kept = memory.keep_freed_memory()
-    memory.refuse_more_than_there_is()
+    if device == "cpu":
+        memory.refuse_more_than_there_is()
     console = Console()
     bandwidth, rate = benchmark.copy_bandwidth(device), benchmark.multiply_add_rate(device)
     seconds = 1.0 if quick or full else 3.0
