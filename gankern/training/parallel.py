@@ -10,8 +10,11 @@ on one forward for each backward and on every parameter having a gradient. A cri
 backward, a generator's step leaves the critic without gradients, and a growing network has parameters that wait.
 """
 
+import atexit
 import os
 from collections.abc import Iterable
+from contextlib import suppress
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -56,6 +59,7 @@ class Launched(Processes):
         accelerator = torch.device(device).type
         self.fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=nodes, strategy="ddp")
         self.fabric.launch()
+        atexit.register(_leave)
         self.device = self.fabric.device
         self.rank, self.number = self.fabric.global_rank, self.fabric.world_size
 
@@ -71,6 +75,16 @@ class Launched(Processes):
 
     def largest(self, number: int) -> int:
         return int(self.fabric.all_reduce(torch.tensor(int(number), device=self.device), reduce_op="max"))
+
+
+def _leave() -> None:
+    """Ends the connection: a process aborts that exits with gloo's threads alive, or while another talks to them."""
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() == "gloo":
+        with suppress(RuntimeError):  # the others are gone already
+            dist.monitored_barrier(timeout=timedelta(seconds=10))
+    dist.destroy_process_group()
 
 
 def start(device: str) -> Processes:
