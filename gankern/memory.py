@@ -25,6 +25,12 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def give_back_freed_memory() -> None:
+    """Hands to the system what :func:`keep_freed_memory` keeps; what is allocated next lies in other pages."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def refuse_more_than_there_is() -> int | None:
     """Limits the process to the memory that is available now.
 
