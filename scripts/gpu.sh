@@ -47,6 +47,7 @@ stage() {
     failed=1
     return
   fi
+  if $dry_run; then seconds=$((3 * seconds)); fi  # two cores take longer
   seconds=$((seconds < left ? seconds : left))
   printf '\n==== %s\n' "$name"
   timeout --kill-after=10 "$seconds" "$@" 2>&1 | tee "$OUT/$name.log" || status=$?
@@ -126,7 +127,7 @@ PYTHON
 }
 export -f environment
 
-stage build $($dry_run && echo 1500 || echo 300) bash -euo pipefail -c build
+stage build 400 bash -euo pipefail -c build
 stage environment 60 bash -euo pipefail -c 'environment "$1"' environment "$OUT/environment.json"
 if $dry_run; then
   device=cpu
