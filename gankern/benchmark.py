@@ -268,13 +268,13 @@ def contend(
     contenders, device = result.contenders, result.device
     for name, make in makers.items():
         try:
-            step = make()
-            step()  # what is compiled or cached at the first call is not part of any figure
-            contenders[name] = Contender(peak_bytes=_peak_bytes(step, device))
-            steps[name] = step
+            steps[name] = make()
+            steps[name]()  # what is compiled or cached at the first call is not part of any figure
+            contenders[name] = Contender(peak_bytes=_peak_bytes(steps[name], device))
         except (RuntimeError, NotImplementedError, MemoryError) as error:
             if name == OURS:
                 raise
+            steps.pop(name, None)
             contenders[name] = Contender(failure=str(error).strip().splitlines()[0][:200])
 
     names = list(steps)

@@ -134,7 +134,7 @@ def _parts(critic: Any, samples: int) -> int | None:
     if not groups:
         return 1
     ((size, layout), *others) = groups
-    if others or samples % size:
+    if others or size < 1 or samples % size:  # the layer itself has the message for a size below 1
         return None
     # Strided: sample i of N is in group i mod N / G, so of G runs of N / G samples each group has one of each.
     return size if layout == "strided" else 1

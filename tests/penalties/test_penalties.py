@@ -747,6 +747,12 @@ def test_other_groups_get_batches_of_their_own(stddev):
     assert batches == [6, 6]
 
 
+def test_a_group_size_of_zero_is_the_layer_s_error():
+    net = nn.Sequential(gnn.MinibatchStdDev(0), nn.Flatten(), nn.Linear(64, 1))
+    with pytest.raises(ValueError, match="group_size is 0; it must be at least 1"):
+        penalties.critic_step(net, *torch.randn(2, 4, 3, 4, 4), penalty=None)
+
+
 def test_critic_step_compiles_to_one_graph():
     net, real, fake = critic(), REAL, FAKE
 
