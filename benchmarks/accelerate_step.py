@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 import gankern
-from gankern import benchmark
-from gankern.files import write_json
+from gankern.core.files import write_json
+from gankern.measure import benchmark
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "acceleration"))
 import patterns

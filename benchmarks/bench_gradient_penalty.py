@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 import gankern
-from gankern import benchmark as measuring
 from gankern import models, penalties
-from gankern.benchmark import OURS, Contender, Result
-from gankern.files import write_json
+from gankern.core.files import write_json
+from gankern.measure import benchmark as measuring
+from gankern.measure.benchmark import OURS, Contender, Result
 
 try:
     import pytest

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from gankern.cases.minibatch_discrimination import _broadcast, _cdist, _make, _run
+from gankern.measure.cases.minibatch_discrimination import _broadcast, _cdist, _make, _run
 
 KERNELS, DIMS = 100, 5
 FORMS = {"gankern": lambda inputs: _run(None, inputs), "cdist": _cdist, "broadcast": _broadcast}

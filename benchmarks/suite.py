@@ -8,8 +8,10 @@ pytest-benchmark times one contender after the other. For ratios, use `gankern b
 import pytest
 import torch
 
-from gankern import benchmark, end_to_end, keep_freed_memory
-from gankern.cases import all_cases
+from gankern import keep_freed_memory
+from gankern.measure import benchmark
+from gankern.measure import steps as training_steps
+from gankern.measure.cases import all_cases
 
 keep_freed_memory()
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,16 +32,16 @@ def steps(model):
     """(training step, variant) of a model."""
     return [
         pytest.param(step, variant, id=f"{step.name}-{variant}")
-        for step in end_to_end.STEPS
+        for step in training_steps.STEPS
         if step.model == model
-        for variant in end_to_end.variants_of(True, device)
+        for variant in training_steps.variants_of(True, device)
     ]
 
 
 def run_step(timer, step, variant):
     """Times one variant of a training step."""
     timer.group = step.name
-    timer.pedantic(end_to_end.make_step(step, variant, device), rounds=5, warmup_rounds=1)
+    timer.pedantic(training_steps.make_step(step, variant, device), rounds=5, warmup_rounds=1)
 
 
 def run(timer, case, mode, name):

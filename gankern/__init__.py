@@ -4,11 +4,12 @@
 says what runs on this machine and what does not, with the reasons.
 """
 
-from gankern.dispatch import last_implementation, use_implementation
-from gankern.double_backward import fast_double_backward
-from gankern.memory import keep_freed_memory
-from gankern.precision import convolution_precision, get_convolution_precision, set_convolution_precision
-from gankern.version import __version__
+from gankern.core.dispatch import last_implementation, use_implementation
+from gankern.core.double_backward import fast_double_backward
+from gankern.core.memory import keep_freed_memory
+from gankern.core.precision import convolution_precision, get_convolution_precision, set_convolution_precision
+
+__version__ = "0.1.0"
 
 __all__ = [
     "__version__",
@@ -28,7 +29,7 @@ __all__ = [
 def __getattr__(name: str):
     """What needs the layers is imported when it is asked for."""
     if name == "replace_upsampling":
-        from gankern.replacement import replace_upsampling
+        from gankern.acceleration.upsampling import replace_upsampling
 
         return replace_upsampling
     if name in ("accelerate", "restore"):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gankern._names import look_up
+from gankern.core.names import look_up
 
 
 def _scipy_signal():

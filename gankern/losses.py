@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gankern._names import look_up
+from gankern.core.names import look_up
 
 
 @dataclass(frozen=True)

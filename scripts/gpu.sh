@@ -115,7 +115,7 @@ record = {
     "platform": platform.platform(),
 }
 try:
-    from gankern.benchmark import environment
+    from gankern.measure.benchmark import environment
 
     record["gankern"] = environment()
 except Exception as error:  # the record of the machine is worth having even where gankern does not import

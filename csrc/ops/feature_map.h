@@ -1,4 +1,4 @@
-// The memory formats of feature maps [N, C, ...], as gankern/ops/_feature_map.py has them for the fake
+// The memory formats of feature maps [N, C, ...], as gankern/core/layout.py has them for the fake
 // kernels.
 #pragma once
 

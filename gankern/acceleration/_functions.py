@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gankern.acceleration._scope import plain, state
-from gankern.double_backward import _convolution_double_backward
-from gankern.ops import _tiers
+from gankern.core import autograd
+from gankern.core.double_backward import _convolution_double_backward
 
 _aten = torch.ops.aten
 
@@ -56,12 +56,12 @@ class _Convolution(Function):
     def backward(ctx: Any, grad):
         if grad is None:
             return None, None, None, None
-        needed = _tiers._needed(ctx, skip=1)
+        needed = autograd._needed(ctx, skip=1)
         x, weight = ctx.saved_tensors
-        if _tiers.first_order_only():
+        if autograd.first_order_only():
             result = _ConvolutionBackward.forward(ctx.options, needed, ctx.sizes, grad, x, weight)
         else:
-            result = _tiers.apply(_ConvolutionBackward, ctx.options, needed, ctx.sizes, grad, x, weight)
+            result = autograd.apply(_ConvolutionBackward, ctx.options, needed, ctx.sizes, grad, x, weight)
         return None, *result
 
 
@@ -83,7 +83,7 @@ class _ConvolutionBackward(Function):
     def backward(ctx: Any, *grad_grads):
         if all(h is None for h in grad_grads):
             return (None,) * 6
-        for_grad, for_x, for_weight = _tiers._needed(ctx, skip=3)
+        for_grad, for_x, for_weight = autograd._needed(ctx, skip=3)
         grad, x, weight = ctx.saved_tensors
         needed = [for_grad, for_x, for_weight]
         result = _convolution_double_backward(None, *grad_grads, grad, weight, x, *ctx.options, needed)
@@ -123,7 +123,7 @@ def convolution(
         _numbers(output_padding, dimensions),
         groups,
     )
-    return _tiers.apply(_Convolution, options, x, weight, bias)
+    return autograd.apply(_Convolution, options, x, weight, bias)
 
 
 # ---- functions that are linear in pieces --------------------------------------------------------------------
@@ -204,7 +204,7 @@ _ADAPTIVE_AVG_POOL2D = Piecewise(
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     if not matters(input):
         return torch.relu_(input) if inplace else torch.relu(input)
-    return _tiers.apply(*((_PiecewiseInPlace, _RELU_) if inplace else (_Piecewise, _RELU)), (), input)
+    return autograd.apply(*((_PiecewiseInPlace, _RELU_) if inplace else (_Piecewise, _RELU)), (), input)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
@@ -212,7 +212,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     if not matters(input) or (inplace and negative_slope < 0):
         return F.leaky_relu(input, negative_slope, inplace)
     function = (_PiecewiseInPlace, _LEAKY_RELU_) if inplace else (_Piecewise, _LEAKY_RELU)
-    return _tiers.apply(*function, (negative_slope,), input)
+    return autograd.apply(*function, (negative_slope,), input)
 
 
 def avg_pool2d(
@@ -229,14 +229,14 @@ def avg_pool2d(
         return F.avg_pool2d(input, *constants)
     kernel = _numbers(kernel_size, 2)
     constants = (kernel, [] if stride is None else _numbers(stride, 2), _numbers(padding, 2), *constants[3:])
-    return _tiers.apply(_Piecewise, _AVG_POOL2D, constants, input)
+    return autograd.apply(_Piecewise, _AVG_POOL2D, constants, input)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     size = _numbers(output_size, 2) if output_size is not None else [None]
     if not matters(input) or None in size or size == [1, 1]:  # that is a mean, in torch too
         return F.adaptive_avg_pool2d(input, output_size)
-    return _tiers.apply(_Piecewise, _ADAPTIVE_AVG_POOL2D, (size,), input)
+    return autograd.apply(_Piecewise, _ADAPTIVE_AVG_POOL2D, (size,), input)
 
 
 def max_pool2d(
@@ -252,4 +252,4 @@ def max_pool2d(
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     stride = [] if stride is None else _numbers(stride, 2)
     constants = (_numbers(kernel_size, 2), stride, _numbers(padding, 2), _numbers(dilation, 2), ceil_mode)
-    return _tiers.apply(_MaxPool2d, constants, input)[0]
+    return autograd.apply(_MaxPool2d, constants, input)[0]

@@ -160,10 +160,10 @@ def may_defer(x: Tensor) -> bool:
 
 def plain() -> bool:
     """Whether nothing but autograd watches: no tape, no torch.func transform, no forward mode, no compiler."""
-    from gankern.ops import _tiers
+    from gankern.core import autograd
 
     return (
-        _tiers.recorder is None
+        autograd.recorder is None
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None

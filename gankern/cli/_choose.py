@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 import gankern.functional  # noqa: F401 (declares the primitives)
-from gankern._names import look_up
-from gankern.dispatch import Primitive
+from gankern.core.dispatch import Primitive
+from gankern.core.names import look_up
 
 
 def check_primitives(names: Sequence[str] | None) -> None:

@@ -10,10 +10,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import gankern
-from gankern import memory
 from gankern.cli import _target
 from gankern.cli._fail import fail
-from gankern.files import write_json
+from gankern.core import memory
+from gankern.core.files import write_json
 
 
 def accelerate(

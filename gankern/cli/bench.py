@@ -13,14 +13,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from gankern import benchmark, end_to_end, memory
-from gankern._names import look_up
-from gankern.cases import Case, all_cases
 from gankern.cli._choose import check_device, check_primitives
 from gankern.cli._fail import fail
-from gankern.files import write_json
-from gankern.report.compare import Change, compare
-from gankern.report.record import Record, load
+from gankern.core import memory
+from gankern.core.files import write_json
+from gankern.core.names import look_up
+from gankern.measure import benchmark, steps
+from gankern.measure.cases import Case, all_cases
+from gankern.measure.report.compare import Change, compare
+from gankern.measure.report.record import Record, load
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -68,7 +69,7 @@ def bench(
         if quick and full:
             raise ValueError("--quick and --full exclude each other")
         model, scaling = (["all"], True) if full else (model, scaling)
-        steps = _steps(model, quick)
+        wanted = _steps(model, quick)
         earlier = None if against is None else load(against)
     except ValueError as error:
         fail(error, code=2)
@@ -94,7 +95,7 @@ def bench(
     }
     if scaling:
         work |= _scaling(primitives, partial(measure, compiled=False), device)
-    work |= {step.name: partial(end_to_end.measure, step, seconds=10 * seconds, **options) for step in steps}
+    work |= {step.name: partial(steps.measure, step, seconds=10 * seconds, **options) for step in wanted}
 
     settings = {
         "quick": quick,
@@ -125,9 +126,9 @@ def bench(
                 write_json(json_file, record(results))  # a run that is stopped keeps what it has
             progress.advance(bar)
         breakdowns = {}
-        for step in steps:
+        for step in wanted:
             progress.update(bar, description=f"{step.name}: what its time goes to")
-            breakdowns[step.name] = {v: end_to_end.breakdown(step, v, device) for v in ("torch", benchmark.OURS)}
+            breakdowns[step.name] = {v: steps.breakdown(step, v, device) for v in ("torch", benchmark.OURS)}
 
     limits = f"copy {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.0f} G multiply-adds/s"
     console.print(f"{limits}, {torch.get_num_threads()} threads, {dtype}")
@@ -152,7 +153,7 @@ def bench(
         for name, contender in r.contenders.items():
             if contender.failure:
                 console.print(f"{r.case}, {r.mode}: {name} cannot: {contender.failure}", style="dim")
-    if steps:
+    if wanted:
         _print_breakdowns(console, breakdowns)
     if json_file is not None:
         write_json(json_file, record(results, breakdowns))
@@ -161,12 +162,12 @@ def bench(
         _print_changes(console, compare(earlier, results))
 
 
-def _steps(names: list[str] | None, quick: bool) -> list[end_to_end.Step]:
+def _steps(names: list[str] | None, quick: bool) -> list[steps.Step]:
     """The training steps of the named models."""
-    known = dict.fromkeys(step.model for step in end_to_end.STEPS) | {"all": None}
+    known = dict.fromkeys(step.model for step in steps.STEPS) | {"all": None}
     for name in names or ():
         look_up(known, name, "model")
-    wanted = [s for s in end_to_end.STEPS if names and (s.model in names or "all" in names)]
+    wanted = [s for s in steps.STEPS if names and (s.model in names or "all" in names)]
     return [s for s in wanted if s.quick or not quick]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from gankern import diagnostics
 from gankern.cli import _target
 from gankern.cli._fail import fail
-from gankern.files import write_json
+from gankern.core.files import write_json
 from gankern.training import CHECKPOINT, TrainingError
 from gankern.training import checkpoint as checkpoints
 

@@ -11,16 +11,17 @@ from rich.console import Console
 from rich.table import Table
 
 import gankern.functional  # noqa: F401 (declares the primitives)
-from gankern import memory
-from gankern.benchmark import environment
-from gankern.dispatch import Primitive
-from gankern.ops import _tiers
+from gankern.core import memory
+from gankern.core.dispatch import Primitive
+from gankern.core.native import NATIVE_MISSING
+from gankern.core.registry import TRITON_MISSING
+from gankern.measure.benchmark import environment
 
 
 def native() -> dict[str, Any] | str:
     """The facts of the native build, or why there is none."""
-    if _tiers.NATIVE_MISSING:
-        return _tiers.NATIVE_MISSING
+    if NATIVE_MISSING:
+        return NATIVE_MISSING
     from gankern import _C
 
     facts = ("instruction_sets", "compiler", "build_type", "torch_version")
@@ -28,7 +29,7 @@ def native() -> dict[str, Any] | str:
 
 
 def triton() -> str:
-    missing = _tiers.TRITON_MISSING
+    missing = TRITON_MISSING
     try:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:

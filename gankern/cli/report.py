@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 
 from gankern.cli._fail import fail
-from gankern.report.record import load
-from gankern.report.tables import markdown_table, update_between_markers
+from gankern.measure.report.record import load
+from gankern.measure.report.tables import markdown_table, update_between_markers
 
 
 def report(
@@ -23,7 +23,7 @@ def report(
 ) -> None:
     """Make one self-contained page (and PNG files) out of records: ratios, limits, roofline, memory, all numbers."""
     try:
-        from gankern.report.page import write_report
+        from gankern.measure.report.page import write_report
 
         loaded = [load(path) for path in records]
         if markdown is not None:

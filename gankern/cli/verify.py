@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from gankern import verification
-from gankern.benchmark import environment
-from gankern.cases import all_cases
 from gankern.cli._choose import check_device, check_primitives
 from gankern.cli._fail import fail
-from gankern.files import write_json
+from gankern.core.files import write_json
+from gankern.measure import verification
+from gankern.measure.benchmark import environment
+from gankern.measure.cases import all_cases
 
 
 def verify(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gankern._names import look_up
+from gankern.core.names import look_up
 from gankern.data import files
 from gankern.data.points import POINTS, Points
 from gankern.data.shapes import Shapes

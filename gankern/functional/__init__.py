@@ -14,7 +14,7 @@ import torch.nn.functional
 if TYPE_CHECKING:
     from torch.nn.functional import *  # noqa: F403
 
-from gankern._torch_names import stand_in
+from gankern.core.torch_names import stand_in
 from gankern.functional.batch_norm_act import batch_norm_act
 from gankern.functional.bias_act import ACTIVATIONS, bias_act, leaky_relu, relu
 from gankern.functional.convolution import conv2d, conv2d_downsample, conv_transpose2d, upsample_conv2d

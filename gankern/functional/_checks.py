@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gankern.dispatch import FLOATING, short
+from gankern.core.dispatch import FLOATING, short
 
 
 def transformed() -> bool:

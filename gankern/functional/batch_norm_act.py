@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gankern.dispatch import short
+from gankern.core.dispatch import short
 from gankern.functional import _checks
 from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
 

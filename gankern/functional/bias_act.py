@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from gankern.dispatch import short
+from gankern.core.dispatch import short
 from gankern.functional import _checks
 from gankern.ops import bias_act as _ops
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from gankern.dispatch import short
+from gankern.core.dispatch import short
 from gankern.functional import _checks
 from gankern.ops.convolution import convolution, no_row
 from gankern.reference import convolution as reference

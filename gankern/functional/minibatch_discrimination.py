@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gankern.dispatch import short
+from gankern.core.dispatch import short
 from gankern.functional import _checks
 from gankern.ops.minibatch_discrimination import l1_similarity as _l1_similarity
 

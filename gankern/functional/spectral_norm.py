@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gankern.dispatch import FLOATING, short
+from gankern.core.dispatch import FLOATING, short
 from gankern.ops.spectral_norm import spectral_norm_group as _spectral_norm_group
 
 

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from gankern.dispatch import short
+from gankern.core.dispatch import short
 from gankern.functional import _checks
 from gankern.ops.virtual_batch_norm import virtual_batch_norm as _virtual_batch_norm
 from gankern.ops.virtual_batch_norm import virtual_batch_norm_statistics as _virtual_batch_norm_statistics

@@ -16,7 +16,7 @@ builders that have them:
 torch.Size([4])
 """
 
-from gankern._names import look_up
+from gankern.core.names import look_up
 from gankern.models._sizes import SizeError
 from gankern.models.dcgan import dcgan, sn_dcgan, wgan
 from gankern.models.gan import GAN

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gankern._names import look_up
+from gankern.core.names import look_up
 from gankern.models.gan import GAN
 from gankern.models.layers import CONDITIONAL, Layers
 

@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from gankern._names import look_up
+from gankern.core.names import look_up
 from gankern.models import layers as layer_tables
 from gankern.models._sizes import check_positive, check_size
 from gankern.models.conditional import NORMS, Conditioning, GeneratorNorms, Head, apply_norm_act, generator_norms

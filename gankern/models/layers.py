@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import gankern.functional as GF
 import gankern.nn as gnn
 import gankern.nn.utils.parametrizations
-from gankern._names import look_up
+from gankern.core.names import look_up
 from gankern.nn.utils import group_spectral_norm
 
 PIXEL_NORM_EPS = 1e-8

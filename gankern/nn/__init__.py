@@ -11,7 +11,7 @@ import torch.nn
 if TYPE_CHECKING:
     from torch.nn import *  # noqa: F403
 
-from gankern._torch_names import stand_in
+from gankern.core.torch_names import stand_in
 from gankern.nn import functional, init, modules, utils
 from gankern.nn.modules.activation import BiasAct, BiasActPixelNorm, LeakyReLU, PixelNorm, ReLU
 from gankern.nn.modules.batch_norm_act import BatchNorm2d, BatchNormAct1d, BatchNormAct2d, BatchNormAct3d

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gankern._torch_names import stand_in
+from gankern.core.torch_names import stand_in
 
 if TYPE_CHECKING:
     from torch.nn.init import *  # noqa: F403

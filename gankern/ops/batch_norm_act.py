@@ -13,11 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gankern.ops import _tiers
+from gankern.core import autograd, registry
 from gankern.reference.batch_norm_act import batch_norm_act as reference
 
 NAME = "batch_norm_act"
-primitive = _tiers.declare(NAME, gradient_order=2)
+primitive = registry.declare(NAME, gradient_order=2)
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
@@ -45,7 +45,7 @@ def moves_x(h: Tensor | None, h_weight: Tensor | None, training: bool) -> bool:
     return h_weight is not None or (h is not None and training)
 
 
-_tiers.define(
+registry.define(
     NAME,
     "forward",
     "batch_norm_act(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, bool training, "
@@ -63,14 +63,14 @@ def _fake_double_backward(h, h_weight, h_bias, grad, x, weight, bias, stats, tra
     return empty_like(x), grad_x, empty_affine(weight if affine and h is not None else None, x)
 
 
-_tiers.define(
+registry.define(
     NAME,
     "backward",
     "batch_norm_act_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor stats, bool training, float "
     "negative_slope, bool affine) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
     _fake_backward,
 )
-_tiers.define(
+registry.define(
     NAME,
     "double_backward",
     "batch_norm_act_double_backward(Tensor? grad_grad_x, Tensor? grad_grad_weight, Tensor? grad_grad_bias, Tensor "
@@ -82,7 +82,7 @@ _tiers.define(
 
 def _forward(options, x, weight, bias, running_mean, running_var):
     implementation, training, eps, negative_slope = options
-    kernel = _tiers.kernel(implementation, NAME, "forward", x.device)
+    kernel = registry.kernel(implementation, NAME, "forward", x.device)
     return kernel(x, weight, bias, running_mean, running_var, training, eps, negative_slope)
 
 
@@ -93,7 +93,7 @@ def _saved(options, tensors, outputs):
 def _backward(options, needed, grads, saved):
     implementation, training, _, negative_slope = options
     x, weight, bias, stats = saved
-    kernel = _tiers.kernel(implementation, NAME, "backward", x.device)
+    kernel = registry.kernel(implementation, NAME, "backward", x.device)
     affine = needed[1] or needed[2]
     grad_x, grad_weight, grad_bias = kernel(grads[0], x, weight, bias, stats, training, negative_slope, affine)
     return grad_x, grad_weight if needed[1] else None, grad_bias if needed[2] else None, None, None
@@ -104,7 +104,7 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     x, weight, bias, stats = saved
     h, h_weight, h_bias = grad_grads[:3]
     _, _, _, needed_weight, *_ = needed  # of y, stats, x, weight, bias, stats
-    kernel = _tiers.kernel(implementation, NAME, "double_backward", x.device)
+    kernel = registry.kernel(implementation, NAME, "double_backward", x.device)
     grad_grad, grad_x, grad_weight = kernel(
         h, h_weight, h_bias, grads[0], x, weight, bias, stats, training, negative_slope, needed_weight
     )
@@ -112,7 +112,7 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     return grad_grad, None, grad_x, grad_weight if needed_weight and h is not None else None, None, None
 
 
-_tiers.Rule(NAME, _forward, _saved, _backward, _double_backward, non_differentiable=(1,))
+autograd.Rule(NAME, _forward, _saved, _backward, _double_backward, non_differentiable=(1,))
 
 
 def batch_norm_act(
@@ -137,4 +137,4 @@ def batch_norm_act(
     if chosen == "reference":
         return reference(x, weight, bias, running_mean, running_var, training, eps, negative_slope)
     options = (chosen, training, eps, negative_slope)
-    return _tiers.differentiate(NAME, options, x, weight, bias, running_mean, running_var)
+    return autograd.differentiate(NAME, options, x, weight, bias, running_mean, running_var)

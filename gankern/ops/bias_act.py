@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gankern.ops import _tiers
+from gankern.core import autograd, registry
 from gankern.reference.bias_act import bias_act as reference
 
 NAME = "bias_act"
-primitive = _tiers.declare(NAME, gradient_order=2)
+primitive = registry.declare(NAME, gradient_order=2)
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,19 @@ def _like(needed: bool, x: Tensor) -> Tensor:
     return torch.empty_like(x) if needed else x.new_empty(0)
 
 
-_tiers.define(
+registry.define(
     NAME,
     "forward",
     f"bias_act(Tensor x, Tensor? bias, {_ARGUMENTS}) -> Tensor",
     lambda x, bias, *arguments: torch.empty_like(x),
 )
-_tiers.define(
+registry.define(
     NAME,
     "forward_",
     f"bias_act_forward_(Tensor(a!) x, Tensor? bias, {_ARGUMENTS}) -> ()",
     lambda x, bias, *arguments: None,
 )
-_tiers.define(
+registry.define(
     NAME,
     "backward",
     f"bias_act_backward(Tensor grad, Tensor saved, Tensor? bias, {_ARGUMENTS}, bool sums) -> "
@@ -73,7 +73,7 @@ _tiers.define(
         _along(sums, saved, dim),
     ),
 )
-_tiers.define(
+registry.define(
     NAME,
     "double_backward",
     f"bias_act_double_backward(Tensor? grad_grad_x, Tensor? grad_grad_bias, Tensor grad, Tensor saved, Tensor? bias, "
@@ -90,7 +90,7 @@ _tiers.define(
 
 
 def _forward(options, x, bias):
-    return (_tiers.kernel(options[0], NAME, "forward", x.device)(x, bias, *options[2]),)
+    return (registry.kernel(options[0], NAME, "forward", x.device)(x, bias, *options[2]),)
 
 
 def _saved(options, tensors, outputs):
@@ -100,7 +100,7 @@ def _saved(options, tensors, outputs):
 def _backward(options, needed, grads, saved):
     implementation, activation, constants = options
     bias = saved[1] if activation.keeps_input else None
-    kernel = _tiers.kernel(implementation, NAME, "backward", saved[0].device)
+    kernel = registry.kernel(implementation, NAME, "backward", saved[0].device)
     grad_x, grad_bias = kernel(grads[0], saved[0], bias, *constants, needed[1])
     return grad_x, grad_bias if needed[1] else None
 
@@ -113,7 +113,7 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     if not (needs_grad or needs_saved or sums):
         return (None,) * len(needed)
     bias = saved[1] if activation.keeps_input else None
-    kernel = _tiers.kernel(implementation, NAME, "double_backward", saved[0].device)
+    kernel = registry.kernel(implementation, NAME, "double_backward", saved[0].device)
     grad_grad, grad_saved, grad_bias = kernel(
         *grad_grads, grads[0], saved[0], bias, *constants, needs_grad, needs_saved, sums
     )
@@ -121,20 +121,20 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     return (*result, grad_bias if sums else None) if activation.keeps_input else result
 
 
-_tiers.Rule(NAME, _forward, _saved, _backward, _double_backward)
+autograd.Rule(NAME, _forward, _saved, _backward, _double_backward)
 
 
-class _InPlace(_tiers._Forward):
+class _InPlace(autograd._Forward):
     """Overwrites its tensor, which is then its own result. For activations that keep that."""
 
     @staticmethod
     def forward(name, options, x, bias):
-        _tiers.kernel(options[0], NAME, "forward_", x.device)(x, bias, *options[2])
+        registry.kernel(options[0], NAME, "forward_", x.device)(x, bias, *options[2])
         return (x,)
 
     @staticmethod
     def setup_context(ctx: Any, inputs, output) -> None:
-        _tiers._Forward.setup_context(ctx, inputs, output)
+        autograd._Forward.setup_context(ctx, inputs, output)
         ctx.mark_dirty(inputs[2])
 
 
@@ -162,7 +162,7 @@ def bias_act(
     if chosen == "reference":
         return reference(x, bias, dim, activation, negative_slope, gain, clamp)
     options = _options(chosen, dim, activation, negative_slope, gain, clamp)
-    return _tiers.differentiate(NAME, options, x, bias)[0]
+    return autograd.differentiate(NAME, options, x, bias)[0]
 
 
 def activate_(x: Tensor, activation: str, negative_slope: float, implementation: str | None) -> Tensor | None:
@@ -171,14 +171,14 @@ def activate_(x: Tensor, activation: str, negative_slope: float, implementation:
     refusal."""
     if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
         return None
-    if _tiers.recorder is not None:
+    if autograd.recorder is not None:
         return None
     options = _options(primitive.select(x, implementation), 0, activation, negative_slope, 1.0, None)
     if options[0] == "reference" or options[1].keeps_input or (0 in x.stride() and not x.is_contiguous()):
         return None
     if torch.is_grad_enabled() and x.requires_grad:
-        return _tiers.apply(_InPlace, NAME, options, x, None)[0]
-    _tiers.kernel(options[0], NAME, "forward_", x.device)(x, None, *options[2])
+        return autograd.apply(_InPlace, NAME, options, x, None)[0]
+    registry.kernel(options[0], NAME, "forward_", x.device)(x, None, *options[2])
     if not x.is_inference():
         torch.autograd.graph.increment_version(x)
     return x

@@ -25,16 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from gankern import dispatch, precision
-from gankern.dispatch import ANY_ORDER, FLOATING, Implementation, Primitive
-from gankern.ops import _tiers
+from gankern.core import autograd, dispatch, native, precision, registry
+from gankern.core.dispatch import ANY_ORDER, FLOATING, Implementation, Primitive
 from gankern.ops.convolution_ways import MEASURED
 
 NAME = "convolution"
 primitive = Primitive(
     NAME,
     (
-        Implementation("cpu", ("cpu",), FLOATING, ANY_ORDER, _tiers.NATIVE_MISSING),
+        Implementation("cpu", ("cpu",), FLOATING, ANY_ORDER, native.NATIVE_MISSING),
         Implementation("reference", (), (), ANY_ORDER),
     ),
 )
@@ -129,12 +128,12 @@ def way_for(
 
 # ---- the operators --------------------------------------------------------------------------------------
 
-_tiers.library.define(
+registry.library.define(
     "convolution_row(Tensor x, Tensor weight, Tensor? bias, int row, SymInt height, SymInt width, int padding, "
     "bool flip, bool swap, float scale, float slope) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-_tiers.library.define(
+registry.library.define(
     "convolution_row_weight_gradient(Tensor x, Tensor grad, int row, int padding, bool flip, bool swap, float scale) "
     "-> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -159,8 +158,8 @@ def _fake_weight_gradient(x, grad, row, padding, flip, swap, scale):
     return x.new_empty(outer, inner, taps, taps)
 
 
-torch.library.register_fake("gankern::convolution_row", _fake_row, lib=_tiers.library)
-torch.library.register_fake("gankern::convolution_row_weight_gradient", _fake_weight_gradient, lib=_tiers.library)
+torch.library.register_fake("gankern::convolution_row", _fake_row, lib=registry.library)
+torch.library.register_fake("gankern::convolution_row_weight_gradient", _fake_weight_gradient, lib=registry.library)
 
 # ---- the passes -----------------------------------------------------------------------------------------
 
@@ -296,7 +295,7 @@ class _Convolve(Function):
     def backward(ctx: Any, grad):
         if grad is None:
             return (None,) * 7
-        for_x, for_weight, for_bias = _tiers._needed(ctx, skip=4)
+        for_x, for_weight, for_bias = autograd._needed(ctx, skip=4)
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = None
         if for_x:
@@ -327,7 +326,7 @@ class _WeightGradient(Function):
     def backward(ctx: Any, direction):
         if direction is None:
             return None, None, None
-        for_x, for_grad = _tiers._needed(ctx, skip=1)
+        for_x, for_grad = autograd._needed(ctx, skip=1)
         x, grad = ctx.saved_tensors
         grad_x = grad_grad = None
         if for_x:
@@ -339,7 +338,7 @@ class _WeightGradient(Function):
 
 def _call(function: type[Function], kernel, *args):
     """The kernel alone where nobody will differentiate it, else the Function."""
-    return kernel(*args) if _tiers.first_order_only() else _tiers.apply(function, *args)
+    return kernel(*args) if autograd.first_order_only() else autograd.apply(function, *args)
 
 
 # ---- what the functions call ----------------------------------------------------------------------------
@@ -401,11 +400,11 @@ def convolution(
     primitive.ran("reference" if plain or forced == "torch" else "cpu")
     if plain:
         return None
-    if _tiers.recorder is not None:
-        return _tiers.recorder.convolution(options, height, width, x, weight, bias)
-    if not torch.compiler.is_compiling() and _tiers.first_order_only():
+    if autograd.recorder is not None:
+        return autograd.recorder.convolution(options, height, width, x, weight, bias)
+    if not torch.compiler.is_compiling() and autograd.first_order_only():
         return _convolve(options, False, height, width, x, weight, bias)
-    return _tiers.apply(_Convolve, options, False, height, width, x, weight, bias)
+    return autograd.apply(_Convolve, options, False, height, width, x, weight, bias)
 
 
 def _level(x: Tensor) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gankern.ops import _tiers
+from gankern.core import autograd, registry
 from gankern.reference import gradient_penalty as reference
 
 NAME = "gradient_penalty"
-primitive = _tiers.declare(NAME, gradient_order=2)
+primitive = registry.declare(NAME, gradient_order=2)
 
 
 def sample_major(x: Tensor) -> Tensor:
@@ -31,19 +31,19 @@ def _per_sample(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], dtype=wide(x))
 
 
-_tiers.define(
+registry.define(
     NAME,
     "forward",
     "gradient_penalty(Tensor gradient, float target, bool one_sided) -> (Tensor values, Tensor norms)",
     lambda gradient, target, one_sided: (_per_sample(gradient), _per_sample(gradient)),
 )
-_tiers.define(
+registry.define(
     NAME,
     "backward",
     "gradient_penalty_backward(Tensor grad, Tensor gradient, Tensor norms, float target, bool one_sided) -> Tensor",
     lambda grad, gradient, norms, target, one_sided: sample_major(gradient),
 )
-_tiers.define(
+registry.define(
     NAME,
     "double_backward",
     "gradient_penalty_double_backward(Tensor grad_grad, Tensor grad, Tensor gradient, Tensor norms, float target, "
@@ -53,22 +53,22 @@ _tiers.define(
 
 
 def _forward(options, gradient):
-    return _tiers.kernel(options[0], NAME, "forward", gradient.device)(gradient, *options[1:])
+    return registry.kernel(options[0], NAME, "forward", gradient.device)(gradient, *options[1:])
 
 
 def _backward(options, needed, grads, saved):
     gradient, norms = saved
-    return (_tiers.kernel(options[0], NAME, "backward", gradient.device)(grads[0], gradient, norms, *options[1:]),)
+    return (registry.kernel(options[0], NAME, "backward", gradient.device)(grads[0], gradient, norms, *options[1:]),)
 
 
 def _double_backward(options, needed, grad_grads, grads, saved):
     gradient, norms = saved
-    kernel = _tiers.kernel(options[0], NAME, "double_backward", gradient.device)
+    kernel = registry.kernel(options[0], NAME, "double_backward", gradient.device)
     to_grad, to_gradient = kernel(grad_grads[0], grads[0], gradient, norms, *options[1:])
     return to_grad, None, to_gradient, None
 
 
-_tiers.Rule(
+autograd.Rule(
     NAME,
     _forward,
     lambda options, tensors, outputs: (tensors[0], outputs[1]),
@@ -83,7 +83,7 @@ def gradient_penalty(gradient: Tensor, target: float, one_sided: bool, implement
     chosen = primitive.select(gradient, implementation)
     if chosen == "reference":
         return reference.gradient_penalty(gradient, target, one_sided)
-    return _tiers.differentiate(NAME, (chosen, target, one_sided), gradient)[0]
+    return autograd.differentiate(NAME, (chosen, target, one_sided), gradient)[0]
 
 
 def penalty_and_direction(gradient: Tensor, weight: float, target: float, one_sided: bool) -> tuple[Tensor, Tensor]:
@@ -92,6 +92,6 @@ def penalty_and_direction(gradient: Tensor, weight: float, target: float, one_si
     if chosen == "reference":
         values, norms = reference.penalty_and_norms(gradient, target, one_sided)
         return values, reference.direction(gradient, norms, weight, target, one_sided)
-    values, norms = _tiers.kernel(chosen, NAME, "forward", gradient.device)(gradient, target, one_sided)
-    backward = _tiers.kernel(chosen, NAME, "backward", gradient.device)
+    values, norms = registry.kernel(chosen, NAME, "forward", gradient.device)(gradient, target, one_sided)
+    backward = registry.kernel(chosen, NAME, "backward", gradient.device)
     return values, backward(torch.full_like(norms, weight), gradient, norms, target, one_sided)

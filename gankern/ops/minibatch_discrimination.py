@@ -9,30 +9,30 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gankern.ops import _tiers
+from gankern.core import autograd, registry
 from gankern.reference.minibatch_discrimination import minibatch_discrimination as reference
 
 NAME = "minibatch_discrimination"
-primitive = _tiers.declare(NAME, gradient_order=2)
+primitive = registry.declare(NAME, gradient_order=2)
 
 
 def _empty(like: Tensor | None, model: Tensor) -> Tensor:
     return model.new_empty(0) if like is None else like.new_empty(like.shape)
 
 
-_tiers.define(
+registry.define(
     NAME,
     "forward",
     "minibatch_discrimination(Tensor m, Tensor? other, bool include_self) -> Tensor",
     lambda m, other, include_self: m.new_empty(m.shape[:2]),
 )
-_tiers.define(
+registry.define(
     NAME,
     "backward",
     "minibatch_discrimination_backward(Tensor grad, Tensor m, Tensor? other) -> (Tensor grad_m, Tensor grad_other)",
     lambda grad, m, other: (_empty(m, m), _empty(other, m)),
 )
-_tiers.define(
+registry.define(
     NAME,
     "double_backward",
     "minibatch_discrimination_double_backward(Tensor? grad_grad_m, Tensor? grad_grad_other, Tensor grad, Tensor m, "
@@ -43,23 +43,23 @@ _tiers.define(
 
 def _forward(options, m, other):
     implementation, include_self = options
-    return (_tiers.kernel(implementation, NAME, "forward", m.device)(m, other, include_self),)
+    return (registry.kernel(implementation, NAME, "forward", m.device)(m, other, include_self),)
 
 
 def _backward(options, needed, grads, saved):
     m, other = saved
-    grad_m, grad_other = _tiers.kernel(options[0], NAME, "backward", m.device)(grads[0], m, other)
+    grad_m, grad_other = registry.kernel(options[0], NAME, "backward", m.device)(grads[0], m, other)
     return grad_m, None if other is None else grad_other
 
 
 def _double_backward(options, needed, grad_grads, grads, saved):
     m, other = saved
-    kernel = _tiers.kernel(options[0], NAME, "double_backward", m.device)
+    kernel = registry.kernel(options[0], NAME, "double_backward", m.device)
     grad_grad, grad_m, grad_other = kernel(*grad_grads, *grads, m, other)
     return grad_grad, grad_m, None if other is None else grad_other
 
 
-_tiers.Rule(NAME, _forward, lambda options, tensors, outputs: tensors, _backward, _double_backward)
+autograd.Rule(NAME, _forward, lambda options, tensors, outputs: tensors, _backward, _double_backward)
 
 
 def l1_similarity(m: Tensor, other: Tensor | None, include_self: bool, implementation: str | None) -> Tensor:
@@ -67,4 +67,4 @@ def l1_similarity(m: Tensor, other: Tensor | None, include_self: bool, implement
     chosen = primitive.select(m, implementation)
     if chosen == "reference":
         return reference(m, other, include_self)
-    return _tiers.differentiate(NAME, (chosen, include_self), m, other)[0]
+    return autograd.differentiate(NAME, (chosen, include_self), m, other)[0]

@@ -5,54 +5,54 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gankern import _feature_map
-from gankern.ops import _tiers
+from gankern.core import autograd, registry
+from gankern.core.layout import empty
 from gankern.reference.minibatch_stddev import minibatch_stddev as reference
 
 NAME = "minibatch_stddev"
-primitive = _tiers.declare(NAME, gradient_order=2)
+primitive = registry.declare(NAME, gradient_order=2)
 
 _OPTIONS = "int group_size, int num_channels, bool strided, bool unbiased, float eps"
 
-_tiers.define(
+registry.define(
     NAME,
     "forward",
     f"minibatch_stddev(Tensor x, {_OPTIONS}) -> Tensor",
-    lambda x, group_size, num_channels, *rest: _feature_map.empty(x, x.shape[1] + num_channels),
+    lambda x, group_size, num_channels, *rest: empty(x, x.shape[1] + num_channels),
 )
-_tiers.define(
+registry.define(
     NAME,
     "backward",
     f"minibatch_stddev_backward(Tensor grad, Tensor x, {_OPTIONS}) -> Tensor",
-    lambda grad, x, *rest: _feature_map.empty(x),
+    lambda grad, x, *rest: empty(x),
 )
-_tiers.define(
+registry.define(
     NAME,
     "double_backward",
     f"minibatch_stddev_double_backward(Tensor grad_grad_x, Tensor grad, Tensor x, {_OPTIONS}) "
     "-> (Tensor grad_grad, Tensor grad_x)",
     lambda h, grad, x, group_size, num_channels, *rest: (
-        _feature_map.empty(x, x.shape[1] + num_channels),
-        _feature_map.empty(x),
+        empty(x, x.shape[1] + num_channels),
+        empty(x),
     ),
 )
 
 
 def _forward(options, x):
-    return (_tiers.kernel(options[0], NAME, "forward", x.device)(x, *options[1:]),)
+    return (registry.kernel(options[0], NAME, "forward", x.device)(x, *options[1:]),)
 
 
 def _backward(options, needed, grads, saved):
     (x,) = saved
-    return (_tiers.kernel(options[0], NAME, "backward", x.device)(*grads, x, *options[1:]),)
+    return (registry.kernel(options[0], NAME, "backward", x.device)(*grads, x, *options[1:]),)
 
 
 def _double_backward(options, needed, grad_grads, grads, saved):
     (x,) = saved
-    return _tiers.kernel(options[0], NAME, "double_backward", x.device)(*grad_grads, *grads, x, *options[1:])
+    return registry.kernel(options[0], NAME, "double_backward", x.device)(*grad_grads, *grads, x, *options[1:])
 
 
-_tiers.Rule(NAME, _forward, lambda options, tensors, outputs: tensors, _backward, _double_backward)
+autograd.Rule(NAME, _forward, lambda options, tensors, outputs: tensors, _backward, _double_backward)
 
 
 def minibatch_stddev(
@@ -68,4 +68,4 @@ def minibatch_stddev(
     chosen = primitive.select(x, implementation)
     if chosen == "reference":
         return reference(x, group_size, num_channels, strided, unbiased, eps)
-    return _tiers.differentiate(NAME, (chosen, group_size, num_channels, strided, unbiased, eps), x)[0]
+    return autograd.differentiate(NAME, (chosen, group_size, num_channels, strided, unbiased, eps), x)[0]

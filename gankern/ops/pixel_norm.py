@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gankern.dispatch import refuse_gradient_order
-from gankern.ops import _tiers
+from gankern.core import autograd, registry
+from gankern.core.dispatch import refuse_gradient_order
 from gankern.reference.pixel_norm import pixel_norm as reference
 
 NAME = "pixel_norm"
-primitive = _tiers.declare(NAME, gradient_order=2)
+primitive = registry.declare(NAME, gradient_order=2)
 
 
 def _new_scale(x: Tensor, dim: int) -> Tensor:
@@ -23,14 +23,14 @@ def _new_scale(x: Tensor, dim: int) -> Tensor:
     return x.new_empty(pixels, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
-_tiers.define(
+registry.define(
     NAME,
     "forward",
     "pixel_norm(Tensor x, Tensor? bias, int dim, float positive, float negative, float eps) -> "
     "(Tensor y, Tensor scale)",
     lambda x, bias, dim, positive, negative, eps: (torch.empty_like(x), _new_scale(x, dim)),
 )
-_tiers.define(
+registry.define(
     NAME,
     "backward",
     "pixel_norm_backward(Tensor grad, Tensor? grad_scale, Tensor y, Tensor scale, int dim, float positive, "
@@ -40,7 +40,7 @@ _tiers.define(
         y.new_empty(y.shape[dim] if sums else 0),
     ),
 )
-_tiers.define(
+registry.define(
     NAME,
     "double_backward",
     "pixel_norm_double_backward(Tensor? grad_grad_x, Tensor? grad_grad_bias, Tensor grad, Tensor y, Tensor scale, "
@@ -56,7 +56,7 @@ _tiers.define(
 
 
 def _forward(options, x, bias):
-    return _tiers.kernel(options[0], NAME, "forward", x.device)(x, bias, *options[1:])
+    return registry.kernel(options[0], NAME, "forward", x.device)(x, bias, *options[1:])
 
 
 def _backward(options, needed, grads, saved):
@@ -64,7 +64,7 @@ def _backward(options, needed, grads, saved):
     y, scale = saved
     if grad is None:
         grad = torch.zeros_like(y)
-    kernel = _tiers.kernel(options[0], NAME, "backward", y.device)
+    kernel = registry.kernel(options[0], NAME, "backward", y.device)
     grad_x, grad_bias = kernel(grad, grad_scale, y, scale, *options[1:4], needed[1])
     return grad_x, grad_bias if needed[1] else None
 
@@ -72,12 +72,12 @@ def _backward(options, needed, grads, saved):
 def _double_backward(options, needed, grad_grads, grads, saved):
     if grads[1] is not None:  # what comes back to the scale is of second order already
         raise refuse_gradient_order(NAME, 2)
-    kernel = _tiers.kernel(options[0], NAME, "double_backward", saved[0].device)
+    kernel = registry.kernel(options[0], NAME, "double_backward", saved[0].device)
     grad_grad, grad_y, grad_scale = kernel(*grad_grads, grads[0], *saved, *options[1:4])
     return grad_grad, None, grad_y, grad_scale
 
 
-_tiers.Rule(NAME, _forward, lambda options, tensors, outputs: outputs, _backward, _double_backward)
+autograd.Rule(NAME, _forward, lambda options, tensors, outputs: outputs, _backward, _double_backward)
 
 
 def pixel_norm(
@@ -95,4 +95,4 @@ def pixel_norm(
     if chosen == "reference":
         return reference(x, bias, dim, activation, negative_slope, gain, eps)
     negative = {"linear": 1.0, "relu": 0.0, "leaky_relu": negative_slope}[activation]
-    return _tiers.differentiate(NAME, (chosen, dim, gain, gain * negative, eps), x, bias)[0]
+    return autograd.differentiate(NAME, (chosen, dim, gain, gain * negative, eps), x, bias)[0]

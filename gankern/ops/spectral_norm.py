@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gankern.ops import _tiers
+from gankern.core import autograd, registry
 from gankern.reference.spectral_norm import spectral_norm as reference
 
 NAME = "spectral_norm"
-primitive = _tiers.declare(NAME, gradient_order=2)
+primitive = registry.declare(NAME, gradient_order=2)
 
 
 def state_sizes(weights: Sequence[Tensor], dims: Sequence[int]) -> list[int]:
@@ -41,20 +41,20 @@ def _fake_gradients(grads: Sequence[Tensor | None], weights: Sequence[Tensor]) -
     return [w.new_empty(0) if g is None else torch.empty_like(w) for g, w in zip(grads, weights)]
 
 
-_tiers.define(
+registry.define(
     NAME,
     "forward",
     "spectral_norm(Tensor[] weights, Tensor[] us, Tensor[] vs, int[] dims, int n_power_iterations, float eps, "
     "bool u_first, bool add_eps) -> (Tensor[] normalized, Tensor state)",
     _fake_forward,
 )
-_tiers.define(
+registry.define(
     NAME,
     "backward",
     "spectral_norm_backward(Tensor?[] grads, Tensor[] weights, Tensor state, int[] dims) -> Tensor[]",
     lambda grads, weights, state, dims: _fake_gradients(grads, weights),
 )
-_tiers.define(
+registry.define(
     NAME,
     "double_backward",
     "spectral_norm_double_backward(Tensor?[] grad_grad_weights, Tensor?[] grads, Tensor[] weights, Tensor state, "
@@ -72,7 +72,7 @@ def _forward(options, *tensors):
     implementation, *rest = options
     layers = len(tensors) // 3
     lists = tensors[:layers], tensors[layers : 2 * layers], tensors[2 * layers :]
-    normalized, state = _tiers.kernel(implementation, NAME, "forward", tensors[0].device)(*lists, *rest)
+    normalized, state = registry.kernel(implementation, NAME, "forward", tensors[0].device)(*lists, *rest)
     return *normalized, state
 
 
@@ -85,7 +85,7 @@ def _backward(options, needed, grads, saved):
     *weights, state = saved
     layers = len(weights)
     grads = [g if need else None for g, need in zip(grads[:layers], needed)]
-    result = _tiers.kernel(implementation, NAME, "backward", state.device)(grads, weights, state, dims)
+    result = registry.kernel(implementation, NAME, "backward", state.device)(grads, weights, state, dims)
     return *_present(result, grads), *[None] * (2 * layers)
 
 
@@ -94,7 +94,7 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     *weights, state = saved
     layers = len(weights)
     hs = [None if g is None else h for h, g in zip(grad_grads[:layers], grads)]
-    kernel = _tiers.kernel(implementation, NAME, "double_backward", state.device)
+    kernel = registry.kernel(implementation, NAME, "double_backward", state.device)
     grad_of_grads, grad_weights = kernel(hs, grads[:layers], weights, state, dims)
     return *_present(grad_of_grads, hs), None, *_present(grad_weights, hs), None
 
@@ -104,7 +104,7 @@ def _present(results: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[
 
 
 # u and v are constants, and the state is none of the user's.
-_tiers.Rule(NAME, _forward, _saved, _backward, _double_backward, non_differentiable=(-1,))
+autograd.Rule(NAME, _forward, _saved, _backward, _double_backward, non_differentiable=(-1,))
 
 
 def spectral_norm_group(
@@ -127,7 +127,7 @@ def spectral_norm_group(
         vectors = [vector for row in rows for vector in row[1:3]]
         return [row[0] for row in rows], vectors, torch.stack([row[3].detach() for row in rows])
     options = (chosen, tuple(dims), n_power_iterations, eps, u_first, add_eps)
-    *normalized, state = _tiers.differentiate(NAME, options, *weights, *us, *vs)
+    *normalized, state = autograd.differentiate(NAME, options, *weights, *us, *vs)
     with torch.no_grad():
         sigma, *vectors = state.split(state_sizes(weights, dims))
         return normalized, vectors, sigma

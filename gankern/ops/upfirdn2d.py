@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from gankern.dispatch import ANY_ORDER
-from gankern.ops import _tiers
+from gankern.core import autograd, registry
+from gankern.core.dispatch import ANY_ORDER
 from gankern.reference.upfirdn2d import upfirdn2d as reference
 
 NAME = "upfirdn2d"
-primitive = _tiers.declare(NAME, gradient_order=ANY_ORDER)
+primitive = registry.declare(NAME, gradient_order=ANY_ORDER)
 
 
 class Geometry(NamedTuple):
@@ -68,7 +68,7 @@ def _fake(x, filter, up, down, start, size, flip_filter, gain):
     return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=layout)
 
 
-_tiers.define(
+registry.define(
     NAME,
     "forward",
     "upfirdn2d(Tensor x, Tensor filter, SymInt[] up, SymInt[] down, SymInt[] start, SymInt[] size, bool flip_filter, "
@@ -83,7 +83,7 @@ class Upfirdn2d(Function):
 
     @staticmethod
     def forward(implementation, x, filter, geometry):
-        return _tiers.kernel(implementation, NAME, "forward", x.device)(x, filter, *geometry)
+        return registry.kernel(implementation, NAME, "forward", x.device)(x, filter, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs, output) -> None:
@@ -97,7 +97,7 @@ class Upfirdn2d(Function):
         if grad is None:
             return None, None, None, None
         (filter,) = ctx.saved_tensors
-        run = Upfirdn2d.forward if _tiers.first_order_only() else Upfirdn2d.apply
+        run = Upfirdn2d.forward if autograd.first_order_only() else Upfirdn2d.apply
         return None, run(ctx.implementation, grad, filter, ctx.geometry), None, None
 
 
@@ -122,13 +122,13 @@ def upfirdn2d(
         )
     there = geometry(x.shape, filter, up, down, padding, flip_filter, gain)
     arguments = chosen, x, filter, there
-    if _tiers.recorder is not None:
+    if autograd.recorder is not None:
         back = there.transposed(taps_of(filter), x.shape[2:])
-        return _tiers.recorder.linear(
+        return autograd.recorder.linear(
             x,
             lambda t: Upfirdn2d.forward(chosen, t, filter, there),
             lambda g: Upfirdn2d.forward(chosen, g, filter, back),
         )
-    if not torch.compiler.is_compiling() and _tiers.first_order_only():
+    if not torch.compiler.is_compiling() and autograd.first_order_only():
         return Upfirdn2d.forward(*arguments)
-    return _tiers.apply(Upfirdn2d, *arguments)
+    return autograd.apply(Upfirdn2d, *arguments)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gankern import _feature_map
-from gankern.ops import _tiers
+from gankern.core import autograd, registry
+from gankern.core.layout import empty
 from gankern.reference.virtual_batch_norm import virtual_batch_norm as reference
 from gankern.reference.virtual_batch_norm import virtual_batch_norm_statistics as reference_statistics
 
 NAME = "virtual_batch_norm"
 STATISTICS = "virtual_batch_norm_statistics"
-primitive = _tiers.declare(NAME, gradient_order=2)
+primitive = registry.declare(NAME, gradient_order=2)
 
 _TENSORS = "Tensor x, Tensor ref_mean, Tensor ref_mean_square, Tensor? weight, Tensor? bias"
 _OPTIONS = "float own_share, float eps, float negative_slope"
@@ -30,16 +30,16 @@ def _like(vector: Tensor | None, x: Tensor, needed: bool) -> Tensor:
 
 
 def _map(x: Tensor, needed: bool) -> Tensor:
-    return _feature_map.empty(x) if needed else x.new_empty(0)
+    return empty(x) if needed else x.new_empty(0)
 
 
-_tiers.define(
+registry.define(
     NAME,
     "forward",
     f"{NAME}({_TENSORS}, {_OPTIONS}) -> (Tensor out, Tensor saved)",
-    lambda x, *rest: (_feature_map.empty(x), _doubles(x, 2, *x.shape[:2])),
+    lambda x, *rest: (empty(x), _doubles(x, 2, *x.shape[:2])),
 )
-_tiers.define(
+registry.define(
     NAME,
     "backward",
     f"{NAME}_backward(Tensor grad, {_TENSORS}, Tensor saved, {_OPTIONS}, bool need_x, bool need_channels) -> "
@@ -49,7 +49,7 @@ _tiers.define(
         *(_like(vector, x, need_channels) for vector in (mean, mean_square, weight, bias)),
     ),
 )
-_tiers.define(
+registry.define(
     NAME,
     "double_backward",
     f"{NAME}_double_backward(Tensor? grad_grad_x, Tensor? grad_grad_ref_mean, Tensor? grad_grad_ref_mean_square, "
@@ -62,19 +62,19 @@ _tiers.define(
         *(_like(vector, x, need[2]) for vector in (mean, mean_square, weight)),
     ),
 )
-_tiers.define(NAME, "statistics", f"{STATISTICS}(Tensor x) -> Tensor", lambda x: _doubles(x, 2, x.shape[1]))
-_tiers.define(
+registry.define(NAME, "statistics", f"{STATISTICS}(Tensor x) -> Tensor", lambda x: _doubles(x, 2, x.shape[1]))
+registry.define(
     NAME,
     "statistics_backward",
     f"{STATISTICS}_backward(Tensor grad, Tensor x, Tensor moments) -> Tensor",
-    lambda grad, x, moments: _feature_map.empty(x),
+    lambda grad, x, moments: empty(x),
 )
-_tiers.define(
+registry.define(
     NAME,
     "statistics_double_backward",
     f"{STATISTICS}_double_backward(Tensor grad_grad_x, Tensor grad, Tensor x, Tensor moments) "
     "-> (Tensor grad_grad, Tensor grad_x)",
-    lambda h, grad, x, moments: (_doubles(x, 2, x.shape[1]), _feature_map.empty(x)),
+    lambda h, grad, x, moments: (_doubles(x, 2, x.shape[1]), empty(x)),
 )
 
 
@@ -82,7 +82,7 @@ _tiers.define(
 
 
 def _forward(options, *tensors):
-    return _tiers.kernel(options[0], NAME, "forward", tensors[0].device)(*tensors, *options[1:])
+    return registry.kernel(options[0], NAME, "forward", tensors[0].device)(*tensors, *options[1:])
 
 
 def _saved(options, tensors, outputs):
@@ -91,7 +91,7 @@ def _saved(options, tensors, outputs):
 
 def _backward(options, needed, grads, saved):
     need_x, need_channels = needed[0], any(needed[1:])
-    kernel = _tiers.kernel(options[0], NAME, "backward", saved[0].device)
+    kernel = registry.kernel(options[0], NAME, "backward", saved[0].device)
     results = kernel(grads[0], *saved, *options[1:], need_x, need_channels)
     return tuple(result if need else None for result, need in zip(results, needed))
 
@@ -100,14 +100,14 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     # Of the outputs' gradients, then of what was saved. `saved` itself, last, is a function of the others; and so is
     # the gradient of its gradient. y is linear in the bias, and so is the activation almost everywhere.
     need_grad, _, need_x, *need_channels = needed
-    kernel = _tiers.kernel(options[0], NAME, "double_backward", saved[0].device)
+    kernel = registry.kernel(options[0], NAME, "double_backward", saved[0].device)
     need = (need_grad, need_x, any(need_channels[:3]))
     grad_grad, grad_x, *of_channels = kernel(*grad_grads, grads[0], *saved, *options[1:], *need)
     results = [grad_grad, None, grad_x, *of_channels, None, None]
     return tuple(result if need else None for result, need in zip(results, needed))
 
 
-_tiers.Rule(NAME, _forward, _saved, _backward, _double_backward, non_differentiable=(1,))
+autograd.Rule(NAME, _forward, _saved, _backward, _double_backward, non_differentiable=(1,))
 
 
 def virtual_batch_norm(
@@ -126,28 +126,28 @@ def virtual_batch_norm(
     if chosen == "reference":
         return reference(x, ref_mean, ref_mean_square, own_share, weight, bias, eps, negative_slope)
     options = (chosen, own_share, eps, negative_slope)
-    return _tiers.differentiate(NAME, options, x, ref_mean, ref_mean_square, weight, bias)[0]
+    return autograd.differentiate(NAME, options, x, ref_mean, ref_mean_square, weight, bias)[0]
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------
 
 
 def _statistics(options, x):
-    return (_tiers.kernel(options[0], NAME, "statistics", x.device)(x),)
+    return (registry.kernel(options[0], NAME, "statistics", x.device)(x),)
 
 
 def _statistics_backward(options, needed, grads, saved):
     x, moments = saved
-    return (_tiers.kernel(options[0], NAME, "statistics_backward", x.device)(grads[0], x, moments),)
+    return (registry.kernel(options[0], NAME, "statistics_backward", x.device)(grads[0], x, moments),)
 
 
 def _statistics_double_backward(options, needed, grad_grads, grads, saved):
     x, moments = saved
-    kernel = _tiers.kernel(options[0], NAME, "statistics_double_backward", x.device)
+    kernel = registry.kernel(options[0], NAME, "statistics_double_backward", x.device)
     return (*kernel(grad_grads[0], grads[0], x, moments), None)
 
 
-_tiers.Rule(
+autograd.Rule(
     STATISTICS,
     _statistics,
     lambda options, tensors, outputs: (*tensors, *outputs),
@@ -161,4 +161,4 @@ def virtual_batch_norm_statistics(x: Tensor, implementation: str | None) -> tupl
     chosen = primitive.select(x, implementation)
     if chosen == "reference":
         return reference_statistics(x)
-    return _tiers.differentiate(STATISTICS, (chosen,), x)[0].unbind(0)
+    return autograd.differentiate(STATISTICS, (chosen,), x)[0].unbind(0)

@@ -6,8 +6,8 @@ A method is a function
 
 which calls ``critic(*inputs, *args, **kwargs)``, picks the outputs with ``select``, takes the gradients of their sum by
 the inputs, and hands these to ``penalty``, which returns the penalty and its derivative by each of them. It returns the
-penalty, what has a gradient of it, and those gradients. ``_double_backward`` has the one for any critic, ``_tangent``
-the one without double backward, which raises :class:`NotCovered` with the reason where it cannot.
+penalty, what has a gradient of it, and those gradients. ``_double_backward`` has the one for any critic,
+``gankern.tangent`` the one without double backward, which raises :class:`NotCovered` with the reason where it cannot.
 
 The gradients are computed inside of the call. So the critic's graph is gone when the penalty returns, and the scalar
 that it returns only hands the gradients out, times the gradient that comes in: to the loss's backward, GradScaler and
@@ -28,12 +28,13 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves
 
-from gankern.dispatch import short
+from gankern.core import autograd
+from gankern.core.dispatch import short
 from gankern.nn.modules.batch_norm_act import BatchNormAct
-from gankern.ops import _tiers
 from gankern.ops.gradient_penalty import penalty_and_direction
-from gankern.penalties import _double_backward, _tangent
-from gankern.penalties._nodes import NotCovered
+from gankern.penalties import _double_backward
+from gankern.tangent import method as tangent
+from gankern.tangent.nodes import NotCovered
 
 METHODS = ("auto", "tangent", "double_backward")
 
@@ -78,7 +79,7 @@ def penalize(
 
     # Named, since torch.compile passes on names and numbers to the tangent form, but no functions.
     penalty = ("norm", float(weight), float(target), bool(one_sided), reduction, dims or ())
-    pick = ("outputs", name, _tangent.NONE if select is None else select, samples)
+    pick = ("outputs", name, tangent.NONE if select is None else select, samples)
     arguments = (critic, inputs, penalty, pick, tuple(critic_args), dict(critic_kwargs or {}))
     others = tree_leaves((arguments[4], arguments[5]))
     attached = any(isinstance(x, Tensor) and x.requires_grad for x in (*inputs, *others))
@@ -87,10 +88,10 @@ def penalize(
             f"{name}: method='tangent' gives gradients to parameters only, and a sample or another argument of the "
             f"critic requires one; detach it, or use method='double_backward'"
         )
-    known = None if method == "tangent" or torch.compiler.is_compiling() else _tangent.refusal(critic)
+    known = None if method == "tangent" or torch.compiler.is_compiling() else tangent.refusal(critic)
     if method != "double_backward" and not attached and known is None:
         try:
-            handed = hand_out(*_tangent.penalty_gradients(*arguments))
+            handed = hand_out(*tangent.penalty_gradients(*arguments))
             _expect_gradients(critic)
             return handed
         except NotCovered as reason:
@@ -114,8 +115,8 @@ def _norm_penalty(weight: float, target: float, one_sided: bool, reduction: str,
     return penalty
 
 
-_tangent.MAKERS["norm"] = _norm_penalty
-_tangent.MAKERS["outputs"] = lambda name, select, samples: _Outputs(name, _tangent.none(select), samples)
+tangent.MAKERS["norm"] = _norm_penalty
+tangent.MAKERS["outputs"] = lambda name, select, samples: _Outputs(name, tangent.none(select), samples)
 
 
 # ---- gradients, handed out ---------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ def hand_out(value: Tensor, targets: Sequence[Tensor], gradients: Any) -> Tensor
     """``value``, with the given gradients for ``targets``."""
     if not targets:
         return value
-    return _tiers.apply(_HandOut, value, len(targets), *targets, *gradients)
+    return autograd.apply(_HandOut, value, len(targets), *targets, *gradients)
 
 
 def _expect_gradients(critic: Any) -> None:

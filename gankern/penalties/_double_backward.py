@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from gankern.double_backward import fast_double_backward
-from gankern.penalties._convolutions import fast_convolutions
-from gankern.penalties._tangent import resolve
+from gankern.core.double_backward import fast_double_backward
+from gankern.tangent.convolutions import fast_convolutions
+from gankern.tangent.method import resolve
 
 
 def penalty_gradients(

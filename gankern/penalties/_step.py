@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import gankern.nn as gnn
 from gankern.penalties._common import Select, _Outputs, is_training_batch_norm, pairs_of
-from gankern.penalties._convolutions import fast_convolutions
 from gankern.penalties._functions import Critic, Samples, dragan, drift, gradient_penalty, r1_penalty, r2_penalty
+from gankern.tangent.convolutions import fast_convolutions
 
 # Layers whose result for one sample depends on its batch, beside batch norm in training mode.
 _COUPLED = ("MinibatchStddev", "MinibatchStdDev", "MinibatchDiscrimination")

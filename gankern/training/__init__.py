@@ -1,8 +1,8 @@
 """Training a GAN: one loop, for one set of layers or for stock torch and gankern in lockstep."""
 
-from gankern.graphed import GraphedStep
 from gankern.training.checkpoint import Checkpoint, CheckpointError, TrainingError
 from gankern.training.config import PRESETS, Config, configure, read_options, reconfigure
+from gankern.training.graphed import GraphedStep
 from gankern.training.loop import CHECKPOINT, Diverged, Interrupted, OutputInUse, OutputLost, train
 from gankern.training.trainer import Trainer
 

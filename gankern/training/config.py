@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gankern import data, losses, models
-from gankern._names import look_up
+from gankern.core.names import look_up
 from gankern.data import ImageSource, Points
 from gankern.models import layers as layer_tables
 from gankern.models.conditional import CONDITIONINGS

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern import _feature_map
+from gankern.core.layout import empty, memory_format
 from gankern.triton.aot import AotEntry
 
 BLOCK = 512  # positions of a program
@@ -152,7 +152,7 @@ def _channel_kernel(
 
 def _geometry(x: Tensor) -> tuple[Tensor, bool, int]:
     """x as it is gone through, whether that is channels last, and its pixels."""
-    layout = _feature_map.memory_format(x)
+    layout = memory_format(x)
     return x.contiguous(memory_format=layout), layout != torch.contiguous_format, x[0, 0].numel() if len(x) else 0
 
 
@@ -215,7 +215,7 @@ def _factors(grad: Tensor, x: Tensor, group_size: int, num_channels: int, stride
 
 def forward(x: Tensor, group_size: int, num_channels: int, strided: bool, unbiased: bool, eps: float) -> Tensor:
     """Launches: 2, and a sum."""
-    out = _feature_map.empty(x, x.shape[1] + num_channels)
+    out = empty(x, x.shape[1] + num_channels)
     if x.numel():
         with torch.cuda.device_of(x):
             x, last, pixels = _geometry(x)
@@ -228,10 +228,10 @@ def backward(
     grad: Tensor, x: Tensor, group_size: int, num_channels: int, strided: bool, unbiased: bool, eps: float
 ) -> Tensor:
     """Launches: 1, after sums of the result's gradients."""
-    out = _feature_map.empty(x)
+    out = empty(x)
     if x.numel():
         with torch.cuda.device_of(x):
-            layout = _feature_map.memory_format(x)
+            layout = memory_format(x)
             x, last, pixels = _geometry(x)
             grad = grad.contiguous(memory_format=layout)
             k = _factors(grad, x, group_size, num_channels, strided)
@@ -251,10 +251,10 @@ def double_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Launches: 2, and sums."""
-    grad_grad, grad_x = _feature_map.empty(x, x.shape[1] + num_channels), _feature_map.empty(x)
+    grad_grad, grad_x = empty(x, x.shape[1] + num_channels), empty(x)
     if x.numel():
         with torch.cuda.device_of(x):
-            layout = _feature_map.memory_format(x)
+            layout = memory_format(x)
             x, last, pixels = _geometry(x)
             h = grad_grad_x.contiguous(memory_format=layout)
             k = _factors(grad, x, group_size, num_channels, strided)

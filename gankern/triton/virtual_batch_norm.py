@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern import _feature_map
+from gankern.core.layout import empty, memory_format
 from gankern.triton.aot import AotEntry
 
 TILE = 1024  # values
@@ -270,7 +270,7 @@ class _Map:
     """How a feature map is gone through: sizes, strides and the shape of a tile."""
 
     def __init__(self, x: Tensor) -> None:
-        self.layout = _feature_map.memory_format(x)
+        self.layout = memory_format(x)
         self.x = self.like(x)
         self.count, self.channels = x.shape[:2]
         self.pixels = x[0, 0].numel()
@@ -338,7 +338,7 @@ def _channel_gradients(sums: Tensor, x: Tensor, *vectors: Tensor | None) -> list
 
 def forward(x, ref_mean, ref_mean_square, weight, bias, own_share, eps, negative_slope) -> tuple[Tensor, Tensor]:
     """Launches: 1."""
-    out, saved = _feature_map.empty(x), x.new_empty((2, *x.shape[:2]), dtype=torch.float64)
+    out, saved = empty(x), x.new_empty((2, *x.shape[:2]), dtype=torch.float64)
     if x.numel():
         with torch.cuda.device_of(x):
             map_, vectors = _Map(x), _vectors(x, ref_mean, ref_mean_square, weight, bias)
@@ -351,7 +351,7 @@ def backward(
     grad, x, ref_mean, ref_mean_square, weight, bias, saved, own_share, eps, negative_slope, need_x, need_channels
 ) -> tuple[Tensor, ...]:
     """Launches: 1, and a sum over the examples."""
-    grad_x = _feature_map.empty(x) if need_x else x.new_empty(0)
+    grad_x = empty(x) if need_x else x.new_empty(0)
     sums = x.new_zeros((4, *x.shape[:2]), dtype=torch.float64)
     if x.numel():
         with torch.cuda.device_of(x):
@@ -385,8 +385,8 @@ def double_backward(
     need_channels,
 ) -> tuple[Tensor, ...]:
     """Launches: 1, and a sum over the examples."""
-    grad_grad = _feature_map.empty(x) if need_grad else x.new_empty(0)
-    grad_x = _feature_map.empty(x) if need_x else x.new_empty(0)
+    grad_grad = empty(x) if need_grad else x.new_empty(0)
+    grad_x = empty(x) if need_x else x.new_empty(0)
     sums = x.new_zeros((4, *x.shape[:2]), dtype=torch.float64)
     if x.numel():
         with torch.cuda.device_of(x):
@@ -411,7 +411,7 @@ def _sums(map_: _Map, h: Tensor | None, nearest: Tensor) -> Tensor:
 
 
 def _affine(map_: _Map, y: Tensor, coef: list[Tensor]) -> Tensor:
-    out = _feature_map.empty(map_.x)
+    out = empty(map_.x)
     programs = map_.programs * triton.cdiv(map_.pixels, map_.tile["PIXELS"])
     coefficients = torch.stack(coef).to(map_.wide)
     _affine_kernel[(programs,)](y, coefficients, out, *map_.sizes[1:], SUM=map_.sum, **map_.tile, num_warps=WARPS)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gankern import benchmark, verification
+from gankern.measure import benchmark, verification
 
 
 def gankern(*arguments, **options):

@@ -6,9 +6,9 @@ Right against fp64 in every order and dtype, the same bits every time, on any st
 import pytest
 import torch
 
-from gankern import verification
-from gankern.cases import all_cases
-from gankern.dispatch import FLOATING, Primitive, last_implementation
+from gankern.core.dispatch import FLOATING, Primitive, last_implementation
+from gankern.measure import verification
+from gankern.measure.cases import all_cases
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device")]
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import gankern.functional as GF
-from gankern.ops import _tiers
+from gankern.core import native
 
 ROOT = Path(__file__).resolve().parents[2]
 ISAS = ["baseline", "avx2", "avx512"]  # worst first
 
-needs_native = pytest.mark.skipif(_tiers.NATIVE_MISSING is not None, reason=str(_tiers.NATIVE_MISSING))
+needs_native = pytest.mark.skipif(native.NATIVE_MISSING is not None, reason=str(native.NATIVE_MISSING))
 
 
 def python(code: str, folder: Path, **environment: str | None) -> subprocess.CompletedProcess:

@@ -19,11 +19,11 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 
 import gankern
 import gankern.functional as GF
-from gankern.ops import _tiers
+from gankern.core import native
 from gankern.reference.batch_norm_act import batch_norm_act as reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-COMPILED = "reference" if _tiers.NATIVE_MISSING else "cpu"
+COMPILED = "reference" if native.NATIVE_MISSING else "cpu"
 ACTIVATIONS = [(None, 1.0), ("relu", 0.0), ("leaky_relu", 0.2)]
 
 # Planes of 64 values and more are lines, of which vectors take 2 to 16; shorter ones are columns. Segments of 4096, few

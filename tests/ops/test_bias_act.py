@@ -17,12 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankern
 import gankern.functional as GF
-from gankern import verification
-from gankern.cases.bias_act import CASES
-from gankern.ops import _tiers
+from gankern.core import native
+from gankern.measure import verification
+from gankern.measure.cases.bias_act import CASES
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-COMPILED = "reference" if _tiers.NATIVE_MISSING else "cpu"
+COMPILED = "reference" if native.NATIVE_MISSING else "cpu"
 STRAIGHT = ("linear", "relu", "leaky_relu")
 OPTIONS = [{}, {"gain": 1.7, "clamp": 0.8}, {"gain": -1.5, "clamp": 0.5, "negative_slope": -0.3}, {"gain": 0.0}]
 

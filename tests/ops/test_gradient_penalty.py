@@ -13,11 +13,11 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 
 import gankern
 import gankern.functional as GF
-from gankern.ops import _tiers
+from gankern.core import native
 from gankern.ops.gradient_penalty import penalty_and_direction
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-COMPILED = "reference" if _tiers.NATIVE_MISSING else "cpu"
+COMPILED = "reference" if native.NATIVE_MISSING else "cpu"
 OPTIONS = [(1.0, False), (1.0, True), (0.0, False), (3.0, True), (750.0, False)]
 SHAPES = [(1, 1), (3, 5), (4, 3, 8, 8), (2, 3, 70, 50), (1, 40000), (7,), (64, 2), (3, 0), (0, 4), (2, 8192), (2, 8193)]
 

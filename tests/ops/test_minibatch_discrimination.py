@@ -17,10 +17,10 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 
 import gankern
 import gankern.functional as GF
-from gankern.ops import _tiers
+from gankern.core import native
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-COMPILED = "reference" if _tiers.NATIVE_MISSING else "cpu"
+COMPILED = "reference" if native.NATIVE_MISSING else "cpu"
 
 # (N, B, C) and, for two sets, K. Vectors are of 2 to 16 lanes, blocks of 4 rows and 16 vectors; the last ones have so few
 # kernels for so many pairs that they are done as tournaments.

@@ -11,11 +11,11 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 
 import gankern
 import gankern.functional as GF
-from gankern.ops import _tiers
+from gankern.core import native
 from gankern.reference.minibatch_stddev import minibatch_stddev as reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-COMPILED = "reference" if _tiers.NATIVE_MISSING else "cpu"
+COMPILED = "reference" if native.NATIVE_MISSING else "cpu"
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 # Steps are of 4 vectors of up to 16 lanes; the last two have several chunks a group, and one group of two.

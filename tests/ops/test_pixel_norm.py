@@ -15,12 +15,12 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 
 import gankern
 import gankern.functional as GF
-from gankern import verification
-from gankern.cases.pixel_norm import CASES
-from gankern.ops import _tiers
+from gankern.core import native
+from gankern.measure import verification
+from gankern.measure.cases.pixel_norm import CASES
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-COMPILED = "reference" if _tiers.NATIVE_MISSING else "cpu"
+COMPILED = "reference" if native.NATIVE_MISSING else "cpu"
 
 # Lines and tiles, whole vectors and rests, one and several tiles and chunks.
 SHAPES = [(1, 1), (3, 5), (2, 512), (2, 17, 1, 1), (3, 5, 2, 3), (2, 33, 4, 4), (1, 3, 40, 41), (2, 1, 7, 9), (300, 40)]

@@ -14,8 +14,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import gankern
 import gankern.functional as GF
-from gankern import verification
-from gankern.cases import spectral_norm as cases
+from gankern.measure import verification
+from gankern.measure.cases import spectral_norm as cases
 from gankern.reference.spectral_norm import spectral_norm as reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -94,9 +94,9 @@ def test_verify(case, dtype):
 
 
 def test_verify_sees_a_wrong_kernel(monkeypatch):
-    from gankern.ops import _tiers
+    from gankern.core import registry
 
-    right = _tiers.kernel
+    right = registry.kernel
 
     def wrong(implementation, primitive, launcher, device):
         kernel = right(implementation, primitive, launcher, device)
@@ -104,7 +104,7 @@ def test_verify_sees_a_wrong_kernel(monkeypatch):
             return kernel
         return lambda *args: [x * (1 + 1e-3) for x in kernel(*args)]
 
-    monkeypatch.setattr(_tiers, "kernel", wrong)
+    monkeypatch.setattr(registry, "kernel", wrong)
     case = next(c for c in cases.CASES if c.verify)
     failed = {c.mode for c in verification.check(case, "cpu", torch.float32, "cpu") if not c.passed}
     assert "backward" in failed

@@ -19,13 +19,14 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 
 import gankern
 import gankern.functional as GF
-from gankern import filters, verification
-from gankern.cases import upfirdn2d as cases
-from gankern.ops import _tiers
+from gankern import filters
+from gankern.core import native
+from gankern.measure import verification
+from gankern.measure.cases import upfirdn2d as cases
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-COMPILED = "reference" if _tiers.NATIVE_MISSING else "cpu"
+COMPILED = "reference" if native.NATIVE_MISSING else "cpu"
 compiled_only = pytest.mark.skipif(COMPILED != "cpu", reason="the native library was not built")
 
 

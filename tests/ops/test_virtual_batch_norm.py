@@ -11,11 +11,11 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 
 import gankern
 import gankern.functional as GF
-from gankern.ops import _tiers
+from gankern.core import native
 from gankern.reference.virtual_batch_norm import virtual_batch_norm as reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-COMPILED = "reference" if _tiers.NATIVE_MISSING else "cpu"
+COMPILED = "reference" if native.NATIVE_MISSING else "cpu"
 FORMATS = [torch.contiguous_format, torch.channels_last]
 SLOPES = {None: 1.0, "relu": 0.0, "leaky_relu": 0.2}
 

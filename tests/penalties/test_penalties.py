@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 import gankern
 import gankern.nn as gnn
 from gankern import fast_double_backward, penalties
+from gankern.core import native
 from gankern.models import layers
-from gankern.ops import _tiers
 
 METHODS = ["double_backward", "auto"]
 
@@ -438,7 +438,7 @@ def test_ten_passes_a_step(method, count_convolutions):
     assert (count.maps, count.weights) == (2 * 3 + 2 + 1, 2 + 2)  # no data gradient of the samples
 
 
-@pytest.mark.skipif(_tiers.NATIVE_MISSING is not None, reason="the native library was not built")
+@pytest.mark.skipif(native.NATIVE_MISSING is not None, reason="the native library was not built")
 def test_a_step_convolves_by_the_engine():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(16, 32, 3, 1, 1), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(32 * 16 * 16, 1))

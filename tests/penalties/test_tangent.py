@@ -17,8 +17,9 @@ from torch.nn.utils import parametrizations
 
 import gankern.functional as GF
 import gankern.nn as gnn
-from gankern.penalties import _tangent, gradient_penalty
-from gankern.penalties._tangent import NotCovered, penalty_gradients
+from gankern.penalties import gradient_penalty
+from gankern.tangent import method as tangent
+from gankern.tangent.method import NotCovered, penalty_gradients
 
 
 class Net(nn.Module):
@@ -42,7 +43,7 @@ def two_sided(gradients):
     return 10 * (norms - 1).square().mean(), [scale.view(-1, *[1] * (g.dim() - 1)) * g for g in gradients]
 
 
-_tangent.MAKERS["two_sided"] = lambda: two_sided
+tangent.MAKERS["two_sided"] = lambda: two_sided
 
 
 def by_double_backward(critic, inputs, args=(), kwargs=None, dtype=torch.float64):
@@ -515,7 +516,7 @@ def test_refuses(name):
     with pytest.raises(NotCovered, match=reason):
         penalty_gradients(critic, [torch.randn(IMAGE, dtype=torch.float64)], ("two_sided",))
     assert all(p.requires_grad for p in critic.parameters())
-    assert _tangent.refusal(critic) is not None
+    assert tangent.refusal(critic) is not None
 
 
 def test_a_scripted_critic_is_refused():
@@ -770,7 +771,7 @@ def test_peak_memory():
     code = """
 import sys, torch
 from torch import nn
-from gankern.penalties._tangent import penalty_gradients
+from gankern.tangent.method import penalty_gradients
 sys.path.insert(0, {folder!r})
 from test_tangent import by_double_backward, two_sided
 layers = []

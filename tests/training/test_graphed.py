@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gankern import graphed
-from gankern.training import GraphedStep
+from gankern.training import GraphedStep, graphed
 
 
 @pytest.fixture

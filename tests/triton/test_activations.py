@@ -5,8 +5,8 @@ import torch
 from torch.autograd import gradgradcheck
 
 import gankern.functional as GF
-from gankern import verification
-from gankern.cases import bias_act, pixel_norm
+from gankern.measure import verification
+from gankern.measure.cases import bias_act, pixel_norm
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 pytestmark = [

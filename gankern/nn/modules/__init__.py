@@ -7,7 +7,7 @@ import torch.nn.modules
 if TYPE_CHECKING:
     from torch.nn.modules import *  # noqa: F403
 
-from gankern._torch_names import stand_in
+from gankern.core.torch_names import stand_in
 from gankern.nn.modules.activation import LeakyReLU, ReLU
 from gankern.nn.modules.batch_norm_act import BatchNorm2d
 from gankern.nn.modules.convolution import Conv2d, ConvTranspose2d

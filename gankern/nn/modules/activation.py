@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import gankern.functional as GF
-from gankern._torch_names import stand_in
+from gankern.core.torch_names import stand_in
 
 __getattr__ = stand_in(__name__, nn.modules.activation)[0]  # torch has a module of this name too
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch.nn.utils import *  # noqa: F403
 
 import gankern.nn.utils.parametrizations as parametrizations
-from gankern._torch_names import stand_in
+from gankern.core.torch_names import stand_in
 from gankern.nn.utils._group import group_spectral_norm
 from gankern.nn.utils._spectral_norm import spectral_norm
 

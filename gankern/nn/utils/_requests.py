@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
 
 import gankern.functional as GF
-from gankern.dispatch import FLOATING, short
+from gankern.core.dispatch import FLOATING, short
 
 
 class Rules(NamedTuple):

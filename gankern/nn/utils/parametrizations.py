@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations as torch_parametrizations
 
 import gankern.functional as GF
-from gankern._torch_names import stand_in
+from gankern.core.torch_names import stand_in
 from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim, normalize
 
 if TYPE_CHECKING:

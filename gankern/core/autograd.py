@@ -1,0 +1,185 @@
+"""How every primitive is differentiated: it tells autograd its three functions in a :class:`Rule`, and
+:func:`differentiate` runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from gankern.core.dispatch import refuse_gradient_order
+
+Tensors = Sequence[Tensor | None]
+
+RULES: dict[str, Rule] = {}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a primitive is computed and differentiated twice, on ``options``, a tuple of constants whose first is the
+    implementation, and on tensors, any of which may be None.
+
+    ``needed`` has an entry for each tensor that a gradient can be asked for: whether it is. A function returns None
+    for what is not needed or does not exist; a gradient that came in as None does not exist either. A tensor that came
+    in is not returned as it is (autograd forbids it), but as a view: ``x.view_as(x)``.
+    """
+
+    name: str
+    # (options, *tensors) -> outputs
+    forward: Callable[..., tuple[Tensor, ...]]
+    # (options, tensors, outputs) -> what the backward reads: some of them
+    saved: Callable[[tuple, Tensors, Tensors], Tensors]
+    # (options, needed, gradients of the outputs, saved) -> gradients of the tensors
+    backward: Callable[[tuple, Sequence[bool], Tensors, Tensors], Tensors]
+    # (options, needed, gradients of what backward returned, gradients of the outputs, saved) -> gradients of the
+    # gradients of the outputs, then of the saved ones; needed likewise
+    double_backward: Callable[[tuple, Sequence[bool], Tensors, Tensors, Tensors], Tensors]
+    non_differentiable: tuple[int, ...] = ()  # which outputs
+    # Whether a gradient is worth the question to the engine if it is needed: up to 40 microseconds for a leaf. Without,
+    # every tensor that requires a gradient needs one.
+    asks_engine: bool = False
+
+    def __post_init__(self) -> None:
+        RULES[self.name] = self
+
+
+recorder: Any = None  # within a tape of gankern.penalties: it differentiates by itself, with the same rules
+
+
+def differentiate(name: str, options: tuple, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """The outputs of a primitive's kernels, with gradients of first and second order by its rule."""
+    if recorder is not None:
+        return recorder.primitive(name, options, tensors)
+    if not torch.compiler.is_compiling() and first_order_only():
+        # Nobody will differentiate it: a small forward takes no longer than Function.apply does.
+        return RULES[name].forward(options, *tensors)
+    return apply(_Forward, name, options, *tensors)
+
+
+class _Forward(Function):
+    @staticmethod
+    def forward(name, options, *tensors):
+        return RULES[name].forward(options, *tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs, output) -> None:
+        ctx.name, ctx.options, *tensors = inputs
+        rule = RULES[ctx.name]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*[output[i] for i in rule.non_differentiable])
+        ctx.present = tuple(x is not None for x in tensors)
+        ctx.save_for_backward(*rule.saved(ctx.options, tensors, output))
+
+    @staticmethod
+    def backward(ctx: Any, *grads):
+        if all(g is None for g in grads):
+            return (None,) * (2 + len(ctx.present))
+        rule, saved = RULES[ctx.name], ctx.saved_tensors
+        needed = _needed(ctx, skip=2) if rule.asks_engine else ctx.needs_input_grad[2:]
+        if first_order_only():
+            result = rule.backward(ctx.options, needed, grads, saved)
+        else:
+            result = apply(_Backward, ctx.name, ctx.options, needed, len(grads), *grads, *saved)
+        return None, None, *result
+
+
+class _Backward(Function):
+    @staticmethod
+    def forward(name, options, needed, outputs, *tensors):
+        return tuple(RULES[name].backward(options, needed, tensors[:outputs], tensors[outputs:]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs, output) -> None:
+        ctx.name, ctx.options, _, ctx.outputs, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.present = tuple(x is not None for x in tensors)
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_grads):
+        if all(h is None for h in grad_grads):
+            return (None,) * (4 + len(ctx.present))
+        rule = RULES[ctx.name]
+        needed = _needed(ctx, skip=4) if rule.asks_engine else ctx.needs_input_grad[4:]
+        tensors = (*grad_grads, *ctx.saved_tensors)
+        if first_order_only():
+            n, m = len(grad_grads), len(grad_grads) + ctx.outputs
+            result = rule.double_backward(ctx.options, needed, tensors[:n], tensors[n:m], tensors[m:])
+        else:
+            result = apply(_DoubleBackward, ctx.name, ctx.options, needed, len(grad_grads), ctx.outputs, *tensors)
+        return None, None, None, None, *result
+
+
+class _DoubleBackward(Function):
+    @staticmethod
+    def forward(name, options, needed, inputs, outputs, *tensors):
+        n, m = inputs, inputs + outputs
+        return tuple(RULES[name].double_backward(options, needed, tensors[:n], tensors[n:m], tensors[m:]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs, output) -> None:
+        ctx.name = inputs[0]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads):
+        raise refuse_gradient_order(ctx.name, 2)
+
+
+def _needed(ctx: Any, skip: int) -> tuple[bool, ...]:
+    """For each tensor after the first ``skip`` inputs, whether the running backward has a use for its gradient.
+
+    ctx.needs_input_grad says which tensors require one: under ``autograd.grad(y, x)`` that holds for the weights too.
+    The engine knows better, but for a leaf that it was asked for: then it raises.
+    """
+    require = ctx.needs_input_grad[skip:]
+    if torch.compiler.is_compiling():  # what is not needed will be removed as dead code
+        return require
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return require
+    edges = iter(ctx.next_functions)  # one for each input that is a tensor
+    return tuple(
+        need and _will_run(node)
+        for need, (node, _) in zip(require, (next(edges) if present else (None, 0) for present in ctx.present))
+    )
+
+
+def _will_run(node: torch.autograd.graph.Node | None) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:
+        return True
+
+
+def first_order_only() -> bool:
+    """Whether a backward that runs now can call its kernel without recording it: nobody will differentiate it
+    again, in reverse (grad mode is off) or forward mode, or under a torch.func transform. torch.compile has no
+    double backward, and cannot trace a Function inside another one's backward."""
+    return torch.compiler.is_compiling() or not (
+        torch.is_grad_enabled()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def apply(function: type[Function], *args: Any) -> Any:
+    """``function.apply(*args)``. In eager mode outside torch.func this skips the binding of default arguments to
+    forward's signature, which costs as much as a small kernel; there are none."""
+    if torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():
+            # Dynamo would trace forward alone and lose the gradient.
+            raise RuntimeError(
+                "gankern's kernels cannot be compiled inside a torch.func transform: pass implementation='reference', "
+                "or leave the transform out of torch.compile"
+            )
+        # Where nothing is to be differentiated, Dynamo would call forward with a context that it does not take.
+        needed = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+        return function.apply(*args) if needed else function.forward(*args)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return function.apply(*args)
+    return super(Function, function).apply(*args)

@@ -1,0 +1,61 @@
+"""Cases: one set-up a primitive that serves verification, speed, memory and the command line alike.
+
+Each module here, one a primitive, holds a list CASES. `gankern verify` runs those with ``verify``, `gankern bench` and
+benchmarks/ those with ``bench``; shapes are those of real models.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Outputs = Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least that an algorithm for one mode must do: bytes to and from memory, and vector operations (counted by
+    lane; a fused multiply-add is one)."""
+
+    bytes: int
+    operations: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    primitive: str
+    name: str
+    # Deterministic inputs of a dtype on a device; gradients are taken for those that require them.
+    make: Callable[[torch.dtype, str], list[Tensor]]
+    # (implementation, inputs) -> outputs; nothing else decides the result. Buffers among the inputs may be updated,
+    # inputs that require gradients may not.
+    run: Callable[[str | None, Sequence[Tensor]], Outputs]
+    # The best that there is without gankern, each an eager formulation; bench also tries each under torch.compile.
+    peers: Mapping[str, Callable[[Sequence[Tensor]], Outputs]] = field(default_factory=dict)
+    # Mode ("forward", "backward", "double backward") -> least work, in fp32, from the inputs' shapes.
+    work: Callable[[Sequence[Tensor]], Mapping[str, Work]] = lambda inputs: {}
+    verify: bool = True
+    bench: bool = True
+    quick: bool = False  # also part of the quick runs
+    # Of a scaling run: what varies from case to case, and its value here. Such a case has no other part.
+    along: tuple[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.along is not None:
+            object.__setattr__(self, "verify", False)
+            object.__setattr__(self, "bench", False)
+
+
+def all_cases() -> list[Case]:
+    """The cases of every primitive, in the primitives' alphabetical order."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return [case for name in names for case in importlib.import_module(f"{__name__}.{name}").CASES]
+
+
+# Heights and widths along which the layers of feature maps [16, 64, H, W] are scaled.
+SIDES = (2, 4, 8, 16, 32, 64, 128)

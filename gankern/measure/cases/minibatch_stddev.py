@@ -1,0 +1,80 @@
+"""Minibatch standard deviation, in groups of 4: large feature maps, and the 4 x 4 one where ProGAN has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import gankern.functional as GF
+from gankern.measure.cases import SIDES, Case, Work
+
+NAME = "minibatch_stddev"
+GROUP, EPS = 4, 1e-8
+
+
+def _make(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, device: str) -> list[Tensor]:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    return [x.to(device, dtype).requires_grad_()]
+
+
+def _run(implementation: str | None, inputs: Sequence[Tensor], **options) -> Tensor:
+    return GF.minibatch_stddev(inputs[0], GROUP, eps=EPS, implementation=implementation, **options)
+
+
+def _appended(x: Tensor, variance: Tensor) -> Tensor:
+    """x with the mean of sqrt(variance + eps), [N / G, C, H, W], as one more channel."""
+    stddev = (variance + EPS).sqrt().mean((1, 2, 3), keepdim=True)
+    channel = stddev.repeat(GROUP, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+    return torch.cat([x, channel], 1)
+
+
+def _textbook(inputs: Sequence[Tensor]) -> Tensor:
+    (x,) = inputs
+    groups = x.unflatten(0, (GROUP, -1))
+    return _appended(x, (groups - groups.mean(0)).square().mean(0))
+
+
+def _var(inputs: Sequence[Tensor]) -> Tensor:
+    (x,) = inputs
+    return _appended(x, x.unflatten(0, (GROUP, -1)).var(0, correction=0))
+
+
+def _work(inputs: Sequence[Tensor]) -> dict[str, Work]:
+    """x in and the result out; x and the result's gradient in and that of x out."""
+    (x,) = inputs
+    own, result = 4 * x.numel(), 4 * x.numel() // x.shape[1] * (x.shape[1] + 1)
+    return {"forward": Work(own + result), "backward": Work(2 * own + result)}
+
+
+def _case(name: str, shape: tuple[int, ...], channels_last: bool = False, **options) -> Case:
+    peers = {"textbook": _textbook, "var": _var}
+    return Case(NAME, name, partial(_make, shape, channels_last), _run, peers, _work, **options)
+
+
+def _verified(name: str, shape: tuple[int, ...], channels_last: bool = False, **options) -> Case:
+    return Case(NAME, name, partial(_make, shape, channels_last), partial(_run, **options), bench=False, quick=True)
+
+
+LARGE = [(16, 128, 64, 64), (64, 128, 32, 32), (16, 512, 4, 4)]
+CASES = [
+    _case(
+        "x".join(map(str, shape)) + (" channels_last" if last else ""),
+        shape,
+        last,
+        verify=False,
+        quick=shape == LARGE[0] and not last,
+    )
+    for shape in LARGE
+    for last in (False, True)
+] + [
+    *(_case(f"16x64x{side}x{side}", (16, 64, side, side), along=("height", side)) for side in SIDES),
+    _verified("8x6x5x3", (8, 6, 5, 3)),
+    _verified("8x18x5x3 channels_last, 3 channels", (8, 18, 5, 3), True, num_channels=3),
+    _verified("6x40, unbiased, whole batch", (6, 40), unbiased=True, on_indivisible="whole_batch"),
+    _verified("12x3x70, contiguous groups", (12, 3, 70), layout="contiguous"),
+]

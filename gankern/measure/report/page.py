@@ -1,0 +1,46 @@
+"""One self-contained page for any number of records, and its pictures as files."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from gankern.core.files import write_bytes
+from gankern.measure.benchmark import MODES, OURS
+from gankern.measure.report.pictures import pictures
+from gankern.measure.report.record import Record
+
+_environment = Environment(loader=PackageLoader("gankern.measure.report", "."), autoescape=select_autoescape(["html"]))
+
+
+def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Writes ``report.html`` and the PNGs that it shows; their paths, the page first."""
+    sections, files = [], []
+    for record in records:
+        shown = []
+        for title, figure in pictures(record).items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, dpi=110, format="png")
+            file = folder / f"{record.path.stem}-{title.replace(', ', '-').replace(' ', '_').replace('_+_', '_')}.png"
+            write_bytes(file, buffer.getvalue())
+            files.append(file)
+            shown.append((title, base64.b64encode(buffer.getvalue()).decode()))
+        sections.append({"record": record, "pictures": shown, "summary": _summary(record)})
+    page = folder / "report.html"
+    html = _environment.get_template("page.html").render(sections=sections, OURS=OURS, modes=MODES)
+    write_bytes(page, html.encode())
+    return [page, *files]
+
+
+def _summary(record: Record) -> dict[str, int]:
+    """How the comparisons with peers ended."""
+    counts = {"faster": 0, "no difference": 0, "slower": 0}
+    for result in record.results:
+        if result.ratio is not None and result.along is None:
+            word = "no difference" if result.verdict == "no difference" else "faster" if result.ratio > 1 else "slower"
+            counts[word] += 1
+    return counts

@@ -1,8 +1,0 @@
-"""The tangent form as Dynamo sees it: one region of the graph, which it does not look into. Imported by what it traces,
-since importing Dynamo takes seconds."""
-
-import torch._dynamo
-
-from gankern.penalties._tangent import _penalty_gradients
-
-penalty_gradients = torch._dynamo.nonstrict_trace(_penalty_gradients)

@@ -1,0 +1,701 @@
+"""Which node of :mod:`gankern.tangent.nodes` an ATen operator leaves on a tape.
+
+``RULES`` has the operators that critics are made of: their linear maps are written out, so that nothing is computed for
+nothing. Any other differentiable operator becomes a ``Smooth`` node. What has no defined or no single meaning for the
+gradient of one sample is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gankern.core import autograd
+from gankern.ops import convolution as _convolutions
+from gankern.tangent.nodes import (
+    INPUT,
+    Bilinear,
+    Gate,
+    Join,
+    Linear,
+    NotCovered,
+    Parts,
+    Smooth,
+    Sum,
+    scaled,
+    sum_to,
+)
+
+aten = torch.ops.aten
+RULES: dict[Any, Callable[..., Any]] = {}
+
+
+def rule(*operators):
+    """Registers a function (tape, operator, *arguments) -> the operator's result, or NotImplemented where this case
+    is left to Smooth."""
+
+    def register(function):
+        RULES.update(dict.fromkeys(operators, function))
+        return function
+
+    return register
+
+
+def _linear(tape, x: Tensor, y: Tensor, forward, transpose, view: bool = False) -> Tensor:
+    tape.add(Linear(forward, transpose), (tape.find(x),), (y,), view)
+    return y
+
+
+# ---- convolutions and matrix products ------------------------------------------------------------------------------
+
+
+@rule(aten.convolution.default)
+def _convolution(tape, func, x, weight, bias, *options):
+    if x.dim() != weight.dim():  # not in a batch
+        return NotImplemented
+    fast = None if torch.is_autocast_enabled(x.device.type) else _convolutions.options_for_torch(x, weight, options)
+    if fast is not None:
+        # An equalised learning rate: the engine scales the weight as it reads it, and no scaled copy has to be kept.
+        weight, factor = tape.scaled_weights.get(tape.find(weight), (weight, 1.0))
+        (kind, padding, scale, *rest), *size = fast
+        return convolution(tape, (kind, padding, scale * factor, *rest), *size, x, weight, bias)
+    # Each of the three other passes would lay the weight out anew.
+    kept = weight.contiguous(memory_format=torch.channels_last) if _is_channels_last(x) else weight
+    y = func(x, kept, bias, *options)
+    backward = aten.convolution_backward.default
+
+    def f(a, b):
+        return func(a, b, None, *options)
+
+    def da(g, a, b):
+        return backward(g, a, b, None, *options, (True, False, False))[0]
+
+    def db(g, a, b):
+        return backward(g, a, b, None, *options, (False, True, False))[1]
+
+    def dc(g):
+        return g.sum([0, *range(2, g.dim())])
+
+    return _bilinear(tape, (x, weight, bias), y, f, da, db, dc, kept)
+
+
+def convolution(tape, options, height, width, x, weight, bias):
+    """A convolution by this library's engine: ops/convolution.py."""
+    forward, for_x, for_weight = _convolutions.passes(options, height, width)
+    y = forward(x, weight, bias)
+    return _bilinear(tape, (x, weight, bias), y, forward, for_x, for_weight, lambda g: g.sum((0, 2, 3)))
+
+
+def _is_channels_last(x) -> bool:
+    return (
+        x.dim() == 4
+        and x.device.type == "cpu"
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_contiguous()
+    )
+
+
+@rule(aten.addmm.default)
+def _addmm(tape, func, c, a, b, **scales):
+    if scales:
+        return NotImplemented
+    y = func(c, a, b)
+    shape = c.shape
+    return _bilinear(tape, (a, b, c), y, torch.mm, _mm_da, _mm_db, lambda g: sum_to(g, shape))
+
+
+@rule(aten.mm.default, aten.bmm.default)
+def _mm(tape, func, a, b):
+    return _bilinear(tape, (a, b), func(a, b), torch.matmul, _mm_da, _mm_db, None)
+
+
+@rule(aten.mv.default, aten.dot.default, aten.vdot.default)
+def _mv(tape, func, a, b):
+    if tape.kind((tape.find(a), tape.find(b))) & INPUT or a.is_complex():
+        return NotImplemented
+    outer = torch.outer if a.dim() == 2 else torch.mul
+    return _bilinear(
+        tape,
+        (a, b),
+        func(a, b),
+        func,
+        lambda g, a, b: outer(g, b),
+        lambda g, a, b: a.mT @ g if a.dim() == 2 else a * g,
+        None,
+    )
+
+
+def _mm_da(g, a, b):
+    return g @ b.mT
+
+
+def _mm_db(g, a, b):
+    return (g.mT @ a).mT  # a weight mostly comes as the transpose of a contiguous one
+
+
+@rule(aten.mul.Tensor, aten.mul_.Tensor)
+def _mul(tape, func, a, b):
+    a_value = tape.find(a) if isinstance(a, Tensor) else None
+    b_value = tape.find(b) if isinstance(b, Tensor) else None
+    if a_value is None or b_value is None:
+        if a_value is None:
+            a, b = b, a
+        x = a
+        if func is aten.mul_.Tensor and a_value is None:
+            raise NotCovered("a constant is multiplied in place by what depends on the input or a parameter")
+        y = func(a, b)
+        tape.save(b if isinstance(b, Tensor) else None)
+        _scale(tape, x, y, lambda t: t * b)
+        if isinstance(b, (int, float)) and y is not x and y.dtype == x.dtype and tape.find(x) in tape.parameters:
+            tape.scaled_weights[tape.find(y)] = x, float(b)
+        return y
+    if func is aten.mul_.Tensor:
+        return NotImplemented
+    y, a_shape, b_shape = func(a, b), a.shape, b.shape
+    return _bilinear(
+        tape, (a, b), y, torch.mul, lambda g, a, b: sum_to(g * b, a_shape), lambda g, a, b: sum_to(g * a, b_shape), None
+    )
+
+
+@rule(aten.div.Tensor, aten.div_.Tensor)
+def _div(tape, func, a, b):
+    if not isinstance(a, Tensor) or (isinstance(b, Tensor) and tape.find(b) is not None):
+        return NotImplemented
+    y = func(a, b)
+    tape.save(b if isinstance(b, Tensor) else None)
+    return _scale(tape, a, y, lambda t: t / b)
+
+
+@rule(aten.mul.Scalar, aten.mul_.Scalar, aten.div.Scalar, aten.div_.Scalar)
+def _scalar(tape, func, a, b):
+    y = func(a, b)
+    function = torch.mul if func in (aten.mul.Scalar, aten.mul_.Scalar) else torch.div
+    return _scale(tape, a, y, lambda t: function(t, b))
+
+
+@rule(aten.neg.default, aten.neg_.default)
+def _neg(tape, func, x):
+    return _scale(tape, x, func(x), torch.neg)
+
+
+def _scale(tape, x, y, function):
+    """y = c x with a constant c of a shape that broadcasts."""
+    shape, dtype = x.shape, x.dtype
+    if y.dtype != dtype:
+        kind = y.dtype
+        return _linear(tape, x, y, lambda t: function(t).to(kind), lambda g: sum_to(function(g), shape).to(dtype))
+    return _linear(tape, x, y, function, lambda g: sum_to(function(g), shape))
+
+
+def _bilinear(tape, operands, y, f, da, db, dc, kept=None):
+    """``kept`` is what f, da and db read for the second operand, if not the operand itself."""
+    ins = tuple(None if x is None else tape.find(x) for x in operands)
+    if tape.kind(ins[:2]) == 0:  # only what is added depends on something
+        shape = operands[2].shape
+        tape.add(
+            Linear(lambda t: t.expand(y.shape), lambda g: sum_to(g, shape) if dc is None else dc(g)), ins[2:], (y,)
+        )
+        return y
+    a, b = operands[:2]
+    node = Bilinear(f, da, db, dc, a, b if kept is None else kept)
+    node.curved = bool(tape.kind(ins[:1]) & tape.kind(ins[1:2]) & INPUT)
+    tape.add(node, ins, (y,))
+    tape.save(a, b)
+    return y
+
+
+# ---- piecewise-linear activations and pooling ----------------------------------------------------------------------
+
+
+@rule(aten.relu.default, aten.relu_.default)
+def _relu(tape, func, x):
+    y = func(x)
+    tape.add(Gate(aten.threshold_backward, y, 0), (tape.find(x),), (y,))
+    tape.save(y)
+    return y
+
+
+@rule(aten.leaky_relu.default, aten.leaky_relu_.default)
+def _leaky_relu(tape, func, x, slope=0.01):
+    if slope < 0:  # the result does not tell the sign
+        return NotImplemented
+    y = func(x, slope)
+    tape.add(Gate(aten.leaky_relu_backward, y, slope, True), (tape.find(x),), (y,))
+    tape.save(y)
+    return y
+
+
+@rule(aten.rrelu_with_noise.default)
+def _rrelu(tape, func, x, noise, lower=1 / 8, upper=1 / 3, training=False, generator=None):
+    return NotImplemented if training else _leaky_relu(tape, aten.leaky_relu.default, x, (lower + upper) / 2)
+
+
+@rule(aten.native_dropout.default)
+def _dropout(tape, func, x, p, train):
+    y, mask = func(x, p, train)
+    if train:
+        factor = 0.0 if p == 1 else 1 / (1 - p)
+        _linear(tape, x, y, lambda t: t * mask * factor, lambda g: g * mask * factor)
+    else:
+        _linear(tape, x, y, _same, _same)
+    return y, mask
+
+
+@rule(aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default)
+def _max_pool(tape, func, x, *options):
+    y, indices = func(x, *options)
+    if func is aten.max_pool2d_with_indices.default:
+        backward, ndim = aten.max_pool2d_with_indices_backward.default, 2
+    else:
+        backward, ndim = aten.max_pool3d_with_indices_backward.default, 3
+    kernel_size, stride, padding, dilation, ceil_mode = (*options, *((), 0, 1, False)[len(options) - 1 :])
+    like = torch.empty_like
+
+    def forward(t):
+        return t.flatten(-ndim).gather(-1, indices.flatten(-ndim)).view(indices.shape)
+
+    def transpose(g):
+        return backward(g, like(x), kernel_size, stride, padding, dilation, ceil_mode, indices)
+
+    tape.add(Linear(forward, transpose), (tape.find(x),), (y,))
+    return y, indices
+
+
+@rule(aten.avg_pool2d.default)
+def _avg_pool2d(tape, func, x, kernel_size, stride=(), padding=(0,), *rest):
+    y = func(x, kernel_size, stride, padding, *rest)
+    kernel, step, pad = _pair(kernel_size), _pair(stride or kernel_size), _pair(padding)
+    tiles = (
+        x.dim() == 4 and kernel == step and pad == [0, 0] and not any(r is not False and r is not True for r in rest)
+    )
+    if tiles and all(size % k == 0 for size, k in zip(x.shape[2:], kernel)):
+        area, size = kernel[0] * kernel[1], list(x.shape[2:])
+
+        def transpose(g):
+            return aten.upsample_nearest2d.default(g / area, size)
+    else:
+        shape = x.shape
+
+        def transpose(g):
+            options = (*rest, *(False, True, None)[len(rest) :])
+            like = g.new_empty(()).expand(shape)
+            return aten.avg_pool2d_backward.default(g, like, kernel, step, pad, *options)
+
+    return _linear(tape, x, y, lambda t: func(t, kernel_size, stride, padding, *rest), transpose)
+
+
+def _pair(x):
+    return list(x) * 2 if len(x) == 1 else list(x)
+
+
+# ---- sums ----------------------------------------------------------------------------------------------------------
+
+
+@rule(aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.sub_.Tensor)
+def _add(tape, func, a, b, alpha=1):
+    sign = 1 if func in (aten.add.Tensor, aten.add_.Tensor) else -1
+    return _sum(tape, (a, b), func(a, b, alpha=alpha), (1, sign * alpha))
+
+
+@rule(aten.add.Scalar, aten.sub.Scalar, aten.add_.Scalar, aten.sub_.Scalar)
+def _add_scalar(tape, func, a, b, alpha=1):
+    return _sum(tape, (a,), func(a, b, alpha), (1,))
+
+
+@rule(aten.rsub.Scalar)
+def _rsub(tape, func, a, b, alpha=1):
+    return _sum(tape, (a,), func(a, b, alpha), (-alpha,))
+
+
+@rule(aten.lerp.Scalar, aten.lerp_.Scalar)
+def _lerp(tape, func, a, b, weight):
+    return _sum(tape, (a, b), func(a, b, weight), (1 - weight, weight))
+
+
+def _sum(tape, terms, y, factors):
+    ins = tuple(tape.find(x) if isinstance(x, Tensor) else None for x in terms)
+    if y is terms[0] and ins[0] is None:
+        raise NotCovered("what depends on the input or a parameter is added in place to a constant")
+    if any(i is not None and x.dtype != y.dtype for i, x in zip(ins, terms)):
+        return _casting_sum(tape, terms, ins, y, factors)
+    shapes = [x.shape if isinstance(x, Tensor) else None for x in terms]
+    tape.add(Sum(y.shape, shapes, factors), ins, (y,))
+    return y
+
+
+def _casting_sum(tape, terms, ins, y, factors):
+    def forward(tangents):
+        return sum(scaled(t, c) for t, c in zip(tangents, factors)).to(y.dtype)
+
+    def transpose(g):
+        return [
+            None if i is None else scaled(sum_to(g, x.shape), c).to(x.dtype) for i, x, c in zip(ins, terms, factors)
+        ]
+
+    shapes = [x.shape if isinstance(x, Tensor) else () for x in terms]
+    tape.add(Join(forward, transpose, shapes), ins, (y,))
+    return y
+
+
+@rule(aten.sum.dim_IntList, aten.mean.dim, aten.sum.default, aten.mean.default)
+def _reduce(tape, func, x, dim=None, keepdim=False, *, dtype=None):
+    arguments = () if func in (aten.sum.default, aten.mean.default) else (dim, keepdim)
+    y = func(x, *arguments, dtype=dtype)
+    shape, kind = x.shape, x.dtype
+    dims = sorted(d % len(shape) for d in dim) if dim else list(range(len(shape)))
+    count = 1
+    if func in (aten.mean.dim, aten.mean.default):
+        for d in dims:
+            count *= shape[d]
+
+    def transpose(g):
+        if not keepdim:
+            for d in dims:
+                g = g.unsqueeze(d)
+        g = g if count == 1 else g / count
+        return g.to(kind).expand(shape)
+
+    return _linear(tape, x, y, lambda t: func(t, *arguments, dtype=dtype), transpose)
+
+
+# ---- shapes --------------------------------------------------------------------------------------------------------
+
+
+def _same(x):
+    return x
+
+
+@rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default)
+def _view(tape, func, x, *arguments):
+    shape = x.shape
+    y = view(func, x, *arguments)
+    result = y.shape
+    return _linear(tape, x, y, lambda t: t.reshape(result), lambda g: g.reshape(shape), view=True)
+
+
+def view(func, x, *arguments):
+    """The operator's result, or a copy where the tape's memory format, unlike the caller's, has no such view."""
+    try:
+        return func(x, *arguments)
+    except RuntimeError:
+        if func is not aten.view.default or not isinstance(arguments[0], (list, tuple)):
+            raise
+        return x.reshape(arguments[0])
+
+
+@rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default)
+def _squeeze(tape, func, x, *arguments):
+    return _view(tape, func, x, *arguments)
+
+
+@rule(aten.alias.default)
+def _alias(tape, func, x):
+    return _linear(tape, x, func(x), _same, _same, view=True)
+
+
+@rule(aten.t.default, aten.transpose.int)
+def _transpose(tape, func, x, *dims):
+    return _linear(tape, x, func(x, *dims), lambda t: func(t, *dims), lambda g: func(g, *dims), view=True)
+
+
+@rule(aten.permute.default)
+def _permute(tape, func, x, dims):
+    inverse = [0] * len(dims)
+    for i, d in enumerate(dims):
+        inverse[d % len(dims)] = i
+    return _linear(tape, x, func(x, dims), lambda t: t.permute(dims), lambda g: g.permute(inverse), view=True)
+
+
+@rule(aten.expand.default)
+def _expand(tape, func, x, size, **options):
+    shape = x.shape
+    y = func(x, size, **options)
+    return _linear(tape, x, y, lambda t: t.expand(size), lambda g: sum_to(g, shape), view=True)
+
+
+@rule(aten.slice.Tensor)
+def _slice(tape, func, x, dim=0, start=None, end=None, step=1):
+    shape = x.shape
+    y = func(x, dim, start, end, step)
+    start, end = 0 if start is None else start, shape[dim] if end is None else end
+    return _linear(
+        tape,
+        x,
+        y,
+        lambda t: func(t, dim, start, end, step),
+        lambda g: aten.slice_backward.default(g, shape, dim, start, end, step),
+        view=True,
+    )
+
+
+@rule(aten.select.int)
+def _select(tape, func, x, dim, index):
+    shape = x.shape
+    return _linear(
+        tape,
+        x,
+        func(x, dim, index),
+        lambda t: func(t, dim, index),
+        lambda g: aten.select_backward.default(g, shape, dim, index),
+        view=True,
+    )
+
+
+@rule(aten.clone.default)
+def _clone(tape, func, x, **options):
+    return _linear(tape, x, func(x, **options), _same, _same)
+
+
+@rule(aten._to_copy.default)
+def _to_copy(tape, func, x, **options):
+    y = func(x, **options)
+    if not y.is_floating_point():
+        return y
+    here, there = (x.dtype, x.device), (y.dtype, y.device)
+    return _linear(tape, x, y, lambda t: t.to(there[1], there[0]), lambda g: g.to(here[1], here[0]))
+
+
+@rule(aten.constant_pad_nd.default)
+def _pad(tape, func, x, pad, value=0):
+    back = [-p for p in pad]
+    return _linear(tape, x, func(x, pad, value), lambda t: func(t, pad, 0), lambda g: func(g, back, 0))
+
+
+@rule(aten.cat.default, aten.stack.default)
+def _cat(tape, func, tensors, dim=0):
+    y = func(tensors, dim)
+    if any(x.dtype != y.dtype or x.dim() == 1 != y.dim() for x in tensors):
+        return NotImplemented
+    if func is aten.stack.default:
+
+        def transpose(g):
+            return g.unbind(dim)
+    else:
+        sizes = [x.shape[dim] for x in tensors]
+
+        def transpose(g):
+            return g.split(sizes, dim)
+
+    node = Join(lambda parts: func(parts, dim), transpose, [x.shape for x in tensors])
+    tape.add(node, tuple(tape.find(x) for x in tensors), (y,))
+    return y
+
+
+@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int)
+def _split(tape, func, x, *arguments):
+    parts = func(x, *arguments)
+    dim = (*arguments, 0)[0 if func is aten.unbind.int else 1]
+    join = torch.stack if func is aten.unbind.int else torch.cat
+    node = Parts(lambda t: func(t, *arguments), lambda grads: join(grads, dim), [p.shape for p in parts])
+    tape.add(node, (tape.find(x),), parts, view=True)
+    return parts
+
+
+# ---- all other operators -------------------------------------------------------------------------------------------
+
+# The result depends on the shape of its argument alone.
+SHAPE_ONLY = {
+    *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"),
+    *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided", "is_same_size", "detach"),
+    *("sym_size", "sym_stride", "sym_numel", "sym_storage_offset"),
+}
+# Linear in their first argument, which is all that depends on anything: they keep nothing.
+LINEAR = {
+    *(f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d")),
+    *("upsample_trilinear3d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col", "col2im", "reflection_pad1d"),
+    *("reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d"),
+    *("avg_pool1d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "flip", "roll", "repeat", "cumsum"),
+    *("diagonal", "unfold", "tril", "triu", "index_select", "take_along_dim"),
+}
+# Piecewise linear: no curvature, though their masks depend on the input.
+FLAT = {
+    *("abs", "clamp", "clamp_min", "clamp_max", "hardtanh", "threshold", "leaky_relu", "relu6", "where", "maximum"),
+    *("minimum", "max", "min", "amax", "amin", "_prelu_kernel", "hardshrink", "softshrink", "adaptive_max_pool2d"),
+    *("adaptive_max_pool3d", "sort", "topk", "median", "kthvalue", "sign", "floor", "ceil", "round", "trunc"),
+    *("index", "gather", "masked_fill", "embedding", "lerp", "rrelu_with_noise"),
+}
+_BATCH_NORM = (
+    "batch norm in training mode: a sample's gradient depends on the other samples, and the penalty is not per sample "
+    "(use layer or instance norm, or eval mode)"
+)
+BATCH_NORM = {
+    *("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update", "_batch_norm_no_update"),
+    *("cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit_no_training"),
+}
+
+
+# Primitives of this library that have no curvature, by their options.
+FLAT_PRIMITIVES: dict[str, Callable[[tuple], bool]] = {
+    "bias_act": lambda options: not options[1].curved,
+    "batch_norm_act": lambda options: not options[1],  # in evaluation
+}
+
+
+def check_primitive(name: str, options: tuple, x: Tensor) -> None:
+    if name == "batch_norm_act" and options[1] and x.shape[0] > 1:
+        raise NotCovered(_BATCH_NORM)
+
+
+@cache
+def _traits(func) -> tuple[str, str, bool, bool, bool]:
+    """Namespace, name, whether it writes to an argument, draws random numbers, returns a view."""
+    schema = func._schema
+    namespace, name = schema.name.split("::")
+    view = bool(schema.returns) and schema.returns[0].alias_info is not None
+    mutable = schema.is_mutable
+    return namespace, name, mutable, torch.Tag.nondeterministic_seeded in func.tags, view and not mutable
+
+
+def record(tape, func, args, kwargs):
+    """The operator's result; it touches the inputs or a parameter."""
+    namespace, name, mutable, random, view = _traits(func)
+    if name in SHAPE_ONLY or namespace == "prim":
+        return func(*args, **kwargs)
+    if namespace != "aten":
+        raise NotCovered(f"the operator {func} is not one that this form knows")
+    if not torch.is_grad_enabled():
+        return _constant(tape, func, args, kwargs, mutable)
+    if tape.stale:
+        tape.check(tape.find(x) for x in _tensors(args))
+    known = RULES.get(func)
+    if known is not None:
+        result = known(tape, func, *args, **kwargs)
+        if result is not NotImplemented:
+            return result
+    if random:
+        raise NotCovered(f"{func} draws random numbers by what depends on the input")
+    if name in BATCH_NORM:
+        _check_batch_norm(name, args)
+    return _other(tape, func, args, kwargs, name, mutable, view)
+
+
+def _tensors(args):
+    for x in args:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, (list, tuple)):
+            yield from (y for y in x if isinstance(y, Tensor))
+
+
+def _constant(tape, func, args, kwargs, mutable):
+    """An operator within no_grad: its result is a constant, unless it is in a custom autograd.Function."""
+    written = args[0] if mutable and args and isinstance(args[0], Tensor) and "out" not in kwargs else None
+    if written is not None and tape.find(written) is not None:
+        raise NotCovered(f"{func} writes within no_grad to what depends on the input or a parameter")
+    function = _custom_function()
+    if function is not None:
+        raise NotCovered(f"the autograd.Function {function} is not one that this form knows")
+    return func(*args, **kwargs)
+
+
+def _custom_function() -> str | None:
+    """The name of the autograd.Function whose forward is running."""
+    import sys
+
+    codes = {torch.autograd.Function.apply.__func__.__code__: "cls", autograd.apply.__code__: "function"}
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in codes:
+            return frame.f_locals[codes[frame.f_code]].__name__
+        frame = frame.f_back
+    return None
+
+
+def _check_batch_norm(name, args):
+    if name in ("_batch_norm_no_update", "_native_batch_norm_legit_no_training"):
+        return
+    training = name == "_batch_norm_with_update" or next(a for a in args[3:] if isinstance(a, bool))
+    if training and args[0].shape[0] > 1:  # instance norm comes as the batch norm of one sample
+        raise NotCovered(_BATCH_NORM)
+
+
+def _other(tape, func, args, kwargs, name, mutable, view):
+    """Any differentiable operator: a Smooth node."""
+    label = str(func)
+    target = None
+    if mutable:
+        if not name.endswith("_") or "out" in kwargs:
+            raise NotCovered(f"{label} writes to an argument")
+        target = args[0]
+        if tape.find(target) is None:
+            raise NotCovered(f"{label} writes what depends on the input or a parameter into a constant")
+        name = name[:-1]
+        func = getattr(getattr(aten, name, None), func._overloadname, None)
+        if func is None or name in ("copy", "set", "resize", "zero", "fill"):
+            raise NotCovered(f"{label} writes in place")
+        args = (target.clone(), *args[1:])
+        tape.mark(args[0], tape.find(target))
+    values, tensors, places = [], [], []
+    for i, x in enumerate(args):
+        if isinstance(x, Tensor):
+            _note(tape, x, (i, None), values, tensors, places)
+        elif isinstance(x, (list, tuple)):
+            for j, y in enumerate(x):
+                if isinstance(y, Tensor):
+                    _note(tape, y, (i, j), values, tensors, places)
+    if any(isinstance(x, Tensor) and tape.find(x) is not None for x in kwargs.values()):
+        raise NotCovered(f"{label} with a keyword argument that depends on the input or a parameter")
+
+    result = func(*args, **kwargs)
+    single = isinstance(result, Tensor)
+    outputs = (result,) if single else tuple(result) if isinstance(result, (tuple, list)) else ()
+    outputs = tuple(y if isinstance(y, Tensor) and y.is_floating_point() else None for y in outputs)
+    if all(y is None for y in outputs):
+        return result  # numbers, comparisons and indices are constants
+    if target is not None:
+        target.copy_(result)
+        outputs = (target,)
+        result = target
+
+    if name in LINEAR and places == [(0, None)] and len(outputs) == 1:
+        shape, rest = args[0].shape, args[1:]
+        node: Any = Linear(lambda t: func(t, *rest, **kwargs), _transposed(func, shape, rest, kwargs))
+    else:
+        constants = [list(x) if isinstance(x, (list, tuple)) else x for x in args]
+        for i, j in places:
+            if j is None:
+                constants[i] = None
+            else:
+                constants[i][j] = None
+
+        def function(*xs):
+            full = [list(x) if isinstance(x, list) else x for x in constants]
+            for (i, j), x in zip(places, xs):
+                if j is None:
+                    full[i] = x
+                else:
+                    full[i][j] = x
+            y = func(*full, **kwargs)
+            return (y,) if isinstance(y, Tensor) else y
+
+        flat = name in FLAT or name in LINEAR or (name in BATCH_NORM and not _training(name, args))
+        node = Smooth(function, tensors, not flat and bool(tape.kind(values) & INPUT), label)
+        tape.save(*tensors, *(x for x in args if isinstance(x, Tensor)))
+    tape.add(node, tuple(values), outputs, view)
+    return result
+
+
+def _training(name, args) -> bool:
+    return name == "_batch_norm_with_update" or any(a is True for a in args[3:])
+
+
+def _note(tape, x, place, values, tensors, places):
+    value = tape.find(x)
+    if value is not None:
+        values.append(value)
+        tensors.append(x)
+        places.append(place)
+
+
+def _transposed(func, shape, rest, kwargs):
+    def transpose(g):
+        with torch.enable_grad():
+            x = g.new_zeros(()).expand(shape).requires_grad_()
+            return torch.autograd.grad(func(x, *rest, **kwargs), x, g)[0]
+
+    return transpose

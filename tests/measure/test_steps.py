@@ -1,0 +1,44 @@
+"""Whole training steps: every variant trains the same model on the same images."""
+
+import pytest
+import torch
+
+from gankern import models
+from gankern.measure import steps
+from gankern.measure.benchmark import ACCELERATED, OURS
+from gankern.measure.steps import Step
+
+STEPS = [
+    Step("dcgan", "dcgan", 4, "non_saturating", options={"size": 16, "width": 8}),
+    Step("sngan", "sngan", 2, "hinge", options={"size": 32, "width": 8}),
+]
+PENALIZED = Step("wgan_gp", "wgan_gp", 3, "wasserstein", True, options={"size": 16, "width": 8})
+GROWN = Step("progan", "progan", 4, "wasserstein", True, drift=1e-3, options={"size": 8, "width": 8})
+
+
+def after_one(step, variant, monkeypatch):
+    built, build = [], models.build
+    monkeypatch.setattr(models, "build", lambda *a, **k: built.append(build(*a, **k)) or built[-1])
+    steps.make_step(step, variant, "cpu")()
+    monkeypatch.undo()
+    (gan,) = built
+    return [p.detach().clone() for network in (gan.generator, gan.discriminator) for p in network.parameters()]
+
+
+@pytest.mark.parametrize("variant", [OURS, ACCELERATED])
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_all_variants_take_the_same_step(step, variant, monkeypatch):
+    expected = after_one(step, "torch", monkeypatch)
+    ours = after_one(step, variant, monkeypatch)
+    # Adam's first step is the learning rate times a sign: where a gradient is rounding, the sign is.
+    difference = torch.cat([(a - b).abs().flatten() for a, b in zip(ours, expected, strict=True)])
+    assert difference.mean() < 0.02 * step.lr
+
+
+@pytest.mark.parametrize("step", [PENALIZED, GROWN], ids=lambda step: step.name)
+def test_measured_with_a_penalty(step):
+    result = steps.measure(step, "cpu", compiled=False, seconds=0)
+    assert result.peer == "torch"
+    assert all(contender.median for contender in result.contenders.values())
+    spent = steps.breakdown(step, OURS, "cpu")
+    assert spent["gradient penalty"] > 0 and spent["convolution"] > 0 and spent["optimiser"] > 0
