@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gankern.cli._fail import fail
 from gankern.data import POINTS
+from gankern.games import Picture
 from gankern.training import CHECKPOINT, TrainingError, pictures
 from gankern.training import checkpoint as checkpoints
 
@@ -71,7 +72,7 @@ def sample(
             samples = checkpoints.generator(saved, side)(latents, *labels)
         if samples.ndim == 2:
             title = f"{saved.config.model} after {saved.step} steps"
-            pictures.save_samples(out, {title: samples}, modes=POINTS[saved.config.data].modes)
+            pictures.save_samples(out, {title: Picture(samples, modes=POINTS[saved.config.data].modes)})
         else:
             pictures.save_grid(out, samples, COLUMNS)
     except (OSError, ValueError, ImportError, TrainingError) as error:

@@ -1,14 +1,18 @@
 """gankern train: a GAN on images or points, on torch's layers, on gankern's, or on both side by side."""
 
+import json
+import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from gankern import data as data_sets
-from gankern import models, training
+from gankern import games, models, training
 from gankern.cli._fail import fail
 from gankern.training import checkpoint, record
 
@@ -16,13 +20,13 @@ from gankern.training import checkpoint, record
 def train(
     model: Annotated[
         str | None,
-        typer.Argument(help="gan, dcgan, wgan, wgan_gp, sn_dcgan, sngan, progan or wgan_gp_toy", show_default=False),
+        typer.Argument(help="what to train; without it, everything that there is is listed", show_default=False),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="mnist5k, digits, shapes or a folder [default: mnist5k]; 8gaussians, 25gaussians or swiss_roll for "
-            "wgan_gp_toy [default: 8gaussians]",
+            help="mnist5k, digits, shapes, ... or a folder; 8gaussians, 25gaussians or swiss_roll for models of points "
+            "[default: the model's own]",
             show_default=False,
         ),
     ] = None,
@@ -82,6 +86,9 @@ def train(
     threads: Annotated[int | None, typer.Option(help="CPU threads [default: torch's]")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="steps between checkpoints")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", help="an option of the game's own", metavar="NAME=VALUE")
+    ] = None,
 ) -> None:
     """Train MODEL on images or points, on torch's layers, on gankern's, or (--compare) on both from one seed.
 
@@ -94,22 +101,27 @@ def train(
     given |= {"compare": compare or None, "tensorboard": tensorboard or None}
     console = Console()
     try:
+        given["options"] = _own_options(option or ()) or None
         if config is not None:
             given |= {n: value for n, value in training.read_options(config).items() if given[n] is None}
         model, data = given.pop("model"), given.pop("data")
+        given_data = data
         if model is None and not (resume and out):
-            raise ValueError(f"no MODEL: name one ({', '.join(models.MODELS)}), or a --config that does")
-        if data is None and not resume:
-            data = "8gaussians" if model in models.FOR_POINTS else "mnist5k"
-        out = out or Path("runs") / f"{model}-{data or 'mnist5k'}"
+            if config is not None:
+                raise ValueError(f"no MODEL: name one ({', '.join(games.names())}), or a --config that does")
+            console.print(_listing())
+            return
+        if model is not None:
+            data = data or ("8gaussians" if model in models.FOR_POINTS else games.find(model).data)
+        out = out or Path("runs") / f"{model}-{data}"
         if resume:
             saved = checkpoint.load(out / training.CHECKPOINT)
-            settings = training.reconfigure(saved.config, model=model, data=data, **given)
-            samples, labels = _load(settings.data, settings.size, settings.conditioning)
+            settings = training.reconfigure(saved.config, model=model, data=given_data, **given)
+            samples, labels = _load(settings.model, settings.data, settings.size, settings.conditioning)
         else:
             saved = None
             wanted = given["size"] if resize or (config is not None and size is None) else None
-            samples, labels = _load(data, wanted, given.get("conditioning"))
+            samples, labels = _load(model, data, wanted, given.get("conditioning"))
             settings = training.configure(model, data, samples, labels, **given)
         result = training.train(settings, samples, out, saved, console, labels)
     except training.Interrupted as stop:
@@ -129,6 +141,41 @@ def train(
     )
 
 
-def _load(data: str, size: int | None, conditioning: str | None):
+def _load(model: str, data: str, size: int | None, conditioning: str | None):
     samples = data_sets.load(data, size)
-    return samples, None if conditioning is None else data_sets.labels(data)
+    kind = "labels" if conditioning is not None else games.find(model).needs
+    return samples, None if kind is None else data_sets.condition(data, kind)
+
+
+def _own_options(given: Sequence[str]) -> dict[str, Any]:
+    """Options as NAME=VALUE: numbers, true and false, or else strings.
+
+    >>> _own_options(["rate=1e-3", "unroll=5", "smooth=true", "kind=ring"])
+    {'rate': 0.001, 'unroll': 5, 'smooth': True, 'kind': 'ring'}
+    """
+    options: dict[str, Any] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--option must be NAME=VALUE, got {item!r}")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+def _listing() -> Table:
+    """Everything that can be trained, by family, with a line each."""
+    table = Table("name", "what", title="gankern train MODEL")
+    families: dict[str, list[tuple[str, str]]] = {}
+    for name in games.names():
+        game = games.find(name)
+        text = (models.MODELS[name] if name in models.MODELS else sys.modules[game.__module__]).__doc__ or ""
+        families.setdefault(game.family, []).append((name, text.strip().partition("\n")[0].replace("``", "")))
+    for family, rows in families.items():
+        table.add_row(f"[bold]{family}[/]", "")
+        for row in rows:
+            table.add_row(*row)
+        table.add_section()
+    return table

@@ -2,12 +2,13 @@
 
 from gankern.data.batches import EndlessBatches
 from gankern.data.files import BrokenFile, ImageFolder, cifar10
-from gankern.data.images import DATASETS, check, labels, load, resize
+from gankern.data.images import CONDITIONS, DATASETS, check, condition, labels, load, resize
 from gankern.data.points import POINTS, EndlessPoints, Points
 from gankern.data.shapes import Factors, Shapes
 from gankern.data.source import ImageSource
 
 __all__ = [
+    "CONDITIONS",
     "DATASETS",
     "POINTS",
     "BrokenFile",
@@ -20,6 +21,7 @@ __all__ = [
     "Shapes",
     "check",
     "cifar10",
+    "condition",
     "labels",
     "load",
     "resize",

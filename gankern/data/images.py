@@ -1,5 +1,6 @@
 """Image sets by name or path: [N, C, H, W], float32, in [−1, 1] as a generator's tanh gives them."""
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -121,6 +122,19 @@ def resize(images: Tensor, size: int) -> Tensor:
     return resized.clamp(-1.0, 1.0)
 
 
+# What games may need beside the samples -> a function of a data set's name that gives it, in the order of its images.
+CONDITIONS: dict[str, Callable[[str], Tensor | ImageSource]] = {}
+
+
+def condition(name: str, kind: str) -> Tensor | ImageSource:
+    """What a data set has beside its images, one for each, by its kind: a key of ``CONDITIONS``.
+
+    >>> condition("digits", "labels")[:3].tolist()
+    [0, 1, 2]
+    """
+    return look_up(CONDITIONS, kind, "condition")(name)
+
+
 def labels(name: str) -> Tensor:
     """The labels [N], int64, of a data set that has them, in the order of its images.
 
@@ -138,3 +152,6 @@ def labels(name: str) -> Tensor:
     if any((Path(name) / file).exists() for file in files.CIFAR10_FILES):
         return files.cifar10(name)[1]
     raise ValueError(f"the {'points' if name in POINTS else 'images'} of {name} have no labels")
+
+
+CONDITIONS["labels"] = labels

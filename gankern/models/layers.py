@@ -72,6 +72,17 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return F.leaky_relu(super().forward(x), self.negative_slope, inplace=True)
 
 
+class BatchNormAct1d(nn.BatchNorm1d):
+    """Batch norm of features [N, C], then a leaky ReLU; ReLU at slope 0."""
+
+    def __init__(self, channels: int, negative_slope: float = 0.0):
+        super().__init__(channels)
+        self.negative_slope = negative_slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(super().forward(x), self.negative_slope, inplace=True)
+
+
 class ConditionalBatchNormAct2d(nn.BatchNorm2d):
     """Batch norm whose scale and shift are looked up by label, then ReLU (Dumoulin 2017, arXiv 1610.07629)."""
 
@@ -202,6 +213,10 @@ def batch_norm_act(channels: int, negative_slope: float = 0.0) -> nn.Module:
     return gnn.BatchNormAct2d(channels, **_act(negative_slope))
 
 
+def batch_norm_act_1d(channels: int, negative_slope: float = 0.0) -> nn.Module:
+    return gnn.BatchNormAct1d(channels, **_act(negative_slope))
+
+
 def virtual_batch_norm_act(channels: int, negative_slope: float = 0.0, implementation: str | None = None) -> nn.Module:
     return gnn.VirtualBatchNorm2d(channels, **_act(negative_slope), implementation=implementation)
 
@@ -253,6 +268,7 @@ class Layers:
     relu: Callable[..., nn.Module]
     leaky_relu: Callable[..., nn.Module]
     batch_norm_act: Callable[..., nn.Module]
+    batch_norm_act_1d: Callable[..., nn.Module]
     virtual_batch_norm_act: Callable[..., nn.Module]
     conditional_batch_norm_act: Callable[..., nn.Module]
     equalized_linear: Callable[..., nn.Module]
@@ -276,6 +292,7 @@ TORCH = Layers(
     relu=nn.ReLU,
     leaky_relu=nn.LeakyReLU,
     batch_norm_act=BatchNormAct2d,
+    batch_norm_act_1d=BatchNormAct1d,
     # How the network's reference batch comes through the layers is not for every model to write again; the arithmetic
     # is plain PyTorch.
     virtual_batch_norm_act=partial(virtual_batch_norm_act, implementation="reference"),
@@ -301,6 +318,7 @@ GANKERN = replace(
     relu=gnn.ReLU,
     leaky_relu=gnn.LeakyReLU,
     batch_norm_act=batch_norm_act,
+    batch_norm_act_1d=batch_norm_act_1d,
     conditional_batch_norm_act=partial(gnn.ConditionalBatchNorm2d, activation="relu"),
     virtual_batch_norm_act=virtual_batch_norm_act,
     equalized_linear=gnn.EqualizedLinear,

@@ -1,7 +1,7 @@
 """Training a GAN: one loop, for one set of layers or for stock torch and gankern in lockstep."""
 
+from gankern.games._config import PRESETS, Config, configure, read_options, reconfigure
 from gankern.training.checkpoint import Checkpoint, CheckpointError, TrainingError
-from gankern.training.config import PRESETS, Config, configure, read_options, reconfigure
 from gankern.training.graphed import GraphedStep
 from gankern.training.loop import CHECKPOINT, Diverged, Interrupted, OutputInUse, OutputLost, train
 from gankern.training.trainer import Trainer

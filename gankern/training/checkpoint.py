@@ -22,8 +22,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from gankern import models
-from gankern.training.config import Config
+from gankern import games
+from gankern.games import Game, Run
+from gankern.games._config import Config
 
 FORMAT = "gankern-checkpoint"
 VERSION = 3
@@ -91,14 +92,21 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(Config(**content["config"]), content["step"], content["history"], content["trainers"])
 
 
+def game(checkpoint: Checkpoint, side: str) -> Game:
+    """The game as it stood, in evaluation mode, on the CPU and without data: for looking at what was trained."""
+    state = checkpoint.trainers[side]
+    played = games.find(checkpoint.config.model)(Run(checkpoint.config, side))
+    if "average" in state:
+        played.shown = AveragedModel(played.networks[played.averaged])
+        played.shown.load_state_dict(state["average"])
+        played.shown.eval()
+    for name, network in played.networks.items():
+        network.load_state_dict(state[name])
+        network.eval()
+    played.load_extra_state(state.get("extra", {}))
+    return played
+
+
 def generator(checkpoint: Checkpoint, side: str) -> nn.Module:
     """The generator that samples are drawn from, in evaluation mode: the averaged one if there is one."""
-    config = checkpoint.config
-    gan = models.build(config.model, layers=side, **config.architecture())
-    state = checkpoint.trainers[side]
-    if "average" in state:
-        averaged = AveragedModel(gan.generator)
-        averaged.load_state_dict(state["average"])
-        return averaged.eval()
-    gan.generator.load_state_dict(state["generator"])
-    return gan.generator.eval()
+    return game(checkpoint, side).average()

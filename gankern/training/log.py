@@ -1,17 +1,23 @@
 """The losses and times of every step and the figures of merit: in memory, in files, and in the checkpoints."""
 
 import csv
-from dataclasses import astuple, fields
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from gankern.games import Picture
 from gankern.training import pictures
 from gankern.training.trainer import Step
 
-COLUMNS = [field.name for field in fields(Step)]
+
+def _columns(players: Sequence[str]) -> list[str]:
+    return [f"{player}_{what}" for what in ("loss", "seconds") for player in players]
+
+
+def _row(step: Step) -> list[float]:
+    return [*step.losses.values(), *step.seconds.values()]
 
 
 class Log:
@@ -20,22 +26,27 @@ class Log:
     What is added is written to log.csv and metrics.csv too, and to TensorBoard's files if that is asked for.
     """
 
-    def __init__(self, folder: Path, history: dict[str, Any], tensorboard: bool = False):
+    def __init__(self, folder: Path, history: dict[str, Any], players: Sequence[str], tensorboard: bool = False):
         """``history`` is what ``state_dict`` or ``empty`` gave; the files are written anew from it."""
-        self.folder = folder
-        self.steps = {side: [Step(*row) for row in rows.tolist()] for side, rows in history["steps"].items()}
+        self.folder, self.players, self.columns = folder, players, _columns(players)
+
+        def step(row: list[float]) -> Step:
+            return Step(dict(zip(players, row)), dict(zip(players, row[len(players) :])))
+
+        self.steps = {side: [step(row) for row in rows.tolist()] for side, rows in history["steps"].items()}
         self.figures = list(history["figures"])
         self.file = (folder / "log.csv").open("w", newline="")
         self.writer = csv.writer(self.file)
-        self.writer.writerow(["step", *(f"{side}_{column}" for side in self.steps for column in COLUMNS)])
+        self.writer.writerow(["step", *(f"{side}_{column}" for side in self.steps for column in self.columns)])
         for i, results in enumerate(zip(*self.steps.values(), strict=True), start=1):
             self._write(i, results)
         self._write_figures()
         self.board = _board(folder, len(next(iter(self.steps.values()))) + 1) if tensorboard else None
 
     @staticmethod
-    def empty(sides: tuple[str, ...]) -> dict[str, Any]:
-        return {"steps": {side: torch.empty(0, len(COLUMNS), dtype=torch.float64) for side in sides}, "figures": []}
+    def empty(sides: Sequence[str], players: Sequence[str]) -> dict[str, Any]:
+        width = len(_columns(players))
+        return {"steps": {side: torch.empty(0, width, dtype=torch.float64) for side in sides}, "figures": []}
 
     def append(self, number: int, results: dict[str, Step]) -> None:
         for side, steps in self.steps.items():
@@ -43,8 +54,8 @@ class Log:
         self._write(number, [results[side] for side in self.steps])
         if self.board is not None:
             for side, step in results.items():
-                for column in COLUMNS:
-                    self.board.add_scalar(f"{column}/{side}", getattr(step, column), number)
+                for column, value in zip(self.columns, _row(step)):
+                    self.board.add_scalar(f"{column}/{side}", value, number)
 
     def append_figures(self, number: int, figures: dict[str, dict[str, float]]) -> None:
         self.figures.append({"step": number, **figures})
@@ -54,15 +65,16 @@ class Log:
                 for name, value in found.items():
                     self.board.add_scalar(f"{name}/{side}", value, number)
 
-    def picture(self, number: int, samples: dict[str, Tensor]) -> None:
-        """Samples of every side, for TensorBoard, which takes images alone."""
+    def picture(self, number: int, drawn: dict[str, Picture]) -> None:
+        """What was drawn of every side, for TensorBoard, which takes images alone."""
         if self.board is not None:
-            for side, batch in samples.items():
-                if batch.ndim == 4:
-                    self.board.add_image(f"samples/{side}", pictures.grid(batch), number, dataformats="HWC")
+            for title, picture in drawn.items():
+                if picture.batch.ndim == 4:
+                    image = pictures.grid(picture.batch, picture.columns)
+                    self.board.add_image(f"samples/{title}", image, number, dataformats="HWC")
 
     def _write(self, number: int, results) -> None:
-        self.writer.writerow([number, *(value for step in results for value in astuple(step))])
+        self.writer.writerow([number, *(value for step in results for value in _row(step))])
 
     def _write_figures(self) -> None:
         if not self.figures:
@@ -77,9 +89,9 @@ class Log:
                 writer.writerow([row["step"], *(row[side].get(name, "") for side in sides for name in names)])
 
     def state_dict(self) -> dict[str, Any]:
-        """{"steps": {side: [steps, 4] float64}, "figures": as they are}."""
+        """{"steps": {side: [steps, columns] float64}, "figures": as they are}."""
         steps = {
-            side: torch.tensor([astuple(step) for step in steps], dtype=torch.float64).view(-1, len(COLUMNS))
+            side: torch.tensor([_row(step) for step in steps], dtype=torch.float64).view(-1, len(self.columns))
             for side, steps in self.steps.items()
         }
         return {"steps": steps, "figures": self.figures}

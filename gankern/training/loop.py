@@ -19,20 +19,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from gankern import games
 from gankern.data import ImageSource, Points
+from gankern.games import Picture
+from gankern.games._config import Config
 from gankern.training import checkpoint as checkpoints
 from gankern.training import parallel, pictures
 from gankern.training import record as records
 from gankern.training.checkpoint import Checkpoint, CheckpointError, TrainingError
-from gankern.training.config import Config
-from gankern.training.evaluation import evaluator
 from gankern.training.log import Log
 from gankern.training.trainer import Step, Trainer
 
 CHECKPOINT = "checkpoint.pt"
 CONFIG = "config.json"
-SAMPLES = {"images": 64, "points": 2000}  # in a picture, always of the same latents
-COLUMNS = 8
 
 
 class OutputInUse(TrainingError):
@@ -94,15 +93,26 @@ def train(
             _run(config, trainers, done, out, stop, lambda step, results: None, lambda step: None)
         return None
 
-    evaluate = evaluator(config, samples, labels) if config.evaluate else None
-    draw = _drawing(config, samples, trainers)
+    game = trainers[config.sides[0]].game
+    titles = {name: player.title or name for name, player in game.players.items()}
+    evaluate = games.find(config.model).evaluator(config, samples, labels) if config.evaluate else None
+
+    def draw(path: Path) -> dict[str, Picture]:
+        drawn = {side: trainer.game.pictures() for side, trainer in trainers.items()}
+        several = any(len(found) > 1 for found in drawn.values())
+        titled = {f"{n}, {side}" if several else side: p for side, found in drawn.items() for n, p in found.items()}
+        if titled:
+            pictures.save_samples(path, titled)
+        return titled
+
     with _folder(config, out, resuming=saved is not None) as writing, _stop_on_signal() as stop:
-        log = Log(out, saved.history if saved else Log.empty(config.sides), config.tensorboard)
+        history = saved.history if saved else Log.empty(config.sides, list(titles))
+        log = Log(out, history, list(titles), config.tensorboard)
 
         def save(step: int) -> None:
             with writing():
                 if evaluate and _evaluates(config, step) and all(row["step"] != step for row in log.figures):
-                    log.append_figures(step, {side: evaluate(trainer) for side, trainer in trainers.items()})
+                    log.append_figures(step, {side: evaluate(trainer.game) for side, trainer in trainers.items()})
                 log.flush()
                 states = {side: trainer.state_dict() for side, trainer in trainers.items()}
                 checkpoints.save(out / CHECKPOINT, Checkpoint(config, step, log.state_dict(), states))
@@ -123,18 +133,16 @@ def train(
 
         with writing():
             draw(out / "samples.png")
-            pictures.save_loss_curves(out / "losses.png", log.steps)
+            pictures.save_loss_curves(out / "losses.png", log.steps, titles)
             if log.figures:
                 pictures.save_figure_curves(out / "metrics.png", log.figures)
-            network = trainers[config.sides[0]]
-            parameters = {
-                player: sum(p.numel() for p in getattr(network, player).parameters())
-                for player in ("generator", "discriminator")
-            }
+            parameters = {name: sum(p.numel() for p in net.parameters()) for name, net in game.networks.items()}
             # It takes the steps of one process, so of several it would need the others.
             control = _control(config, samples, labels) if config.compare and processes.number == 1 else []
             seconds = perf_counter() - began
-            record = records.make(config, log.steps, control, parameters, seconds, log.figures, processes.number)
+            record = records.make(
+                config, log.steps, control, titles, parameters, seconds, log.figures, processes.number
+            )
             checkpoints.write_atomically(out / "record.json", (json.dumps(record, indent=2) + "\n").encode())
     return record
 
@@ -158,10 +166,9 @@ def _run(
         results = {side: trainers[side].step() for side in order}
         note(step, results)
         for side, result in results.items():
-            if not (math.isfinite(result.d_loss) and math.isfinite(result.g_loss)):
-                raise Diverged(
-                    f"at step {step} the {side} side's losses are D {result.d_loss}, G {result.g_loss}; {_advice(out)}"
-                )
+            if not all(map(math.isfinite, result.losses.values())):
+                losses = ", ".join(f"{player.upper()} {loss}" for player, loss in result.losses.items())
+                raise Diverged(f"at step {step} the {side} side's losses are {losses}; {_advice(out)}")
         signal_number = processes.largest(stop.signal)
         if step % config.checkpoint_every == 0 or step == config.steps or signal_number:
             _check_finite(trainers, step, out)
@@ -189,25 +196,8 @@ def _evaluates(config: Config, step: int) -> bool:
     return (rest == 0 and number % config.evaluate == 0) or step == config.steps
 
 
-def _drawing(config: Config, samples, trainers: dict[str, Trainer]) -> Callable[[Path], dict[str, Tensor]]:
-    """A function that draws every side's samples of the same latents as a picture, and returns them."""
-    number = SAMPLES["points" if isinstance(samples, Points) else "images"]
-    latents = torch.randn(number, config.latent, generator=torch.Generator().manual_seed(config.seed))
-    labels, columns = None, COLUMNS
-    if config.conditioning:
-        labels = torch.arange(number) % config.num_classes
-        columns = config.num_classes if config.num_classes <= 16 else COLUMNS  # a column for each class
-
-    def draw(path: Path) -> dict[str, Tensor]:
-        drawn = {side: trainer.sample(latents, labels) for side, trainer in trainers.items()}
-        pictures.save_samples(path, drawn, columns, getattr(samples, "modes", None))
-        return drawn
-
-    return draw
-
-
 def _control(config: Config, samples, labels: Tensor | None) -> list[Step]:
-    """The first steps of the torch side once more, with the discriminator's weights changed by one rounding.
+    """The first steps of the torch side once more, with the first player's weights changed by one rounding.
 
     Two correct implementations differ by roundings, so their losses may come apart as far as these do from the
     torch side's, and not much farther.
@@ -215,7 +205,7 @@ def _control(config: Config, samples, labels: Tensor | None) -> list[Step]:
     trainer = Trainer(config, "torch", samples, labels)
     random = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
-        for weight in trainer.discriminator.parameters():
+        for weight in trainer.parameters(next(iter(trainer.game.players))):
             noise = torch.randn(weight.shape, generator=random).to(weight.device)
             weight.mul_(1.0 + 0.5 * torch.finfo(weight.dtype).eps * noise)
     return [trainer.step() for _ in range(min(records.CONTROL_STEPS, config.steps))]
@@ -299,9 +289,10 @@ def _progress(config: Config, done: int, console: Console | None) -> Iterator:
 
         def advance(results: dict[str, Step]) -> None:
             for side, step in results.items():
-                recent[side] = [*recent[side][-19:], step.d_seconds + step.g_seconds]
+                recent[side] = [*recent[side][-19:], sum(step.seconds.values())]
                 rate = config.batch_size * config.n_critic / fmean(recent[side])
-                now = f"D {step.d_loss:.3f} G {step.g_loss:.3f} {rate:.0f} {kind}/s"
+                losses = " ".join(f"{player.upper()} {loss:.3f}" for player, loss in step.losses.items())
+                now = f"{losses} {rate:.0f} {kind}/s"
                 progress.update(bars[side], advance=1, now=now)
 
         yield advance

@@ -1,6 +1,6 @@
 """The pictures a run leaves: samples, loss curves, figures of merit, an animation. No display is needed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from torch import Tensor
 
+from gankern.games import Picture
 from gankern.training.trainer import Step
 
 LABELS = {
@@ -48,17 +49,17 @@ def save_grid(path: Path, images: Tensor, columns: int = 8) -> None:
     imsave(path, grid(images, columns).repeat(scale, axis=0).repeat(scale, axis=1))
 
 
-def save_samples(path: Path, samples: dict[str, Tensor], columns: int = 8, modes: Tensor | None = None) -> None:
+def save_samples(path: Path, drawn: dict[str, Picture]) -> None:
     """One titled grid of images, or scatter plot of points, for each entry, from left to right.
 
-    Points [N, 2] are drawn with the true ``modes`` [K, 2] behind them, if there are any.
+    Points [N, 2] are drawn with the true modes [K, 2] behind them, if there are any.
     """
-    figure = Figure(figsize=(6 * len(samples), 6.4), layout="constrained")
-    for axes, (title, batch) in zip(figure.subplots(1, len(samples), squeeze=False)[0], samples.items(), strict=True):
-        if batch.ndim == 2:
-            _scatter(axes, batch, modes)
+    figure = Figure(figsize=(6 * len(drawn), 6.4), layout="constrained")
+    for axes, (title, picture) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
+        if picture.batch.ndim == 2:
+            _scatter(axes, picture.batch, picture.modes)
         else:
-            axes.imshow(grid(batch, columns), interpolation="nearest")
+            axes.imshow(grid(picture.batch, picture.columns), interpolation="nearest")
             axes.axis("off")
         axes.set_title(title)
     figure.savefig(path, dpi=100)
@@ -72,16 +73,15 @@ def _scatter(axes, points: Tensor, modes: Tensor | None) -> None:
     axes.legend(loc="upper right")
 
 
-def save_loss_curves(path: Path, steps: dict[str, list[Step]]) -> None:
-    """Both players' losses against the step, every side in the same axes."""
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    for axes, column, player in zip(
-        figure.subplots(2, 1, sharex=True), ("d_loss", "g_loss"), ("discriminator", "generator"), strict=True
-    ):
+def save_loss_curves(path: Path, steps: dict[str, list[Step]], titles: Mapping[str, str]) -> None:
+    """The players' losses against the step, every side in the same axes; ``titles`` of the players, by name."""
+    figure = Figure(figsize=(10, 3 * len(titles)), layout="constrained")
+    rows = figure.subplots(len(titles), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (player, title) in zip(rows, titles.items(), strict=True):
         for (side, results), style in zip(steps.items(), ("-", "--"), strict=False):
-            losses = [getattr(step, column) for step in results]
+            losses = [step.losses[player] for step in results]
             axes.plot(range(1, len(losses) + 1), losses, style, linewidth=0.8, label=side)
-        axes.set_ylabel(f"{player} loss")
+        axes.set_ylabel(f"{title} loss")
         axes.grid(alpha=0.3)
         axes.legend(loc="upper right")
     axes.set_xlabel("step")

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,20 +13,23 @@ import torch
 from rich.table import Table
 
 import gankern
+from gankern.games._config import Config
 from gankern.training import pictures
-from gankern.training.config import Config
 from gankern.training.trainer import Step
 
-PHASES = {
-    "discriminator step": lambda step: step.d_seconds,
-    "generator step": lambda step: step.g_seconds,
-    "whole step": lambda step: step.d_seconds + step.g_seconds,
-}
+WHOLE = "whole step"
 
 # Rounding differences grow exponentially in a GAN's training: over the first steps they measure the kernels, later
 # they only say that two runs have become two runs. The control (see loop.py) tells which is which.
 SPANS = {"first 5 steps": 5, "first 20 steps": 20}
 CONTROL_STEPS = max(SPANS.values())
+
+
+def _phases(titles: Mapping[str, str]) -> dict[str, Callable[[Step], float]]:
+    """What is timed: each player's moves, and all."""
+    moves = {f"{title} step": lambda step, player=player: step.seconds[player] for player, title in titles.items()}
+    return {**moves, WHOLE: lambda step: sum(step.seconds.values())}
+
 
 # Variables that change what is measured.
 ENVIRONMENT = [
@@ -41,6 +45,7 @@ def make(
     config: Config,
     steps: dict[str, list[Step]],
     control: list[Step],
+    titles: Mapping[str, str],
     parameters: dict[str, int],
     wall_seconds: float,
     figures: list[dict],
@@ -49,7 +54,8 @@ def make(
     """The record of a run. ``wall_seconds`` is of this process, all else of every step since step 1.
 
     ``control``, which only a comparison has, is what a comparison's loss differences are to be held against: the
-    first steps on torch's layers, from weights changed by one rounding. ``figures`` is a ``Log``'s.
+    first steps on torch's layers, from weights changed by one rounding. ``titles`` are the players', by name.
+    ``figures`` is a ``Log``'s.
     """
     record = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -66,30 +72,30 @@ def make(
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "steps": len(next(iter(steps.values()))),
         "wall_seconds": round(wall_seconds, 1),
-        "sides": {side: _side(config, results) for side, results in steps.items()},
+        "sides": {side: _side(config, results, titles) for side, results in steps.items()},
     }
     if figures:
         record["figures"] = figures[-1]
     if config.compare and control:
-        record["comparison"] = _comparison(steps["torch"], steps["gankern"], control)
+        record["comparison"] = _comparison(steps["torch"], steps["gankern"], control, titles)
     return record
 
 
-def _side(config: Config, steps: list[Step]) -> dict:
-    seconds = {phase: median(map(measure, steps)) for phase, measure in PHASES.items()}
+def _side(config: Config, steps: list[Step], titles: Mapping[str, str]) -> dict:
+    seconds = {phase: median(map(measure, steps)) for phase, measure in _phases(titles).items()}
     return {
         "median_milliseconds": {phase: 1e3 * value for phase, value in seconds.items()},
-        "images_per_second": config.batch_size * config.n_critic / seconds["whole step"],
-        "final_loss": {"discriminator": steps[-1].d_loss, "generator": steps[-1].g_loss},
+        "images_per_second": config.batch_size * config.n_critic / seconds[WHOLE],
+        "final_loss": {title: steps[-1].losses[player] for player, title in titles.items()},
     }
 
 
-def _comparison(stock: list[Step], ours: list[Step], control: list[Step]) -> dict:
+def _comparison(stock: list[Step], ours: list[Step], control: list[Step], titles: Mapping[str, str]) -> dict:
     spans = SPANS | {"all steps": len(stock)}
     return {
         "speedup": {
             phase: median(measure(a) / measure(b) for a, b in zip(stock, ours, strict=True))
-            for phase, measure in PHASES.items()
+            for phase, measure in _phases(titles).items()
         },
         "largest_loss_difference": {
             span: {
@@ -105,7 +111,7 @@ def _comparison(stock: list[Step], ours: list[Step], control: list[Step]) -> dic
 
 
 def _largest_loss_difference(some: list[Step], others: list[Step]) -> float:
-    return max(max(abs(a.d_loss - b.d_loss), abs(a.g_loss - b.g_loss)) for a, b in zip(some, others, strict=True))
+    return max(abs(a.losses[p] - b.losses[p]) for a, b in zip(some, others, strict=True) for p in a.losses)
 
 
 def _hardware(config: Config) -> dict:
@@ -143,13 +149,13 @@ def table(record: dict) -> Table:
     comparison = record.get("comparison")
     if comparison:
         result.add_column("torch / gankern", justify="right")
-    for phase in PHASES:
+    for phase in next(iter(sides.values()))["median_milliseconds"]:
         row = [f"{side['median_milliseconds'][phase]:.2f} ms" for side in sides.values()]
         row += [f"{comparison['speedup'][phase]:.3f}x"] if comparison else []
         result.add_row(phase, *row)
     result.add_section()
     result.add_row("images a second", *(f"{side['images_per_second']:.0f}" for side in sides.values()))
-    for player in ("discriminator", "generator"):
+    for player in next(iter(sides.values()))["final_loss"]:
         result.add_row(f"final {player} loss", *(f"{side['final_loss'][player]:.4f}" for side in sides.values()))
     if "figures" in record:
         result.add_section()

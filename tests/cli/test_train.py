@@ -12,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from gankern import games
 from gankern.cli.sample import sample
 from gankern.cli.train import train
 from gankern.training import CHECKPOINT, checkpoint
@@ -111,7 +112,21 @@ def test_configuration_file(tmp_path):
     mine.write_text("stepps = 5\n")
     assert says(run("--config", mine), "unknown option", "did you mean steps")
     assert says(run("--config", tmp_path / "none.toml"), "No such file")
-    assert says(run(), "no MODEL", "sn_dcgan")
+    mine.write_text("steps = 5\n")
+    assert says(run("--config", mine), "no MODEL", "sn_dcgan")
+
+
+def test_everything_that_can_be_trained_is_listed():
+    result = run()
+    assert result.exit_code == 0
+    assert all(name in result.output for name in games.names())
+
+
+def test_options_of_a_game(tmp_path):
+    assert says(run("dcgan", *SMALL, "-o", "code_weight=1"), "dcgan has no options of its own", "code_weight=1")
+    assert says(run("infogan", "-o", "code=1"), "unknown option of infogan 'code'", "code_weight")
+    assert says(run("infogan", "-o", "code_weight=high"), "code_weight must be a float, got 'high'")
+    assert says(run("infogan", "-o", "code_weight"), "--option must be NAME=VALUE")
 
 
 def test_labels_by_one_option(tmp_path):

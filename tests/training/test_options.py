@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from gankern import data, models, training
+from gankern.games.adversarial import Adversarial
 from gankern.training import checkpoint as checkpoints
 from gankern.training import record as records
-from gankern.training.evaluation import evaluator
 
 TINY = {"latent": 8, "batch_size": 8, "threads": 1, "steps": 4}
 WIDTHS = {"gan": 10, "wgan_gp": 2}
@@ -74,8 +74,8 @@ def test_figures_of_perfect_points():
     points = data.load("25gaussians")
     configuration = training.configure("wgan_gp_toy", "25gaussians", points, width=8, threads=1)
     trainer = training.Trainer(configuration, "torch", points)
-    trainer.sample = lambda latents: points.sample(len(latents), torch.Generator().manual_seed(7))
-    found = evaluator(configuration, points)(trainer)
+    trainer.game.sample = lambda latents: points.sample(len(latents), torch.Generator().manual_seed(7))
+    found = Adversarial.evaluator(configuration, points)(trainer.game)
     assert found["modes_covered"] == 25
     assert found["high_quality"] == pytest.approx(0.989, abs=0.005)
     assert found["sliced_wasserstein"] < 0.03
@@ -100,7 +100,7 @@ def test_learning_rates_fall_to_zero():
     rates = []
     for _ in range(6):
         trainer.step()
-        rates.append([group["lr"] for o in (trainer.g_optimiser, trainer.d_optimiser) for group in o.param_groups])
+        rates.append([group["lr"] for o in trainer.optimisers.values() for group in o.param_groups])
     assert rates == [[pytest.approx(lr)] * 2 for lr in (0.4, 0.3, 0.2, 0.1, 0.0, 0.0)]
 
 
@@ -248,10 +248,10 @@ def test_figures_of_real_images_are_the_best(images):
     images = data.load("digits", size=16)
     configuration = config("wgan_gp", images, evaluate=1, evaluate_samples=1000)
     trainer = training.Trainer(configuration, "torch", images)
-    evaluate = evaluator(configuration, images)
-    worse = evaluate(trainer)
-    trainer.sample = lambda latents, labels: evaluate.real
-    best = evaluate(trainer)
+    evaluate = Adversarial.evaluator(configuration, images)
+    worse = evaluate(trainer.game)
+    trainer.game.sample = lambda latents, labels: evaluate.real
+    best = evaluate(trainer.game)
     assert best["fid"] == pytest.approx(0.0, abs=1e-3) and worse["fid"] > 10 * best["fid"]
     assert best["kid"] < 0.01 * worse["kid"]
     assert best["inception_score"] > 7 > worse["inception_score"]
@@ -265,10 +265,10 @@ def test_figures_of_a_conditional_critic(images, labels):
     options = {"conditioning": "projection", "evaluate": 1, "evaluate_samples": 600}
     configuration = config("wgan_gp", images, labels, **options)
     trainer = training.Trainer(configuration, "gankern", images, labels)
-    evaluate = evaluator(configuration, images, labels)
-    assert evaluate(trainer)["wasserstein_estimate"] != 0.0
-    trainer.sample = lambda latents, labels: evaluate.real
-    assert evaluate(trainer)["wasserstein_estimate"] == 0.0
+    evaluate = Adversarial.evaluator(configuration, images, labels)
+    assert evaluate(trainer.game)["wasserstein_estimate"] != 0.0
+    trainer.game.sample = lambda latents, labels: evaluate.real
+    assert evaluate(trainer.game)["wasserstein_estimate"] == 0.0
 
 
 def test_figures_in_another_networks_features(images, tmp_path):
@@ -279,7 +279,7 @@ def test_figures_in_another_networks_features(images, tmp_path):
     path = tmp_path / "features.pt"
     torch.jit.script(Means()).save(path)
     configuration = config("gan", images, evaluate=1, features=str(path), evaluate_samples=100)
-    found = evaluator(configuration, images)(training.Trainer(configuration, "torch", images))
+    found = Adversarial.evaluator(configuration, images)(training.Trainer(configuration, "torch", images).game)
     assert found["fid"] >= 0 and "inception_score" not in found
 
 
@@ -291,7 +291,7 @@ def test_figures_need_labels_or_features(images, tmp_path):
     pictures = data.load(str(tmp_path), size=8)
     configuration = training.configure("gan", str(tmp_path), pictures, **TINY, width=10, evaluate=1)
     with pytest.raises(ValueError, match="nothing to train a classifier on .*pass --features FILE"):
-        evaluator(configuration, pictures)
+        Adversarial.evaluator(configuration, pictures)
 
 
 def test_tensorboard(images, tmp_path):

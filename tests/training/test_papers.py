@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from gankern import data, losses, models, training
+from gankern.games._critic import DISCRIMINATOR_LOSSES, Objective
+from gankern.games._growth import stage
 from gankern.training import checkpoint as checkpoints
-from gankern.training.critic import DISCRIMINATOR_LOSSES, Objective
-from gankern.training.growth import stage
 
 TINY = {
     "gan": {"width": 10},
@@ -69,7 +69,7 @@ def test_loss_of_a_linear_critic(side):
 def test_wgan_clips_and_takes_rmsprop(images):
     trainer = training.Trainer(config("wgan", images), "torch", images)
     trainer.step()
-    assert isinstance(trainer.d_optimiser, torch.optim.RMSprop)
+    assert isinstance(trainer.optimisers["d"], torch.optim.RMSprop)
     assert max(p.abs().max() for p in trainer.discriminator.parameters()) <= 0.01 + 1e-9
     assert max(p.abs().max() for p in trainer.generator.parameters()) > 0.01
 
@@ -93,11 +93,11 @@ def test_growth_changes_networks_and_forgets_optimisers(images):
     trainer = training.Trainer(config("progan", images, grow_steps=2), "torch", images)
     seen = []
     for _ in range(5):
-        before = trainer.d_optimiser
+        before = trainer.optimisers["d"]
         trainer.step()
         networks = (trainer.generator, trainer.discriminator, trainer.average.module)
         assert len({(network.resolution, network.alpha) for network in networks}) == 1
-        seen.append((trainer.generator.resolution, trainer.generator.alpha, trainer.d_optimiser is before))
+        seen.append((trainer.generator.resolution, trainer.generator.alpha, trainer.optimisers["d"] is before))
     assert seen == [(4, 1.0, True), (4, 1.0, True), (8, 0.0, False), (8, 0.5, True), (8, 1.0, True)]
     assert trainer.sample(torch.randn(3, 4)).shape == (3, 1, 8, 8)
 

@@ -2,15 +2,16 @@
 
 import json
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import torch
 from torch import Tensor
 
-from gankern import data, losses, models
+from gankern import data, games, losses, models
 from gankern.core.names import look_up
 from gankern.data import ImageSource, Points
 from gankern.models import layers as layer_tables
@@ -53,7 +54,7 @@ class Config:
     n_critic: int = 1  # discriminator steps for each generator step
     ema: float | None = None  # decay of the generator average that samples are drawn from; None samples the last one
     conditioning: str | None = None  # how labels come in: projection or concatenation; None trains without
-    num_classes: int = 0  # of the labels
+    num_classes: int = 0  # of the labels; the length of another condition
     minibatch_discrimination: int = 0  # similarity features of the discriminator
     generator_norm: str | None = None  # None is the model's own
     discriminator_norm: str | None = None
@@ -68,9 +69,10 @@ class Config:
     threads: int = 1
     device: str = "cpu"
     checkpoint_every: int = 200
+    options: dict[str, Any] = field(default_factory=dict)  # the game's own, see its Options
 
     def __post_init__(self):
-        look_up(models.MODELS, self.model, "model")
+        games.find(self.model).options_of(self.model, self.options)
         data.check(self.data)
         losses.get(self.loss, self.real_target)
         look_up(OPTIMISERS, self.optimiser, "optimiser")
@@ -187,6 +189,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+
+def preset(model: str) -> Mapping[str, Any]:
+    """What differs from Config's defaults for a model or game."""
+    return PRESETS[model] if model in PRESETS else games.find(model).preset
+
+
 # What a resumed run may change: how far and how often, not what is computed.
 MAY_CHANGE_ON_RESUME = ("steps", "threads", "checkpoint_every", "evaluate", "tensorboard")
 
@@ -198,16 +206,20 @@ def configure(
 
     ``labels`` [N] are needed for an option ``conditioning``.
     """
-    options = dict(look_up(PRESETS, model, "model"), threads=torch.get_num_threads())
+    game = games.find(model)
+    options = dict(preset(model), threads=torch.get_num_threads())
     options.update((name, value) for name, value in given.items() if value is not None)
-    points = isinstance(samples, Points)
-    if points != (model in models.FOR_POINTS):
+    points, for_points = isinstance(samples, Points), games.for_points(model)
+    if points != for_points:
         kinds = ("images", "points")
+        others = [name for name in games.names() if not games.for_points(name)]
         raise ValueError(
-            f"{model} is for {kinds[not points]}, and {data_name} are {kinds[points]}: pass --data "
-            f"{' or '.join(data.DATASETS if points else data.POINTS)}"
-            + ("" if points else ", or another model: " + ", ".join(PRESETS.keys() - models.FOR_POINTS))
+            f"{model} is for {kinds[for_points]}, and {data_name} are {kinds[points]}: pass --data "
+            f"{' or '.join(data.POINTS if for_points else data.DATASETS)}"
+            + ("" if points else f", or another model: {', '.join(others)}")
         )
+    if game.needs is not None and labels is None:
+        raise ValueError(f"{model} needs {game.needs}, and {data_name} has none")
     if points:
         if options.get("size") is not None:
             raise ValueError(f"{data_name} are points in the plane: they have no --size")
@@ -224,7 +236,8 @@ def configure(
         look_up(CONDITIONINGS, options["conditioning"], "conditioning")
         if labels is None:
             raise ValueError(f"conditioning={options['conditioning']} needs labels, and {data_name} has none")
-        options["num_classes"] = int(labels.max()) + 1
+    if options.get("conditioning") is not None or game.needs is not None:
+        options["num_classes"] = int(labels.max()) + 1 if len(labels.shape) == 1 else labels.shape[1]
     return Config(model=model, data=data_name, channels=channels, **options)
 
 
@@ -258,7 +271,10 @@ def read_options(path: Path) -> dict[str, Any]:
         content = content["config"]  # a record
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold options and their values, got a {type(content).__name__}")
-    types = {field.name: get_args(field.type) or (field.type,) for field in fields(Config)}
+    types = {
+        field.name: (dict,) if get_origin(field.type) is dict else get_args(field.type) or (field.type,)
+        for field in fields(Config)
+    }
     options = {}
     for name, value in content.items():
         accepted = look_up(types, name, f"option in {path}")

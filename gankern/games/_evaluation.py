@@ -1,8 +1,10 @@
 """Figures of merit while a model trains: what `gankern.metrics` has for its kind of samples."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
 from dataclasses import replace
 from itertools import cycle
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -10,23 +12,17 @@ from torch import Tensor
 
 from gankern import data, metrics
 from gankern.data import ImageSource, Points
+from gankern.games._config import Config
+from gankern.games._game import Figures
 from gankern.metrics.transport import BATCH
-from gankern.training.config import Config
-from gankern.training.trainer import Trainer
 
-Figures = dict[str, float]
+if TYPE_CHECKING:
+    from gankern.games.adversarial import Adversarial
 
 SWD_PATCHES = 16  # from each image and band; the figures of a run compare with one another
 
 
-def evaluator(
-    config: Config, samples: Tensor | ImageSource | Points, labels: Tensor | None = None
-) -> Callable[[Trainer], Figures]:
-    """A function Trainer → figures, all on the same real samples, latents and labels, which the seed decides."""
-    return (_Points if isinstance(samples, Points) else _Images)(config, samples, labels)
-
-
-class _Points:
+class OnPoints:
     """On points whose distribution is known: modes, share of good samples, distances to as many new real points."""
 
     def __init__(self, config: Config, points: Points, labels: Tensor | None):
@@ -35,18 +31,18 @@ class _Points:
         self.latents = torch.randn(config.evaluate_samples, config.latent, generator=random)
         self.real = points.sample(config.evaluate_samples, random)
 
-    def __call__(self, trainer: Trainer) -> Figures:
-        fake = trainer.sample(self.latents)
+    def __call__(self, game: Adversarial) -> Figures:
+        fake = game.sample(self.latents)
         figures: Figures = {}
         if self.points.modes is not None:
             coverage = metrics.mode_coverage(fake, self.points.modes, self.points.std)
             figures |= {"modes_covered": coverage.covered, "high_quality": coverage.high_quality}
         random = torch.Generator().manual_seed(0)
         figures["sliced_wasserstein"] = metrics.sliced_wasserstein(self.real, fake, 64, random)
-        return figures | _progress(self.config, trainer, self.real, fake, ())
+        return figures | _progress(self.config, game, self.real, fake, ())
 
 
-class _Images:
+class OnImages:
     """On images: FID, KID and Inception score in a classifier's features, and sliced Wasserstein distance."""
 
     def __init__(self, config: Config, images: Tensor | ImageSource, labels: Tensor | None):
@@ -75,8 +71,8 @@ class _Images:
         # A network that grows makes small images at first.
         return replace(extract, prepare=lambda images: F.interpolate(images, size=(config.size, config.size)))
 
-    def __call__(self, trainer: Trainer) -> Figures:
-        fake = trainer.sample(self.latents, self.labels)
+    def __call__(self, game: Adversarial) -> Figures:
+        fake = game.sample(self.latents, self.labels)
         found = self.extract(fake.clamp(-1.0, 1.0))
         figures = {"fid": metrics.frechet_distance(self.features, found.features)}
         subset = min(1000, len(fake) // 2)
@@ -87,17 +83,17 @@ class _Images:
         if fake.shape[-1] >= 16:
             distances = metrics.laplacian_swd(real, fake, patches=SWD_PATCHES, projections=128)
             figures["swd"] = sum(distances.values()) / len(distances)
-        return figures | _progress(self.config, trainer, real, fake, () if self.labels is None else (self.labels,))
+        return figures | _progress(self.config, game, real, fake, () if self.labels is None else (self.labels,))
 
 
 @torch.no_grad()
-def _progress(config: Config, trainer: Trainer, real: Tensor, fake: Tensor, labels: tuple[Tensor, ...]) -> Figures:
+def _progress(config: Config, game: Adversarial, real: Tensor, fake: Tensor, labels: tuple[Tensor, ...]) -> Figures:
     """What a Wasserstein critic says the distance is; nothing of other discriminators."""
     if config.loss != "wasserstein":
         return {}
     number = min(1024, len(real)) // 4 * 4  # minibatch standard deviation takes groups of four
-    device = trainer.device
-    critic = trainer.discriminator.eval()
+    device = game.run.device
+    critic = game.discriminator.eval()
     # The metric goes through both sets in batches of one size, and the labels are of the one as of the other.
     with_labels = cycle(zip(*(x[:number].to(device).split(BATCH) for x in labels)))
     estimate = metrics.wasserstein_estimate(

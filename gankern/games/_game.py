@@ -1,0 +1,219 @@
+"""What a game is: the part of a training run that differs from one system to the next.
+
+The loop (:mod:`gankern.training`) knows nothing of generators and discriminators. It asks a game for its networks and
+players once, and for the moves of each step:
+
+    for player, loss in game.moves():
+        zero the gradients of the player's parameters
+        loss.backward(inputs=the player's parameters)
+        step the player's optimiser
+
+Control returns to ``moves`` after the step, so the next loss is computed with the updated weights: the order in which
+moves are yielded *is* the algorithm. A loss owns its graph: what two moves use is detached in one of them, or made
+again. ``backward(inputs=...)`` keeps the other players' gradients clean, and spares the weight gradients that nobody
+would use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gankern.core.names import look_up
+from gankern.data import ImageSource, Points
+from gankern.data.batches import part_of
+from gankern.models import layers as layer_tables
+from gankern.models.layers import Layers
+
+if TYPE_CHECKING:
+    from gankern.games._config import Config
+
+Samples = Tensor | ImageSource | Points
+Loss = Tensor | Callable[[slice], Tensor]
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Player:
+    """Who moves: the networks whose parameters one optimiser steps. A network may belong to several players.
+
+    ``title`` is what tables call him, by default his name in ``Game.players``. ``lr``, ``betas`` and ``optimiser`` are
+    the run's, where they are None.
+    """
+
+    networks: tuple[str, ...]
+    title: str | None = None
+    lr: float | None = None
+    betas: tuple[float, float] | None = None
+    optimiser: str | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is drawn: images [N, C, H, W] in [-1, 1], ``columns`` a row, or points [N, 2] before the true ``modes``."""
+
+    batch: Tensor
+    columns: int = 8
+    modes: Tensor | None = None
+
+
+class Run:
+    """What a game is given: the configuration, the layers to build of, the device, the data, and random numbers.
+
+    Everything is drawn on the CPU for the whole batch, and each of several processes takes its part: a seed means the
+    same numbers on every device, with every set of layers, in any number of processes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        layers: str,
+        device: torch.device | str = "cpu",
+        share: tuple[int, int] = (0, 1),
+        samples: Samples | None = None,
+        condition: Tensor | ImageSource | None = None,
+        batches: Iterator | None = None,
+    ) -> None:
+        self.config, self.side, self.device, self.share = config, layers, torch.device(device), share
+        self.layers: Layers = layer_tables.get(layers)
+        self.samples, self.condition, self.batches = samples, condition, batches
+
+    def batch(self) -> tuple[Tensor, ...]:
+        """The next real samples, (x,), or with their condition, (x, y): this process's part, on the device."""
+        assert self.batches is not None  # a game without data is there to be looked at, and makes no move
+        batch = next(self.batches)
+        return tuple(x.to(self.device) for x in (batch if isinstance(batch, tuple) else (batch,)))
+
+    def conditions(self) -> Tensor:
+        """What generated samples are conditioned on: drawn from the data, as often as they are there."""
+        assert self.condition is not None
+        return self.own(self.condition[torch.randint(len(self.condition), (self.config.batch_size,))])
+
+    def own(self, drawn: Tensor) -> Tensor:
+        """This process's part of what was drawn for the whole batch, on the device."""
+        return drawn.to(self.device)[part_of(len(drawn), self.share)]
+
+    def normal(self, *size: int) -> Tensor:
+        """N(0, 1), [part of the batch, *size]: latents for one move."""
+        return self.own(torch.randn(self.config.batch_size, *size))
+
+    def uniform(self, *size: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """U(low, high), [part of the batch, *size]."""
+        return self.own(torch.rand(self.config.batch_size, *size)) * (high - low) + low
+
+    def classes(self, number: int) -> Tensor:
+        """Classes, uniformly from 0 to ``number`` - 1, [part of the batch] int64."""
+        return self.own(torch.randint(number, (self.config.batch_size,)))
+
+
+class Game:
+    """The base of all games. A subclass builds its networks in ``__init__``, from ``run.config`` and ``run.layers``
+    alone (a checkpoint is looked at without data), and says who the players are and what they do:
+
+    >>> class Tiny(Game):
+    ...     '''One layer against one layer.'''
+    ...     def __init__(self, run):
+    ...         super().__init__(run)
+    ...         self.networks = {"generator": run.layers.linear(8, 2), "critic": run.layers.linear(2, 1)}
+    ...         self.players = {"d": Player(("critic",)), "g": Player(("generator",))}
+    ...     def moves(self):
+    ...         generator, critic = self.networks["generator"], self.networks["critic"]
+    ...         (real,) = self.run.batch()
+    ...         yield "d", critic(generator(self.run.normal(8)).detach()).mean() - critic(real).mean()
+    ...         yield "g", -critic(generator(self.run.normal(8))).mean()
+
+    A move's loss is a tensor; or, of a game that can divide its batch (``accumulates``), a function from a slice of the
+    process's part of the batch to the loss of that part.
+    """
+
+    family: ClassVar[str] = "generator and discriminator"  # under which `gankern train` lists it
+    points: ClassVar[bool] = False  # whether it is for points in the plane; else for images
+    needs: ClassVar[str | None] = None  # what the data must have beside the samples: see gankern.data.condition
+    data: ClassVar[str] = "digits"  # what it is trained on where nothing is said
+    preset: ClassVar[Mapping[str, Any]] = {}  # what differs from Config's defaults
+    accumulates: ClassVar[bool] = False
+    averaged: ClassVar[str | None] = None  # the network whose moving average is kept where config.ema is set
+
+    @dataclass(frozen=True)
+    class Options:
+        """The game's own options, beside those of every run: a dataclass of numbers, strings and switches."""
+
+    networks: dict[str, nn.Module]
+    players: dict[str, Player]
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.config = run, run.config
+        self.options = self.options_of(run.config.model, run.config.options)
+
+    @classmethod
+    def options_of(cls, name: str, given: Mapping[str, Any]) -> Any:
+        """The game's options with what is given, checked; ValueErrors say which there are."""
+        known = {field.name: field for field in fields(cls.Options)}
+        values = {}
+        for option, value in given.items():
+            if not known:
+                raise ValueError(f"{name} has no options of its own, got {option}={value}")
+            default = look_up(known, option, f"option of {name}").default
+            if isinstance(default, float) and type(value) is int:
+                value = float(value)
+            if type(value) is not type(default):
+                raise ValueError(f"{name}: option {option} must be a {type(default).__name__}, got {value!r}")
+            values[option] = value
+        return cls.Options(**values)
+
+    def start(self) -> None:
+        """Called once before the first step, with the data there, in the run's random stream."""
+
+    def begin(self, step: int) -> bool:
+        """Called before each step (from 0); True makes optimisers begin anew, remembering nothing."""
+        return False
+
+    def moves(self) -> Iterator[tuple[str, Loss]]:
+        """The moves of one step: who, and what he minimises."""
+        raise NotImplementedError
+
+    def average(self) -> nn.Module:
+        """The network whose samples are shown: the moving average of ``averaged``, where one is kept."""
+        assert self.averaged is not None
+        return self.shown if self.shown is not None else self.networks[self.averaged]
+
+    shown: nn.Module | None = None  # the moving average, put there by the loop
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within it all networks are in evaluation mode, and nothing has a gradient; then all is as before."""
+        networks = [*self.networks.values(), *([] if self.shown is None else [self.shown])]
+        modes = {module: module.training for network in networks for module in network.modules()}
+        for network in networks:
+            network.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    def pictures(self) -> dict[str, Picture]:
+        """What is drawn at each checkpoint, always of the same latents; the first one is ``samples.png``."""
+        return {}
+
+    @classmethod
+    def evaluator(cls, config: Config, samples: Samples, condition: Any = None) -> Callable[[Game], Figures]:
+        """A function game -> figures of merit, made once for all sides of a comparison."""
+        return lambda game: game.figures()
+
+    def figures(self) -> Figures:
+        """Figures of merit, by name."""
+        return {}
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides networks and optimisers: tensors, numbers and strings."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """What :meth:`extra_state` gave, put back."""

@@ -1,0 +1,17 @@
+"""Small networks that several games are built of."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+from gankern.models.layers import Layers
+
+
+def fully_connected(sizes: Sequence[int], layers: Layers, slope: float, norm: bool) -> list[nn.Module]:
+    """Linear layers from each size to the next, each followed by (batch norm and) a leaky ReLU; ReLU at slope 0."""
+    modules: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        modules.append(layers.linear(inputs, outputs))
+        modules.append(layers.batch_norm_act_1d(outputs, slope) if norm else layers.leaky_relu(slope, inplace=True))
+    return modules

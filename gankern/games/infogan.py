@@ -1,0 +1,195 @@
+"""InfoGAN: codes of the generator's that its pictures tell, found without labels (Chen 2016, arXiv 1606.03657).
+
+The latent vector has noise z and codes c: one of K classes, and numbers from [-1, 1]. The generator must make pictures
+that c can be read from: a bound of their mutual information,
+
+    L_I = E_{c, x = G(z, c)} log Q(c | x) + H(c)  <=  I(c; G(z, c)),
+
+is maximised. Q shares the discriminator's trunk. As in the authors' code L_I enters both losses, so the trunk learns
+it too:
+
+    L_D = cross entropy - weight L_I        (trunk, head and Q)
+    L_G = -E log D(G(z, c)) - weight L_I    (the generator)
+
+log Q is the cross entropy for the class, and -1/2 (c - mu(x))^2 for a number (a Gaussian of variance 1, less its
+constant).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import log
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gankern import data, losses
+from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
+from gankern.games._networks import fully_connected
+from gankern.models.layers import Layers
+
+ROWS = 8  # of a picture
+
+
+def small_networks(channels: int, size: int, latent: int, layers: Layers) -> dict[str, nn.Module]:
+    """For images of 8x8: everything fully connected. Q is without its last layer."""
+    pixels = channels * size * size
+    return {
+        "generator": nn.Sequential(
+            *fully_connected((latent, 128, 128), layers, 0.0, norm=True),
+            layers.linear(128, pixels),
+            nn.Tanh(),
+            nn.Unflatten(1, (channels, size, size)),
+        ),
+        "trunk": nn.Sequential(nn.Flatten(), *fully_connected((pixels, 128, 128), layers, 0.2, norm=False)),
+        "head": layers.linear(128, 1),
+        "q": nn.Sequential(*fully_connected((128, 64), layers, 0.2, norm=False)),
+    }
+
+
+def paper_networks(channels: int, size: int, latent: int, width: int, layers: Layers) -> dict[str, nn.Module]:
+    """The paper's network for MNIST, at ``width`` 64; sizes that can be halved twice. Q is without its last layer."""
+    quarter, slope = size // 4, 0.1  # the paper's slope; its code has 0.01
+    return {
+        "generator": nn.Sequential(
+            *fully_connected((latent, 16 * width, 2 * width * quarter**2), layers, 0.0, norm=True),
+            nn.Unflatten(1, (2 * width, quarter, quarter)),
+            layers.conv_transpose(2 * width, width, 4, 2, 1),
+            layers.batch_norm_act(width),
+            layers.conv_transpose(width, channels, 4, 2, 1),
+            nn.Tanh(),  # the paper's sigmoid, for images in [-1, 1]
+        ),
+        "trunk": nn.Sequential(
+            layers.conv(channels, width, 4, 2, 1),
+            layers.leaky_relu(slope, inplace=True),
+            layers.conv(width, 2 * width, 4, 2, 1),
+            layers.batch_norm_act(2 * width, slope),
+            nn.Flatten(),
+            *fully_connected((2 * width * quarter**2, 16 * width), layers, slope, norm=True),
+        ),
+        "head": layers.linear(16 * width, 1),
+        "q": nn.Sequential(*fully_connected((16 * width, 2 * width), layers, slope, norm=True)),
+    }
+
+
+class InfoGAN(Game):
+    """Codes that the pictures tell."""
+
+    family: ClassVar[str] = "codes and conditions"
+    preset: ClassVar[Mapping[str, Any]] = {
+        "loss": "non_saturating",
+        "latent": 16,
+        "width": 64,
+        "lr": 2e-4,
+        "steps": 4000,
+        "checkpoint_every": 500,
+        "evaluate": 8,
+    }
+
+    @dataclass(frozen=True)
+    class Options:
+        code_weight: float = 1.0  # of L_I; 0 is a GAN
+        classes: int = 10  # of the categorical code
+        numbers: int = 2  # continuous codes
+        g_lr: float = 1e-3
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        config, options = self.config, self.options
+        if config.size < 8 or config.size % 4:
+            raise ValueError(f"infogan: images of a size that can be halved twice, from 8 on; got {config.size}")
+        codes = options.classes + options.numbers
+        if config.size == 8:
+            networks = small_networks(config.channels, config.size, config.latent + codes, run.layers)
+        else:
+            networks = paper_networks(config.channels, config.size, config.latent + codes, config.width, run.layers)
+        before = next(m for m in reversed(list(networks["q"].modules())) if hasattr(m, "out_features")).out_features
+        networks["q"].append(run.layers.linear(before, codes))
+        self.networks = networks
+        self.players = {
+            "d": Player(("trunk", "head", "q"), "discriminator"),
+            "g": Player(("generator",), "generator", lr=options.g_lr),
+        }
+        self.loss = losses.get(config.loss, config.real_target)
+
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """The codes of a batch: classes [N], and numbers [N, numbers] from U(-1, 1)."""
+        return self.run.classes(self.options.classes), self.run.uniform(self.options.numbers, low=-1.0)
+
+    def generate(self, noise: Tensor, classes: Tensor, numbers: Tensor) -> Tensor:
+        one_hot = F.one_hot(classes, self.options.classes).to(noise.dtype)
+        return self.networks["generator"](torch.cat([noise, one_hot, numbers], 1))
+
+    def information(self, features: Tensor, classes: Tensor, numbers: Tensor) -> Tensor:
+        """The bound L_I, less the constants of the continuous codes."""
+        logits, means = self.networks["q"](features).split([self.options.classes, self.options.numbers], 1)
+        gaussian = 0.5 * (numbers - means).square().sum(1).mean()
+        return log(self.options.classes) - F.cross_entropy(logits, classes) - gaussian
+
+    def moves(self) -> Iterator[tuple[str, Loss]]:
+        trunk, head = self.networks["trunk"], self.networks["head"]
+        real, *_ = self.run.batch()
+        for player in ("d", "g"):
+            noise, codes = self.run.uniform(self.config.latent, low=-1.0), self.codes()
+            fake = self.generate(noise, *codes)
+            features = trunk(fake.detach() if player == "d" else fake)
+            if player == "d":
+                loss = self.loss.discriminator(head(trunk(real)).flatten(), head(features).flatten())
+            else:
+                loss = self.loss.generator(head(features).flatten())
+            yield player, loss - self.options.code_weight * self.information(features, *codes)
+
+    def sweep(self, code: int | None = None, rows: int = ROWS, seed: int = 0) -> Picture:
+        """Pictures of ``rows`` noises: a class a column; or one class a row, and the number ``code`` from -2 to 2."""
+        options, columns = self.options, 10 if code is not None else self.options.classes
+        random = torch.Generator().manual_seed(seed)
+        noise = (2 * torch.rand(rows, self.config.latent, generator=random) - 1).repeat_interleave(columns, 0)
+        numbers = torch.zeros(rows * columns, options.numbers)
+        classes = torch.arange(columns).repeat(rows)
+        if code is not None:
+            classes = torch.arange(rows).repeat_interleave(columns) % options.classes
+            numbers[:, code] = torch.linspace(-2, 2, columns).repeat(rows)
+        with self.evaluating():
+            images = self.generate(*(x.to(self.run.device) for x in (noise, classes, numbers))).cpu()
+        return Picture(images, columns)
+
+    def pictures(self) -> dict[str, Picture]:
+        numbers = {f"number {i + 1}": self.sweep(i) for i in range(self.options.numbers)}
+        return {"classes": self.sweep(), **numbers}
+
+    def figures(self) -> Figures:
+        """``information``: E log Q(c | x) + H(c) of the categorical code, in nats, at most log(classes);
+        ``assignment_accuracy``: how often Q's class of a real image is the one that its label is assigned to, under the
+        best assignment of codes to labels."""
+        options = self.options
+        random = torch.Generator().manual_seed(self.config.seed)
+        noise = 2 * torch.rand(1000, self.config.latent, generator=random) - 1
+        classes = torch.arange(1000) % options.classes
+        numbers = 2 * torch.rand(1000, options.numbers, generator=random) - 1
+        noise, classes, numbers = (x.to(self.run.device) for x in (noise, classes, numbers))
+        q = nn.Sequential(self.networks["trunk"], self.networks["q"])
+        with self.evaluating():
+            logits = q(self.generate(noise, classes, numbers))[:, : options.classes]
+            real = torch.cat([q(x.to(self.run.device)) for x in self.run.samples[:].split(500)])
+        guesses = real[:, : options.classes].argmax(1).cpu()
+        return {
+            "information": log(options.classes) - F.cross_entropy(logits, classes).item(),
+            "assignment_accuracy": assignment_accuracy(guesses, data.labels(self.config.data)),
+        }
+
+
+def assignment_accuracy(codes: Tensor, labels: Tensor) -> float:
+    """The accuracy of the best assignment of codes [N] to labels [N], each code to another label (Hungarian method).
+
+    >>> assignment_accuracy(torch.tensor([1, 1, 0, 2]), torch.tensor([5, 5, 3, 3]))
+    0.75
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    table = torch.zeros(int(codes.max()) + 1, int(labels.max()) + 1)
+    table.index_put_((codes, labels), torch.ones(len(codes)), accumulate=True)
+    rows, columns = linear_sum_assignment(-table.numpy())
+    return table[rows, columns].sum().item() / len(codes)
