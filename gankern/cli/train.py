@@ -144,7 +144,7 @@ def train(
 def _load(model: str, data: str, size: int | None, conditioning: str | None):
     samples = data_sets.load(data, size)
     kind = "labels" if conditioning is not None else games.find(model).needs
-    return samples, None if kind is None else data_sets.condition(data, kind)
+    return samples, None if kind is None else data_sets.condition(data, samples, kind)
 
 
 def _own_options(given: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gankern.core.names import look_up
-from gankern.data import files
+from gankern.data import drawn, files
 from gankern.data.points import POINTS, Points
 from gankern.data.shapes import Shapes
 from gankern.data.source import ImageSource
@@ -52,12 +52,28 @@ def digits() -> Tensor:
     return torch.from_numpy(_load_digits().images).float().unsqueeze(1) / 8.0 - 1.0
 
 
-def shapes() -> Shapes:
-    """100,000 coloured shapes whose factors are known, at 64×64 unless another size is asked for."""
-    return Shapes()
+# Name -> (what draws a set at any size, the size where none is asked for).
+_DRAWN: dict[str, tuple[Callable[[int], ImageSource], int]] = {
+    "shapes": (Shapes, 64),
+    "plain": (drawn.plain, 32),
+    "striped": (drawn.striped, 32),
+    "edges": (drawn.Outlined, 32),
+    "captions": (drawn.Scenes, 32),
+    "turning": (drawn.Turning, 32),
+    "photos": (drawn.Photos, 32),
+}
 
 
-DATASETS = {"mnist5k": mnist5k, "digits": digits, "shapes": shapes}
+def _draws(name: str) -> Callable[[int | None], ImageSource]:
+    make, default = _DRAWN[name]
+    return lambda size=None: make(size or default)
+
+
+DATASETS: dict[str, Callable[..., Tensor | ImageSource]] = {
+    "mnist5k": mnist5k,
+    "digits": digits,
+    **{name: _draws(name) for name in _DRAWN},
+}
 
 
 def check(name: str) -> None:
@@ -92,16 +108,16 @@ def load(
         if size is not None or channels is not None:
             raise ValueError(f"data: {name} are points in the plane, which have neither size nor channels")
         return POINTS[name]
+    if name in _DRAWN:
+        if channels == 1:
+            raise ValueError(f"data: {name} has 3 channels; it has no form of 1")
+        return DATASETS[name](size)
     if name in DATASETS:
         images = DATASETS[name]()
     elif any((Path(name) / file).exists() for file in files.CIFAR10_FILES):
         images, _ = files.cifar10(name, on_error)
     else:
         return files.ImageFolder(name, size, channels or 3, on_error)
-    if isinstance(images, Shapes) and channels in (None, 3):
-        return Shapes(size) if size else images
-    if not torch.is_tensor(images):
-        raise ValueError(f"data: {name} has {images.shape[1]} channels; it has no form of {channels}")
     images = resize(images, size or images.shape[2])
     if channels not in (None, images.shape[1]):
         images = images.mean(1, keepdim=True) if channels == 1 else images.expand(-1, 3, -1, -1)
@@ -122,17 +138,22 @@ def resize(images: Tensor, size: int) -> Tensor:
     return resized.clamp(-1.0, 1.0)
 
 
-# What games may need beside the samples -> a function of a data set's name that gives it, in the order of its images.
-CONDITIONS: dict[str, Callable[[str], Tensor | ImageSource]] = {}
+def condition(name: str, samples: Tensor | ImageSource | Points, kind: str) -> Tensor | ImageSource:
+    """What a data set that was loaded has beside its samples, one for each, by its kind: "labels", or one of the
+    ``conditions`` of an ``ImageSource``. A ValueError says what there is.
 
-
-def condition(name: str, kind: str) -> Tensor | ImageSource:
-    """What a data set has beside its images, one for each, by its kind: a key of ``CONDITIONS``.
-
-    >>> condition("digits", "labels")[:3].tolist()
+    >>> condition("digits", load("digits"), "labels")[:3].tolist()
     [0, 1, 2]
+    >>> condition("shapes", load("shapes"), "attributes").shape
+    (100000, 13)
     """
-    return look_up(CONDITIONS, kind, "condition")(name)
+    if kind == "labels":
+        return labels(name)
+    there = samples.conditions if isinstance(samples, ImageSource) else {}
+    if kind not in there:
+        have = f"it has {', '.join(there)}" if there else "it has nothing of the kind"
+        raise ValueError(f"data: {name} has no {kind}; {have}")
+    return there[kind]
 
 
 def labels(name: str) -> Tensor:
@@ -146,12 +167,9 @@ def labels(name: str) -> Tensor:
         return torch.from_numpy(_mnist_data()[1]).long()
     if name == "digits":
         return torch.from_numpy(_load_digits().target).long()
-    if name == "shapes":
-        shapes = Shapes()
+    shapes = load(name) if name in _DRAWN else None
+    if isinstance(shapes, Shapes):
         return shapes.factors(torch.arange(len(shapes))).kind
     if any((Path(name) / file).exists() for file in files.CIFAR10_FILES):
         return files.cifar10(name)[1]
     raise ValueError(f"the {'points' if name in POINTS else 'images'} of {name} have no labels")
-
-
-CONDITIONS["labels"] = labels

@@ -4,12 +4,14 @@ Image i is a function of i alone: its factors come from a hash of the seed and i
 the antialiasing, the same image with fewer pixels, so that a GAN can grow on it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import cos, pi, sin
 
 import torch
 from torch import Tensor
 
+from gankern.core.names import look_up
 from gankern.data.source import ImageSource
 
 KINDS = ("circle", "square", "triangle", "ring", "cross")
@@ -63,9 +65,18 @@ def draw(factors: Factors, size: int) -> Tensor:
     return images
 
 
-def _draw_kind(kind: str, factors: Factors, size: int) -> Tensor:
-    pixel = 2.0 / size
-    centres = torch.arange(size) * pixel + (pixel / 2 - 1.0)
+def coverage(factors: Factors, size: int) -> Tensor:
+    """How much of each pixel its shape covers, [N, 1, size, size] in [0, 1]."""
+    covered = torch.empty(len(factors), 1, size, size)
+    for kind in range(len(KINDS)):
+        for indices in (factors.kind == kind).nonzero()[:, 0].split(max(1, PIXELS_AT_ONCE // size**2)):
+            covered[indices] = _place(KINDS[kind], factors[indices], size)[0]
+    return covered
+
+
+def _place(kind: str, factors: Factors, size: int) -> tuple[Tensor, Tensor]:
+    """The coverage [N, 1, size, size], and the coordinate [N, size, size] along which stripes lie across the shape."""
+    pixel, centres = 2.0 / size, _centres(size)
     x = centres[None, None, :] - factors.x[:, None, None]
     y = centres[None, :, None] - factors.y[:, None, None]
     radius = factors.radius[:, None, None]
@@ -73,15 +84,23 @@ def _draw_kind(kind: str, factors: Factors, size: int) -> Tensor:
     u = (x * turn_cos + y * turn_sin) / radius
     v = (y * turn_cos - x * turn_sin) / radius
     # Half of a pixel whose centre is on the edge is covered, and the edge is one pixel wide.
-    coverage = (0.5 - _distance(kind, u, v) * radius / pixel).clamp_(0.0, 1.0).unsqueeze(1)
+    return (0.5 - _distance(kind, u, v) * radius / pixel).clamp_(0.0, 1.0).unsqueeze(1), v
 
+
+def _centres(size: int) -> Tensor:
+    return torch.arange(size) * (2.0 / size) + (1.0 / size - 1.0)
+
+
+def _draw_kind(kind: str, factors: Factors, size: int) -> Tensor:
+    covered, v = _place(kind, factors, size)
+    pixel, radius = 2.0 / size, factors.radius[:, None, None]
     # Stripes of ±30 % brightness; a pixel's mean over them is less, by a sinc.
     frequency = factors.stripes[:, None, None] / 2
     brightness = 0.65 + 0.3 * torch.sinc(frequency * pixel / radius) * torch.sin(2 * pi * frequency * v)
-    shape = _colour(factors.hue, saturation=0.85)[:, :, None, None] * brightness.unsqueeze(1)
-    shade = 0.3 + 0.15 * centres[None, None, :, None]  # darker at the top
-    background = _colour(factors.background, saturation=0.5)[:, :, None, None] * shade
-    return torch.lerp(background.expand_as(shape), shape, coverage).mul_(2.0).sub_(1.0)
+    shape = colour(factors.hue, saturation=0.85)[:, :, None, None] * brightness.unsqueeze(1)
+    shade = 0.3 + 0.15 * _centres(size)[None, None, :, None]  # darker at the top
+    background = colour(factors.background, saturation=0.5)[:, :, None, None] * shade
+    return torch.lerp(background.expand_as(shape), shape, covered).mul_(2.0).sub_(1.0)
 
 
 def _distance(kind: str, u: Tensor, v: Tensor) -> Tensor:
@@ -100,10 +119,16 @@ def _distance(kind: str, u: Tensor, v: Tensor) -> Tensor:
     return torch.minimum(*bars)
 
 
-def _colour(hue: Tensor, saturation: float) -> Tensor:
+def colour(hue: Tensor, saturation: float) -> Tensor:
     """The RGB [N, 3] of a hue at full value."""
     position = (6.0 * hue[:, None] + torch.tensor([5.0, 3.0, 1.0])) % 6.0
     return 1.0 - saturation * torch.minimum(position, 4.0 - position).clamp(0.0, 1.0)
+
+
+def uniform(seed: int, indices: Tensor, number: int) -> Tensor:
+    """``number`` values from [0, 1) for each index, [N, number], functions of the seed and the index alone: 24 bits."""
+    keys = _hash(torch.tensor(seed)) + indices[:, None] * number + torch.arange(number)
+    return ((_hash(keys) >> 40) & 0xFFFFFF).float() / (1 << 24)
 
 
 def _hash(keys: Tensor) -> Tensor:
@@ -121,26 +146,71 @@ def _hash(keys: Tensor) -> Tensor:
 class Shapes(ImageSource):
     """``length`` images of one shape each, [3, size, size] with a size of 4 to 1024.
 
+    ``fixed`` sets factors to one value for all images; ``first`` is the index of the first image, so that two sets can
+    have no image in common.
+
     >>> shapes = Shapes(size=64)
     >>> shapes[torch.tensor([0, 99_999])].shape, KINDS[shapes.factors(torch.tensor([0])).kind]
     (torch.Size([2, 3, 64, 64]), 'circle')
     """
 
-    def __init__(self, size: int = 64, length: int = 100_000, seed: int = 0):
+    def __init__(
+        self,
+        size: int = 64,
+        length: int = 100_000,
+        seed: int = 0,
+        *,
+        first: int = 0,
+        fixed: Mapping[str, float] | None = None,
+    ):
         if not 4 <= size <= LARGEST:
             raise ValueError(f"shapes: size must be from 4 to {LARGEST}, got {size}")
         if length < 1:
             raise ValueError(f"shapes: length must be at least 1, got {length}")
         self.shape = (length, 3, size, size)
-        self.seed = seed
+        for name in fixed or {}:
+            look_up(RANGES, name, "factor of shapes")
+        self.seed, self.first, self.fixed = seed, first, dict(fixed or {})
+
+    @property
+    def conditions(self) -> dict[str, ImageSource]:
+        """What there is beside the images: "attributes", [13] numbers each."""
+        return {"attributes": Attributes(self)}
 
     def factors(self, indices: Tensor) -> Factors:
         """What is in the images of these indices, [N] int64."""
         names = ["kind", *RANGES]
-        keys = _hash(torch.tensor(self.seed)) + indices[:, None] * len(names) + torch.arange(len(names))
-        uniform = ((_hash(keys) >> 40) & 0xFFFFFF).float() / (1 << 24)  # [N, factors], 24 bits
-        values = {name: low + (high - low) * uniform[:, names.index(name)] for name, (low, high) in RANGES.items()}
-        return Factors(kind=(uniform[:, 0] * len(KINDS)).long(), **values)
+        drawn = uniform(self.seed, indices + self.first, len(names))
+        values = {name: low + (high - low) * drawn[:, names.index(name)] for name, (low, high) in RANGES.items()}
+        values |= {name: torch.full((len(indices),), float(value)) for name, value in self.fixed.items()}
+        return Factors(kind=(drawn[:, 0] * len(KINDS)).long(), **values)
 
     def read(self, indices: Tensor) -> Tensor:
         return draw(self.factors(indices), self.shape[2])
+
+
+class Attributes(ImageSource):
+    """The factors of shapes as vectors [13] in [-1, 1], for a model that is conditional on them: the kind one-hot
+    (-1 and 1), cosine and sine of the hue and of the background's hue (a circle each), then x, y, radius and stripes,
+    from their ranges to [-1, 1]. The angle is left out: a disc has none.
+
+    >>> Attributes(Shapes())[torch.arange(2)].shape
+    torch.Size([2, 13])
+    """
+
+    def __init__(self, shapes: Shapes):
+        self.shapes, self.shape = shapes, (len(shapes), 13)
+
+    def read(self, indices: Tensor) -> Tensor:
+        return as_attributes(self.shapes.factors(indices))
+
+
+def as_attributes(factors: Factors) -> Tensor:
+    """Factors of N shapes as :class:`Attributes`, [N, 13]."""
+    kind = 2.0 * torch.nn.functional.one_hot(factors.kind, len(KINDS)).float() - 1.0
+    turns = [f(2 * pi * hue) for hue in (factors.hue, factors.background) for f in (torch.cos, torch.sin)]
+    rest = []
+    for name in ("x", "y", "radius", "stripes"):
+        low, high = RANGES[name]
+        rest.append(2.0 * (getattr(factors, name) - low) / (high - low) - 1.0)
+    return torch.cat([kind, torch.stack([*turns, *rest], 1)], 1)

@@ -9,12 +9,19 @@ from torch import Tensor
 class ImageSource:
     """Stands where an image tensor [N, C, H, W] may stand: ``len``, ``shape``, ``to``, and ``[indices]``.
 
+    What else there is of each image (attributes, captions, the other half of a pair) are sources of their own, of any
+    shape [N, ...]: ``conditions``, by their kind.
+
     A subclass says its ``shape`` and how to ``read`` one batch. Indexing is by an integer, a slice or a tensor of
     indices, as a tensor's first dimension is; the result is float32 in [−1, 1], on the device that ``to`` named.
     """
 
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     device = torch.device("cpu")
+
+    @property
+    def conditions(self) -> dict[str, "ImageSource"]:
+        return {}
 
     def read(self, indices: Tensor) -> Tensor:
         """[n] int64 → [n, C, H, W]."""

@@ -16,7 +16,7 @@ def prepared(name, dtype=torch.float32, **options):
     """(configuration, samples, condition) of a game at its own preset, on its own data."""
     game = games.find(name)
     samples = data.load(game.data, game.preset.get("size"))
-    condition = None if game.needs is None else data.condition(game.data, game.needs)
+    condition = None if game.needs is None else data.condition(game.data, samples, game.needs)
     if torch.is_tensor(samples):
         samples = samples.to(dtype)
     options = {"batch_size": 8, "threads": 1, "steps": 3, "checkpoint_every": 2, "evaluate": 0} | options
