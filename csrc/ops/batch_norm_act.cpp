@@ -1,15 +1,12 @@
 // torch.ops.gankern.batch_norm_act and its gradients on CPU tensors. Schemas: gankern/ops/batch_norm_act.py.
 #include "../cpu/batch_norm_act.h"
 
-#include <optional>
-
 #include "common.h"
 
 namespace gankern {
 namespace {
 
 constexpr const char* kName = "batch_norm_act";
-using Optional = std::optional<Tensor>;
 
 // [N, C, ...] whose memory is that of [N, ..., C], without gaps.
 bool channels_last(const Tensor& x) {
@@ -26,68 +23,72 @@ bool channels_last(const Tensor& x) {
   return fits(0);
 }
 
-// An operand in the kernels' own layouts. The tensors that own the memory stay alive in here.
+Operand images_of(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() >= 2, kName, ": x must have 2 dimensions or more, got ", x.dim());
+  return channels_last(x) ? Operand(x) : compact(x);
+}
+
+// The problem in the kernels' own layouts. The tensors that own the memory stay alive in here.
 struct Problem {
-  Tensor x;
-  Optional weight, bias, h_weight, h_bias;
-  BatchNormAct in{};
+  const Operand x;
+  BatchNormAct in;
+  int64_t affine_dims = 0;  // 1: [channels], 2: [samples, channels]; 0 without affine values
+  const Operand weight, bias;
 
   Problem(const Tensor& x_in, const Optional& weight_in, const Optional& bias_in, bool training,
           double negative_slope)
-      : x(x_in) {
-    STD_TORCH_CHECK(x.dim() >= 2, kName, ": x must have 2 dimensions or more, got ", x.dim());
-    if (!x.is_contiguous()) {
-      in.channels_last = channels_last(x);
-      if (!in.channels_last) x = torch::stable::contiguous(x);
-    }
+      : x(images_of(x_in)),
+        in(task(*x, training, negative_slope)),
+        weight(take(weight_in, "weight")),
+        bias(take(bias_in, "bias")) {
+    in.x = x.data();
+    in.weight = weight.data();
+    in.bias = bias.data();
+  }
+
+  static BatchNormAct task(const Tensor& x, bool training, double negative_slope) {
+    BatchNormAct in{};
+    in.channels_last = !x.is_contiguous();
     in.samples = x.size(0);
     in.channels = x.size(1);
     in.plane = 1;
     for (int64_t d = 2; d < x.dim(); ++d) in.plane *= x.size(d);
     in.training = training;
     in.negative_slope = negative_slope;
-    in.x = x.const_data_ptr();
-    in.weight = take(weight_in, weight, "weight");
-    in.bias = take(bias_in, bias, "bias");
+    return in;
   }
-
-  // A tensor of affine values; `own` keeps it.
-  const void* take(const Optional& given, Optional& own, const char* name) {
-    if (!given) return nullptr;
+  // Affine values, or their gradients.
+  Operand take(const Optional& given, const char* name) {
+    if (!given) return Operand();
     const Tensor& t = *given;
-    STD_TORCH_CHECK(t.scalar_type() == accumulation_type(x), kName, ": ", name,
+    STD_TORCH_CHECK(t.scalar_type() == accumulation_type(*x), kName, ": ", name,
                     " must have the dtype that x is accumulated in");
-    const bool per_sample = t.dim() == 2;
+    in.per_sample = t.dim() == 2;
     STD_TORCH_CHECK(
-        (t.dim() == 1 || (per_sample && t.size(0) == in.samples)) && t.size(t.dim() - 1) == in.channels,
+        (t.dim() == 1 || (in.per_sample && t.size(0) == in.samples)) && t.size(t.dim() - 1) == in.channels,
         kName, ": ", name, " must be [channels] or [samples, channels]");
-    STD_TORCH_CHECK(!affine || affine->dim() == t.dim(), kName, ": affine values must have one shape");
-    own = t.is_contiguous() ? t : torch::stable::contiguous(t);
-    if (!affine) affine = own;
-    in.per_sample = per_sample;
-    return own->const_data_ptr();
-  }
-  Tensor like_x(const Tensor& t, const char* name) const {
-    STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), kName, ": ", name, " must have x's dtype");
-    STD_TORCH_CHECK(t.dim() == x.dim() && std::equal(t.sizes().begin(), t.sizes().end(), x.sizes().begin()),
-                    kName, ": ", name, " must have x's shape");
-    return laid_out_as(t, x);
+    STD_TORCH_CHECK(!affine_dims || affine_dims == t.dim(), kName, ": affine values must have one shape");
+    affine_dims = t.dim();
+    return compact(t);
   }
   void* check_stats(const Tensor& stats) {
     STD_TORCH_CHECK(stats.dim() == 2 && stats.size(0) == 3 && stats.size(1) == in.channels &&
-                        stats.is_contiguous() && stats.scalar_type() == accumulation_type(x),
+                        stats.is_contiguous() && stats.scalar_type() == accumulation_type(*x),
                     kName, ": stats are not those of the forward");
     return stats.mutable_data_ptr();
   }
-  Tensor missing() const { return torch::stable::new_empty(x, {0}, accumulation_type(x)); }
   Tensor empty_affine(bool wanted) const {
-    if (!wanted || !affine) return missing();
-    if (in.per_sample) return torch::stable::new_empty(*affine, {in.samples, in.channels});
-    return torch::stable::new_empty(*affine, {in.channels});
+    if (!wanted || !affine_dims) return torch::stable::new_empty(*x, {0}, accumulation_type(*x));
+    if (in.per_sample) return torch::stable::new_empty(*x, {in.samples, in.channels}, accumulation_type(*x));
+    return torch::stable::new_empty(*x, {in.channels}, accumulation_type(*x));
   }
-
-  Optional affine;  // one of the tensors of affine values
 };
+
+Operand zeros_like(const Tensor& x) {
+  Tensor zeros = torch::stable::empty_like(x);
+  torch::stable::zero_(zeros);
+  return Operand(zeros);
+}
 
 void* data(Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
 
@@ -96,20 +97,19 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, Opt
   Problem problem(x, weight, bias, training, negative_slope);
   BatchNormAct& in = problem.in;
   in.eps = eps;
-  Tensor y = torch::stable::empty_like(problem.x);
-  Tensor stats = torch::stable::new_empty(problem.x, {3, in.channels}, accumulation_type(x));
-  Optional mean, var;
+  Tensor y = torch::stable::empty_like(*problem.x);
+  Tensor stats = torch::stable::new_empty(*problem.x, {3, in.channels}, accumulation_type(x));
+  const Operand mean = training ? Operand() : compact(running_mean),
+                var = training ? Operand() : compact(running_var);
   if (!training) {
-    STD_TORCH_CHECK(running_mean && running_var, kName, ": evaluation needs running_mean and running_var");
-    for (const Tensor* t : {&*running_mean, &*running_var})
+    STD_TORCH_CHECK(mean && var, kName, ": evaluation needs running_mean and running_var");
+    for (const Operand* t : {&mean, &var})
       STD_TORCH_CHECK(
-          t->dim() == 1 && t->size(0) == in.channels && t->scalar_type() == accumulation_type(x), kName,
-          ": running_mean and running_var must be [channels], of the dtype that x is accumulated in");
-    mean = torch::stable::contiguous(*running_mean);
-    var = torch::stable::contiguous(*running_var);
-    in.running_mean = mean->const_data_ptr();
-    in.running_var = var->const_data_ptr();
+          (*t)->dim() == 1 && (*t)->size(0) == in.channels && (*t)->scalar_type() == accumulation_type(x),
+          kName, ": running_mean and running_var must be [channels], of the dtype that x is accumulated in");
   }
+  in.running_mean = mean.data();
+  in.running_var = var.data();
   in.y = y.mutable_data_ptr();
   in.stats = stats.mutable_data_ptr();
   batch_norm_act().forward[dtype_index(x, kName)](in, torch_threads());
@@ -120,12 +120,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Optional w
                                             Tensor stats, bool training, double negative_slope, bool affine) {
   Problem problem(x, weight, bias, training, negative_slope);
   BatchNormAct& in = problem.in;
-  const Tensor grad = problem.like_x(grad_in, "grad");
-  Tensor grad_x = torch::stable::empty_like(problem.x);
+  const Operand grad = like(grad_in, *problem.x, kName);
+  Tensor grad_x = torch::stable::empty_like(*problem.x);
   Tensor grad_weight = problem.empty_affine(affine && weight),
          grad_bias = problem.empty_affine(affine && bias);
   in.stats = problem.check_stats(stats);
-  in.grad = grad.const_data_ptr();
+  in.grad = grad.data();
   in.grad_x = grad_x.mutable_data_ptr();
   in.grad_weight = data(grad_weight);
   in.grad_bias = data(grad_bias);
@@ -139,23 +139,20 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_wei
                                                    bool affine) {
   Problem problem(x, weight, bias, training, negative_slope);
   BatchNormAct& in = problem.in;
-  const Tensor grad = problem.like_x(grad_in, "grad");
-  Tensor h = problem.x;
-  if (h_in) {
-    h = problem.like_x(*h_in, "grad_grad_x");
-  } else {  // rare: only the affine gradients were differentiated
-    h = torch::stable::empty_like(problem.x);
-    torch::stable::zero_(h);
-  }
-  in.h_weight = problem.take(h_weight, problem.h_weight, "grad_grad_weight");
-  in.h_bias = problem.take(h_bias, problem.h_bias, "grad_grad_bias");
+  const Operand grad = like(grad_in, *problem.x, kName);
+  // Zeros are rare: only the affine gradients were differentiated.
+  const Operand h = h_in ? like(*h_in, *problem.x, kName) : zeros_like(*problem.x),
+                of_weight = problem.take(h_weight, "grad_grad_weight"),
+                of_bias = problem.take(h_bias, "grad_grad_bias");
+  in.h_weight = of_weight.data();
+  in.h_bias = of_bias.data();
   const bool moves_x = h_weight || (h_in && training);
-  Tensor grad_grad = torch::stable::empty_like(problem.x);
-  Tensor grad_x = moves_x ? torch::stable::empty_like(problem.x) : torch::stable::new_empty(problem.x, {0});
+  Tensor grad_grad = torch::stable::empty_like(*problem.x);
+  Tensor grad_x = moves_x ? torch::stable::empty_like(*problem.x) : torch::stable::new_empty(*problem.x, {0});
   Tensor grad_weight = problem.empty_affine(affine && weight && h_in);
   in.stats = problem.check_stats(stats);
-  in.grad = grad.const_data_ptr();
-  in.h = h.const_data_ptr();
+  in.grad = grad.data();
+  in.h = h.data();
   in.grad_grad = grad_grad.mutable_data_ptr();
   in.grad_x = data(grad_x);
   in.grad_weight = data(grad_weight);

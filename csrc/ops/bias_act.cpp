@@ -26,38 +26,39 @@ BiasAct problem(const Tensor& x, int64_t dim, int64_t activation, double negativ
 
 Tensor forward(Tensor x_in, Optional bias_in, int64_t dim, int64_t activation, double negative_slope,
                double gain, std::optional<double> clamp) {
-  const Tensor x = dense(x_in);
-  BiasAct in = problem(x, dim, activation, negative_slope, gain, clamp);
-  const Optional bias = along_channels(bias_in, x, dim, kName);
-  Tensor y = torch::stable::empty_like(x);
-  in.bias = data(bias);
+  const Operand x = dense(x_in);
+  BiasAct in = problem(*x, dim, activation, negative_slope, gain, clamp);
+  const Operand bias = along_channels(bias_in, *x, dim, kName);
+  Tensor y = torch::stable::empty_like(*x);
+  in.bias = bias.data();
   in.out = y.mutable_data_ptr();
-  bias_act().forward[activation][dtype_index(x, kName)](in, torch_threads());
+  bias_act().forward[activation][dtype_index(y, kName)](in, torch_threads());
   return y;
 }
 
 void forward_(Tensor x, Optional bias_in, int64_t dim, int64_t activation, double negative_slope, double gain,
               std::optional<double> clamp) {
-  const Tensor values = dense(x);
-  BiasAct in = problem(values, dim, activation, negative_slope, gain, clamp);
-  const Optional bias = along_channels(bias_in, x, dim, kName);
-  in.bias = data(bias);
-  in.out = values.mutable_data_ptr();
+  const Operand values = dense(x);
+  BiasAct in = problem(*values, dim, activation, negative_slope, gain, clamp);
+  const Operand bias = along_channels(bias_in, x, dim, kName);
+  in.bias = bias.data();
+  in.out = values->mutable_data_ptr();
   bias_act().forward[activation][dtype_index(x, kName)](in, torch_threads());
-  if (values.const_data_ptr() != x.const_data_ptr()) torch::stable::copy_(x, values);
+  if (values.data() != x.const_data_ptr()) torch::stable::copy_(x, *values);
 }
 
 std::tuple<Tensor, Tensor> backward(Tensor grad_in, Tensor saved_in, Optional bias_in, int64_t dim,
                                     int64_t activation, double negative_slope, double gain,
                                     std::optional<double> clamp, bool sums) {
-  const Tensor saved = dense(saved_in);
+  const Operand owner = dense(saved_in);
+  const Tensor& saved = *owner;
   BiasAct in = problem(saved, dim, activation, negative_slope, gain, clamp);
-  const Tensor grad = like(grad_in, saved, kName);
-  const Optional bias = along_channels(bias_in, saved, dim, kName);
+  const Operand grad = like(grad_in, saved, kName);
+  const Operand bias = along_channels(bias_in, saved, dim, kName);
   Tensor grad_x = torch::stable::empty_like(saved);
   Tensor grad_bias = sums ? torch::stable::new_empty(saved, {saved.size(dim)}) : missing(saved);
-  in.bias = data(bias);
-  in.grad = grad.const_data_ptr();
+  in.bias = bias.data();
+  in.grad = grad.data();
   in.out = grad_x.mutable_data_ptr();
   if (sums) in.out_bias = grad_bias.mutable_data_ptr();
   bias_act().backward[activation][dtype_index(saved, kName)](in, torch_threads());
@@ -69,18 +70,19 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_bia
                                                    int64_t activation, double negative_slope, double gain,
                                                    std::optional<double> clamp, bool needs_grad,
                                                    bool needs_saved, bool sums) {
-  const Tensor saved = dense(saved_in);
+  const Operand owner = dense(saved_in);
+  const Tensor& saved = *owner;
   BiasAct in = problem(saved, dim, activation, negative_slope, gain, clamp);
-  const Tensor grad = like(grad_in, saved, kName);
-  const Optional h = like(h_in, saved, kName), h_bias = along_channels(h_bias_in, saved, dim, kName),
-                 bias = along_channels(bias_in, saved, dim, kName);
+  const Operand grad = like(grad_in, saved, kName);
+  const Operand h = like(h_in, saved, kName), h_bias = along_channels(h_bias_in, saved, dim, kName),
+                bias = along_channels(bias_in, saved, dim, kName);
   Tensor grad_grad = needs_grad ? torch::stable::empty_like(saved) : missing(saved);
   Tensor grad_saved = needs_saved || sums ? torch::stable::empty_like(saved) : missing(saved);
   Tensor grad_bias = sums ? torch::stable::new_empty(saved, {saved.size(dim)}) : missing(saved);
-  in.bias = data(bias);
-  in.grad = grad.const_data_ptr();
-  in.h = data(h);
-  in.h_bias = data(h_bias);
+  in.bias = bias.data();
+  in.grad = grad.data();
+  in.h = h.data();
+  in.h_bias = h_bias.data();
   if (needs_grad) in.out = grad_grad.mutable_data_ptr();
   if (needs_saved || sums) in.out_x = grad_saved.mutable_data_ptr();
   if (sums) in.out_bias = grad_bias.mutable_data_ptr();

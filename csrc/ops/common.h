@@ -11,6 +11,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
+#include <mutex>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -21,12 +24,22 @@ namespace gankern {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Torch's own thread pool, for as many threads as torch.set_num_threads allows.
+// Torch's own thread pool, for as many threads as torch.set_num_threads allows. An exception of a thread (out
+// of memory) is the caller's: the stable ABI would keep no more of it than that there was one.
 inline Parallel torch_threads() {
   return {static_cast<int>(torch::stable::get_num_threads()),
           [](int64_t count, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context) {
-            torch::stable::parallel_for(0, count, grain,
-                                        [&](int64_t begin, int64_t end) { body(context, begin, end); });
+            std::exception_ptr error;
+            std::mutex taking;
+            torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+              try {
+                body(context, begin, end);
+              } catch (...) {
+                const std::lock_guard<std::mutex> lock(taking);
+                error = std::current_exception();
+              }
+            });
+            if (error) std::rethrow_exception(error);
           }};
 }
 
@@ -49,23 +62,78 @@ inline ScalarType accumulation_type(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// The tensor itself where its elements lie densely in some order, else a dense copy of it.
-inline Tensor dense(const Tensor& tensor) {
-  if (tensor.is_contiguous()) return tensor;
-  Tensor like = torch::stable::empty_like(tensor);
-  const auto a = tensor.strides(), b = like.strides();
-  if (std::equal(a.begin(), a.end(), b.begin(), b.end())) return tensor;
-  torch::stable::copy_(like, tensor);
-  return like;
+using Optional = std::optional<Tensor>;
+
+// A tensor argument as a kernel takes it: in a dtype and an order of memory that the kernel knows. It owns
+// the memory that data() points to, the argument's own or a copy's, and must live as long as the call.
+// Therefore a temporary gives no pointer, and an operand is never assigned another tensor: what needs one
+// more conversion makes one more operand.
+class Operand {
+ public:
+  Operand() = default;  // an argument that was not given
+  explicit Operand(const Tensor& tensor) : tensor_(tensor) {}
+  explicit Operand(const Optional& tensor) : tensor_(tensor) {}
+  Operand(const Operand&) = default;
+  Operand(Operand&&) = default;
+  Operand& operator=(const Operand&) = delete;
+  Operand& operator=(Operand&&) = delete;
+
+  explicit operator bool() const { return tensor_.has_value(); }
+  const Tensor& operator*() const& { return *tensor_; }
+  const Tensor* operator->() const& { return &*tensor_; }
+  const Tensor& operator*() const&& = delete;
+  const Tensor* operator->() const&& = delete;
+
+  const void* data() const& { return tensor_ ? tensor_->const_data_ptr() : nullptr; }
+  const void* data() const&& = delete;
+
+ private:
+  Optional tensor_;
+};
+
+inline bool same_sizes(const Tensor& a, const Tensor& b) {
+  const auto x = a.sizes(), y = b.sizes();
+  return std::equal(x.begin(), x.end(), y.begin(), y.end());
+}
+inline bool same_strides(const Tensor& a, const Tensor& b) {
+  const auto x = a.strides(), y = b.strides();
+  return std::equal(x.begin(), x.end(), y.begin(), y.end());
 }
 
-// The tensor itself where it lies in memory as `model` does, else a copy that does.
-inline Tensor laid_out_as(const Tensor& tensor, const Tensor& model) {
-  const auto a = tensor.strides(), b = model.strides();
-  if (std::equal(a.begin(), a.end(), b.begin(), b.end())) return tensor;
-  Tensor like = torch::stable::empty_like(model);
-  torch::stable::copy_(like, tensor);
-  return like;
+// The elements in their logical order.
+inline Operand compact(const Tensor& tensor) {
+  return Operand(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor));
 }
+inline Operand compact(const Optional& tensor) { return tensor ? compact(*tensor) : Operand(); }
+
+// The same in another dtype.
+inline Operand converted(const Tensor& tensor, ScalarType dtype) {
+  return compact(tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype));
+}
+
+// The elements without gaps, in whatever order they have in memory.
+inline Operand dense(const Tensor& tensor) {
+  if (tensor.is_contiguous()) return Operand(tensor);
+  Tensor like = torch::stable::empty_like(tensor);
+  if (same_strides(tensor, like)) return Operand(tensor);
+  torch::stable::copy_(like, tensor);
+  return Operand(like);
+}
+
+// A tensor that belongs to a dense one, such as its gradient: of its dtype and shape, in its order of memory.
+inline Operand like(const Tensor& tensor, const Tensor& model, const char* op) {
+  STD_TORCH_CHECK(tensor.scalar_type() == model.scalar_type() && same_sizes(tensor, model), op,
+                  ": a gradient does not have the dtype or shape of its tensor");
+  if (same_strides(tensor, model)) return Operand(tensor);
+  Tensor same = torch::stable::empty_like(model);
+  torch::stable::copy_(same, tensor);
+  return Operand(same);
+}
+inline Operand like(const Optional& tensor, const Tensor& model, const char* op) {
+  return tensor ? like(*tensor, model, op) : Operand();
+}
+
+// What stands for a result that nobody asked for.
+inline Tensor missing(const Tensor& x) { return torch::stable::new_empty(x, {0}); }
 
 }  // namespace gankern

@@ -2,31 +2,25 @@
 // gankern/ops/convolution.py.
 #include "../cpu/convolution.h"
 
-#include <optional>
-
-#include "common.h"
+#include "feature_map.h"
 
 namespace gankern {
 namespace {
 
 constexpr const char* kName = "convolution_row";
 constexpr int64_t kTaps[kConvolutionRows] = {3, 3, 3, 3, 4, 4, 4, 4};
-using torch::headeronly::MemoryFormat;
 
 // Whether a 4-D tensor's channels lie side by side and it is not contiguous as well:
 // gankern/ops/convolution.py has the same.
 inline bool is_channels_last(const Tensor& x) { return x.stride(1) == 1 && !x.is_contiguous(); }
 
+// A tensor densely in one of the two memory formats.
 struct Images {
-  Tensor tensor;
-  ConvolutionImages view;
-  // The tensor itself where it lies densely in one of the two memory formats, else a copy.
-  explicit Images(const Tensor& x) : tensor(x) {
-    const bool last = is_channels_last(x);
-    if (!x.is_contiguous())
-      tensor = torch::stable::contiguous(x, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-    view = {x.size(1), x.size(2), x.size(3), last, const_cast<void*>(tensor.const_data_ptr())};
-  }
+  const Operand tensor;
+  const ConvolutionImages view;
+  explicit Images(const Tensor& x)
+      : tensor(in_layout(x, is_channels_last(x))),
+        view{x.size(1), x.size(2), x.size(3), is_channels_last(x), const_cast<void*>(tensor.data())} {}
 };
 
 void check_images(const Tensor& x, const Tensor& model, const char* name) {
@@ -47,8 +41,8 @@ int64_t checked_row(int64_t row) {
   return row;
 }
 
-Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t row, int64_t height,
-               int64_t width, int64_t padding, bool flip, bool swap, double scale, double slope) {
+Tensor forward(Tensor x, Tensor weight, Optional bias, int64_t row, int64_t height, int64_t width,
+               int64_t padding, bool flip, bool swap, double scale, double slope) {
   const int64_t taps = kTaps[checked_row(row)];
   check_images(x, x, "x");
   check_images(weight, x, "weight");
@@ -59,9 +53,7 @@ Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t row,
   const int64_t channels = weight.size(swap ? 1 : 0);
   const Images in(x);
   const bool last = in.view.channels_last || is_channels_last(weight);
-  Tensor out =
-      torch::stable::empty({x.size(0), channels, height, width}, x.scalar_type(), std::nullopt, std::nullopt,
-                           std::nullopt, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  Tensor out = empty_in_layout(x, {x.size(0), channels, height, width}, last);
   Convolution task{};
   task.images = x.size(0);
   task.in = in.view;
@@ -71,13 +63,11 @@ Tensor forward(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t row,
   task.flip = flip;
   task.scale = scale;
   task.slope = slope;
-  Tensor dense_bias = x;
-  if (bias) {
+  if (bias)
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == channels && bias->scalar_type() == x.scalar_type(),
                     kName, ": bias must be [", channels, "] of x's dtype");
-    dense_bias = torch::stable::contiguous(*bias);
-    task.bias = dense_bias.const_data_ptr();
-  }
+  const Operand dense_bias = compact(bias);
+  task.bias = dense_bias.data();
   convolution().forward[dtype_index(x, kName)][row](task, torch_threads());
   return out;
 }

@@ -20,9 +20,9 @@ inline MemoryFormat memory_format(int64_t dim, bool channels_last) {
 }
 
 // The tensor itself where it lies densely in that order, else a copy that does.
-inline Tensor in_layout(const Tensor& x, bool channels_last) {
-  if (!channels_last && x.is_contiguous()) return x;
-  return torch::stable::contiguous(x, memory_format(x.dim(), channels_last));
+inline Operand in_layout(const Tensor& x, bool channels_last) {
+  if (!channels_last && x.is_contiguous()) return Operand(x);
+  return Operand(torch::stable::contiguous(x, memory_format(x.dim(), channels_last)));
 }
 
 // An uninitialised tensor of x's dtype.

@@ -2,60 +2,45 @@
 // gankern/ops/minibatch_discrimination.py.
 #include "../cpu/minibatch_discrimination.h"
 
-#include <optional>
-
 #include "common.h"
 
 namespace gankern {
 namespace {
 
 constexpr const char* kName = "minibatch_discrimination";
-using Optional = std::optional<Tensor>;
 
-Tensor compact(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
-Optional compact(const Optional& x) { return x ? Optional(compact(*x)) : x; }
-const void* data(const Optional& x) { return x ? x->const_data_ptr() : nullptr; }
-
-// An operand in the kernels' own layout. The tensors that own the memory stay alive in here.
+// The problem in the kernels' own layout. The tensors that own the memory stay alive in here.
 struct Problem {
-  Tensor m;
-  Optional other;
+  const Operand m, other;
   MinibatchDiscrimination in{};
 
   Problem(const Tensor& m_in, const Optional& other_in) : m(compact(m_in)), other(compact(other_in)) {
-    check(m, "m");
-    in.kernels = m.size(1);
-    in.dims = m.size(2);
-    in.rows.count = m.size(0);
-    in.rows.m = m.const_data_ptr();
+    check(*m, "m");
+    in.kernels = m->size(1);
+    in.dims = m->size(2);
+    in.rows.count = m->size(0);
+    in.rows.m = m.data();
     in.one_set = !other;
     if (!other) return;
     check(*other, "other");
     STD_TORCH_CHECK(other->size(1) == in.kernels && other->size(2) == in.dims, kName,
                     ": m and other differ in kernels or dims");
     in.columns.count = other->size(0);
-    in.columns.m = other->const_data_ptr();
+    in.columns.m = other.data();
   }
 
   void check(const Tensor& x, const char* name) const {
     STD_TORCH_CHECK(x.dim() == 3, kName, ": ", name, " must be 3-D, got ", x.dim(), " dimensions");
     STD_TORCH_CHECK(x.size(1) > 0 && x.size(2) > 0, kName, ": ", name, " has no kernels or no dims");
-    STD_TORCH_CHECK(x.scalar_type() == m.scalar_type(), kName, ": all tensors must have one dtype");
+    STD_TORCH_CHECK(x.scalar_type() == m->scalar_type(), kName, ": all tensors must have one dtype");
   }
-  void check_like(const Tensor& x, const Tensor& model) const {
-    STD_TORCH_CHECK(x.scalar_type() == m.scalar_type(), kName, ": all tensors must have one dtype");
-    STD_TORCH_CHECK(
-        x.dim() == 3 && x.numel() == model.numel() && x.size(1) == in.kernels && x.size(2) == in.dims, kName,
-        ": a gradient does not have the shape of its tensor");
-  }
-  void take_grad(const Tensor& grad) {
-    STD_TORCH_CHECK(grad.scalar_type() == m.scalar_type(), kName, ": all tensors must have one dtype");
-    STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == in.rows.count && grad.size(1) == in.kernels, kName,
+  void take_grad(const Operand& grad) {
+    STD_TORCH_CHECK(grad->scalar_type() == m->scalar_type(), kName, ": all tensors must have one dtype");
+    STD_TORCH_CHECK(grad->dim() == 2 && grad->size(0) == in.rows.count && grad->size(1) == in.kernels, kName,
                     ": grad does not have the shape of the result");
-    in.rows.grad = grad.const_data_ptr();
+    in.rows.grad = grad.data();
   }
-  Tensor empty_sums() const { return torch::stable::new_empty(m, {in.rows.count, in.kernels}); }
-  Tensor missing() const { return torch::stable::new_empty(m, {0}); }
+  Tensor empty_sums() const { return torch::stable::new_empty(*m, {in.rows.count, in.kernels}); }
 };
 
 Tensor empty(const Tensor& like) {
@@ -73,9 +58,9 @@ Tensor forward(Tensor m, Optional other, bool include_self) {
 
 std::tuple<Tensor, Tensor> backward(Tensor grad_in, Tensor m, Optional other) {
   Problem problem(m, other);
-  const Tensor grad = compact(grad_in);
+  const Operand grad = compact(grad_in);
   problem.take_grad(grad);
-  Tensor grad_m = empty(m), grad_other = other ? empty(*other) : problem.missing();
+  Tensor grad_m = empty(m), grad_other = other ? empty(*other) : missing(m);
   problem.in.rows.out_m = grad_m.mutable_data_ptr();
   if (other) problem.in.columns.out_m = grad_other.mutable_data_ptr();
   minibatch_discrimination().backward[dtype_index(m, kName)](problem.in, torch_threads());
@@ -85,16 +70,14 @@ std::tuple<Tensor, Tensor> backward(Tensor grad_in, Tensor m, Optional other) {
 std::tuple<Tensor, Tensor, Tensor> double_backward(Optional grad_grad_m, Optional grad_grad_other,
                                                    Tensor grad_in, Tensor m, Optional other) {
   Problem problem(m, other);
-  const Tensor grad = compact(grad_in);
+  const Operand grad = compact(grad_in);
   problem.take_grad(grad);
-  const Optional h = compact(grad_grad_m), h_other = compact(grad_grad_other);
-  if (h) problem.check_like(*h, m);
-  if (h_other) STD_TORCH_CHECK(other.has_value(), kName, ": grad_grad_other without other");
-  if (h_other) problem.check_like(*h_other, *other);
-  problem.in.rows.grad_m = data(h);
-  problem.in.columns.grad_m = data(h_other);
-  Tensor grad_grad = problem.empty_sums(), grad_m = empty(m),
-         grad_other = other ? empty(*other) : problem.missing();
+  STD_TORCH_CHECK(other || !grad_grad_other, kName, ": grad_grad_other without other");
+  const Operand h = like(grad_grad_m, *problem.m, kName),
+                h_other = grad_grad_other ? like(*grad_grad_other, *problem.other, kName) : Operand();
+  problem.in.rows.grad_m = h.data();
+  problem.in.columns.grad_m = h_other.data();
+  Tensor grad_grad = problem.empty_sums(), grad_m = empty(m), grad_other = other ? empty(*other) : missing(m);
   problem.in.rows.sums = grad_grad.mutable_data_ptr();
   problem.in.rows.out_m = grad_m.mutable_data_ptr();
   if (other) problem.in.columns.out_m = grad_other.mutable_data_ptr();

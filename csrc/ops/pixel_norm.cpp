@@ -25,22 +25,23 @@ Tensor new_scale(const Tensor& x, const PixelNorm& in) {
   return torch::stable::new_empty(x, {pixels(in)}, accumulation_type(x));
 }
 // What the forward returned.
-void take_scale(PixelNorm* in, const Tensor& y, const Tensor& scale) {
-  STD_TORCH_CHECK(dense(y).const_data_ptr() == y.const_data_ptr(), kName,
-                  ": y must be what the forward returned");
+void take_scale(PixelNorm* in, const Tensor& y, const Operand& scale) {
+  const Operand without_gaps = dense(y);
+  STD_TORCH_CHECK(same_strides(*without_gaps, y), kName, ": y must be what the forward returned");
   STD_TORCH_CHECK(
-      scale.scalar_type() == accumulation_type(y) && scale.dim() == 1 && scale.size(0) == pixels(*in), kName,
-      ": scale must be what the forward returned");
-  in->scale = const_cast<void*>(scale.const_data_ptr());
+      scale->scalar_type() == accumulation_type(y) && scale->dim() == 1 && scale->size(0) == pixels(*in),
+      kName, ": scale must be what the forward returned");
+  in->scale = const_cast<void*>(scale.data());
 }
 
 std::tuple<Tensor, Tensor> forward(Tensor x_in, Optional bias_in, int64_t dim, double positive,
                                    double negative, double eps) {
-  const Tensor x = dense(x_in);
+  const Operand owner = dense(x_in);
+  const Tensor& x = *owner;
   PixelNorm in = problem(x, dim, positive, negative);
-  const Optional bias = along_channels(bias_in, x, dim, kName);
+  const Operand bias = along_channels(bias_in, x, dim, kName);
   Tensor y = torch::stable::empty_like(x), scale = new_scale(x, in);
-  in.bias = data(bias);
+  in.bias = bias.data();
   in.out = y.mutable_data_ptr();
   in.scale = scale.mutable_data_ptr();
   in.eps = eps;
@@ -51,18 +52,13 @@ std::tuple<Tensor, Tensor> forward(Tensor x_in, Optional bias_in, int64_t dim, d
 std::tuple<Tensor, Tensor> backward(Tensor grad_in, Optional grad_scale_in, Tensor y, Tensor scale_in,
                                     int64_t dim, double positive, double negative, bool sums) {
   PixelNorm in = problem(y, dim, positive, negative);
-  const Tensor grad = like(grad_in, y, kName), scale = compact(scale_in);
+  const Operand grad = like(grad_in, y, kName), scale = compact(scale_in);
   take_scale(&in, y, scale);
-  Optional grad_scale = grad_scale_in;
-  if (grad_scale) {
-    STD_TORCH_CHECK(grad_scale->scalar_type() == scale.scalar_type() && grad_scale->numel() == scale.numel(),
-                    kName, ": a gradient does not have the dtype or shape of its tensor");
-    grad_scale = compact(*grad_scale);
-  }
+  const Operand grad_scale = like(grad_scale_in, *scale, kName);
   Tensor grad_x = torch::stable::empty_like(y);
   Tensor grad_bias = sums ? torch::stable::new_empty(y, {y.size(dim)}) : missing(y);
-  in.grad = grad.const_data_ptr();
-  in.grad_scale = data(grad_scale);
+  in.grad = grad.data();
+  in.grad_scale = grad_scale.data();
   in.out = grad_x.mutable_data_ptr();
   if (sums) in.out_bias = grad_bias.mutable_data_ptr();
   pixel_norm().backward[dtype_index(y, kName)](in, torch_threads());
@@ -73,14 +69,14 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_bia
                                                    Tensor y, Tensor scale_in, int64_t dim, double positive,
                                                    double negative) {
   PixelNorm in = problem(y, dim, positive, negative);
-  const Tensor grad = like(grad_in, y, kName), scale = compact(scale_in);
-  const Optional h = like(h_in, y, kName), h_bias = along_channels(h_bias_in, y, dim, kName);
+  const Operand grad = like(grad_in, y, kName), scale = compact(scale_in);
+  const Operand h = like(h_in, y, kName), h_bias = along_channels(h_bias_in, y, dim, kName);
   take_scale(&in, y, scale);
   Tensor grad_grad = torch::stable::empty_like(y), grad_y = torch::stable::empty_like(y),
          grad_scale = new_scale(y, in);
-  in.grad = grad.const_data_ptr();
-  in.h = data(h);
-  in.h_bias = data(h_bias);
+  in.grad = grad.data();
+  in.h = h.data();
+  in.h_bias = h_bias.data();
   in.out = grad_grad.mutable_data_ptr();
   in.out_x = grad_y.mutable_data_ptr();
   in.out_scale = grad_scale.mutable_data_ptr();

@@ -6,10 +6,10 @@
 namespace gankern {
 
 // Dense, and each sample's elements together.
-inline Tensor sample_major(const Tensor& x) {
-  Tensor y = dense(x);
-  const bool together = y.size(0) <= 1 || y.stride(0) * y.size(0) == y.numel();
-  return together ? y : torch::stable::contiguous(y);
+inline Operand sample_major(const Tensor& x) {
+  const Operand y = dense(x);
+  const bool together = y->size(0) <= 1 || y->stride(0) * y->size(0) == y->numel();
+  return together ? y : compact(x);
 }
 
 // [samples] values in the accumulation dtype of x.
@@ -17,18 +17,12 @@ inline Tensor per_sample(const Tensor& x) {
   return torch::stable::new_empty(x, {x.size(0)}, accumulation_type(x));
 }
 
-inline Tensor taken_per_sample(const Tensor& values, const Tensor& x, const char* op) {
+inline Operand taken_per_sample(const Tensor& values, const Tensor& x, const char* op) {
   STD_TORCH_CHECK(values.dim() == 1 && values.size(0) == x.size(0), op, ": needs one value a sample, got ",
                   values.numel(), " for ", x.size(0));
   STD_TORCH_CHECK(values.scalar_type() == accumulation_type(x), op,
                   ": values of samples must be float64 for float64, float32 for all others");
-  return values.is_contiguous() ? values : torch::stable::contiguous(values);
-}
-
-inline void check_like(const Tensor& x, const Tensor& model, const char* op) {
-  const auto a = x.sizes(), b = model.sizes();
-  STD_TORCH_CHECK(std::equal(a.begin(), a.end(), b.begin(), b.end()), op, ": tensors differ in shape");
-  STD_TORCH_CHECK(x.scalar_type() == model.scalar_type(), op, ": tensors differ in dtype");
+  return compact(values);
 }
 
 }  // namespace gankern

@@ -2,13 +2,13 @@
 #include "../cpu/spectral_norm.h"
 
 #include <cstring>
-#include <optional>
 
 #include "common.h"
 
 namespace gankern {
 namespace {
 
+constexpr const char* kName = "spectral_norm";
 using Tensors = std::vector<Tensor>;
 
 // How a dense weight's columns lie in memory. Column j of the matrix counts the other dimensions in their
@@ -20,7 +20,7 @@ struct Layout {
 
   Layout(const Tensor& weight, int64_t dim) {
     const int64_t n = weight.dim();
-    STD_TORCH_CHECK(dim >= 0 && dim < n, "spectral_norm: dim ", dim, " of a ", n, "-D weight");
+    STD_TORCH_CHECK(dim >= 0 && dim < n, kName, ": dim ", dim, " of a ", n, "-D weight");
     // From outermost to innermost. A dimension of size 1 may have any stride: it counts as outermost.
     std::vector<int64_t> order(n);
     for (int64_t d = 0; d < n; ++d) order[d] = d;
@@ -72,13 +72,7 @@ struct Layout {
   }
 };
 
-// u and v as the kernels take them: in the accumulation dtype, v in memory order.
-Tensor vector_in(const Tensor& x, ScalarType dtype) {
-  Tensor y = x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
-  return y.is_contiguous() ? y : torch::stable::contiguous(y);
-}
-
-// v between its logical order and the order in memory.
+// v between its logical order and the order in memory; not in place.
 template <class A>
 void reorder(const Layout& layout, const A* in, A* out, bool into_memory) {
   layout.each_column([&](int64_t logical, int64_t memory) {
@@ -88,152 +82,187 @@ void reorder(const Layout& layout, const A* in, A* out, bool into_memory) {
       out[logical] = in[memory];
   });
 }
+void reorder(const Layout& layout, ScalarType dtype, const void* in, void* out, bool into_memory) {
+  if (dtype == ScalarType::Double)
+    reorder(layout, static_cast<const double*>(in), static_cast<double*>(out), into_memory);
+  else
+    reorder(layout, static_cast<const float*>(in), static_cast<float*>(out), into_memory);
+}
 
 // What a forward leaves behind for its backward: one vector in the accumulation dtype that holds sigma of all
 // layers, then u and v (in logical order) of each layer.
 struct State {
-  Tensor tensor;
-  int64_t width;  // bytes a value
+  const Operand tensor;
+  const ScalarType dtype;
 
-  void* at(int64_t index) const { return static_cast<char*>(tensor.mutable_data_ptr()) + width * index; }
+  State(const Tensor& state, const Tensor& weight)
+      : tensor(compact(state)), dtype(accumulation_type(weight)) {
+    STD_TORCH_CHECK(state.scalar_type() == dtype && state.dim() == 1, kName,
+                    ": the state is not what the forward returned");
+  }
+  int64_t width() const { return dtype == ScalarType::Double ? 8 : 4; }  // bytes a value
+  void* at(int64_t index) const {
+    return static_cast<char*>(const_cast<void*>(tensor.data())) + width() * index;
+  }
 };
 
-// One layer's inputs, with the tensors that own the memory the kernel is given.
-struct Prepared {
-  Tensor weight, u, v;
-  Layout layout;
-  SpectralNormLayer layer;
-
-  Prepared(const Tensor& w, int64_t dim) : weight(dense(w)), layout(weight, dim) {
-    layer = {layout.outer, layout.rows, layout.inner, weight.const_data_ptr(), nullptr, nullptr};
-  }
+// A layer's weight, dense, and how it lies.
+struct Weight {
+  const Operand tensor;
+  const Layout layout;
+  Weight(const Tensor& weight, int64_t dim) : tensor(dense(weight)), layout(*tensor, dim) {}
+  int64_t rows() const { return layout.rows; }
   int64_t columns() const { return layout.outer * layout.inner; }
+};
 
-  // u and v from buffers of any floating dtype, in logical order.
-  void take(const Tensor& u_in, const Tensor& v_in) {
-    STD_TORCH_CHECK(u_in.numel() == layout.rows && v_in.numel() == columns(), "spectral_norm: u has ",
-                    u_in.numel(), " and v ", v_in.numel(), " entries for a matrix of ", layout.rows, " x ",
-                    columns());
-    const ScalarType dtype = accumulation_type(weight);
-    u = vector_in(u_in, dtype);
-    v = vector_in(v_in, dtype);
-    layer.u = u.const_data_ptr();
-    take_v(v.const_data_ptr());
-  }
-  // u and v from a state that starts at `begin`.
-  void take(const State& state, int64_t begin) {
-    layer.u = state.at(begin);
-    take_v(state.at(begin + layout.rows));
-  }
+// A layer's v in memory order. Where that is the logical order, this is what was given.
+struct InMemoryOrder {
+  Optional copy;
+  const void* data;
 
- private:
-  void take_v(const void* logical) {
-    layer.v = logical;
-    if (!layout.permuted) return;
-    v = torch::stable::new_empty(weight, {columns()}, accumulation_type(weight));
-    void* memory = v.mutable_data_ptr();
-    if (accumulation_type(weight) == ScalarType::Double)
-      reorder(layout, static_cast<const double*>(logical), static_cast<double*>(memory), true);
-    else
-      reorder(layout, static_cast<const float*>(logical), static_cast<float*>(memory), true);
-    layer.v = memory;
+  InMemoryOrder(const void* logical, const Weight& weight) : data(logical) {
+    if (!weight.layout.permuted) return;
+    const ScalarType dtype = accumulation_type(*weight.tensor);
+    copy = torch::stable::new_empty(*weight.tensor, {weight.columns()}, dtype);
+    reorder(weight.layout, dtype, logical, copy->mutable_data_ptr(), true);
+    data = copy->const_data_ptr();
   }
 };
 
-std::vector<Prepared> prepare(const Tensors& weights, const std::vector<int64_t>& dims) {
-  const size_t n = weights.size();
-  STD_TORCH_CHECK(n > 0 && dims.size() == n, "spectral_norm: needs at least one weight, and a dim for each");
-  std::vector<Prepared> prepared;
-  prepared.reserve(n);
-  for (size_t i = 0; i < n; ++i) {
-    STD_TORCH_CHECK(weights[i].scalar_type() == weights[0].scalar_type(),
-                    "spectral_norm: all weights of a group must have one dtype");
-    prepared.emplace_back(weights[i], dims[i]);
-  }
-  return prepared;
+// u or v from a buffer of any floating dtype, in logical order.
+Operand vector_in(const Tensor& vector, const char* name, int64_t size, const Tensor& weight) {
+  STD_TORCH_CHECK(vector.dim() == 1 && vector.size(0) == size, kName, ": ", name, " must have ", size,
+                  " values, got ", vector.numel());
+  return converted(vector, accumulation_type(weight));
 }
 
-int64_t width_of(const Tensor& weight) { return accumulation_type(weight) == ScalarType::Double ? 8 : 4; }
+// A layer as the kernels take it, with all memory that they are given.
+struct Layer {
+  const Weight weight;
+  const Operand u, v;  // as given; nothing where they stand in a state
+  const InMemoryOrder v_in_memory;
+  const SpectralNormLayer in;
+
+  // From buffers.
+  Layer(const Tensor& weight_in, int64_t dim, const Tensor& u_in, const Tensor& v_in)
+      : weight(weight_in, dim),
+        u(vector_in(u_in, "u", weight.rows(), weight_in)),
+        v(vector_in(v_in, "v", weight.columns(), weight_in)),
+        v_in_memory(v.data(), weight),
+        in(layer(u.data())) {}
+  // From a state, where this layer's u begins at `begin`.
+  Layer(const Tensor& weight_in, int64_t dim, const State& state, int64_t begin)
+      : weight(weight_in, dim),
+        v_in_memory(state.at(begin + weight.rows()), weight),
+        in(layer(state.at(begin))) {}
+
+  int64_t size() const { return weight.rows() + weight.columns(); }  // of u and v
+
+ private:
+  SpectralNormLayer layer(const void* first) const {
+    return {weight.layout.outer, weight.layout.rows, weight.layout.inner, weight.tensor.data(), first,
+            v_in_memory.data};
+  }
+};
+
+void check(const Tensors& weights, const std::vector<int64_t>& dims) {
+  STD_TORCH_CHECK(!weights.empty() && dims.size() == weights.size(), kName,
+                  ": needs at least one weight, and a dim for each");
+  for (const Tensor& weight : weights)
+    STD_TORCH_CHECK(weight.scalar_type() == weights[0].scalar_type() && weight.numel() > 0, kName,
+                    ": all weights of a group must have one dtype, and values");
+}
 
 std::tuple<Tensors, Tensor> forward(Tensors weights, Tensors us, Tensors vs, std::vector<int64_t> dims,
                                     int64_t n_power_iterations, double eps, bool u_first, bool add_eps) {
-  std::vector<Prepared> in = prepare(weights, dims);
-  const size_t n = in.size();
-  STD_TORCH_CHECK(us.size() == n && vs.size() == n, "spectral_norm: needs a u and a v for each weight");
+  check(weights, dims);
+  const size_t n = weights.size();
+  STD_TORCH_CHECK(us.size() == n && vs.size() == n, kName, ": needs a u and a v for each weight");
+  std::vector<Layer> in;
+  in.reserve(n);
   int64_t size = int64_t(n);
-  for (const Prepared& p : in) size += p.layout.rows + p.columns();
-  const State state{torch::stable::new_empty(weights[0], {size}, accumulation_type(weights[0])),
-                    width_of(weights[0])};
+  for (size_t i = 0; i < n; ++i) {
+    in.emplace_back(weights[i], dims[i], us[i], vs[i]);
+    size += in[i].size();
+  }
+  Tensor state_tensor = torch::stable::new_empty(weights[0], {size}, accumulation_type(weights[0]));
+  const State state(state_tensor, weights[0]);
   Tensors normalized;
-  normalized.reserve(n);
   std::vector<SpectralNormForward> layers(n);
   int64_t at = int64_t(n);
   for (size_t i = 0; i < n; ++i) {
-    in[i].take(us[i], vs[i]);
-    normalized.push_back(torch::stable::empty_like(in[i].weight));
-    layers[i] = {in[i].layer, normalized[i].mutable_data_ptr(), state.at(at),
-                 state.at(at + in[i].layout.rows), state.at(int64_t(i))};
-    at += in[i].layout.rows + in[i].columns();
+    normalized.push_back(torch::stable::empty_like(*in[i].weight.tensor));
+    layers[i] = {in[i].in, normalized[i].mutable_data_ptr(), state.at(at), state.at(at + in[i].weight.rows()),
+                 state.at(int64_t(i))};
+    at += in[i].size();
   }
-  spectral_norm().forward[dtype_index(weights[0], "spectral_norm")](
+  spectral_norm().forward[dtype_index(weights[0], kName)](
       layers.data(), int64_t(n), {n_power_iterations, eps, u_first, add_eps}, torch_threads());
   for (size_t i = 0; i < n; ++i) {
-    const Layout& layout = in[i].layout;
+    const Layout& layout = in[i].weight.layout;
     if (!layout.permuted) continue;
-    std::vector<char> memory(size_t(in[i].columns() * state.width));
+    std::vector<char> memory(size_t(in[i].weight.columns() * state.width()));
     std::memcpy(memory.data(), layers[i].v, memory.size());
-    if (state.width == 8)
-      reorder(layout, reinterpret_cast<double*>(memory.data()), static_cast<double*>(layers[i].v), false);
-    else
-      reorder(layout, reinterpret_cast<float*>(memory.data()), static_cast<float*>(layers[i].v), false);
+    reorder(layout, state.dtype, memory.data(), layers[i].v, false);
   }
-  return {normalized, state.tensor};
+  return {normalized, state_tensor};
 }
 
 // The layers of a backward, with u, v and sigma from the state that its forward left.
-std::vector<Prepared> prepare(const Tensors& weights, const State& state, const std::vector<int64_t>& dims) {
-  std::vector<Prepared> in = prepare(weights, dims);
-  int64_t at = int64_t(in.size());
-  for (Prepared& p : in) {
-    p.take(state, at);
-    at += p.layout.rows + p.columns();
+std::vector<Layer> layers_of(const Tensors& weights, const State& state, const std::vector<int64_t>& dims) {
+  std::vector<Layer> in;
+  in.reserve(weights.size());
+  int64_t at = int64_t(weights.size());
+  const int64_t size = state.tensor->numel();
+  for (size_t i = 0; i < weights.size(); ++i) {
+    STD_TORCH_CHECK(dims[i] >= 0 && dims[i] < weights[i].dim(), kName, ": dim ", dims[i], " of a ",
+                    weights[i].dim(), "-D weight");
+    const int64_t rows = weights[i].size(dims[i]);
+    at += rows + weights[i].numel() / rows;
+    STD_TORCH_CHECK(at <= size, kName, ": the state has ", size, " values, these weights need more");
+    in.emplace_back(weights[i], dims[i], state, at - rows - weights[i].numel() / rows);
   }
-  STD_TORCH_CHECK(at == state.tensor.numel(), "spectral_norm: the state has ", state.tensor.numel(),
-                  " values, these weights need ", at);
+  STD_TORCH_CHECK(at == size, kName, ": the state has ", size, " values, these weights need ", at);
   return in;
 }
 
+using Gradients = std::vector<Optional>;
+
 // Gradients may be missing (a layer that the loss does not reach): those layers are left out of the work, and
 // their results are zero-sized.
-Tensor missing(const Tensor& model) { return torch::stable::new_empty(model, {0}); }
-
-Tensors backward(std::vector<std::optional<Tensor>> grads, Tensors weights, Tensor state_tensor,
-                 std::vector<int64_t> dims) {
-  const State state{state_tensor, width_of(weights[0])};
-  const std::vector<Prepared> in = prepare(weights, state, dims);
-  Tensors keep, grad_weights;
+Tensors backward(Gradients grads, Tensors weights, Tensor state_tensor, std::vector<int64_t> dims) {
+  check(weights, dims);
+  STD_TORCH_CHECK(grads.size() == weights.size(), kName, ": needs a gradient or None for each weight");
+  const State state(state_tensor, weights[0]);
+  const std::vector<Layer> in = layers_of(weights, state, dims);
+  std::vector<Operand> keep;
+  Tensors grad_weights;
   std::vector<SpectralNormBackward> layers;
   for (size_t i = 0; i < in.size(); ++i) {
     if (!grads[i]) {
       grad_weights.push_back(missing(weights[0]));
       continue;
     }
-    keep.push_back(laid_out_as(*grads[i], in[i].weight));
-    grad_weights.push_back(torch::stable::empty_like(in[i].weight));
-    layers.push_back({in[i].layer, state.at(int64_t(i)), keep.back().const_data_ptr(),
-                      grad_weights[i].mutable_data_ptr()});
+    const Tensor& weight = *in[i].weight.tensor;
+    keep.push_back(like(*grads[i], weight, kName));
+    grad_weights.push_back(torch::stable::empty_like(weight));
+    layers.push_back(
+        {in[i].in, state.at(int64_t(i)), keep.back().data(), grad_weights.back().mutable_data_ptr()});
   }
-  spectral_norm().backward[dtype_index(weights[0], "spectral_norm")](layers.data(), int64_t(layers.size()),
-                                                                     torch_threads());
+  spectral_norm().backward[dtype_index(weights[0], kName)](layers.data(), int64_t(layers.size()),
+                                                           torch_threads());
   return grad_weights;
 }
 
-std::tuple<Tensors, Tensors> double_backward(std::vector<std::optional<Tensor>> grad_grad_weights,
-                                             std::vector<std::optional<Tensor>> grads, Tensors weights,
+std::tuple<Tensors, Tensors> double_backward(Gradients grad_grad_weights, Gradients grads, Tensors weights,
                                              Tensor state_tensor, std::vector<int64_t> dims) {
-  const State state{state_tensor, width_of(weights[0])};
-  const std::vector<Prepared> in = prepare(weights, state, dims);
-  Tensors keep, grad_grads, grad_weights;
+  check(weights, dims);
+  STD_TORCH_CHECK(grads.size() == weights.size() && grad_grad_weights.size() == weights.size(), kName,
+                  ": needs a gradient or None for each weight");
+  const State state(state_tensor, weights[0]);
+  const std::vector<Layer> in = layers_of(weights, state, dims);
+  std::vector<Operand> keep;
+  Tensors grad_grads, grad_weights;
   std::vector<SpectralNormDoubleBackward> layers;
   for (size_t i = 0; i < in.size(); ++i) {
     if (!grads[i] || !grad_grad_weights[i]) {
@@ -241,17 +270,17 @@ std::tuple<Tensors, Tensors> double_backward(std::vector<std::optional<Tensor>> 
       grad_weights.push_back(missing(weights[0]));
       continue;
     }
-    const Tensor g = laid_out_as(*grads[i], in[i].weight);
-    const Tensor h = laid_out_as(*grad_grad_weights[i], in[i].weight);
+    const Tensor& weight = *in[i].weight.tensor;
+    const Operand g = like(*grads[i], weight, kName), h = like(*grad_grad_weights[i], weight, kName);
     keep.push_back(g);
     keep.push_back(h);
-    grad_grads.push_back(torch::stable::empty_like(in[i].weight));
-    grad_weights.push_back(torch::stable::empty_like(in[i].weight));
-    layers.push_back({in[i].layer, state.at(int64_t(i)), g.const_data_ptr(), h.const_data_ptr(),
-                      grad_grads[i].mutable_data_ptr(), grad_weights[i].mutable_data_ptr()});
+    grad_grads.push_back(torch::stable::empty_like(weight));
+    grad_weights.push_back(torch::stable::empty_like(weight));
+    layers.push_back({in[i].in, state.at(int64_t(i)), g.data(), h.data(), grad_grads[i].mutable_data_ptr(),
+                      grad_weights[i].mutable_data_ptr()});
   }
-  spectral_norm().double_backward[dtype_index(weights[0], "spectral_norm")](
-      layers.data(), int64_t(layers.size()), torch_threads());
+  spectral_norm().double_backward[dtype_index(weights[0], kName)](layers.data(), int64_t(layers.size()),
+                                                                  torch_threads());
   return {grad_grads, grad_weights};
 }
 

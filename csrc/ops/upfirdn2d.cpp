@@ -11,17 +11,17 @@ constexpr const char* kName = "upfirdn2d";
 using Sizes = std::vector<int64_t>;
 
 template <class T>
-std::vector<double> widen_all(const Tensor& x) {
-  const T* p = static_cast<const T*>(x.const_data_ptr());
+std::vector<double> widen_all(const Operand& x) {
+  const T* p = static_cast<const T*>(x.data());
   std::vector<double> values;
-  for (int64_t i = 0; i < x.numel(); ++i) values.push_back(double(GANKERN_ISA::widen(p[i])));
+  for (int64_t i = 0; i < x->numel(); ++i) values.push_back(double(GANKERN_ISA::widen(p[i])));
   return values;
 }
 
 // The values of a small tensor of any floating dtype.
 std::vector<double> to_double(const Tensor& tensor) {
-  const Tensor x = torch::stable::contiguous(tensor);
-  switch (dtype_index(x, kName)) {
+  const Operand x = compact(tensor);
+  switch (dtype_index(tensor, kName)) {
     case 0: return widen_all<double>(x);
     case 1: return widen_all<float>(x);
     case 2: return widen_all<BFloat16>(x);
@@ -44,9 +44,17 @@ Tensor empty(const Tensor& x, const Sizes& size, torch::headeronly::MemoryFormat
                               x.device(), std::nullopt, format);
 }
 
-Tensor upfirdn2d_cpu(Tensor x, Tensor filter, Sizes up, Sizes down, Sizes start, Sizes size, bool flip_filter,
-                     double gain) {
-  STD_TORCH_CHECK(x.dim() == 4, kName, ": x must be 4-D, got ", x.dim(), " dimensions");
+// x itself where the kernel can go through its rows as they lie, else a dense copy.
+Operand rows_of(const Tensor& x, int64_t group, torch::headeronly::MemoryFormat format) {
+  if (rows_are_dense(x, group)) return Operand(x);
+  Tensor copy = empty(x, {x.size(2), x.size(3)}, format);
+  torch::stable::copy_(copy, x);
+  return Operand(copy);
+}
+
+Tensor upfirdn2d_cpu(Tensor x_in, Tensor filter, Sizes up, Sizes down, Sizes start, Sizes size,
+                     bool flip_filter, double gain) {
+  STD_TORCH_CHECK(x_in.dim() == 4, kName, ": x must be 4-D, got ", x_in.dim(), " dimensions");
   STD_TORCH_CHECK((filter.dim() == 1 || filter.dim() == 2) && filter.numel() > 0, kName,
                   ": filter must be 1-D or 2-D and not empty");
   for (const Sizes* pair : {&up, &down, &start, &size})
@@ -56,14 +64,11 @@ Tensor upfirdn2d_cpu(Tensor x, Tensor filter, Sizes up, Sizes down, Sizes start,
                     ": up and down must be at least 1, and size 0");
 
   using torch::headeronly::MemoryFormat;
-  const bool grouped = channels_last(x);
+  const bool grouped = channels_last(x_in);
   const MemoryFormat format = grouped ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-  const int64_t group = grouped ? x.size(1) : 1;
-  if (!rows_are_dense(x, group)) {
-    Tensor copy = empty(x, {x.size(2), x.size(3)}, format);
-    torch::stable::copy_(copy, x);
-    x = copy;
-  }
+  const int64_t group = grouped ? x_in.size(1) : 1;
+  const Operand owner = rows_of(x_in, group, format);
+  const Tensor& x = *owner;
   Tensor out = empty(x, size, format);
 
   // The kernel correlates. The gain goes to one of a separable filter's two factors.
@@ -86,7 +91,7 @@ Tensor upfirdn2d_cpu(Tensor x, Tensor filter, Sizes up, Sizes down, Sizes start,
   problem.batch_stride = x.strides()[0];
   problem.channel_stride = x.strides()[1];
   problem.row_stride = x.strides()[2];
-  problem.x = x.const_data_ptr();
+  problem.x = owner.data();
   problem.out = out.mutable_data_ptr();
   upfirdn2d().run[dtype_index(x, kName)](problem, torch_threads());
   return out;

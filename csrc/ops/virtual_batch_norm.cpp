@@ -2,8 +2,6 @@
 // gankern/ops/virtual_batch_norm.py.
 #include "../cpu/virtual_batch_norm.h"
 
-#include <optional>
-
 #include "../cpu/vec.h"
 #include "feature_map.h"
 
@@ -11,7 +9,6 @@ namespace gankern {
 namespace {
 
 constexpr const char* kName = "virtual_batch_norm";
-using Optional = std::optional<Tensor>;
 
 // A vector of one value a channel, of any dtype, as doubles; `missing` where it is missing.
 struct Channels {
@@ -60,34 +57,31 @@ Tensor in_dtype_of(const Optional& model, const Tensor& x, const double* values,
 
 // x in the kernels' own layout. The tensors that own the memory stay alive in here.
 struct Map {
-  bool channels_last;
-  Tensor x;
+  const bool channels_last;
+  const Operand x;
   int64_t count, channels, pixels = 1;
 
   explicit Map(const Tensor& x_in)
       : channels_last(lies_channels_last(x_in)), x(in_layout(x_in, channels_last)) {
-    STD_TORCH_CHECK(x.dim() >= 2, kName, ": x must be [N, C, ...], got ", x.dim(), " dimensions");
-    count = x.size(0);
-    channels = x.size(1);
-    for (int64_t d = 2; d < x.dim(); ++d) pixels *= x.size(d);
+    STD_TORCH_CHECK(x->dim() >= 2, kName, ": x must be [N, C, ...], got ", x->dim(), " dimensions");
+    count = x->size(0);
+    channels = x->size(1);
+    for (int64_t d = 2; d < x->dim(); ++d) pixels *= x->size(d);
   }
   Tensor empty() const {
-    return empty_in_layout(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()), channels_last);
+    return empty_in_layout(*x, std::vector<int64_t>(x->sizes().begin(), x->sizes().end()), channels_last);
   }
   Tensor doubles(const std::vector<int64_t>& sizes) const {
-    return torch::stable::empty(sizes, ScalarType::Double, std::nullopt, x.device());
+    return torch::stable::empty(sizes, ScalarType::Double, std::nullopt, x->device());
   }
-  Tensor missing() const { return torch::stable::new_empty(x, {0}); }
-  Tensor like(const Tensor& y, const char* name) const {
-    STD_TORCH_CHECK(y.scalar_type() == x.scalar_type() && y.dim() == x.dim() &&
-                        std::equal(y.sizes().begin(), y.sizes().end(), x.sizes().begin()),
-                    kName, ": ", name, " does not have the shape and dtype of x");
+  Tensor missing() const { return gankern::missing(*x); }
+  Operand like(const Tensor& y, const char* name) const {
+    STD_TORCH_CHECK(y.scalar_type() == x->scalar_type() && same_sizes(y, *x), kName, ": ", name,
+                    " does not have the shape and dtype of x");
     return in_layout(y, channels_last);
   }
-  Optional like(const Optional& y, const char* name) const { return y ? Optional(like(*y, name)) : y; }
+  Operand like(const Optional& y, const char* name) const { return y ? like(*y, name) : Operand(); }
 };
-
-const void* data(const Optional& x) { return x ? x->const_data_ptr() : nullptr; }
 
 struct Problem : Map {
   Channels ref_mean, ref_mean_square, weight, bias;
@@ -112,7 +106,7 @@ struct Problem : Map {
     in.ref_mean_square = ref_mean_square.data();
     in.weight = weight.data();
     in.bias = bias.data();
-    in.x = x.const_data_ptr();
+    in.x = x.data();
   }
   void take_saved(const Tensor& saved) {
     STD_TORCH_CHECK(saved.scalar_type() == ScalarType::Double && saved.is_contiguous() &&
@@ -126,7 +120,7 @@ struct Problem : Map {
   }
   const double* sum(int64_t k) const { return sums.data() + k * channels; }
   void run(void (*const* kernels)(const VirtualBatchNorm&, const Parallel&)) {
-    if (x.numel()) kernels[dtype_index(x, kName)](in, torch_threads());
+    if (x->numel()) kernels[dtype_index(*x, kName)](in, torch_threads());
   }
 };
 
@@ -146,17 +140,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_in, Tens
                                                             double eps, double negative_slope, bool need_x,
                                                             bool need_channels) {
   Problem p(x, ref_mean, ref_mean_square, own_share, weight, bias, eps, negative_slope);
-  const Tensor grad = p.like(grad_in, "grad");
+  const Operand grad = p.like(grad_in, "grad");
   p.take_saved(saved);
-  p.in.grad = grad.const_data_ptr();
+  p.in.grad = grad.data();
   if (need_channels) p.want_sums();
   Tensor grad_x = need_x ? p.empty() : p.missing();
   if (need_x) p.in.out_x = grad_x.mutable_data_ptr();
   p.run(virtual_batch_norm().backward);
   if (!need_channels) return {grad_x, p.missing(), p.missing(), p.missing(), p.missing()};
-  return {grad_x, in_dtype_of(ref_mean, p.x, p.sum(0), p.channels),
-          in_dtype_of(ref_mean_square, p.x, p.sum(1), p.channels),
-          in_dtype_of(weight, p.x, p.sum(2), p.channels), in_dtype_of(bias, p.x, p.sum(3), p.channels)};
+  return {grad_x, in_dtype_of(ref_mean, *p.x, p.sum(0), p.channels),
+          in_dtype_of(ref_mean_square, *p.x, p.sum(1), p.channels),
+          in_dtype_of(weight, *p.x, p.sum(2), p.channels), in_dtype_of(bias, *p.x, p.sum(3), p.channels)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> double_backward(
@@ -164,14 +158,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> double_backward(
     Tensor x, Tensor ref_mean, Tensor ref_mean_square, Optional weight, Optional bias, Tensor saved,
     double own_share, double eps, double negative_slope, bool need_grad, bool need_x, bool need_channels) {
   Problem p(x, ref_mean, ref_mean_square, own_share, weight, bias, eps, negative_slope);
-  const Tensor grad = p.like(grad_in, "grad");
-  const Optional h = p.like(h_x, "grad_grad_x");
+  const Operand grad = p.like(grad_in, "grad");
+  const Operand h = p.like(h_x, "grad_grad_x");
   const Channels mean(h_mean, p.channels, "grad_grad_ref_mean"),
       mean_square(h_mean_square, p.channels, "grad_grad_ref_mean_square"),
       of_weight(h_weight, p.channels, "grad_grad_weight"), of_bias(h_bias, p.channels, "grad_grad_bias");
   p.take_saved(saved);
-  p.in.grad = grad.const_data_ptr();
-  p.in.grad_x = data(h);
+  p.in.grad = grad.data();
+  p.in.grad_x = h.data();
   p.in.grad_ref_mean = mean.data();
   p.in.grad_ref_mean_square = mean_square.data();
   p.in.grad_weight = of_weight.data();
@@ -182,13 +176,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> double_backward(
   if (need_x) p.in.out_x = grad_x.mutable_data_ptr();
   p.run(virtual_batch_norm().double_backward);
   if (!need_channels) return {grad_grad, grad_x, p.missing(), p.missing(), p.missing()};
-  return {grad_grad, grad_x, in_dtype_of(ref_mean, p.x, p.sum(0), p.channels),
-          in_dtype_of(ref_mean_square, p.x, p.sum(1), p.channels),
-          in_dtype_of(weight, p.x, p.sum(2), p.channels)};
+  return {grad_grad, grad_x, in_dtype_of(ref_mean, *p.x, p.sum(0), p.channels),
+          in_dtype_of(ref_mean_square, *p.x, p.sum(1), p.channels),
+          in_dtype_of(weight, *p.x, p.sum(2), p.channels)};
 }
 
-// ---- statistics of a batch
-// ----------------------------------------------------------------------------------
+// ---- statistics of a batch ------------------------------------------------------------------------------
 
 struct Statistics : Map {
   BatchStatistics in{};
@@ -198,11 +191,11 @@ struct Statistics : Map {
     in.channels = channels;
     in.pixels = pixels;
     in.channels_last = channels_last;
-    in.x = x.const_data_ptr();
+    in.x = x.data();
   }
   void run(void (*const* kernels)(const BatchStatistics&, const Parallel&)) {
-    STD_TORCH_CHECK(x.numel() > 0, kName, ": an empty batch has no statistics");
-    kernels[dtype_index(x, kName)](in, torch_threads());
+    STD_TORCH_CHECK(x->numel() > 0, kName, ": an empty batch has no statistics");
+    kernels[dtype_index(*x, kName)](in, torch_threads());
   }
 };
 
@@ -242,9 +235,9 @@ std::tuple<Tensor, Tensor> statistics_double_backward(Tensor grad_grad_x, Tensor
                                                       Tensor moments) {
   Statistics s(x);
   const Moments m(s, grad, moments);
-  const Tensor h = s.like(grad_grad_x, "grad_grad_x");
+  const Operand h = s.like(grad_grad_x, "grad_grad_x");
   Tensor grad_grad = s.doubles({2, s.channels}), grad_x = s.empty();
-  s.in.grad_x = h.const_data_ptr();
+  s.in.grad_x = h.data();
   s.in.moments = static_cast<double*>(grad_grad.mutable_data_ptr());
   s.in.out_x = grad_x.mutable_data_ptr();
   s.run(virtual_batch_norm().statistics_double_backward);
