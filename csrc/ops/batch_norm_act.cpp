@@ -71,11 +71,11 @@ struct Problem {
     affine_dims = t.dim();
     return compact(t);
   }
-  void* check_stats(const Tensor& stats) {
+  Operand take_stats(const Tensor& stats) const {
     STD_TORCH_CHECK(stats.dim() == 2 && stats.size(0) == 3 && stats.size(1) == in.channels &&
-                        stats.is_contiguous() && stats.scalar_type() == accumulation_type(*x),
+                        stats.scalar_type() == accumulation_type(*x),
                     kName, ": stats are not those of the forward");
-    return stats.mutable_data_ptr();
+    return compact(stats);
   }
   Tensor empty_affine(bool wanted) const {
     if (!wanted || !affine_dims) return torch::stable::new_empty(*x, {0}, accumulation_type(*x));
@@ -124,7 +124,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Optional w
   Tensor grad_x = torch::stable::empty_like(*problem.x);
   Tensor grad_weight = problem.empty_affine(affine && weight),
          grad_bias = problem.empty_affine(affine && bias);
-  in.stats = problem.check_stats(stats);
+  const Operand of_forward = problem.take_stats(stats);
+  in.stats = const_cast<void*>(of_forward.data());
   in.grad = grad.data();
   in.grad_x = grad_x.mutable_data_ptr();
   in.grad_weight = data(grad_weight);
@@ -150,7 +151,8 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_wei
   Tensor grad_grad = torch::stable::empty_like(*problem.x);
   Tensor grad_x = moves_x ? torch::stable::empty_like(*problem.x) : torch::stable::new_empty(*problem.x, {0});
   Tensor grad_weight = problem.empty_affine(affine && weight && h_in);
-  in.stats = problem.check_stats(stats);
+  const Operand of_forward = problem.take_stats(stats);
+  in.stats = const_cast<void*>(of_forward.data());
   in.grad = grad.data();
   in.h = h.data();
   in.grad_grad = grad_grad.mutable_data_ptr();

@@ -18,6 +18,13 @@ PixelNorm problem(const Tensor& x, int64_t dim, double positive, double negative
   return in;
 }
 
+// Of y as the forward returned it: scale's order is that of y's memory.
+PixelNorm problem_of_result(const Tensor& y, int64_t dim, double positive, double negative) {
+  const Operand without_gaps = dense(y);
+  STD_TORCH_CHECK(same_strides(*without_gaps, y), kName, ": y must be what the forward returned");
+  return problem(y, dim, positive, negative);
+}
+
 int64_t pixels(const PixelNorm& in) { return in.layout.outer * in.layout.inner; }
 
 // One value a pixel.
@@ -26,8 +33,6 @@ Tensor new_scale(const Tensor& x, const PixelNorm& in) {
 }
 // What the forward returned.
 void take_scale(PixelNorm* in, const Tensor& y, const Operand& scale) {
-  const Operand without_gaps = dense(y);
-  STD_TORCH_CHECK(same_strides(*without_gaps, y), kName, ": y must be what the forward returned");
   STD_TORCH_CHECK(
       scale->scalar_type() == accumulation_type(y) && scale->dim() == 1 && scale->size(0) == pixels(*in),
       kName, ": scale must be what the forward returned");
@@ -51,7 +56,7 @@ std::tuple<Tensor, Tensor> forward(Tensor x_in, Optional bias_in, int64_t dim, d
 
 std::tuple<Tensor, Tensor> backward(Tensor grad_in, Optional grad_scale_in, Tensor y, Tensor scale_in,
                                     int64_t dim, double positive, double negative, bool sums) {
-  PixelNorm in = problem(y, dim, positive, negative);
+  PixelNorm in = problem_of_result(y, dim, positive, negative);
   const Operand grad = like(grad_in, y, kName), scale = compact(scale_in);
   take_scale(&in, y, scale);
   const Operand grad_scale = like(grad_scale_in, *scale, kName);
@@ -68,7 +73,7 @@ std::tuple<Tensor, Tensor> backward(Tensor grad_in, Optional grad_scale_in, Tens
 std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_bias_in, Tensor grad_in,
                                                    Tensor y, Tensor scale_in, int64_t dim, double positive,
                                                    double negative) {
-  PixelNorm in = problem(y, dim, positive, negative);
+  PixelNorm in = problem_of_result(y, dim, positive, negative);
   const Operand grad = like(grad_in, y, kName), scale = compact(scale_in);
   const Operand h = like(h_in, y, kName), h_bias = along_channels(h_bias_in, y, dim, kName);
   take_scale(&in, y, scale);

@@ -1,6 +1,7 @@
 // torch.ops.gankern.spectral_norm and its gradients on CPU tensors. Schemas: gankern/ops/spectral_norm.py.
 #include "../cpu/spectral_norm.h"
 
+#include <array>
 #include <cstring>
 
 #include "common.h"
@@ -228,6 +229,15 @@ std::vector<Layer> layers_of(const Tensors& weights, const State& state, const s
 
 using Gradients = std::vector<Optional>;
 
+// The dispatcher resolves a view that negates (Tensor._neg_view, parts of conjugates) in every argument but
+// those of an optional list.
+Operand gradient_in(const Tensor& gradient, const Tensor& weight) {
+  std::array<StableIValue, 1> stack{torch::stable::detail::from(gradient)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::resolve_neg", "", stack.data(), TORCH_ABI_VERSION));
+  return like(torch::stable::detail::to<Tensor>(stack[0]), weight, kName);
+}
+
 // Gradients may be missing (a layer that the loss does not reach): those layers are left out of the work, and
 // their results are zero-sized.
 Tensors backward(Gradients grads, Tensors weights, Tensor state_tensor, std::vector<int64_t> dims) {
@@ -244,7 +254,7 @@ Tensors backward(Gradients grads, Tensors weights, Tensor state_tensor, std::vec
       continue;
     }
     const Tensor& weight = *in[i].weight.tensor;
-    keep.push_back(like(*grads[i], weight, kName));
+    keep.push_back(gradient_in(*grads[i], weight));
     grad_weights.push_back(torch::stable::empty_like(weight));
     layers.push_back(
         {in[i].in, state.at(int64_t(i)), keep.back().data(), grad_weights.back().mutable_data_ptr()});
@@ -271,7 +281,7 @@ std::tuple<Tensors, Tensors> double_backward(Gradients grad_grad_weights, Gradie
       continue;
     }
     const Tensor& weight = *in[i].weight.tensor;
-    const Operand g = like(*grads[i], weight, kName), h = like(*grad_grad_weights[i], weight, kName);
+    const Operand g = gradient_in(*grads[i], weight), h = gradient_in(*grad_grad_weights[i], weight);
     keep.push_back(g);
     keep.push_back(h);
     grad_grads.push_back(torch::stable::empty_like(weight));

@@ -108,11 +108,11 @@ struct Problem : Map {
     in.bias = bias.data();
     in.x = x.data();
   }
-  void take_saved(const Tensor& saved) {
-    STD_TORCH_CHECK(saved.scalar_type() == ScalarType::Double && saved.is_contiguous() &&
-                        saved.numel() == 2 * count * channels,
+  Operand take_saved(const Tensor& saved) const {
+    STD_TORCH_CHECK(saved.scalar_type() == ScalarType::Double && saved.dim() == 3 && saved.size(0) == 2 &&
+                        saved.size(1) == count && saved.size(2) == channels,
                     kName, ": saved is not what the forward returned");
-    in.saved = static_cast<double*>(const_cast<void*>(saved.const_data_ptr()));
+    return compact(saved);
   }
   void want_sums() {
     sums.assign(size_t(4 * channels), 0.0);
@@ -141,7 +141,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_in, Tens
                                                             bool need_channels) {
   Problem p(x, ref_mean, ref_mean_square, own_share, weight, bias, eps, negative_slope);
   const Operand grad = p.like(grad_in, "grad");
-  p.take_saved(saved);
+  const Operand of_forward = p.take_saved(saved);
+  p.in.saved = static_cast<double*>(const_cast<void*>(of_forward.data()));
   p.in.grad = grad.data();
   if (need_channels) p.want_sums();
   Tensor grad_x = need_x ? p.empty() : p.missing();
@@ -163,7 +164,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> double_backward(
   const Channels mean(h_mean, p.channels, "grad_grad_ref_mean"),
       mean_square(h_mean_square, p.channels, "grad_grad_ref_mean_square"),
       of_weight(h_weight, p.channels, "grad_grad_weight"), of_bias(h_bias, p.channels, "grad_grad_bias");
-  p.take_saved(saved);
+  const Operand of_forward = p.take_saved(saved);
+  p.in.saved = static_cast<double*>(const_cast<void*>(of_forward.data()));
   p.in.grad = grad.data();
   p.in.grad_x = h.data();
   p.in.grad_ref_mean = mean.data();

@@ -6,6 +6,7 @@ A module for test_operators.py and, since the same must hold under AddressSaniti
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,10 +25,14 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 EXAMPLES: list[tuple[Callable[..., Any], list[tuple[int, ...]]]] = [
     (lambda x, b: GF.bias_act(x, b, activation="leaky_relu", clamp=2.0), [(4, 19, 5, 7), (19,)]),
     (lambda x, b: GF.bias_act(x, b, activation="silu"), [(4, 19, 5, 7), (19,)]),
+    (
+        lambda x, b: torch.ops.gankern.bias_act_forward_(x.detach().clone(), b.detach(), 1, 1, 0.2, 1.0, None),
+        [(4, 19, 5, 7), (19,)],
+    ),
     (lambda x: GF.pixel_norm(x), [(3, 18, 5, 7)]),
     (lambda x, b: GF.bias_act_pixel_norm(x, b, activation="leaky_relu"), [(3, 18, 5, 7), (18,)]),
     (lambda x: GF.minibatch_stddev(x, group_size=3, num_channels=2), [(6, 10, 5, 7)]),
-    (lambda x: GF.minibatch_discrimination(x, include_self=False), [(7, 3, 5)]),
+    (lambda x: GF.l1_similarity(x), [(7, 3, 5)]),
     (lambda x, y: GF.l1_similarity(x, y), [(7, 3, 5), (6, 3, 5)]),
     (lambda g: GF.gradient_penalty(g), [(5, 3, 7, 5)]),
     (
@@ -35,20 +40,18 @@ EXAMPLES: list[tuple[Callable[..., Any], list[tuple[int, ...]]]] = [
         [(5, 9, 4, 7), (9,), (9,)],
     ),
     (
-        lambda x, w, b, m: GF.batch_norm_act(
-            x, m.detach().float(), m.detach().square().float() + 1, w, b, training=False, activation="relu"
-        ),
+        lambda x, w, b, m: GF.batch_norm_act(x, m.detach().float(), m.detach().square().float() + 1, w, b),
         [(5, 9, 4, 7), (5, 9), (5, 9), (9,)],
     ),
     (
-        lambda x, m, w, b: GF.virtual_batch_norm(x, m, m.square() + 1, weight=w, bias=b, own_share=0.25),
+        lambda x, m, w, b: GF.virtual_batch_norm(x, m, m.square() + 1, 3, w, b, activation="leaky_relu"),
         [(5, 9, 4, 7), (9,), (9,), (9,)],
     ),
     (lambda x: sum(GF.virtual_batch_norm_statistics(x)), [(5, 9, 4, 7)]),
     (lambda x, f: GF.upfirdn2d(x, f.detach(), up=2, padding=2), [(2, 5, 7, 6), (4,)]),
     (lambda x, f: GF.upfirdn2d(x, f.detach(), down=2, padding=2), [(2, 5, 7, 6), (3, 4)]),
-    (lambda x, w, b: GF.upsample_conv2d(x, w, b, padding=1), [(2, 5, 6, 7), (6, 5, 3, 3), (6,)]),
-    (lambda x, w, b: GF.conv2d_downsample(x, w, b, padding=1), [(2, 5, 6, 8), (6, 5, 3, 3), (6,)]),
+    (lambda x, w, b: GF.upsample_conv2d(x, w, b), [(2, 5, 6, 7), (6, 5, 3, 3), (6,)]),
+    (lambda x, w, b: GF.conv2d_downsample(x, w, b), [(2, 5, 6, 8), (6, 5, 3, 3), (6,)]),
     (
         lambda w, y, u, v, s, t: GF.spectral_norm_group([w, y], [u.detach(), s.detach()], [v.detach(), t.detach()]),
         [(6, 3, 4, 4), (5, 18), (6,), (48,), (5,), (18,)],
@@ -87,9 +90,9 @@ def recorded(dtype: torch.dtype) -> Iterator[tuple[Any, list[Any]]]:
         inputs = [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in sizes]
         with Recorder() as recorder, gankern.use_implementation("cpu"):
             result = call(*inputs)
-            outputs = [result] if isinstance(result, Tensor) else list(result)
+            outputs = [result] if isinstance(result, Tensor) else list(result or ())
             ones = [torch.rand_like(y).requires_grad_() for y in outputs]
-            grads = torch.autograd.grad(outputs, inputs, ones, create_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(outputs, inputs, ones, create_graph=True, allow_unused=True) if outputs else []
             grads = [g for g in grads if g is not None and g.requires_grad]
             if grads:
                 torch.autograd.grad(grads, [*inputs, *ones], [torch.rand_like(g) for g in grads], allow_unused=True)
@@ -159,9 +162,13 @@ def replaced(args: list[Any], place: tuple[int, int | None], value: Tensor) -> l
 
 def run(operator: Any, args: list[Any]) -> list[Tensor]:
     """Results, and what was written to."""
-    written = [a for a, s in zip(args, operator._schema.arguments) if s.alias_info is not None and s.alias_info.is_write]
+    written = [
+        a for a, s in zip(args, operator._schema.arguments) if s.alias_info is not None and s.alias_info.is_write
+    ]
     result = operator(*args)
     flat = [result] if isinstance(result, Tensor) else list(result or ())
+    if operator is torch.ops.gankern.pixel_norm.default:
+        flat[1] = flat[1].sort().values  # one value a pixel, in the order of x's memory
     return [y for x in [*flat, *written] for y in (x if isinstance(x, (list, tuple)) else [x])]
 
 
@@ -176,7 +183,7 @@ def close(ours: list[Tensor], right: list[Tensor], dtype: torch.dtype) -> bool:
             return False
         largest = b[b.isfinite()].abs().max().item() if b.isfinite().any() else 0.0
         difference = (a - b)[b.isfinite()].abs()
-        if difference.numel() and difference.max().item() > 32 * eps * max(largest, 1e-6):
+        if difference.numel() and difference.max().item() > 256 * eps * max(largest, 1e-6):
             return False
     return True
 
@@ -195,15 +202,20 @@ def check(only: list[str], dtypes: tuple[torch.dtype, ...] = DTYPES) -> tuple[Co
                 writes = argument.alias_info is not None and argument.alias_info.is_write
                 where = f"{name}({argument.name}{'' if place[1] is None else place[1]} {t.dtype}, of {dtype}"
                 for form, value in forms(t):
-                    if writes and form.startswith("expanded"):
-                        continue
+                    if writes and (form == "negative" or form.startswith("expanded")):
+                        continue  # refused by torch
                     counts[name] += 1
                     # First what it should be: an operator may write to its argument.
-                    right = run(operator, replaced(args, place, value.resolve_neg().clone(memory_format=torch.contiguous_format)))
+                    right = run(
+                        operator,
+                        replaced(args, place, value.resolve_neg().clone(memory_format=torch.contiguous_format)),
+                    )
                     try:
                         ours = run(operator, replaced(args, place, value))
                     except RuntimeError as error:
-                        if (name, argument.name) not in TOGETHER or "must be what the forward returned" not in str(error):
+                        if (name, argument.name) not in TOGETHER or "must be what the forward returned" not in str(
+                            error
+                        ):
                             wrong.append(f"{where}) as {form}: {error}")
                         continue
                     if (name, argument.name) not in TOGETHER and not close(ours, right, dtype):
@@ -222,18 +234,17 @@ def check(only: list[str], dtypes: tuple[torch.dtype, ...] = DTYPES) -> tuple[Co
                         coarse = max((dtype, other), key=lambda d: torch.finfo(d).eps)
                         if not close(ours, converted, coarse):
                             wrong.append(f"{where}) as {other}: wrong numbers")
-                for form, value in sizes_beside(t):
+                for _, value in sizes_beside(t):
                     counts[name] += 1
-                    try:
+                    # Refused, or done; but it must not leave its memory: AddressSanitizer looks on.
+                    with contextlib.suppress(RuntimeError, IndexError):
                         run(operator, replaced(args, place, value))
-                    except (RuntimeError, IndexError):
-                        pass  # refused; what is not refused must not leave its memory: AddressSanitizer looks on
     return counts, wrong
 
 
 def main() -> None:
     counts, wrong = check(sys.argv[1:])
-    print("\n".join(wrong))
+    print("\n".join([*map(str, torch.ops.loaded_libraries), *wrong]))
     print(f"{sum(counts.values())} calls of {len(counts)} operators, {len(wrong)} wrong")
     sys.exit(bool(wrong))
 
