@@ -163,7 +163,7 @@ def plain() -> bool:
     from gankern.core import autograd
 
     return (
-        autograd.recorder is None
+        autograd.recording.recorder is None
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None

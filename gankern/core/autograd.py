@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,13 +49,25 @@ class Rule:
         RULES[self.name] = self
 
 
-recorder: Any = None  # within a tape of gankern.penalties: it differentiates by itself, with the same rules
+class _Recording(threading.local):
+    """Of this thread: the tape of :mod:`gankern.tangent` that records, which hears of each primitive that runs."""
+
+    recorder: Any = None
+
+
+recording = _Recording()
 
 
 def differentiate(name: str, options: tuple, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """The outputs of a primitive's kernels, with gradients of first and second order by its rule."""
+    recorder = recording.recorder
     if recorder is not None:
         return recorder.primitive(name, options, tensors)
+    return run(name, options, *tensors)
+
+
+def run(name: str, options: tuple, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """:func:`differentiate`, without a word to a tape."""
     if not torch.compiler.is_compiling() and first_order_only():
         # Nobody will differentiate it: a small forward takes no longer than Function.apply does.
         return RULES[name].forward(options, *tensors)

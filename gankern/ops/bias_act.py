@@ -171,7 +171,7 @@ def activate_(x: Tensor, activation: str, negative_slope: float, implementation:
     refusal."""
     if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
         return None
-    if autograd.recorder is not None:
+    if autograd.recording.recorder is not None:
         return None
     options = _options(primitive.select(x, implementation), 0, activation, negative_slope, 1.0, None)
     if options[0] == "reference" or options[1].keeps_input or (0 in x.stride() and not x.is_contiguous()):

@@ -400,8 +400,13 @@ def convolution(
     primitive.ran("reference" if plain or forced == "torch" else "cpu")
     if plain:
         return None
-    if autograd.recorder is not None:
-        return autograd.recorder.convolution(options, height, width, x, weight, bias)
+    recorder = autograd.recording.recorder
+    if recorder is not None:
+        return recorder.convolution(_run, options, height, width, x, weight, bias)
+    return _run(options, height, width, x, weight, bias)
+
+
+def _run(options: tuple, height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not torch.compiler.is_compiling() and autograd.first_order_only():
         return _convolve(options, False, height, width, x, weight, bias)
     return autograd.apply(_Convolve, options, False, height, width, x, weight, bias)

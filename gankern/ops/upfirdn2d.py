@@ -122,13 +122,19 @@ def upfirdn2d(
         )
     there = geometry(x.shape, filter, up, down, padding, flip_filter, gain)
     arguments = chosen, x, filter, there
-    if autograd.recorder is not None:
+    recorder = autograd.recording.recorder
+    if recorder is not None:
         back = there.transposed(taps_of(filter), x.shape[2:])
-        return autograd.recorder.linear(
+        return recorder.linear(
             x,
+            lambda: _run(arguments),
             lambda t: Upfirdn2d.forward(chosen, t, filter, there),
             lambda g: Upfirdn2d.forward(chosen, g, filter, back),
         )
+    return _run(arguments)
+
+
+def _run(arguments: tuple) -> Tensor:
     if not torch.compiler.is_compiling() and autograd.first_order_only():
         return Upfirdn2d.forward(*arguments)
     return autograd.apply(Upfirdn2d, *arguments)

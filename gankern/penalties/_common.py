@@ -88,7 +88,9 @@ def penalize(
             f"{name}: method='tangent' gives gradients to parameters only, and a sample or another argument of the "
             f"critic requires one; detach it, or use method='double_backward'"
         )
-    known = None if method == "tangent" or torch.compiler.is_compiling() else tangent.refusal(critic)
+    compiling = torch.compiler.is_compiling()
+    known = None if method == "tangent" or compiling else tangent.refusal(critic)
+    unexpected = None
     if method != "double_backward" and not attached and known is None:
         try:
             handed = hand_out(*tangent.penalty_gradients(*arguments))
@@ -97,10 +99,40 @@ def penalize(
         except NotCovered as reason:
             if method == "tangent":
                 raise ValueError(f"{name}: method='tangent' does not cover this critic: {reason}") from reason
-            logger.info(
-                "%s: method 'double_backward' runs, since 'tangent' does not cover this critic: %s", name, reason
-            )
-    return hand_out(*_double_backward.penalty_gradients(*arguments))
+            _log_fallback(name, str(reason))
+        except Exception as error:
+            # Whatever it is: if it is the critic's own, double backward will raise it too.
+            if method == "tangent" or compiling or isinstance(error, torch.OutOfMemoryError):
+                raise
+            unexpected = f"{type(error).__name__}: {error}"
+            _log_fallback(name, unexpected)
+    handed = hand_out(*_by_double_backward(name, arguments))
+    if unexpected is not None:
+        tangent.refuse(critic, unexpected)
+    return handed
+
+
+def _log_fallback(name: str, reason: str) -> None:
+    logger.info("%s: method 'double_backward' runs, since 'tangent' does not cover this critic: %s", name, reason)
+
+
+def _by_double_backward(name: str, arguments: tuple):
+    try:
+        return _double_backward.penalty_gradients(*arguments)
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _NO_SECOND_DERIVATIVE):
+            raise
+        raise RuntimeError(
+            f"{name}: the critic has an operator without a second derivative, which a gradient penalty needs: {error}\n"
+            f"Ways out: for torch's attention, call the penalty within torch.nn.attention.sdpa_kernel("
+            f"torch.nn.attention.SDPBackend.MATH); for recurrent layers on a GPU, within "
+            f"torch.backends.cudnn.flags(enabled=False); for an autograd.Function, write its backward of "
+            f"differentiable operators, without once_differentiable"
+        ) from error
+
+
+# What torch says of an operator, a Function, or a layer of cuDNN that cannot be differentiated twice.
+_NO_SECOND_DERIVATIVE = ("is not implemented", "once_differentiable", "Double backwards is not supported")
 
 
 def _norm_penalty(weight: float, target: float, one_sided: bool, reduction: str, dims: tuple[int, ...]):
@@ -187,6 +219,8 @@ class _Outputs:
                 f"{self.name}: the critic returned {what}; pass select=, an index, a key or a function that picks the "
                 f"tensor of its outputs"
             )
+        if out.ndim == 0 and self.samples == 1:  # a critic that ends in squeeze(), and the last batch of an epoch
+            out = out.reshape(1)
         one_each = out.ndim > 0 and out.shape[0] == out.numel() == self.samples
         if not one_each or not out.is_floating_point():
             raise ValueError(

@@ -15,14 +15,18 @@ gradient, applied to the penalty of Gulrajani et al. 2017, arXiv 1704.00028.
 from __future__ import annotations
 
 import contextlib
+import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from gankern.tangent.nodes import NotCovered
+from gankern.core import autograd
+from gankern.tangent.nodes import LayoutMatters, NotCovered
+from gankern.tangent.state import State
 from gankern.tangent.tape import Tape
 
 __all__ = ["NotCovered", "penalty_gradients"]
@@ -81,35 +85,60 @@ def penalty_gradients(
     return value, [*(parameters[i] for i in indices), *rest], gradients
 
 
-# What is known of critics: whether in training mode, and in evaluation, they are covered, with the reason where not.
-_verdicts: weakref.WeakKeyDictionary[nn.Module, dict[bool, str | None]] = weakref.WeakKeyDictionary()
+# What is known of critics: for each mode, training or evaluation, why they are not covered; None where they are.
+_verdicts: weakref.WeakKeyDictionary[Callable, dict[bool, str | None]] = weakref.WeakKeyDictionary()
+# Those whose results depend on how their input lies in memory.
+_laid_out_already: weakref.WeakSet[Callable] = weakref.WeakSet()
 
 
 def refusal(critic: Any) -> str | None:
     """Why the critic was not covered the last time, in the mode that it is in; None if it was, or was never tried."""
     critic = _plain(critic)
-    return _verdicts.get(critic, {}).get(critic.training) if isinstance(critic, nn.Module) else None
+    return _verdicts.get(critic, {}).get(_mode(critic)) if _can_be_remembered(critic) else None
 
 
-def _with_verdict(critic, *arguments):
-    """_penalty_gradients, after whose first refusal buffers and random numbers are as they were before."""
-    if not isinstance(critic, nn.Module):
-        return _penalty_gradients(critic, *arguments)
-    verdicts = _verdicts.setdefault(critic, {})
-    before = None
-    if verdicts.get(critic.training, "untried") is not None:
-        before = [b.clone() for b in critic.buffers()], torch.get_rng_state()
+def refuse(critic: Any, reason: str | None) -> None:
+    """Remembers why a critic is not covered in its present mode; or, with None, that it is."""
+    critic = _plain(critic)
+    if _can_be_remembered(critic):
+        _verdicts.setdefault(critic, {})[_mode(critic)] = reason
+
+
+def _mode(critic: Any) -> bool:
+    return getattr(critic, "training", False)
+
+
+def _can_be_remembered(critic: Any) -> bool:
+    """Lambdas and bound methods are made anew for each call."""
+    return isinstance(critic, (nn.Module, types.FunctionType))
+
+
+def _with_verdict(critic, parameters, inputs, *arguments):
+    """_penalty_gradients; where it cannot, the critic and the random numbers are afterwards what they were before."""
+    if any(is_lazy(p) for p in parameters):
+        raise NotCovered("the critic's parameters have no shapes yet; they get them in a forward")
+    outer = autograd.recording.recorder
+    if outer is not None:  # a penalty within a critic that is penalised: what it computes is a constant to that
+        with outer.pause():
+            return _with_verdict(critic, parameters, inputs, *arguments)
+    before = State(critic, inputs)
+    relay = not _can_be_remembered(critic) or critic not in _laid_out_already
     try:
-        result = _penalty_gradients(critic, *arguments)
+        try:
+            result = _penalty_gradients(critic, parameters, inputs, *arguments, relay=relay)
+        except LayoutMatters:
+            if _can_be_remembered(critic):
+                _laid_out_already.add(critic)
+            before.restore()
+            result = _penalty_gradients(critic, parameters, inputs, *arguments, relay=False)
     except NotCovered as error:
-        verdicts[critic.training] = str(error)
-        if before is not None:
-            with torch.no_grad():
-                for buffer, old in zip(critic.buffers(), before[0]):
-                    buffer.copy_(old)
-            torch.set_rng_state(before[1])
+        refuse(critic, str(error))
+        before.restore()
         raise
-    verdicts[critic.training] = None
+    except BaseException:
+        before.restore()
+        raise
+    refuse(critic, None)
     return result
 
 
@@ -129,36 +158,63 @@ def _plain(critic):
             return critic
 
 
-def _penalty_gradients(critic, parameters, inputs, penalty, select, args, kwargs):
+def _penalty_gradients(critic, parameters, inputs, penalty, select, args, kwargs, relay=True):
     """(penalty, parameters beside the given ones, indices of the given ones, gradients: first for those)."""
     penalty, select = resolve(penalty), resolve(select)
-    with _constant(parameters):
-        tape = Tape(parameters, critic)
-        half = _in_half(inputs)
-        xs = [_laid_out(x.detach()) for x in inputs]
-        starts = [tape.input(x) for x in xs]
-        output = record(tape, critic, xs, select, args, kwargs)
-        end = tape.find(output)
-        tape.close()
-        with torch.no_grad(), _no_autocast(output):
-            deltas = tape.delta({end: torch.ones_like(output)})
-            del output
-            grads = [deltas[i] if i in deltas else torch.zeros_like(x) for i, x in zip(starts, xs)]
-            del deltas
-            value, directions = penalty(grads)
-            del grads
-            scale = _largest(directions) if half else None
-            tape.push(dict(zip(starts, directions if scale is None else [d / scale for d in directions])))
-            del directions
-            tape.pull()
-            found = tape.gradients()
-            if scale is not None:
-                found = {p: g * scale.to(g.dtype) for p, g in found.items()}
+    _check_hooks(critic)
+    tape = Tape(parameters, critic)
+    half = _in_half(inputs)
+    xs = [(_laid_out(x.detach()) if relay else x.detach()).requires_grad_() for x in inputs]
+    tape.relaid = any(x.stride() != y.stride() for x, y in zip(xs, inputs)) and not torch.compiler.is_compiling()
+    starts = [tape.input(x) for x in xs]
+    output = record(tape, critic, xs, select, args, kwargs)
+    end = tape.find(output)
+    tape.close()
+    seed, no_autocast = torch.ones_like(output), _no_autocast(output)
+    del output
+    shapes = [x.detach() for x in xs]
+    del xs
+    with torch.no_grad(), no_autocast, _explained():
+        deltas = tape.delta({end: seed})
+        grads = [deltas[i] if i in deltas else torch.zeros_like(x) for i, x in zip(starts, shapes)]
+        del deltas, seed, shapes
+        value, directions = penalty(grads)
+        del grads
+        scale = _largest(directions) if half else None
+        tape.push(dict(zip(starts, directions if scale is None else [d / scale for d in directions])))
+        del directions
+        tape.pull()
+        found = tape.gradients()
+        if scale is not None:
+            found = {p: g * scale.to(g.dtype) for p, g in found.items()}
     position = {id(p): i for i, p in enumerate(parameters)}
     indices = [position[id(p)] for p in found if id(p) in position]
     rest = [p for p in found if id(p) not in position]
     gradients = [_like(found.pop(p), p) for p in (*(parameters[i] for i in indices), *rest)]
     return value, rest, indices, gradients
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """An operator of the passes that fails is one that this form does not have after all."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        raise NotCovered(f"a pass of the tangent form fails: {error}") from error
+
+
+def _check_hooks(critic) -> None:
+    everywhere = torch.nn.modules.module
+    if everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:
+        raise NotCovered("backward hooks of all modules are registered, which can change the gradient")
+    if isinstance(critic, nn.Module):
+        for module in critic.modules():
+            if module._backward_hooks or module._backward_pre_hooks:
+                name = next(name for name, m in critic.named_modules() if m is module)
+                where = f"{type(module).__name__} {name!r}" if name else type(module).__name__
+                raise NotCovered(f"a backward hook of a module, which can change the gradient (in {where})")
 
 
 def _like(grad: Tensor, parameter: Tensor) -> Tensor:
@@ -184,6 +240,8 @@ def record(tape: Tape, critic, xs, select, args, kwargs) -> Tensor:
     if number is None or not tape.kind([number]) & 1:
         raise NotCovered("the critic's output does not depend on its input by operators that can be recorded")
     tape.check([number])
+    if not torch.compiler.is_compiling():
+        tape.survey(output)
     return output
 
 
@@ -209,21 +267,6 @@ def _largest(directions: Sequence[Tensor]) -> Tensor:
 
 def none(x):
     return None if isinstance(x, str) and x == NONE else x
-
-
-@contextlib.contextmanager
-def _constant(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Within it the parameters do not require a gradient: autograd then keeps nothing."""
-    if torch.compiler.is_compiling():  # parameters are no leaves there, and what autograd keeps is never made
-        yield
-        return
-    for p in parameters:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in parameters:
-            p.requires_grad_(True)
 
 
 def _no_autocast(like: Tensor):

@@ -26,6 +26,10 @@ class NotCovered(Exception):
     """The tangent form does not cover something that the critic does; the message says what, and in which module."""
 
 
+class LayoutMatters(Exception):
+    """The critic does what depends on how its input lies in memory; the tape must take that as it is."""
+
+
 class Node:
     """``ins`` and ``outs`` are numbers of values, None for what is constant; ``kinds`` says of each of ``ins`` what it
     depends on. All lists that go in and out have an entry for each of ``ins`` or ``outs``; None stands for zero.
@@ -69,7 +73,7 @@ class Gate(Node):
     __slots__ = ("backward", "fresh_grad", "fresh_tangent", "options", "y")
 
     def __init__(self, backward, y: Tensor, *options) -> None:
-        self.backward, self.y, self.options = backward, y, options
+        self.backward, self.y, self.options = backward, y.detach(), options
         self.fresh_grad = self.fresh_tangent = False
 
     def delta(self, grads, needed):
@@ -146,12 +150,14 @@ class Parts(Node):
 
 class Bilinear(Node):
     """y = f(a, b) + c, linear in a and in b: convolutions, matrix products, products. ``da(g, a, b)`` is f's transpose
-    in a, ``db(g, a, b)`` in b; ``dc(g)`` that of the addition. Inputs: a, b, c."""
+    in a, ``db(g, a, b)`` in b; ``add(c)`` is what is added, in y's shape, and ``dc(g)`` its transpose. Inputs: a, b, c.
+    """
 
-    __slots__ = ("a", "b", "curved", "da", "db", "dc", "f", "g")
+    __slots__ = ("a", "add", "b", "curved", "da", "db", "dc", "f", "g")
 
-    def __init__(self, f, da, db, dc, a: Tensor, b: Tensor) -> None:
-        self.f, self.da, self.db, self.dc, self.a, self.b, self.g = f, da, db, dc, a, b, None
+    def __init__(self, f, da, db, add, dc, a: Tensor, b: Tensor) -> None:
+        self.f, self.da, self.db, self.add, self.dc, self.g = f, da, db, add, dc, None
+        self.a, self.b = a.detach(), b.detach()
 
     def delta(self, grads, needed):
         (g,) = grads
@@ -179,7 +185,8 @@ class Bilinear(Node):
         if tb is not None:
             terms.append(self.f(self.a, tb))
         if tc is not None:
-            terms.append(tc if terms else tc.clone())  # a new tensor in any case: a gate may write to it
+            # a new tensor in any case, since a gate may write to it
+            terms.append(self.add(tc) if terms else self.add(tc).clone(memory_format=torch.contiguous_format))
         total = terms[0]
         for term in terms[1:]:
             total = total + term
@@ -198,7 +205,8 @@ class Smooth(Node):
     __slots__ = ("curved", "deltas", "function", "grads", "label", "tensors", "x", "y")
 
     def __init__(self, function: Callable[..., Sequence], tensors: list[Tensor], curved: bool, label: str) -> None:
-        self.function, self.tensors, self.curved, self.label = function, tensors, curved, label
+        self.function, self.curved, self.label = function, curved, label
+        self.tensors = [x.detach() for x in tensors]
         self.x = self.y = self.deltas = self.grads = None
 
     def _run(self) -> None:
@@ -277,6 +285,7 @@ class Kernel(Node):
                 raise NotCovered(f"{rule.name} keeps what is neither its input nor its output")
             constant = not places or (places[0][0] == "out" and places[0][1] in non_differentiable)
             self.roles.append((None, 0) if constant else places[0])
+        self.saved = tuple(None if x is None else x.detach() for x in self.saved)
         self.grads = None
 
     def delta(self, grads, needed):

@@ -7,25 +7,26 @@ gradient of one sample is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gankern.core import autograd
 from gankern.ops import convolution as _convolutions
 from gankern.tangent.nodes import (
     INPUT,
     Bilinear,
     Gate,
     Join,
+    LayoutMatters,
     Linear,
     NotCovered,
     Parts,
     Smooth,
     Sum,
+    memory_format,
     scaled,
     sum_to,
 )
@@ -60,9 +61,11 @@ def _convolution(tape, func, x, weight, bias, *options):
     fast = None if torch.is_autocast_enabled(x.device.type) else _convolutions.options_for_torch(x, weight, options)
     if fast is not None:
         # An equalised learning rate: the engine scales the weight as it reads it, and no scaled copy has to be kept.
-        weight, factor = tape.scaled_weights.get(tape.find(weight), (weight, 1.0))
+        weight, factor = tape.scaled_weights.get(tape.known(weight), (weight, 1.0))
         (kind, padding, scale, *rest), *size = fast
-        return convolution(tape, (kind, padding, scale * factor, *rest), *size, x, weight, bias)
+        options = (kind, padding, scale * factor, *rest)
+        forward, *_ = _convolutions.passes(options, *size)
+        return engine_convolution(tape, options, *size, x, weight, bias, forward(x, weight, bias))
     # Each of the three other passes would lay the weight out anew.
     kept = weight.contiguous(memory_format=torch.channels_last) if _is_channels_last(x) else weight
     y = func(x, kept, bias, *options)
@@ -77,17 +80,22 @@ def _convolution(tape, func, x, weight, bias, *options):
     def db(g, a, b):
         return backward(g, a, b, None, *options, (False, True, False))[1]
 
-    def dc(g):
-        return g.sum([0, *range(2, g.dim())])
-
-    return _bilinear(tape, (x, weight, bias), y, f, da, db, dc, kept)
+    return _bilinear(tape, (x, weight, bias), y, f, da, db, _per_channel(y), _sum_per_channel, kept)
 
 
-def convolution(tape, options, height, width, x, weight, bias):
-    """A convolution by this library's engine: ops/convolution.py."""
-    forward, for_x, for_weight = _convolutions.passes(options, height, width)
-    y = forward(x, weight, bias)
-    return _bilinear(tape, (x, weight, bias), y, forward, for_x, for_weight, lambda g: g.sum((0, 2, 3)))
+def engine_convolution(tape, options, height, width, x, weight, bias, y):
+    """A convolution by this library's engine, ops/convolution.py, with the result y."""
+    passes = _convolutions.passes(options, height, width)
+    return _bilinear(tape, (x, weight, bias), y, *passes, _per_channel(y), _sum_per_channel)
+
+
+def _per_channel(y):
+    shape = y.shape
+    return lambda c: c.view(-1, *[1] * (len(shape) - 2)).expand(shape)
+
+
+def _sum_per_channel(g):
+    return g.sum([0, *range(2, g.dim())])
 
 
 def _is_channels_last(x) -> bool:
@@ -104,18 +112,20 @@ def _addmm(tape, func, c, a, b, **scales):
     if scales:
         return NotImplemented
     y = func(c, a, b)
-    shape = c.shape
-    return _bilinear(tape, (a, b, c), y, torch.mm, _mm_da, _mm_db, lambda g: sum_to(g, shape))
+    shape, result = c.shape, y.shape
+    return _bilinear(
+        tape, (a, b, c), y, torch.mm, _mm_da, _mm_db, lambda t: t.expand(result), lambda g: sum_to(g, shape)
+    )
 
 
 @rule(aten.mm.default, aten.bmm.default)
 def _mm(tape, func, a, b):
-    return _bilinear(tape, (a, b), func(a, b), torch.matmul, _mm_da, _mm_db, None)
+    return _bilinear(tape, (a, b), func(a, b), torch.matmul, _mm_da, _mm_db)
 
 
-@rule(aten.mv.default, aten.dot.default, aten.vdot.default)
+@rule(aten.mv.default, aten.dot.default)
 def _mv(tape, func, a, b):
-    if tape.kind((tape.find(a), tape.find(b))) & INPUT or a.is_complex():
+    if tape.kind((tape.find(a), tape.find(b))) & INPUT:
         return NotImplemented
     outer = torch.outer if a.dim() == 2 else torch.mul
     return _bilinear(
@@ -125,7 +135,6 @@ def _mv(tape, func, a, b):
         func,
         lambda g, a, b: outer(g, b),
         lambda g, a, b: a.mT @ g if a.dim() == 2 else a * g,
-        None,
     )
 
 
@@ -150,14 +159,14 @@ def _mul(tape, func, a, b):
         y = func(a, b)
         tape.save(b if isinstance(b, Tensor) else None)
         _scale(tape, x, y, lambda t: t * b)
-        if isinstance(b, (int, float)) and y is not x and y.dtype == x.dtype and tape.find(x) in tape.parameters:
-            tape.scaled_weights[tape.find(y)] = x, float(b)
+        if isinstance(b, (int, float)) and y is not x and y.dtype == x.dtype and tape.known(x) in tape.parameters:
+            tape.scaled_weights[tape.known(y)] = x, float(b)
         return y
-    if func is aten.mul_.Tensor:
+    if func is aten.mul_.Tensor or a.dtype != b.dtype:
         return NotImplemented
     y, a_shape, b_shape = func(a, b), a.shape, b.shape
     return _bilinear(
-        tape, (a, b), y, torch.mul, lambda g, a, b: sum_to(g * b, a_shape), lambda g, a, b: sum_to(g * a, b_shape), None
+        tape, (a, b), y, torch.mul, lambda g, a, b: sum_to(g * b, a_shape), lambda g, a, b: sum_to(g * a, b_shape)
     )
 
 
@@ -191,17 +200,14 @@ def _scale(tape, x, y, function):
     return _linear(tape, x, y, function, lambda g: sum_to(function(g), shape))
 
 
-def _bilinear(tape, operands, y, f, da, db, dc, kept=None):
+def _bilinear(tape, operands, y, f, da, db, add=None, dc=None, kept=None):
     """``kept`` is what f, da and db read for the second operand, if not the operand itself."""
     ins = tuple(None if x is None else tape.find(x) for x in operands)
     if tape.kind(ins[:2]) == 0:  # only what is added depends on something
-        shape = operands[2].shape
-        tape.add(
-            Linear(lambda t: t.expand(y.shape), lambda g: sum_to(g, shape) if dc is None else dc(g)), ins[2:], (y,)
-        )
+        tape.add(Linear(add, dc), ins[2:], (y,))
         return y
     a, b = operands[:2]
-    node = Bilinear(f, da, db, dc, a, b if kept is None else kept)
+    node = Bilinear(f, da, db, add, dc, a, b if kept is None else kept)
     node.curved = bool(tape.kind(ins[:1]) & tape.kind(ins[1:2]) & INPUT)
     tape.add(node, ins, (y,))
     tape.save(a, b)
@@ -253,13 +259,14 @@ def _max_pool(tape, func, x, *options):
     else:
         backward, ndim = aten.max_pool3d_with_indices_backward.default, 3
     kernel_size, stride, padding, dilation, ceil_mode = (*options, *((), 0, 1, False)[len(options) - 1 :])
-    like = torch.empty_like
+    shape, layout = x.shape, memory_format(x)
 
     def forward(t):
         return t.flatten(-ndim).gather(-1, indices.flatten(-ndim)).view(indices.shape)
 
     def transpose(g):
-        return backward(g, like(x), kernel_size, stride, padding, dilation, ceil_mode, indices)
+        like = g.new_empty(shape).contiguous(memory_format=layout)
+        return backward(g, like, kernel_size, stride, padding, dilation, ceil_mode, indices)
 
     tape.add(Linear(forward, transpose), (tape.find(x),), (y,))
     return y, indices
@@ -328,15 +335,19 @@ def _sum(tape, terms, y, factors):
 
 
 def _casting_sum(tape, terms, ins, y, factors):
+    shapes = [x.shape if isinstance(x, Tensor) else () for x in terms]
+    dtypes = [x.dtype if isinstance(x, Tensor) else None for x in terms]
+    shape, dtype = y.shape, y.dtype
+
     def forward(tangents):
-        return sum(scaled(t, c) for t, c in zip(tangents, factors)).to(y.dtype)
+        return sum(scaled(t, c) for t, c in zip(tangents, factors)).to(dtype).expand(shape)
 
     def transpose(g):
         return [
-            None if i is None else scaled(sum_to(g, x.shape), c).to(x.dtype) for i, x, c in zip(ins, terms, factors)
+            None if i is None else scaled(sum_to(g, shape), c).to(dtype)
+            for i, shape, dtype, c in zip(ins, shapes, dtypes, factors)
         ]
 
-    shapes = [x.shape if isinstance(x, Tensor) else () for x in terms]
     tape.add(Join(forward, transpose, shapes), ins, (y,))
     return y
 
@@ -495,14 +506,40 @@ def _split(tape, func, x, *arguments):
     return parts
 
 
+# ---- in-place changes of a shape -------------------------------------------------------------------------------------
+
+
+@rule(aten.squeeze_.default, aten.squeeze_.dim, aten.squeeze_.dims, aten.unsqueeze_.default)
+def _squeeze_(tape, func, x, *arguments):
+    before = x.shape
+    func(x, *arguments)
+    after = x.shape
+    return _reshaped(tape, x, lambda t: t.reshape(after), lambda g: g.reshape(before))
+
+
+@rule(aten.t_.default, aten.transpose_.default)
+def _transpose_(tape, func, x, *dims):
+    func(x, *dims)
+    functional = aten.t.default if func is aten.t_.default else aten.transpose.int
+    return _reshaped(tape, x, lambda t: functional(t, *dims), lambda g: functional(g, *dims))
+
+
+def _reshaped(tape, x, forward, transpose):
+    """x is a new value of the same memory, which nobody has written."""
+    tape.add(Linear(forward, transpose), (tape.find(x),), (x,), view=True)
+    return x
+
+
 # ---- all other operators -------------------------------------------------------------------------------------------
 
 # The result depends on the shape of its argument alone.
 SHAPE_ONLY = {
     *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"),
-    *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided", "is_same_size", "detach"),
+    *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided", "is_same_size", "detach", "detach_"),
     *("sym_size", "sym_stride", "sym_numel", "sym_storage_offset"),
 }
+# Their results follow from how an argument lies in memory, which for an input of the tape is not as the caller's.
+LAYOUT = {"as_strided", "as_strided_", "as_strided_scatter", "set_", "resize_", "resize_as_"}
 # Linear in their first argument, which is all that depends on anything: they keep nothing.
 LINEAR = {
     *(f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d")),
@@ -512,12 +549,26 @@ LINEAR = {
     *("avg_pool1d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "flip", "roll", "repeat", "cumsum"),
     *("diagonal", "unfold", "tril", "triu", "index_select", "take_along_dim"),
 }
-# Piecewise linear: no curvature, though their masks depend on the input.
-FLAT = {
-    *("abs", "clamp", "clamp_min", "clamp_max", "hardtanh", "threshold", "leaky_relu", "relu6", "where", "maximum"),
-    *("minimum", "max", "min", "amax", "amin", "_prelu_kernel", "hardshrink", "softshrink", "adaptive_max_pool2d"),
-    *("adaptive_max_pool3d", "sort", "topk", "median", "kthvalue", "sign", "floor", "ceil", "round", "trunc"),
-    *("index", "gather", "masked_fill", "embedding", "lerp", "rrelu_with_noise"),
+# Operators without curvature: linear in pieces, their masks and places apart. Of each, the sets of arguments in which
+# it is so jointly: where those that depend on the input are within one of the sets, there is none. An operator or a set
+# that is missing here costs time, one too many would be wrong.
+FLAT: dict[str, tuple[set[int], ...]] = {
+    **{name: ({0},) for name in LINEAR},
+    **dict.fromkeys(
+        [
+            *("abs", "hardtanh", "threshold", "leaky_relu", "relu6", "max", "min", "amax", "amin", "hardshrink"),
+            *("softshrink", "adaptive_max_pool2d", "adaptive_max_pool3d", "sort", "topk", "median", "kthvalue"),
+            *("sign", "floor", "ceil", "round", "trunc", "index", "gather", "embedding", "rrelu_with_noise"),
+        ],
+        ({0},),
+    ),
+    **dict.fromkeys(["maximum", "minimum", "clamp_min", "clamp_max", "slice_scatter", "select_scatter"], ({0, 1},)),
+    "clamp": ({0, 1, 2},),
+    "where": ({1, 2},),
+    **dict.fromkeys(["masked_fill", "masked_scatter", "index_put"], ({0, 2},)),
+    "scatter_add": ({0, 3},),
+    "lerp": ({0, 1}, {2}),
+    "_prelu_kernel": ({0}, {1}),
 }
 _BATCH_NORM = (
     "batch norm in training mode: a sample's gradient depends on the other samples, and the penalty is not per sample "
@@ -527,13 +578,25 @@ BATCH_NORM = {
     *("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update", "_batch_norm_no_update"),
     *("cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit_no_training"),
 }
+# y = (x - mean) / sqrt(var + eps) weight + bias of (x, weight, bias, mean, var): by constant statistics.
+_FLAT_BATCH_NORM = ({0, 2, 3}, {1, 2})
 
 
-# Primitives of this library that have no curvature, by their options.
-FLAT_PRIMITIVES: dict[str, Callable[[tuple], bool]] = {
-    "bias_act": lambda options: not options[1].curved,
-    "batch_norm_act": lambda options: not options[1],  # in evaluation
+# The same of this library's primitives, by their options and the tensors that depend on the input.
+FLAT_PRIMITIVES: dict[str, Callable[[tuple], tuple[set[int], ...]]] = {
+    "bias_act": lambda options: () if options[1].curved else ({0, 1},),
+    "batch_norm_act": lambda options: () if options[1] else ({0, 2}, {1, 2}),  # () in training
 }
+
+
+def _is_flat(sets: Sequence[set[int]], active: set) -> bool:
+    return any(active <= jointly for jointly in sets)
+
+
+def curved_primitive(tape, name: str, options: tuple, values: Sequence[int | None]) -> bool:
+    active = {i for i, value in enumerate(values) if value is not None and tape.kinds[value] & INPUT}
+    flat = FLAT_PRIMITIVES.get(name)
+    return bool(active) and not (flat is not None and _is_flat(flat(options), active))
 
 
 def check_primitive(name: str, options: tuple, x: Tensor) -> None:
@@ -542,68 +605,85 @@ def check_primitive(name: str, options: tuple, x: Tensor) -> None:
 
 
 @cache
-def _traits(func) -> tuple[str, str, bool, bool, bool]:
-    """Namespace, name, whether it writes to an argument, draws random numbers, returns a view."""
+def _traits(func) -> tuple[str, str, tuple[int, ...], bool, bool]:
+    """Namespace, name, the places of the arguments that it writes, whether it draws random numbers, returns a view."""
     schema = func._schema
     namespace, name = schema.name.split("::")
     view = bool(schema.returns) and schema.returns[0].alias_info is not None
-    mutable = schema.is_mutable
-    return namespace, name, mutable, torch.Tag.nondeterministic_seeded in func.tags, view and not mutable
+    written = tuple(i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write)
+    return namespace, name, written, torch.Tag.nondeterministic_seeded in func.tags, view and not written
 
 
-def record(tape, func, args, kwargs):
-    """The operator's result; it touches the inputs or a parameter."""
-    namespace, name, mutable, random, view = _traits(func)
-    if name in SHAPE_ONLY or namespace == "prim":
-        return func(*args, **kwargs)
-    if namespace != "aten":
-        raise NotCovered(f"the operator {func} is not one that this form knows")
-    if not torch.is_grad_enabled():
-        return _constant(tape, func, args, kwargs, mutable)
-    if tape.stale:
-        tape.check(tape.find(x) for x in _tensors(args))
-    known = RULES.get(func)
-    if known is not None:
-        result = known(tape, func, *args, **kwargs)
-        if result is not NotImplemented:
-            return result
-    if random:
-        raise NotCovered(f"{func} draws random numbers by what depends on the input")
-    if name in BATCH_NORM:
-        _check_batch_norm(name, args)
-    return _other(tape, func, args, kwargs, name, mutable, view)
+@cache
+def gives_numbers(func) -> bool:
+    """Whether an operator, such as item(), neither returns nor writes a tensor: its result is a constant to anybody."""
+    schema = func._schema
+    return not schema.is_mutable and not any("Tensor" in str(x.type) for x in schema.returns)
 
 
-def _tensors(args):
+def tensors_of(args: Sequence, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """All tensors among an operator's arguments."""
     for x in args:
         if isinstance(x, Tensor):
             yield x
         elif isinstance(x, (list, tuple)):
             yield from (y for y in x if isinstance(y, Tensor))
+    if kwargs:
+        yield from tensors_of(tuple(kwargs.values()), {})
 
 
-def _constant(tape, func, args, kwargs, mutable):
-    """An operator within no_grad: its result is a constant, unless it is in a custom autograd.Function."""
-    written = args[0] if mutable and args and isinstance(args[0], Tensor) and "out" not in kwargs else None
-    if written is not None and tape.find(written) is not None:
-        raise NotCovered(f"{func} writes within no_grad to what depends on the input or a parameter")
-    function = _custom_function()
-    if function is not None:
-        raise NotCovered(f"the autograd.Function {function} is not one that this form knows")
-    return func(*args, **kwargs)
+def untracked(tape, func, args, kwargs):
+    """An operator on constants, or within no_grad: its result is a constant."""
+    _, name, written, random, _ = _traits(func)
+    if written:
+        for x in tensors_of(args, kwargs) if written[-1] >= len(args) else tensors_of([args[i] for i in written], {}):
+            if x.requires_grad:
+                raise NotCovered(f"{func} writes within no_grad to what depends on the input or a parameter")
+            if tape.detached and x.layout == torch.strided and x.untyped_storage().data_ptr() in tape.detached:
+                raise NotCovered(f"{func} writes through .data to what depends on the input or a parameter")
+    if tape.relaid:
+        _check_layout(func, name, random, args)
+    return view(func, *args) if func is aten.view.default else func(*args, **kwargs)
 
 
-def _custom_function() -> str | None:
-    """The name of the autograd.Function whose forward is running."""
-    import sys
+def _check_layout(func, name: str, random: bool, args) -> None:
+    """What reads or fills memory in the order in which it lies must find it as the caller laid it out."""
+    if name in LAYOUT or (random and any(not x.is_contiguous() for x in tensors_of(args, {}))):
+        raise LayoutMatters(f"{func} depends on the input's layout in memory")
 
-    codes = {torch.autograd.Function.apply.__func__.__code__: "cls", autograd.apply.__code__: "function"}
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code in codes:
-            return frame.f_locals[codes[frame.f_code]].__name__
-        frame = frame.f_back
-    return None
+
+def record(tape, func, args, kwargs):
+    """The operator's result; it touches the inputs or a parameter."""
+    namespace, name, written, random, view = _traits(func)
+    if tape.relaid:
+        _check_layout(func, name, random, args)
+    if name in SHAPE_ONLY or namespace == "prim":
+        return func(*args, **kwargs)
+    if namespace != "aten":
+        raise NotCovered(f"the operator {func} is not one that this form knows")
+    known = RULES.get(func)
+    if known is not None and not any(x.is_complex() for x in tensors_of(args, kwargs)):
+        result = known(tape, func, *args, **kwargs)
+        if result is not NotImplemented:
+            return result
+    if name in ATTENTION:
+        raise NotCovered(f"{func} has no second derivative; {ATTENTION_ADVICE}")
+    if random:
+        raise NotCovered(f"{func} draws random numbers by what depends on the input")
+    if name in BATCH_NORM:
+        _check_batch_norm(name, args)
+    return _other(tape, func, args, kwargs, name, bool(written), view)
+
+
+# torch's fused attention kernels.
+ATTENTION = {
+    *("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu"),
+    *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"),
+    *("_scaled_dot_product_fused_attention_overrideable", "_flash_attention_forward", "_efficient_attention_forward"),
+}
+ATTENTION_ADVICE = (
+    "call the penalty within torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), where it has one"
+)
 
 
 def _check_batch_norm(name, args):
@@ -619,7 +699,7 @@ def _other(tape, func, args, kwargs, name, mutable, view):
     label = str(func)
     target = None
     if mutable:
-        if not name.endswith("_") or "out" in kwargs:
+        if not name.endswith("_") or name.endswith("__") or "out" in kwargs:
             raise NotCovered(f"{label} writes to an argument")
         target = args[0]
         if tape.find(target) is None:
@@ -630,66 +710,68 @@ def _other(tape, func, args, kwargs, name, mutable, view):
             raise NotCovered(f"{label} writes in place")
         args = (target.clone(), *args[1:])
         tape.mark(args[0], tape.find(target))
-    values, tensors, places = [], [], []
-    for i, x in enumerate(args):
-        if isinstance(x, Tensor):
-            _note(tape, x, (i, None), values, tensors, places)
-        elif isinstance(x, (list, tuple)):
-            for j, y in enumerate(x):
-                if isinstance(y, Tensor):
-                    _note(tape, y, (i, j), values, tensors, places)
-    if any(isinstance(x, Tensor) and tape.find(x) is not None for x in kwargs.values()):
-        raise NotCovered(f"{label} with a keyword argument that depends on the input or a parameter")
+        args[0].requires_grad_()
+    places, tensors = [], []  # of what is tracked
+    for key, x in [*enumerate(args), *kwargs.items()]:
+        for j, y in enumerate(x) if isinstance(x, (list, tuple)) else [(None, x)]:
+            if isinstance(y, Tensor) and y.requires_grad:
+                places.append((key, j))
+                tensors.append(y)
+    values = [tape.find(x) for x in tensors]
 
     result = func(*args, **kwargs)
-    single = isinstance(result, Tensor)
-    outputs = (result,) if single else tuple(result) if isinstance(result, (tuple, list)) else ()
-    outputs = tuple(y if isinstance(y, Tensor) and y.is_floating_point() else None for y in outputs)
+    outputs = (result,) if isinstance(result, Tensor) else tuple(result) if isinstance(result, (tuple, list)) else ()
+    outputs = tuple(y if isinstance(y, Tensor) and (y.is_floating_point() or y.is_complex()) else None for y in outputs)
+    if any(y is not None and y.layout != torch.strided for y in outputs):
+        raise NotCovered(f"{label} makes a sparse tensor")
     if all(y is None for y in outputs):
-        return result  # numbers, comparisons and indices are constants
+        return result  # numbers, comparisons and indices, which autograd takes for constants too
     if target is not None:
+        if target.shape != result.shape or target.dtype != result.dtype:
+            raise NotCovered(f"{label} changes a tensor's shape in place")
         target.copy_(result)
         outputs = (target,)
         result = target
 
-    if name in LINEAR and places == [(0, None)] and len(outputs) == 1:
+    active = {key for (key, _), value in zip(places, values) if tape.kinds[value] & INPUT}
+    if name in LINEAR and places == [(0, None)] and len(outputs) == 1 and not outputs[0].is_complex():
         shape, rest = args[0].shape, args[1:]
         node: Any = Linear(lambda t: func(t, *rest, **kwargs), _transposed(func, shape, rest, kwargs))
     else:
-        constants = [list(x) if isinstance(x, (list, tuple)) else x for x in args]
-        for i, j in places:
-            if j is None:
-                constants[i] = None
-            else:
-                constants[i][j] = None
-
-        def function(*xs):
-            full = [list(x) if isinstance(x, list) else x for x in constants]
-            for (i, j), x in zip(places, xs):
-                if j is None:
-                    full[i] = x
-                else:
-                    full[i][j] = x
-            y = func(*full, **kwargs)
-            return (y,) if isinstance(y, Tensor) else y
-
-        flat = name in FLAT or name in LINEAR or (name in BATCH_NORM and not _training(name, args))
-        node = Smooth(function, tensors, not flat and bool(tape.kind(values) & INPUT), label)
-        tape.save(*tensors, *(x for x in args if isinstance(x, Tensor)))
+        sets = FLAT.get(name, ()) if name not in BATCH_NORM or _training(name, args) else _FLAT_BATCH_NORM
+        curved = bool(active) and not _is_flat(sets, active)
+        node = Smooth(_with_holes(func, args, kwargs, places), tensors, curved, label)
+        tape.save(*tensors_of(args, kwargs))
     tape.add(node, tuple(values), outputs, view)
     return result
 
 
+def _with_holes(func, args, kwargs, places) -> Callable[..., Sequence]:
+    """func as a function of the tensors at these places; it keeps the other arguments alone."""
+
+    def fill(tensors: Sequence[Tensor | None]) -> tuple[list, dict]:
+        full = [list(x) if isinstance(x, (list, tuple)) else x for x in args]
+        named = {name: list(x) if isinstance(x, (list, tuple)) else x for name, x in kwargs.items()}
+        for (key, j), x in zip(places, tensors):
+            into = full if isinstance(key, int) else named
+            if j is None:
+                into[key] = x
+            else:
+                into[key][j] = x
+        return full, named
+
+    args, kwargs = fill([None] * len(places))
+
+    def function(*tensors):
+        full, named = fill(tensors)
+        y = func(*full, **named)
+        return (y,) if isinstance(y, Tensor) else y
+
+    return function
+
+
 def _training(name, args) -> bool:
     return name == "_batch_norm_with_update" or any(a is True for a in args[3:])
-
-
-def _note(tape, x, place, values, tensors, places):
-    value = tape.find(x)
-    if value is not None:
-        values.append(value)
-        tensors.append(x)
-        places.append(place)
 
 
 def _transposed(func, shape, rest, kwargs):

@@ -11,18 +11,26 @@ then known of the values that the nodes connect, and they are all that the penal
 - the second cotangent *rho*: the derivative of that sum with respect to the value itself. Between the inputs and the
   output it exists only below an operator that has curvature; for a parameter it is the gradient that is wanted.
 
-A tensor that is a value carries a mark, (tape, number); parameters are known by their identity. A tensor without a
-mark is a constant.
+A tensor that is a value carries a mark, (tape, number); parameters are known by their identity.
+
+While the critic runs, autograd makes its graph as for anybody: so ``requires_grad`` and all else that a critic may ask
+of its tensors is what it is without a tape, and autograd's word on what depends on what is the tape's. A tensor that
+requires no gradient is a constant; one that does and that the tape did not see being made, such as the result of an
+``autograd.Function``, is refused (:meth:`Tape.find`). The graph is gone when the critic has run. What can change a
+gradient without a trace in the operators, a hook foremost, is seen by :class:`_Watch`, and refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gankern.core import autograd
@@ -30,7 +38,75 @@ from gankern.tangent import rules
 from gankern.tangent.nodes import INPUT, WEIGHT, Bilinear, Gate, Kernel, Linear, Node, NotCovered
 
 _MARK = "_gankern_tape_mark"
-_VIEW = torch.ops.aten.view.default
+_PLAIN = {Tensor, nn.Parameter}
+# Whose hooks of saved tensors give back what they were given: checkpoint, save_on_cpu.
+_EXACT_HOOKS = {"torch.utils.checkpoint", "torch.autograd.graph"}
+
+
+def _is_plain(kind: type) -> bool:
+    """Whether the operators on a subclass of Tensor are torch's own."""
+    return kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+def _of_function(node: Any) -> str:
+    function = getattr(node, "_forward_cls", type(node)).__name__
+    if function == "BackwardHookFunction":
+        return "a backward hook of a module, which can change the gradient"
+    return f"the autograd.Function {function} is not one that this form knows"
+
+
+def _origin(x: Tensor) -> str:
+    """Why a tensor that requires a gradient is none of the tape's."""
+    if isinstance(x.grad_fn, BackwardCFunction):
+        return _of_function(x.grad_fn)
+    return f"a tensor of shape {tuple(x.shape)} that the critic did not make requires a gradient"
+
+
+class _Watch(TorchFunctionMode):
+    """Sees what leaves no trace in the operators that run: hooks and other uses of autograd's graph, and memory that is
+    reached around it. All else passes through."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in _WATCHED and not self.tape.paused:
+            tensors = [x for x in rules.tensors_of(args, kwargs or {}) if x.requires_grad]
+            if tensors:
+                try:
+                    _WATCHED[func](self.tape, tensors)
+                except NotCovered as error:
+                    raise self.tape._located(error) from None
+        return func(*args, **(kwargs or {}))
+
+
+def _refuses(what: str):
+    def refuse(tape: Tape, tensors: list[Tensor]) -> None:
+        raise NotCovered(what)
+
+    return refuse
+
+
+def _gives_away(tape: Tape, tensors: list[Tensor]) -> None:
+    """``.data`` may be read; what it is used to write does not count as a write for anybody: rules.untracked."""
+    tape.detached.update(x.untyped_storage().data_ptr() for x in tensors)
+
+
+_WATCHED = {
+    Tensor.register_hook: _refuses("a hook of a tensor, which can change the gradient"),
+    Tensor.register_post_accumulate_grad_hook: _refuses("a hook of a tensor, registered by the critic"),
+    Tensor.retain_grad: _refuses("retain_grad(), whose gradient only autograd would leave"),
+    Tensor.grad_fn.__get__: _refuses("the critic reads grad_fn, through which a gradient can be changed"),
+    Tensor.backward: _refuses("the critic runs a backward of its own"),
+    torch.autograd.backward: _refuses("the critic runs a backward of its own"),
+    torch.autograd.grad: _refuses("the critic computes a gradient of its own"),
+    Tensor.data.__get__: _gives_away,
+    Tensor.data.__set__: _refuses("the critic writes .data of what depends on the input or a parameter"),
+    Tensor.set_: _refuses("set_() of what depends on the input or a parameter"),
+    Tensor.untyped_storage: _refuses("the critic reads the memory of a tensor"),
+    Tensor._typed_storage: _refuses("the critic reads the memory of a tensor"),
+}
 
 
 class Tape(TorchDispatchMode):
@@ -57,6 +133,12 @@ class Tape(TorchDispatchMode):
         self.unversioned: list[Tensor] = []  # saved by the present operator, which may be about to count up its version
         self.rho: dict[int, Tensor] = {}
         self.paused = False
+        self.functions: set[type] = set()  # autograd's nodes of what this library's primitives are
+        self.detached: set[int] = set()  # addresses of memory that ``.data`` of a value has given away
+        self.relaid = False  # whether the inputs lie in memory otherwise than the caller's
+        self.reached: list[Tensor] = []  # the leaves that autograd's graph of the output has
+        self._outer: list[Any] = []
+        self._watch = _Watch(self)
         for parameter in parameters:
             self._leaf(parameter)
 
@@ -77,7 +159,7 @@ class Tape(TorchDispatchMode):
         return number
 
     def known(self, x: Tensor) -> int | None:
-        """The value that a tensor was found to be; None for any other."""
+        """The value that a tensor is; None for one that the tape has not seen."""
         number = self.leaves.get(id(x))
         if number is not None:
             return number
@@ -85,12 +167,14 @@ class Tape(TorchDispatchMode):
         return mark[1] if mark is not None and mark[0] is self else None
 
     def find(self, x: Tensor) -> int | None:
-        """The value of a tensor; None for a constant."""
+        """The value of a tensor that an operator reads; None for a constant. Autograd knows which it is."""
+        if not x.requires_grad:
+            return None
         number = self.known(x)
-        if number is None and x.requires_grad:
-            if not x.is_leaf:
-                raise NotCovered(f"a tensor of shape {tuple(x.shape)} that the critic did not make requires a gradient")
-            return self._leaf(x)  # a parameter of a critic that is no module
+        if number is None:
+            if x.is_leaf:
+                return self._leaf(x)  # a parameter of a critic that is no module
+            raise NotCovered(_origin(x))
         return number
 
     def input(self, x: Tensor) -> int:
@@ -136,7 +220,8 @@ class Tape(TorchDispatchMode):
         self.nodes.append(node)
 
     def save(self, *tensors: Tensor | None) -> None:
-        """These tensors will be read after the forward; close() checks that they are still what they are now."""
+        """These tensors will be read after the forward; close() checks that they are still what they are now. A node
+        itself keeps them ``detach``-ed, or autograd's graph would live as long as it."""
         if not torch.compiler.is_compiling():
             self.unversioned += [x for x in tensors if x is not None]
 
@@ -148,80 +233,107 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self.paused:
+        if self.paused or rules.gives_numbers(func):
             return func(*args, **kwargs)
         if self.unversioned:
             self._version()
-        find = self.find
-        tracked = False
-        for x in args:
-            if isinstance(x, Tensor):
-                tracked = tracked or find(x) is not None
-            elif isinstance(x, (list, tuple)):
-                tracked = tracked or any(isinstance(y, Tensor) and find(y) is not None for y in x)
-        if kwargs:
-            tracked = tracked or any(isinstance(x, Tensor) and find(x) is not None for x in kwargs.values())
-        if not tracked:
-            return func(*args, **kwargs) if func is not _VIEW else rules.view(func, *args)
         try:
+            if not self.reads(rules.tensors_of(args, kwargs)):
+                return rules.untracked(self, func, args, kwargs)
             return rules.record(self, func, args, kwargs)
         except NotCovered as error:
             raise self._located(error) from None
+
+    def reads(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether something that reads these tensors is to be recorded: the one entrance to the tape, for operators,
+        primitives and convolutions alike."""
+        tracked = False
+        for x in tensors:
+            if type(x) not in _PLAIN and not _is_plain(type(x)) and not torch.compiler.is_compiling():
+                raise NotCovered(f"a tensor of type {type(x).__name__}, whose operators are its own")
+            if x.requires_grad:
+                number = self.find(x)
+                tracked = True
+                if self.stale and number in self.stale:
+                    self.check([number])
+        if not tracked or not torch.is_grad_enabled():
+            return False
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        if hooks is not None and hooks[0].__module__ not in _EXACT_HOOKS:
+            raise NotCovered("hooks of saved tensors, which can change what a gradient is computed from")
+        return True
 
     def check(self, values: Iterable[int | None]) -> None:
         """Refuses values that were overwritten through another tensor."""
         if self.stale and any(number in self.stale for number in values):
             raise NotCovered("a tensor is read after it was written in place through a view of it, or its base")
 
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Within it nothing is recorded, and no primitive comes here."""
+        before = self.paused, autograd.recording.recorder
+        self.paused, autograd.recording.recorder = True, None
+        try:
+            yield
+        finally:
+            self.paused, autograd.recording.recorder = before
+
+    def _apart(self, tensors: Sequence[Tensor | None], run, add) -> Any:
+        """What run() returns, whose operators are not recorded; add(it) records the whole, where it is to be."""
+        if self.paused:
+            return run()
+        if self.unversioned:
+            self._version()
+        try:
+            tracked = self.reads(x for x in tensors if x is not None)
+            self.paused = True
+            result = run()
+            if tracked:
+                outputs = (result,) if isinstance(result, Tensor) else result
+                self.functions.update(type(y.grad_fn) for y in outputs if y.grad_fn is not None)
+                add(result)
+            return result
+        except NotCovered as error:
+            raise self._located(error) from None
+        finally:
+            self.paused = False
+
     def primitive(self, name: str, options: tuple, tensors: Sequence[Tensor | None]):
-        """A primitive of this library: ops.autograd.differentiate calls this in its own place."""
+        """A primitive of this library: core.autograd.differentiate calls this in its own place."""
         rule = autograd.RULES[name]
         if not self.paused:
             rules.check_primitive(name, options, tensors[0])
-        self.paused = True
-        try:
-            outputs = tuple(rule.forward(options, *tensors))
-        finally:
-            self.paused = False
-        values = [None if x is None else self.find(x) for x in tensors]
-        kind = self.kind(values)
-        if kind and torch.is_grad_enabled():
-            self.check(values)
-            flat = rules.FLAT_PRIMITIVES.get(name)
-            curved = bool(kind & INPUT) and not (flat is not None and flat(options))
-            node = Kernel(rule, options, tensors, outputs, curved)
-            self.add(node, values, [None if i in rule.non_differentiable else y for i, y in enumerate(outputs)])
-            self.save(*node.saved)
-        return outputs
 
-    def linear(self, x: Tensor, forward, transpose) -> Tensor:
-        """A linear map of this library, which calls this in its own place."""
-        self.paused = True
-        try:
-            y = forward(x)
-        finally:
-            self.paused = False
-        value = self.find(x)
-        if value is not None and torch.is_grad_enabled():
-            self.check([value])
-            self.add(Linear(forward, transpose), (value,), (y,))
-        return y
+        def add(outputs):
+            values = [None if x is None else self.find(x) for x in tensors]
+            node = Kernel(rule, options, tensors, outputs, rules.curved_primitive(self, name, options, values))
+            self.add(node, values, [y if y.requires_grad else None for y in outputs])
+            self.save(*rule.saved(options, tensors, outputs))
 
-    def convolution(self, options: tuple, height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None):
-        """A convolution of this library: ops.convolution calls this in its own place."""
-        self.paused = True
-        try:
-            return rules.convolution(self, options, height, width, x, weight, bias)
-        finally:
-            self.paused = False
+        return self._apart(tensors, lambda: autograd.run(name, options, *tensors), add)
+
+    def linear(self, x: Tensor, run, forward, transpose) -> Tensor:
+        """A linear map of this library, which calls this in its own place: run() is forward(x), with autograd."""
+        return self._apart((x,), run, lambda y: self.add(Linear(forward, transpose), (self.find(x),), (y,)))
+
+    def convolution(self, run, options: tuple, height: int, width: int, *tensors: Tensor | None) -> Tensor:
+        """A convolution of this library, (x, weight, bias): ops.convolution calls this in its own place."""
+        arguments = options, height, width, *tensors
+        return self._apart(tensors, lambda: run(*arguments), lambda y: rules.engine_convolution(self, *arguments, y))
 
     def __enter__(self):
-        self._outer, autograd.recorder = autograd.recorder, self
+        self._outer.append(autograd.recording.recorder)
+        autograd.recording.recorder = self
+        if not torch.compiler.is_compiling():
+            self._watch.__enter__()
         return super().__enter__()
 
     def __exit__(self, *exception):
-        autograd.recorder = self._outer
-        return super().__exit__(*exception)
+        result = super().__exit__(*exception)
+        if not torch.compiler.is_compiling():
+            self._watch.__exit__(*exception)
+        autograd.recording.recorder = self._outer.pop()
+        return result
 
     def _located(self, error: NotCovered) -> NotCovered:
         """The error with the name of the module that was running."""
@@ -235,11 +347,26 @@ class Tape(TorchDispatchMode):
             frame = frame.f_back
         return error
 
+    def survey(self, output: Tensor) -> None:
+        """Looks through autograd's graph of the critic's output: for its leaves, and for what has a gradient of its own
+        making."""
+        seen, stack = set(), [output.grad_fn]
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if isinstance(node, BackwardCFunction) and type(node) not in self.functions:
+                raise NotCovered(_of_function(node))
+            if hasattr(node, "variable"):
+                self.reached.append(node.variable)
+            stack.extend(next_node for next_node, _ in node.next_functions)
+
     # ---- the passes ------------------------------------------------------------------------------------------
 
     def close(self, outputs: Iterable[int] = ()) -> None:
-        """The forward is over. Decides through which nodes second cotangents will flow: below operators that have
-        curvature, and from ``outputs``."""
+        """The forward is over, and autograd's graph no longer needed. Decides through which nodes second cotangents
+        will flow: below operators that have curvature, and from ``outputs``."""
         self._version()
         for x, version in self.saved:
             if x._version != version:

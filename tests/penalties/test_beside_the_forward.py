@@ -1,0 +1,401 @@
+"""What a critic does beside its operators: hooks, gradients of its own, writes around autograd, state, threads. A penalty
+is right, by whichever form; the tangent form says why it refuses; and an attempt that was given up leaves no trace."""
+
+import copy
+import logging
+import random
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import gankern.functional as GF
+import gankern.nn as gnn
+from gankern import penalties
+from gankern.nn.utils.parametrizations import spectral_norm
+from gankern.tangent import method as tangent
+from gankern.tangent.tape import Tape
+
+
+class Net(nn.Module):
+    """A critic from a function of its modules and of features [4, 4, 8, 8]."""
+
+    def __init__(self, function, *modules):
+        super().__init__()
+        self.function, self.first, self.m = function, nn.Conv2d(3, 4, 3, padding=1), nn.ModuleList(modules)
+        self.last = nn.Conv2d(4, 2, 3)
+
+    def forward(self, x):
+        return self.last(self.function(self, torch.tanh(self.first(x)))).square().mean((1, 2, 3))
+
+
+def by_hand(critic, real, fake, alpha):
+    """The penalty and its gradients in plain torch."""
+    x = torch.lerp(real, fake, alpha.view(-1, *[1] * (real.dim() - 1))).requires_grad_()
+    (g,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    (10 * (g.flatten(1).norm(dim=1) - 1).square().mean()).backward()
+
+
+def samples(*shape):
+    return (*torch.randn(2, *(shape or (4, 3, 8, 8)), dtype=torch.float64), torch.rand(4, dtype=torch.float64))
+
+
+def gradients(critic):
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in critic.parameters()]
+
+
+def check(critic, points, refused):
+    """Gradients as in plain torch by "auto", and by "tangent", unless that refuses with these words."""
+    critic = critic.double()
+    plain = copy.deepcopy(critic)
+    by_hand(plain, *points)
+    for method in ("auto", "tangent"):
+        ours = copy.deepcopy(critic)
+        if method == "tangent" and refused is not None:
+            with pytest.raises(ValueError, match=refused):
+                penalties.gradient_penalty(ours, *points[:2], alpha=points[2], method=method)
+            continue
+        penalties.gradient_penalty(ours, *points[:2], alpha=points[2], method=method).backward()
+        for g, e in zip(gradients(ours), gradients(plain)):
+            torch.testing.assert_close(g, e, rtol=1e-9, atol=1e-11)
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return -0.5 * g
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+class OfItsOwn(torch.autograd.Function):
+    """Whose forward records what its gradient does not use."""
+
+    @staticmethod
+    def forward(ctx, x):
+        with torch.enable_grad():
+            return 1.5 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 3 * g
+
+
+def hooked(net, h):
+    h.register_hook(lambda g: 0.5 * g)
+    return h
+
+
+def hooked_if_it_requires_a_gradient(net, h):
+    if h.requires_grad and not h.is_leaf:
+        h.register_hook(lambda g: 0.5 * g)
+    return h
+
+
+def hooked_late(net, h):
+    y = h * 2
+    h.register_hook(lambda g: 0.5 * g)
+    return y
+
+
+def hooked_node(net, h):
+    h.grad_fn.register_prehook(lambda grads: tuple(0.5 * g for g in grads))
+    return h * 2
+
+
+def retaining(net, h):
+    h.retain_grad()
+    return h
+
+
+def with_a_gradient_of_its_own(net, h):
+    (g,) = torch.autograd.grad(h.square().sum(), h, create_graph=True)
+    return h + g
+
+
+def with_rounded_saved_tensors(net, h):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.round(decimals=2), lambda t: t):
+        return torch.sigmoid(h)
+
+
+def through_data(net, h):
+    y = F.leaky_relu(h, 0.2)
+    h.data.mul_(-1)
+    return y
+
+
+def another_data(net, h):
+    h.data = h.data * 2
+    return h
+
+
+def strided(net, h):
+    return h.as_strided((4, 4, 64), (256, 1, 4)).tanh().view(4, 4, 8, 8)
+
+
+def strided_constant(net, h):
+    return h * h.detach().as_strided((4, 4, 8, 8), (256, 1, 32, 4))
+
+
+def without_gradient(function, h):
+    with torch.no_grad():
+        return F.interpolate(function(h), (8, 8))
+
+
+def in_inference_mode(net, h):
+    with torch.inference_mode():
+        gate = net.m[1](h)
+    return h * float(gate.sum())
+
+
+BESIDE = {
+    "a hook of a tensor": (hooked, "hook of a tensor"),
+    "a hook after the tensor's use": (hooked_late, "hook of a tensor"),
+    "a hook behind requires_grad": (hooked_if_it_requires_a_gradient, "hook of a tensor"),
+    "a hook of a node": (hooked_node, "reads grad_fn"),
+    "retain_grad": (retaining, "retain_grad"),
+    "a gradient of its own": (with_a_gradient_of_its_own, "a gradient of its own"),
+    "hooks of saved tensors": (with_rounded_saved_tensors, "hooks of saved tensors"),
+    "gradient reversal": (lambda net, h: Reversed.apply(h), "Function Reversed"),
+    "straight-through": (lambda net, h: StraightThrough.apply(h) * h, "Function StraightThrough"),
+    "a Function that records": (lambda net, h: OfItsOwn.apply(h), "Function OfItsOwn"),
+    "a write through .data": (through_data, r"through \.data"),
+    "another .data": (another_data, r"writes \.data"),
+    "a checkpoint": (lambda net, h: checkpoint(lambda h: net.m[0](h).tanh(), h, use_reentrant=False), None),
+    "reading .data": (lambda net, h: h * (h.data > 0), None),
+    "reading requires_grad": (
+        lambda net, h: h.sigmoid() if h.requires_grad and net.last.weight.requires_grad and not h.is_leaf else h,
+        None,
+    ),
+    "as_strided": (strided, None),
+    "as_strided of a constant": (strided_constant, None),
+    "no_grad and this library's convolution": (lambda net, h: h * without_gradient(net.m[1], h), None),
+    "no_grad and this library's primitive": (
+        lambda net, h: h * without_gradient(lambda h: GF.pixel_norm(h.square()), h),
+        None,
+    ),
+    "no_grad and this library's filter": (
+        lambda net, h: h * without_gradient(lambda h: GF.downsample2d(h, torch.tensor([1.0, 3, 3, 1]).to(h)), h),
+        None,
+    ),
+    "inference mode": (in_inference_mode, None),
+    "constants of a value": (lambda net, h: h * (h > 0) + h.detach() * h.argmax(1, keepdim=True), None),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_beside_the_forward(name):
+    torch.manual_seed(0)
+    function, refused = BESIDE[name]
+    check(Net(function, nn.Conv2d(4, 4, 3, padding=1), gnn.ConvDownsample2d(4, 4, 3)), samples(), refused)
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_backward_hooks_of_modules(register):
+    torch.manual_seed(0)
+    critic = Net(lambda net, h: net.m[0](h), nn.Conv2d(4, 4, 3, padding=1))
+    getattr(critic.m[0], register)(lambda module, *grads: tuple(0.5 * g for g in grads[0]))
+    check(critic, samples(), r"backward hook of a module.*Conv2d 'm\.0'")
+
+
+def test_backward_hooks_of_all_modules():
+    handle = nn.modules.module.register_module_full_backward_hook(lambda module, ins, outs: (0.5 * ins[0],))
+    try:
+        with pytest.raises(ValueError, match="hooks of all modules"):
+            penalties.gradient_penalty(nn.Linear(3, 1), *torch.randn(2, 4, 3), method="tangent")
+    finally:
+        handle.remove()
+
+
+def test_a_function_of_a_module_with_a_backward_hook():
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 4).double()
+    layer.register_full_backward_hook(lambda module, ins, outs: (0.5 * ins[0],))
+    real, fake, alpha = samples(4, 3)
+
+    def critic(x):
+        return layer(x).tanh().sum(1)
+
+    with pytest.raises(ValueError, match="hook|grad_fn"):
+        penalties.gradient_penalty(critic, real, fake, method="tangent")
+    penalties.gradient_penalty(critic, real, fake, alpha=alpha).backward()
+    ours, layer.weight.grad = layer.weight.grad, None
+    by_hand(critic, real, fake, alpha)
+    torch.testing.assert_close(ours, layer.weight.grad)
+
+
+def test_random_numbers_are_those_of_the_caller_s_layout():
+    """Dropout's mask follows the order in memory, which the tape would change."""
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.5), nn.Tanh(), nn.Flatten(), nn.Linear(144, 1)).double()
+    real, fake, alpha = samples()
+    values = []
+    for method in ("double_backward", "tangent", "tangent"):
+        torch.manual_seed(1)
+        values.append(penalties.gradient_penalty(critic, real, fake, alpha=alpha, method=method).item())
+    assert values[0] == pytest.approx(values[1], rel=1e-12) and values[1] == values[2]
+
+
+# ---- what an attempt that was given up leaves behind -------------------------------------------------------------
+
+
+class Stateful(nn.Module):
+    """Moves buffers, frozen parameters, attributes and all random numbers before it does what is refused."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.drop = spectral_norm(nn.Linear(5, 6)), nn.Linear(6, 1), nn.Dropout(0.5)
+        self.u = nn.Parameter(torch.ones(6), requires_grad=False)
+        self.calls, self.history, self.moving = 0, [], torch.zeros(6)
+
+    def forward(self, x):
+        self.calls += 1
+        self.history.append(self.calls)
+        h = self.drop(self.first(x)) * (1 + random.random())
+        self.u.data = self.u.data * 0.5 + 1
+        self.moving.add_(h.detach().mean(0))
+        return self.last(Reversed.apply(h.tanh() * self.u)) + torch.randn(len(x), 1)
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: lambda x: net(x), lambda net: net.forward])
+def test_a_fallback_leaves_the_critic_as_double_backward_does(wrap, caplog):
+    states = []
+    real, fake = torch.randn(2, 4, 5)
+    for method in ("double_backward", "auto"):
+        torch.manual_seed(1)
+        critic = Stateful()
+        called = wrap(critic)
+        torch.manual_seed(2)
+        random.seed(2)
+        with caplog.at_level(logging.INFO, "gankern"):
+            for _ in range(3):
+                penalties.gradient_penalty(called, real, fake, method=method).backward()
+        tensors = [*critic.buffers(), *critic.parameters(), *gradients(critic), critic.moving, torch.rand(3)]
+        states.append((tensors, critic.calls, critic.history, random.random()))
+        assert [p.requires_grad for p in critic.parameters()].count(False) == 1 and critic.training
+    (plain, *rest), (ours, *ours_rest) = states
+    assert rest == ours_rest
+    for a, b in zip(plain, ours):
+        torch.testing.assert_close(a, b)
+    logged = sum("Function Reversed" in record.message for record in caplog.records)
+    assert logged == 1 or not isinstance(called, nn.Module)
+
+
+def test_an_unexpected_error_falls_back_once(caplog, monkeypatch):
+    calls = []
+
+    def fail(self, *arguments):
+        calls.append(1)
+        raise KeyError("nobody expected this")
+
+    monkeypatch.setattr(Tape, "push", fail)
+    critic = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+    with caplog.at_level(logging.INFO, "gankern"):
+        for _ in range(3):
+            penalties.gradient_penalty(critic, *torch.randn(2, 4, 5)).backward()
+    assert len(calls) == 1 and len([r for r in caplog.records if "nobody expected this" in r.message]) == 1
+    assert critic[0].weight.grad is not None
+
+
+def test_the_critic_s_own_error_reaches_the_user():
+    critic = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        penalties.gradient_penalty(critic, *torch.randn(2, 4, 7))
+    penalties.gradient_penalty(critic, *torch.randn(2, 4, 5), method="auto")
+    assert tangent.refusal(critic) is None
+
+
+@pytest.mark.parametrize("method", ["auto", "tangent"])
+def test_attention_names_the_way_out(method):
+    critic = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), nn.Flatten(), nn.Linear(48, 1))
+    real, fake = torch.randn(2, 4, 6, 8)
+    with pytest.raises((RuntimeError, ValueError), match=r"sdpa_kernel\(torch.nn.attention.SDPBackend.MATH\)"):
+        penalties.gradient_penalty(critic, real, fake, method=method)
+    critic = copy.deepcopy(critic)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        penalties.gradient_penalty(critic, real, fake, method=method).backward()
+
+
+@pytest.mark.parametrize("method", ["auto", "tangent", "double_backward"])
+def test_a_batch_of_one_and_squeeze(method):
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 1)
+    real, fake, alpha = *torch.randn(2, 1, 5), torch.rand(1)
+    value = penalties.gradient_penalty(lambda x: layer(x).squeeze(), real, fake, alpha=alpha, method=method)
+    torch.testing.assert_close(value, 10 * (layer.weight.norm().detach() - 1) ** 2)
+
+
+# ---- threads -----------------------------------------------------------------------------------------------------
+
+
+def run_all(*functions):
+    threads = [threading.Thread(target=function) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_another_thread_is_left_alone():
+    """While one thread penalises a critic, another runs it, and trains a network of this library's layers."""
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LeakyReLU(0.2), gnn.PixelNorm(), nn.Flatten(), nn.Linear(8 * 36, 1))
+    x, stop, wrong = torch.randn(4, 3, 8, 8), threading.Event(), []
+
+    def penalise():
+        while not stop.is_set():
+            penalties.gradient_penalty(critic, x, -x, method="tangent")
+
+    def train():
+        net = nn.Sequential(spectral_norm(nn.Linear(6, 8)), gnn.LeakyReLU(), spectral_norm(nn.Linear(8, 1)))
+        try:
+            for _ in range(300):
+                net.zero_grad()
+                net(torch.randn(4, 6)).mean().backward()
+                wrong.extend(p for p in net.parameters() if p.grad is None)
+                if not critic(x).requires_grad or not all(p.requires_grad for p in critic.parameters()):
+                    wrong.append("requires_grad")
+        except Exception as error:
+            wrong.append(error)
+        finally:
+            stop.set()
+
+    run_all(penalise, train)
+    assert not wrong
+
+
+def test_penalties_in_many_threads_and_within_each_other():
+    torch.manual_seed(0)
+    critics = [nn.Sequential(nn.Linear(5, 8), gnn.LeakyReLU(), nn.Linear(8, 1)).double() for _ in range(4)]
+    x = torch.randn(6, 5, dtype=torch.float64)
+    want = [penalties.r1_penalty(critic, x, method="tangent").item() for critic in critics]
+    got = [[] for _ in critics]
+
+    def run(i):
+        return lambda: got[i].extend(penalties.r1_penalty(critics[i], x, method="tangent").item() for _ in range(30))
+
+    run_all(*map(run, range(len(critics))))
+    assert got == [[value] * 30 for value in want]
+
+    inner = []
+
+    def outer(x):
+        inner.append(penalties.r1_penalty(critics[1], x.detach(), method="tangent").item())
+        return critics[0](x)
+
+    assert penalties.r1_penalty(outer, x, method="tangent").item() == want[0] and inner == [want[1]]
