@@ -19,19 +19,14 @@ from torch.autograd import Function
 from gankern.acceleration._scope import plain, state
 from gankern.core import autograd
 from gankern.core.double_backward import _convolution_double_backward
+from gankern.core.torch_internals import autocasting
 
 _aten = torch.ops.aten
 
 
 def matters(x: Tensor) -> bool:
     """Whether the gradient of what is made of x may be differentiated twice."""
-    return (
-        state.double
-        and x.requires_grad
-        and torch.is_grad_enabled()
-        and plain()
-        and not torch.is_autocast_enabled(x.device.type)
-    )
+    return state.double and x.requires_grad and torch.is_grad_enabled() and plain() and not autocasting(x.device.type)
 
 
 # ---- convolutions -------------------------------------------------------------------------------------------

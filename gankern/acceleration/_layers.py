@@ -27,6 +27,7 @@ from gankern.acceleration._scope import (
     settled,
     state,
 )
+from gankern.core.torch_internals import autocasting
 from gankern.functional.convolution import kind_of
 from gankern.ops.convolution import convolution, is_known
 
@@ -77,7 +78,7 @@ def _kind_of_shape(shape: torch.Size, *arguments: Any) -> tuple[str | None, int]
 
 
 def _conv2d(kind, pad, input, weight, bias, stride, padding, dilation, groups) -> Tensor:
-    if torch.is_autocast_enabled(input.device.type):
+    if autocasting(input.device.type):
         return GF.conv2d(input, weight, bias, stride, padding, dilation, groups)
     result = None
     if kind is not None:
@@ -99,7 +100,7 @@ def conv_transpose2d(
 ) -> Tensor:
     input = settled(input)
     arguments = (stride, padding, output_padding, groups, dilation)
-    if torch.is_autocast_enabled(input.device.type):
+    if autocasting(input.device.type):
         return GF.conv_transpose2d(input, weight, bias, *arguments)
     result = None
     values = ((stride, 2), (padding, 1), (output_padding, 0), (dilation, 1))
@@ -422,7 +423,7 @@ def convolution_forward(module: nn.Module, input: Tensor, *output_size: Any) -> 
 @functools.partial(leaf, constants=1)
 def batch_norm_forward(module: nn.Module, followed: Followed | None, input: Tensor) -> Tensor:
     input = settled(input)
-    if not _is_faster(module, input) or torch.is_autocast_enabled(input.device.type):
+    if not _is_faster(module, input) or autocasting(input.device.type):
         return type(module).forward(module, input)
     module._check_input_dim(input)
     if followed is not None and followed.misses < followed.patience and unwatched(module) and may_defer(input):

@@ -16,6 +16,8 @@ from typing import ClassVar
 
 import torch
 
+from gankern.core import torch_internals
+
 logger = logging.getLogger("gankern")
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -67,6 +69,8 @@ class Primitive:
         the variable GANKERN_IMPLEMENTATION, then to "auto".
         """
         wish = self.wish(implementation)
+        if torch_internals.transformed():
+            return self._plain(tensor, wish)
         key = (tensor.device.type, tensor.dtype, wish)
         chosen = self._chosen.get(key)
         if chosen is None:
@@ -97,6 +101,18 @@ class Primitive:
             problem = f"implementation {wish!r} cannot take these inputs"
         return ValueError(f"{self.name}: {problem}. Of its implementations:\n{reasons}")
 
+    def _plain(self, tensor: torch.Tensor, wish: str) -> str:
+        """What runs under a transformation of programs, where torch's own operators are wanted."""
+        chosen = "reference"
+        if wish not in ("auto", "reference"):
+            refusals = self.refusals(tensor.device.type, tensor.dtype)
+            refusals.update((name, refusals[name] or transformation_refusal()) for name in refusals if name != chosen)
+            if refusals.get(wish, "unknown") is not None:
+                raise self.refuse(wish, refusals)
+            chosen = wish
+        _last[self.name] = chosen
+        return chosen
+
     def _decide(self, device: str, dtype: torch.dtype, wish: str) -> str:
         refusals = self.refusals(device, dtype)
         if wish != "auto":
@@ -108,6 +124,14 @@ class Primitive:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items() if reason)
             logger.warning("%s runs as plain PyTorch for %s %s (%s)", self.name, device, short(dtype), reasons)
         return chosen
+
+
+def transformation_refusal() -> str | None:
+    """Why no kernel can run here, whatever the tensors are; None where one can."""
+    found = torch_internals.without_kernels()
+    if found is None:
+        return None
+    return f"does not run under {found}; leave implementation at 'auto', or pass implementation='reference'"
 
 
 # A plain global: torch.compile guards on it, where a ContextVar cannot be traced and a threading.local would be

@@ -6,6 +6,7 @@ library adds the CPU kernels when it was built; Triton kernels are attached to C
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from gankern.core import batching
 from gankern.core.dispatch import ANY_ORDER, FLOATING, Implementation, Primitive
 from gankern.core.native import NATIVE_MISSING
 
@@ -55,6 +57,10 @@ def define(primitive: str, launcher: str, schema: str, fake: Callable[..., Any])
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(name, lambda *args: _launcher(primitive, launcher)(*args), "CUDA")
     torch.library.register_fake(f"gankern::{name}", fake, lib=library)
+    if "Tensor[]" in schema or "Tensor?[]" in schema:  # torch's own batching loops over what is no list
+        one_by_one = functools.partial(batching.one_by_one, name)
+        torch.library.register_vmap(f"gankern::{name}", one_by_one, lib=library)
+        library.impl(name, functools.partial(batching.of_batched_gradients, one_by_one), "Batched")
 
 
 def _launcher(primitive: str, launcher: str) -> Callable[..., Any]:

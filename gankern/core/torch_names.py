@@ -62,3 +62,31 @@ def stand_in(
         return sorted({*vars(sys.modules[name]), *dir(original)})
 
     return get, names, sorted({*public, *own})
+
+
+def stand_ins(name: str, original: ModuleType, own: Iterable[str]) -> None:
+    """Makes every submodule of ``original``, a package of torch's that has imported all of them, a submodule of the
+    package ``name`` too: torch's own, or where one of the names in ``own`` is at home in it, one that has the package's
+    in its place.
+
+    >>> import gankern.nn.modules
+    >>> from gankern.nn.modules.conv import Conv1d, Conv2d
+    >>> Conv1d.__module__, Conv2d.__module__
+    ('torch.nn.modules.conv', 'gankern.nn.modules.convolution')
+    """
+    package = sys.modules[name]
+    for loaded, module in list(sys.modules.items()):
+        if loaded.rpartition(".")[0] != original.__name__:
+            continue
+        short = loaded.rpartition(".")[2]
+        full = f"{name}.{short}"
+        if full in sys.modules:  # a file of the package's own
+            continue
+        found = [n for n in own if getattr(vars(module).get(n), "__module__", None) == loaded]
+        if found:
+            module, theirs = ModuleType(full, f"{loaded} with gankern's {', '.join(found)}."), module
+            sys.modules[full] = module
+            vars(module).update({n: getattr(package, n) for n in found})
+            module.__getattr__, module.__dir__, module.__all__ = stand_in(full, theirs, found)
+        sys.modules[full] = module
+        setattr(package, short, module)

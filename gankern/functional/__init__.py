@@ -14,6 +14,7 @@ import torch.nn.functional
 if TYPE_CHECKING:
     from torch.nn.functional import *  # noqa: F403
 
+from gankern.core.torch_internals import refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.functional.batch_norm_act import batch_norm_act
 from gankern.functional.bias_act import ACTIVATIONS, bias_act, leaky_relu, relu
@@ -67,4 +68,7 @@ __all__ = [
     "virtual_batch_norm",
     "virtual_batch_norm_statistics",
 ]
+for _name in __all__:
+    if callable(globals()[_name]):
+        refuse_scripting(globals()[_name])
 __getattr__, __dir__, __all__ = stand_in(__name__, torch.nn.functional, __all__)

@@ -1,14 +1,8 @@
 """Checks of arguments that several functions make."""
 
-import torch
 from torch import Tensor
 
 from gankern.core.dispatch import FLOATING, short
-
-
-def transformed() -> bool:
-    """Whether a torch.func transform is running. torch's own operators have rules for all of them."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def floating(function: str, argument: str, x: Tensor) -> None:

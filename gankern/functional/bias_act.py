@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from gankern.core.dispatch import short
+from gankern.core.torch_internals import autocasting, transformed
 from gankern.functional import _checks
 from gankern.ops import bias_act as _ops
 
@@ -72,14 +73,14 @@ def bias_act(
 
 
 def _for_torch(x: Tensor, implementation: str | None) -> bool:
-    """Whether torch's own function is to do it: inside torch.compile, where it fuses with what is around it, under a
-    torch.func transform, and for what only torch takes (integers, sparse tensors)."""
+    """Whether torch's own function is to do it: inside torch.compile, where it fuses with what is around it, under
+    a transformation of programs, and for what only torch takes (integers, sparse tensors)."""
     if torch.compiler.is_compiling():
         return True
     if implementation is not None:
         return False
     other = not x.is_floating_point() or x.layout is not torch.strided
-    return other or _checks.transformed()
+    return other or transformed()
 
 
 def relu(input: Tensor, inplace: bool = False, *, implementation: str | None = None) -> Tensor:
@@ -141,7 +142,7 @@ def check_channels(name: str, x: Tensor, bias: Tensor | None, dim: int) -> int:
             f"{name}: bias has shape {tuple(bias.shape)}; x has {x.shape[dim]} channels in dimension {dim} (shape "
             f"{tuple(x.shape)}) and needs ({x.shape[dim]},)"
         )
-    same_dtype = bias.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
+    same_dtype = bias.dtype == x.dtype or autocasting(x.device.type)
     if bias.device != x.device or not same_dtype:
         raise ValueError(
             f"{name}: x and bias must share dtype and device, got {short(x.dtype)} on {x.device} and "

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from gankern.core.dispatch import short
+from gankern.core.torch_internals import autocasting
 from gankern.functional import _checks
 from gankern.ops.convolution import convolution, no_row
 from gankern.reference import convolution as reference
@@ -20,7 +21,7 @@ Ints = int | Sequence[int]
 def _cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast, as torch's convolutions: all in its dtype."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not autocasting(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) if t is not None and t.dtype in (torch.float32, dtype) else t for t in tensors)
@@ -120,9 +121,7 @@ def conv2d(
     x, weight, bias = _cast(input, weight, bias)
     kind, pad = kind_of(weight, stride, padding, dilation, groups)
     result = None
-    if implementation is None and _checks.transformed():
-        pass
-    elif kind is not None:
+    if kind is not None:
         result = convolution(kind, x, weight, bias, pad, weight_scale, implementation)
     else:
         no_row(implementation, "3x3 kernels of stride 1 and padding 0 to 2, 4x4 kernels of stride 2 and padding 1")
@@ -183,9 +182,7 @@ def conv_transpose2d(
     x, weight, bias = _cast(input, weight, bias)
     arguments = _pair(stride), _pair(padding), _pair(output_padding), _pair(dilation), groups
     result = None
-    if implementation is None and _checks.transformed():
-        pass
-    elif weight.shape[2:] == (4, 4) and arguments == ((2, 2), (1, 1), (0, 0), (1, 1), 1):
+    if weight.shape[2:] == (4, 4) and arguments == ((2, 2), (1, 1), (0, 0), (1, 1), 1):
         result = convolution("transposed", x, weight, bias, 1, weight_scale, implementation)
     else:
         no_row(implementation, "4x4 kernels of stride 2, padding 1 and output_padding 0")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from gankern.core.dispatch import short
+from gankern.core.torch_internals import autocasting
 from gankern.functional import _checks
 from gankern.ops.minibatch_discrimination import l1_similarity as _l1_similarity
 
@@ -61,7 +61,7 @@ def minibatch_discrimination(
             f"{name}: x has {x.shape[1]} features (shape {tuple(x.shape)}), kernel takes {kernel.shape[0]} (shape "
             f"{tuple(kernel.shape)})"
         )
-    autocast = torch.is_autocast_enabled(x.device.type)  # which makes the types equal
+    autocast = autocasting(x.device.type)  # which makes the types equal
     if x.device != kernel.device or (x.dtype != kernel.dtype and not autocast):
         raise ValueError(
             f"{name}: x and kernel must share dtype and device, got {short(x.dtype)} on {x.device} and "

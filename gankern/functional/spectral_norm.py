@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gankern.core.dispatch import FLOATING, short
+from gankern.core.torch_internals import transformed
 from gankern.ops.spectral_norm import spectral_norm_group as _spectral_norm_group
 
 
@@ -145,7 +146,12 @@ def spectral_norm_group(
     )
     if training or rules.stores_in_eval:
         with torch.no_grad():
-            torch._foreach_copy_([x for pair in zip(us, vs) for x in pair], vectors)
+            kept = [x for pair in zip(us, vs) for x in pair]
+            if transformed():  # vmap has no rule for lists
+                for x, new in zip(kept, vectors):
+                    x.copy_(new)
+            else:
+                torch._foreach_copy_(kept, vectors)
             for i, sigma in enumerate(sigmas or ()):
                 if sigma is not None:
                     sigma.copy_(new_sigma[i].expand(sigma.shape))

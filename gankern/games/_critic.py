@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gankern import penalties
+from gankern.core.torch_internals import autocasting
 from gankern.losses import AdversarialLoss
 
 
@@ -71,7 +72,7 @@ def by_gankern(
 
 def _half(x: Tensor) -> bool:
     device = x.device.type
-    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return autocasting(device) and torch.get_autocast_dtype(device) == torch.float16
 
 
 def _counts_passes(critic: nn.Module) -> bool:

@@ -11,6 +11,7 @@ import torch.nn
 if TYPE_CHECKING:
     from torch.nn import *  # noqa: F403
 
+from gankern.core.torch_internals import refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.nn import functional, init, modules, utils
 from gankern.nn.modules.activation import BiasAct, BiasActPixelNorm, LeakyReLU, PixelNorm, ReLU
@@ -68,6 +69,9 @@ __all__ = [
     "set_reference_batch",
     "utils",
 ]
+for _name in __all__:
+    if isinstance(globals()[_name], type):
+        refuse_scripting(globals()[_name])
 __getattr__, __dir__, __all__ = stand_in(
     __name__, torch.nn, __all__, ("attention", "common_types", "grad", "parallel", "parameter")
 )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gankern.core import autograd, registry
+from gankern.core.torch_internals import transformed
 from gankern.reference.bias_act import bias_act as reference
 
 NAME = "bias_act"
@@ -167,11 +168,9 @@ def bias_act(
 
 def activate_(x: Tensor, activation: str, negative_slope: float, implementation: str | None) -> Tensor | None:
     """x, overwritten by relu or leaky_relu of it; None, and x as it was, where that is left to torch's own operator:
-    for the reference, for tracing, on a tape, for forward mode, and for a negative slope, with which torch has its own
-    refusal."""
-    if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
-        return None
-    if autograd.recording.recorder is not None:
+    for the reference, on a tape, under a transformation of programs, and for a negative slope, with which torch has its
+    own refusal."""
+    if transformed() or autograd.recording.recorder is not None:
         return None
     options = _options(primitive.select(x, implementation), 0, activation, negative_slope, 1.0, None)
     if options[0] == "reference" or options[1].keeps_input or (0 in x.stride() and not x.is_contiguous()):

@@ -27,6 +27,7 @@ from torch.autograd import Function
 
 from gankern.core import autograd, dispatch, native, precision, registry
 from gankern.core.dispatch import ANY_ORDER, FLOATING, Implementation, Primitive
+from gankern.core.torch_internals import transformed
 from gankern.ops.convolution_ways import MEASURED
 
 NAME = "convolution"
@@ -380,7 +381,9 @@ def convolution(
     """The convolution of weight * scale, for tensors that torch's functions would accept; None where plain PyTorch is
     to run: where it is asked for, is fastest, or nothing else takes these tensors."""
     wish = primitive.wish(implementation)
+    plainly = transformed()
     problem = _problem(kind, x, weight, bias, padding)
+    problem = problem or (dispatch.transformation_refusal() if plainly else None)
     missing = problem or primitive.refusals(x.device.type, x.dtype)["cpu"]
     if wish not in ("auto", "reference") and (wish != "cpu" or missing):
         raise primitive.refuse(wish, {"cpu": missing, "reference": None})
@@ -392,7 +395,7 @@ def convolution(
     elif missing and KINDS[kind].collapsed:
         forced = "torch"  # not the engine, but fewer products than plain PyTorch all the same
     options = (kind, padding, scale, level, forced)
-    if wish == "reference" or problem or (missing and not forced):
+    if wish == "reference" or problem or (plainly and wish == "auto") or (missing and not forced):
         plain = True
     else:
         ways = _ways(options, x, weight, height, width)

@@ -47,7 +47,7 @@ def bias_act(
         y = y * gain
     if clamp is not None:
         # In the dtype that the result is stored in: what rounds to the clamp is at the clamp.
-        clamp = torch.tensor(clamp, dtype=dtype).item()
-        stored = y.detach().to(dtype)
-        y = y.masked_fill(stored >= clamp, clamp).masked_fill(stored <= -clamp, -clamp)
+        limit, stored = y.new_full((), clamp, dtype=dtype), y.detach().to(dtype)
+        y = torch.where(stored >= limit, limit.to(y.dtype), y)
+        y = torch.where(stored <= -limit, -limit.to(y.dtype), y)
     return y.to(dtype)

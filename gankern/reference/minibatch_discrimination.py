@@ -21,7 +21,7 @@ def minibatch_discrimination(m: Tensor, other: Tensor | None, include_self: bool
     without_self = other is None and not include_self
     if without_self:
         # Before the distance as well as after it: an infinite point's NaN would come back in the gradient.
-        own = torch.eye(len(m), dtype=torch.bool, device=m.device)
+        own = torch.eye(m.shape[0], dtype=torch.bool, device=m.device)
         difference = difference.masked_fill(own[:, :, None, None], 0)
     similarity = torch.exp(-difference.abs().sum(3))
     if without_self:

@@ -29,14 +29,15 @@ def spectral_norm(
         return x / (norm + eps if add_eps else norm.clamp_min(eps))
 
     with torch.no_grad():
+        constant = matrix.detach()  # of forward mode too
         u, v = u.to(matrix.dtype), v.to(matrix.dtype)
         for _ in range(n_power_iterations):
             if u_first:
-                u = normalize(torch.mv(matrix, v))
-                v = normalize(torch.mv(matrix.t(), u))
+                u = normalize(torch.mv(constant, v))
+                v = normalize(torch.mv(constant.t(), u))
             else:
-                v = normalize(torch.mv(matrix.t(), u))
-                u = normalize(torch.mv(matrix, v))
+                v = normalize(torch.mv(constant.t(), u))
+                u = normalize(torch.mv(constant, v))
         u, v = u.clone(), v.clone()
 
     sigma = torch.dot(u, torch.mv(matrix, v))

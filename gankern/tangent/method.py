@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gankern.core import autograd
+from gankern.core.torch_internals import autocasting
 from gankern.tangent.nodes import LayoutMatters, NotCovered
 from gankern.tangent.state import State
 from gankern.tangent.tape import Tape
@@ -255,7 +256,7 @@ def _laid_out(x: Tensor) -> Tensor:
 def _in_half(inputs: Sequence[Tensor]) -> bool:
     """Whether tangents may be fp16, whose range is narrow."""
     device = inputs[0].device.type
-    cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    cast = autocasting(device) and torch.get_autocast_dtype(device) == torch.float16
     return cast or any(x.dtype == torch.float16 for x in inputs)
 
 
@@ -272,7 +273,7 @@ def none(x):
 def _no_autocast(like: Tensor):
     """The passes run in the types that the forward ran in."""
     device = like.device.type
-    if torch.is_autocast_enabled(device):
+    if autocasting(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gankern.core.torch_internals import autocasting
 from gankern.ops import convolution as _convolutions
 from gankern.tangent.nodes import (
     INPUT,
@@ -58,7 +59,7 @@ def _linear(tape, x: Tensor, y: Tensor, forward, transpose, view: bool = False) 
 def _convolution(tape, func, x, weight, bias, *options):
     if x.dim() != weight.dim():  # not in a batch
         return NotImplemented
-    fast = None if torch.is_autocast_enabled(x.device.type) else _convolutions.options_for_torch(x, weight, options)
+    fast = None if autocasting(x.device.type) else _convolutions.options_for_torch(x, weight, options)
     if fast is not None:
         # An equalised learning rate: the engine scales the weight as it reads it, and no scaled copy has to be kept.
         weight, factor = tape.scaled_weights.get(tape.known(weight), (weight, 1.0))

@@ -37,7 +37,7 @@ OURS = {  # name: torch's signature, where Python cannot tell it
     "relu": None,
     "spectral_norm": None,
 }
-STANDING_IN = {"functional", "init", "modules", "parametrizations", "utils", "activation"}
+STANDING_IN = {"functional", "init", "modules", "parametrizations", "utils", "activation", "batchnorm", "conv"}
 
 
 def arguments(function, text=None):
@@ -96,6 +96,16 @@ def test_names_that_a_star_import_leaves_out():
         "from gankern.nn.utils.parametrizations import orthogonal as m; assert m is torch.nn.utils.parametrizations.orthogonal",
         "from gankern.nn.utils.clip_grad import clip_grad_norm_ as m; assert m is torch.nn.utils.clip_grad_norm_",
         "from gankern.nn.utils import spectral_norm, clip_grad_norm_, parametrize",
+        "from gankern.nn.utils.spectral_norm import spectral_norm as m; assert m is __import__('gankern').nn.utils.spectral_norm",
+        "from gankern.nn.utils.spectral_norm import SpectralNorm as m; assert issubclass(m, torch.nn.utils.spectral_norm.__globals__['SpectralNorm'])",
+        "from gankern.nn.utils.spectral_norm import remove_spectral_norm as m; assert m is torch.nn.utils.remove_spectral_norm",
+        "from gankern.nn.utils.weight_norm import weight_norm as m; assert m is torch.nn.utils.weight_norm",
+        "from gankern.nn.modules.batchnorm import BatchNorm2d as m; assert m is __import__('gankern').nn.BatchNorm2d",
+        "from gankern.nn.modules.batchnorm import BatchNorm1d as m, _BatchNorm; assert m is torch.nn.BatchNorm1d",
+        "import gankern.nn.modules.conv as m; assert m.Conv2d is __import__('gankern').nn.Conv2d and m._ConvNd.__name__",
+        "from gankern.nn.modules.utils import _pair; assert _pair(3) == (3, 3)",
+        "import gankern.nn.modules.normalization as m; assert m is torch.nn.modules.normalization",
+        "from gankern.nn.modules import loss as m; assert m is torch.nn.modules.loss",
         "from gankern.nn.parameter import Parameter as m; assert m is torch.nn.Parameter",
         "from gankern.nn.parallel.distributed import DistributedDataParallel as m; assert m is torch.nn.parallel.DistributedDataParallel",
         "from gankern.nn import functional, init, Module, Conv2d, Parameter; init.xavier_uniform_",

@@ -544,13 +544,6 @@ def test_func_transforms():
     torch.testing.assert_close(torch.func.grad(penalty(ours))(x), torch.func.grad(penalty(textbook))(x))
 
 
-@pytest.mark.skipif(COMPILED != "cpu", reason="the native library was not built")
-def test_forward_mode_is_refused():
-    x = random(4, 2, 3)
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        torch.func.jvp(lambda x: ours(x, None, None, None, 0.2), (x,), (x,))
-
-
 def test_the_second_order_does_not_go_through_torchs_formula():
     """Not one of torch's own operators on a tensor of x's size, but the sum that the test makes itself."""
     x, weight = random(4, 20, 16, 16).requires_grad_(), random(20).requires_grad_()

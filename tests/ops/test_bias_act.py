@@ -434,16 +434,6 @@ def test_func_transforms():
         torch.testing.assert_close(torch.func.grad(penalty)(x, ours), torch.func.grad(penalty)(x, theirs))
 
 
-def test_forward_mode_is_refused():
-    with torch.autograd.forward_ad.dual_level():
-        x = torch.autograd.forward_ad.make_dual(values(2, 3), values(2, 3, seed=1))
-        if COMPILED == "cpu":
-            with pytest.raises(RuntimeError):
-                GF.bias_act(x, activation="tanh")
-        y = GF.bias_act(x, activation="tanh", implementation="reference")
-        assert torch.autograd.forward_ad.unpack_dual(y).tangent is not None
-
-
 def test_autocast_takes_a_bias_of_another_dtype():
     x, bias = values(2, 3, 4, dtype=torch.bfloat16), values(3, dtype=torch.float32).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):

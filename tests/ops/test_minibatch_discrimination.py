@@ -330,12 +330,6 @@ def test_func_transforms():
     torch.testing.assert_close(torch.func.grad(penalty)(m), torch.func.grad(same)(m))
 
 
-def test_forward_mode_is_refused():
-    m = points(4, 2, 3)
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        torch.func.jvp(GF.l1_similarity, (m,), (m,))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sums_of_half_precision_are_in_float32(dtype):
     # 4000 terms of 2^-4 or so: a sum in half precision stops growing long before.

@@ -66,16 +66,16 @@ class ConditionalBatchNorm2d(BatchNormAct):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if y.is_floating_point():
-            if y.shape != (len(x), self.num_classes):
+            if y.shape != (x.shape[0], self.num_classes):
                 raise ValueError(
                     f"ConditionalBatchNorm2d: y has shape {tuple(y.shape)}; weights over classes must be "
-                    f"[{len(x)}, {self.num_classes}]"
+                    f"[{x.shape[0]}, {self.num_classes}]"
                 )
             return self._normalize(x, y.to(self.weight.dtype) @ self.weight, y.to(self.bias.dtype) @ self.bias)
-        if y.shape != (len(x),) or y.dtype == torch.bool:
+        if y.shape != (x.shape[0],) or y.dtype == torch.bool:
             raise ValueError(
-                f"ConditionalBatchNorm2d: y is {y.dtype} of shape {tuple(y.shape)}; it must be [{len(x)}] of integers, "
-                f"the samples' classes"
+                f"ConditionalBatchNorm2d: y is {y.dtype} of shape {tuple(y.shape)}; it must be [{x.shape[0]}] of "
+                f"integers, the samples' classes"
             )
         return self._normalize(x, nn.functional.embedding(y, self.weight), nn.functional.embedding(y, self.bias))
 

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations as torch_parametrizations
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
 
+from gankern.core.torch_internals import transformed
 from gankern.nn.utils import _requests, parametrizations
 from gankern.nn.utils._requests import Prepared, Request
 from gankern.nn.utils._spectral_norm import SpectralNorm as Hook
@@ -46,8 +47,9 @@ class SpectralNormGroup:
 
     def prepare(self, root: nn.Module, inputs: Any = None) -> None:
         # A data-parallel replica shares this hook but not the layers: it goes layer by layer. So does a forward
-        # within parametrize.cached(), where the weights of the first one are kept, and one within itself.
-        if root is not self.root or parametrize._cache_enabled or self.before:
+        # within parametrize.cached(), where the weights of the first one are kept, one within itself, and one that is
+        # traced, exported or under torch.func, where each layer is plain PyTorch.
+        if root is not self.root or parametrize._cache_enabled or self.before or transformed():
             return
         requests = self._requests()
         states = [[t for t in (r.u, r.v, r.sigma) if t is not None] for r in requests]

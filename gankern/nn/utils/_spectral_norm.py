@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch.nn.utils.spectral_norm import (
     SpectralNormStateDictHook,
 )
 
+from gankern.core.torch_internals import refuse_scripting
+from gankern.core.torch_names import stand_in
 from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim, normalize
 
 
@@ -72,6 +75,7 @@ class SpectralNorm(Prepared, TorchHook):
         for pattern in ("{}", names.original, names.u, names.v, names.sigma):
             if pattern is not None:
                 delattr(module, pattern.format(self.name))
+        module.__dict__.pop("__prepare_scriptable__", None)
         module.register_parameter(self.name, nn.Parameter(weight.detach()))
         for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
             for key, hook in list(hooks.items()):
@@ -138,6 +142,7 @@ def spectral_norm(
     if weight.ndim < 2:
         raise ValueError(f"spectral_norm: {name!r} has shape {tuple(weight.shape)}; it needs 2 dimensions or more")
 
+    refuse_scripting(module, "spectral_norm", "take it off with torch.nn.utils.remove_spectral_norm")
     hook = SpectralNorm(name, n_power_iterations, dim, eps)
     hook.dialect = dialect
     names = STATE_NAMES[dialect]
@@ -162,3 +167,7 @@ def spectral_norm(
         module._register_state_dict_hook(_SaveAs(hook, saving=True))
         module._register_load_state_dict_pre_hook(_SaveAs(hook, saving=False))
     return module
+
+
+# It is imported by the name of torch's module too.
+__getattr__, __dir__, __all__ = stand_in(__name__, sys.modules[TorchHook.__module__], ["SpectralNorm", "spectral_norm"])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations as torch_parametrizations
 
 import gankern.functional as GF
+from gankern.core.torch_internals import refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim, normalize
 
@@ -35,6 +36,9 @@ class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
             return F.normalize(weight, dim=0, eps=self.eps)
         prepared = self._take()
         return normalize([self.request(weight)])[0] if prepared is None else prepared
+
+
+refuse_scripting(SpectralNorm, "spectral_norm", "take it off with torch.nn.utils.parametrize.remove_parametrizations")
 
 
 def spectral_norm(

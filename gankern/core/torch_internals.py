@@ -1,0 +1,61 @@
+"""What torch is doing around a call, asked of its internals: the one place that decides when the plain form runs.
+
+torch's own operators have rules for every transformation of programs: tracing, export, torch.func, forward mode.
+Kernels have none of them, and a kernel that is called under forward mode gives zero tangents without a word. So
+wherever a transformation is at work, every primitive is its plain-PyTorch form.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NoReturn
+
+import torch
+
+
+def transformed() -> bool:
+    """Whether the running call is traced (torch.jit.trace, the ONNX exporter that builds on it), exported
+    (torch.export), under a torch.func transform or in forward mode. Costs about a tenth of a microsecond; torch.compile
+    can trace it."""
+    if torch.compiler.is_compiling():  # also while exporting
+        return torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def autocasting(device: str) -> bool:
+    """Whether autocast is on for a type of device. "meta" has none, and torch raises for it."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def without_kernels() -> str | None:
+    """The transformation at work under which kernels cannot run even if they are asked for by name; None for none.
+    Under torch.func.grad alone they can: they have their gradients."""
+    if torch.compiler.is_exporting():
+        return "torch.export"
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace"
+    names = {torch._C._functorch.TransformType.Vmap: "vmap", torch._C._functorch.TransformType.Jvp: "jvp"}
+    for level in torch._C._functorch.get_interpreter_stack() or ():
+        if level.key() in names:
+            return f"torch.func.{names[level.key()]}"
+    return "forward-mode differentiation" if torch.autograd.forward_ad._current_level >= 0 else None
+
+
+def refuse_scripting(found: Any, name: str | None = None, way_out: str = "put torch's own in its place") -> None:
+    """Makes torch.jit.script refuse a function, a class of modules or a module: it asks for ``__prepare_scriptable__``
+    before it compiles."""
+    name = name or found.__name__
+    found.__prepare_scriptable__ = functools.partial(_refuse_scripting, name, way_out)
+
+
+def _refuse_scripting(name: str, way_out: str) -> NoReturn:
+    raise TypeError(
+        f"torch.jit.script cannot compile gankern's {name}: use torch.jit.trace or torch.export, under which it is "
+        f"plain PyTorch, or {way_out}"
+    )

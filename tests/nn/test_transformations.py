@@ -1,0 +1,228 @@
+"""Every module under every transformation of programs that torch has: the numbers of the plain call."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, stack_module_state
+
+import gankern.functional as GF
+import gankern.nn as gnn
+
+F64 = {"dtype": torch.float64}
+
+
+def values(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def virtual():
+    net = nn.Sequential(gnn.VirtualBatchNorm2d(4, activation="relu", device=None).double())
+    gnn.set_reference_batch(net, values(5, 4, 6, 6, seed=3))
+    gnn.freeze_reference_batch(net)
+    return net
+
+
+IMAGES = (4, 4, 6, 6)
+# Every module that gankern has in place of or beside torch's: how it is made, and the shape that it takes.
+MODULES = {
+    "BatchNorm2d": (lambda: gnn.BatchNorm2d(4, **F64), IMAGES),
+    "BatchNormAct1d": (lambda: gnn.BatchNormAct1d(4, **F64), (6, 4)),
+    "BatchNormAct2d": (lambda: gnn.BatchNormAct2d(4, negative_slope=0.2, **F64), IMAGES),
+    "BatchNormAct3d": (lambda: gnn.BatchNormAct3d(4, activation="relu", **F64), (4, 4, 3, 3, 2)),
+    "BiasAct": (lambda: gnn.BiasAct(4, "leaky_relu", clamp=1.0, **F64), IMAGES),
+    "BiasActPixelNorm": (lambda: gnn.BiasActPixelNorm(4, **F64), IMAGES),
+    "Blur2d": (lambda: gnn.Blur2d().double(), IMAGES),
+    "Conv2d": (lambda: gnn.Conv2d(4, 3, 3, padding=1, **F64), IMAGES),
+    "Conv2d reflect": (lambda: gnn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect", **F64), IMAGES),
+    "ConvDownsample2d": (lambda: gnn.ConvDownsample2d(4, 3, 3, **F64), IMAGES),
+    "ConvTranspose2d": (lambda: gnn.ConvTranspose2d(4, 3, 4, 2, 1, **F64), IMAGES),
+    "EqualizedConv2d": (lambda: gnn.EqualizedConv2d(4, 3, 3, padding=1, **F64), IMAGES),
+    "EqualizedLinear": (lambda: gnn.EqualizedLinear(4, 3, **F64), (6, 4)),
+    "FIRDownsample2d": (lambda: gnn.FIRDownsample2d().double(), IMAGES),
+    "FIRUpsample2d": (lambda: gnn.FIRUpsample2d().double(), IMAGES),
+    "LeakyReLU": (lambda: gnn.LeakyReLU(0.2), IMAGES),
+    "MinibatchDiscrimination": (lambda: gnn.MinibatchDiscrimination(4, 3, 2, **F64), (6, 4)),
+    "MinibatchStdDev": (lambda: gnn.MinibatchStdDev(2), IMAGES),
+    "PixelNorm": (lambda: gnn.PixelNorm(), IMAGES),
+    "ReLU in place": (lambda: nn.Sequential(nn.Identity(), gnn.Conv2d(4, 3, 3, **F64), gnn.ReLU(True)), IMAGES),
+    "SubpixelConv2d": (lambda: gnn.SubpixelConv2d(4, 3, 3, 2, **F64), IMAGES),
+    "UpsampleConv2d": (lambda: gnn.UpsampleConv2d(4, 3, 3, **F64), IMAGES),
+    "VirtualBatchNorm2d": (virtual, IMAGES),
+    "spectral_norm": (
+        lambda: gnn.utils.spectral_norm(nn.Conv2d(4, 3, 3, **F64)),
+        IMAGES,
+    ),
+    "spectral_norm wrapper": (lambda: gnn.utils.spectral_norm(nn.Linear(4, 3, **F64), dialect="wrapper"), (6, 4)),
+    "spectral_norm biggan": (lambda: gnn.utils.spectral_norm(nn.Linear(4, 3, **F64), dialect="biggan"), (6, 4)),
+    "parametrization": (lambda: gnn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 3, 3, **F64)), IMAGES),
+    "group_spectral_norm": (
+        lambda: gnn.utils.group_spectral_norm(nn.Sequential(gnn.utils.spectral_norm(nn.Conv2d(4, 3, 3, **F64)))),
+        IMAGES,
+    ),
+}
+NAMES = list(MODULES)
+
+
+def made(name, training=False):
+    torch.manual_seed(0)
+    return MODULES[name][0]().train(training)
+
+
+def image(name, seed=1):
+    return values(*MODULES[name][1], seed=seed)
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def parameters(module):
+    return {n: p.detach() for n, p in module.named_parameters()}, dict(module.named_buffers())
+
+
+def loss(module):
+    def of(weights, buffers, x):
+        return functional_call(module, (weights, buffers), (x,)).square().sum()
+
+    return of
+
+
+def gradients(module, x):
+    """By eager backwards."""
+    if not list(module.parameters()):
+        pytest.skip("it has no parameters")
+    found = torch.autograd.grad(module(x).square().sum(), list(module.parameters()), allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(module.named_parameters(), found)}
+
+
+def traced(name, training):
+    module, twin = made(name, training), made(name, training)
+    program = torch.jit.trace(module, image(name), check_trace=not training)
+    state = dict([*twin.named_parameters(), *twin.named_buffers()])
+    with torch.no_grad():  # which tracing has moved on
+        for n, x in (*program.named_parameters(), *program.named_buffers()):
+            x.copy_(state[n])
+    x = image(name, seed=2)
+    return program(x), twin(x)
+
+
+def exported(name, training):
+    module, twin = made(name, training), made(name, training)
+    program = torch.export.export(module, (image(name),))
+    assert not [n for n in program.graph.nodes if "gankern" in str(n.target)]
+    x = image(name, seed=2)
+    run = program.module()
+    found, expected = run(x), twin(x)
+    close({n: b for n, b in run.named_buffers() if n in dict(twin.named_buffers())}, dict(run.named_buffers()))
+    return found, expected
+
+
+def per_sample(name, training):
+    module = made(name)
+    x = torch.stack([image(name), image(name, seed=2)])
+    rows = [gradients(made(name), one) for one in x]
+    found = torch.func.vmap(torch.func.grad(loss(module)), (None, None, 0))(*parameters(module), x)
+    return found, {n: torch.stack([r[n] for r in rows]) for n in rows[0]}
+
+
+def ensemble(name, training):
+    nets = [made(name), made(name)]
+    if not [*nets[0].parameters(), *nets[0].buffers()]:
+        pytest.skip("it has no state")
+    if nn.utils.parametrize.is_parametrized(nets[0]):
+        pytest.skip("torch stacks modules of one class, and a parametrized one has a class of its own")
+    for p in nets[1].parameters():
+        p.data.mul_(1.5).add_(0.1)
+    base = copy.deepcopy(nets[0]).to("meta")
+    weights, buffers = stack_module_state(nets)
+    x = image(name)
+
+    def one(weights, buffers):
+        return functional_call(base, (weights, buffers), (x,))
+
+    return torch.func.vmap(one)(weights, buffers), torch.stack([net(x) for net in nets])
+
+
+def pushed(name, training):
+    module = made(name, training)
+    x, v = image(name), image(name, seed=2)
+    twin = made(name, training)
+    jacobian = torch.autograd.functional.jacobian(copy.deepcopy(twin), x)
+    weights, buffers = parameters(module)
+
+    def run(x):  # buffers that were made outside of the transform may not be written to: torch's too
+        return functional_call(module, (weights, {n: b.clone() for n, b in buffers.items()}), (x,))
+
+    return torch.func.jvp(run, (x,), (v,)), (twin(x), torch.tensordot(jacobian, v, x.ndim))
+
+
+def dual(name, training):
+    module, twin = made(name, training), made(name, training)
+    x, v = image(name), image(name, seed=2)
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(module(forward_ad.make_dual(x, v))).tangent
+    return found, torch.tensordot(torch.autograd.functional.jacobian(twin, x), v, x.ndim)
+
+
+def of_weights(name, training):
+    """torch.func.grad of a loss, by functional_call."""
+    module = made(name, training)
+    weights, buffers = parameters(module)
+    buffers = {n: b.clone() for n, b in buffers.items()}
+    return torch.func.grad(loss(module))(weights, buffers, image(name)), gradients(made(name, training), image(name))
+
+
+def on_meta(name, training):
+    module = made(name, training).to("meta")
+    y = module(image(name).to("meta"))
+    expected = made(name, training)(image(name))
+    assert y.device.type == "meta" and (y.shape, y.dtype) == (expected.shape, expected.dtype)
+    return (), ()
+
+
+TRANSFORMATIONS = [traced, exported, per_sample, ensemble, pushed, dual, of_weights, on_meta]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("transformation", TRANSFORMATIONS, ids=lambda f: f.__name__)
+def test_transformation(transformation, name, training):
+    found, expected = transformation(name, training)
+    close(found, expected)
+
+
+def test_every_module_is_in_the_table():
+    ours = {n for n in gnn.__all__ if isinstance(getattr(gnn, n), type) and "gankern" in getattr(gnn, n).__module__}
+    tested = {name.partition(" ")[0] for name in NAMES} | {"VirtualBatchNorm1d", "VirtualBatchNorm3d"}
+    assert ours <= tested | {"ReLU", "ConditionalBatchNorm2d"}  # which takes labels
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scripting_is_refused_in_one_sentence(name):
+    """By a module as well as by a network that has one in it."""
+    for module in (made(name), nn.Sequential(nn.Flatten(0, 0), made(name))):
+        with pytest.raises(TypeError, match="torch.jit.script cannot compile gankern's .*: use torch.jit.trace or"):
+            torch.jit.script(module)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in GF.__all__ if "gankern" in (getattr(getattr(GF, n), "__module__", "") or "")]
+)
+def test_scripting_of_functions_is_refused_in_one_sentence(name):
+    function = getattr(GF, name)
+    if not callable(function):
+        pytest.skip("it is no function")
+    with pytest.raises(TypeError, match="torch.jit.script cannot compile gankern's"):
+        torch.jit.script(function)
+
+
+def test_what_has_spectral_norm_taken_off_can_be_scripted():
+    layers = gnn.utils.spectral_norm(nn.Linear(3, 2)), gnn.utils.parametrizations.spectral_norm(nn.Linear(3, 2))
+    nn.utils.remove_spectral_norm(layers[0])
+    nn.utils.parametrize.remove_parametrizations(layers[1], "weight")
+    for layer in layers:
+        assert torch.jit.script(layer)(torch.ones(1, 3)).shape == (1, 2)
