@@ -1,8 +1,13 @@
 """Checks of arguments that several functions make."""
 
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from gankern.core.dispatch import FLOATING, short
+from gankern.core.dispatch import FLOATING, NAMES, short
 
 
 def floating(function: str, argument: str, x: Tensor) -> None:
@@ -12,3 +17,49 @@ def floating(function: str, argument: str, x: Tensor) -> None:
     if x.dtype not in FLOATING:
         accepted = ", ".join(short(d) for d in FLOATING)
         raise TypeError(f"{function}: {argument} is {short(x.dtype)}; accepted are {accepted}")
+
+
+def bias_of(function: str, bias: Tensor | None, x: Tensor, channels: int) -> None:
+    """Raises where the bias would broadcast, or make a result of another dtype than x's."""
+    if bias is None:
+        return
+    floating(function, "bias", bias)
+    if bias.shape != (channels,):
+        raise ValueError(f"{function}: bias has shape {tuple(bias.shape)}; it must be [{channels}]")
+    if bias.device != x.device or (bias.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type)):
+        raise ValueError(
+            f"{function}: x and bias must share dtype and device, got {short(x.dtype)} on {x.device} and "
+            f"{short(bias.dtype)} on {bias.device}"
+        )
+
+
+def number(function: str, argument: str, value: Any, least: float = -math.inf, above: float = -math.inf) -> None:
+    """Raises where value is not a finite number, of at least ``least`` and greater than ``above``."""
+    try:
+        finite = math.isfinite(value)
+    except TypeError:
+        raise TypeError(f"{function}: {argument} is {value!r}; it must be a number") from None
+    if finite and value >= least and value > above:
+        return
+    bound = f" and at least {least}" if least > -math.inf else f" and greater than {above}" if above > -math.inf else ""
+    raise ValueError(f"{function}: {argument} is {value}; it must be finite{bound}")
+
+
+def whole(function: str, argument: str, value: Any, least: int = 1) -> None:
+    """Raises where value is not an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{function}: {argument} is {value!r}; it must be an integer")
+    if not value >= least:
+        raise ValueError(f"{function}: {argument} is {value}; it must be at least {least}")
+
+
+def choice(function: str, argument: str, value: Any, accepted: Iterable[str | None]) -> None:
+    """Raises where value is none of the names that are accepted."""
+    accepted = tuple(accepted)
+    if value not in accepted:
+        listed = ", ".join(map(repr, accepted))
+        raise ValueError(f"{function}: {argument} is {value!r}; accepted are {listed}")
+
+
+def implementation(function: str, value: Any) -> None:
+    choice(function, "implementation", value, (None, *NAMES))

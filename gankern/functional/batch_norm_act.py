@@ -72,11 +72,7 @@ def batch_norm_act(
     shape = x.shape
     if len(shape) < 2 or shape[1] == 0:
         raise ValueError(f"{NAME}: x has shape {tuple(shape)}; it must be [N, C] or [N, C, ...] with a channel or more")
-    if activation not in ACTIVATIONS:
-        accepted = ", ".join(map(repr, ACTIVATIONS))
-        raise ValueError(f"{NAME}: activation is {activation!r}; accepted are {accepted}")
-    if not eps >= 0:
-        raise ValueError(f"{NAME}: eps is {eps}; it must be at least 0")
+    check_options(NAME, momentum, eps, activation, negative_slope)
     _check_affine(x, weight, bias)
     own = training or (running_mean is None and running_var is None)
     _check_running(x, running_mean, running_var)
@@ -90,6 +86,13 @@ def batch_norm_act(
         for kept, new in ((running_mean, mean), (running_var, var)):
             kept.lerp_(new if new.dtype == kept.dtype else new.to(kept.dtype), momentum)
     return y
+
+
+def check_options(name: str, momentum: float, eps: float, activation: str | None, negative_slope: float) -> None:
+    _checks.number(name, "momentum", momentum)
+    _checks.number(name, "eps", eps, least=0)
+    _checks.choice(name, "activation", activation, ACTIVATIONS)
+    _checks.number(name, "negative_slope", negative_slope)
 
 
 def _check_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:

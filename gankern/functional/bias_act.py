@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,12 +59,9 @@ def bias_act(
     """
     name = "bias_act"
     dim = check_channels(name, x, bias, dim)
-    if activation not in _ops.ACTIVATIONS:
-        raise ValueError(f"{name}: activation is {activation!r}; accepted are {', '.join(ACTIVATIONS)}")
-    check_finite(name, "negative_slope", negative_slope)
-    check_finite(name, "gain", gain)
-    if clamp is not None and not clamp > 0:
-        raise ValueError(f"{name}: clamp is {clamp}; it must be greater than 0, or None")
+    check_options(name, activation, negative_slope, gain)
+    if clamp is not None:
+        _checks.number(name, "clamp", clamp, above=0)
     if bias is not None and bias.dtype != x.dtype:  # under autocast
         bias = bias.to(x.dtype)
     return _ops.bias_act(x, bias, dim, activation, negative_slope, gain, clamp, implementation)
@@ -151,6 +146,7 @@ def check_channels(name: str, x: Tensor, bias: Tensor | None, dim: int) -> int:
     return dim
 
 
-def check_finite(name: str, argument: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: {argument} is {value}; it must be finite")
+def check_options(name: str, activation: str, negative_slope: float, gain: float) -> None:
+    _checks.choice(name, "activation", activation, ACTIVATIONS)
+    _checks.number(name, "negative_slope", negative_slope)
+    _checks.number(name, "gain", gain)

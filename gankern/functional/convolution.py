@@ -57,7 +57,10 @@ def _scaled(convolve: Callable[[Tensor | None], Tensor], bias: Tensor | None, sc
     if scale == 1:
         return convolve(bias)
     y = convolve(None) * scale
-    return y if bias is None else y + bias[:, None, None]
+    if bias is None:
+        return y
+    _checks.bias_of("conv2d", bias, y, y.shape[-3])  # as torch's convolutions: no other shape or dtype
+    return y + bias[:, None, None]
 
 
 def conv2d(
@@ -118,6 +121,7 @@ def conv2d(
             weight_scale=weight_scale,
             implementation=implementation,
         )
+    _checks.number("conv2d", "weight_scale", weight_scale)
     x, weight, bias = _cast(input, weight, bias)
     kind, pad = kind_of(weight, stride, padding, dilation, groups)
     result = None
@@ -179,6 +183,7 @@ def conv_transpose2d(
             weight_scale=weight_scale,
             implementation=implementation,
         )
+    _checks.number("conv_transpose2d", "weight_scale", weight_scale)
     x, weight, bias = _cast(input, weight, bias)
     arguments = _pair(stride), _pair(padding), _pair(output_padding), _pair(dilation), groups
     result = None
@@ -242,13 +247,8 @@ def upsample_conv2d(
     torch.Size([2, 4, 32, 32])
     """
     name = "upsample_conv2d"
-    modes = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
-    if mode not in modes:
-        raise ValueError(f"{name}: mode is {mode!r}; accepted are {', '.join(map(repr, modes))}")
-    if isinstance(scale_factor, bool) or not isinstance(scale_factor, (int, float)):
-        raise TypeError(f"{name}: scale_factor is {type(scale_factor).__name__}; it must be a number")
-    if not scale_factor >= 1:
-        raise ValueError(f"{name}: scale_factor is {scale_factor}; it must be at least 1")
+    _checks.number(name, "weight_scale", weight_scale)
+    check_upsampling(name, scale_factor, mode)
     x, weight, bias = _check(name, x, weight, bias)
     if scale_factor == 2 and mode in ("nearest", "nearest-exact") and weight.shape[2:] == (3, 3):
         result = convolution("upsample", x, weight, bias, 1, weight_scale, implementation)
@@ -298,6 +298,7 @@ def conv2d_downsample(
     torch.Size([2, 4, 8, 8])
     """
     name = "conv2d_downsample"
+    _checks.number(name, "weight_scale", weight_scale)
     x, weight, bias = _check(name, x, weight, bias)
     if min(x.shape[2:]) < 2:
         raise ValueError(f"{name}: x has {x.shape[2]} by {x.shape[3]} pixels; at least 2 by 2 are needed")
@@ -308,6 +309,13 @@ def conv2d_downsample(
     else:
         no_row(implementation, "3x3 kernels")
     return _scaled(lambda b: reference.conv2d_downsample(x, weight, b), bias, weight_scale)
+
+
+def check_upsampling(name: str, scale_factor: float, mode: str) -> None:
+    _checks.choice(name, "mode", mode, ("nearest", "nearest-exact", "bilinear", "bicubic", "area"))
+    if isinstance(scale_factor, bool) or not isinstance(scale_factor, (int, float)):
+        raise TypeError(f"{name}: scale_factor is {type(scale_factor).__name__}; it must be a number")
+    _checks.number(name, "scale_factor", scale_factor, least=1)
 
 
 def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -43,6 +43,5 @@ def gradient_penalty(
     _checks.floating(name, "gradient", gradient)
     if gradient.ndim == 0:
         raise ValueError(f"{name}: gradient has no dimensions; it must be [samples, ...]")
-    if not target >= 0:
-        raise ValueError(f"{name}: target is {target}; it must be 0 or more")
+    _checks.number(name, "target", target, least=0)
     return _gradient_penalty(gradient, float(target), one_sided, implementation)

@@ -59,20 +59,11 @@ def minibatch_stddev(
     """
     name = "minibatch_stddev"
     _checks.floating(name, "x", x)
-    if layout not in LAYOUTS:
-        raise ValueError(f"{name}: layout is {layout!r}; accepted are {', '.join(map(repr, LAYOUTS))}")
-    if on_indivisible not in INDIVISIBLE:
-        raise ValueError(
-            f"{name}: on_indivisible is {on_indivisible!r}; accepted are {', '.join(map(repr, INDIVISIBLE))}"
-        )
+    check_options(name, group_size, num_channels, layout, on_indivisible, eps)
     if x.ndim < 2 or x.shape[1] == 0:
         raise ValueError(f"{name}: x has shape {tuple(x.shape)}; it must be [samples, channels, ...] with a channel")
-    if group_size < 1:
-        raise ValueError(f"{name}: group_size is {group_size}; it must be at least 1")
-    if num_channels < 1 or x.shape[1] % num_channels:
+    if x.shape[1] % num_channels:
         raise ValueError(f"{name}: num_channels is {num_channels}; it must divide the {x.shape[1]} channels of x")
-    if not eps >= 0:
-        raise ValueError(f"{name}: eps is {eps}; it must not be negative")
     samples = x.shape[0]
     group = min(group_size, max(samples, 1))
     if samples % group:
@@ -91,3 +82,11 @@ def minibatch_stddev(
             f"{samples}; pass unbiased=False"
         )
     return _minibatch_stddev(x, group, num_channels, layout == "strided", bool(unbiased), float(eps), implementation)
+
+
+def check_options(name: str, group_size: int, num_channels: int, layout: str, on_indivisible: str, eps: float) -> None:
+    _checks.whole(name, "group_size", group_size)
+    _checks.whole(name, "num_channels", num_channels)
+    _checks.choice(name, "layout", layout, LAYOUTS)
+    _checks.choice(name, "on_indivisible", on_indivisible, INDIVISIBLE)
+    _checks.number(name, "eps", eps, least=0)

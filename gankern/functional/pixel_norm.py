@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
-from gankern.functional.bias_act import bias_act, check_channels, check_finite
+from gankern.functional import _checks
+from gankern.functional.bias_act import bias_act, check_channels
 from gankern.ops.pixel_norm import pixel_norm as _pixel_norm
 
 ACTIVATIONS = ("linear", "relu", "leaky_relu")
@@ -39,7 +38,7 @@ def pixel_norm(x: Tensor, eps: float = 1e-8, dim: int = 1, *, implementation: st
     tensor([[0.8485, 1.1314]])
     """
     dim = check_channels("pixel_norm", x, None, dim)
-    _check_eps("pixel_norm", eps)
+    _checks.number("pixel_norm", "eps", eps, least=0)
     return _pixel_norm(x, None, dim, "linear", 1.0, 1.0, eps, implementation)
 
 
@@ -85,11 +84,7 @@ def bias_act_pixel_norm(
     """
     name = "bias_act_pixel_norm"
     dim = check_channels(name, x, bias, dim)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{name}: activation is {activation!r}; accepted are {', '.join(ACTIVATIONS)}")
-    check_finite(name, "negative_slope", negative_slope)
-    check_finite(name, "gain", gain)
-    _check_eps(name, eps)
+    check_options(name, activation, negative_slope, gain, eps)
     if bias is not None and bias.dtype != x.dtype:  # under autocast
         bias = bias.to(x.dtype)
     if activation == "leaky_relu" and negative_slope < 0:
@@ -103,6 +98,8 @@ def bias_act_pixel_norm(
     return _pixel_norm(x, bias, dim, activation, negative_slope, gain, eps, implementation)
 
 
-def _check_eps(name: str, eps: float) -> None:
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"{name}: eps is {eps}; it must be finite and at least 0")
+def check_options(name: str, activation: str, negative_slope: float, gain: float, eps: float) -> None:
+    _checks.choice(name, "activation", activation, ACTIVATIONS)
+    _checks.number(name, "negative_slope", negative_slope)
+    _checks.number(name, "gain", gain)
+    _checks.number(name, "eps", eps, least=0)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gankern.core.dispatch import FLOATING, short
 from gankern.core.torch_internals import transformed
+from gankern.functional import _checks
 from gankern.ops.spectral_norm import spectral_norm_group as _spectral_norm_group
 
 
@@ -123,14 +124,10 @@ def spectral_norm_group(
     >>> [w.shape for w in spectral_norm_group(ws, us, vs)]
     [torch.Size([8, 4]), torch.Size([16, 8])]
     """
-    rules = SPECTRAL_NORM_DIALECTS.get(dialect)
-    if rules is None:
-        accepted = ", ".join(SPECTRAL_NORM_DIALECTS)
-        raise ValueError(f"spectral_norm: dialect is {dialect!r}; accepted are {accepted}")
-    if n_power_iterations < 1:
-        raise ValueError(f"spectral_norm: n_power_iterations is {n_power_iterations}; it must be at least 1")
-    if not eps > 0:
-        raise ValueError(f"spectral_norm: eps is {eps}; it must be greater than 0")
+    _checks.choice("spectral_norm", "dialect", dialect, SPECTRAL_NORM_DIALECTS)
+    rules = SPECTRAL_NORM_DIALECTS[dialect]
+    _checks.whole("spectral_norm", "n_power_iterations", n_power_iterations)
+    _checks.number("spectral_norm", "eps", eps, above=0)
     dims = [0] * len(weights) if dims is None else list(dims)
     if not len(weights) == len(us) == len(vs) == len(dims):
         counts = f"{len(weights)} weights, {len(us)} u, {len(vs)} v, {len(dims)} dims"

@@ -170,6 +170,7 @@ def fir_upsample_conv2d(
     name = "fir_upsample_conv2d"
     taps, (up, _) = _taps(name, filter), _one(name, "up", up)
     size = _kernel(name, x, weight)
+    _checks.bias_of(name, bias, x, weight.shape[0])
     y = F.conv_transpose2d(x, weight.flip(2, 3).transpose(0, 1), stride=up)
     before = [(k + up - 1) // 2 - (w - 1) // 2 for k, w in zip(taps, size)]
     extra = [(b, up - w - b + k - 1) for b, k, w in zip(before, taps, size)]
@@ -207,6 +208,7 @@ def fir_downsample_conv2d(
     name = "fir_downsample_conv2d"
     taps, (down, _) = _taps(name, filter), _one(name, "down", down)
     size = _kernel(name, x, weight)
+    _checks.bias_of(name, bias, x, weight.shape[0])
     extra = []
     for k, w, n in zip(taps, size, x.shape[2:]):
         before = (k - down + 1) // 2 + w // 2
@@ -228,6 +230,7 @@ def _run(
     implementation: str | None,
 ) -> Tensor:
     _checks.floating(name, "x", x)
+    _checks.number(name, "gain", gain)
     taps = _taps(name, filter)
     if x.ndim != 4 or 0 in x.shape[2:]:
         raise ValueError(

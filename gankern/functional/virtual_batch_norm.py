@@ -86,18 +86,12 @@ def virtual_batch_norm(
             )
         if vector.device != x.device:
             raise ValueError(f"{name}: {argument} is on {vector.device}, x on {x.device}; they must share a device")
-    if ref_count is not None and not 1 <= ref_count < math.inf:
+    if ref_count is not None and not (isinstance(ref_count, (int, float)) and 1 <= ref_count < math.inf):
         raise ValueError(
             f"{name}: ref_count is {ref_count}; it must be the number of examples of the reference batch, at least 1, "
             f"or None where an example does not count itself"
         )
-    if not eps >= 0:
-        raise ValueError(f"{name}: eps is {eps}; it must not be negative")
-    if activation not in ACTIVATIONS:
-        accepted = ", ".join(map(repr, ACTIVATIONS))
-        raise ValueError(f"{name}: activation is {activation!r}; accepted are {accepted}")
-    if not math.isfinite(negative_slope):
-        raise ValueError(f"{name}: negative_slope is {negative_slope}; it must be finite")
+    check_options(name, eps, activation, negative_slope)
     own_share = 0.0 if ref_count is None else 1 / (ref_count + 1)
     slope = {None: 1.0, "relu": 0.0, "leaky_relu": float(negative_slope)}[activation]
     return _virtual_batch_norm(x, ref_mean, ref_mean_square, own_share, weight, bias, float(eps), slope, implementation)
@@ -132,6 +126,12 @@ def virtual_batch_norm_statistics(x: Tensor, *, implementation: str | None = Non
     if x.numel() == 0:
         raise ValueError(f"{name}: x has shape {tuple(x.shape)}; an empty batch has no statistics")
     return _virtual_batch_norm_statistics(x, implementation)
+
+
+def check_options(name: str, eps: float, activation: str | None, negative_slope: float) -> None:
+    _checks.number(name, "eps", eps, least=0)
+    _checks.choice(name, "activation", activation, ACTIVATIONS)
+    _checks.number(name, "negative_slope", negative_slope)
 
 
 def _check_map(name: str, x: Tensor) -> None:

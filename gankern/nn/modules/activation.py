@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 import gankern.functional as GF
 from gankern.core.torch_names import stand_in
+from gankern.functional import _checks
+from gankern.functional.bias_act import check_options as check_bias_act
+from gankern.functional.pixel_norm import check_options as check_pixel_norm
 
 __getattr__ = stand_in(__name__, nn.modules.activation)[0]  # torch has a module of this name too
 
@@ -40,8 +43,7 @@ class _Biased(nn.Module):
 
     def __init__(self, num_channels: int, bias: bool, device, dtype) -> None:
         super().__init__()
-        if num_channels < 1:
-            raise ValueError(f"{type(self).__name__}: num_channels is {num_channels}; it must be at least 1")
+        _checks.whole(type(self).__name__, "num_channels", num_channels)
         self.num_channels = num_channels
         empty = torch.empty(num_channels, device=device, dtype=dtype) if bias else None
         self.bias = None if empty is None else nn.Parameter(empty)
@@ -86,8 +88,9 @@ class BiasAct(_Biased):
         dtype=None,
     ) -> None:
         super().__init__(num_channels, bias, device, dtype)
-        if activation not in GF.ACTIVATIONS:
-            raise ValueError(f"BiasAct: activation is {activation!r}; accepted are {', '.join(GF.ACTIVATIONS)}")
+        check_bias_act("BiasAct", activation, negative_slope, gain)
+        if clamp is not None:
+            _checks.number("BiasAct", "clamp", clamp, above=0)
         self.activation, self.negative_slope, self.gain, self.clamp = activation, negative_slope, gain, clamp
 
     def forward(self, input: Tensor) -> Tensor:
@@ -117,6 +120,8 @@ class PixelNorm(nn.Module):
 
     def __init__(self, eps: float = 1e-8, dim: int = 1) -> None:
         super().__init__()
+        _checks.number("PixelNorm", "eps", eps, least=0)
+        _checks.whole("PixelNorm", "dim", dim, least=-64)  # of up to 64 dimensions
         self.eps, self.dim = eps, dim
 
     def forward(self, input: Tensor) -> Tensor:
@@ -154,6 +159,7 @@ class BiasActPixelNorm(_Biased):
         dtype=None,
     ) -> None:
         super().__init__(num_channels, bias, device, dtype)
+        check_pixel_norm("BiasActPixelNorm", activation, negative_slope, gain, eps)
         self.activation, self.negative_slope, self.gain, self.eps = activation, negative_slope, gain, eps
 
     def forward(self, input: Tensor) -> Tensor:

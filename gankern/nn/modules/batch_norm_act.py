@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 import gankern.functional as GF
+from gankern.functional import _checks
+from gankern.functional.batch_norm_act import check_options
 
 
 class BatchNormAct(_NormBase):
@@ -33,11 +35,11 @@ class BatchNormAct(_NormBase):
         negative_slope: float = 0.01,
         implementation: str | None = None,
     ) -> None:
+        name = type(self).__name__
+        _checks.whole(name, "num_features", num_features)
+        check_options(name, 0.0 if momentum is None else momentum, eps, activation, negative_slope)
+        _checks.implementation(name, implementation)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        accepted = (None, "relu", "leaky_relu")
-        if activation not in accepted:
-            listed = ", ".join(map(repr, accepted))
-            raise ValueError(f"{type(self).__name__}: activation is {activation!r}; accepted are {listed}")
         self.activation = activation
         self.negative_slope = negative_slope
         self.implementation = implementation

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gankern.functional import _checks
 from gankern.nn.modules.batch_norm_act import BatchNormAct
 
 
@@ -56,8 +57,7 @@ class ConditionalBatchNorm2d(BatchNormAct):
             negative_slope=negative_slope,
             implementation=implementation,
         )
-        if num_classes < 1:
-            raise ValueError(f"ConditionalBatchNorm2d: num_classes is {num_classes}; it must be at least 1")
+        _checks.whole("ConditionalBatchNorm2d", "num_classes", num_classes)
         self.num_classes = num_classes
         self.affine = True
         self.weight = nn.Parameter(torch.empty(num_classes, num_features, device=device, dtype=dtype))
@@ -76,6 +76,13 @@ class ConditionalBatchNorm2d(BatchNormAct):
             raise ValueError(
                 f"ConditionalBatchNorm2d: y is {y.dtype} of shape {tuple(y.shape)}; it must be [{x.shape[0]}] of "
                 f"integers, the samples' classes"
+            )
+        # On a GPU looking would wait for it; there the lookup itself stops with an assertion.
+        looks = y.device.type == "cpu" and len(y) and not torch.compiler.is_compiling()
+        if looks and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
+            raise ValueError(
+                f"ConditionalBatchNorm2d: y has classes from {int(y.min())} to {int(y.max())}; they must be from 0 to "
+                f"{self.num_classes - 1}"
             )
         return self._normalize(x, nn.functional.embedding(y, self.weight), nn.functional.embedding(y, self.bias))
 

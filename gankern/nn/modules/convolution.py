@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gankern.functional as GF
+from gankern.functional import _checks
+from gankern.functional.convolution import check_upsampling
 
 
 class Conv2d(nn.Conv2d):
@@ -112,6 +114,12 @@ class _Resampling(nn.Conv2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding="same", bias=bias, device=device, dtype=dtype)
+        _check_odd(type(self).__name__, self.kernel_size)
+
+
+def _check_odd(name: str, kernel_size: tuple[int, ...]) -> None:
+    if any(k % 2 == 0 for k in kernel_size):
+        raise ValueError(f'{name}: kernel_size is {kernel_size}; with "same" padding it must be odd')
 
 
 class UpsampleConv2d(_Resampling):
@@ -130,6 +138,7 @@ class UpsampleConv2d(_Resampling):
 
     def __init__(self, *args, scale_factor: float = 2, mode: str = "nearest", **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        check_upsampling("UpsampleConv2d", scale_factor, mode)
         self.scale_factor, self.mode = scale_factor, mode
 
     def forward(self, input: Tensor) -> Tensor:
@@ -164,6 +173,7 @@ class ConvDownsample2d(_Resampling):
 
 
 def _equalize(layer: nn.Module, fan_in: int, gain: float) -> None:
+    _checks.number(type(layer).__name__, "gain", gain)
     layer.gain, layer.weight_scale = gain, gain / math.sqrt(fan_in)
     nn.init.normal_(layer.weight)
     if layer.bias is not None:
@@ -182,7 +192,8 @@ class EqualizedConv2d(Conv2d):
         in_channels, ..., dtype: as in torch.nn.Conv2d.
         gain: He's sqrt(2); 1 for layers without an activation, such as a generator's last one.
         resample: None; "upsample" and "downsample" make it a :class:`UpsampleConv2d` and a :class:`ConvDownsample2d`
-            (stride, padding, dilation and groups then stay as they are by default).
+            (stride, dilation, groups and padding_mode then stay as they are by default, the kernel is odd, and
+            padding is that of "same", which need not be said).
 
     >>> EqualizedConv2d(8, 16, 3, resample="upsample")(torch.randn(2, 8, 16, 16)).shape
     torch.Size([2, 16, 32, 32])
@@ -194,8 +205,18 @@ class EqualizedConv2d(Conv2d):
             raise ValueError(
                 f"EqualizedConv2d: resample is {resample!r}; accepted are None, 'upsample' and 'downsample'"
             )
-        if resample and (self.stride, self.dilation, self.groups) != ((1, 1), (1, 1), 1):
-            raise ValueError(f"EqualizedConv2d: resample={resample!r} takes no stride, dilation or groups")
+        if resample:
+            if (self.stride, self.dilation, self.groups) != ((1, 1), (1, 1), 1):
+                raise ValueError(f"EqualizedConv2d: resample={resample!r} takes no stride, dilation or groups")
+            if self.padding_mode != "zeros":
+                raise ValueError(
+                    f"EqualizedConv2d: padding_mode is {self.padding_mode!r}; resample={resample!r} takes 'zeros'"
+                )
+            _check_odd("EqualizedConv2d", self.kernel_size)
+            if self.padding not in ((0, 0), "same", tuple(k // 2 for k in self.kernel_size)):
+                raise ValueError(
+                    f"EqualizedConv2d: padding is {self.padding}; resample={resample!r} accepts that of 'same' alone"
+                )
         self.resample = resample
         _equalize(self, self.weight[0].numel(), gain)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 import gankern.functional as GF
+from gankern.functional import _checks
 
 
 class _Gather(Function):
@@ -113,10 +114,9 @@ class MinibatchDiscrimination(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("in_features", in_features), ("num_kernels", num_kernels), ("kernel_dim", kernel_dim)):
-            if size < 1:
-                raise ValueError(f"MinibatchDiscrimination: {name} is {size}; it must be at least 1")
-        if reduction not in ("sum", "mean"):
-            raise ValueError(f"MinibatchDiscrimination: reduction is {reduction!r}; accepted are 'sum' and 'mean'")
+            _checks.whole("MinibatchDiscrimination", name, size)
+        _checks.choice("MinibatchDiscrimination", "reduction", reduction, ("sum", "mean"))
+        _checks.implementation("MinibatchDiscrimination", implementation)
         if process_group is not None and not global_batch:
             raise ValueError("MinibatchDiscrimination: process_group is for global_batch=True, which is False")
         self.in_features = in_features

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 import gankern.functional as GF
+from gankern.functional import _checks
+from gankern.functional.minibatch_stddev import check_options
 
 
 class MinibatchStdDev(nn.Module):
@@ -33,6 +35,8 @@ class MinibatchStdDev(nn.Module):
         implementation: str | None = None,
     ) -> None:
         super().__init__()
+        check_options("MinibatchStdDev", group_size, num_channels, layout, on_indivisible, eps)
+        _checks.implementation("MinibatchStdDev", implementation)
         self.group_size = group_size
         self.num_channels = num_channels
         self.layout = layout

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import gankern.functional as GF
 from gankern import filters
+from gankern.functional import _checks
 from gankern.nn import init
 
 
@@ -97,6 +98,8 @@ class _Filter(nn.Module):
 
     def __init__(self, filter: str | Sequence[float] | Tensor, factor: int, implementation: str | None) -> None:
         super().__init__()
+        _checks.whole(type(self).__name__, "scale_factor", factor)
+        _checks.implementation(type(self).__name__, implementation)
         self.name = filter if isinstance(filter, str) else None
         self.implementation = implementation
         self.register_buffer("filter", filters.fir(filter, factor=factor), persistent=False)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import gankern.functional as GF
+from gankern.functional import _checks
 
 _HOW = (
     "call gankern.nn.set_reference_batch(network, batch) once, with the network whose forward is called and a batch of "
@@ -34,14 +35,14 @@ class _VirtualBatchNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_features < 1:
-            raise ValueError(f"{type(self).__name__}: num_features is {num_features}; it must be at least 1")
+        _checks.whole(type(self).__name__, "num_features", num_features)
         if activation not in (None, "relu", "leaky_relu"):
             raise ValueError(
                 f"{type(self).__name__}: activation is {activation!r}; accepted are None, 'relu', 'leaky_relu'"
             )
-        if not eps >= 0:
-            raise ValueError(f"{type(self).__name__}: eps is {eps}; it must not be negative")
+        _checks.number(type(self).__name__, "eps", eps, least=0)
+        _checks.number(type(self).__name__, "negative_slope", negative_slope)
+        _checks.implementation(type(self).__name__, implementation)
         self.num_features = num_features
         self.eps = eps
         self.affine = affine
