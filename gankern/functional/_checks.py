@@ -39,10 +39,12 @@ def number(function: str, argument: str, value: Any, least: float = -math.inf, a
         finite = math.isfinite(value)
     except TypeError:
         raise TypeError(f"{function}: {argument} is {value!r}; it must be a number") from None
-    if finite and value >= least and value > above:
-        return
-    bound = f" and at least {least}" if least > -math.inf else f" and greater than {above}" if above > -math.inf else ""
-    raise ValueError(f"{function}: {argument} is {value}; it must be finite{bound}")
+    if not finite:
+        raise ValueError(f"{function}: {argument} is {value}; it must be finite")
+    if value < least:
+        raise ValueError(f"{function}: {argument} is {value}; it must be at least {least}")
+    if value <= above:
+        raise ValueError(f"{function}: {argument} is {value}; it must be greater than {above}")
 
 
 def whole(function: str, argument: str, value: Any, least: int = 1) -> None:

@@ -107,7 +107,7 @@ def test_modules_with_a_bias():
             layer(torch.zeros(2, 4))
         with pytest.raises(ValueError, match="num_channels is 0"):
             module(0)
-    with pytest.raises(ValueError, match="activation is 'gelu'; accepted are linear"):
+    with pytest.raises(ValueError, match="activation is 'gelu'; accepted are 'linear'"):
         gnn.BiasAct(3, "gelu")
 
 

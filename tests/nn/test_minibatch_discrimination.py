@@ -63,7 +63,7 @@ def test_trains():
         (lambda: MinibatchDiscrimination(4, 2, 0), "kernel_dim is 0"),
         (
             lambda: MinibatchDiscrimination(4, 2, 3, reduction="max"),
-            "reduction is 'max'; accepted are 'sum' and 'mean'",
+            "reduction is 'max'; accepted are 'sum', 'mean'",
         ),
         (lambda: MinibatchDiscrimination(4, 2, 3, process_group=object()), "process_group is for global_batch=True"),
         (

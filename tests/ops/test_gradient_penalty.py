@@ -228,7 +228,7 @@ X = torch.zeros(3, 4)
     [
         (lambda: GF.gradient_penalty(X.int()), TypeError, "gradient is int32; accepted are float64"),
         (lambda: GF.gradient_penalty(torch.zeros(())), ValueError, "gradient has no dimensions"),
-        (lambda: GF.gradient_penalty(X, target=-1), ValueError, "target is -1; it must be 0 or more"),
+        (lambda: GF.gradient_penalty(X, target=-1), ValueError, "target is -1; it must be at least 0"),
         (lambda: GF.gradient_penalty(X, target=math.nan), ValueError, "target is nan"),
     ],
 )

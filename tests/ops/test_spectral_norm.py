@@ -396,7 +396,7 @@ BAD = {
     "eps": (dict(eps=0.0), ValueError, "eps is 0.0"),
     "NaN eps": (dict(eps=float("nan")), ValueError, "eps is nan"),
     "dim": (dict(dim=2), ValueError, "dim is 2; a 2-D weight accepts -2 to 1"),
-    "dialect": (dict(dialect="pytorch"), ValueError, "'pytorch'; accepted are parametrization, hook"),
+    "dialect": (dict(dialect="pytorch"), ValueError, "'pytorch'; accepted are 'parametrization', 'hook'"),
     "implementation": (dict(implementation="gpu"), ValueError, "no implementation is called 'gpu'"),
     "unavailable": (dict(implementation="cuda"), ValueError, "no 'cuda' implementation"),
 }
