@@ -282,7 +282,11 @@ def test_func_transforms():
     ("call", "error", "says"),
     [
         (lambda: GF.pixel_norm([1.0]), TypeError, "pixel_norm: x is list"),
-        (lambda: GF.pixel_norm(torch.zeros(2, 3), -1e-8), ValueError, "pixel_norm: eps is -1e-08; it must be at least 0"),
+        (
+            lambda: GF.pixel_norm(torch.zeros(2, 3), -1e-8),
+            ValueError,
+            "pixel_norm: eps is -1e-08; it must be at least 0",
+        ),
         (lambda: GF.pixel_norm(torch.zeros(3)), ValueError, "pixel_norm: dim is 1"),
         (
             lambda: GF.bias_act_pixel_norm(torch.zeros(2, 3), torch.zeros(2)),
