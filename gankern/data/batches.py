@@ -3,6 +3,10 @@
 import torch
 from torch import Tensor
 
+from gankern.core.arguments import seed as check_seed
+from gankern.core.arguments import shown, tensor, whole
+from gankern.data.source import ImageSource
+
 
 def part_of(batch_size: int, share: tuple[int, int]) -> slice:
     """Where in a batch the i-th of n equal parts is, ``share`` = (i, n).
@@ -11,6 +15,8 @@ def part_of(batch_size: int, share: tuple[int, int]) -> slice:
     slice(16, 32, None)
     """
     index, number = share
+    if not 0 <= index < number:
+        raise ValueError(f"share must be (i, n) with i from 0 to n - 1, got {share}")
     if batch_size % number:
         raise ValueError(f"batch_size {batch_size} does not go evenly into {number} parts")
     size = batch_size // number
@@ -31,21 +37,24 @@ class EndlessBatches:
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | ImageSource,
         batch_size: int,
         seed: int,
         labels: Tensor | None = None,
         share: tuple[int, int] = (0, 1),
     ):
+        if not isinstance(images, Tensor | ImageSource):
+            raise TypeError(f"images must be a tensor or an ImageSource, got {shown(images)}")
+        batch_size = whole("batch_size", batch_size)
         if not 1 <= batch_size <= len(images):
             raise ValueError(f"batch_size must be between 1 and the {len(images)} images there are, got {batch_size}")
-        if labels is not None and len(labels) != len(images):
+        if labels is not None and len(tensor("labels", labels)) != len(images):
             raise ValueError(f"there are {len(labels)} labels for {len(images)} images")
         self.images = images
         self.labels = labels
         self.batch_size = batch_size
         self.share = part_of(batch_size, share)
-        self.random = torch.Generator().manual_seed(seed)
+        self.random = torch.Generator().manual_seed(check_seed("seed", seed))
         self._new_epoch()
 
     def _new_epoch(self) -> None:
@@ -66,8 +75,12 @@ class EndlessBatches:
         return {"order": self.order, "position": self.position, "random": self.random.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        if len(state["order"]) != len(self.images):
-            raise ValueError(f"the saved order is of {len(state['order'])} images, here are {len(self.images)}")
-        self.order = state["order"].clone()
-        self.position = state["position"]
-        self.random.set_state(state["random"])
+        order, number = tensor("the saved order", state["order"]), len(self.images)
+        if len(order) != number:
+            raise ValueError(f"the saved order is of {len(order)} images, here are {number}")
+        if not torch.equal(order.sort().values, torch.arange(number)):
+            raise ValueError(f"the saved order does not have each of the {number} images once")
+        position = whole("the saved position", state["position"], 0, number)
+        self.random.set_state(tensor("the saved random state", state["random"]))
+        self.order = order.clone()
+        self.position = position

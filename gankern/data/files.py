@@ -5,7 +5,6 @@ for, is logged and left out.
 """
 
 import logging
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gankern.core.arguments import shown, whole
+from gankern.data.pickles import read_batch
 from gankern.data.source import ImageSource
 
 log = logging.getLogger(__name__)
@@ -27,22 +28,13 @@ class BrokenFile(ValueError):
     """A file that cannot be read or is not what it should be; the message names it."""
 
 
-class _Errors:
-    """What to do about broken files: "stop" at the first, or "skip" them."""
-
-    def __init__(self, on_error: str):
-        if on_error not in ("stop", "skip"):
-            raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
-        self.stop = on_error == "stop"
-
-    def handle(self, error: BrokenFile) -> None:
-        if self.stop:
-            raise BrokenFile(f"{error}; pass on_error='skip' to leave such files out") from error
-        log.warning("left out: %s", error)
-
-
 class ImageFolder(ImageSource):
     """The pictures below ``folder``, in the order of their paths, read when they are asked for.
+
+    Black is −1 and white is 1, whatever a file's number of bits: grey pictures of 12 or 16 bits keep their precision
+    (colours of 16 bits are read to 8). Palettes and CMYK become RGB; a camera's note on which side is up (EXIF) is
+    obeyed. What has no one reading is refused by name: transparent pixels, files of several pictures, and numbers whose
+    black and white are not known (floats, signed integers, integers of 32 bits).
 
     Args:
         size: crop each picture to its centre square and resize it to size × size. Without it, all pictures must be
@@ -63,11 +55,13 @@ class ImageFolder(ImageSource):
         on_error: str = "stop",
         verify: bool = True,
     ):
-        if channels not in MODES:
+        if whole("channels", channels, 1) not in MODES:
             raise ValueError(f"channels must be 3 (RGB) or 1 (grey), got {channels}")
-        if size is not None and size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
+        if size is not None:
+            size = whole("size", size, least=1)
         skip = _skips(on_error)
+        if not isinstance(folder, str | Path):
+            raise TypeError(f"folder must be a path, got {shown(folder)}")
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
@@ -80,7 +74,7 @@ class ImageFolder(ImageSource):
         side = size
         for path in found:
             with _skipping(skip):
-                width, height = self._open(path, decode=verify).size
+                width, height = self._picture(path).size if verify else self._size(path)
                 if not self.resizes and (width != height or side not in (None, width)):
                     expected = f"{side}x{side}, as {self.paths[0]} is" if side else "a square"
                     raise BrokenFile(
@@ -95,31 +89,125 @@ class ImageFolder(ImageSource):
 
     def read(self, indices: Tensor) -> Tensor:
         size = self.shape[2]
-        pixels = np.empty((len(indices), size, size, self.shape[1]), np.uint8)
+        pixels = np.empty((len(indices), size, size, self.shape[1]), np.float32)
         for row, index in zip(pixels, indices.tolist(), strict=True):
-            image = self._open(self.paths[index], decode=True)
+            image = self._picture(self.paths[index])
             if self.resizes:
                 side = min(image.size)
                 left, top = (image.width - side) // 2, (image.height - side) // 2
                 image = image.crop((left, top, left + side, top + side)).resize((size, size), BICUBIC)
             elif image.size != (size, size):
                 raise BrokenFile(f"{self.paths[index]} is not {size}x{size} any more")
-            row[...] = np.asarray(image).reshape(row.shape)
-        return scaled(torch.from_numpy(pixels).permute(0, 3, 1, 2)).contiguous()
+            values = np.asarray(image)
+            row[...] = values[:, :, None] if values.ndim == 2 else values
+        # Cubic interpolation overshoots, which only pictures of 8 bits cut off by themselves.
+        return scaled(torch.from_numpy(pixels).clamp_(0.0, 255.0).permute(0, 3, 1, 2)).contiguous()
 
-    def _open(self, path: Path, decode: bool):
-        from PIL import Image
+    def _size(self, path: Path) -> tuple[int, int]:
+        """Width and height as its header has them."""
+        from PIL.Image import Image
 
-        try:
-            with Image.open(path) as image:
-                return image.convert(self.mode) if decode else image
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BrokenFile(f"{path}: {error}") from error
+        with _opened(path) as image:
+            width, height = image.size
+            # PNG's own getexif would decode the picture. Pillow turns TIFF files, and their size, by itself.
+            turned = image.format != "TIFF" and Image.getexif(image).get(ORIENTATION) in SIDEWAYS
+            return (height, width) if turned else (width, height)
+
+    def _picture(self, path: Path):
+        """A picture as PIL's image, upright: in ``mode``, or grey in floats from 0 to 255 where it has more bits."""
+        from PIL import ImageOps
+
+        with _opened(path) as image:
+            # A second picture in a camera's .jpg is a preview or a view from beside; the first is the picture.
+            if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
+                raise ValueError(f"it holds {frames} pictures: make it a file for each")
+            if reason := _unreadable(image):
+                raise ValueError(reason)
+            if image.mode in WIDE or _wide_as_integers(image):
+                return _wide(image)
+            image = ImageOps.exif_transpose(image)
+            if image.has_transparency_data:
+                image = image.convert("LA" if image.mode == "La" else "RGBA")
+                if image.getchannel("A").getextrema()[0] < 255:
+                    raise ValueError("parts of it are transparent: put it on a background, and save it without")
+            return image.convert("RGB").convert(self.mode)
+
+
+# Pillow's names: of the formats of SUFFIXES, whatever a file is called (others run programs, or hold no pictures); of
+# pixels of 8 bits, which it converts rightly; and of such with more.
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+NARROW = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+WIDE = ("I;16", "I;16B", "I;16L", "I;16N")
+
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # of EXIF: in these, what is stored as a row is a column
+BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # TIFF's tags
+WHITE_IS_ZERO, APART, SIGNED = 0, 2, 2  # and values of the last three
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator:
+    """PIL's image of a file. What goes wrong with it within the block is a ``BrokenFile`` with the file's name."""
+    from PIL import Image
+
+    Image.init()
+    try:
+        # A file that is open already is not mapped into memory: a map is of the wrong shape where a TIFF file lies on
+        # its side, and ends the process where a file becomes shorter.
+        with path.open("rb") as file, Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+            yield image
+    except Exception as error:  # decoders raise anything of damaged files
+        raise BrokenFile(f"{path}: {error or type(error).__name__}") from error
+
+
+def _tag(image, number: int) -> int | None:
+    """The value of a TIFF file's tag, of its first channel where each has one."""
+    value = image.tag_v2.get(number) if image.format == "TIFF" else None
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _unreadable(image) -> str | None:
+    """Why nobody can say what is black and what is white in a picture; None where that is known."""
+    unknown = (
+        "of which nobody says what is black and what is white: save it with 8 bits, or with 16 bits without a sign"
+    )
+    if image.mode == "F":
+        return f"its pixels are floats, {unknown}"
+    if _tag(image, SAMPLE_FORMAT) == SIGNED:
+        return f"its pixels are integers with a sign, {unknown}"
+    if image.mode == "I" and not _wide_as_integers(image):
+        return f"its pixels are integers of 32 bits, {unknown}"
+    if image.mode not in (*NARROW, *WIDE) and not _wide_as_integers(image):
+        return f"its pixels are of the kind {image.mode!r}, which is not read: save it as RGB or grey"
+    if _tag(image, PLANAR) == APART and (_tag(image, BITS) or 8) > 8:
+        return "its channels of more than 8 bits lie apart, which Pillow does not read: save it with them interleaved"
+    if image.mode in WIDE and "transparency" in image.info:
+        return "parts of it are transparent: put it on a background, and save it without"
+    return None
+
+
+def _wide_as_integers(image) -> bool:
+    """Whether these are 16 bits, which Pillow holds in 32 for these formats."""
+    return image.mode == "I" and image.format in ("PNG", "PPM")
+
+
+def _wide(image):
+    """A grey picture of more than 8 bits as floats from 0 to 255, upright."""
+    from PIL import Image, ImageOps
+
+    largest = 2.0 ** (_tag(image, BITS) or 16) - 1.0
+    values = np.asarray(ImageOps.exif_transpose(image), np.float64) / largest
+    if _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:
+        values = 1.0 - values
+    return Image.fromarray((255.0 * values).astype(np.float32))
+
+
+def check_on_error(on_error: str) -> None:
+    if on_error not in ("stop", "skip"):
+        raise ValueError(f"on_error must be 'stop' or 'skip', got {shown(on_error)}")
 
 
 def _skips(on_error: str) -> bool:
-    if on_error not in ("stop", "skip"):
-        raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
+    check_on_error(on_error)
     return on_error == "skip"
 
 
@@ -130,30 +218,20 @@ def _skipping(skip: bool) -> Iterator[None]:
         yield
     except BrokenFile as error:
         if not skip:
-            raise BrokenFile(f"{error} (on_error='skip' leaves such files out)") from error
+            raise BrokenFile(f"{error} (on_error='skip', --on-error skip, leaves such files out)") from error
         log.warning("left out: %s", error)
 
 
 def scaled(pixels: Tensor) -> Tensor:
-    """uint8 0..255 → float32 in [−1, 1]."""
-    return pixels.float().div_(127.5).sub_(1.0)
+    """0..255 → float32 in [−1, 1]."""
+    return (pixels / 127.5).sub_(1.0)
 
 
 # ------------------------------------------------------------------------------------------------------------
 # CIFAR-10 as its authors distribute it: pickles of {b"data": uint8 [10000, 3072], b"labels": list of 10000}
 
 CIFAR10_FILES = [f"data_batch_{i}" for i in range(1, 6)]
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles NumPy arrays and plain values, and nothing that could run code."""
-
-    def find_class(self, module: str, name: str):
-        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}:
-            return super().find_class(module, name)
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return np.empty(0).__reduce__()[0]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no file of CIFAR-10 does")
+CIFAR10_CLASSES = 10
 
 
 def cifar10(folder: Path | str, on_error: str = "stop") -> tuple[Tensor, Tensor]:
@@ -163,6 +241,8 @@ def cifar10(folder: Path | str, on_error: str = "stop") -> tuple[Tensor, Tensor]
     missing, damaged or of another format, or with on_error="skip" logs it and goes on without.
     """
     skip = _skips(on_error)
+    if not isinstance(folder, str | Path):
+        raise TypeError(f"folder must be a path, got {shown(folder)}")
     images, labels = [], []
     for name in CIFAR10_FILES:
         with _skipping(skip):
@@ -176,17 +256,22 @@ def cifar10(folder: Path | str, on_error: str = "stop") -> tuple[Tensor, Tensor]
 
 def _cifar10_file(path: Path) -> tuple[Tensor, Tensor]:
     try:
-        with path.open("rb") as file:
-            content = _ArraysOnly(file, encoding="bytes").load()
-        pixels = torch.from_numpy(content[b"data"])
-        labels = torch.tensor(content[b"labels"])
+        content = read_batch(path.read_bytes())
+        pixels = content[b"data"]
+        labels = content[b"labels"]
     except FileNotFoundError as error:
         raise BrokenFile(f"{path}: there is no such file") from error
-    except Exception as error:  # a damaged pickle can raise anything
-        raise BrokenFile(f"{path}: not a python file of CIFAR-10, or damaged ({error})") from error
-    if pixels.dtype != torch.uint8 or pixels.shape[1:] != (3072,) or labels.shape != pixels.shape[:1]:
-        raise BrokenFile(
-            f"{path}: expected uint8 data [N, 3072] and N labels, got {pixels.dtype} {tuple(pixels.shape)} "
-            f"and {tuple(labels.shape)}"
-        )
-    return pixels.view(-1, 3, 32, 32), labels.long()
+    except OSError as error:
+        raise BrokenFile(f"{path}: {error.strerror}") from error
+    except KeyError as error:
+        raise BrokenFile(f"{path}: not a python file of CIFAR-10: it has no {error.args[0].decode()}") from error
+    except ValueError as error:
+        raise BrokenFile(f"{path}: not a python file of CIFAR-10, or damaged: {error}") from error
+    if not isinstance(pixels, np.ndarray) or pixels.shape[1:] != (3072,) or len(pixels) == 0:
+        came = f"uint8 {pixels.shape}" if isinstance(pixels, np.ndarray) else f"a {type(pixels).__name__}"
+        raise BrokenFile(f"{path}: expected data of uint8 [N, 3072], got {came}")
+    if not isinstance(labels, list) or any(type(label) is not int for label in labels) or len(labels) != len(pixels):
+        raise BrokenFile(f"{path}: expected a list of {len(pixels)} labels that are integers")
+    if wrong := [label for label in labels if not 0 <= label < CIFAR10_CLASSES]:
+        raise BrokenFile(f"{path}: labels must be from 0 to {CIFAR10_CLASSES - 1}, got {shown(wrong[0])}")
+    return torch.from_numpy(pixels).view(-1, 3, 32, 32), torch.tensor(labels)

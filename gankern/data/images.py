@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gankern.core.arguments import floats, shown, whole
 from gankern.core.names import look_up
 from gankern.data import drawn, files
 from gankern.data.points import POINTS, Points
@@ -76,9 +77,12 @@ DATASETS: dict[str, Callable[..., Tensor | ImageSource]] = {
 }
 
 
-def check(name: str) -> None:
+def check(name: str | Path) -> None:
     """Raise a ValueError with the nearest names unless ``name`` is a data set or an existing folder."""
     known = {**DATASETS, **POINTS}
+    if not isinstance(name, str | Path):
+        raise TypeError(f"data must be a name or the path of a folder, got {shown(name)}")
+    name = str(name)
     if name not in known and not Path(name).is_dir():
         try:
             look_up(known, name, "data")
@@ -87,7 +91,7 @@ def check(name: str) -> None:
 
 
 def load(
-    name: str, size: int | None = None, channels: int | None = None, on_error: str = "stop"
+    name: str | Path, size: int | None = None, channels: int | None = None, on_error: str = "stop"
 ) -> Tensor | ImageSource | Points:
     """Images [N, C, H, W] float32 in [−1, 1]: a data set by its name, or a folder by its path. Or points, by name.
 
@@ -100,10 +104,12 @@ def load(
     (torch.Size([1797, 1, 8, 8]), torch.Size([1797, 1, 16, 16]))
     """
     check(name)
-    if size is not None and size < 1:
-        raise ValueError(f"data: size must be at least 1, got {size}")
+    name = str(name)
+    if size is not None:
+        size = whole("data: size", size, least=1)
     if channels not in (None, 1, 3):
-        raise ValueError(f"data: channels must be 1 or 3, got {channels}")
+        raise ValueError(f"data: channels must be 1 or 3, got {shown(channels)}")
+    files.check_on_error(on_error)
     if name in POINTS:
         if size is not None or channels is not None:
             raise ValueError(f"data: {name} are points in the plane, which have neither size nor channels")
@@ -126,6 +132,9 @@ def load(
 
 def resize(images: Tensor, size: int) -> Tensor:
     """Images [N, C, H, W] at size × size: their centre square, averaged or interpolated."""
+    size = whole("resize: size", size, least=1)
+    if floats("resize: images", images).ndim != 4:
+        raise ValueError(f"resize: images must be [N, C, H, W], got {tuple(images.shape)}")
     height, width = images.shape[2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -138,7 +147,9 @@ def resize(images: Tensor, size: int) -> Tensor:
     return resized.clamp(-1.0, 1.0)
 
 
-def condition(name: str, samples: Tensor | ImageSource | Points, kind: str) -> Tensor | ImageSource:
+def condition(
+    name: str | Path, samples: Tensor | ImageSource | Points, kind: str, on_error: str = "stop"
+) -> Tensor | ImageSource:
     """What a data set that was loaded has beside its samples, one for each, by its kind: "labels", or one of the
     ``conditions`` of an ``ImageSource``. A ValueError says what there is.
 
@@ -148,7 +159,7 @@ def condition(name: str, samples: Tensor | ImageSource | Points, kind: str) -> T
     (100000, 13)
     """
     if kind == "labels":
-        return labels(name)
+        return labels(name, on_error)
     there = samples.conditions if isinstance(samples, ImageSource) else {}
     if kind not in there:
         have = f"it has {', '.join(there)}" if there else "it has nothing of the kind"
@@ -156,13 +167,15 @@ def condition(name: str, samples: Tensor | ImageSource | Points, kind: str) -> T
     return there[kind]
 
 
-def labels(name: str) -> Tensor:
-    """The labels [N], int64, of a data set that has them, in the order of its images.
+def labels(name: str | Path, on_error: str = "stop") -> Tensor:
+    """The labels [N], int64, of a data set that has them, in the order of its images (loaded with this ``on_error``).
 
     >>> labels("digits")[:5].tolist()
     [0, 1, 2, 3, 4]
     """
     check(name)
+    name = str(name)
+    files.check_on_error(on_error)
     if name == "mnist5k":
         return torch.from_numpy(_mnist_data()[1]).long()
     if name == "digits":
@@ -171,5 +184,5 @@ def labels(name: str) -> Tensor:
     if isinstance(shapes, Shapes):
         return shapes.factors(torch.arange(len(shapes))).kind
     if any((Path(name) / file).exists() for file in files.CIFAR10_FILES):
-        return files.cifar10(name)[1]
+        return files.cifar10(name, on_error)[1]
     raise ValueError(f"the {'points' if name in POINTS else 'images'} of {name} have no labels")

@@ -10,6 +10,8 @@ from math import pi
 import torch
 from torch import Tensor
 
+from gankern.core.arguments import seed as check_seed
+from gankern.core.arguments import shown, tensor, whole
 from gankern.data.batches import part_of
 
 
@@ -62,12 +64,12 @@ class EndlessPoints:
     """
 
     def __init__(self, points: Points, batch_size: int, seed: int, share: tuple[int, int] = (0, 1)):
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not isinstance(points, Points):
+            raise TypeError(f"points must be Points, got {shown(points)}")
         self.points = points
-        self.batch_size = batch_size
+        self.batch_size = batch_size = whole("batch_size", batch_size, least=1)
         self.share = part_of(batch_size, share)
-        self.random = torch.Generator().manual_seed(seed)
+        self.random = torch.Generator().manual_seed(check_seed("seed", seed))
 
     def __iter__(self) -> "EndlessPoints":
         return self
@@ -79,4 +81,4 @@ class EndlessPoints:
         return {"random": self.random.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.random.set_state(state["random"])
+        self.random.set_state(tensor("the saved random state", state["random"]))

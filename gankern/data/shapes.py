@@ -11,6 +11,7 @@ from math import cos, pi, sin
 import torch
 from torch import Tensor
 
+from gankern.core.arguments import shown, tensor, whole
 from gankern.core.names import look_up
 from gankern.data.source import ImageSource
 
@@ -57,6 +58,12 @@ def draw(factors: Factors, size: int) -> Tensor:
     >>> draw(Shapes(size=8).factors(torch.arange(4)), size=32).shape
     torch.Size([4, 3, 32, 32])
     """
+    size = whole("draw: size", size, least=1)
+    if not isinstance(factors, Factors):
+        raise TypeError(f"draw: factors must be Factors, got {shown(factors)}")
+    wrong = factors.kind[(factors.kind < 0) | (factors.kind >= len(KINDS))]
+    if len(wrong):
+        raise ValueError(f"draw: factors.kind must be from 0 to {len(KINDS) - 1}, got {int(wrong[0])}")
     images = torch.empty(len(factors), 3, size, size)
     at_once = max(1, PIXELS_AT_ONCE // size**2)
     for kind in range(len(KINDS)):
@@ -163,14 +170,12 @@ class Shapes(ImageSource):
         first: int = 0,
         fixed: Mapping[str, float] | None = None,
     ):
-        if not 4 <= size <= LARGEST:
-            raise ValueError(f"shapes: size must be from 4 to {LARGEST}, got {size}")
-        if length < 1:
-            raise ValueError(f"shapes: length must be at least 1, got {length}")
-        self.shape = (length, 3, size, size)
+        size = whole("shapes: size", size, 4, LARGEST)
+        self.shape = (whole("shapes: length", length, least=1), 3, size, size)
         for name in fixed or {}:
             look_up(RANGES, name, "factor of shapes")
-        self.seed, self.first, self.fixed = seed, first, dict(fixed or {})
+        self.seed = whole("shapes: seed", seed, -(2**63), 2**63 - 1)
+        self.first, self.fixed = whole("shapes: first", first, least=0), dict(fixed or {})
 
     @property
     def conditions(self) -> dict[str, ImageSource]:
@@ -179,6 +184,8 @@ class Shapes(ImageSource):
 
     def factors(self, indices: Tensor) -> Factors:
         """What is in the images of these indices, [N] int64."""
+        if tensor("shapes: indices", indices).ndim != 1 or indices.dtype != torch.int64:
+            raise ValueError(f"shapes: indices must be [N] int64, got {tuple(indices.shape)} of {indices.dtype}")
         names = ["kind", *RANGES]
         drawn = uniform(self.seed, indices + self.first, len(names))
         values = {name: low + (high - low) * drawn[:, names.index(name)] for name, (low, high) in RANGES.items()}

@@ -1,9 +1,12 @@
 """Images that are made or read when they are asked for: what a set is that does not fit into memory."""
 
+import copy
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from gankern.core.arguments import shown
 
 
 class ImageSource:
@@ -12,8 +15,8 @@ class ImageSource:
     What else there is of each image (attributes, captions, the other half of a pair) are sources of their own, of any
     shape [N, ...]: ``conditions``, by their kind.
 
-    A subclass says its ``shape`` and how to ``read`` one batch. Indexing is by an integer, a slice or a tensor of
-    indices, as a tensor's first dimension is; the result is float32 in [−1, 1], on the device that ``to`` named.
+    A subclass says its ``shape`` and how to ``read`` one batch. Indexing is by an integer, a slice, or a list or tensor
+    [n] of indices, as a tensor's first dimension is; the result is float32 in [−1, 1], on the device that ``to`` named.
     """
 
     shape: tuple[int, ...]
@@ -30,12 +33,19 @@ class ImageSource:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: int | slice | Tensor) -> Tensor:
+    def __getitem__(self, index: int | slice | list[int] | Tensor) -> Tensor:
+        if isinstance(index, tuple) or index is None or index is ... or (torch.is_tensor(index) and index.ndim > 1):
+            raise TypeError(
+                "images that are read when they are asked for are indexed by an integer, a slice, or a list or tensor "
+                f"[n] of indices, got {shown(index)}"
+            )
         everything = torch.arange(len(self))
         chosen = everything[index.cpu() if torch.is_tensor(index) else index]
         images = self.read(chosen.reshape(-1)).to(self.device)
         return images if chosen.ndim else images[0]
 
     def to(self, device: torch.device | str) -> Self:
-        self.device = torch.device(device)
-        return self
+        """The same images, given on ``device``; this source goes on as it is."""
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        return moved

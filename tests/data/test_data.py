@@ -116,3 +116,65 @@ def test_refusals():
             data.EndlessBatches(images, batch_size, seed=0)
     with pytest.raises(ValueError, match="10 images, here are 8"):
         data.EndlessBatches(images[:8], 2, 0).load_state_dict(data.EndlessBatches(images, 2, 0).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: data.load(None), "data must be a name .*None"),
+        (lambda: data.load(["digits"]), "data must be a name .*list"),
+        (lambda: data.labels(3), "data must be a name .*3"),
+        (lambda: data.load("digits", size="8"), "size must be an integer, got '8'"),
+        (lambda: data.load("digits", size=8.0), "size must be an integer, got 8.0"),
+        (lambda: data.load("digits", channels="3"), "channels must be 1 or 3, got '3'"),
+        (lambda: data.load("digits", on_error=None), "on_error must be 'stop' or 'skip', got None"),
+        (lambda: data.ImageFolder(None), "folder must be a path, got None"),
+        (lambda: data.ImageFolder(".", size="8"), "size must be an integer"),
+        (lambda: data.cifar10(None), "folder must be a path, got None"),
+        (lambda: data.resize(None, 8), "images must be a tensor, got None"),
+        (lambda: data.resize(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), 4), "images must hold floating"),
+        (lambda: data.resize(torch.zeros(1, 8, 8), 4), r"images must be \[N, C, H, W\]"),
+        (lambda: data.resize(torch.zeros(1, 1, 8, 8), None), "size must be an integer, got None"),
+        (lambda: data.EndlessBatches([1, 2], 1, 0), "images must be a tensor or an ImageSource, got a list"),
+        (lambda: data.EndlessBatches(torch.zeros(4, 1), "2", 0), "batch_size must be an integer, got '2'"),
+        (lambda: data.EndlessBatches(torch.zeros(4, 1), 2, 2**64), "seed must be from"),
+        (lambda: data.EndlessBatches(torch.zeros(4, 1), 2, None), "seed must be an integer, got None"),
+        (lambda: data.EndlessBatches(torch.zeros(4, 1), 2, 0, labels=[1, 2, 3, 4]), "labels must be a tensor"),
+        (lambda: data.EndlessBatches(torch.zeros(4, 1), 2, 0, share=(2, 2)), "share must be"),
+        (lambda: data.EndlessPoints(None, 2, 0), "points must be Points, got None"),
+        (lambda: data.EndlessPoints(data.POINTS["swiss_roll"], None, 0), "batch_size must be an integer, got None"),
+        (lambda: data.Shapes(size="8"), "size must be an integer, got '8'"),
+        (lambda: data.Shapes(seed=2**63), "seed must be from"),
+        (lambda: data.Shapes().factors([1]), "indices must be a tensor, got a list"),
+        (lambda: data.Shapes().factors(torch.tensor([1.0])), "indices must be"),
+        (lambda: data.shapes.draw(None, 8), "factors must be Factors, got None"),
+        (lambda: data.shapes.draw(data.Factors(torch.tensor([5]), *7 * [torch.zeros(1)]), 8), "kind must be from 0 to 4"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_named(call, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"order": torch.zeros(10, dtype=torch.int64)}, "each of the 10 images once"),
+        ({"order": torch.arange(1, 11)}, "each of the 10 images once"),
+        ({"order": list(range(10))}, "order must be a tensor"),
+        ({"position": -1}, "position must be from 0 to 10, got -1"),
+        ({"position": "2"}, "position must be an integer"),
+        ({"random": None}, "random state must be a tensor"),
+    ],
+)
+def test_a_saved_order_that_is_none(change, words):
+    batches = data.EndlessBatches(torch.zeros(10, 1), 2, 0)
+    before = batches.state_dict()
+    with pytest.raises((TypeError, ValueError), match=words):
+        batches.load_state_dict(before | change)
+    assert torch.equal(batches.order, before["order"]) and batches.position == before["position"]
+
+
+def test_a_path_is_as_good_as_a_string(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no pictures"):
+        data.load(tmp_path)
