@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from gankern.core.arguments import seed as check_seed
+from gankern.core.arguments import shown, whole
+from gankern.core.evaluation import evaluating
+from gankern.core.files import write_bytes
 
 CLEAN = 1.05  # the largest ratio of a geometry's phase energies that is called clean
 CLEAN_WEIGHTS = 1.25  # of the weights': drawn at random they are never quite even
@@ -114,7 +120,9 @@ class Report:
         axes[1][-1].set_title(f"images' phases: {self.image_ratio:.2f}", fontsize=9)
         for axis in (axes[0][-1], axes[1][-1]):
             axis.set_axis_off()
-        figure.savefig(path, dpi=100)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=100, format=Path(path).suffix[1:].lower() or "png")
+        write_bytes(path, buffer.getvalue())
 
 
 def checkerboard(
@@ -153,10 +161,11 @@ def checkerboard(
     >>> report.culprit, report.stages[0].overlap_ratio > 2
     ('0', True)
     """
-    random = torch.Generator().manual_seed(seed)
-    training = {module: module.training for module in generator.modules()}
-    generator.eval()
-    try:
+    if not isinstance(generator, nn.Module):
+        raise TypeError(f"checkerboard: generator must be a torch.nn.Module, got {shown(generator)}")
+    samples = whole("checkerboard: samples", samples, least=1)
+    random = torch.Generator().manual_seed(check_seed("checkerboard: seed", seed))
+    with evaluating(generator):
         arguments = _arguments(generator, inputs, latent, samples, random)
         images, found = _trace(generator, arguments)
         if not found:
@@ -165,9 +174,6 @@ def checkerboard(
                 f"columns than its input): there is nothing that could make a checkerboard"
             )
         stages = [_stage(name, module, calls, random) for name, module, calls in found]
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
     images = images.double().cpu()
     factor = math.prod(stage.factor for stage in stages)
@@ -227,6 +233,8 @@ def _trace(generator: nn.Module, arguments: list[Any]):
     """The images, and (name, module, arguments) of each innermost module that upsamples, in the order of calls."""
     names = {module: name for name, module in generator.named_modules()}
     calls: list[tuple[nn.Module, tuple]] = []
+    outputs: dict[nn.Module, Tensor] = {}
+    others: list[nn.Module] = []  # upsample in one or three dimensions
     last_convolution: list[Any] = [None, None, None]  # module, its arguments, its output
     shuffled: dict[nn.Module, tuple[nn.Module, tuple]] = {}  # the convolution before a pixel shuffle is part of it
 
@@ -238,8 +246,11 @@ def _trace(generator: nn.Module, arguments: list[Any]):
             shuffled[module] = last_convolution[0], last_convolution[1]
         if isinstance(module, nn.Conv2d):
             last_convolution[:] = module, args, output
+        if isinstance(module, _IN_ONE_OR_THREE) and x.ndim in (3, 5) and _grows(x, output):
+            others.append(module)
         if x.ndim == output.ndim == 4 and min(x.shape[2:]) >= 2 and _factor(module, x, output) >= 2:
             calls.append((module, args))
+            outputs[module] = output
 
     hooks = [module.register_forward_hook(note) for module in generator.modules()]
     try:
@@ -252,13 +263,26 @@ def _trace(generator: nn.Module, arguments: list[Any]):
         for hook in hooks:
             hook.remove()
     if not isinstance(images, Tensor) or images.ndim != 4:
-        raise ValueError(f"checkerboard: {type(generator).__name__} made no images [N, C, H, W]")
+        came = shown(images)
+        raise ValueError(f"checkerboard: {type(generator).__name__} made no images [N, C, H, W], but {came}")
+    if others:
+        raise ValueError(
+            f"checkerboard: {names[others[0]] or 'the generator itself'} ({type(others[0]).__name__}) upsamples in one "
+            f"or three dimensions; only layers of images [N, C, H, W] are looked at"
+        )
     upsampling = {module for module, _ in calls}
     innermost = [
         (names[module], module, args)
         for module, args in calls
         if not any(child in upsampling for child in module.modules() if child is not module)
     ]
+    for name, module, args in innermost:
+        vertical, horizontal = _factors(module, args[0], outputs[module])
+        if vertical != horizontal:
+            raise ValueError(
+                f"checkerboard: {name or 'the generator itself'} ({type(module).__name__}) makes {vertical} times the "
+                f"rows and {horizontal} times the columns; only layers with one factor for both are looked at"
+            )
     for i, (name, module, _) in enumerate(innermost):
         if module in shuffled:
             convolution, args = shuffled[module]
@@ -278,10 +302,22 @@ def _call_failed(generator: nn.Module, arguments: list[Any], error: Exception) -
     return message
 
 
-def _factor(module: nn.Module, x: Tensor, output: Tensor) -> int:
+_IN_ONE_OR_THREE = (nn.ConvTranspose1d, nn.ConvTranspose3d, nn.Upsample)
+
+
+def _grows(x: Tensor, output: Tensor) -> bool:
+    return any(after >= 1.5 * before for before, after in zip(x.shape[2:], output.shape[2:]))
+
+
+def _factors(module: nn.Module, x: Tensor, output: Tensor) -> tuple[int, int]:
+    """How many rows and columns a layer makes of one."""
     if isinstance(module, nn.ConvTranspose2d):
-        return max(module.stride)
-    return round(min(output.shape[2] / x.shape[2], output.shape[3] / x.shape[3]))
+        return module.stride
+    return round(output.shape[2] / x.shape[2]), round(output.shape[3] / x.shape[3])
+
+
+def _factor(module: nn.Module, x: Tensor, output: Tensor) -> int:
+    return max(_factors(module, x, output))
 
 
 # ---- one layer ----------------------------------------------------------------------------------------------

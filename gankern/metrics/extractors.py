@@ -1,6 +1,7 @@
 """Where features come from: any network that is handed in, or a small classifier trained on the spot."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -11,6 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gankern import data
+from gankern.core.arguments import seed as check_seed
+from gankern.core.arguments import shown, whole
+from gankern.core.evaluation import evaluating
+from gankern.data import ImageSource
+from gankern.metrics._checks import batches, check_samples
 
 BATCH = 100
 
@@ -38,30 +44,43 @@ class Extractor:
     network: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
     prepare: Callable[[Tensor], Tensor] | None = None
 
+    def __post_init__(self):
+        if not callable(self.network):
+            raise TypeError(f"Extractor: network must be a function of images, got {shown(self.network)}")
+        if self.prepare is not None and not callable(self.prepare):
+            raise TypeError(f"Extractor: prepare must be a function of images or None, got {shown(self.prepare)}")
+
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Features:
-        """Features of all images, in the network's evaluation mode, a batch at a time."""
-        if len(images) == 0:
+    def __call__(self, images: Tensor | ImageSource) -> Features:
+        """Features of all images, a batch at a time, in the network's evaluation mode; it is left in its own."""
+        if isinstance(images, Tensor | ImageSource) and len(images.shape) and len(images) == 0:
             raise ValueError("Extractor: there are no images")
-        if isinstance(self.network, nn.Module):
-            self.network.eval()
-        batches = []
-        for start in range(0, len(images), BATCH):
-            batch = images[start : start + BATCH]
-            result = self.network(self.prepare(batch) if self.prepare else batch)
-            batches.append(result if isinstance(result, tuple) else (result,))
-            for part in batches[-1]:
-                if not torch.is_tensor(part) or part.ndim != 2 or len(part) != len(batch):
-                    came = tuple(part.shape) if torch.is_tensor(part) else type(part).__name__
-                    raise ValueError(
-                        f"Extractor: the network must return features [{len(batch)}, D] or a pair of features and "
-                        f"logits, got {came}"
-                    )
-        return Features(*(torch.cat(parts).cpu() for parts in zip(*batches, strict=True)))
+        check_samples("Extractor", "images", images)
+        network = self.network
+        with evaluating(network) if isinstance(network, nn.Module) else nullcontext():
+            parts = [self._features(batch) for batch in batches("Extractor", "images", images, BATCH)]
+        if len({len(part) for part in parts}) != 1:
+            raise ValueError("Extractor: the network returned logits for some batches and none for others")
+        return Features(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
+
+    def _features(self, batch: Tensor) -> tuple[Tensor, ...]:
+        result = self.network(self.prepare(batch) if self.prepare else batch)
+        parts = result if isinstance(result, tuple) else (result,)
+        for part in parts:
+            if not torch.is_tensor(part) or part.ndim != 2 or len(part) != len(batch) or len(parts) > 2:
+                came = tuple(part.shape) if torch.is_tensor(part) else type(part).__name__
+                came = came if len(parts) <= 2 else f"{len(parts)} values"
+                raise ValueError(
+                    f"Extractor: the network must return features [{len(batch)}, D] or a pair of features and "
+                    f"logits, got {came}"
+                )
+        return parts
 
 
 def load(path: Path | str, prepare: Callable[[Tensor], Tensor] | None = None) -> Extractor:
     """The network of a TorchScript file (``torch.jit.save``), which returns features or a pair (features, logits)."""
+    if not isinstance(path, str | Path):
+        raise TypeError(f"path must be that of a TorchScript file, got {shown(path)}")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no TorchScript file {path}")
@@ -103,6 +122,7 @@ def trained(name: str = "mnist5k", size: int | None = None, seed: int = 0) -> Ex
 
 def train_classifier(name: str, size: int | None = None, steps: int = 250, seed: int = 0) -> tuple[Extractor, float]:
     """The classifier after ``steps`` batches of 100, and its accuracy on the images that it was not trained on."""
+    steps, seed = whole("train_classifier: steps", steps, least=1), check_seed("train_classifier: seed", seed)
     images, labels = data.load(name, size), data.labels(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

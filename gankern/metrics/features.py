@@ -7,6 +7,8 @@ compare with one another alone. What is computed from the features is the same.
 import torch
 from torch import Tensor
 
+from gankern.core.arguments import seed as check_seed
+from gankern.core.arguments import whole
 from gankern.metrics._checks import as_matrix, check_same
 
 
@@ -20,7 +22,7 @@ def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
     4.0
     """
     logits = as_matrix("inception_score", "logits", logits)
-    if not 1 <= splits <= len(logits):
+    if not 1 <= whole("inception_score: splits", splits) <= len(logits):
         raise ValueError(f"inception_score: splits must be from 1 to the {len(logits)} samples, got {splits}")
     scores = []
     for part in logits.tensor_split(splits):
@@ -63,13 +65,12 @@ def kernel_distance(
     fake = as_matrix("kernel_distance", "fake", fake, least=2)
     check_same("kernel_distance", real, fake)
     fewest = min(len(real), len(fake))
-    if not 2 <= subset_size <= fewest:
+    if not 2 <= whole("kernel_distance: subset_size", subset_size) <= fewest:
         raise ValueError(
             f"kernel_distance: subset_size must be from 2 to the {fewest} samples of the smaller set, got {subset_size}"
         )
-    if subsets < 1:
-        raise ValueError(f"kernel_distance: subsets must be at least 1, got {subsets}")
-    random = torch.Generator().manual_seed(seed)
+    whole("kernel_distance: subsets", subsets, least=1)
+    random = torch.Generator().manual_seed(check_seed("kernel_distance: seed", seed))
     values = []
     for _ in range(subsets):
         x = real[torch.randperm(len(real), generator=random)[:subset_size]]

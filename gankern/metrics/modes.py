@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gankern.metrics._checks import as_matrix
+from gankern.metrics._checks import as_matrix, check_positive
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ def mode_coverage(samples: Tensor, modes: Tensor, std: float, radius: float = 3.
             f"mode_coverage: samples of {samples.shape[1]} dimensions, modes of {modes.shape[1]}: they must be equal"
         )
     for name, value in (("std", std), ("radius", radius), ("at_least", at_least)):
-        if not value > 0:
-            raise ValueError(f"mode_coverage: {name} must be positive, got {value}")
+        check_positive("mode_coverage", name, value)
     distance, nearest = torch.cdist(samples, modes, compute_mode="donot_use_mm_for_euclid_dist").min(1)
     good = distance <= radius * std
     counts = nearest[good].bincount(minlength=len(modes))

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from gankern.metrics._checks import as_matrix, check_same
+from gankern.core.arguments import shown
+from gankern.metrics._checks import as_matrix, check_positive, check_same
 
 BATCH = 256
 
@@ -24,8 +25,7 @@ def parzen_log_likelihood(points: Tensor, samples: Tensor, sigma: float) -> Tens
     points = as_matrix("parzen_log_likelihood", "points", points)
     samples = as_matrix("parzen_log_likelihood", "samples", samples)
     check_same("parzen_log_likelihood", points, samples)
-    if not sigma > 0:
-        raise ValueError(f"parzen_log_likelihood: sigma must be positive, got {sigma}")
+    check_positive("parzen_log_likelihood", "sigma", sigma)
     constant = math.log(len(samples)) + points.shape[1] * math.log(sigma * math.sqrt(2 * math.pi))
     return torch.cat(
         [
@@ -40,6 +40,8 @@ def choose_sigma(validation: Tensor, samples: Tensor, candidates: Iterable[float
 
     Choose it on other data than the likelihood is reported on.
     """
+    if candidates is not None and (isinstance(candidates, str) or not isinstance(candidates, Iterable)):
+        raise TypeError(f"choose_sigma: candidates must be numbers, got {shown(candidates)}")
     candidates = list(candidates) if candidates is not None else torch.logspace(-1, 0, 10).tolist()
     if not candidates:
         raise ValueError("choose_sigma: candidates is empty")

@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gankern.metrics._checks import check_finite, check_same
+from gankern.core.arguments import floats, shown, whole
+from gankern.core.arguments import seed as check_seed
+from gankern.data import ImageSource
+from gankern.metrics._checks import batches, check_finite, check_same, check_samples
 
 PATCH = 7  # side of a patch
 COARSEST = 16  # the pyramid ends at this size
@@ -24,12 +27,20 @@ def _smooth(images: Tensor, gain: float = 1.0) -> Tensor:
     return F.conv2d(F.conv2d(padded, rows, groups=channels), columns, groups=channels)
 
 
-def laplacian_pyramid(images: Tensor, coarsest: int = COARSEST) -> list[Tensor]:
+def laplacian_pyramid(images: Tensor | ImageSource, coarsest: int = COARSEST) -> list[Tensor]:
     """Bands of [N, C, H, W], the finest first: each what is lost by halving the size; the last is what remains.
 
     >>> [band.shape[-1] for band in laplacian_pyramid(torch.randn(1, 3, 64, 64))]
     [64, 32, 16]
     """
+    check_samples("laplacian_pyramid", "images", images)
+    images = images if isinstance(images, Tensor) else images[:]
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(
+            f"laplacian_pyramid: images must be [N, C, H, W] of floating-point numbers, got {shown(images)}"
+        )
+    # The filter mirrors two pixels at the edges, which smaller images do not have.
+    coarsest = whole("laplacian_pyramid: coarsest", coarsest, least=2)
     bands = []
     while min(images.shape[2:]) > coarsest:
         coarse = _smooth(images)[:, :, ::2, ::2]
@@ -40,10 +51,10 @@ def laplacian_pyramid(images: Tensor, coarsest: int = COARSEST) -> list[Tensor]:
     return [*bands, images]
 
 
-def _patches(images: Tensor, number: int, random: torch.Generator) -> list[Tensor]:
+def _patches(name: str, images: Tensor | ImageSource, number: int, random: torch.Generator) -> list[Tensor]:
     """For each band ``number`` patches an image from random places, [N·number, C, 7, 7]."""
     levels: list[list[Tensor]] = []
-    for batch in images.split(BATCH):
+    for batch in batches("laplacian_swd", name, images, BATCH):
         for level, band in enumerate(laplacian_pyramid(batch)):
             _, _, height, width = band.shape
             top = torch.randint(height - PATCH + 1, (len(batch), number), generator=random).to(band.device)
@@ -73,13 +84,17 @@ def sliced_wasserstein(
 
     The mean over the directions of the unit sphere; in one dimension the distance is that of the sorted values.
     """
+    for name, values in (("real", real), ("fake", fake)):
+        check_samples("sliced_wasserstein", name, values)
     check_same("sliced_wasserstein", real, fake)
-    if real.ndim != 2 or len(real) != len(fake) or len(real) == 0:
+    if len(real.shape) != 2 or len(real) != len(fake) or len(real) == 0:
         raise ValueError(
             f"sliced_wasserstein: real and fake must both be [N, D], got {tuple(real.shape)} and {tuple(fake.shape)}"
         )
-    if projections < 1:
-        raise ValueError(f"sliced_wasserstein: projections must be at least 1, got {projections}")
+    for name, values in (("real", real), ("fake", fake)):
+        floats(f"sliced_wasserstein: {name}", values)
+        check_finite("sliced_wasserstein", name, values)
+    projections = whole("sliced_wasserstein: projections", projections, least=1)
     directions = torch.randn(real.shape[1], projections, generator=random, dtype=torch.float64)
     directions = (directions / directions.norm(dim=0)).to(real)
     total = 0.0
@@ -91,12 +106,17 @@ def sliced_wasserstein(
 
 @torch.no_grad()
 def laplacian_swd(
-    real: Tensor, fake: Tensor, patches: int = 128, projections: int = 512, seed: int = 0
+    real: Tensor | ImageSource,
+    fake: Tensor | ImageSource,
+    patches: int = 128,
+    projections: int = 512,
+    seed: int = 0,
 ) -> dict[int, float]:
     """{size of the band: distance × 1000}, the finest first, and so for ProGAN's table: 7×7 patches, 128 an image.
 
     Args:
-        real, fake: as many images each, [N, C, H, W] with H = W a power of two, at least 16. The paper has N = 16384;
+        real, fake: as many images each, [N, C, H, W] with H = W a power of two, at least 16; tensors, or sources whose
+            images are read as they are needed. The paper has N = 16384;
             with fewer, the distance of two sets of one distribution is farther from 0.
         patches: from each band of each image, at random places.
         projections: random directions in the space of patches, C·49 dimensions.
@@ -104,8 +124,12 @@ def laplacian_swd(
 
     Each set's patches are normalised to mean 0 and standard deviation 1, a colour channel and band at a time.
     """
+    for name, images in (("real", real), ("fake", fake)):
+        check_samples("laplacian_swd", name, images)
+        if isinstance(images, Tensor):
+            floats(f"laplacian_swd: {name}", images)
     check_same("laplacian_swd", real, fake)
-    if real.ndim != 4 or len(real) != len(fake) or len(real) == 0:
+    if len(real.shape) != 4 or len(real) != len(fake) or len(real) == 0:
         raise ValueError(
             f"laplacian_swd: real and fake must be as many images [N, C, H, W] each, got {tuple(real.shape)} "
             f"and {tuple(fake.shape)}"
@@ -114,12 +138,9 @@ def laplacian_swd(
     if height != width or height < COARSEST or height & (height - 1):
         raise ValueError(f"laplacian_swd: images must be squares of a power of two from 16 up, got {height}x{width}")
     for name, value in (("patches", patches), ("projections", projections)):
-        if value < 1:
-            raise ValueError(f"laplacian_swd: {name} must be at least 1, got {value}")
-    check_finite("laplacian_swd", "real", real)
-    check_finite("laplacian_swd", "fake", fake)
-    random = torch.Generator().manual_seed(seed)
-    bands = zip(_patches(real, patches, random), _patches(fake, patches, random), strict=True)
+        whole(f"laplacian_swd: {name}", value, least=1)
+    random = torch.Generator().manual_seed(check_seed("laplacian_swd: seed", seed))
+    bands = zip(_patches("real", real, patches, random), _patches("fake", fake, patches, random), strict=True)
     return {
         height >> level: 1000.0 * sliced_wasserstein(_normalised(a), _normalised(b), projections, random)
         for level, (a, b) in enumerate(bands)

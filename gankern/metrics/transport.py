@@ -3,22 +3,29 @@
 import torch
 from torch import Tensor, nn
 
-from gankern.metrics._checks import as_matrix, check_same
+from gankern.core.arguments import shown
+from gankern.data import ImageSource
+from gankern.metrics._checks import as_matrix, batches, check_same, check_samples
 
 BATCH = 256
 
 
 @torch.no_grad()
-def wasserstein_estimate(critic: nn.Module, real: Tensor, fake: Tensor) -> float:
+def wasserstein_estimate(critic: nn.Module, real: Tensor | ImageSource, fake: Tensor | ImageSource) -> float:
     """E[critic(real)] − E[critic(fake)]: what a Wasserstein critic says the distance is, as progress of a training.
 
     It is the Wasserstein-1 distance times the critic's Lipschitz constant, if the critic is optimal, and less otherwise
-    (Arjovsky 2017, arXiv 1701.07875, §3). ``real`` and ``fake`` are [N, ...] and [M, ...]; the critic, which is
-    evaluated in the mode it is in, returns one number a sample.
+    (Arjovsky 2017, arXiv 1701.07875, §3). ``real`` and ``fake`` are [N, ...] and [M, ...], or sources of
+    images; the critic, which is evaluated in the mode it is in, returns one number a sample.
     """
+    if not callable(critic):
+        raise TypeError(f"wasserstein_estimate: critic must be a function of samples, got {shown(critic)}")
+    for name, samples in (("real", real), ("fake", fake)):
+        check_samples("wasserstein_estimate", name, samples)
+    check_same("wasserstein_estimate", real, fake)
     means = []
-    for samples in (real, fake):
-        values = torch.cat([critic(batch).flatten() for batch in samples.split(BATCH)])
+    for name, samples in (("real", real), ("fake", fake)):
+        values = torch.cat([critic(b).flatten() for b in batches("wasserstein_estimate", name, samples, BATCH)])
         if len(values) != len(samples):
             raise ValueError(f"wasserstein_estimate: the critic gave {len(values)} values for {len(samples)} samples")
         means.append(values.double().mean().item())

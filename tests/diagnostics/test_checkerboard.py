@@ -258,3 +258,55 @@ def test_a_generator_from_pypi(mimicry, module, name):
         assert stage.overlap_ratio == pytest.approx(1, abs=0.01)
         assert stage.pattern < 0.05
     assert report.clean
+
+
+class InOneDimension(nn.Module):
+    """Images whose rows are upsampled as signals."""
+
+    def __init__(self, dimensions):
+        super().__init__()
+        self.up = {1: nn.ConvTranspose1d(4, 3, 3, 2), 3: nn.ConvTranspose3d(4, 3, 3, 2)}[dimensions]
+        self.last = nn.ConvTranspose2d(3, 3, 4, 2, 1)
+
+    def forward(self, z):
+        y = self.up(z[:, :, 0]) if isinstance(self.up, nn.ConvTranspose1d) else self.up(z[:, :, None])[:, :, 0]
+        return self.last(y if y.ndim == 4 else y[:, :, None].expand(-1, -1, 8, -1))
+
+
+@pytest.mark.parametrize("dimensions", [1, 3])
+def test_layers_that_it_has_no_formula_for_are_refused(dimensions):
+    with pytest.raises(ValueError, match=rf"up \(ConvTranspose{dimensions}d\) upsamples in one or three dimensions"):
+        diagnostics.checkerboard(InOneDimension(dimensions), torch.randn(2, 4, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.ConvTranspose2d(4, 3, 3, (2, 1)), nn.ConvTranspose2d(4, 3, 5, (3, 2)), nn.Upsample(scale_factor=(1, 2))],
+)
+def test_other_factors_for_rows_than_for_columns_are_refused(layer):
+    with pytest.raises(ValueError, match=r"2\.1 .* times the rows and . times the columns"):
+        diagnostics.checkerboard(
+            nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Identity(), nn.Sequential(nn.ReLU(), layer)),
+            torch.randn(2, 4, 8, 8),
+        )
+
+
+def test_volumes_are_no_images():
+    with pytest.raises(ValueError, match=r"made no images .* but a tensor \(2, 3, 10, 10, 10\)"):
+        diagnostics.checkerboard(nn.ConvTranspose3d(4, 3, 4, 2), torch.randn(2, 4, 4, 4, 4))
+    with pytest.raises(TypeError, match="generator must be a torch.nn.Module, got None"):
+        diagnostics.checkerboard(None)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_generator_is_left_in_its_modes(fails):
+    network = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4).eval(), nn.ConvTranspose2d(4, 3, 4, 2, 1))
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    if fails:
+        with pytest.raises(ValueError):
+            diagnostics.checkerboard(network, torch.randn(2, 5, 8, 8))
+    else:
+        diagnostics.checkerboard(network, torch.randn(2, 4, 8, 8))
+    assert [module.training for module in network] == [True, False, True] and network.training
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert all(p.grad is None for p in network.parameters()) and not any(m._forward_hooks for m in network.modules())

@@ -103,3 +103,32 @@ def test_bad_filters(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(ImportError, match="SciPy designs the 'lanczos' and 'kaiser' filters, and is not installed"):
         filters.fir("kaiser")
+
+
+@pytest.mark.parametrize(("dimensions", "convolution"), [(1, nn.Conv1d), (2, nn.Conv2d), (3, nn.Conv3d)])
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_icnr_in_any_number_of_dimensions(dimensions, convolution, factor):
+    """The phases of a channel are equal, the channels are not, and each is as the initialiser drew it."""
+    phases, drawn = factor**dimensions, []
+
+    def initializer(weight):
+        drawn.append(nn.init.normal_(weight).clone())
+
+    weight = convolution(4, 5 * phases, 3, bias=False).weight
+    gnn.init.icnr_(weight, factor, initializer)
+    assert torch.equal(weight.unflatten(0, (5, phases)), drawn[0][:, None].expand(-1, phases, *drawn[0].shape[1:]))
+
+
+def test_icnr_refuses_what_no_pixel_shuffle_follows():
+    with pytest.raises(ValueError, match=r"first dimension must be a multiple of 8, upscale_factor to the power of 3"):
+        gnn.init.icnr_(torch.empty(12, 2, 3, 3, 3), 2)
+    for shape in ((8,), (8, 2, 3, 3, 3, 3)):
+        with pytest.raises(ValueError, match="convolution in 1, 2 or 3 dimensions"):
+            gnn.init.icnr_(torch.empty(shape), 2)
+    for wrong in (None, [1.0], torch.empty(4, 2, 3, 3, dtype=torch.int64)):
+        with pytest.raises(TypeError, match="icnr_: weight must"):
+            gnn.init.icnr_(wrong, 2)
+    with pytest.raises(ValueError, match="upscale_factor is True"):
+        gnn.init.icnr_(torch.empty(4, 2, 3, 3), True)
+    with pytest.raises(TypeError, match="initializer must be a function"):
+        gnn.init.icnr_(torch.empty(4, 2, 3, 3), 2, None)
