@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gankern.core.arguments import floats, shown, tensor, whole
+from gankern.core.arguments import real as real_number
 from gankern.core.names import look_up
 
 
@@ -38,7 +40,10 @@ class AdversarialLoss:
     generator: Callable[[Tensor], Tensor]
 
 
-def _wide(logits: Tensor) -> Tensor:
+def _wide(logits: Tensor, name: str = "fake") -> Tensor:
+    """The argument ``name`` in fp32 at least. Of no logits at all the mean would be NaN: that is refused."""
+    if floats(name, logits).numel() == 0:
+        raise ValueError(f"{name} is empty, a tensor {tuple(logits.shape)}; a loss is the mean of at least one number")
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
@@ -55,9 +60,9 @@ def cross_entropy_discriminator(real: Tensor, fake: Tensor, real_target: float =
     >>> round(cross_entropy_discriminator(torch.zeros(4), torch.zeros(4)).item(), 4)  # 2·log 2
     1.3863
     """
-    if not 0.0 < real_target <= 1.0:
+    if not 0.0 < real_number("real_target", real_target) <= 1.0:
         raise ValueError(f"real_target is a probability in (0, 1], got {real_target}")
-    real, fake = _wide(real), _wide(fake)
+    real, fake = _wide(real, "real"), _wide(fake)
     # 1 − σ(d) = σ(−d), so every logarithm is a logsigmoid. (softplus would be the same, but torch's rounds to
     # the identity beyond 20, which is wrong in fp64.)
     loss = -real_target * F.logsigmoid(real).mean() - F.logsigmoid(-fake).mean()
@@ -92,12 +97,12 @@ def maximum_likelihood_generator(fake: Tensor) -> Tensor:
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """E[max(0, 1 − d(x))] + E[max(0, 1 + d(G(z)))]."""
-    return F.relu(1.0 - _wide(real)).mean() + F.relu(1.0 + _wide(fake)).mean()
+    return F.relu(1.0 - _wide(real, "real")).mean() + F.relu(1.0 + _wide(fake)).mean()
 
 
 def least_squares_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """½·E[(d(x) − 1)²] + ½·E[d(G(z))²]: Mao's a = 0, b = c = 1."""
-    return 0.5 * (_wide(real) - 1.0).square().mean() + 0.5 * _wide(fake).square().mean()
+    return 0.5 * (_wide(real, "real") - 1.0).square().mean() + 0.5 * _wide(fake).square().mean()
 
 
 def least_squares_generator(fake: Tensor) -> Tensor:
@@ -107,7 +112,7 @@ def least_squares_generator(fake: Tensor) -> Tensor:
 
 def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """E[d(G(z))] − E[d(x)]: minus the estimate of the Wasserstein-1 distance, for a 1-Lipschitz d."""
-    return _wide(fake).mean() - _wide(real).mean()
+    return _wide(fake).mean() - _wide(real, "real").mean()
 
 
 def mean_logit_generator(fake: Tensor) -> Tensor:
@@ -131,7 +136,7 @@ def get(name: str, real_target: float = 1.0) -> AdversarialLoss:
     ``real_target`` below 1 is one-sided label smoothing, for the losses whose discriminator is the cross entropy.
     """
     loss = look_up(LOSSES, name, "loss")
-    if real_target == 1.0:
+    if real_number("real_target", real_target) == 1.0:
         return loss
     if loss.discriminator is not cross_entropy_discriminator:
         smoothed = [n for n, pair in LOSSES.items() if pair.discriminator is cross_entropy_discriminator]
@@ -154,12 +159,15 @@ def feature_matching(real: Tensor, fake: Tensor) -> Tensor:
     >>> feature_matching(torch.ones(8, 3), torch.zeros(4, 3)).item()
     3.0
     """
+    for name, features in (("real", real), ("fake", fake)):
+        if floats(f"feature_matching: {name}", features).ndim == 0:
+            raise ValueError(f"feature_matching: {name} must be [N, ...], got {shown(features)}")
     if real.shape[1:] != fake.shape[1:]:
         raise ValueError(
             f"feature_matching: real has features of shape {tuple(real.shape[1:])}, fake of shape "
             f"{tuple(fake.shape[1:])}; they must be of one layer"
         )
-    return (_wide(real.detach()).mean(0) - _wide(fake).mean(0)).square().sum()
+    return (_wide(real.detach(), "real").mean(0) - _wide(fake).mean(0)).square().sum()
 
 
 class HistoricalAverage:
@@ -178,7 +186,7 @@ class HistoricalAverage:
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
-        self.parameters = list(parameters)
+        self.parameters = _parameters("HistoricalAverage", parameters)
         self.averages = [torch.zeros_like(p) for p in self.parameters]
         self.steps = 0
 
@@ -194,15 +202,28 @@ class HistoricalAverage:
         return {"steps": self.steps, "averages": self.averages}
 
     def load_state_dict(self, state: dict) -> None:
-        self.steps = state["steps"]
-        for average, saved in zip(self.averages, state["averages"], strict=True):
+        steps, averages = whole("steps", state["steps"], least=0), state["averages"]
+        shapes = [tuple(average.shape) for average in self.averages]
+        if [tuple(tensor("an average", average).shape) for average in averages] != shapes:
+            raise ValueError(f"the saved averages are of other parameters than these, whose shapes are {shapes}")
+        self.steps = steps
+        for average, saved in zip(self.averages, averages):
             average.copy_(saved)
+
+
+def _parameters(function: str, parameters: Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(parameters, Tensor | str) or not isinstance(parameters, Iterable):
+        raise TypeError(f"{function}: parameters must be several tensors, got {shown(parameters)}")
+    found = [floats(f"{function}: each of parameters", parameter) for parameter in parameters]
+    if not found:
+        raise ValueError(f"{function}: parameters is empty")
+    return found
 
 
 @torch.no_grad()
 def clip_weights_(parameters: Iterable[Tensor], limit: float = 0.01) -> None:
     """Clamp every parameter to [−limit, limit], in place (Arjovsky 2017: after each step, at 0.01)."""
-    if not (math.isfinite(limit) and limit > 0):
+    if not (math.isfinite(real_number("clip_weights_: limit", limit)) and limit > 0):
         raise ValueError(f"clip_weights_: limit must be a positive number, got {limit}")
-    for parameter in parameters:
+    for parameter in _parameters("clip_weights_", parameters):
         parameter.clamp_(-limit, limit)

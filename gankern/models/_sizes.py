@@ -1,5 +1,7 @@
 """Checks that the models share."""
 
+from gankern.core.arguments import whole
+
 
 class SizeError(ValueError):
     """A model does not make images of that size; others would do."""
@@ -7,6 +9,7 @@ class SizeError(ValueError):
 
 def check_size(size: int, smallest: int, largest: int | None = None) -> int:
     """Raise unless ``size`` is a power of two in range; return how often it halves down to 4."""
+    size = whole("size", size)
     if size < smallest or size & (size - 1) or (largest is not None and size > largest):
         below = max(smallest, 1 << (max(size, smallest).bit_length() - 1))
         range_ = f"at least {smallest}" if largest is None else f"from {smallest} to {largest}"
@@ -19,5 +22,4 @@ def check_size(size: int, smallest: int, largest: int | None = None) -> int:
 
 def check_positive(**values: int) -> None:
     for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        whole(name, value, least=1)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gankern.core.arguments import labels as check_labels
+from gankern.core.arguments import tensor, whole
 from gankern.core.names import look_up
 from gankern.models.gan import GAN
 from gankern.models.layers import CONDITIONAL, Layers
@@ -43,7 +45,7 @@ class Head(nn.Module):
         linear: Callable[[int, int], nn.Module] | None = None,
     ):
         super().__init__()
-        if minibatch_discrimination < 0:
+        if whole("minibatch_discrimination", minibatch_discrimination) < 0:
             raise ValueError(
                 f"minibatch_discrimination must be 0 (none) or the number of features, got {minibatch_discrimination}"
             )
@@ -75,15 +77,8 @@ class _WithLabels(nn.Module):
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         if labels is None:
             raise ValueError(f"this model has {self.num_classes} classes: call it with labels, [N] integers")
-        if labels.shape != x.shape[:1] or labels.is_floating_point() or labels.is_complex():
-            raise ValueError(
-                f"labels must be {len(x)} integers, one a sample, got {tuple(labels.shape)} of {labels.dtype}"
-            )
-        # Looking at values on another device would wait for it; there, the lookup itself fails.
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            wrong = labels[(labels < 0) | (labels >= self.num_classes)]
-            if len(wrong):
-                raise ValueError(f"labels must be from 0 to {self.num_classes - 1}, got {int(wrong[0])}")
+        # Values on another device than the CPU are not looked at, which would wait for it: the lookup itself fails.
+        labels = check_labels("labels", labels, len(tensor("the model's input", x)), self.num_classes)
         if self.append:
             onehot = F.one_hot(labels, self.num_classes).to(x.dtype)
             onehot = onehot.view(*onehot.shape, *(1 for _ in x.shape[2:])).expand(-1, -1, *x.shape[2:])
@@ -104,7 +99,7 @@ class Conditioning:
 
     def __post_init__(self):
         look_up(CONDITIONINGS, self.how, "conditioning")
-        if self.num_classes < 0:
+        if whole("num_classes", self.num_classes) < 0:
             raise ValueError(f"num_classes must be 0 (no labels) or more, got {self.num_classes}")
 
     @property

@@ -1,5 +1,6 @@
 """SN-GAN's residual networks (Miyato 2018, arXiv 1802.05957): the discriminator's weights have a spectral norm of 1."""
 
+from gankern.core.arguments import whole
 from gankern.models import layers as layer_tables
 from gankern.models._sizes import SizeError, check_positive
 from gankern.models.conditional import Conditioning, generator_norms
@@ -34,7 +35,7 @@ def sngan(
     >>> sum(p.numel() for p in sngan().generator.parameters())
     4276739
     """
-    if size not in ARCHITECTURES:
+    if whole("size", size) not in ARCHITECTURES:
         raise SizeError(
             f"sngan has networks for sizes {' and '.join(map(str, ARCHITECTURES))}, got {size}; "
             "sn_dcgan and wgan_gp are for any power of two from 8 up"

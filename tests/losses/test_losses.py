@@ -150,3 +150,58 @@ def test_clip_weights():
 def test_unknown_name_offers_the_nearest():
     with pytest.raises(ValueError, match=r"unknown loss 'wasserstien'; did you mean wasserstein\?"):
         losses.get("wasserstien")
+
+
+BAD = [None, "real", [0.5], 3.0, torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.complex64)]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=repr)
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_what_is_no_tensor_of_logits_is_named(name, bad):
+    loss, good = losses.get(name), torch.zeros(4)
+    for call, argument in (
+        (lambda: loss.discriminator(bad, good), "real"),
+        (lambda: loss.discriminator(good, bad), "fake"),
+        (lambda: loss.generator(bad), "fake"),
+        (lambda: losses.feature_matching(bad, good), "real"),
+        (lambda: losses.feature_matching(good, bad), "fake"),
+    ):
+        with pytest.raises(TypeError, match=f"{argument} must (be a tensor|hold floating-point numbers)"):
+            call()
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_the_mean_of_nothing_is_refused(name):
+    loss, good, empty = losses.get(name), torch.zeros(4), torch.zeros(0)
+    for call, argument in (
+        (lambda: loss.discriminator(empty, good), "real"),
+        (lambda: loss.discriminator(good, empty), "fake"),
+        (lambda: loss.generator(empty), "fake"),
+        (lambda: losses.feature_matching(torch.zeros(0, 3), torch.zeros(2, 3)), "real"),
+    ):
+        with pytest.raises(ValueError, match=f"{argument} is empty"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: losses.get(None), "loss must be a name, got None"),
+        (lambda: losses.get(["hinge"]), "loss must be a name, got a list"),
+        (lambda: losses.get("minimax", None), "real_target must be a number, got None"),
+        (lambda: losses.get("minimax", "0.9"), "real_target must be a number, got '0.9'"),
+        (lambda: losses.cross_entropy_discriminator(torch.zeros(1), torch.zeros(1), None), "real_target must be a number"),
+        (lambda: losses.feature_matching(torch.tensor(1.0), torch.tensor(1.0)), r"real must be \[N, ...\]"),
+        (lambda: losses.clip_weights_(None), "parameters must be several tensors, got None"),
+        (lambda: losses.clip_weights_(torch.zeros(3)), "parameters must be several tensors, got a tensor"),
+        (lambda: losses.clip_weights_([torch.zeros(3), None]), "each of parameters must be a tensor, got None"),
+        (lambda: losses.clip_weights_([torch.zeros(3)], "0.1"), "limit must be a number, got '0.1'"),
+        (lambda: losses.HistoricalAverage(None), "parameters must be several tensors, got None"),
+        (lambda: losses.HistoricalAverage([]), "parameters is empty"),
+        (lambda: losses.HistoricalAverage([torch.zeros(3)]).load_state_dict({"steps": "2", "averages": []}), "steps must be"),
+        (lambda: losses.HistoricalAverage([torch.zeros(3)]).load_state_dict({"steps": 2, "averages": [torch.zeros(2)]}), "of other parameters"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_named(call, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        call()
