@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 import gankern
 from gankern.cli import _target
+from gankern.cli._choose import check_output
 from gankern.cli._fail import fail
 from gankern.core import memory
+from gankern.core.arguments import seed as check_seed
+from gankern.core.dispatch import check_environment
 from gankern.core.files import write_json
 
 
@@ -45,7 +48,9 @@ def accelerate(
     forward, backward and double backward are timed before and after. Exits with 1 where a result differs.
     """
     try:
-        torch.manual_seed(seed)
+        check_environment()
+        check_output("--json", json)
+        torch.manual_seed(check_seed("--seed", seed))
         if threads:
             torch.set_num_threads(threads)
         inputs = [_input(text) for text in input or ()]

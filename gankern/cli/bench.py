@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from gankern.cli._choose import check_device, check_primitives
+from gankern.cli._choose import check_device, check_output, check_primitives
 from gankern.cli._fail import fail
 from gankern.core import memory
 from gankern.core.files import write_json
@@ -71,6 +71,7 @@ def bench(
         model, scaling = (["all"], True) if full else (model, scaling)
         wanted = _steps(model, quick)
         earlier = None if against is None else load(against)
+        check_output("--json", json_file)
     except ValueError as error:
         fail(error, code=2)
     if threads is not None:
@@ -157,7 +158,7 @@ def bench(
         _print_breakdowns(console, breakdowns)
     if json_file is not None:
         write_json(json_file, record(results, breakdowns))
-        console.print(f"record written to {json_file}")
+        console.print(f"record written to {json_file}", markup=False)
     if earlier is not None:
         _print_changes(console, compare(earlier, results))
 

@@ -8,11 +8,13 @@ import typer
 from rich.console import Console
 from torch import nn
 
-from gankern import diagnostics
+from gankern import diagnostics, training
 from gankern.cli import _target
+from gankern.cli._choose import check_output
 from gankern.cli._fail import fail
+from gankern.core.arguments import seed as check_seed
 from gankern.core.files import write_json
-from gankern.training import CHECKPOINT, TrainingError
+from gankern.training import CHECKPOINT, TrainingError, pictures
 from gankern.training import checkpoint as checkpoints
 
 
@@ -39,7 +41,15 @@ def checkerboard(
     Exits with 0 whatever is found; --json has it in a form for programs.
     """
     try:
-        generator = _generator(target, layers)
+        check_seed("--seed", seed)
+        check_output("--json", json)
+        if out is not None:
+            pictures.format_of(out)
+            check_output("--out", out)
+        generator, config = _generator(target, layers)
+        if config is not None:  # a run knows what its generator is called with
+            latent = latent or config.latent
+            classes = classes or config.num_classes or None
         inputs = None
         if classes is not None:
             random = torch.Generator().manual_seed(seed)
@@ -60,14 +70,15 @@ def checkerboard(
         console.print(f"The checkerboard comes from {report.culprit or 'the generator itself'}.", soft_wrap=True)
 
 
-def _generator(target: str, side: str | None) -> nn.Module:
+def _generator(target: str, side: str | None) -> tuple[nn.Module, training.Config | None]:
+    """The generator, and of a run its configuration."""
     path = Path(target)
     if path.exists():
         saved = checkpoints.load(path / CHECKPOINT if path.is_dir() else path)
         side = side or saved.config.sides[-1]
         if side not in saved.trainers:
             raise ValueError(f"{path} holds {' and '.join(saved.trainers)} layers, --layers {side} was asked for")
-        return checkpoints.generator(saved, side)
+        return checkpoints.generator(saved, side), saved.config
     if ":" not in target:
         raise ValueError(f"{target!r} is neither a file or folder nor module:factory (for instance my_model:Generator)")
-    return _target.make(target)
+    return _target.make(target), None

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 import gankern.functional  # noqa: F401 (declares the primitives)
+from gankern.cli._fail import fail
 from gankern.core import memory
-from gankern.core.dispatch import Primitive
+from gankern.core.dispatch import Primitive, check_environment
 from gankern.core.native import NATIVE_MISSING
 from gankern.core.registry import TRITON_MISSING
 from gankern.measure.benchmark import environment
@@ -51,6 +52,10 @@ def info(
     json_output: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False,
 ) -> None:
     """Versions, instruction set, which implementation of what is available and why not, and allocator advice."""
+    try:
+        check_environment()
+    except ValueError as error:
+        fail(error, code=2)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     available = {
         primitive.name: {

@@ -28,11 +28,11 @@ def report(
         loaded = [load(path) for path in records]
         if markdown is not None:
             changed = update_between_markers(markdown, markdown_table(loaded, quick))
-            Console().print(f"{markdown}: {'updated' if changed else 'was up to date'}", soft_wrap=True)
+            Console().print(f"{markdown}: {'updated' if changed else 'was up to date'}", soft_wrap=True, markup=False)
             return
         page, *pictures = write_report(loaded, out)
     except ImportError as error:
         fail(f"gankern report draws with matplotlib and jinja2: pip install 'gankern[report]' ({error})")
     except (ValueError, OSError) as error:
         fail(error, code=2)
-    Console().print(f"{page} and {len(pictures)} pictures", soft_wrap=True)
+    Console().print(f"{page} and {len(pictures)} pictures", soft_wrap=True, markup=False)

@@ -1,5 +1,7 @@
 """gankern sample: pictures of what a checkpoint's generator makes."""
 
+import errno
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +11,9 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
+from gankern.cli._choose import check_output
 from gankern.cli._fail import fail
+from gankern.core.arguments import seed as check_seed
 from gankern.data import POINTS
 from gankern.games import Picture
 from gankern.training import CHECKPOINT, TrainingError, pictures
@@ -50,14 +54,22 @@ def sample(
     try:
         if interpolate + animate + (arithmetic is not None) > 1:
             raise ValueError("one of --interpolate, --arithmetic and --animate at a time")
+        if animate and out == Path("samples.png"):
+            out = out.with_suffix(".gif")
+        check_seed("--seed", seed)
+        pictures.format_of(out, pictures.ANIMATIONS if animate else pictures.FORMATS)
+        if not out.parent.is_dir():
+            raise ValueError(f"--out {out}: cannot be written: {os.strerror(errno.ENOENT)}")
+        check_output("--out", out)
         saved = checkpoints.load(path)
         if animate:
             frames = sorted((path.parent / "samples").glob("step-*.png"))
             if not frames:
                 raise ValueError(f"{path.parent / 'samples'} has no pictures to animate")
-            out = out.with_suffix(".gif") if out == Path("samples.png") else out
-            pictures.save_animation(out, frames)
-            console.print(f"{len(frames)} pictures of {saved.config.model}'s training: {out}", soft_wrap=True)
+            number = pictures.save_animation(out, frames)
+            without = f" ({len(frames) - number} that cannot be read left out)" if number < len(frames) else ""
+            told = f"{number} pictures of {saved.config.model}'s training{without}: {out}"
+            console.print(told, soft_wrap=True, markup=False)
             return
         side = layers or saved.config.sides[-1]
         if side not in saved.trainers:
@@ -77,7 +89,9 @@ def sample(
             pictures.save_grid(out, samples, COLUMNS)
     except (OSError, ValueError, ImportError, TrainingError) as error:
         fail(error)
-    console.print(f"{len(latents)} samples of {saved.config.model} after {saved.step} steps: {out}", soft_wrap=True)
+    console.print(
+        f"{len(latents)} samples of {saved.config.model} after {saved.step} steps: {out}", soft_wrap=True, markup=False
+    )
 
 
 def _labels(classes: int, label: int | None, number: int) -> tuple[Tensor, ...]:

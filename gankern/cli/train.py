@@ -14,7 +14,7 @@ from rich.table import Table
 from gankern import data as data_sets
 from gankern import games, models, training
 from gankern.cli._fail import fail
-from gankern.training import checkpoint, record
+from gankern.training import record
 
 
 def train(
@@ -86,6 +86,9 @@ def train(
     threads: Annotated[int | None, typer.Option(help="CPU threads [default: torch's]")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="steps between checkpoints")] = None,
+    on_error: Annotated[
+        str | None, typer.Option(help="at a file of the data that is broken: stop, or skip to leave it out")
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-o", help="an option of the game's own", metavar="NAME=VALUE")
     ] = None,
@@ -115,17 +118,19 @@ def train(
             data = data or ("8gaussians" if model in models.FOR_POINTS else games.find(model).data)
         out = out or Path("runs") / f"{model}-{data}"
         if resume:
-            saved = checkpoint.load(out / training.CHECKPOINT)
-            settings = training.reconfigure(saved.config, model=model, data=given_data, **given)
-            samples, labels = _load(settings.model, settings.data, settings.size, settings.conditioning)
+            before, saved = training.find_run(out)
+            settings = training.reconfigure(before, model=model, data=given_data, **given)
+            samples, labels = _load(
+                settings.model, settings.data, settings.size, settings.conditioning, settings.on_error
+            )
         else:
             saved = None
             wanted = given["size"] if resize or (config is not None and size is None) else None
-            samples, labels = _load(model, data, wanted, given.get("conditioning"))
+            samples, labels = _load(model, data, wanted, given.get("conditioning"), given["on_error"] or "stop")
             settings = training.configure(model, data, samples, labels, **given)
         result = training.train(settings, samples, out, saved, console, labels)
     except training.Interrupted as stop:
-        console.print(str(stop), soft_wrap=True)
+        console.print(str(stop), soft_wrap=True, markup=False)
         raise typer.Exit(128 + stop.signal_number) from stop
     except (ValueError, OSError, ImportError, training.TrainingError) as error:
         fail(error)
@@ -137,14 +142,16 @@ def train(
         console.print(record.difference_table(result))
     figures = ", metrics.png, metrics.csv" if "figures" in result else ""
     console.print(
-        f"{out}/: samples.png, losses.png{figures}, record.json, config.json, log.csv, checkpoint.pt", soft_wrap=True
+        f"{out}/: samples.png, losses.png{figures}, record.json, config.json, log.csv, checkpoint.pt",
+        soft_wrap=True,
+        markup=False,
     )
 
 
-def _load(model: str, data: str, size: int | None, conditioning: str | None):
-    samples = data_sets.load(data, size)
+def _load(model: str, data: str, size: int | None, conditioning: str | None, on_error: str):
+    samples = data_sets.load(data, size, on_error=on_error)
     kind = "labels" if conditioning is not None else games.find(model).needs
-    return samples, None if kind is None else data_sets.condition(data, samples, kind)
+    return samples, None if kind is None else data_sets.condition(data, samples, kind, on_error)
 
 
 def _own_options(given: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from gankern.cli._choose import check_device, check_primitives
+from gankern.cli._choose import check_device, check_output, check_primitives
 from gankern.cli._fail import fail
 from gankern.core.files import write_json
 from gankern.measure import verification
@@ -30,6 +30,7 @@ def verify(
     try:
         check_primitives(op)
         check_device(device)
+        check_output("--json", json_file)
     except ValueError as error:
         fail(error, code=2)
     console = Console()

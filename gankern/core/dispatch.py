@@ -141,7 +141,15 @@ _last: dict[str, str] = {}
 
 
 def _environment() -> str:
-    return os.environ.get("GANKERN_IMPLEMENTATION") or "auto"
+    name = os.environ.get("GANKERN_IMPLEMENTATION") or "auto"
+    if name not in NAMES:
+        raise ValueError(f"the variable GANKERN_IMPLEMENTATION is {name!r}; accepted are {', '.join(NAMES)}")
+    return name
+
+
+def check_environment() -> None:
+    """Raises a ValueError where the variable GANKERN_IMPLEMENTATION names nothing there is."""
+    _environment()
 
 
 @contextlib.contextmanager

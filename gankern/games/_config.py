@@ -1,9 +1,12 @@
 """Everything that decides the numbers of a run, in one frozen record that is saved with every checkpoint."""
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
+from numbers import Integral, Real
+from os import PathLike, fspath
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
@@ -12,8 +15,11 @@ import torch
 from torch import Tensor
 
 from gankern import data, games, losses, models
+from gankern.core.arguments import labels as check_labels
+from gankern.core.arguments import seed as check_seed
+from gankern.core.arguments import shown
 from gankern.core.names import look_up
-from gankern.data import ImageSource, Points
+from gankern.data import ImageSource, Points, files
 from gankern.models import layers as layer_tables
 from gankern.models.conditional import CONDITIONINGS
 
@@ -70,8 +76,14 @@ class Config:
     device: str = "cpu"
     checkpoint_every: int = 200
     options: dict[str, Any] = field(default_factory=dict)  # the game's own, see its Options
+    on_error: str = "stop"  # at a broken file of the data; "skip" leaves it out
 
     def __post_init__(self):
+        for option in fields(self):
+            # A checkpoint holds plain values: what is as good as one becomes one.
+            object.__setattr__(self, option.name, _plain(option, getattr(self, option.name)))
+        check_seed("seed", self.seed)
+        files.check_on_error(self.on_error)
         games.find(self.model).options_of(self.model, self.options)
         data.check(self.data)
         losses.get(self.loss, self.real_target)
@@ -95,12 +107,15 @@ class Config:
             raise ValueError(f"grow_steps is for {', '.join(models.GROWING)}; {self.model} does not grow")
         if self.features is not None and not Path(self.features).is_file():
             raise ValueError(f"features: there is no TorchScript file {self.features}")
-        try:
-            device = torch.device(self.device)
-        except RuntimeError as error:
-            raise ValueError(f"device must be cpu, cuda or cuda:N, got {self.device!r}") from error
+        if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", self.device):
+            raise ValueError(f"device must be cpu, cuda or cuda:N, got {self.device!r}")
+        device = torch.device(self.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {self.device!r}: this torch ({torch.__version__}) finds no CUDA device")
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"device {self.device!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0 on"
+            )
         for name in ("beta1", "beta2", "ema"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < 1.0:
@@ -124,6 +139,38 @@ class Config:
             if getattr(self, name):
                 options[name] = getattr(self, name)
         return options
+
+
+def _types(field: Field) -> tuple[type, ...]:
+    """What a field's values may be."""
+    return (dict,) if get_origin(field.type) is dict else get_args(field.type) or (field.type,)
+
+
+def _plain(field: Field, value: Any) -> Any:
+    """A value of a field's type; a TypeError that names the field otherwise."""
+    accepted = _types(field)
+    if type(value) in accepted:
+        return value
+    if isinstance(value, Integral) and not isinstance(value, bool) and {int, float} & {*accepted}:
+        return int(value) if int in accepted else float(value)
+    if isinstance(value, Real) and not isinstance(value, Integral) and float in accepted:
+        return float(value)
+    if isinstance(value, str | PathLike) and str in accepted:
+        return str(fspath(value))
+    names = " or ".join("None" if kind is NoneType else kind.__name__ for kind in accepted)
+    raise TypeError(f"{field.name} must be {names}, got {shown(value)}")
+
+
+def check_samples(samples: Any) -> None:
+    """Raises unless these are what a model can be trained on."""
+    if isinstance(samples, Points | ImageSource):
+        return
+    if not isinstance(samples, Tensor):
+        raise TypeError(f"samples must be images [N, C, H, W], an ImageSource or Points, got {shown(samples)}")
+    if samples.ndim != 4 or not samples.is_floating_point():
+        raise ValueError(
+            f"samples must be images [N, C, H, W] of floating-point numbers in [-1, 1], got {shown(samples)}"
+        )
 
 
 # What differs from Config's defaults, at widths that train in minutes on a CPU.
@@ -206,6 +253,7 @@ def configure(
 
     ``labels`` [N] are needed for an option ``conditioning``.
     """
+    check_samples(samples)
     game = games.find(model)
     options = dict(preset(model), threads=torch.get_num_threads())
     options.update((name, value) for name, value in given.items() if value is not None)
@@ -236,6 +284,7 @@ def configure(
         look_up(CONDITIONINGS, options["conditioning"], "conditioning")
         if labels is None:
             raise ValueError(f"conditioning={options['conditioning']} needs labels, and {data_name} has none")
+        labels = check_labels("labels", labels, len(samples))
     if options.get("conditioning") is not None or game.needs is not None:
         options["num_classes"] = int(labels.max()) + 1 if len(labels.shape) == 1 else labels.shape[1]
     return Config(model=model, data=data_name, channels=channels, **options)
@@ -263,6 +312,7 @@ def read_options(path: Path) -> dict[str, Any]:
     Raises a ValueError with the nearest names for an option that does not exist, or a value of another type.
     """
     readers = {".toml": tomllib.loads, ".json": json.loads}
+    path = Path(path)
     try:
         content = look_up(readers, path.suffix, "kind of configuration file")(path.read_text())
     except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -271,10 +321,7 @@ def read_options(path: Path) -> dict[str, Any]:
         content = content["config"]  # a record
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold options and their values, got a {type(content).__name__}")
-    types = {
-        field.name: (dict,) if get_origin(field.type) is dict else get_args(field.type) or (field.type,)
-        for field in fields(Config)
-    }
+    types = {field.name: _types(field) for field in fields(Config)}
     options = {}
     for name, value in content.items():
         accepted = look_up(types, name, f"option in {path}")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gankern import data, metrics
+from gankern.core.evaluation import evaluating
 from gankern.data import ImageSource, Points
 from gankern.games._config import Config
 from gankern.games._game import Figures
@@ -93,13 +94,13 @@ def _progress(config: Config, game: Adversarial, real: Tensor, fake: Tensor, lab
         return {}
     number = min(1024, len(real)) // 4 * 4  # minibatch standard deviation takes groups of four
     device = game.run.device
-    critic = game.discriminator.eval()
+    critic = game.discriminator
     # The metric goes through both sets in batches of one size, and the labels are of the one as of the other.
     with_labels = cycle(zip(*(x[:number].to(device).split(BATCH) for x in labels)))
-    estimate = metrics.wasserstein_estimate(
-        lambda x: critic(x, *next(with_labels)) if labels else critic(x),
-        real[:number].to(device),
-        fake[:number].to(device),
-    )
-    critic.train()
+    with evaluating(critic):
+        estimate = metrics.wasserstein_estimate(
+            lambda x: critic(x, *next(with_labels)) if labels else critic(x),
+            real[:number].to(device),
+            fake[:number].to(device),
+        )
     return {"wasserstein_estimate": estimate}

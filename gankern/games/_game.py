@@ -17,13 +17,14 @@ would use.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from gankern.core.evaluation import evaluating
 from gankern.core.names import look_up
 from gankern.data import ImageSource, Points
 from gankern.data.batches import part_of
@@ -188,15 +189,11 @@ class Game:
     def evaluating(self) -> Iterator[None]:
         """Within it all networks are in evaluation mode, and nothing has a gradient; then all is as before."""
         networks = [*self.networks.values(), *([] if self.shown is None else [self.shown])]
-        modes = {module: module.training for network in networks for module in network.modules()}
-        for network in networks:
-            network.eval()
-        try:
+        with ExitStack() as stack:
+            for network in networks:
+                stack.enter_context(evaluating(network))
             with torch.no_grad():
                 yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
 
     def pictures(self) -> dict[str, Picture]:
         """What is drawn at each checkpoint, always of the same latents; the first one is ``samples.png``."""

@@ -3,7 +3,7 @@
 from gankern.games._config import PRESETS, Config, configure, read_options, reconfigure
 from gankern.training.checkpoint import Checkpoint, CheckpointError, TrainingError
 from gankern.training.graphed import GraphedStep
-from gankern.training.loop import CHECKPOINT, Diverged, Interrupted, OutputInUse, OutputLost, train
+from gankern.training.loop import CHECKPOINT, Diverged, Interrupted, OutputInUse, OutputLost, find_run, train
 from gankern.training.trainer import Trainer
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "configure",
+    "find_run",
     "read_options",
     "reconfigure",
     "train",

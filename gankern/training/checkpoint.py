@@ -10,19 +10,22 @@ A checkpoint is a dictionary of tensors and plain values, so it is loaded withou
     trainers  {side: Trainer.state_dict()}, where side is "torch" or "gankern"
 """
 
+import hashlib
 import io
-import os
-import pickle
+import json
+import struct
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from gankern import games
+from gankern.core.arguments import real, shown, whole
+from gankern.core.files import write_bytes
 from gankern.games import Game, Run
 from gankern.games._config import Config
 
@@ -54,59 +57,163 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     # Serialised in memory first: torch.save into a full disk dies inside C++ without saying "no space left".
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_bytes(path, _sealed(buffer.getvalue()))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under another name beside it, make sure it is on the disk, then move it into place."""
-    temporary = path.with_name(path.name + ".tmp")
+# A zip archive ends with a record of 22 bytes, the last two of which are the length of a comment that follows it. The
+# comment of a checkpoint is a digest of all bytes before it, so that any bit that changes is found.
+END, COMMENT = 22, b"gankern sha256 "
+SEAL = len(COMMENT) + hashlib.sha256().digest_size
+
+
+def _sealed(archive: bytes) -> bytes:
+    archive = archive[:-2] + struct.pack("<H", SEAL)
+    return archive + COMMENT + hashlib.sha256(archive).digest()
+
+
+def _is_whole(content: bytes) -> bool:
+    """Whether an archive is as it was written, by its digest; by the checksums of its parts, where it has none."""
+    archive, seal = content[:-SEAL], content[-SEAL:]
+    if seal.startswith(COMMENT):
+        return seal == COMMENT + hashlib.sha256(archive).digest()
+    if content[-END : 4 - END] != b"PK\x05\x06" or content[-2:] != b"\0\0":
+        return False
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a failed write names no file
+        with zipfile.ZipFile(io.BytesIO(content)) as parts:
+            return parts.testzip() is None
+    except Exception:  # a damaged archive can fail in any way
+        return False
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint, its tensors to the CPU; a CheckpointError says why it cannot be used."""
+    """Read a checkpoint, its tensors to the CPU, and leave the file alone; a CheckpointError says what is wrong."""
+    path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     foreign = CheckpointError(f"{path} is not a checkpoint of `gankern train`, or it is damaged")
-    if not zipfile.is_zipfile(path):  # torch.load takes a file that is no archive for one of its oldest formats
+    try:
+        archive = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if not _is_whole(archive):
         raise foreign
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+        content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+    except Exception as error:  # an archive of somebody else's can fail in any way
         raise foreign from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise foreign
-    if content["version"] != VERSION:
+    if content.get("version") != VERSION:
         raise CheckpointError(
-            f"{path} has layout version {content['version']}, this gankern reads version {VERSION}: "
+            f"{path} has layout version {content.get('version')}, this gankern reads version {VERSION}: "
             "use the gankern that wrote it"
         )
-    return Checkpoint(Config(**content["config"]), content["step"], content["history"], content["trainers"])
+    try:
+        return _checked(content)
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is no whole checkpoint: {_sentence(error)}") from error
+
+
+def _checked(content: dict[str, Any]) -> Checkpoint:
+    """The checkpoint in a file's content; a KeyError, TypeError or ValueError where that is not as it should be."""
+    config, step = _config(_value(content, "config", dict)), whole("step", content["step"], least=0)
+    history, trainers = _value(content, "history", dict), _value(content, "trainers", dict)
+    steps, figures = _value(history, "steps", dict), _value(history, "figures", list)
+    for name, sides in (("history", steps), ("trainers", trainers)):
+        if sides.keys() != set(config.sides):
+            raise ValueError(f"{name} is of {_listed(sides)}, and the run is of {_listed(config.sides)}")
+    for side, rows in steps.items():
+        if not isinstance(rows, Tensor) or rows.dtype != torch.float64 or rows.ndim != 2 or len(rows) != step:
+            raise ValueError(f"history of {side} must be [{step}, columns] of float64, got {shown(rows)}")
+    for row in figures:
+        if not isinstance(row, dict) or row.keys() != {"step", *config.sides}:
+            raise ValueError("figures must be of a step and of each side")
+        whole("figures: step", row["step"], 0, step)
+        for side in config.sides:
+            for name, value in _value(row, side, dict).items():
+                real(f"figures: {name}", value)
+    for side in trainers:
+        _value(trainers, side, dict)
+    return Checkpoint(config, step, history, trainers)
+
+
+def read_config(path: Path) -> Config:
+    """The configuration in a run's config.json."""
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(options, dict):
+            raise TypeError(f"it must hold options and their values, got {shown(options)}")
+        return _config(options)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a run's configuration: {_sentence(error)}") from error
+
+
+def _config(options: dict[str, Any]) -> Config:
+    if unknown := options.keys() - {field.name for field in fields(Config)}:
+        raise ValueError(f"config has {', '.join(sorted(map(str, unknown)))}, which this gankern does not know")
+    if missing := {field.name for field in fields(Config)} - options.keys() - LATER:
+        raise ValueError(f"config lacks {', '.join(sorted(missing))}")
+    return Config(**options)
+
+
+# Options that earlier runs of this layout did not have: their defaults are what those runs did.
+LATER = {"options", "on_error"}
+
+
+def _value(content: dict, name: str, kind: type) -> Any:
+    if not isinstance(content[name], kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {shown(content[name])}")
+    return content[name]
+
+
+def _listed(names) -> str:
+    return " and ".join(map(str, names)) or "nothing"
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says, in one line that is not endless."""
+    text = f"{error.args[0]} is missing" if isinstance(error, KeyError) and error.args else str(error)
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def restore(part: Any, state: dict, path: Path, side: str) -> None:
+    """``part.load_state_dict(state)``; a CheckpointError in one sentence where the state is none of such a part."""
+    try:
+        part.load_state_dict(state)
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{path}: the state of the {side} side does not fit: {_sentence(error)}") from error
 
 
 def game(checkpoint: Checkpoint, side: str) -> Game:
-    """The game as it stood, in evaluation mode, on the CPU and without data: for looking at what was trained."""
+    """The game as it stood, in evaluation mode, on the CPU and without data: for looking at what was trained.
+
+    Raises ``CheckpointError`` where the checkpoint lacks something of it, or where a weight is not finite.
+    """
+    config = checkpoint.config
+    if side not in checkpoint.trainers:
+        raise CheckpointError(f"the checkpoint is of {_listed(checkpoint.trainers)} layers, not of {side}")
     state = checkpoint.trainers[side]
-    played = games.find(checkpoint.config.model)(Run(checkpoint.config, side))
-    if "average" in state:
-        played.shown = AveragedModel(played.networks[played.averaged])
-        played.shown.load_state_dict(state["average"])
-        played.shown.eval()
-    for name, network in played.networks.items():
-        network.load_state_dict(state[name])
-        network.eval()
-    played.load_extra_state(state.get("extra", {}))
+    played = games.find(config.model)(Run(config, side))
+    parts: dict[str, nn.Module] = dict(played.networks)
+    if config.ema is not None and played.averaged is not None:
+        parts["average"] = played.shown = AveragedModel(played.networks[played.averaged])
+    try:
+        for name, network in parts.items():
+            own = _value(state, name, dict)
+            network.load_state_dict(own)
+            if wrong := [key for key, value in own.items() if not bool(value.isfinite().all())]:
+                raise ValueError(f"{wrong[0]} of the {name} is not finite")
+            network.eval()
+        played.load_extra_state(state.get("extra", {}))
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"the checkpoint's state of the {side} side does not fit: {_sentence(error)}") from error
     return played
 
 
 def generator(checkpoint: Checkpoint, side: str) -> nn.Module:
-    """The generator that samples are drawn from, in evaluation mode: the averaged one if there is one."""
+    """The generator that samples are drawn from, in evaluation mode: the averaged one if there is one.
+
+    Raises ``CheckpointError`` where the checkpoint does not have that, or where a weight is not finite.
+    """
     return game(checkpoint, side).average()

@@ -1,12 +1,14 @@
 """The losses and times of every step and the figures of merit: in memory, in files, and in the checkpoints."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gankern.core.files import write_bytes
 from gankern.games import Picture
 from gankern.training import pictures
 from gankern.training.trainer import Step
@@ -82,11 +84,12 @@ class Log:
         sides = list(self.steps)
         # Small images have fewer figures than the larger ones that a growing model makes later.
         names = list(dict.fromkeys(name for row in self.figures for side in sides for name in row[side]))
-        with (self.folder / "metrics.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["step", *(f"{side}_{name}" for side in sides for name in names)])
-            for row in self.figures:
-                writer.writerow([row["step"], *(row[side].get(name, "") for side in sides for name in names)])
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["step", *(f"{side}_{name}" for side in sides for name in names)])
+        for row in self.figures:
+            writer.writerow([row["step"], *(row[side].get(name, "") for side in sides for name in names)])
+        write_bytes(self.folder / "metrics.csv", text.getvalue().encode())
 
     def state_dict(self) -> dict[str, Any]:
         """{"steps": {side: [steps, columns] float64}, "figures": as they are}."""

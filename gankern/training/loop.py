@@ -1,7 +1,6 @@
 """The training loop: ``train``, and below it what it needs to stop well."""
 
 import fcntl
-import json
 import math
 import os
 import signal
@@ -20,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from gankern import games
+from gankern.core import files
+from gankern.core.arguments import shown
 from gankern.data import ImageSource, Points
 from gankern.games import Picture
 from gankern.games._config import Config
@@ -79,12 +80,23 @@ def train(
     written; the last checkpoint stays valid.
     """
     began = perf_counter()
+    if not isinstance(config, Config):
+        raise TypeError(f"config must be a Config, got {shown(config)}")
+    if not isinstance(out, str | Path):
+        raise TypeError(f"out must be the path of a folder, got {shown(out)}")
+    if saved is not None and not isinstance(saved, Checkpoint):
+        raise TypeError(f"saved must be a Checkpoint or None, got {shown(saved)}")
+    out = Path(out)
     torch.set_num_threads(config.threads)
     processes = parallel.start(config.device)
     trainers = {side: Trainer(config, side, samples, labels, processes) for side in config.sides}
     if saved is not None:
         for side, trainer in trainers.items():
-            trainer.load_state_dict(saved.trainers[side])
+            checkpoints.restore(trainer, saved.trainers.get(side), out / CHECKPOINT, side)
+            if trainer.steps != saved.step:
+                raise CheckpointError(
+                    f"{out / CHECKPOINT} is of step {saved.step}, and the state of its {side} side of {trainer.steps}"
+                )
     done = saved.step if saved else 0
     if done > config.steps:
         raise CheckpointError(f"{out} is at step {done}, beyond the {config.steps} asked for: raise --steps")
@@ -95,6 +107,8 @@ def train(
 
     game = trainers[config.sides[0]].game
     titles = {name: player.title or name for name, player in game.players.items()}
+    if saved is not None and any(rows.shape[1] != 2 * len(titles) for rows in saved.history["steps"].values()):
+        raise CheckpointError(f"{out / CHECKPOINT}: its history is not of a loss and a time of {', '.join(titles)}")
     evaluate = games.find(config.model).evaluator(config, samples, labels) if config.evaluate else None
 
     def draw(path: Path) -> dict[str, Picture]:
@@ -109,6 +123,9 @@ def train(
         history = saved.history if saved else Log.empty(config.sides, list(titles))
         log = Log(out, history, list(titles), config.tensorboard)
 
+        def picture_of(step: int) -> Path:
+            return out / "samples" / f"step-{step:06}.png"
+
         def save(step: int) -> None:
             with writing():
                 if evaluate and _evaluates(config, step) and all(row["step"] != step for row in log.figures):
@@ -116,8 +133,11 @@ def train(
                 log.flush()
                 states = {side: trainer.state_dict() for side, trainer in trainers.items()}
                 checkpoints.save(out / CHECKPOINT, Checkpoint(config, step, log.state_dict(), states))
-                log.picture(step, draw(out / "samples" / f"step-{step:06}.png"))
+                log.picture(step, draw(picture_of(step)))
 
+        if saved is not None:  # whoever ended the run may have done it while this was being drawn
+            with writing():
+                draw(picture_of(done))
         try:
             with _progress(config, done, console) as advance:
 
@@ -143,7 +163,7 @@ def train(
             record = records.make(
                 config, log.steps, control, titles, parameters, seconds, log.figures, processes.number
             )
-            checkpoints.write_atomically(out / "record.json", (json.dumps(record, indent=2) + "\n").encode())
+            files.write_json(out / "record.json", record)
     return record
 
 
@@ -211,11 +231,32 @@ def _control(config: Config, samples, labels: Tensor | None) -> list[Step]:
     return [trainer.step() for _ in range(min(records.CONTROL_STEPS, config.steps))]
 
 
+def find_run(out: Path) -> tuple[Config, Checkpoint | None]:
+    """What to continue in a run's folder: its configuration, and its checkpoint, or None where it died before its first
+    one and begins anew.
+
+    Raises ``CheckpointError`` where there is no run, or its checkpoint cannot be used.
+    """
+    out = Path(out)
+    if (out / CONFIG).is_file() and died_at_once(out):
+        return checkpoints.read_config(out / CONFIG), None
+    saved = checkpoints.load(out / CHECKPOINT)
+    return saved.config, saved
+
+
+def died_at_once(out: Path) -> bool:
+    """Whether a run's folder holds only what a run writes before its first checkpoint: there is nothing to lose."""
+    samples = out / "samples"
+    if not samples.is_dir() or (out / CHECKPOINT).exists():
+        return False
+    own = {CONFIG, "samples", "log.csv", "metrics.csv", "tensorboard"}
+    others = [path for path in out.iterdir() if path.name not in own] + list(samples.iterdir())
+    return all(path.match(files.TEMPORARY) for path in others)
+
+
 @contextmanager
 def _folder(config: Config, out: Path, resuming: bool) -> Iterator[Callable]:
     """The output folder, for this process alone; yields what to write in: ``with writing():``."""
-    if not resuming and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputInUse(f"{out} is in use: pass --resume to continue the run in it, or another --out")
 
     @contextmanager
     def writing() -> Iterator[None]:
@@ -229,15 +270,23 @@ def _folder(config: Config, out: Path, resuming: bool) -> Iterator[Callable]:
                 )
             raise OutputLost(f"cannot write to {out}: {error.strerror or error}; {advice}") from error
 
-    (out / "samples").mkdir(parents=True, exist_ok=True)
+    in_use = OutputInUse(f"{out} is in use: pass --resume to continue the run in it, or another --out")
+    if out.exists() and not out.is_dir():
+        raise in_use
+    out.mkdir(parents=True, exist_ok=True)
     folder = os.open(out, os.O_RDONLY)
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system takes it back however the process ends
         except BlockingIOError:
             raise OutputInUse(f"{out} is in use: another process trains in it") from None
+        if not resuming and any(out.iterdir()) and not died_at_once(out):
+            raise in_use
         with writing():
-            checkpoints.write_atomically(out / CONFIG, (json.dumps(asdict(config), indent=2) + "\n").encode())
+            (out / "samples").mkdir(exist_ok=True)
+            for place in (out, out / "samples"):
+                files.remove_temporary(place)
+            files.write_json(out / CONFIG, asdict(config))
         yield writing
     finally:
         os.close(folder)

@@ -1,5 +1,7 @@
 """The pictures a run leaves: samples, loss curves, figures of merit, an animation. No display is needed."""
 
+import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from torch import Tensor
 
+from gankern.core.arguments import shown
+from gankern.core.files import write_bytes
 from gankern.games import Picture
 from gankern.training.trainer import Step
+
+log = logging.getLogger(__name__)
+
+# What a picture can be written as, by its name, and an animation.
+FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+ANIMATIONS = {".gif": "GIF", ".png": "PNG", ".webp": "WEBP"}
 
 LABELS = {
     "fid": "FID",
@@ -24,11 +34,29 @@ LABELS = {
 }
 
 
+def format_of(path: Path, formats: dict[str, str] = FORMATS) -> str:
+    """The format of a picture's name; a ValueError with those there are."""
+    try:
+        return formats[path.suffix.lower()]
+    except KeyError:
+        ending = f"with {path.suffix}" if path.suffix else "without an ending"
+        raise ValueError(f"{path}: a picture's name ends with {', '.join(formats)}, this one {ending}") from None
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """A figure as a file, which is whole or not there."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100, format=format_of(path))
+    write_bytes(path, buffer.getvalue())
+
+
 def grid(images: Tensor, columns: int = 8, gap: int = 2) -> np.ndarray:
     """Images [N, C, H, W] in [−1, 1], C 1 or 3, row by row as one picture [height, width, 3] in [0, 1].
 
     Cells that are left over, and the gaps of ``gap`` pixels, are white.
     """
+    if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
+        raise ValueError(f"a grid is of images [N, C, H, W], got {shown(images)}")
     number, channels, height, width = images.shape
     if channels not in (1, 3):
         raise ValueError(f"a picture has 1 or 3 channels, these images have {channels}")
@@ -46,7 +74,9 @@ def grid(images: Tensor, columns: int = 8, gap: int = 2) -> np.ndarray:
 def save_grid(path: Path, images: Tensor, columns: int = 8) -> None:
     """One grid as a PNG, each pixel of an image doubled until a grid of 8×8 fills some 500 pixels."""
     scale = max(1, 64 // images.shape[-1])
-    imsave(path, grid(images, columns).repeat(scale, axis=0).repeat(scale, axis=1))
+    buffer = io.BytesIO()
+    imsave(buffer, grid(images, columns).repeat(scale, axis=0).repeat(scale, axis=1), format=format_of(path))
+    write_bytes(path, buffer.getvalue())
 
 
 def save_samples(path: Path, drawn: dict[str, Picture]) -> None:
@@ -62,7 +92,7 @@ def save_samples(path: Path, drawn: dict[str, Picture]) -> None:
             axes.imshow(grid(picture.batch, picture.columns), interpolation="nearest")
             axes.axis("off")
         axes.set_title(title)
-    figure.savefig(path, dpi=100)
+    _save(figure, path)
 
 
 def _scatter(axes, points: Tensor, modes: Tensor | None) -> None:
@@ -85,7 +115,7 @@ def save_loss_curves(path: Path, steps: dict[str, list[Step]], titles: Mapping[s
         axes.grid(alpha=0.3)
         axes.legend(loc="upper right")
     axes.set_xlabel("step")
-    figure.savefig(path, dpi=100)
+    _save(figure, path)
 
 
 def save_figure_curves(path: Path, figures: Sequence[dict[str, Any]]) -> None:
@@ -101,20 +131,35 @@ def save_figure_curves(path: Path, figures: Sequence[dict[str, Any]]) -> None:
         axes.grid(alpha=0.3)
         axes.legend(loc="upper right")
     axes.set_xlabel("step")
-    figure.savefig(path, dpi=100)
+    _save(figure, path)
 
 
-def save_animation(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> None:
-    """Pictures as an animated GIF, which stays at the last one for a while."""
+def save_animation(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> int:
+    """Pictures as an animated GIF, which stays at the last one for a while; how many pictures it has.
+
+    A picture that cannot be read, as one that was being written when a run was killed, is logged by name and left out.
+    """
     try:
         from PIL import Image
     except ImportError as error:
         raise ImportError(f"an animation needs the package pillow: pip install pillow ({error})") from error
-    pictures = []
+    form = format_of(path, ANIMATIONS)
+    pictures: list[Image.Image] = []
     for frame in frames:
-        with Image.open(frame) as picture:
-            pictures.append(picture.convert("RGB").quantize(64))
+        try:
+            with Image.open(frame, formats=["PNG"]) as picture:
+                shown_at = picture.convert("RGB")
+        except Exception as error:  # decoders raise anything of damaged files
+            log.warning("left out: %s: %s", frame, str(error).partition("\n")[0])
+            continue
+        # All frames of an animation are of the first one's size.
+        pictures.append(shown_at if not pictures else shown_at.resize(pictures[0].size))
+    if not pictures:
+        raise ValueError(f"none of {len(frames)} pictures can be read")
+    pictures = [picture.quantize(64) for picture in pictures]
     each = max(40, int(1000 * seconds / len(pictures)))
-    pictures[0].save(
-        path, save_all=True, append_images=pictures[1:], duration=[each] * (len(pictures) - 1) + [2000], loop=0
-    )
+    buffer = io.BytesIO()
+    durations = [each] * (len(pictures) - 1) + [2000]
+    pictures[0].save(buffer, form, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    write_bytes(path, buffer.getvalue())
+    return len(pictures)

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gankern import games, models
+from gankern.core.arguments import labels as check_labels
+from gankern.core.arguments import real, shown, tensor, whole
 from gankern.data import EndlessBatches, EndlessPoints, ImageSource, Points
 from gankern.data.batches import part_of
 from gankern.games import Run
-from gankern.games._config import COUPLINGS, OPTIMISERS, PRECISIONS, Config
+from gankern.games._config import COUPLINGS, OPTIMISERS, PRECISIONS, Config, check_samples
+from gankern.models import layers as layer_tables
 from gankern.training import parallel
 
 
@@ -66,7 +69,13 @@ class Trainer:
         labels: Tensor | ImageSource | None = None,
         processes: parallel.Processes | None = None,
     ):
+        if not isinstance(config, Config):
+            raise TypeError(f"config must be a Config, got {shown(config)}")
         self.config = config
+        layer_tables.get(layers)
+        check_samples(samples)
+        if config.conditioning is not None:
+            labels = check_labels("labels", labels, len(samples), config.num_classes)
         self.processes = processes or parallel.Processes(config.device)
         self.device = self.processes.device
         self.steps = 0
@@ -206,8 +215,7 @@ class Trainer:
 
     def is_finite(self) -> bool:
         """Whether every parameter and buffer of all networks, and of the average that is shown, is finite."""
-        shown = [] if self.average is None else [self.average]
-        networks = [*self.game.networks.values(), *shown]
+        networks = [*self.game.networks.values(), *([] if self.average is None else [self.average])]
         return all(bool(tensor.isfinite().all()) for network in networks for tensor in network.state_dict().values())
 
     def state_dict(self) -> dict:
@@ -217,10 +225,26 @@ class Trainer:
         return state | {"random_state": self.random_state, "steps": self.steps} | ({"extra": extra} if extra else {})
 
     def load_state_dict(self, state: dict) -> None:
-        for name, part in self._parts().items():
+        """Raises KeyError, ValueError, TypeError or RuntimeError for a state that is none of such a trainer."""
+        parts = self._parts()
+        expected = {*parts, "random_state", "steps", *(["extra"] if self.game.extra_state() else [])}
+        if state.keys() != expected:
+            missing, unknown = sorted(expected - state.keys()), sorted(map(str, state.keys() - expected))
+            raise ValueError(f"missing: {', '.join(missing) or 'nothing'}; unknown: {', '.join(unknown) or 'nothing'}")
+        steps = whole("steps", state["steps"], least=0)
+        torch.Generator().set_state(tensor("random_state", state["random_state"]))  # which checks it
+        optimisers = {f"{name}_optimiser": optimiser for name, optimiser in self.optimisers.items()}
+        options = {name: dict(optimiser.param_groups[0]) for name, optimiser in optimisers.items()}
+        for name, part in parts.items():
+            if not isinstance(state[name], dict):
+                raise TypeError(f"{name} must be a dict, got {shown(state[name])}")
             part.load_state_dict(state[name])
+        for name, optimiser in optimisers.items():
+            _check_optimiser(name, optimiser, options[name])
+        if not self.is_finite():
+            raise ValueError("a weight is not finite")
         self.random_state = state["random_state"]
-        self.steps = state["steps"]
+        self.steps = steps
         self.game.load_extra_state(state.get("extra", {}))
 
     def _parts(self) -> dict[str, Any]:
@@ -243,3 +267,28 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return perf_counter()
+
+
+KEPT = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "rmsprop": {"step", "square_avg"}}  # of each parameter
+
+
+def _check_optimiser(name: str, optimiser: torch.optim.Optimizer, options: dict) -> None:
+    """Raises unless an optimiser that was loaded has this run's ``options``, and keeps what its step counts on."""
+    (group,) = optimiser.param_groups
+    for option in options.keys() & group.keys() - {"params", "lr"}:
+        if group[option] != options[option]:
+            raise ValueError(f"{name}: {option} must be {options[option]}, got {shown(group[option])}")
+    if not 0.0 <= real(f"{name}: lr", group["lr"]) < float("inf"):
+        raise ValueError(f"{name}: lr must be 0 or more, got {group['lr']}")
+    expected = KEPT[type(optimiser).__name__.lower()]
+    for parameter, kept in optimiser.state.items():
+        if kept.keys() != expected:
+            raise ValueError(
+                f"{name}: of a parameter it must keep {', '.join(sorted(expected))}, got {', '.join(kept)}"
+            )
+        for key, value in kept.items():
+            shape = () if key == "step" else parameter.shape  # fused kernels count on that
+            if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
+                raise ValueError(f"{name}: {key} must be a tensor {tuple(shape)}, got {shown(value)}")
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{name}: {key} is not finite")

@@ -50,9 +50,9 @@ def ratios(record: Record) -> dict[str, Figure]:
 def roofline(record: Record) -> dict[str, Figure]:
     """Operations a second against operations a byte, below the two measured limits."""
     points = [r for r in record.results if r.operations and r.bytes and r.along is None]
-    if not points:
+    bandwidth, rate = record.settings.get("copy_bandwidth"), record.settings.get("multiply_add_rate")
+    if not (points and bandwidth and rate):
         return {}
-    bandwidth, rate = record.settings["copy_bandwidth"], record.settings["multiply_add_rate"]
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     intensities = [r.operations / r.bytes for r in points]

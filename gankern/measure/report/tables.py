@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from gankern.core.files import write_bytes
 from gankern.measure.benchmark import ACCELERATED, MODES, OURS, Result
 from gankern.measure.cases import all_cases
 from gankern.measure.report.record import Record
@@ -43,8 +44,11 @@ def markdown_table(records: Sequence[Record], quick: bool = False) -> str:
 
 
 def _step(result: Result) -> str:
-    ours, peer = result.contenders[OURS], result.contenders[result.peer]
-    memory = f"{ours.peak_bytes / peer.peak_bytes:.2f}"
+    ours = result.contenders[OURS]
+    if result.peer is None:
+        return f"| {result.case}: {result.mode} | {ours.median:.0f} | | {result.verdict} | | |"
+    peer = result.contenders[result.peer]
+    memory = f"{ours.peak_bytes / peer.peak_bytes:.2f}" if ours.peak_bytes and peer.peak_bytes else ""
     name = result.case if result.mode == WHOLE_STEP else f"{result.case}: {result.mode}"
     accelerated = result.contenders.get(ACCELERATED)
     helped = "" if accelerated is None or not accelerated.median else f"{peer.median / accelerated.median:.2f}x"
@@ -58,13 +62,13 @@ def _facts(result: Result | None) -> tuple[str, str, str]:
     ours = result.contenders[OURS]
     peer = result.contenders.get(result.peer or "")
     share = "" if result.limit is None else f"{result.limit / ours.median:.0%}"
-    memory = "" if not (peer and peer.peak_bytes) else f"{ours.peak_bytes / peer.peak_bytes:.2f}"
+    memory = "" if not (peer and peer.peak_bytes and ours.peak_bytes) else f"{ours.peak_bytes / peer.peak_bytes:.2f}"
     return f"{ours.median:.3g}", share, memory
 
 
 def update_between_markers(path: Path, text: str) -> bool:
     """Puts a text between the two markers of a file; whether that changed it."""
-    before = path.read_text()
+    before = path.read_text(encoding="utf-8")
     head, begin, rest = before.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
@@ -72,5 +76,5 @@ def update_between_markers(path: Path, text: str) -> bool:
     after = f"{head}{BEGIN}\n{text}\n{END}{tail}"
     if after == before:
         return False
-    path.write_text(after)
+    write_bytes(path, after.encode())
     return True
