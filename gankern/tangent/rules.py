@@ -358,7 +358,7 @@ def _reduce(tape, func, x, dim=None, keepdim=False, *, dtype=None):
     arguments = () if func in (aten.sum.default, aten.mean.default) else (dim, keepdim)
     y = func(x, *arguments, dtype=dtype)
     shape, kind = x.shape, x.dtype
-    dims = sorted(d % len(shape) for d in dim) if dim else list(range(len(shape)))
+    dims = sorted(d % len(shape) for d in dim) if dim and len(shape) else list(range(len(shape)))
     count = 1
     if func in (aten.mean.dim, aten.mean.default):
         for d in dims:
@@ -531,6 +531,13 @@ def _reshaped(tape, x, forward, transpose):
     return x
 
 
+# Rules that hold for complex tensors as they stand; all others would have to conjugate, which Smooth nodes do.
+OF_SHAPES = {
+    *(_view, _squeeze, _squeeze_, _alias, _transpose, _transpose_, _permute, _expand, _slice, _select, _clone),
+    *(_cat, _split),
+}
+
+
 # ---- all other operators -------------------------------------------------------------------------------------------
 
 # The result depends on the shape of its argument alone.
@@ -663,7 +670,7 @@ def record(tape, func, args, kwargs):
     if namespace != "aten":
         raise NotCovered(f"the operator {func} is not one that this form knows")
     known = RULES.get(func)
-    if known is not None and not any(x.is_complex() for x in tensors_of(args, kwargs)):
+    if known is not None and (known in OF_SHAPES or not any(x.is_complex() for x in tensors_of(args, kwargs))):
         result = known(tape, func, *args, **kwargs)
         if result is not NotImplemented:
             return result
