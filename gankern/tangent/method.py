@@ -27,7 +27,7 @@ from torch.nn.parameter import is_lazy
 from gankern.core import autograd
 from gankern.core.torch_internals import autocasting
 from gankern.tangent.nodes import LayoutMatters, NotCovered
-from gankern.tangent.state import State
+from gankern.tangent.state import State, modules_of
 from gankern.tangent.tape import Tape
 
 __all__ = ["NotCovered", "penalty_gradients"]
@@ -116,13 +116,13 @@ def _can_be_remembered(critic: Any) -> bool:
 
 def _with_verdict(critic, parameters, inputs, *arguments):
     """_penalty_gradients; where it cannot, the critic and the random numbers are afterwards what they were before."""
-    if any(is_lazy(p) for p in parameters):
-        raise NotCovered("the critic's parameters have no shapes yet; they get them in a forward")
     outer = autograd.recording.recorder
     if outer is not None:  # a penalty within a critic that is penalised: what it computes is a constant to that
         with outer.pause():
             return _with_verdict(critic, parameters, inputs, *arguments)
-    before = State(critic, inputs)
+    modules = modules_of(critic)
+    _check_hooks(critic, modules)
+    before = State(modules, inputs)
     relay = not _can_be_remembered(critic) or critic not in _laid_out_already
     try:
         try:
@@ -162,7 +162,6 @@ def _plain(critic):
 def _penalty_gradients(critic, parameters, inputs, penalty, select, args, kwargs, relay=True):
     """(penalty, parameters beside the given ones, indices of the given ones, gradients: first for those)."""
     penalty, select = resolve(penalty), resolve(select)
-    _check_hooks(critic)
     tape = Tape(parameters, critic)
     half = _in_half(inputs)
     xs = [(_laid_out(x.detach()) if relay else x.detach()).requires_grad_() for x in inputs]
@@ -206,16 +205,20 @@ def _explained() -> Iterator[None]:
         raise NotCovered(f"a pass of the tangent form fails: {error}") from error
 
 
-def _check_hooks(critic) -> None:
+def _check_hooks(critic, modules: Sequence[nn.Module]) -> None:
+    """Of the modules that are known before the critic runs; the tape sees those of others."""
     everywhere = torch.nn.modules.module
     if everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:
         raise NotCovered("backward hooks of all modules are registered, which can change the gradient")
-    if isinstance(critic, nn.Module):
-        for module in critic.modules():
-            if module._backward_hooks or module._backward_pre_hooks:
-                name = next(name for name, m in critic.named_modules() if m is module)
-                where = f"{type(module).__name__} {name!r}" if name else type(module).__name__
-                raise NotCovered(f"a backward hook of a module, which can change the gradient (in {where})")
+    for module in modules:
+        if module._backward_hooks or module._backward_pre_hooks:
+            names = critic.named_modules() if isinstance(critic, nn.Module) else ()
+            name = next((name for name, m in names if m is module), "")
+            where = f"{type(module).__name__} {name!r}" if name else type(module).__name__
+            raise NotCovered(f"a backward hook of a module, which can change the gradient (in {where})")
+        for parameter in module._parameters.values():
+            if is_lazy(parameter):
+                raise NotCovered(f"a parameter of {type(module).__name__} has no shape yet; a forward gives it one")
 
 
 def _like(grad: Tensor, parameter: Tensor) -> Tensor:

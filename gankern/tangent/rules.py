@@ -713,7 +713,7 @@ def _other(tape, func, args, kwargs, name, mutable, view):
         if tape.find(target) is None:
             raise NotCovered(f"{label} writes what depends on the input or a parameter into a constant")
         name = name[:-1]
-        func = getattr(getattr(aten, name, None), func._overloadname, None)
+        func = _functional(func, name)
         if func is None or name in ("copy", "set", "resize", "zero", "fill"):
             raise NotCovered(f"{label} writes in place")
         args = (target.clone(), *args[1:])
@@ -752,6 +752,18 @@ def _other(tape, func, args, kwargs, name, mutable, view):
         tape.save(*tensors_of(args, kwargs))
     tape.add(node, tuple(values), outputs, view)
     return result
+
+
+@cache
+def _functional(func, name: str):
+    """The operator that returns what func writes to its first argument; of one name may be others."""
+    packet = getattr(aten, name, None)
+    takes = [(str(a.type), a.kwarg_only) for a in func._schema.arguments]
+    for overload in packet.overloads() if packet is not None else ():
+        functional = getattr(packet, overload)
+        if [(str(a.type), a.kwarg_only) for a in functional._schema.arguments] == takes:
+            return functional
+    return None
 
 
 def _with_holes(func, args, kwargs, places) -> Callable[..., Sequence]:

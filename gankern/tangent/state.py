@@ -6,11 +6,12 @@ import collections
 import functools
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 class State:
@@ -20,19 +21,26 @@ class State:
     contents of lists, dicts and sets; objects of other kinds are the same ones as before.
     """
 
-    def __init__(self, critic: Any, inputs: Sequence[Tensor]) -> None:
-        self._modules = [(m, _contents(m.__dict__)) for root in _roots(critic) for m in root.modules()]
+    def __init__(self, modules: Sequence[nn.Module], inputs: Sequence[Tensor]) -> None:
+        self._modules = []
         self._tensors: dict[int, tuple[Tensor, Tensor, bool]] = {}
-        for module, _ in self._modules:
-            for x in (*module._buffers.values(), *module._parameters.values(), *module.__dict__.values()):
-                frozen = isinstance(x, Tensor) and not x.requires_grad and x.layout == torch.strided
-                if frozen and id(x) not in self._tensors and not nn.parameter.is_lazy(x):
-                    self._tensors[id(x)] = x, x.detach().clone(), x.is_inference()
+        for module in modules:
+            attributes = module.__dict__.copy()
+            contents = [(x, x.copy()) for x in attributes.values() if x.__class__ in _CONTAINERS and x]
+            self._modules.append((module, attributes, contents))
+            self._keep(attributes.values())
+            for container, _ in contents:
+                self._keep(container.values() if isinstance(container, dict) else container)
         self._random = [restore for save in _RANDOM if (restore := save(inputs)) is not None]
 
+    def _keep(self, values: Iterable[Any]) -> None:
+        for x in values:
+            if isinstance(x, Tensor) and not x.requires_grad and x.layout == torch.strided and not is_lazy(x):
+                self._tensors.setdefault(id(x), (x, x.detach().clone(), x.is_inference()))
+
     def restore(self) -> None:
-        for module, contents in self._modules:
-            _restore_attributes(module.__dict__, contents)
+        for module, attributes, contents in self._modules:
+            _restore_attributes(module.__dict__, attributes, contents)
         for x, old, inference in self._tensors.values():
             with torch.inference_mode() if inference else torch.no_grad():
                 x.copy_(old)
@@ -40,40 +48,39 @@ class State:
             restore()
 
 
-_CONTAINERS = (list, dict, set, collections.deque)
+_CONTAINERS = (list, dict, set, collections.deque, collections.OrderedDict)
 
 
-def _contents(attributes: dict) -> dict[str, tuple[Any, Any]]:
-    """Each attribute, and a copy of what it contains."""
-    return {
-        name: (x, (x.copy() if x else ()) if isinstance(x, _CONTAINERS) else None) for name, x in attributes.items()
-    }
-
-
-def _restore_attributes(attributes: dict, contents: dict[str, tuple[Any, Any]]) -> None:
+def _restore_attributes(attributes: dict, before: dict, contents: list[tuple[Any, Any]]) -> None:
     """Touches what has changed alone: another thread may be running the same modules."""
-    for name in attributes.keys() - contents.keys():
+    for name in attributes.keys() - before.keys():
         del attributes[name]
-    for name, (x, copy) in contents.items():
+    full = {id(x) for x, _ in contents}
+    for name, x in before.items():
         if attributes.get(name, attributes) is not x:
             attributes[name] = x
-        if copy is not None and not _same(x, copy):
+        if x.__class__ in _CONTAINERS and x and id(x) not in full:
+            x.clear()  # it was empty
+    for x, copy in contents:
+        if not _same(x, copy):
             x.clear()
-            if copy:
-                (x.extend if isinstance(x, (list, collections.deque)) else x.update)(copy)
+            (x.extend if isinstance(x, (list, collections.deque)) else x.update)(copy)
 
 
 def _same(a: Any, b: Any) -> bool:
-    if not a and not b:
-        return True
     if isinstance(a, set):
         return a == b
     pairs = zip(a.items(), b.items()) if isinstance(a, dict) else zip(enumerate(a), enumerate(b))
     return len(a) == len(b) and all(k == m and x is y for (k, x), (m, y) in pairs)
 
 
+def modules_of(critic: Any) -> list[nn.Module]:
+    """The modules that a critic consists of, as far as they can be found."""
+    return list(dict.fromkeys(m for root in _roots(critic) for m in root.modules()))
+
+
 def _roots(critic: Any) -> Iterator[nn.Module]:
-    """The modules that a critic consists of, as far as they can be found: itself; or what a function refers to."""
+    """Itself; or what a function refers to."""
     if isinstance(critic, nn.Module):
         yield critic
     elif isinstance(critic, functools.partial):

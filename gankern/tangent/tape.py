@@ -138,7 +138,7 @@ class Tape(TorchDispatchMode):
         self.relaid = False  # whether the inputs lie in memory otherwise than the caller's
         self.reached: list[Tensor] = []  # the leaves that autograd's graph of the output has
         self._outer: list[Any] = []
-        self._watch = _Watch(self)
+        self._watch: _Watch | None = None  # only while it records, since it refers to this tape
         for parameter in parameters:
             self._leaf(parameter)
 
@@ -325,13 +325,15 @@ class Tape(TorchDispatchMode):
         self._outer.append(autograd.recording.recorder)
         autograd.recording.recorder = self
         if not torch.compiler.is_compiling():
+            self._watch = _Watch(self)
             self._watch.__enter__()
         return super().__enter__()
 
     def __exit__(self, *exception):
         result = super().__exit__(*exception)
-        if not torch.compiler.is_compiling():
+        if self._watch is not None:
             self._watch.__exit__(*exception)
+            self._watch = None
         autograd.recording.recorder = self._outer.pop()
         return result
 

@@ -52,7 +52,23 @@ COMMON = {
     *("nn.functional.layer_norm", "nn.functional.group_norm", "native_batch_norm", "nn.functional.embedding"),
     *("nn.functional.max_pool2d", "nn.functional.avg_pool2d", "nn.functional.interpolate", "nn.functional.dropout"),
     *("nn.functional.bilinear", "nn.functional.softmax", "nn.functional.rrelu", "nn.functional.unfold"),
-    *("complex", "polar", "view_as_complex", "view_as_real", "real", "imag", "conj", "angle", "stft", "istft"),
+    *(
+        "square",
+        "pow",
+        "ldexp",
+        "polygamma",
+        "float_power",
+        "complex",
+        "polar",
+        "view_as_complex",
+        "view_as_real",
+        "real",
+        "imag",
+        "conj",
+        "angle",
+        "stft",
+        "istft",
+    ),
     *("fft.fft", "fft.ifft", "fft.rfft", "fft.irfft", "fft.rfft2", "fft.fftshift", "floor", "sign", "round", "frac"),
 }
 
@@ -192,11 +208,9 @@ def _in_place(function):
 
 def wrongs(op, variant, only=None):
     warnings.simplefilter("ignore")
-    done = 0
-    for number, arguments, keywords, floating in cases(op, variant):
+    for done, (number, arguments, keywords, floating) in enumerate(cases(op, variant)):
         if only is None and done >= SAMPLES:
             break
-        done += 1
         for active in subsets(len(floating)):
             if only is None or only == (number, active):
                 problem = run(op, variant, number, arguments, keywords, floating, active)
