@@ -377,9 +377,8 @@ def accelerate(
         only: names of submodules ("block1.conv"; patterns such as "block*" hold for all that is inside): nothing
             else is replaced.
         exclude: names of submodules that are left as they are.
-        fast_double_backward: whether layers get a second derivative that computes only what exists. A parameter on
-            which a penalty does not depend (such as a bias before a ReLU) then gets no gradient from it, where torch
-            gives zeros.
+        fast_double_backward: whether layers get a second derivative that computes only what exists. Parameters on
+            which a penalty does not depend (such as a bias before a ReLU) have a gradient of zeros, or none, as before.
         verify: inputs to try it with, as the module is called: results, gradients and the gradient of a gradient
             penalty are compared with those of before, and all are timed. Nothing of that is left in the module.
 

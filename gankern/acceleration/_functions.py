@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gankern.acceleration._scope import plain, state
-from gankern.core import autograd
+from gankern.core import autograd, zeros
 from gankern.core.double_backward import _convolution_double_backward
 from gankern.core.torch_internals import autocasting
 
@@ -150,7 +150,7 @@ class _Piecewise(Function):
         if grad is None:
             return None, None, None
         (kept,) = ctx.saved_tensors
-        return None, None, ctx.function.backward(grad, kept.detach(), *ctx.constants)
+        return None, None, zeros.carry(ctx.function.backward(grad, kept.detach(), *ctx.constants), ctx)
 
 
 class _PiecewiseInPlace(_Piecewise):
@@ -187,7 +187,8 @@ class _MaxPool2d(Function):
         if grad is None:
             return None, None
         x, indices = ctx.saved_tensors
-        return None, _aten.max_pool2d_with_indices_backward(grad, x.detach(), *ctx.constants, indices)
+        result = _aten.max_pool2d_with_indices_backward(grad, x.detach(), *ctx.constants, indices)
+        return None, zeros.carry(result, ctx)
 
 
 _AVG_POOL2D = Piecewise(F.avg_pool2d, _aten.avg_pool2d_backward, True)

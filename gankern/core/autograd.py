@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from gankern.core import zeros
 from gankern.core.dispatch import refuse_gradient_order
 
 Tensors = Sequence[Tensor | None]
@@ -44,6 +45,9 @@ class Rule:
     # Whether a gradient is worth the question to the engine if it is needed: up to 40 microseconds for a leaf. Without,
     # every tensor that requires a gradient needs one.
     asks_engine: bool = False
+    # Of options: whether the result goes through a function that is linear in pieces. torch's second order then has
+    # zeros for all tensors before it, where it has nothing else; here the leaves have.
+    pieces: Callable[[tuple], bool] = lambda options: False
 
     def __post_init__(self) -> None:
         RULES[self.name] = self
@@ -97,18 +101,20 @@ class _Forward(Function):
         if first_order_only():
             result = rule.backward(ctx.options, needed, grads, saved)
         else:
-            result = apply(_Backward, ctx.name, ctx.options, needed, len(grads), *grads, *saved)
+            seen = zeros.witness(ctx) if rule.pieces(ctx.options) else None
+            token = None if seen is None else seen.token
+            result = apply(_Backward, ctx.name, ctx.options, needed, len(grads), seen, *grads, *saved, token)
         return None, None, *result
 
 
 class _Backward(Function):
     @staticmethod
-    def forward(name, options, needed, outputs, *tensors):
-        return tuple(RULES[name].backward(options, needed, tensors[:outputs], tensors[outputs:]))
+    def forward(name, options, needed, outputs, seen, *tensors):
+        return tuple(RULES[name].backward(options, needed, tensors[:outputs], tensors[outputs:-1]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs, output) -> None:
-        ctx.name, ctx.options, _, ctx.outputs, *tensors = inputs
+        ctx.name, ctx.options, _, ctx.outputs, ctx.seen, *tensors, _ = inputs
         ctx.set_materialize_grads(False)
         ctx.present = tuple(x is not None for x in tensors)
         ctx.save_for_backward(*tensors)
@@ -116,16 +122,18 @@ class _Backward(Function):
     @staticmethod
     def backward(ctx: Any, *grad_grads):
         if all(h is None for h in grad_grads):
-            return (None,) * (4 + len(ctx.present))
+            return (None,) * (6 + len(ctx.present))
+        if ctx.seen is not None:
+            ctx.seen.note()
         rule = RULES[ctx.name]
-        needed = _needed(ctx, skip=4) if rule.asks_engine else ctx.needs_input_grad[4:]
+        needed = _needed(ctx, skip=5) if rule.asks_engine else ctx.needs_input_grad[5:-1]
         tensors = (*grad_grads, *ctx.saved_tensors)
         if first_order_only():
             n, m = len(grad_grads), len(grad_grads) + ctx.outputs
             result = rule.double_backward(ctx.options, needed, tensors[:n], tensors[n:m], tensors[m:])
         else:
             result = apply(_DoubleBackward, ctx.name, ctx.options, needed, len(grad_grads), ctx.outputs, *tensors)
-        return None, None, None, None, *result
+        return None, None, None, None, None, *result, None
 
 
 class _DoubleBackward(Function):

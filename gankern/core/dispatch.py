@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -75,16 +76,16 @@ class Primitive:
         chosen = self._chosen.get(key)
         if chosen is None:
             chosen = self._chosen[key] = self._decide(*key)
-        _last[self.name] = chosen
+        _thread.last[self.name] = chosen
         return chosen
 
     def wish(self, implementation: str | None = None) -> str:
         """What a caller's keyword, :func:`use_implementation` and GANKERN_IMPLEMENTATION amount to."""
-        return implementation or _wish or _environment()
+        return implementation or _thread.wish or _environment()
 
     def ran(self, implementation: str) -> None:
         """Puts on record what runs, for a primitive that chooses by more than device and dtype."""
-        _last[self.name] = implementation
+        _thread.last[self.name] = implementation
 
     def refusals(self, device: str, dtype: torch.dtype) -> dict[str, str | None]:
         """For each implementation the reason why it does not take such a tensor, or None."""
@@ -134,10 +135,16 @@ def transformation_refusal() -> str | None:
     return f"does not run under {found}; leave implementation at 'auto', or pass implementation='reference'"
 
 
-# A plain global: torch.compile guards on it, where a ContextVar cannot be traced and a threading.local would be
-# read once and never again.
-_wish: str | None = None
-_last: dict[str, str] = {}
+class _Thread(threading.local):
+    """What holds for one thread. torch.compile guards on attributes that __init__ sets, in the thread that calls what
+    was compiled; a ContextVar cannot be traced."""
+
+    def __init__(self) -> None:
+        self.wish: str | None = None
+        self.last: dict[str, str] = {}
+
+
+_thread = _Thread()
 
 
 def _environment() -> str:
@@ -157,7 +164,7 @@ def use_implementation(name: str) -> Iterator[None]:
     """Within the block, every primitive runs as the named implementation, or raises with the reasons.
 
     ``name`` is one of "auto", "reference", "cpu", "triton", "cuda". A call's own ``implementation=`` goes
-    first. Holds for the process.
+    first. Holds for the thread, and blocks may be nested; GANKERN_IMPLEMENTATION holds for the process.
 
     >>> import torch, gankern, gankern.functional as GF
     >>> w, u, v = torch.randn(4, 6), torch.randn(4), torch.randn(6)
@@ -168,25 +175,25 @@ def use_implementation(name: str) -> Iterator[None]:
     """
     if name not in NAMES:
         raise ValueError(f"use_implementation: name is {name!r}; accepted are {', '.join(NAMES)}")
-    global _wish
-    before, _wish = _wish, name
+    before, _thread.wish = _thread.wish, name
     try:
         yield
     finally:
-        _wish = before
+        _thread.wish = before
 
 
 def last_implementation(primitive: str) -> str | None:
-    """Which implementation of ``primitive`` ran last in this process; None where none has run yet."""
+    """Which implementation of ``primitive`` ran last in this thread; None where none has run yet."""
     if primitive not in Primitive.registry:
         known = ", ".join(sorted(Primitive.registry))
         raise ValueError(f"last_implementation: no primitive is called {primitive!r} (there are: {known})")
-    return _last.get(primitive)
+    return _thread.last.get(primitive)
 
 
 def refuse_gradient_order(primitive: str, order: int) -> RuntimeError:
     """The error for a gradient of a higher order than the kernels have."""
+    ran = _thread.last.get(primitive, "compiled")
     return RuntimeError(
-        f"{primitive}: the {_last.get(primitive)} implementation is exact to gradient order {order}, and a "
+        f"{primitive}: the {ran} implementation is exact to gradient order {order}, and a "
         f"higher one was asked for; pass implementation='reference', which has every order"
     )

@@ -5,9 +5,9 @@ their like. torch 2.13 wastes most of the time there, in two ways:
 
 - The second derivative of a convolution forms the weight gradient as a convolution whose kernel is a whole feature map,
   which is several times slower than the weight-gradient kernel every framework has.
-- A derivative that does not exist is returned as a tensor of zeros: by the convolution for its input, by each
-  piecewise-linear activation and by the poolings for theirs. The engine then drags these zeros through a complete
-  backward of the network.
+- A derivative that does not exist is returned as a tensor of zeros by each piecewise-linear activation, by the poolings
+  and paddings. The engine then drags these zeros through a complete backward of the network. Here the leaves that they
+  would arrive at get zeros, and nothing else does: see ``zeros``.
 
 :class:`fast_double_backward` replaces the kernels of these operators in torch's dispatcher (for CPU and CUDA tensors),
 so it reaches the layers of anybody's model. The replacements are made of differentiable operators: gradients of every
@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from gankern.core import zeros
 
 __all__ = ["fast_double_backward"]
 
@@ -70,7 +72,10 @@ def _convolution_double_backward(
 def _constant_in_input(original: Callable[..., Any], grad: Tensor, input: Tensor, *options: Any) -> Tensor:
     """The gradient of a function that is linear in pieces depends on its input through signs and places only, so its
     derivative there is zero: torch's own kernel, told that the input is a constant, does not record it."""
-    return original(grad, input.detach(), *options)
+    result = original(grad, input.detach(), *options)
+    if input.requires_grad and torch.is_grad_enabled():
+        result = zeros.carry(result, torch.autograd.graph.get_gradient_edge(input).node)
+    return result
 
 
 _REPLACEMENTS: dict[str, Callable[..., Any]] = {
@@ -111,7 +116,7 @@ def _kernels() -> list[tuple[str, str, Callable[..., Any]]]:
     def kernel(original: Any, replacement: Callable[..., Any]) -> Callable[..., Any]:
         def run(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
             call_original = functools.partial(original.call_boxed, keys)
-            return replacement(call_original, *args) if _switch.on else call_original(*args)
+            return replacement(call_original, *args) if _is_on() else call_original(*args)
 
         return run
 
@@ -122,24 +127,36 @@ def _kernels() -> list[tuple[str, str, Callable[..., Any]]]:
     ]
 
 
+# How many blocks the running thread is in. torch keeps this with the grad mode and its like, and so passes it on to the
+# engine's threads, which run the backward of whoever called it on a GPU.
+_BLOCKS = "gankern.fast_double_backward"
+
+
+def _blocks() -> int:
+    return torch._C._get_obj_in_tls(_BLOCKS) if torch._C._is_key_in_tls(_BLOCKS) else 0
+
+
+def _is_on() -> bool:
+    return _switch.permanent or _blocks() > 0
+
+
 class _Switch:
-    """The state of the process: who wants the replacements, and whether they are in torch's dispatcher."""
+    """The state of the process: how many blocks there are, and whether the replacements are in torch's dispatcher."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.blocks = 0
         self.permanent = False
-        self.on = False
         self.library: torch.library.Library | None = None
 
     def update(self, blocks: int = 0, permanent: bool | None = None) -> None:
         with self.lock:
             self.blocks += blocks
             self.permanent = self.permanent if permanent is None else permanent
-            self.on = self.permanent or self.blocks > 0
-            if self.on and self.library is None:
+            wanted = self.permanent or self.blocks > 0
+            if wanted and self.library is None:
                 self.library = self._install()
-            elif not self.on and self.library is not None and threading.active_count() == 1:
+            elif not wanted and self.library is not None and threading.active_count() == 1:
                 # With other threads one of them may be on its way into a kernel, which must not vanish under it: then
                 # the replacement stays, calls torch's kernel, and is taken out the next time.
                 self.library._destroy()
@@ -163,22 +180,23 @@ class fast_double_backward(contextlib.ContextDecorator):
 
     - the second derivative of every convolution of torch (1, 2 and 3 dimensions, groups, dilation, transposed, any
       dtype) takes the weight gradient from the framework's weight-gradient kernel;
-    - a derivative that does not exist is absent instead of a tensor of zeros: the convolution's for its input, and that
-      of ReLU, LeakyReLU, the other piecewise-linear activations, poolings and paddings for theirs.
+    - a derivative that does not exist (of ReLU, LeakyReLU, the other piecewise-linear activations, poolings and
+      paddings) is absent instead of a tensor of zeros that goes back through the network; the leaves that it would
+      arrive at get their zeros directly.
 
     All other values stay what they are, up to rounding in the weight gradients. The block must hold both the backward
     that makes a gradient with ``create_graph=True`` and the backward of what is made of that gradient. CPU and CUDA
     tensors.
 
-    What one can notice: a parameter on which a penalty does not depend, such as the biases of a critic with LeakyReLU,
-    gets no gradient from it where torch gives zeros. ``.grad`` stays as it is, and ``torch.autograd.grad`` asks for
-    ``allow_unused=True``, as torch does for the last bias anyway.
+    Each leaf has a gradient, one of zeros, or none, as it has with torch's own. What one can notice: an intermediate
+    tensor has none where torch has zeros, so its hooks are not called, and ``torch.autograd.grad`` by it asks for
+    ``allow_unused=True``.
 
-    Off until it is asked for. It holds for the whole process, all threads included; blocks may be nested and may
-    overlap in several threads, and the last one to end restores torch's kernels. While other Python threads are alive,
-    though, the entries in torch's table stay until a later block ends without them, and only call torch's kernels: one
-    of those threads may be on its way into an entry. Start the first block before threads that run backwards. Entering
-    and leaving cost about 0.2 ms together.
+    Off until it is asked for. A block holds for its thread (and for the engine's threads while they run its backwards),
+    ``enable()`` for the process; blocks may be nested, and may overlap in several threads. The last one to end restores
+    torch's kernels. While other Python threads are alive, though, the entries in torch's table stay until a later block
+    ends without them, and only call torch's kernels: one of those threads may be on its way into an entry. Start the
+    first block before threads that run backwards. Entering and leaving cost about 0.2 ms together.
 
     >>> import torch, gankern
     >>> critic = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, 2, 1), torch.nn.LeakyReLU(0.2), torch.nn.Conv2d(8, 1, 4))
@@ -192,13 +210,15 @@ class fast_double_backward(contextlib.ContextDecorator):
 
     def __enter__(self) -> None:
         _switch.update(blocks=1)
+        torch._C._stash_obj_in_tls(_BLOCKS, _blocks() + 1)
 
     def __exit__(self, *exception: Any) -> None:
+        torch._C._stash_obj_in_tls(_BLOCKS, _blocks() - 1)
         _switch.update(blocks=-1)
 
     @staticmethod
     def enable() -> None:
-        """Switches it on for good."""
+        """Switches it on for good, in all threads."""
         _switch.update(permanent=True)
 
     @staticmethod
@@ -208,5 +228,5 @@ class fast_double_backward(contextlib.ContextDecorator):
 
     @staticmethod
     def is_enabled() -> bool:
-        """Whether it is on, in whatever way."""
-        return _switch.on
+        """Whether it is on in this thread, in whatever way."""
+        return _is_on()

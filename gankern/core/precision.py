@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 PRECISIONS = ("highest", "high", "medium")
@@ -10,9 +11,20 @@ PRECISIONS = ("highest", "high", "medium")
 _precision = "highest"
 
 
+class _Thread(threading.local):
+    """What a block has set for its thread. torch.compile guards on it, and on the global above."""
+
+    def __init__(self) -> None:
+        self.precision: str | None = None
+
+
+_thread = _Thread()
+
+
 def get_convolution_precision() -> str:
-    """What :func:`set_convolution_precision` has set; "highest" at first."""
-    return _precision
+    """What holds in this thread: what a block of :func:`convolution_precision` has set, else what
+    :func:`set_convolution_precision` has; "highest" at first."""
+    return _thread.precision or _precision
 
 
 def set_convolution_precision(precision: str) -> None:
@@ -31,19 +43,29 @@ def set_convolution_precision(precision: str) -> None:
     'high'
     >>> gankern.set_convolution_precision("highest")
     """
-    if precision not in PRECISIONS:
-        accepted = ", ".join(map(repr, PRECISIONS))
-        raise ValueError(f"set_convolution_precision: precision is {precision!r}; accepted are {accepted}")
+    _check("set_convolution_precision", precision)
     global _precision
     _precision = precision
 
 
+def _check(name: str, precision: str) -> None:
+    if precision not in PRECISIONS:
+        accepted = ", ".join(map(repr, PRECISIONS))
+        raise ValueError(f"{name}: precision is {precision!r}; accepted are {accepted}")
+
+
 @contextlib.contextmanager
 def convolution_precision(precision: str) -> Iterator[None]:
-    """:func:`set_convolution_precision` for the duration of a block."""
-    before = _precision
-    set_convolution_precision(precision)
+    """:func:`set_convolution_precision` for the forwards of one thread within a block; blocks may be nested.
+
+    >>> import gankern
+    >>> with gankern.convolution_precision("medium"):
+    ...     gankern.get_convolution_precision()
+    'medium'
+    """
+    _check("convolution_precision", precision)
+    before, _thread.precision = _thread.precision, precision
     try:
         yield
     finally:
-        set_convolution_precision(before)
+        _thread.precision = before

@@ -112,7 +112,15 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     return grad_grad, None, grad_x, grad_weight if needed_weight and h is not None else None, None, None
 
 
-autograd.Rule(NAME, _forward, _saved, _backward, _double_backward, non_differentiable=(1,))
+autograd.Rule(
+    NAME,
+    _forward,
+    _saved,
+    _backward,
+    _double_backward,
+    non_differentiable=(1,),
+    pieces=lambda options: options[3] != 1,  # the slope
+)
 
 
 def batch_norm_act(

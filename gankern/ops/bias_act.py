@@ -122,7 +122,11 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     return (*result, grad_bias if sums else None) if activation.keeps_input else result
 
 
-autograd.Rule(NAME, _forward, _saved, _backward, _double_backward)
+def _pieces(options):
+    return not options[1].curved and options[1] is not ACTIVATIONS["linear"]
+
+
+autograd.Rule(NAME, _forward, _saved, _backward, _double_backward, pieces=_pieces)
 
 
 class _InPlace(autograd._Forward):

@@ -107,7 +107,15 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     return tuple(result if need else None for result, need in zip(results, needed))
 
 
-autograd.Rule(NAME, _forward, _saved, _backward, _double_backward, non_differentiable=(1,))
+autograd.Rule(
+    NAME,
+    _forward,
+    _saved,
+    _backward,
+    _double_backward,
+    non_differentiable=(1,),
+    pieces=lambda options: options[3] != 1,  # the slope
+)
 
 
 def virtual_batch_norm(

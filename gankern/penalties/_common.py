@@ -93,9 +93,7 @@ def penalize(
     unexpected = None
     if method != "double_backward" and not attached and known is None:
         try:
-            handed = hand_out(*tangent.penalty_gradients(*arguments))
-            _expect_gradients(critic)
-            return handed
+            return _hand_out_to(critic, *tangent.penalty_gradients(*arguments), passed_by=True)
         except NotCovered as reason:
             if method == "tangent":
                 raise ValueError(f"{name}: method='tangent' does not cover this critic: {reason}") from reason
@@ -106,7 +104,7 @@ def penalize(
                 raise
             unexpected = f"{type(error).__name__}: {error}"
             _log_fallback(name, unexpected)
-    handed = hand_out(*_by_double_backward(name, arguments))
+    handed = _hand_out_to(critic, *_by_double_backward(name, arguments), passed_by=False)
     if unexpected is not None:
         tangent.refuse(critic, unexpected)
     return handed
@@ -161,18 +159,26 @@ def hand_out(value: Tensor, targets: Sequence[Tensor], gradients: Any) -> Tensor
     return autograd.apply(_HandOut, value, len(targets), *targets, *gradients)
 
 
-def _expect_gradients(critic: Any) -> None:
-    """Tells DistributedDataParallel that gradients will come, as its forward does, which the tangent form passes by:
-    without it they would not be reduced."""
-    if isinstance(critic, nn.parallel.DistributedDataParallel) and critic.require_backward_grad_sync:
+def _hand_out_to(
+    critic: Any, value: Tensor, targets: Sequence[Tensor], gradients: Sequence[Tensor], passed_by: bool
+) -> Tensor:
+    """:func:`hand_out`, in step with DistributedDataParallel, which waits for all parameters in each backward: those
+    without a gradient are told to it too. ``passed_by``: its forward did not run, which would have told it that
+    gradients will come; without that they would not be reduced."""
+    if not isinstance(critic, nn.parallel.DistributedDataParallel):
+        return hand_out(value, targets, gradients)
+    with_one = {id(target) for target in targets}
+    others = [p for p in critic.parameters() if p.requires_grad and id(p) not in with_one]
+    handed = hand_out(value, [*targets, *others], [*gradients, *[None] * len(others)])
+    if passed_by and critic.require_backward_grad_sync:
         critic.reducer._rebuild_buckets()  # after the first step, once: not possible when gradients are expected
         critic.require_forward_param_sync = True
-        if not critic.find_unused_parameters:
-            critic.reducer.prepare_for_backward([])
+        critic.reducer.prepare_for_backward([handed] if critic.find_unused_parameters else [])
+    return handed
 
 
 class _HandOut(Function):
-    """Inputs: value, how many targets, targets, their gradients. Output: the value."""
+    """Inputs: value, how many targets, targets, their gradients or None. Output: the value."""
 
     @staticmethod
     def forward(value, count, *tensors):
@@ -186,7 +192,8 @@ class _HandOut(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad):
-        return None, None, *(g * grad.to(g.dtype) for g in ctx.saved_tensors), *[None] * ctx.count
+        found = (None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors)
+        return None, None, *found, *[None] * ctx.count
 
 
 # ---- the critic's outputs ----------------------------------------------------------------------------------

@@ -58,7 +58,8 @@ def gradient_penalty(
     Returns:
         A scalar, in fp32 (fp64 for fp64). It is added to the loss, whose backward gives the critic its gradients;
         they are computed here, and the critic's graph is gone when this returns. A parameter that the penalty does not
-        depend on, such as most biases, gets none. The scalar cannot be differentiated twice.
+        depend on gets zeros where torch's double backward has zeros (most biases), and none where that has none (the
+        last bias). The scalar cannot be differentiated twice.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted; also where the critic does not give

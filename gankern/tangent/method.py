@@ -184,7 +184,7 @@ def _penalty_gradients(critic, parameters, inputs, penalty, select, args, kwargs
         tape.push(dict(zip(starts, directions if scale is None else [d / scale for d in directions])))
         del directions
         tape.pull()
-        found = tape.gradients()
+        found = tape.gradients(end)
         if scale is not None:
             found = {p: g * scale.to(g.dtype) for p, g in found.items()}
     position = {id(p): i for i, p in enumerate(parameters)}

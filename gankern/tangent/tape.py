@@ -34,7 +34,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gankern.core import autograd
-from gankern.tangent import rules
+from gankern.tangent import reached, rules
 from gankern.tangent.nodes import INPUT, WEIGHT, Bilinear, Gate, Kernel, Linear, Node, NotCovered
 
 _MARK = "_gankern_tape_mark"
@@ -132,6 +132,7 @@ class Tape(TorchDispatchMode):
         self.saved: list[tuple[Tensor, int]] = []  # what will be read after the forward, with its version
         self.unversioned: list[Tensor] = []  # saved by the present operator, which may be about to count up its version
         self.rho: dict[int, Tensor] = {}
+        self.steps: list[reached.Step] = []  # for the parameters whose gradient is zeros
         self.paused = False
         self.functions: set[type] = set()  # autograd's nodes of what this library's primitives are
         self.detached: set[int] = set()  # addresses of memory that ``.data`` of a value has given away
@@ -240,9 +241,16 @@ class Tape(TorchDispatchMode):
         try:
             if not self.reads(rules.tensors_of(args, kwargs)):
                 return rules.untracked(self, func, args, kwargs)
-            return rules.record(self, func, args, kwargs)
+            step = self._asked(func, args, kwargs)
+            result = rules.record(self, func, args, kwargs)
         except NotCovered as error:
             raise self._located(error) from None
+        self.steps.append(step([self.known(x) for x in reached.flat(result) if isinstance(x, Tensor)]))
+        return result
+
+    def _asked(self, func, args, kwargs):
+        ins = [self.find(x) for x in reached.flat(args, kwargs) if isinstance(x, Tensor)]
+        return reached.asked(func, args, kwargs, [0 if i is None else self.kinds[i] for i in ins], ins)
 
     def reads(self, tensors: Iterable[Tensor]) -> bool:
         """Whether something that reads these tensors is to be recorded: the one entrance to the tape, for operators,
@@ -278,8 +286,9 @@ class Tape(TorchDispatchMode):
         finally:
             self.paused, autograd.recording.recorder = before
 
-    def _apart(self, tensors: Sequence[Tensor | None], run, add) -> Any:
-        """What run() returns, whose operators are not recorded; add(it) records the whole, where it is to be."""
+    def _apart(self, tensors: Sequence[Tensor | None], run, add, pieces: bool = False) -> Any:
+        """What run() returns, whose operators are not recorded; add(it) records the whole, where it is to be.
+        ``pieces`` is core.autograd.Rule's."""
         if self.paused:
             return run()
         if self.unversioned:
@@ -291,7 +300,10 @@ class Tape(TorchDispatchMode):
             if tracked:
                 outputs = (result,) if isinstance(result, Tensor) else result
                 self.functions.update(type(y.grad_fn) for y in outputs if y.grad_fn is not None)
+                ins = [None if x is None else self.find(x) for x in tensors]
                 add(result)
+                inputs = [i for i, number in enumerate(ins) if self.kind([number]) & INPUT]
+                self.steps.append(reached.known(ins, [self.known(y) for y in outputs], inputs, pieces))
             return result
         except NotCovered as error:
             raise self._located(error) from None
@@ -310,7 +322,7 @@ class Tape(TorchDispatchMode):
             self.add(node, values, [y if y.requires_grad else None for y in outputs])
             self.save(*rule.saved(options, tensors, outputs))
 
-        return self._apart(tensors, lambda: autograd.run(name, options, *tensors), add)
+        return self._apart(tensors, lambda: autograd.run(name, options, *tensors), add, rule.pieces(options))
 
     def linear(self, x: Tensor, run, forward, transpose) -> Tensor:
         """A linear map of this library, which calls this in its own place: run() is forward(x), with autograd."""
@@ -449,9 +461,17 @@ class Tape(TorchDispatchMode):
             if any(needed) and any(g is not None for g in incoming):
                 _accumulate(self.rho, node.ins, needed, node.pull(incoming, needed))
 
-    def gradients(self) -> dict[Tensor, Tensor]:
-        """What pull() found, for each parameter that has a gradient."""
-        return {x: self.rho[number] for number, x in self.parameters.items() if number in self.rho}
+    def gradients(self, end: int) -> dict[Tensor, Tensor]:
+        """For each parameter that has a gradient, what pull() found; zeros where torch's double backward from the
+        output ``end`` has zeros."""
+        zeros = reached.parameters(self.steps, end)
+        found = {}
+        for number, x in self.parameters.items():
+            if number in self.rho:
+                found[x] = self.rho[number]
+            elif number in zeros:
+                found[x] = torch.zeros_like(x, requires_grad=False)
+        return found
 
 
 def _accumulate(into: dict[int, Tensor], ins, needed, grads) -> None:

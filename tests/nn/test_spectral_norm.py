@@ -190,7 +190,7 @@ def test_failed_forward_leaves_nothing_behind():
     module = U.group_spectral_norm(Fails(U.parametrizations.spectral_norm))
     with pytest.raises(KeyError):
         module(torch.randn(1, 4))
-    assert module.a.parametrizations.weight[0]._prepared == []
+    assert module.a.parametrizations.weight[0]._prepared.value == []
 
 
 def test_cached_parametrizations():

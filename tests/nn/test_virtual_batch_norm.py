@@ -165,7 +165,7 @@ def test_an_exception_leaves_nothing_behind(batch, x):
     with pytest.raises(RuntimeError):
         model(x[:, :2])
     torch.testing.assert_close(model(x), by_hand(model, batch, x, 8))
-    assert all(layer._now is None for layer in (model[1], model[3]))
+    assert all(layer._now.value is None for layer in (model[1], model[3]))
 
 
 def test_several_arguments():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import gankern.functional as GF
+from gankern.core.threads import PerThread
 from gankern.functional import _checks
 
 _HOW = (
@@ -57,7 +58,9 @@ class _VirtualBatchNorm(nn.Module):
         self.register_buffer("ref_mean_square", torch.zeros(num_features, device=device, dtype=torch.float64))
         self.register_buffer("ref_count", torch.zeros((), device=device, dtype=torch.int64))  # 0: never computed
         self._network: _Reference | None = None  # the network's, where a reference batch is set
-        self._now: tuple[Tensor, Tensor, int] | None = None  # the statistics of the forward that is running
+        self._now = PerThread(
+            type(None)
+        )  # the statistics of the forward that is running: (mean, mean of squares, count) or None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -72,20 +75,20 @@ class _VirtualBatchNorm(nn.Module):
                 f"{type(self).__name__}: x has shape {tuple(x.shape)}; it must be {dimensions} with "
                 f"{self.num_features} channels"
             )
-        if self._network is not None and self._network.running:
+        if self._network is not None and self._network.forward.value.running:
             return self._reference(x)
         mean, mean_square, count = self._statistics()
         return self._normalize(x, mean, mean_square, count if self.count_itself else None)
 
     def _reference(self, x: Tensor) -> Tensor:
         """The reference batch itself: its statistics, kept for the forward that follows, and alone."""
-        if self._now is not None:
+        if self._now.value is not None:
             raise RuntimeError(
                 f"{type(self).__name__}: the layer was called twice in one forward of the network; one layer has one "
                 f"set of reference statistics: use a layer for each place"
             )
         mean, mean_square = GF.virtual_batch_norm_statistics(x, implementation=self.implementation)
-        self._now = mean, mean_square, len(x)
+        self._now.value = mean, mean_square, len(x)
         with torch.no_grad():
             self.ref_mean.copy_(mean)
             self.ref_mean_square.copy_(mean_square)
@@ -94,9 +97,9 @@ class _VirtualBatchNorm(nn.Module):
 
     def _statistics(self) -> tuple[Tensor, Tensor, int]:
         name = type(self).__name__
-        if self._now is not None:
-            return self._now
-        if self._network is not None and self._network.called:
+        if self._now.value is not None:
+            return self._now.value
+        if self._network is not None and self._network.forward.value.called:
             raise RuntimeError(f"{name}: the reference batch did not come through this layer, so it has no statistics")
         if self._network is not None:
             raise RuntimeError(
@@ -213,6 +216,14 @@ class VirtualBatchNorm3d(_VirtualBatchNorm):
 _BUFFER = "_reference_batch_{}"
 
 
+class _Forward:
+    """Of a network's forward in one thread."""
+
+    def __init__(self) -> None:
+        self.running = False  # the reference batch is on its way through the network
+        self.called = False  # what the network was called with is
+
+
 class _Reference:
     """What a network with a reference batch keeps beside it, as its attribute ``_reference``. The hooks below are plain
     functions that find it there: a copied or unpickled network has its own."""
@@ -221,36 +232,35 @@ class _Reference:
         self.name = type(network).__name__
         self.arguments = arguments  # of the network: its buffers _reference_batch_0, ...
         self.layers = layers
-        self.running = False  # the reference batch is on its way through the network
-        self.called = False  # what the network was called with is
+        self.forward = PerThread(_Forward)
 
     def forget(self) -> None:
         for layer in self.layers:
-            layer._now = None
+            layer._now.value = None
 
     def run(self, network: nn.Module) -> None:
         self.forget()
-        self.running = True
+        self.forward.value.running = True
         try:
             network(*[getattr(network, _BUFFER.format(i)) for i in range(self.arguments)])
         except BaseException:
             self.forget()
             raise
         finally:
-            self.running = False
+            self.forward.value.running = False
 
 
 def _before_forward(network: nn.Module, args: Any) -> None:
     reference = network.__dict__.get("_reference")
-    if reference is not None and not reference.running:
+    if reference is not None and not reference.forward.value.running:
         reference.run(network)
-        reference.called = True
+        reference.forward.value.called = True
 
 
 def _after_forward(network: nn.Module, args: Any, output: Any) -> None:
     reference = network.__dict__.get("_reference")
-    if reference is not None and not reference.running:
-        reference.called = False
+    if reference is not None and not reference.forward.value.running:
+        reference.forward.value.called = False
         reference.forget()
 
 
@@ -261,7 +271,7 @@ def _before_state_dict(network: nn.Module, prefix: str, keep_vars: bool) -> None
 def _refresh(network: nn.Module) -> None:
     """The layers' buffers become the statistics of the weights of now, in evaluation."""
     reference = network.__dict__.get("_reference")
-    if reference is None or reference.running or reference.called:
+    if reference is None or reference.forward.value.running or reference.forward.value.called:
         return
     training = [module for module in network.modules() if module.training]
     network.eval()
@@ -371,7 +381,7 @@ def freeze_reference_batch(network: nn.Module) -> nn.Module:
 
 def _remove(network: nn.Module) -> None:
     for layer in network._reference.layers:
-        layer._network = layer._now = None
+        layer._network = layer._now.value = None
     for i in range(network._reference.arguments):
         delattr(network, _BUFFER.format(i))
     network._reference = None

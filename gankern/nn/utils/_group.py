@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrizations as torch_parametrizations
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
 
+from gankern.core.threads import PerThread
 from gankern.core.torch_internals import transformed
 from gankern.nn.utils import _requests, parametrizations
 from gankern.nn.utils._requests import Prepared, Request
@@ -38,9 +39,9 @@ class SpectralNormGroup:
         self.root = root
         self.members = members
         for _, normalizer in members:
-            normalizer._prepared = []
-        # What a layer that the running forward does not reach is given back: (its state, copies of it).
-        self.before: list[tuple[list[Tensor], list[Tensor]]] = []
+            normalizer._prepared = PerThread(list)
+        # What a layer that the thread's running forward does not reach is given back: (its state, copies of it).
+        self.before = PerThread(list)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -49,7 +50,7 @@ class SpectralNormGroup:
         # A data-parallel replica shares this hook but not the layers: it goes layer by layer. So does a forward
         # within parametrize.cached(), where the weights of the first one are kept, one within itself, and one that is
         # traced, exported or under torch.func, where each layer is plain PyTorch.
-        if root is not self.root or parametrize._cache_enabled or self.before or transformed():
+        if root is not self.root or parametrize._cache_enabled or self.before.value or transformed():
             return
         requests = self._requests()
         states = [[t for t in (r.u, r.v, r.sigma) if t is not None] for r in requests]
@@ -58,9 +59,9 @@ class SpectralNormGroup:
             return
         with torch.no_grad():
             copies = iter(torch._foreach_mul(flat, 1))
-        self.before = [(state, [next(copies) for _ in state]) for state in states]
+        self.before.value = [(state, [next(copies) for _ in state]) for state in states]
         for (_, normalizer), weight in zip(self.members, _requests.normalize(requests)):
-            normalizer._prepared.append(weight)
+            normalizer._prepared.value.append(weight)
 
     def _requests(self) -> list[Request]:
         requests, members = [], []
@@ -78,11 +79,11 @@ class SpectralNormGroup:
         if root is not self.root:
             return
         with torch.no_grad():
-            for (_, normalizer), (state, copies) in zip(self.members, self.before):
-                if normalizer._prepared:
-                    normalizer._prepared.clear()
+            for (_, normalizer), (state, copies) in zip(self.members, self.before.value):
+                if normalizer._prepared is not None and normalizer._prepared.value:
+                    normalizer._prepared.value.clear()
                     torch._foreach_copy_(state, copies)
-        self.before = []
+        self.before.value = []
 
 
 def group_spectral_norm(module: nn.Module) -> nn.Module:

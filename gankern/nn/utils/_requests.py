@@ -11,6 +11,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
 
 import gankern.functional as GF
 from gankern.core.dispatch import FLOATING, short
+from gankern.core.threads import PerThread
 
 
 class Rules(NamedTuple):
@@ -64,12 +65,12 @@ class Prepared:
     weight from a second iteration, with a group as without.
     """
 
-    # Set by a group: a list, empty or with one weight. (A list, because setting a tensor on a Module is slow.)
-    _prepared: list[Tensor] | None = None
+    # Set by a group: for each thread a list, empty or with one weight.
+    _prepared: PerThread | None = None
     takes_layer = True  # what request() is given: the layer, or its weight
 
     def _take(self) -> Tensor | None:
-        return self._prepared.pop() if self._prepared else None
+        return self._prepared.value.pop() if self._prepared is not None and self._prepared.value else None
 
 
 def default_dim(module: nn.Module) -> int:

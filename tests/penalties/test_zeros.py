@@ -1,0 +1,292 @@
+"""A parameter has a gradient of a penalty, one of zeros, or none, exactly where it has with torch's double backward."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import gankern
+import gankern.functional as GF
+import gankern.nn as gnn
+from gankern import penalties
+
+
+def conv(channels_in=3, channels_out=4, kernel=3, stride=1, padding=1):
+    return nn.Conv2d(channels_in, channels_out, kernel, stride, padding)
+
+
+class Projection(nn.Module):
+    """Two heads, one of them unused, frozen weights, an embedding that the gradient depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = conv(), conv(4, 4, stride=2)
+        self.head, self.embedding = nn.Linear(4, 1), nn.Embedding(5, 4)
+        self.unused, self.classes = nn.Linear(2, 2), nn.Linear(4, 3)
+        self.classes.weight.requires_grad_(False)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        h = torch.relu(self.second(h) + h[:, :, ::2, ::2]).sum((2, 3))
+        self.classes(h)
+        labels = torch.arange(len(x)) % 5
+        return self.head(h) + (self.embedding(labels) * h).sum(1, keepdim=True)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = conv(), nn.Linear(4, 1)
+        self.query, self.key, self.value = conv(4, 2, 1, 1, 0), conv(4, 2, 1, 1, 0), conv(4, 4, 1, 1, 0)
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        query, key, value = (f(h).flatten(2) for f in (self.query, self.key, self.value))
+        weights = (query.transpose(1, 2) @ key).softmax(-1)
+        attended = (value @ weights.transpose(1, 2)).view_as(h)
+        return self.head((self.gain * attended + h).mean((2, 3)))
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = conv(3, 3), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.layer(torch.relu(self.layer(x)))).mean((2, 3)))
+
+
+class EndsInReLU(nn.Module):
+    """The first operator of the backward takes a constant gradient: its result depends on the input by zeros alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.Linear(4, 1))
+
+    def forward(self, x):
+        return torch.relu(self.layers(x) + 3)
+
+
+def flat(*layers):
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+def mlp(*activations):
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 8), activations[0], nn.Linear(8, 8), activations[1], nn.Linear(8, 1)
+    )
+
+
+CRITICS = {
+    "mlp": lambda: mlp(nn.LeakyReLU(0.2), nn.ReLU()),
+    "mlp, tanh below relu": lambda: mlp(nn.Tanh(), nn.ReLU()),
+    "mlp, relu below tanh": lambda: mlp(nn.ReLU(), nn.Tanh()),
+    "linear": lambda: mlp(nn.Identity(), nn.Identity()),
+    "convolutions": lambda: flat(conv(), nn.LeakyReLU(0.2), conv(4, 4, 4, 2), nn.LeakyReLU(0.2), conv(4, 1, 4, 1, 0)),
+    "convolutions alone": lambda: flat(conv(), conv(4, 1, 8, 1, 0)),
+    "pooling": lambda: flat(conv(), nn.AvgPool2d(2), nn.MaxPool2d(2), conv(4, 1, 2, 1, 0)),
+    "padding": lambda: flat(nn.ReflectionPad2d(1), conv(3, 4, 3, 1, 0), nn.ReplicationPad2d(1), conv(4, 1, 10, 1, 0)),
+    "upsampling": lambda: flat(conv(), nn.Upsample(scale_factor=2), conv(4, 1, 16, 1, 0)),
+    "transposed": lambda: flat(nn.ConvTranspose2d(3, 4, 4, 2, 1), nn.ReLU6(), conv(4, 1, 16, 1, 0)),
+    "one dimension": lambda: flat(nn.Flatten(2), nn.Conv1d(3, 4, 3), nn.ReLU(), nn.AvgPool1d(2), nn.Conv1d(4, 1, 31)),
+    "batch norm, training": lambda: flat(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 1, 8, 1, 0)),
+    "batch norm, evaluation": lambda: flat(
+        conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 4), nn.BatchNorm2d(4), conv(4, 1, 8, 1, 0)
+    ).eval(),
+    "instance norm": lambda: flat(
+        conv(), nn.InstanceNorm2d(4, affine=True), nn.ReLU(), conv(4, 4), nn.InstanceNorm2d(4, affine=True),
+        conv(4, 1, 8, 1, 0),
+    ),
+    "layer norm": lambda: flat(conv(), nn.LayerNorm([4, 8, 8]), nn.ReLU(), conv(4, 1, 8, 1, 0)),
+    "group norm": lambda: flat(conv(), nn.GroupNorm(2, 4), nn.LeakyReLU(), conv(4, 1, 8, 1, 0)),
+    "spectral norm": lambda: flat(
+        nn.utils.parametrizations.spectral_norm(conv()), nn.ReLU(), nn.utils.spectral_norm(conv(4, 1, 8, 1, 0))
+    ),
+    "prelu": lambda: flat(conv(), nn.PReLU(), conv(4, 1, 8, 1, 0)),
+    "sigmoid at the end": lambda: flat(conv(), nn.ReLU(), conv(4, 1, 8, 1, 0), nn.Sigmoid()),
+    "relu at the end": EndsInReLU,
+    "projection": Projection,
+    "attention": Attention,
+    "shared weights": Shared,
+}  # fmt: skip
+X = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def build(name):
+    torch.manual_seed(0)
+    return CRITICS[name]().double()
+
+
+def by_hand(critic, norm=lambda g: g.square().flatten(1).sum(1).mean()):
+    x = X.clone().requires_grad_()
+    (g,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    return norm(g)
+
+
+def two_sided(g):
+    return (g.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def gradients(penalty, critic):
+    parameters = [p for p in critic.parameters() if p.requires_grad]
+    penalty.backward()
+    return [p.grad for p in parameters]
+
+
+def equal(ours, theirs):
+    assert [g is None for g in ours] == [g is None for g in theirs]
+    assert [g is not None and bool(g.any()) for g in ours] == [g is not None and bool(g.any()) for g in theirs]
+    for a, b in zip(ours, theirs):
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_penalties(name):
+    for method in ("auto", "double_backward"):
+        critic, twin = build(name), build(name)
+        ours = gradients(penalties.r1_penalty(critic, X, weight=2.0, method=method), critic)
+        equal(ours, gradients(by_hand(twin), twin))
+
+
+@pytest.mark.parametrize("norm", [None, two_sided])
+@pytest.mark.parametrize("way", ["fast_double_backward", "accelerate"])
+@pytest.mark.parametrize("name", CRITICS)
+def test_handwritten(name, way, norm):
+    arguments = () if norm is None else (norm,)
+
+    def penalty(critic):
+        if way == "accelerate":
+            gankern.accelerate(critic)
+        return by_hand(critic, *arguments)
+
+    with gankern.fast_double_backward() if way == "fast_double_backward" else torch.enable_grad():
+        critic, twin = build(name), build(name)
+        ours = gradients(penalty(critic), critic)
+        # autograd.grad raises where torch's does, and nowhere else.
+        critic = build(name)
+        used = [p for p, g in zip((p for p in critic.parameters() if p.requires_grad), ours) if g is not None]
+        unused = [p for p, g in zip((p for p in critic.parameters() if p.requires_grad), ours) if g is None]
+        value = penalty(critic)
+        torch.autograd.grad(value, used, retain_graph=True)
+        for p in unused:
+            with pytest.raises(RuntimeError, match="not have been used|not been used"):
+                torch.autograd.grad(value, p, retain_graph=True)
+    equal(ours, gradients(by_hand(twin, *arguments), twin))
+
+
+GNN = {
+    "convolutions": lambda i: flat(
+        *(m(3, 8, 3, padding=1) for m in [nn.Conv2d if i else gnn.Conv2d]), nn.LeakyReLU(0.2), conv(8, 1, 8, 1, 0)
+    ),
+    "batch norm, evaluation": lambda i: flat(
+        conv(), gnn.BatchNormAct2d(4, negative_slope=0.2, implementation=i), conv(4, 4),
+        gnn.BatchNormAct2d(4, activation=None, implementation=i), conv(4, 1, 8, 1, 0),
+    ).eval(),
+    "batch norm, training": lambda i: flat(
+        conv(), gnn.BatchNormAct2d(4, negative_slope=0.2, implementation=i), conv(4, 1, 8, 1, 0)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GNN)
+def test_layers(name):
+    torch.manual_seed(0)
+    critic = GNN[name](None).double()
+    twin = GNN[name]("reference").double()
+    twin.load_state_dict(critic.state_dict())
+    equal(gradients(by_hand(critic), critic), gradients(by_hand(twin), twin))
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu", "leaky_relu", "tanh", "silu"])
+@pytest.mark.parametrize("clamp", [None, 0.5])
+def test_bias_act(activation, clamp):
+    def run(implementation):
+        weight = X[0].mean((1, 2)).clone().requires_grad_()
+        bias = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        x = X.clone().requires_grad_()
+        y = GF.bias_act(
+            x * weight.view(3, 1, 1), bias, activation=activation, clamp=clamp, implementation=implementation
+        )
+        (g,) = torch.autograd.grad((y * X).sum(), x, create_graph=True)
+        g.square().sum().backward()
+        return [weight.grad, bias.grad, x.grad]
+
+    equal(run(None), run("reference"))
+
+
+def test_zeros_of_one_of_two_gradients():
+    """A penalty on one of two gradients: zeros go where its own graph goes."""
+
+    def run(fast):
+        torch.manual_seed(0)
+        a, b, last = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 1)
+        x, y = torch.randn(2, 5, 3, requires_grad=True).unbind(0)
+        with gankern.fast_double_backward() if fast else torch.enable_grad():
+            out = last(torch.relu(a(x)) + torch.relu(b(y)))
+            g, h = torch.autograd.grad(out.sum(), [x, y], create_graph=True)
+            found = []
+            for one in (g, h):
+                one.square().sum().backward(retain_graph=True)
+                found += [None if p.grad is None else p.grad.clone() for m in (a, b, last) for p in m.parameters()]
+                for m in (a, b, last):
+                    m.zero_grad()
+        return found
+
+    equal(run(True), run(False))
+
+
+def test_no_convolution_of_zeros():
+    """What makes the zeros costs no pass: the second backward has as many convolutions as without them."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Zeros(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "convolution" in func.name():
+                Zeros.seen += any(isinstance(x, torch.Tensor) and x.numel() and not x.any() for x in args[:2])
+            return func(*args, **(kwargs or {}))
+
+    critic = build("convolutions")
+    with gankern.fast_double_backward(), Zeros():
+        by_hand(critic).backward()
+    assert Zeros.seen == 0
+    assert not critic[0].bias.grad.any()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_lazy_r1_trains_as_torch(optimizer):
+    def train(penalty):
+        critic = build("convolutions")
+        made = {
+            "adam": lambda: torch.optim.Adam(critic.parameters(), 1e-3, (0.5, 0.99)),
+            "sgd": lambda: torch.optim.SGD(critic.parameters(), 1e-2, momentum=0.9, weight_decay=0.1),
+        }[optimizer]()
+        for step in range(6):
+            made.zero_grad()
+            (penalty(critic) if step % 2 else critic(X).square().mean()).backward()
+            made.step()
+        return torch.cat([p.detach().flatten() for p in critic.parameters()])
+
+    expected = train(by_hand)
+    for method in ("auto", "double_backward"):
+        ours = train(lambda critic, m=method: penalties.r1_penalty(critic, X, weight=2.0, method=m))
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_nothing_is_kept():
+    """After a penalty neither the critic nor its graph is held by what made the zeros."""
+    import gc
+    import weakref
+
+    critic = build("convolutions")
+    with gankern.fast_double_backward():
+        by_hand(copy.deepcopy(critic)).backward()
+        by_hand(critic).backward()
+    gone = weakref.ref(critic[0].bias)
+    del critic
+    gc.collect()
+    assert gone() is None
