@@ -36,6 +36,8 @@ class Replaced(functools.partial):
     """What stands in place of a method of one module: a function of the module (and further constants). It goes with
     the module into copies and pickles."""
 
+    keeps_results = True  # those of the class's method: for gankern.nn.coupling
+
 
 # ---- convolutions -------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from gankern.core.arguments import tensor, whole
 from gankern.core.names import look_up
 from gankern.models.gan import GAN
 from gankern.models.layers import CONDITIONAL, Layers
+from gankern.nn.coupling import apart
 
 CONDITIONINGS = {"projection": "projection", "concatenation": "concatenation"}
 NORMS = {"batch": lambda layers: layers.batch_norm_act, "virtual": lambda layers: layers.virtual_batch_norm_act}
@@ -29,6 +30,7 @@ def apply_norm_act(layer: nn.Module, x: Tensor, labels: Tensor | None) -> Tensor
     return layer(x, labels) if isinstance(layer, CONDITIONAL) else layer(x)
 
 
+@apart
 class Head(nn.Module):
     """Features [N, F] → logits [N]: a linear layer, and what papers put before and beside it.
 

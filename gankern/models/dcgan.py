@@ -17,6 +17,7 @@ from gankern.models._sizes import check_positive, check_size
 from gankern.models.conditional import NORMS, Conditioning, GeneratorNorms, Head, apply_norm_act, generator_norms
 from gankern.models.gan import GAN
 from gankern.models.layers import Layers
+from gankern.nn.coupling import apart
 
 # Channels double at each halving of the image, up to this multiple of the width (512 at the default width of
 # 64).
@@ -55,6 +56,7 @@ class DCGANGenerator(nn.Module):
         return x.tanh()
 
 
+@apart
 class DCGANDiscriminator(nn.Module):
     """[N, channels, size, size] → logits [N], by 4×4 stride-2 convolutions with LeakyReLU 0.2 between them.
 

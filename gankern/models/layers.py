@@ -23,6 +23,7 @@ import gankern.functional as GF
 import gankern.nn as gnn
 import gankern.nn.utils.parametrizations
 from gankern.core.names import look_up
+from gankern.nn.coupling import apart
 from gankern.nn.utils import group_spectral_norm
 
 PIXEL_NORM_EPS = 1e-8
@@ -41,6 +42,7 @@ class MinibatchDiscrimination(gnn.MinibatchDiscrimination):
         return torch.cat([x, similarity], 1)
 
 
+@apart
 class UpsampleConv2d(nn.Conv2d):
     """Nearest-neighbour upsampling by 2, then the convolution."""
 
@@ -51,6 +53,7 @@ class UpsampleConv2d(nn.Conv2d):
         return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
+@apart
 class ConvDownsample2d(nn.Conv2d):
     """The convolution, then the mean of each 2×2 pixels."""
 
@@ -61,6 +64,7 @@ class ConvDownsample2d(nn.Conv2d):
         return F.avg_pool2d(super().forward(x), 2)
 
 
+@apart
 class BatchNormAct2d(nn.BatchNorm2d):
     """Batch norm, then a leaky ReLU; ReLU at slope 0."""
 
@@ -72,6 +76,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return F.leaky_relu(super().forward(x), self.negative_slope, inplace=True)
 
 
+@apart
 class BatchNormAct1d(nn.BatchNorm1d):
     """Batch norm of features [N, C], then a leaky ReLU; ReLU at slope 0."""
 
@@ -106,6 +111,7 @@ class ConditionalBatchNormAct2d(nn.BatchNorm2d):
         return F.relu(x * scale + shift, inplace=True)
 
 
+@apart
 class EqualizedLinear(nn.Linear):
     """Weights ~ N(0, 1), multiplied by gain/√fan_in at run time."""
 
@@ -118,6 +124,7 @@ class EqualizedLinear(nn.Linear):
         return F.linear(x, self.weight * self.scale, self.bias)
 
 
+@apart
 class EqualizedConv2d(nn.Conv2d):
     """Weights ~ N(0, 1), multiplied by gain/√fan_in at run time."""
 
@@ -136,6 +143,7 @@ def _standard_normal(layer: nn.Module) -> None:
         nn.init.zeros_(layer.bias)
 
 
+@apart
 class PixelNorm(nn.Module):
     """x / √(mean over the channels of x² + 1e-8)."""
 
@@ -147,6 +155,7 @@ def pixel_norm(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(1, keepdim=True) + PIXEL_NORM_EPS)
 
 
+@apart
 class PixelNormDense(nn.Module):
     """ProGAN's first layer: [N, in_features] → [N, channels, 4, 4] → bias → leaky ReLU 0.2 → pixel norm.
 
@@ -167,6 +176,7 @@ class PixelNormDense(nn.Module):
         return pixel_norm(F.leaky_relu(x + self.bias[:, None, None], 0.2, inplace=True))
 
 
+@apart
 class PixelNormConv(nn.Module):
     """ProGAN's generator layer: [nearest ×2 →] equalised 3×3 → bias → leaky ReLU 0.2 → pixel norm."""
 
@@ -232,10 +242,12 @@ class _FusedTail:
         return GF.bias_act_pixel_norm(x, self.bias, activation="leaky_relu", negative_slope=0.2)
 
 
+@apart
 class FusedPixelNormDense(_FusedTail, PixelNormDense):
     pass
 
 
+@apart
 class FusedPixelNormConv(_FusedTail, PixelNormConv):
     def forward(self, x: Tensor) -> Tensor:
         if self.upsample:

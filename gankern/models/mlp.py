@@ -9,10 +9,12 @@ from gankern.models._sizes import check_positive
 from gankern.models.conditional import Conditioning, Head
 from gankern.models.gan import GAN
 from gankern.models.layers import Layers
+from gankern.nn.coupling import apart
 
 PIECES = 5
 
 
+@apart
 class Maxout(nn.Module):
     """The largest of ``PIECES`` linear functions, for each feature (Goodfellow 2013, arXiv 1302.4389)."""
 
@@ -47,6 +49,7 @@ class MLPGenerator(nn.Module):
         return self.main(latents).sigmoid().mul(2.0).sub(1.0).view(-1, *self.shape)
 
 
+@apart
 class MLPDiscriminator(nn.Module):
     """[N, C, H, W] → two maxout layers, each after dropout → logits [N]."""
 

@@ -15,6 +15,7 @@ from gankern.models import layers as layer_tables
 from gankern.models._sizes import check_positive, check_size
 from gankern.models.gan import GAN
 from gankern.models.layers import Layers
+from gankern.nn.coupling import apart
 
 LARGEST = 1024
 
@@ -99,6 +100,7 @@ class ProGANGenerator(_Growing):
         return torch.lerp(coarse, images, self.alpha)
 
 
+@apart
 class ProGANDiscriminator(_Growing):
     """[N, channels, R, R] at the present resolution R → ... → 4×4 → minibatch standard deviation → logits [N]."""
 

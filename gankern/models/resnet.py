@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gankern.models.conditional import GeneratorNorms, Head, apply_norm_act
 from gankern.models.layers import Layers
+from gankern.nn.coupling import apart
 
 
 class GeneratorBlock(nn.Module):
@@ -35,6 +36,7 @@ class GeneratorBlock(nn.Module):
         return y + F.interpolate(self.shortcut(x), scale_factor=2, mode="nearest")
 
 
+@apart
 class DiscriminatorBlock(nn.Module):
     """ReLU → 3×3 → ReLU → 3×3 [→ 2×2 means], plus the input [→ 2×2 means → 1×1].
 
@@ -83,6 +85,7 @@ class ResNetGenerator(nn.Module):
         return self.conv(self.norm_act(x)).tanh()
 
 
+@apart
 class ResNetDiscriminator(nn.Module):
     """[N, channels, size, size] → a block for each pair of ``maps`` → ReLU → mean or sum over space → logits [N].
 

@@ -13,6 +13,7 @@ from gankern.models.conditional import Conditioning, generator_norms
 from gankern.models.gan import GAN
 from gankern.models.layers import Layers
 from gankern.models.resnet import ResNetDiscriminator, ResNetGenerator
+from gankern.nn.coupling import apart
 
 
 def wgan_gp(
@@ -60,6 +61,7 @@ def wgan_gp(
     return labels.wrap(GAN(generator, critic, latent))
 
 
+@apart
 class MLP(nn.Module):
     """[N, inputs] → three hidden layers of ``width`` with ReLU → [N, outputs], or [N] where there is one output."""
 

@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from gankern.core import autograd
 from gankern.core.dispatch import short
-from gankern.nn.modules.batch_norm_act import BatchNormAct
+from gankern.nn.coupling import is_training_batch_norm
 from gankern.ops.gradient_penalty import penalty_and_direction
 from gankern.penalties import _double_backward
 from gankern.tangent import method as tangent
@@ -233,7 +233,10 @@ class _Outputs:
             raise ValueError(
                 f"{self.name}: the critic must give one number a sample, [{self.samples}] or [{self.samples}, 1]; "
                 f"it gave {short(out.dtype)} of shape {tuple(out.shape)}. A critic of patches needs a "
-                f"select= that takes their mean or sum a sample: select=lambda out: out.flatten(1).mean(1)"
+                f"select= that takes their mean or sum a sample: select=lambda out: out.flatten(1).mean(1). To a "
+                f"critic that packs several images into one sample pass them packed, [N / m, m C, H, W]. For one whose "
+                f"batch is not the first dimension pass samples with the batch first, and a critic that turns them: "
+                f"lambda x: critic(x.transpose(0, 1))"
             )
         return out
 
@@ -335,12 +338,6 @@ def _rows(gradients: list[Tensor], dims: tuple[int, ...] | None) -> tuple[Tensor
 # ---- batch norm --------------------------------------------------------------------------------------------
 
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-def is_training_batch_norm(module: nn.Module) -> bool:
-    """Whether a module normalises by the statistics of the batch that it is given: torch's and this library's."""
-    normalises = isinstance(module, (nn.modules.batchnorm._BatchNorm, BatchNormAct))
-    return normalises and (module.training or module.running_mean is None)
 
 
 def _warn_of_batch_norm(name: str, critic: Any) -> None:

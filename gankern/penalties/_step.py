@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import gankern.nn as gnn
-from gankern.penalties._common import Select, _Outputs, is_training_batch_norm, pairs_of
+from gankern.nn import coupling
+from gankern.penalties._common import Select, _Outputs, pairs_of
 from gankern.penalties._functions import Critic, Samples, dragan, drift, gradient_penalty, r1_penalty, r2_penalty
 from gankern.tangent.convolutions import fast_convolutions
-
-# Layers whose result for one sample depends on its batch, beside batch norm in training mode.
-_COUPLED = ("MinibatchStddev", "MinibatchStdDev", "MinibatchDiscrimination")
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,16 @@ def critic_step(
     joint: bool | None = None,
     critic_args: Sequence[Any] = (),
     critic_kwargs: Mapping[str, Any] | None = None,
+    fake_args: Sequence[Any] | None = None,
+    fake_kwargs: Mapping[str, Any] | None = None,
     select: Select = None,
 ) -> CriticStep:
     """What one step of a critic minimises: the loss on real and generated samples, a gradient penalty, and drift.
 
-    D(real) and D(fake) are one pass over both batches together, where nothing in the critic couples the samples of a
-    batch; the penalty is computed before that graph is made, so both are never in memory together. On the CPU torch's
-    convolutions run as :func:`gankern.functional.conv2d` in all passes, whatever layers the critic has.
+    D(real) and D(fake) are one pass over both batches together, where it is known that nothing in the critic couples
+    the samples of a batch (:mod:`gankern.nn.coupling`), else two. The penalty is computed before that graph is made, so
+    both are never in memory together. On the CPU torch's convolutions run as :func:`gankern.functional.conv2d` in all
+    passes, whatever layers the critic has.
 
     Args:
         critic: as :func:`gradient_penalty` takes it.
@@ -64,11 +65,16 @@ def critic_step(
             of this package, such as ``GradientPenalty(weight=0.1)``; an :class:`R1Penalty`, :class:`R2Penalty` or
             :class:`Dragan` is given the samples that it takes. None for none.
         drift_weight: weight of :func:`drift`.
-        joint: whether D(real) and D(fake) share a batch. None decides: not where the critic has batch norm in training
-            mode or minibatch discrimination, and not with critic_args or critic_kwargs, which belong to one batch. The
-            batches are interleaved so that a group of :class:`gankern.nn.MinibatchStdDev` is all real or all generated,
-            where its size divides the batch. With spectral norm a shared batch means one power iteration, not two.
+        joint: whether D(real) and D(fake) share a batch. None decides: only where every module of the critic is one
+            of torch's, of this library's or of its models that keeps samples apart, without hooks, and not with
+            conditions, which belong to one batch. For modules of your own say True, or decorate their classes with
+            :func:`gankern.nn.coupling.apart`. The batches are interleaved so that a group of
+            :class:`gankern.nn.MinibatchStdDev` is all real or all generated, where its size divides the batch. With
+            spectral norm a shared batch means one power iteration, not two.
         critic_args, critic_kwargs, select: as for :func:`gradient_penalty`.
+        fake_args, fake_kwargs: the conditions of the generated samples, where they are others than those of the real
+            ones, which then are critic_args and critic_kwargs. A penalty at generated samples (R2) has these, any other
+            has the real ones.
 
     Returns:
         :class:`CriticStep`.
@@ -82,25 +88,40 @@ def critic_step(
     fakes = tuple(f.detach() for f in fakes)
     critic_kwargs = dict(critic_kwargs or {})
     samples = reals[0].shape[0]
-    options = dict(critic_args=critic_args, critic_kwargs=critic_kwargs, select=select)
+    of_real = tuple(critic_args), critic_kwargs
+    of_fake = (
+        of_real[0] if fake_args is None else tuple(fake_args),
+        critic_kwargs if fake_kwargs is None else dict(fake_kwargs),
+    )
+    others = fake_args is not None or fake_kwargs is not None
+    if joint and others:
+        raise ValueError(
+            f"{name}: joint=True with fake_args or fake_kwargs; a shared batch has one set of conditions, so leave "
+            f"joint out"
+        )
     penalized = None
     if penalty is not None:
-        penalized = penalty(critic, *_taken_by(penalty, reals, fakes), **options)
+        at = _taken_by(penalty, reals, fakes)
+        args, kwargs = of_fake if at[0] is fakes else of_real
+        penalized = penalty(critic, *at, critic_args=args, critic_kwargs=kwargs, select=select)
 
-    def outputs(*xs: Tensor) -> Tensor:
+    def outputs(conditions: tuple, *xs: Tensor) -> Tensor:
+        args, kwargs = conditions
         with fast_convolutions(critic, xs[0]):
-            return _Outputs(name, select, xs[0].shape[0])(critic(*xs, *critic_args, **critic_kwargs))
+            return _Outputs(name, select, xs[0].shape[0])(critic(*xs, *args, **kwargs))
 
-    parts = _parts(critic, samples)
+    parts = _parts(critic, samples, reals[0].ndim)
     if joint is None:
-        joint = not critic_args and not critic_kwargs and parts is not None
+        joint = not any((*of_real, *of_fake)) and parts is not None
     if joint and samples:
         # In as many parts as keep the groups of a minibatch stddev apart: real, fake, real, fake, ...
         chunks = [zip(real.chunk(parts or 1), fake.chunk(parts or 1)) for real, fake in zip(reals, fakes)]
-        both = outputs(*(torch.cat([x for pair in pairs for x in pair]) for pairs in chunks)).chunk(2 * (parts or 1))
+        both = outputs(of_real, *(torch.cat([x for pair in pairs for x in pair]) for pairs in chunks)).chunk(
+            2 * (parts or 1)
+        )
         real_output, fake_output = torch.cat(both[::2]), torch.cat(both[1::2])
     else:
-        real_output, fake_output = outputs(*reals), outputs(*fakes)
+        real_output, fake_output = outputs(of_real, *reals), outputs(of_fake, *fakes)
     adversarial = loss(real_output, fake_output)
     total, nothing = adversarial, adversarial.new_zeros(())
     penalized = nothing if penalized is None else penalized
@@ -120,17 +141,13 @@ def _taken_by(penalty: Any, reals: Sequence[Tensor], fakes: Sequence[Tensor]) ->
     return (reals,) if function in (r1_penalty, dragan) else (reals, fakes)
 
 
-def _parts(critic: Any, samples: int) -> int | None:
+def _parts(critic: Any, samples: int, dimensions: int) -> int | None:
     """Into how many parts real and generated samples are cut to alternate in a shared batch, which then gives what two
-    batches give; None where nothing does."""
-    if not isinstance(critic, nn.Module):
-        return None  # nobody knows
-    groups = set()
-    for module in critic.modules():
-        if isinstance(module, gnn.MinibatchStdDev):
-            groups.add((module.group_size, module.layout))
-        elif is_training_batch_norm(module) or type(module).__name__ in _COUPLED:
-            return None
+    batches give; None where that is not known."""
+    if coupling.doubt(critic, samples, dimensions, but=(gnn.MinibatchStdDev,)) is not None:
+        return None
+    modules = coupling.unwrapped(critic).modules()
+    groups = {(m.group_size, m.layout) for m in modules if isinstance(m, gnn.MinibatchStdDev)}
     if not groups:
         return 1
     ((size, layout), *others) = groups

@@ -1,0 +1,179 @@
+"""Whether the samples of a batch stay apart in a network: whether each result is a function of its own sample alone.
+
+It is known of a network whose every module is of a type whose code is known (torch's layers, this library's, its
+models, and what says so by :func:`apart`), runs that code, and has no hooks that could do more. Of anything else it is
+not known. No name of a class is read, and nothing is tried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm as TorchSpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+import gankern.nn as gnn
+from gankern.nn.modules import virtual_batch_norm
+from gankern.nn.modules.batch_norm_act import BatchNormAct
+from gankern.nn.utils._group import SpectralNormGroup
+from gankern.nn.utils._spectral_norm import SpectralNorm
+
+Class = TypeVar("Class", bound=type)
+_APART: dict[type, Callable] = {}  # the types, with the forward that is known
+
+
+def apart(cls: Class) -> Class:
+    """Says of a module's class, as a decorator, that its own ``forward`` keeps the samples of a batch (dimension 0)
+    apart, where the modules in it do. Subclasses are asked anew.
+
+    >>> @apart
+    ... class Residual(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = nn.Linear(2, 2)
+    ...
+    ...     def forward(self, x):
+    ...         return x + self.layer(x)
+    >>> doubt(Residual(), 4, 2) is None
+    True
+    """
+    _APART[cls] = cls.forward
+    return cls
+
+
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(gnn.Conv2d, gnn.ConvTranspose2d, gnn.ConvDownsample2d, gnn.UpsampleConv2d, gnn.EqualizedConv2d),
+    gnn.SubpixelConv2d,
+)
+_POINTWISE = (
+    *(nn.Identity, nn.Linear, nn.Embedding, nn.PReLU, nn.RReLU, nn.Threshold, gnn.EqualizedLinear),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
+    *(nn.Hardsigmoid, nn.Hardtanh, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Softsign, nn.Softplus),
+    *(nn.Sigmoid, nn.LogSigmoid, nn.Tanh, gnn.ReLU, gnn.LeakyReLU, gnn.BiasAct, gnn.BiasActPixelNorm),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+_SPATIAL = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.LPPool1d, nn.LPPool2d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
+    *(nn.AdaptiveMaxPool3d, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.PixelShuffle),
+    *(nn.PixelUnshuffle, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d),
+    *(nn.ReplicationPad2d, nn.ReplicationPad3d, nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+    *(gnn.Blur2d, gnn.FIRDownsample2d, gnn.FIRUpsample2d),
+)
+_NORMS = (
+    *(nn.GroupNorm, nn.LocalResponseNorm, nn.Softmax2d, gnn.PixelNorm),
+    *(gnn.VirtualBatchNorm1d, gnn.VirtualBatchNorm2d, gnn.VirtualBatchNorm3d),  # by the reference batch, and its own
+)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_BATCH_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, gnn.BatchNorm2d, gnn.BatchNormAct1d, gnn.BatchNormAct2d),
+    *(gnn.BatchNormAct3d, gnn.ConditionalBatchNorm2d),
+)
+_WITH_DIMENSION = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.Unflatten)
+for _cls in (
+    *_CONVOLUTIONS, *_POINTWISE, *_SPATIAL, *_NORMS, *_CONTAINERS, *_INSTANCE_NORMS, *_BATCH_NORMS, *_WITH_DIMENSION,
+    nn.Flatten, nn.LayerNorm, nn.RMSNorm,
+):  # fmt: skip
+    apart(_cls)
+_COUPLED = (gnn.MinibatchDiscrimination, gnn.MinibatchStdDev)
+
+_HOOKS = (TorchSpectralNorm, SpectralNorm, WeightNorm)  # which see weights, and no samples
+
+
+def is_training_batch_norm(module: nn.Module) -> bool:
+    """Whether a module normalises by the statistics of the batch that it is given: torch's and this library's."""
+    normalises = isinstance(module, (nn.modules.batchnorm._BatchNorm, BatchNormAct))
+    return normalises and (module.training or module.running_mean is None)
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network itself, out of wrappers that call it with the batch that they are called with."""
+    while True:
+        if type(network) is nn.parallel.DistributedDataParallel:
+            network = network.module
+        elif isinstance(network, nn.Module) and "_orig_mod" in network._modules:  # torch.compile's
+            network = network._orig_mod
+        else:
+            return network
+
+
+def doubt(network: Any, samples: int, dimensions: int, but: tuple[type, ...] = ()) -> str | None:
+    """Why it is not known that the samples of a batch stay apart in the network; None where it is known.
+
+    Args:
+        network: a module; of a function nothing is known.
+        samples: N, of a batch [N, ...].
+        dimensions: how many the network's input has.
+        but: types of modules that the caller answers for.
+    """
+    if not isinstance(network, nn.Module):
+        return "it is not a module, and what a function does is not known"
+    everywhere = nn.modules.module
+    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks or everywhere._global_backward_hooks:
+        return "hooks of all modules are registered"
+    if dimensions < 2:
+        return "its input has one dimension"
+    for name, module in _modules(unwrapped(network), ""):
+        reason = None if type(module) in but and not _changed(module) else _doubt(module, samples, dimensions)
+        if reason is not None:
+            return f"{type(module).__name__}{f' {name!r}' if name else ''} {reason}"
+    return None
+
+
+def _modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """All modules but parametrizations, which see weights alone."""
+    yield name, module
+    for child_name, child in module.named_children():
+        if child_name != "parametrizations":
+            yield from _modules(child, f"{name}.{child_name}" if name else child_name)
+
+
+def _class(module: nn.Module) -> type:
+    cls = type(module)
+    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
+
+
+def _doubt(module: nn.Module, samples: int, dimensions: int) -> str | None:
+    cls = _class(module)
+    if cls in _COUPLED:
+        return "couples the samples of a batch"
+    if _APART.get(cls) is not cls.forward:
+        return "is of a type whose code is not known to keep samples apart"
+    if _changed(module):
+        return "has hooks, or methods of its own, that are not known to keep samples apart"
+    if is_training_batch_norm(module):
+        return "normalises by the batch"
+    if issubclass(cls, _INSTANCE_NORMS) and module.training and module.track_running_stats:
+        return "keeps statistics of each batch"
+    if issubclass(cls, nn.modules.conv._ConvNd) and dimensions != module.weight.ndim:
+        return "may be called without a batch dimension"
+    if issubclass(cls, (nn.LayerNorm, nn.RMSNorm)) and module.normalized_shape[0] == samples:
+        return "may normalise over the batch"
+    if issubclass(cls, nn.Flatten) and module.start_dim < 1:
+        return "flattens the batch, or may"
+    if issubclass(cls, _WITH_DIMENSION) and not (isinstance(module.dim, int) and module.dim > 0):
+        return "may work along the batch"
+    return None
+
+
+def _changed(module: nn.Module) -> bool:
+    """Whether a module may do more, or other things, than its class says."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    if module._backward_hooks or module._backward_pre_hooks or not all(map(_is_known, hooks)):
+        return True
+    cls = type(module)
+    return any(
+        callable(getattr(cls, name, None)) and not getattr(value, "keeps_results", False)
+        for name, value in vars(module).items()
+    )
+
+
+def _is_known(hook: Any) -> bool:
+    if type(getattr(hook, "__self__", None)) is SpectralNormGroup:
+        return True
+    return type(hook) in _HOOKS or hook in (virtual_batch_norm._before_forward, virtual_batch_norm._after_forward)
