@@ -111,7 +111,7 @@ class Primitive:
             if refusals.get(wish, "unknown") is not None:
                 raise self.refuse(wish, refusals)
             chosen = wish
-        _last[self.name] = chosen
+        _thread.last[self.name] = chosen
         return chosen
 
     def _decide(self, device: str, dtype: torch.dtype, wish: str) -> str:
