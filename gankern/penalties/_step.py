@@ -101,8 +101,8 @@ def critic_step(
         )
     penalized = None
     if penalty is not None:
+        args, kwargs = of_fake if getattr(penalty, "function", penalty) is r2_penalty else of_real
         at = _taken_by(penalty, reals, fakes)
-        args, kwargs = of_fake if at[0] is fakes else of_real
         penalized = penalty(critic, *at, critic_args=args, critic_kwargs=kwargs, select=select)
 
     def outputs(conditions: tuple, *xs: Tensor) -> Tensor:
