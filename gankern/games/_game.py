@@ -84,6 +84,13 @@ class Run:
         self.layers: Layers = layer_tables.get(layers)
         self.samples, self.condition, self.batches = samples, condition, batches
 
+    def held_out(self, share: float) -> tuple[Tensor, Tensor]:
+        """Which samples are trained on, and which are held out: the same in every run on these data."""
+        assert self.samples is not None
+        order = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(0))
+        number = round(share * len(order))
+        return order[number:], order[:number]
+
     def batch(self) -> tuple[Tensor, ...]:
         """The next real samples, (x,), or with their condition, (x, y): this process's part, on the device."""
         assert self.batches is not None  # a game without data is there to be looked at, and makes no move
@@ -137,6 +144,7 @@ class Game:
     needs: ClassVar[str | None] = None  # what the data must have beside the samples: see gankern.data.condition
     data: ClassVar[str] = "digits"  # what it is trained on where nothing is said
     preset: ClassVar[Mapping[str, Any]] = {}  # what differs from Config's defaults
+    held_out: ClassVar[float] = 0.0  # the share of the samples, a tensor, that is not trained on
     accumulates: ClassVar[bool] = False
     averaged: ClassVar[str | None] = None  # the network whose moving average is kept where config.ema is set
 

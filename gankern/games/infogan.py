@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from gankern import data, losses
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
-from gankern.games._networks import fully_connected
+from gankern.games._networks import fully_connected, small_generator
 from gankern.models.layers import Layers
 
 ROWS = 8  # of a picture
@@ -38,12 +38,7 @@ def small_networks(channels: int, size: int, latent: int, layers: Layers) -> dic
     """For images of 8x8: everything fully connected. Q is without its last layer."""
     pixels = channels * size * size
     return {
-        "generator": nn.Sequential(
-            *fully_connected((latent, 128, 128), layers, 0.0, norm=True),
-            layers.linear(128, pixels),
-            nn.Tanh(),
-            nn.Unflatten(1, (channels, size, size)),
-        ),
+        "generator": small_generator(latent, channels, size, layers),
         "trunk": nn.Sequential(nn.Flatten(), *fully_connected((pixels, 128, 128), layers, 0.2, norm=False)),
         "head": layers.linear(128, 1),
         "q": nn.Sequential(*fully_connected((128, 64), layers, 0.2, norm=False)),

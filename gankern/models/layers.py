@@ -88,6 +88,18 @@ class BatchNormAct1d(nn.BatchNorm1d):
         return F.leaky_relu(super().forward(x), self.negative_slope, inplace=True)
 
 
+class BiasAct(nn.Module):
+    """A bias for each channel, then an activation by its name in torch.nn.functional."""
+
+    def __init__(self, channels: int, activation: str):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.activation = getattr(F, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x + self.bias.view(-1, *(1 for _ in x.shape[2:])))
+
+
 class ConditionalBatchNormAct2d(nn.BatchNorm2d):
     """Batch norm whose scale and shift are looked up by label, then ReLU (Dumoulin 2017, arXiv 1610.07629)."""
 
@@ -279,6 +291,7 @@ class Layers:
     conv_downsample: Callable[..., nn.Module]
     relu: Callable[..., nn.Module]
     leaky_relu: Callable[..., nn.Module]
+    bias_act: Callable[..., nn.Module]
     batch_norm_act: Callable[..., nn.Module]
     batch_norm_act_1d: Callable[..., nn.Module]
     virtual_batch_norm_act: Callable[..., nn.Module]
@@ -303,6 +316,7 @@ TORCH = Layers(
     conv_downsample=ConvDownsample2d,
     relu=nn.ReLU,
     leaky_relu=nn.LeakyReLU,
+    bias_act=BiasAct,
     batch_norm_act=BatchNormAct2d,
     batch_norm_act_1d=BatchNormAct1d,
     # How the network's reference batch comes through the layers is not for every model to write again; the arithmetic
@@ -329,6 +343,7 @@ GANKERN = replace(
     conv_downsample=gnn.ConvDownsample2d,
     relu=gnn.ReLU,
     leaky_relu=gnn.LeakyReLU,
+    bias_act=gnn.BiasAct,
     batch_norm_act=batch_norm_act,
     batch_norm_act_1d=batch_norm_act_1d,
     conditional_batch_norm_act=partial(gnn.ConditionalBatchNorm2d, activation="relu"),

@@ -84,13 +84,17 @@ class Trainer:
         share = (self.processes.rank, self.processes.number)
         conditional = labels is not None and (config.conditioning is not None or kind.needs is not None)
         condition = labels.to(self.device) if conditional else None
+        run = Run(config, layers, self.device, share, samples, condition)
         if isinstance(samples, Points):
             self.batches: Any = EndlessPoints(samples, config.batch_size, config.seed, share)
         else:
+            if kind.held_out:
+                chosen, _ = run.held_out(kind.held_out)
+                samples, condition = samples[chosen], None if condition is None else condition[chosen]
             self.batches = EndlessBatches(
                 samples.to(self.device), config.batch_size, config.seed, labels=condition, share=share
             )
-        run = Run(config, layers, self.device, share, samples, condition, self.batches)
+        run.batches = self.batches
 
         self.random_state = torch.Generator().manual_seed(config.seed).get_state()
         with self._own_random_stream():

@@ -1,0 +1,155 @@
+"""A classifier that learns from unlabelled and generated images: K + 1 classes (Salimans 2016, arXiv 1606.03498, §5).
+
+The discriminator has K logits l; the logit of the class "generated" is 0, since a function of x that is taken from all
+logits changes nothing. With s = log(sum of exp(l)) it says D(x) = e^s / (e^s + 1), and minimises
+
+    E [s(x) - l_y(x)] of labelled images
+    + 1/2 E softplus(-s(x)) of unlabelled ones + 1/2 E softplus(s(G(z))).
+
+The generator matches features: |E f(x) - E f(G(z))|^2, f the last hidden layer before its noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gankern import losses
+from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
+from gankern.models.layers import Layers
+
+
+class NormedLinear(nn.Module):
+    """A linear layer whose rows of weights have length 1, or a trained length (Salimans & Kingma 2016, 1602.07868)."""
+
+    def __init__(self, in_features: int, out_features: int, trained_scale: bool):
+        super().__init__()
+        self.direction = nn.Parameter(0.1 * torch.randn(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        self.scale = nn.Parameter(torch.ones(out_features)) if trained_scale else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.normalize(self.direction)
+        return F.linear(x, weight if self.scale is None else weight * self.scale[:, None], self.bias)
+
+
+class Noise(nn.Module):
+    """Adds N(0, std^2) while training."""
+
+    def __init__(self, std: float):
+        super().__init__()
+        self.std = std
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Drawn on the CPU, so that a seed means the same run on every device.
+        return x + self.std * torch.randn(x.shape, dtype=x.dtype).to(x.device) if self.training else x
+
+
+class Classifier(nn.Module):
+    """[N, C, H, W] -> features [N, F] and logits [N, K]; noise before each layer."""
+
+    def __init__(self, sizes: tuple[int, ...], layers: Layers):
+        super().__init__()
+        hidden: list[nn.Module] = [nn.Flatten(), Noise(0.3)]
+        for inputs, outputs in pairwise(sizes[:-1]):
+            hidden += [NormedLinear(inputs, outputs, False), layers.relu(inplace=True), Noise(0.5)]
+        self.hidden, self.noise = nn.Sequential(*hidden[:-1]), hidden[-1]
+        self.last = NormedLinear(sizes[-2], sizes[-1], True)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.hidden(images)
+        return features, self.last(self.noise(features))
+
+
+def make_generator(sizes: tuple[int, ...], shape: tuple[int, ...], layers: Layers) -> nn.Sequential:
+    """U(0, 1) -> linear, batch norm without gain, softplus, ... -> images in [-1, 1]."""
+    modules: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes[:-1]):
+        modules.append(layers.linear(inputs, outputs, bias=False))
+        modules += [nn.BatchNorm1d(outputs, affine=False), layers.bias_act(outputs, "softplus")]
+    return nn.Sequential(*modules, NormedLinear(sizes[-2], sizes[-1], True), nn.Tanh(), nn.Unflatten(1, shape))
+
+
+class SemiSupervised(Game):
+    """K classes, and one more."""
+
+    family: ClassVar[str] = "codes and conditions"
+    needs: ClassVar[str | None] = "labels"
+    held_out: ClassVar[float] = 0.25
+    preset: ClassVar[Mapping[str, Any]] = {
+        "loss": "non_saturating",
+        "latent": 50,
+        "width": 128,
+        "lr": 1e-3,
+        "steps": 3000,
+        "checkpoint_every": 500,
+        "evaluate": 1,
+    }
+
+    @dataclass(frozen=True)
+    class Options:
+        labels_per_class: int = 10
+        unsupervised: float = 1.0  # weight of what unlabelled and generated images say; 0 is supervised training alone
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        config = self.config
+        shape, width = (config.channels, config.size, config.size), config.width
+        pixels = config.channels * config.size**2
+        # The paper's five layers of 1000, 500, 250, 250 and 250 at width 250; three of 2, 1 and 1 widths for 8x8.
+        hidden = (2 * width, width, width) if config.size == 8 else (4 * width, 2 * width, width, width, width)
+        wide = width if config.size == 8 else 2 * width
+        self.networks = {
+            "generator": make_generator((config.latent, wide, wide, pixels), shape, run.layers),
+            "classifier": Classifier((pixels, *hidden, config.num_classes), run.layers),
+        }
+        self.players = {"d": Player(("classifier",), "classifier"), "g": Player(("generator",), "generator")}
+        if run.samples is not None:
+            self.labelled, self.labels = self.choose_labelled()
+
+    def choose_labelled(self) -> tuple[Tensor, Tensor]:
+        """The first ``labels_per_class`` images of each class that are trained on: all that the labels are used of."""
+        training, _ = self.run.held_out(self.held_out)
+        labels, number = self.run.condition.cpu(), self.options.labels_per_class
+        of_class = [training[labels[training] == c] for c in range(self.config.num_classes)]
+        few = min(map(len, of_class))
+        if not 1 <= number <= few:
+            raise ValueError(f"semisupervised: labels_per_class must be from 1 to {few} for these data, got {number}")
+        where = torch.cat([these[:number] for these in of_class])
+        return self.run.samples[where].to(self.run.device), labels[where].to(self.run.device)
+
+    def moves(self) -> Iterator[tuple[str, Loss]]:
+        config, options, run = self.config, self.options, self.run
+        generator, classifier = self.networks["generator"], self.networks["classifier"]
+        unlabelled, _ = run.batch()
+        chosen = run.own(torch.randint(len(self.labelled), (config.batch_size,)))
+        loss = F.cross_entropy(classifier(self.labelled[chosen])[1], self.labels[chosen])
+        if options.unsupervised:
+            with torch.no_grad():
+                fake = generator(run.uniform(config.latent))
+            real, fake = (classifier(x)[1].logsumexp(1) for x in (unlabelled, fake))
+            loss = loss - options.unsupervised * 0.5 * (F.logsigmoid(real).mean() + F.logsigmoid(-fake).mean())
+        yield "d", loss
+
+        with torch.no_grad():
+            features = classifier(unlabelled)[0]
+        matched = losses.feature_matching(features, classifier(generator(run.uniform(config.latent)))[0])
+        yield "g", matched / features.shape[1]
+
+    def pictures(self) -> dict[str, Picture]:
+        latents = torch.rand(64, self.config.latent, generator=torch.Generator().manual_seed(self.config.seed))
+        with self.evaluating():
+            return {"samples": Picture(self.networks["generator"](latents.to(self.run.device)).cpu())}
+
+    def figures(self) -> Figures:
+        """``test_error``: the share of held-out images that the classifier gets wrong."""
+        _, test = self.run.held_out(self.held_out)
+        with self.evaluating():
+            guesses = self.networks["classifier"](self.run.samples[test].to(self.run.device))[1].argmax(1).cpu()
+        return {"test_error": (guesses != self.run.condition.cpu()[test]).float().mean().item()}

@@ -1,0 +1,93 @@
+"""AC-GAN, the classifier of K + 1 classes, and the adversarial auto-encoder: the papers' sizes, formulas, bad input."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gankern import data, games, training
+from gankern.games import Run
+from gankern.games.semisupervised import Classifier, make_generator
+from gankern.models.layers import LAYERS
+
+
+def count(*networks):
+    return sum(p.numel() for network in networks for p in network.parameters())
+
+
+def made(name, images, labels=None, layers="torch", samples=None, **options):
+    config = training.configure(name, "digits", images, labels, **options)
+    return games.find(name)(Run(config, layers, samples=samples, condition=labels))
+
+
+@pytest.mark.parametrize("layers", ["torch", "gankern"])
+def test_parameters_of_the_papers(layers):
+    classes = torch.arange(10)
+    with torch.device("meta"):
+        acgan = made(
+            "acgan", torch.zeros(10, 3, 32, 32), classes.cpu(), layers, latent=100, options={"kernel": 5}
+        ).networks
+        aae = made("aae", torch.zeros(10, 1, 28, 28), None, layers, width=1000).networks
+        generator = make_generator((100, 500, 500, 784), (1, 28, 28), LAYERS[layers])
+        classifier = Classifier((784, 1000, 500, 250, 250, 250, 10), LAYERS[layers])
+    assert count(acgan["generator"]) == 2_994_051 and count(acgan["trunk"], acgan["heads"]) == 1_664_875
+    assert [count(network) for network in aae.values()] == [1_794_008, 1_794_784, 1_011_001]
+    assert count(generator) == 694_568 and count(classifier) == 1_538_770
+
+
+@pytest.mark.parametrize("kernel", [4, 5])
+def test_convolutional_acgan_plays(kernel):
+    images, labels = data.load("digits", size=16)[:32], data.labels("digits")[:32]
+    options = {"width": 24, "batch_size": 4, "threads": 1, "options": {"kernel": kernel}}
+    trainer = training.Trainer(
+        training.configure("acgan", "digits", images, labels, **options), "gankern", images, labels
+    )
+    trainer.step()
+    assert trainer.is_finite() and trainer.game.sample(torch.arange(3)).shape == (3, 1, 16, 16)
+
+
+def test_k_plus_one_classes_are_the_softmax_of_k_plus_one():
+    """log D and log(1 - D) of the formulas are those of a softmax whose last logit is 0, and the supervised and the
+    unsupervised loss are the loss of that softmax, split."""
+    logits, labels = 3 * torch.randn(50, 10, dtype=torch.float64), torch.randint(10, (50,))
+    whole = torch.cat([logits, torch.zeros(50, 1, dtype=torch.float64)], 1).log_softmax(1)
+    s = logits.logsumexp(1)
+    torch.testing.assert_close(F.logsigmoid(s), whole[:, :10].logsumexp(1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(F.logsigmoid(-s), whole[:, 10], rtol=1e-12, atol=1e-12)
+    of_class = F.cross_entropy(logits, labels, reduction="none")
+    right = -whole[torch.arange(50), labels]
+    torch.testing.assert_close(of_class - F.logsigmoid(s), right, rtol=1e-12, atol=1e-12)
+
+
+def test_no_label_but_the_chosen_ones_is_used_and_no_held_out_image():
+    images, labels = data.load("digits"), data.labels("digits")
+    config = training.configure("semisupervised", "digits", images, labels, options={"labels_per_class": 3}, threads=1)
+    trainer = training.Trainer(config, "torch", images, labels)
+    assert trainer.game.labels.bincount().tolist() == [3] * 10
+    training_images, test = trainer.game.run.held_out(0.25)
+    assert len(test) == 449 and not set(test.tolist()) & set(training_images.tolist())
+    assert len(trainer.batches.images) == len(training_images)
+    chosen = torch.cat([training_images[labels[training_images] == c][:3] for c in range(10)])
+    assert torch.equal(trainer.game.labelled, images[chosen])
+    # Whatever the labels of the others are, the losses are the same.
+    again = training.Trainer(config, "torch", images, labels)
+    again.batches.labels = torch.zeros_like(again.batches.labels)
+    assert again.step().losses == trainer.step().losses
+
+
+@pytest.mark.parametrize("number", [0, 10_000])
+def test_more_labels_than_there_are(number):
+    images, labels = data.load("digits"), data.labels("digits")
+    with pytest.raises(ValueError, match=r"labels_per_class must be from 1 to 1\d\d"):
+        made("semisupervised", images, labels, samples=images, options={"labels_per_class": number})
+
+
+def test_wrong_data_and_options():
+    with pytest.raises(ValueError, match="acgan needs labels, and x has none"):
+        training.configure("acgan", "x", torch.zeros(8, 1, 8, 8))
+    with pytest.raises(ValueError, match="halved three times, got 12"):
+        made("acgan", torch.zeros(10, 1, 12, 12), torch.arange(10))
+    with pytest.raises(ValueError, match="kernel must be 4 or 5, got 3"):
+        made("acgan", torch.zeros(10, 1, 16, 16), torch.arange(10), options={"kernel": 3})
+    with pytest.raises(ValueError, match="aae cannot divide its batch: accumulate must be 1"):
+        images = data.load("digits")
+        training.Trainer(training.configure("aae", "digits", images, accumulate=2), "torch", images)
