@@ -14,20 +14,21 @@ h twice and writes two. Bound by memory. Sums are in fp32 (fp64 for fp64), sums 
 taken about the mean of a range's first values.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.aot import AotEntry
+from gankern.triton.launch import contiguous, laid_out_as, launch, sum_dtype, sum_type
 
 WARPS = 4
 LINES, COLUMNS = (1024, 1), (32, 32)  # BLOCK_M, BLOCK_C
 SETTLED = 32  # channels of a program that adds up
 VALUES = 16  # blocks of a range, at least, where there are programs enough
 PROGRAMS = 1024  # enough for every GPU
-FORWARD, BACKWARD, DOUBLE_BACKWARD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-SUMS = (0, 2, 5)  # of each order
+SUMS = {"backward": 2, "double_backward": 5}
 TERMS = 5  # of a channel
 
 # ---- kernels -----------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ def _reduce_kernel(
     group,  # values of a channel in a group: all, or a sample's
     splits,  # of a group
     chunk,
-    ORDER: tl.constexpr,
+    ORDER: tl.constexpr,  # "forward", "backward" or "double_backward"
     SLOPE: tl.constexpr,
     LAST: tl.constexpr,
     SUM: tl.constexpr,
@@ -179,16 +180,16 @@ def _reduce_kernel(
         g = _gate(w * k + beta, _load(grad, where, inside, SUM), SLOPE)
         sum_g += g
         sum_gw += g * w
-        if ORDER == DOUBLE_BACKWARD:
+        if ORDER == "double_backward":
             second = _load(h, where, inside, SUM)
             sum_h += second
             sum_hw += second * w
             sum_gh += g * second
-    sums: tl.constexpr = 2 if ORDER == BACKWARD else 5
+    sums: tl.constexpr = 2 if ORDER == "backward" else 5
     to = partial + at.to(tl.int64) * sums * channels + c
     tl.store(to, tl.sum(sum_g, 0).to(tl.float64), mask=mask)
     tl.store(to + channels, tl.sum(sum_gw, 0).to(tl.float64), mask=mask)
-    if ORDER == DOUBLE_BACKWARD:
+    if ORDER == "double_backward":
         tl.store(to + 2 * channels, tl.sum(sum_h, 0).to(tl.float64), mask=mask)
         tl.store(to + 3 * channels, tl.sum(sum_hw, 0).to(tl.float64), mask=mask)
         tl.store(to + 4 * channels, tl.sum(sum_gh, 0).to(tl.float64), mask=mask)
@@ -216,7 +217,7 @@ def _settle_kernel(
     groups,
     splits,
     count,
-    ORDER: tl.constexpr,
+    ORDER: tl.constexpr,  # "forward", "backward" or "double_backward"
     TRAINING: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -224,7 +225,7 @@ def _settle_kernel(
     mask = c < channels
     r = tl.load(stats + channels + c, mask=mask, other=0.0).to(tl.float64)
     kind = grad_weight.dtype.element_ty
-    sums: tl.constexpr = 2 if ORDER == BACKWARD else 5
+    sums: tl.constexpr = 2 if ORDER == "backward" else 5
     step = sums * channels
     a = tl.zeros([BLOCK_C], tl.float64)
     aw = tl.zeros([BLOCK_C], tl.float64)
@@ -241,7 +242,7 @@ def _settle_kernel(
         gw = _total(at + channels, splits, step, mask, BLOCK_C)
         a += gamma * g
         aw += gamma * gw
-        if ORDER == BACKWARD:
+        if ORDER == "backward":
             tl.store(grad_weight + affine, (r * gw).to(kind), mask=mask)
             tl.store(grad_bias + affine, g.to(kind), mask=mask)
         else:
@@ -257,7 +258,7 @@ def _settle_kernel(
     scale = 1.0 / (tl.zeros([BLOCK_C], tl.float64) + count) if TRAINING else tl.zeros([BLOCK_C], tl.float64)
     a *= scale
     aw *= r * scale
-    if ORDER == BACKWARD:
+    if ORDER == "backward":
         tl.store(terms + c, -r * r * aw, mask=mask)
         tl.store(terms + channels + c, -r * a, mask=mask)
     else:
@@ -301,7 +302,7 @@ def _apply_kernel(
     group,
     splits,
     chunk,
-    ORDER: tl.constexpr,
+    ORDER: tl.constexpr,  # "forward", "backward" or "double_backward"
     SLOPE: tl.constexpr,
     LAST: tl.constexpr,
     SUM: tl.constexpr,
@@ -319,10 +320,10 @@ def _apply_kernel(
     r = tl.load(stats + channels + c, mask=mask, other=0.0)[None, :]
     k = r * tl.load(weight + affine, mask=mask, other=0.0)[None, :]
     beta = tl.load(bias + affine, mask=mask, other=0.0)[None, :]
-    if ORDER != FORWARD:
+    if ORDER != "forward":
         term0 = tl.load(terms + c, mask=mask, other=0.0).to(SUM)[None, :]
         term1 = tl.load(terms + channels + c, mask=mask, other=0.0).to(SUM)[None, :]
-    if ORDER == DOUBLE_BACKWARD:
+    if ORDER == "double_backward":
         e = r * tl.load(h_weight + affine, mask=mask, other=0.0)[None, :] + k * term0
         f = tl.load(h_bias + affine, mask=mask, other=0.0)[None, :] + k * term1
         term2 = tl.load(terms + 2 * channels + c, mask=mask, other=0.0).to(SUM)[None, :]
@@ -334,11 +335,11 @@ def _apply_kernel(
         where = _offsets(m, c, channels, plane, LAST)
         w = _load(x, where, inside, SUM) - mean
         z = w * k + beta
-        if ORDER == FORWARD:
+        if ORDER == "forward":
             result = _gate(z, z, SLOPE)
         else:
             g = _gate(z, _load(grad, where, inside, SUM), SLOPE)
-            if ORDER == BACKWARD:
+            if ORDER == "backward":
                 result = k * g + (term0 * w + term1)
             else:
                 second = _load(h, where, inside, SUM)
@@ -356,15 +357,14 @@ class _Call:
 
     def __init__(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, slope: float, others=()) -> None:
         self.last = not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
-        self.x = x.detach() if self.last else x.detach().contiguous()
+        self.x = x if self.last else contiguous(x)
         self.samples, self.channels = x.shape[:2]
-        self.plane = x[0, 0].numel() if self.samples else 0
+        self.plane = math.prod(x.shape[2:])
         self.count = self.samples * self.plane
         given = [v for v in (weight, bias, *others) if v is not None]
         self.affine_shape = given[0].shape if given else (self.channels,)
         self.groups = self.samples if len(self.affine_shape) == 2 else 1
-        self.double = x.dtype == torch.float64
-        self.sum = torch.float64 if self.double else torch.float32
+        self.sum = sum_dtype(x.dtype)
         self.weight, self.bias = self.affine(weight, 1), self.affine(bias, 0)
         self.slope = slope
         self.block_m, self.block_c = COLUMNS if self.last else LINES
@@ -373,20 +373,17 @@ class _Call:
         splits = min(triton.cdiv(self.group, VALUES * self.block_m), PROGRAMS // (self.blocks * max(self.groups, 1)))
         self.chunk = triton.cdiv(triton.cdiv(self.group, max(splits, 1)), self.block_m) * self.block_m
         self.splits = triton.cdiv(self.group, max(self.chunk, 1))
-        self.tile = {"LAST": self.last, "SUM": tl.float64 if self.double else tl.float32}
+        self.tile = {"LAST": self.last, "SUM": sum_type(x.dtype)}
         self.tile |= {"BLOCK_M": self.block_m, "BLOCK_C": self.block_c, "num_warps": WARPS}
 
     def affine(self, values: Tensor | None, otherwise: float) -> Tensor:
         if values is None:
             return self.x.new_full(self.affine_shape, otherwise, dtype=self.sum)
-        return values.detach().contiguous()
+        return contiguous(values)
 
     def like_x(self, values: Tensor | None) -> Tensor:
         """The values as x lies in memory; zeros for None."""
-        to = torch.empty_like(self.x)
-        if values is None:
-            return to.zero_()
-        return values.detach() if values.stride() == to.stride() else to.copy_(values)
+        return torch.zeros_like(self.x) if values is None else laid_out_as(values, self.x)
 
     def partial(self, sums: int) -> Tensor:
         return self.x.new_empty((self.groups * self.splits, sums, self.channels), dtype=torch.float64)
@@ -397,19 +394,37 @@ class _Call:
         splits = triton.cdiv(self.count, chunk)
         partial = self.x.new_empty((splits, 3, self.channels), dtype=torch.float64)
         stats = self.x.new_empty((3, self.channels), dtype=self.sum)
-        _moments_kernel[(self.blocks * splits,)](
-            self.x, partial, self.channels, self.plane, self.count, chunk, **self.tile
+        launch(
+            _moments_kernel,
+            self.blocks * splits,
+            self.x,
+            partial,
+            self.channels,
+            self.plane,
+            self.count,
+            chunk,
+            **self.tile,
         )
-        _settle_moments_kernel[(triton.cdiv(self.channels, SETTLED),)](
-            partial, stats, self.channels, splits, EPS=eps, BLOCK_C=SETTLED, num_warps=WARPS
+        launch(
+            _settle_moments_kernel,
+            triton.cdiv(self.channels, SETTLED),
+            partial,
+            stats,
+            self.channels,
+            splits,
+            EPS=eps,
+            BLOCK_C=SETTLED,
+            num_warps=WARPS,
         )
         return stats
 
-    def terms(self, order: tl.constexpr, grad, h, h_weight, stats, training, grad_weight, grad_bias) -> Tensor:
+    def terms(self, order: str, grad, h, h_weight, stats, training, grad_weight, grad_bias) -> Tensor:
         """What the results need of each channel's sums; writes the affine gradients."""
-        partial = self.partial(SUMS[order.value])
+        partial = self.partial(SUMS[order])
         terms = self.x.new_empty((TERMS, self.channels), dtype=torch.float64)
-        _reduce_kernel[(self.blocks * self.groups * self.splits,)](
+        launch(
+            _reduce_kernel,
+            self.blocks * self.groups * self.splits,
             self.x,
             grad,
             h,
@@ -422,11 +437,13 @@ class _Call:
             self.group,
             self.splits,
             self.chunk,
-            ORDER=order.value,
+            ORDER=order,
             SLOPE=self.slope,
             **self.tile,
         )
-        _settle_kernel[(triton.cdiv(self.channels, SETTLED),)](
+        launch(
+            _settle_kernel,
+            triton.cdiv(self.channels, SETTLED),
             partial,
             self.weight,
             h_weight,
@@ -438,15 +455,17 @@ class _Call:
             self.groups,
             self.splits,
             self.count,
-            ORDER=order.value,
+            ORDER=order,
             TRAINING=training,
             BLOCK_C=SETTLED,
             num_warps=WARPS,
         )
         return terms
 
-    def apply(self, order: tl.constexpr, grad, h, h_weight, h_bias, stats, terms, out, out_x) -> None:
-        _apply_kernel[(self.blocks * self.groups * self.splits,)](
+    def apply(self, order: str, grad, h, h_weight, h_bias, stats, terms, out, out_x) -> None:
+        launch(
+            _apply_kernel,
+            self.blocks * self.groups * self.splits,
             self.x,
             grad,
             h,
@@ -463,7 +482,7 @@ class _Call:
             self.group,
             self.splits,
             self.chunk,
-            ORDER=order.value,
+            ORDER=order,
             SLOPE=self.slope,
             **self.tile,
         )
@@ -480,15 +499,14 @@ def forward(
     negative_slope: float,
 ) -> tuple[Tensor, Tensor]:
     """The result, and the statistics [3, C]. Launches: 3, or 1 in evaluation."""
-    with torch.cuda.device_of(x):
-        call = _Call(x, weight, bias, negative_slope)
-        y = torch.empty_like(call.x)
-        if training:
-            stats = call.moments(eps) if call.count else x.new_zeros((3, call.channels), dtype=call.sum)
-        else:
-            stats = torch.stack([running_mean, (running_var + eps).rsqrt(), running_var]).detach()
-        if call.count:
-            call.apply(FORWARD, None, None, None, None, stats, None, y, None)
+    call = _Call(x, weight, bias, negative_slope)
+    y = torch.empty_like(call.x)
+    if training:
+        stats = call.moments(eps) if call.count else x.new_zeros((3, call.channels), dtype=call.sum)
+    else:
+        stats = torch.stack([running_mean, (running_var + eps).rsqrt(), running_var]).detach()
+    if call.count:
+        call.apply("forward", None, None, None, None, stats, None, y, None)
     return y, stats
 
 
@@ -509,18 +527,17 @@ def backward(
     affine: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias (empty where not wanted). Launches: 3, or 1 in evaluation without these."""
-    with torch.cuda.device_of(x):
-        call = _Call(x, weight, bias, negative_slope)
-        grad = call.like_x(grad)
-        grad_x = torch.empty_like(call.x)
-        to_weight, grad_weight = _affine_gradient(call, affine, weight)
-        to_bias, grad_bias = _affine_gradient(call, affine, bias)
-        if call.count:
-            if training or affine:
-                terms = call.terms(BACKWARD, grad, None, None, stats, training, to_weight, to_bias)
-            else:
-                terms = x.new_zeros((TERMS, call.channels), dtype=torch.float64)
-            call.apply(BACKWARD, grad, None, None, None, stats, terms, grad_x, None)
+    call = _Call(x, weight, bias, negative_slope)
+    grad = call.like_x(grad)
+    grad_x = torch.empty_like(call.x)
+    to_weight, grad_weight = _affine_gradient(call, affine, weight)
+    to_bias, grad_bias = _affine_gradient(call, affine, bias)
+    if call.count:
+        if training or affine:
+            terms = call.terms("backward", grad, None, None, stats, training, to_weight, to_bias)
+        else:
+            terms = x.new_zeros((TERMS, call.channels), dtype=torch.float64)
+        call.apply("backward", grad, None, None, None, stats, terms, grad_x, None)
     return grad_x, grad_weight, grad_bias
 
 
@@ -538,60 +555,25 @@ def double_backward(
     affine: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of `backward`'s grad, x and weight (empty where there are none). Launches: 3."""
-    with torch.cuda.device_of(x):
-        call = _Call(x, weight, bias, negative_slope, (grad_grad_weight, grad_grad_bias))
-        grad, h = call.like_x(grad), call.like_x(grad_grad_x)
-        h_weight, h_bias = call.affine(grad_grad_weight, 0), call.affine(grad_grad_bias, 0)
-        grad_grad, grad_x = torch.empty_like(call.x), torch.empty_like(call.x)
-        to_weight, grad_weight = _affine_gradient(call, affine and grad_grad_x is not None, weight)
-        if call.count:
-            terms = call.terms(DOUBLE_BACKWARD, grad, h, h_weight, stats, training, to_weight, None)
-            call.apply(DOUBLE_BACKWARD, grad, h, h_weight, h_bias, stats, terms, grad_grad, grad_x)
+    call = _Call(x, weight, bias, negative_slope, (grad_grad_weight, grad_grad_bias))
+    grad, h = call.like_x(grad), call.like_x(grad_grad_x)
+    h_weight, h_bias = call.affine(grad_grad_weight, 0), call.affine(grad_grad_bias, 0)
+    grad_grad, grad_x = torch.empty_like(call.x), torch.empty_like(call.x)
+    to_weight, grad_weight = _affine_gradient(call, affine and grad_grad_x is not None, weight)
+    if call.count:
+        terms = call.terms("double_backward", grad, h, h_weight, stats, training, to_weight, None)
+        call.apply("double_backward", grad, h, h_weight, h_bias, stats, terms, grad_grad, grad_x)
     if grad_grad_weight is None and (grad_grad_x is None or not training):
         grad_x = x.new_empty(0)
     return grad_grad, grad_x, grad_weight
 
 
-# ---- what the ahead-of-time check compiles -----------------------------------------------------------------
-
-
-def _aot_entries() -> list[AotEntry]:
-    """Every order in the widest and in the narrowest type, for lines and for columns."""
-    entries = []
-    for element, name, last in ((tl.float64, "fp64", False), (tl.float32, "fp32", True), (tl.bfloat16, "bf16", False)):
-        double = element == tl.float64
-        sum_name = "fp64" if double else "fp32"
-        block_m, block_c = COLUMNS if last else LINES
-        tile = {"LAST": last, "SUM": tl.float64 if double else tl.float32, "BLOCK_M": block_m, "BLOCK_C": block_c}
-        tensors = {"x": f"*{name}", "weight": f"*{sum_name}", "bias": f"*{sum_name}", "stats": f"*{sum_name}"}
-        sizes = dict.fromkeys(("channels", "plane", "group", "splits", "chunk"), "i32")
-        moments = {"x": f"*{name}", "partial": "*fp64"}
-        moments |= dict.fromkeys(("channels", "plane", "count", "chunk"), "i32")
-        entries.append(AotEntry(_moments_kernel, moments, tile, WARPS))
-        settle = {"partial": "*fp64", "stats": f"*{sum_name}", "channels": "i32", "splits": "i32"}
-        entries.append(AotEntry(_settle_moments_kernel, settle, {"EPS": 1e-5, "BLOCK_C": SETTLED}, WARPS))
-        for order in (FORWARD, BACKWARD, DOUBLE_BACKWARD):
-            options = {"ORDER": order.value, "SLOPE": 0.2, **tile}
-            twice = order == DOUBLE_BACKWARD
-            read = {"grad": f"*{name}"} if order != FORWARD else {}
-            read |= {"h": f"*{name}"} if twice else {}
-            none = dict.fromkeys({"grad", "h"} - read.keys())
-            if order != FORWARD:
-                arguments = {**tensors, **read, "partial": "*fp64", **sizes}
-                entries.append(AotEntry(_reduce_kernel, arguments, {**options, **none}, WARPS))
-                arguments = {"partial": "*fp64", "weight": f"*{sum_name}", "stats": f"*{sum_name}", "terms": "*fp64"}
-                arguments |= {"grad_weight": f"*{sum_name}", "h_weight" if twice else "grad_bias": f"*{sum_name}"}
-                arguments |= dict.fromkeys(("channels", "groups", "splits", "count"), "i32")
-                constants = {"ORDER": order.value, "TRAINING": True, "BLOCK_C": SETTLED}
-                constants["grad_bias" if twice else "h_weight"] = None
-                entries.append(AotEntry(_settle_kernel, arguments, constants, WARPS))
-            arguments = {**tensors, **read, **sizes, "out": f"*{name}"}
-            arguments |= {"terms": "*fp64"} if order != FORWARD else {}
-            arguments |= {"h_weight": f"*{sum_name}", "h_bias": f"*{sum_name}", "out_x": f"*{name}"} if twice else {}
-            missing = {"terms", "h_weight", "h_bias", "out_x"} - arguments.keys()
-            constants = {**options, **none, **dict.fromkeys(missing)}
-            entries.append(AotEntry(_apply_kernel, arguments, constants, WARPS))
-    return entries
-
-
-AOT = _aot_entries()
+def examples(dtype: torch.dtype) -> None:
+    """Calls that launch every form of the kernels."""
+    vector = torch.empty(32, dtype=sum_dtype(dtype))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.empty(4, 32, 64, 64, dtype=dtype).contiguous(memory_format=layout)
+        options = True, 0.2, True
+        y, stats = forward(x, vector, vector, None, None, True, 1e-5, 0.2)
+        backward(y, x, vector, vector, stats, *options)
+        double_backward(y, vector, vector, y, x, vector, vector, stats, *options)

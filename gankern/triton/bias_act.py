@@ -14,21 +14,32 @@ double backward 3 and 1 or 2; bound by it. db is a sum of its own, which reads d
 fp64).
 """
 
+import functools
+import math
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.aot import AotEntry
+from gankern.triton.launch import contiguous, dense, laid_out_as, launch, sum_dtype, sum_type
 
 BLOCK = 1024
 WARPS = 4
-FORWARD, BACKWARD, DOUBLE_BACKWARD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-# As in csrc/cpu/activation.h.
-RELU, LEAKY_RELU, TANH, SIGMOID, ELU, SELU, SOFTPLUS, SILU, LEAKY_RELU_OF_INPUT = (
-    tl.constexpr(i) for i in range(1, 10)
+# What ACT is, in the order of their numbers, which csrc/cpu/activation.h shares.
+ACTIVATIONS = (
+    "linear",
+    "relu",
+    "leaky_relu",
+    "tanh",
+    "sigmoid",
+    "elu",
+    "selu",
+    "softplus",
+    "silu",
+    "leaky_relu_of_input",  # of a negative slope
 )
-SELU_SCALE, SELU_NEGATIVE = tl.constexpr(1.0507009873554805), tl.constexpr(1.0507009873554805 * 1.6732632423543772)
 
 # ---- activations ------------------------------------------------------------------------------------------------
 
@@ -62,22 +73,24 @@ def _sigmoid(z):
 
 @triton.jit
 def _value(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
-    if ACT == RELU:
+    if ACT == "relu":
         return tl.where(z <= 0, 0.0, z)
-    elif ACT == LEAKY_RELU or ACT == LEAKY_RELU_OF_INPUT:  # noqa: SIM109
+    elif ACT == "leaky_relu" or ACT == "leaky_relu_of_input":
         return tl.where(z > 0, z, z * SLOPE)
-    elif ACT == TANH:
+    elif ACT == "tanh":
         m = _expm1_minus(2 * tl.abs(z))
         return tl.where(z < 0, m, -m) / (2 + m)
-    elif ACT == SIGMOID:
+    elif ACT == "sigmoid":
         return _sigmoid(z)
-    elif ACT == ELU:
+    elif ACT == "elu":
         return tl.where(z <= 0, _expm1_minus(-z), z)
-    elif ACT == SELU:
-        return tl.where(z <= 0, SELU_NEGATIVE * _expm1_minus(-z), SELU_SCALE * z)
-    elif ACT == SOFTPLUS:
+    elif ACT == "selu":
+        SCALE: tl.constexpr = 1.0507009873554805
+        ALPHA: tl.constexpr = 1.6732632423543772
+        return tl.where(z <= 0, (SCALE * ALPHA) * _expm1_minus(-z), SCALE * z)
+    elif ACT == "softplus":
         return tl.where(z < 0, 0.0, z) + _log1p_unit(tl.exp(-tl.abs(z)))
-    elif ACT == SILU:
+    elif ACT == "silu":
         return z * _sigmoid(z)
     else:
         return z
@@ -86,21 +99,23 @@ def _value(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
 @triton.jit
 def _first(g, s, ACT: tl.constexpr, SLOPE: tl.constexpr):
     """g f'."""
-    if ACT == RELU:
+    if ACT == "relu":
         return tl.where(s <= 0, 0.0, g)
-    elif ACT == LEAKY_RELU or ACT == LEAKY_RELU_OF_INPUT:  # noqa: SIM109
+    elif ACT == "leaky_relu" or ACT == "leaky_relu_of_input":
         return tl.where(s > 0, g, g * SLOPE)
-    elif ACT == TANH:
+    elif ACT == "tanh":
         return g * ((1 - s) * (1 + s))
-    elif ACT == SIGMOID:
+    elif ACT == "sigmoid":
         return g * (s * (1 - s))
-    elif ACT == ELU:
+    elif ACT == "elu":
         return tl.where(s > 0, g, g * (s + 1))
-    elif ACT == SELU:
-        return g * tl.where(s > 0, SELU_SCALE, s + SELU_NEGATIVE)
-    elif ACT == SOFTPLUS:
+    elif ACT == "selu":
+        SCALE: tl.constexpr = 1.0507009873554805
+        ALPHA: tl.constexpr = 1.6732632423543772
+        return g * tl.where(s > 0, SCALE, s + SCALE * ALPHA)
+    elif ACT == "softplus":
         return -g * _expm1_minus(s)
-    elif ACT == SILU:
+    elif ACT == "silu":
         t = _sigmoid(s)
         return g * (t * (1 + s * (1 - t)))
     else:
@@ -110,15 +125,15 @@ def _first(g, s, ACT: tl.constexpr, SLOPE: tl.constexpr):
 @triton.jit
 def _second(p, s, ACT: tl.constexpr):
     """p df'/ds."""
-    if ACT == TANH:
+    if ACT == "tanh":
         return p * (-2 * s)
-    elif ACT == SIGMOID:
+    elif ACT == "sigmoid":
         return p * (1 - 2 * s)
-    elif ACT == ELU or ACT == SELU:  # noqa: SIM109
+    elif ACT == "elu" or ACT == "selu":
         return tl.where(s >= 0, 0.0, p)
-    elif ACT == SOFTPLUS:
+    elif ACT == "softplus":
         return p * tl.exp(-s)
-    elif ACT == SILU:
+    elif ACT == "silu":
         t = _sigmoid(s)
         return p * (t * (1 - t) * (2 + s * (1 - 2 * t)))
     else:
@@ -140,7 +155,7 @@ def _bias_act_kernel(
     size,
     channels,
     inner,
-    ORDER: tl.constexpr,
+    ORDER: tl.constexpr,  # "forward", "backward" or "double_backward"
     ACT: tl.constexpr,
     SLOPE: tl.constexpr,
     GAIN: tl.constexpr,
@@ -148,16 +163,16 @@ def _bias_act_kernel(
     SUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    OF_INPUT: tl.constexpr = ACT >= SILU  # silu, and leaky_relu of a negative slope
+    OF_INPUT: tl.constexpr = ACT == "silu" or ACT == "leaky_relu_of_input"
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = e < size
     c = e // inner % channels
     bound = tl.full([BLOCK], CLAMP, SUM)  # a plain number would be taken as fp32
     z = tl.load(x + e, mask=inside, other=0.0).to(SUM)
-    if ORDER == FORWARD or OF_INPUT:  # noqa: SIM102
+    if ORDER == "forward" or OF_INPUT:  # noqa: SIM102
         if bias is not None:
             z += tl.load(bias + c, mask=inside, other=0.0).to(SUM)
-    if ORDER == FORWARD:
+    if ORDER == "forward":
         y = _value(z, ACT, SLOPE) * GAIN
         if CLAMP > 0:
             y = tl.where(y > bound, bound, y)
@@ -170,7 +185,7 @@ def _bias_act_kernel(
         else:
             y = z
             z = y * (0.0 if GAIN == 0 else 1.0 / GAIN)
-        if ORDER == BACKWARD:
+        if ORDER == "backward":
             g = tl.load(grad + e, mask=inside, other=0.0).to(SUM)
             dx = _first(g * GAIN, z, ACT, SLOPE)
             if CLAMP > 0:
@@ -193,79 +208,73 @@ def _bias_act_kernel(
                 tl.store(out_x + e, _second(p, z, ACT).to(out_x.dtype.element_ty), mask=inside)
 
 
-# ---- launchers: what gankern/ops/bias_act.py calls -----------------------------------------------------------
+# ---- launchers: what gankern/ops/bias_act.py calls --------------------------------------------------------------
 
 
-def dense(x: Tensor) -> Tensor:
-    """x where its elements lie densely in some order, else a dense copy."""
-    like = torch.empty_like(x)
-    return x if x.stride() == like.stride() else like.copy_(x)
-
-
-def laid_out_as(x: Tensor | None, model: Tensor) -> Tensor | None:
-    """x where it lies in memory as ``model`` does, else a copy that does."""
-    if x is None or x.stride() == model.stride():
-        return x
-    return torch.empty_like(model).copy_(x)
-
-
-def layout(x: Tensor, dim: int) -> tuple[int, int, int]:
+@functools.lru_cache(maxsize=4096)
+def layout(shape: Sequence[int], strides: Sequence[int], dim: int) -> tuple[int, int, int]:
     """Outer, channels, inner of a dense tensor, as in csrc/cpu/layout.h."""
-    channels = x.shape[dim] if x.ndim else 1
-    if x.numel() == 0:
+    channels = shape[dim] if shape else 1
+    size = math.prod(shape)
+    if size == 0:
         return 0, channels, 1
-    inner = x.numel() if channels == 1 else x.stride(dim)
-    return x.numel() // (channels * inner), channels, inner
+    inner = size if channels == 1 else strides[dim]
+    return size // (channels * inner), channels, inner
 
 
 def sum_of_channels(dx: Tensor, dim: int) -> Tensor:
     """db: the sum over all but the channels."""
     others = [d for d in range(dx.ndim) if d != dim]
-    total = torch.float64 if dx.dtype == torch.float64 else torch.float32
-    return (dx.sum(others, dtype=total) if others else dx).to(dx.dtype)
+    return (dx.sum(others, dtype=sum_dtype(dx.dtype)) if others else dx).to(dx.dtype)
+
+
+@functools.lru_cache
+def _held(clamp: float | None, dtype: torch.dtype) -> float:
+    """The clamp as the dtype holds it; 0 for none."""
+    return 0.0 if clamp is None else torch.tensor(clamp, dtype=dtype).item()
 
 
 def _launch(order, x, bias, grad, h, h_bias, out, out_x, dim, activation, slope, gain, clamp) -> None:
-    if x.numel() == 0:
+    outer, channels, inner = layout(x.shape, x.stride(), dim)
+    size = outer * channels * inner
+    if size == 0:
         return
-    _, channels, inner = layout(x, dim)
-    # As x's dtype holds it.
-    clamp = 0.0 if clamp is None else torch.tensor(clamp, dtype=x.dtype).item()
-    with torch.cuda.device_of(x):
-        _bias_act_kernel[(triton.cdiv(x.numel(), BLOCK),)](
-            x,
-            None if bias is None else bias.contiguous(),
-            grad,
-            h,
-            None if h_bias is None else h_bias.contiguous(),
-            out,
-            out_x,
-            x.numel(),
-            channels,
-            inner,
-            ORDER=order.value,
-            ACT=activation,
-            SLOPE=slope,
-            GAIN=gain,
-            CLAMP=clamp,
-            SUM=tl.float64 if x.dtype == torch.float64 else tl.float32,
-            BLOCK=BLOCK,
-            num_warps=WARPS,
-        )
+    launch(
+        _bias_act_kernel,
+        -(-size // BLOCK),
+        x,
+        contiguous(bias),
+        grad,
+        h,
+        contiguous(h_bias),
+        out,
+        out_x,
+        size,
+        channels,
+        inner,
+        ORDER=order,
+        ACT=ACTIVATIONS[activation],
+        SLOPE=slope,
+        GAIN=gain,
+        CLAMP=_held(clamp, x.dtype),
+        SUM=sum_type(x.dtype),
+        BLOCK=BLOCK,
+        num_warps=WARPS,
+    )
 
 
 def forward(x: Tensor, bias: Tensor | None, *arguments) -> Tensor:
     """The result. Launches: 1, after a copy of what is not dense."""
     x = dense(x)
     y = torch.empty_like(x)
-    _launch(FORWARD, x, bias, None, None, None, y, None, *arguments)
+    _launch("forward", x, bias, None, None, None, y, None, *arguments)
     return y
 
 
 def forward_(x: Tensor, bias: Tensor | None, *arguments) -> None:
     """Overwrites x with the result. Launches: 1."""
     values = dense(x)
-    _launch(FORWARD, values, bias, None, None, None, values, None, *arguments)
+    _launch("forward", values, bias, None, None, None, values, None, *arguments)
     if values is not x:
         x.copy_(values)
 
@@ -275,7 +284,7 @@ def backward(grad: Tensor, saved: Tensor, bias: Tensor | None, dim: int, *argume
     *arguments, sums = arguments
     saved = dense(saved)
     dx = torch.empty_like(saved)
-    _launch(BACKWARD, saved, bias, laid_out_as(grad, saved), None, None, dx, None, dim, *arguments)
+    _launch("backward", saved, bias, laid_out_as(grad, saved), None, None, dx, None, dim, *arguments)
     return dx, sum_of_channels(dx, dim) if sums else dx.new_empty(0)
 
 
@@ -288,44 +297,19 @@ def double_backward(
     out = torch.empty_like(saved) if needs_grad else None
     out_x = torch.empty_like(saved) if needs_saved or sums else None
     h, grad = laid_out_as(h, saved), laid_out_as(grad, saved)
-    _launch(DOUBLE_BACKWARD, saved, bias, grad, h, h_bias, out, out_x, dim, *arguments)
+    _launch("double_backward", saved, bias, grad, h, h_bias, out, out_x, dim, *arguments)
     none = saved.new_empty(0)
     db = sum_of_channels(out_x, dim) if sums else none
     return none if out is None else out, none if out_x is None else out_x, db
 
 
-# ---- what the ahead-of-time check compiles --------------------------------------------------------------------
-
-
-def _aot_entries() -> list[AotEntry]:
-    """All orders and activations in fp32, and the longest in fp64 and bf16."""
-    entries = []
-    for name, element, activations in (
-        ("fp32", tl.float32, range(10)),
-        ("fp64", tl.float64, (SOFTPLUS.value, SILU.value)),
-        ("bf16", tl.bfloat16, (LEAKY_RELU.value, SILU.value)),
-    ):
-        for activation in activations:
-            for order in (FORWARD, BACKWARD, DOUBLE_BACKWARD):
-                present = {"x", "bias", "out"}
-                present |= {"grad"} if order != FORWARD else set()
-                present |= {"h", "h_bias", "out_x"} if order == DOUBLE_BACKWARD else set()
-                constexprs = {
-                    "ORDER": order.value,
-                    "ACT": activation,
-                    "SLOPE": 0.2,
-                    "GAIN": 1.5,
-                    "CLAMP": 256.0,
-                    "SUM": tl.float64 if element == tl.float64 else tl.float32,
-                    "BLOCK": BLOCK,
-                }
-                # A pointer that is None is a constant.
-                pointers = ("x", "bias", "grad", "h", "h_bias", "out", "out_x")
-                constexprs.update({pointer: None for pointer in pointers if pointer not in present})
-                arguments = {pointer: f"*{name}" for pointer in pointers if pointer in present}
-                arguments.update(dict.fromkeys(("size", "channels", "inner"), "i64"))
-                entries.append(AotEntry(_bias_act_kernel, arguments, constexprs, WARPS))
-    return entries
-
-
-AOT = _aot_entries()
+def examples(dtype: torch.dtype) -> None:
+    """Calls that launch every form of the kernel."""
+    bias = torch.empty(3, dtype=dtype)
+    for x in (torch.empty(2, 3, 64, 64, dtype=dtype), torch.empty(2, 64, 64, 3, dtype=dtype).movedim(3, 1)):
+        # In full where most is computed: the others are the same code in other types.
+        for activation in range(len(ACTIVATIONS)) if x.is_contiguous() and dtype == torch.float32 else (2, 7, 8):
+            options = 1, activation, 0.2, 1.5, 256.0
+            forward(x, bias, *options)
+            backward(x, x, bias, *options, True)
+            double_backward(x, bias, x, x, bias, *options, True, True, True)

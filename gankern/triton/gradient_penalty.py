@@ -24,12 +24,14 @@ Forward is dots and penalties, 1 read of g; backward is combine alone, 1 read an
 combine, 4 reads and 1 write. Bound by memory bandwidth. Sums are in fp32 (fp64 for fp64), without atomics.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.aot import AotEntry
+from gankern.triton.launch import contiguous, dense, dense_strides, laid_out_as, launch, sum_type
 
 BLOCK = 2048
 MAX_PARTS = 64
@@ -115,18 +117,9 @@ def sample_major(x: Tensor) -> Tensor:
     """x itself where it is dense and each sample's elements lie together, else a copy that is."""
     if x.is_contiguous():
         return x
-    like = torch.empty_like(x)
-    if x.shape[0] > 1 and like.stride(0) * x.shape[0] != x.numel():
+    if x.shape[0] > 1 and dense_strides(x.shape, x.stride())[0] * x.shape[0] != x.numel():
         return x.contiguous()
-    return x if x.stride() == like.stride() else like.copy_(x)
-
-
-def laid_out_as(x: Tensor, model: Tensor) -> Tensor:
-    return x if x.stride() == model.stride() else torch.empty_like(model).copy_(x)
-
-
-def _sum_type(x: Tensor) -> tl.dtype:
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
+    return dense(x)
 
 
 def _per_sample(x: Tensor) -> Tensor:
@@ -135,12 +128,22 @@ def _per_sample(x: Tensor) -> Tensor:
 
 def _all_dots(a: Tensor, b: Tensor) -> tuple[Tensor, int]:
     """Partial sums [samples, parts], and how many parts there are: a power of two."""
-    samples, size = a.shape[0], a[0].numel()
+    samples, size = a.shape[0], math.prod(a.shape[1:])
     parts = min(MAX_PARTS, triton.next_power_of_2(triton.cdiv(size, 4 * BLOCK)))
     part_size = triton.cdiv(triton.cdiv(size, parts), BLOCK) * BLOCK
     partial = torch.empty((samples, parts), dtype=torch.promote_types(a.dtype, torch.float32), device=a.device)
-    _dots_kernel[(samples * parts,)](
-        a, b, partial, size, part_size, PARTS=parts, SUM=_sum_type(a), BLOCK=BLOCK, num_warps=WARPS
+    launch(
+        _dots_kernel,
+        samples * parts,
+        a,
+        b,
+        partial,
+        size,
+        part_size,
+        PARTS=parts,
+        SUM=sum_type(a.dtype),
+        BLOCK=BLOCK,
+        num_warps=WARPS,
     )
     return partial, parts
 
@@ -150,12 +153,19 @@ def forward(gradient: Tensor, target: float, one_sided: bool) -> tuple[Tensor, T
     values, norms = _per_sample(gradient), _per_sample(gradient)
     if gradient.numel() == 0:
         return values.fill_(0.0 if one_sided else target * target), norms.zero_()
-    with torch.cuda.device_of(gradient):
-        g = sample_major(gradient)
-        partial, parts = _all_dots(g, g)
-        _penalties_kernel[(len(g),)](
-            partial, values, norms, TARGET=target, ONE_SIDED=one_sided, PARTS=parts, num_warps=1
-        )
+    g = sample_major(gradient)
+    partial, parts = _all_dots(g, g)
+    launch(
+        _penalties_kernel,
+        len(g),
+        partial,
+        values,
+        norms,
+        TARGET=target,
+        ONE_SIDED=one_sided,
+        PARTS=parts,
+        num_warps=1,
+    )
     return values, norms
 
 
@@ -164,8 +174,7 @@ def backward(grad: Tensor, gradient: Tensor, norms: Tensor, target: float, one_s
     g = sample_major(gradient)
     out = torch.empty_like(g)
     if g.numel():
-        with torch.cuda.device_of(g):
-            _launch_combine(g, None, grad, norms, None, out, None, 1, target, one_sided)
+        _launch_combine(g, None, grad, norms, None, out, None, 1, target, one_sided)
     return out
 
 
@@ -177,21 +186,22 @@ def double_backward(
     to_grad, out = _per_sample(g), torch.empty_like(g)
     if g.numel() == 0:
         return to_grad.zero_(), out
-    with torch.cuda.device_of(g):
-        h = laid_out_as(grad_grad, g)
-        partial, parts = _all_dots(h, g)
-        _launch_combine(g, h, grad, norms, partial, out, to_grad, parts, target, one_sided)
+    h = laid_out_as(grad_grad, g)
+    partial, parts = _all_dots(h, g)
+    _launch_combine(g, h, grad, norms, partial, out, to_grad, parts, target, one_sided)
     return to_grad, out
 
 
 def _launch_combine(g, h, grad, norms, partial, out, to_grad, parts, target, one_sided) -> None:
-    size = g[0].numel()
+    size = math.prod(g.shape[1:])
     blocks = triton.cdiv(size, BLOCK)
-    _combine_kernel[(len(g) * blocks,)](
+    launch(
+        _combine_kernel,
+        len(g) * blocks,
         g,
         h,
-        grad.contiguous(),
-        norms.contiguous(),
+        contiguous(grad),
+        contiguous(norms),
         partial,
         out,
         to_grad,
@@ -206,46 +216,10 @@ def _launch_combine(g, h, grad, norms, partial, out, to_grad, parts, target, one
     )
 
 
-# ---- what the ahead-of-time check compiles -----------------------------------------------------------------
-
-
-def _aot_entries() -> list[AotEntry]:
-    entries = []
-    for name, wide, sum_type in (
-        ("fp64", "fp64", tl.float64),
-        ("fp32", "fp32", tl.float32),
-        ("bf16", "fp32", tl.float32),
-    ):
-        x, w = f"*{name}", f"*{wide}"
-        arguments = {"a": x, "b": x, "partial": w, "size": "i64", "part_size": "i64"}
-        entries.append(AotEntry(_dots_kernel, arguments, {"PARTS": MAX_PARTS, "SUM": sum_type, "BLOCK": BLOCK}, WARPS))
-        arguments = {"partial": w, "values": w, "norms": w}
-        entries.append(
-            AotEntry(_penalties_kernel, arguments, {"TARGET": 1.0, "ONE_SIDED": True, "PARTS": MAX_PARTS}, 1)
-        )
-        for second in (False, True):
-            arguments = {
-                "gradient": x,
-                "grad": w,
-                "norms": w,
-                "out": x,
-                "size": "i64",
-                "blocks": "i32",
-            }
-            constexprs = {
-                "TARGET": 1.0,
-                "SECOND": second,
-                "ONE_SIDED": True,
-                "PARTS": MAX_PARTS if second else 1,
-                "BLOCK": BLOCK,
-            }
-            for argument, type_ in (("grad_grad", x), ("partial", w), ("to_grad", w)):
-                if second:
-                    arguments[argument] = type_
-                else:
-                    constexprs[argument] = None
-            entries.append(AotEntry(_combine_kernel, arguments, constexprs, WARPS))
-    return entries
-
-
-AOT = _aot_entries()
+def examples(dtype: torch.dtype) -> None:
+    """Calls that launch every form of the kernels."""
+    for size in (3, 4 * BLOCK * MAX_PARTS):
+        gradient = torch.empty(2, size, dtype=dtype)
+        penalties, norms = forward(gradient, 1.0, True)
+        backward(penalties, gradient, norms, 1.0, True)
+        double_backward(gradient, penalties, gradient, norms, 1.0, True)

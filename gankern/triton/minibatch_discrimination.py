@@ -25,12 +25,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.aot import AotEntry
+from gankern.triton.launch import launch, sum_type
 
 POINTS, AGAINST = 16, 64  # the tile of pairs of one program; see _against
 MAX_DIMS = 64  # coordinates whose gradients one program holds
 WARPS = 4
-FORWARD, BACKWARD, DOUBLE_BACKWARD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 # ---- the kernel --------------------------------------------------------------------------------------------
 
@@ -60,7 +59,7 @@ def _pairs_kernel(
     count,
     against_count,
     kernels,
-    ORDER: tl.constexpr,
+    ORDER: tl.constexpr,  # "forward", "backward" or "double_backward"
     SAME: tl.constexpr,  # points and against are one set
     POINTS_GRAD: tl.constexpr,  # which of the two have a g
     AGAINST_GRAD: tl.constexpr,
@@ -79,7 +78,7 @@ def _pairs_kernel(
     against_slice = b.to(tl.int64) * against_count
     points += slice_ * DIMS
     against += against_slice * DIMS
-    if ORDER == DOUBLE_BACKWARD:
+    if ORDER == "double_backward":
         points_h += slice_ * DIMS
         against_h += against_slice * DIMS
     if POINTS_GRAD:
@@ -98,7 +97,7 @@ def _pairs_kernel(
                 y = _coordinate(against, first + k, j, against_count, SUM)
                 difference = y[None, :] - x[:, None]
                 distance += tl.abs(difference)
-                if ORDER == DOUBLE_BACKWARD:
+                if ORDER == "double_backward":
                     hx = _coordinate(points_h, first + k, i, count, SUM)
                     hy = _coordinate(against_h, first + k, j, against_count, SUM)
                     q += _sign(difference) * (hx[:, None] - hy[None, :])
@@ -107,11 +106,11 @@ def _pairs_kernel(
         if SAME:
             counts = counts & (i[:, None] != j[None, :])
         value = tl.exp(-distance)
-        if ORDER == DOUBLE_BACKWARD:
+        if ORDER == "double_backward":
             value *= q
         if SUMS:
             total += tl.where(counts, value, 0.0)
-        if ORDER != FORWARD:
+        if ORDER != "forward":
             weight = value
             if AGAINST_GRAD:
                 grad_j = tl.load(against_grad + against_slice + j, mask=j < against_count, other=0.0).to(SUM)
@@ -131,7 +130,7 @@ def _pairs_kernel(
 
     if SUMS and tl.program_id(1) == 0:
         tl.store(sums + i.to(tl.int64) * kernels + b, tl.sum(total, 1).to(sums.dtype.element_ty), mask=i < count)
-    if ORDER != FORWARD:
+    if ORDER != "forward":
         to = out + (i.to(tl.int64)[:, None] * kernels + b) * DIMS + own_dims[None, :]
         inside = (i < count)[:, None] & (own_dims < DIMS)[None, :]
         tl.store(to, gradient.to(out.dtype.element_ty), mask=inside)
@@ -142,27 +141,29 @@ def _pairs_kernel(
 
 def _slices(x: Tensor | None) -> Tensor | None:
     """[N, B, C] as [B, C, N], or [N, B] as [B, N]."""
-    return None if x is None else x.detach().movedim(0, -1).contiguous()
+    return None if x is None else x.movedim(0, -1).contiguous()
 
 
-def _against(order: tl.constexpr, double: bool) -> int:
+def _against(order: str, double: bool) -> int:
     """The width of a tile: narrower where more of it, or wider values, have to stay in registers."""
-    return AGAINST // (2 if double else 1) // (2 if order == DOUBLE_BACKWARD else 1)
+    return AGAINST // (2 if double else 1) // (2 if order == "double_backward" else 1)
 
 
 def _unrolled(dims: int) -> int:
     return dims if dims <= 5 else next(n for n in (4, 2, 1) if dims % n == 0)
 
 
-def _launch(order: tl.constexpr, points, points_h, points_grad, against, against_h, against_grad, same, sums, out):
+def _launch(order: str, points, points_h, points_grad, against, against_h, against_grad, same, sums, out):
     """points and against in slices; the others are None where there are none."""
     kernels, dims, count = points.shape
     if count == 0:
         return
-    out_dims = 1 if order == FORWARD else min(triton.next_power_of_2(dims), MAX_DIMS)
+    out_dims = 1 if order == "forward" else min(triton.next_power_of_2(dims), MAX_DIMS)
     double = points.dtype == torch.float64
-    chunks = 1 if order == FORWARD else triton.cdiv(dims, out_dims)
-    _pairs_kernel[(kernels * triton.cdiv(count, POINTS), chunks)](
+    chunks = 1 if order == "forward" else triton.cdiv(dims, out_dims)
+    launch(
+        _pairs_kernel,
+        (kernels * triton.cdiv(count, POINTS), chunks),
         points,
         points_h,
         points_grad,
@@ -174,7 +175,7 @@ def _launch(order: tl.constexpr, points, points_h, points_grad, against, against
         count,
         against.shape[2],
         kernels,
-        ORDER=order.value,
+        ORDER=order,
         SAME=same,
         POINTS_GRAD=points_grad is not None,
         AGAINST_GRAD=against_grad is not None,
@@ -182,7 +183,7 @@ def _launch(order: tl.constexpr, points, points_h, points_grad, against, against
         DIMS=dims,
         UNROLLED=_unrolled(dims),
         OUT_DIMS=out_dims,
-        SUM=tl.float64 if double else tl.float32,
+        SUM=sum_type(points.dtype),
         POINTS=POINTS,
         AGAINST=_against(order, double),
         num_warps=WARPS,
@@ -196,10 +197,9 @@ def _empty(like: Tensor | None, model: Tensor) -> Tensor:
 def forward(m: Tensor, other: Tensor | None, include_self: bool) -> Tensor:
     """The sums, [N, B]. Launches: 1, after a copy of each set."""
     sums = m.new_empty(m.shape[:2])
-    with torch.cuda.device_of(m):
-        points = _slices(m)
-        against = points if other is None else _slices(other)
-        _launch(FORWARD, points, None, None, against, None, None, other is None, sums, None)
+    points = _slices(m)
+    against = points if other is None else _slices(other)
+    _launch("forward", points, None, None, against, None, None, other is None, sums, None)
     if other is None and include_self:
         # The similarity of a point to itself: 1, and NaN where it has an infinity or NaN.
         sums = sums + torch.exp((m - m).sum(2))
@@ -209,14 +209,13 @@ def forward(m: Tensor, other: Tensor | None, include_self: bool) -> Tensor:
 def backward(grad: Tensor, m: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
     """The gradients of m and of other (empty without one). Launches: 1, or 2 for two sets."""
     grad_m, grad_other = _empty(m, m), _empty(other, m)
-    with torch.cuda.device_of(m):
-        points, g = _slices(m), _slices(grad)
-        if other is None:
-            _launch(BACKWARD, points, None, g, points, None, g, True, None, grad_m)
-        else:
-            against = _slices(other)
-            _launch(BACKWARD, points, None, g, against, None, None, False, None, grad_m)
-            _launch(BACKWARD, against, None, None, points, None, g, False, None, grad_other)
+    points, g = _slices(m), _slices(grad)
+    if other is None:
+        _launch("backward", points, None, g, points, None, g, True, None, grad_m)
+    else:
+        against = _slices(other)
+        _launch("backward", points, None, g, against, None, None, False, None, grad_m)
+        _launch("backward", against, None, None, points, None, g, False, None, grad_other)
     return grad_m, grad_other
 
 
@@ -225,58 +224,24 @@ def double_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of `backward`'s three tensors. Launches: 1, or 2 for two sets."""
     grad_grad, grad_m, grad_other = m.new_empty(m.shape[:2]), _empty(m, m), _empty(other, m)
-    with torch.cuda.device_of(m):
-        points, g = _slices(m), _slices(grad)
-        h = torch.zeros_like(points) if grad_grad_m is None else _slices(grad_grad_m)
-        if other is None:
-            _launch(DOUBLE_BACKWARD, points, h, g, points, h, g, True, grad_grad, grad_m)
-        else:
-            against = _slices(other)
-            against_h = torch.zeros_like(against) if grad_grad_other is None else _slices(grad_grad_other)
-            _launch(DOUBLE_BACKWARD, points, h, g, against, against_h, None, False, grad_grad, grad_m)
-            _launch(DOUBLE_BACKWARD, against, against_h, None, points, h, g, False, None, grad_other)
+    points, g = _slices(m), _slices(grad)
+    h = torch.zeros_like(points) if grad_grad_m is None else _slices(grad_grad_m)
+    if other is None:
+        _launch("double_backward", points, h, g, points, h, g, True, grad_grad, grad_m)
+    else:
+        against = _slices(other)
+        against_h = torch.zeros_like(against) if grad_grad_other is None else _slices(grad_grad_other)
+        _launch("double_backward", points, h, g, against, against_h, None, False, grad_grad, grad_m)
+        _launch("double_backward", against, against_h, None, points, h, g, False, None, grad_other)
     return grad_grad, grad_m, grad_other
 
 
-# ---- what the ahead-of-time check compiles -----------------------------------------------------------------
-
-
-def _aot_entries() -> list[AotEntry]:
-    """All orders in the widest and in the narrowest type, for few coordinates (unrolled) and for many."""
-    entries = []
-    for element, name, dims in ((tl.float64, "fp64", 5), (tl.float32, "fp32", 5), (tl.bfloat16, "bf16", 100)):
-        double = element == tl.float64
-        for order, same in ((FORWARD, True), (BACKWARD, False), (BACKWARD, True), (DOUBLE_BACKWARD, True)):
-            arguments = {"points": f"*{name}", "against": f"*{name}"}
-            arguments.update(dict.fromkeys(("count", "against_count", "kernels"), "i32"))
-            constexprs = {
-                "ORDER": order.value,
-                "SAME": same,
-                "POINTS_GRAD": order != FORWARD,
-                "AGAINST_GRAD": order != FORWARD and same,
-                "SUMS": order != BACKWARD,
-                "DIMS": dims,
-                "UNROLLED": _unrolled(dims),
-                "OUT_DIMS": 1 if order == FORWARD else min(triton.next_power_of_2(dims), MAX_DIMS),
-                "SUM": tl.float64 if double else tl.float32,
-                "POINTS": POINTS,
-                "AGAINST": _against(order, double),
-            }
-            # A pointer that is None is a constant.
-            for argument, present in (
-                ("points_h", order == DOUBLE_BACKWARD),
-                ("against_h", order == DOUBLE_BACKWARD),
-                ("points_grad", constexprs["POINTS_GRAD"]),
-                ("against_grad", constexprs["AGAINST_GRAD"]),
-                ("sums", constexprs["SUMS"]),
-                ("out", order != FORWARD),
-            ):
-                if present:
-                    arguments[argument] = f"*{name}"
-                else:
-                    constexprs[argument] = None
-            entries.append(AotEntry(_pairs_kernel, arguments, constexprs, WARPS))
-    return entries
-
-
-AOT = _aot_entries()
+def examples(dtype: torch.dtype) -> None:
+    """Calls that launch every form of the kernel, for few coordinates and for many."""
+    for dims in (5, 100):
+        m, other, grad = (torch.empty(n, 4, dims, dtype=dtype) for n in (48, 32, 48))
+        grad = grad[:, :, 0]
+        for others in (None, other):
+            forward(m, others, False)
+            backward(grad, m, others)
+            double_backward(m, None, grad, m, others)

@@ -20,18 +20,19 @@ Traffic. x is read once from memory and once from the L2 cache, the result is wr
 memory. Sums are in fp32 (fp64 for fp64).
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from gankern.core.layout import empty, memory_format
-from gankern.triton.aot import AotEntry
+from gankern.triton.launch import launch, sum_dtype, sum_type
 
 BLOCK = 512  # positions of a program
 FILL = 512  # values of the result a program writes
 WARPS = 4
-FORWARD, BACKWARD, DOUBLE_BACKWARD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 # ---- the kernels -------------------------------------------------------------------------------------------
 
@@ -55,11 +56,12 @@ def _positions_kernel(
     group_size,
     channels,
     pixels,
-    options,  # D and eps, in SUM's type: a float argument would be fp32
     FEATURES: tl.constexpr,
     STRIDED: tl.constexpr,
     LAST: tl.constexpr,
-    ORDER: tl.constexpr,
+    ORDER: tl.constexpr,  # "forward", "backward" or "double_backward"
+    UNBIASED: tl.constexpr,  # D is G - 1
+    EPS: tl.constexpr,
     SUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -81,9 +83,9 @@ def _positions_kernel(
         n = _sample(m, i, groups, group_size, STRIDED)
         value = tl.load(x + n * size + at, mask=inside, other=0.0)
         mean += value.to(SUM)
-        if ORDER == FORWARD:
+        if ORDER == "forward":
             tl.store(out + n * result_size + result_at, value, mask=inside)
-        if ORDER == DOUBLE_BACKWARD:
+        if ORDER == "double_backward":
             tangent = tl.load(h + n * size + at, mask=inside, other=0.0)
             mean_h += tangent.to(SUM)
             tl.store(out + n * result_size + result_at, tangent, mask=inside)
@@ -95,12 +97,12 @@ def _positions_kernel(
         n = _sample(m, i, groups, group_size, STRIDED)
         d = tl.load(x + n * size + at, mask=inside, other=0.0).to(SUM) - mean
         variance += d * d
-        if ORDER == DOUBLE_BACKWARD:
+        if ORDER == "double_backward":
             q += d * tl.load(h + n * size + at, mask=inside, other=0.0).to(SUM)
-    divisor = tl.load(options)
-    sigma = tl.sqrt(variance / divisor + tl.load(options + 1))
+    divisor = count - 1 if UNBIASED else count
+    sigma = tl.sqrt(variance / divisor + tl.full([1], EPS, SUM))  # a plain number would be taken as fp32
     term = sigma
-    if ORDER != FORWARD:
+    if ORDER != "forward":
         factor = 1.0 / (divisor * sigma)
         scale = tl.load(k + m * FEATURES + feature, mask=inside, other=0.0) * factor
         term = q * factor
@@ -108,14 +110,14 @@ def _positions_kernel(
         for i in range(group_size):
             n = _sample(m, i, groups, group_size, STRIDED)
             d = tl.load(x + n * size + at, mask=inside, other=0.0).to(SUM) - mean
-            if ORDER == BACKWARD:
+            if ORDER == "backward":
                 g = tl.load(grad + n * result_size + result_at, mask=inside, other=0.0).to(SUM)
                 result = g + scale * d
             else:
                 tangent = tl.load(h + n * size + at, mask=inside, other=0.0).to(SUM)
                 result = scale * (tangent - mean_h - d * slope)
             tl.store(out_x + n * size + at, result.to(out_x.dtype.element_ty), mask=inside)
-    if ORDER != BACKWARD:
+    if ORDER != "backward":
         for f in range(FEATURES):
             part = tl.sum(tl.where(inside & (feature == f), term, 0.0), 0)
             tl.store(parts + (m * FEATURES + f).to(tl.int64) * blocks + block, part)
@@ -153,18 +155,20 @@ def _channel_kernel(
 def _geometry(x: Tensor) -> tuple[Tensor, bool, int]:
     """x as it is gone through, whether that is channels last, and its pixels."""
     layout = memory_format(x)
-    return x.contiguous(memory_format=layout), layout != torch.contiguous_format, x[0, 0].numel() if len(x) else 0
+    last = layout != torch.contiguous_format
+    return x.contiguous(memory_format=layout), last, math.prod(x.shape[2:])
 
 
 def _launch(order, x, grad, h, k, out, out_x, group_size, num_channels, strided, unbiased, eps, last, pixels):
-    """Returns the means over positions of what a program sums, [groups, features]."""
     groups, channels = len(x) // group_size, x.shape[1]
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = sum_dtype(x.dtype)
     blocks = triton.cdiv(channels * pixels, BLOCK)
     parts = None
-    if order != BACKWARD:
+    if order != "backward":
         parts = x.new_empty((groups, num_channels, blocks), dtype=wide)
-    _positions_kernel[(groups * blocks,)](
+    launch(
+        _positions_kernel,
+        groups * blocks,
         x,
         grad,
         h,
@@ -176,20 +180,22 @@ def _launch(order, x, grad, h, k, out, out_x, group_size, num_channels, strided,
         group_size,
         channels,
         pixels,
-        torch.tensor([group_size - 1 if unbiased else group_size, eps], dtype=wide, device=x.device),
         FEATURES=num_channels,
         STRIDED=strided,
         LAST=last,
-        ORDER=order.value,
-        SUM=tl.float64 if x.dtype == torch.float64 else tl.float32,
+        ORDER=order,
+        UNBIASED=unbiased,
+        EPS=eps,
+        SUM=sum_type(x.dtype),
         BLOCK=BLOCK,
         num_warps=WARPS,
     )
     if parts is None:
         return
-    values = parts.sum(2) / (channels // num_channels * pixels)
-    _channel_kernel[(len(x) * triton.cdiv(pixels * num_channels, FILL),)](
-        values,
+    launch(
+        _channel_kernel,
+        len(x) * triton.cdiv(pixels * num_channels, FILL),
+        parts.sum(2) / (channels // num_channels * pixels),
         out,
         groups,
         group_size,
@@ -206,10 +212,9 @@ def _launch(order, x, grad, h, k, out, out_x, group_size, num_channels, strided,
 def _factors(grad: Tensor, x: Tensor, group_size: int, num_channels: int, strided: bool) -> Tensor:
     """k: the sums of the gradients of the result over the group and its pixels, over its positions."""
     groups, channels = len(x) // group_size, x.shape[1]
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    samples = grad[:, channels:].reshape(len(x), num_channels, -1).sum(2, dtype=wide)
+    samples = grad[:, channels:].reshape(len(x), num_channels, -1).sum(2, dtype=sum_dtype(x.dtype))
     by_group = samples.unflatten(0, (group_size, groups) if strided else (groups, group_size))
-    positions = channels // num_channels * max(x[0, 0].numel(), 1)
+    positions = channels // num_channels * max(math.prod(x.shape[2:]), 1)
     return by_group.sum(0 if strided else 1).div(positions).contiguous()
 
 
@@ -217,10 +222,9 @@ def forward(x: Tensor, group_size: int, num_channels: int, strided: bool, unbias
     """Launches: 2, and a sum."""
     out = empty(x, x.shape[1] + num_channels)
     if x.numel():
-        with torch.cuda.device_of(x):
-            x, last, pixels = _geometry(x)
-            options = (group_size, num_channels, strided, unbiased, eps, last, pixels)
-            _launch(FORWARD, x, None, None, None, out, None, *options)
+        x, last, pixels = _geometry(x)
+        options = (group_size, num_channels, strided, unbiased, eps, last, pixels)
+        _launch("forward", x, None, None, None, out, None, *options)
     return out
 
 
@@ -230,13 +234,12 @@ def backward(
     """Launches: 1, after sums of the result's gradients."""
     out = empty(x)
     if x.numel():
-        with torch.cuda.device_of(x):
-            layout = memory_format(x)
-            x, last, pixels = _geometry(x)
-            grad = grad.contiguous(memory_format=layout)
-            k = _factors(grad, x, group_size, num_channels, strided)
-            options = (group_size, num_channels, strided, unbiased, eps, last, pixels)
-            _launch(BACKWARD, x, grad, None, k, None, out, *options)
+        layout = memory_format(x)
+        x, last, pixels = _geometry(x)
+        grad = grad.contiguous(memory_format=layout)
+        k = _factors(grad, x, group_size, num_channels, strided)
+        options = (group_size, num_channels, strided, unbiased, eps, last, pixels)
+        _launch("backward", x, grad, None, k, None, out, *options)
     return out
 
 
@@ -253,51 +256,20 @@ def double_backward(
     """Launches: 2, and sums."""
     grad_grad, grad_x = empty(x, x.shape[1] + num_channels), empty(x)
     if x.numel():
-        with torch.cuda.device_of(x):
-            layout = memory_format(x)
-            x, last, pixels = _geometry(x)
-            h = grad_grad_x.contiguous(memory_format=layout)
-            k = _factors(grad, x, group_size, num_channels, strided)
-            options = (group_size, num_channels, strided, unbiased, eps, last, pixels)
-            _launch(DOUBLE_BACKWARD, x, None, h, k, grad_grad, grad_x, *options)
+        layout = memory_format(x)
+        x, last, pixels = _geometry(x)
+        h = grad_grad_x.contiguous(memory_format=layout)
+        k = _factors(grad, x, group_size, num_channels, strided)
+        options = (group_size, num_channels, strided, unbiased, eps, last, pixels)
+        _launch("double_backward", x, None, h, k, grad_grad, grad_x, *options)
     return grad_grad, grad_x
 
 
-# ---- what the ahead-of-time check compiles -----------------------------------------------------------------
-
-
-def _aot_entries() -> list[AotEntry]:
-    entries = []
-    counts = dict.fromkeys(("groups", "group_size", "channels", "pixels"), "i32")
-    for element, name in ((tl.float64, "fp64"), (tl.float32, "fp32"), (tl.bfloat16, "bf16")):
-        wide = "fp64" if element == tl.float64 else "fp32"
-        for order, last in ((FORWARD, False), (FORWARD, True), (BACKWARD, True), (DOUBLE_BACKWARD, True)):
-            arguments = {"x": f"*{name}", **counts, "options": f"*{wide}"}
-            constexprs = {
-                "FEATURES": 2,
-                "STRIDED": True,
-                "LAST": last,
-                "ORDER": order.value,
-                "SUM": tl.float64 if element == tl.float64 else tl.float32,
-                "BLOCK": BLOCK,
-            }
-            present = {
-                "grad": order == BACKWARD,
-                "h": order == DOUBLE_BACKWARD,
-                "k": order != FORWARD,
-                "out": order != BACKWARD,
-                "out_x": order != FORWARD,
-                "parts": order != BACKWARD,
-            }
-            for argument, is_there in present.items():
-                if is_there:
-                    arguments[argument] = f"*{wide if argument in ('k', 'parts') else name}"
-                else:
-                    constexprs[argument] = None
-            entries.append(AotEntry(_positions_kernel, arguments, constexprs, WARPS))
-        fill = {"FEATURES": 2, "STRIDED": True, "LAST": True, "FILL": FILL}
-        entries.append(AotEntry(_channel_kernel, {"values": f"*{wide}", "out": f"*{name}", **counts}, fill, WARPS))
-    return entries
-
-
-AOT = _aot_entries()
+def examples(dtype: torch.dtype) -> None:
+    """Calls that launch every form of the kernels."""
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.empty(8, 6, 16, 16, dtype=dtype).contiguous(memory_format=layout)
+        options = 4, 2, True, False, 1e-8
+        y = forward(x, *options)
+        backward(y, x, *options)
+        double_backward(x, y, x, *options)

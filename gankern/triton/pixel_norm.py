@@ -19,12 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.aot import AotEntry
-from gankern.triton.bias_act import dense, laid_out_as, layout, sum_of_channels
+from gankern.triton.bias_act import layout, sum_of_channels
+from gankern.triton.launch import contiguous, dense, laid_out_as, launch, sum_dtype, sum_type
 
 TILE = 1024  # elements at a time
 WARPS = 4
-FORWARD, BACKWARD, DOUBLE_BACKWARD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 # ---- the kernel -------------------------------------------------------------------------------------------------
 
@@ -51,7 +50,7 @@ def _pixel_norm_kernel(
     out_scale,  # [pixels]
     pixels,
     inner,
-    ORDER: tl.constexpr,
+    ORDER: tl.constexpr,  # "forward", "backward" or "double_backward"
     LINES: tl.constexpr,  # whether inner is 1
     C: tl.constexpr,
     POSITIVE: tl.constexpr,
@@ -81,13 +80,13 @@ def _pixel_norm_kernel(
         if vector is not None:
             v += tl.load(vector + c, mask=c < C, other=0.0).to(SUM)[:, None]
         y = tl.load(x + at, mask=inside, other=0.0).to(SUM)
-        if ORDER == FORWARD:
+        if ORDER == "forward":
             a = _slope(y + v, y + v, POSITIVE, NEGATIVE)
             one += tl.where(inside, a * a, 0.0)
         else:
             dy = tl.load(grad + at, mask=inside, other=0.0).to(SUM)
             one += y * dy
-            if ORDER == DOUBLE_BACKWARD:
+            if ORDER == "double_backward":
                 if h is not None:
                     v += tl.load(h + at, mask=inside, other=0.0).to(SUM)
                 p = _slope(v, y * SIGN, POSITIVE, NEGATIVE)
@@ -96,14 +95,14 @@ def _pixel_norm_kernel(
 
     q = tl.sum(one, 0) / C
     m = tl.sum(two, 0) / C
-    if ORDER == FORWARD:
+    if ORDER == "forward":
         r = 1 / tl.sqrt(q + EPS)
         tl.store(scale + pixel, r, mask=there)
     else:
         r = tl.load(scale + pixel, mask=there, other=0.0)
         if grad_scale is not None:
             q += r * tl.load(grad_scale + pixel, mask=there, other=0.0) / C
-        if ORDER == DOUBLE_BACKWARD:
+        if ORDER == "double_backward":
             tl.store(out_scale + pixel, tl.sum(three, 0) - C * m * q, mask=there)
 
     for start in tl.range(0, C, CHANNELS):
@@ -114,11 +113,11 @@ def _pixel_norm_kernel(
         if vector is not None:
             v += tl.load(vector + c, mask=c < C, other=0.0).to(SUM)[:, None]
         y = tl.load(x + at, mask=inside, other=0.0).to(SUM)
-        if ORDER == FORWARD:
+        if ORDER == "forward":
             result = _slope(y + v, y + v, POSITIVE, NEGATIVE) * r[None, :]
         else:
             dy = tl.load(grad + at, mask=inside, other=0.0).to(SUM)
-            if ORDER == BACKWARD:
+            if ORDER == "backward":
                 result = _slope(r[None, :] * (dy - y * q[None, :]), y * SIGN, POSITIVE, NEGATIVE)
             else:
                 if h is not None:
@@ -143,43 +142,45 @@ def _shape(channels: int, lines: bool) -> tuple[int, int]:
 
 
 def _launch(order, x, vector, grad, h, scale, grad_scale, out, out_x, out_scale, dim, positive, negative, eps) -> None:
-    if x.numel() == 0:
+    outer, channels, inner = layout(x.shape, x.stride(), dim)
+    pixels = outer * inner
+    if pixels == 0 or channels == 0:
         return
-    outer, channels, inner = layout(x, dim)
     height, width = _shape(channels, inner == 1)
-    with torch.cuda.device_of(x):
-        _pixel_norm_kernel[(triton.cdiv(outer * inner, width),)](
-            x,
-            None if vector is None else vector.contiguous(),
-            grad,
-            h,
-            scale,
-            None if grad_scale is None else grad_scale.contiguous(),
-            out,
-            out_x,
-            out_scale,
-            outer * inner,
-            inner,
-            ORDER=order.value,
-            LINES=inner == 1,
-            C=channels,
-            POSITIVE=positive,
-            NEGATIVE=negative,
-            EPS=eps,
-            SUM=tl.float64 if x.dtype == torch.float64 else tl.float32,
-            CHANNELS=height,
-            PIXELS=width,
-            num_warps=WARPS,
-        )
+    launch(
+        _pixel_norm_kernel,
+        -(-pixels // width),
+        x,
+        contiguous(vector),
+        grad,
+        h,
+        scale,
+        contiguous(grad_scale),
+        out,
+        out_x,
+        out_scale,
+        pixels,
+        inner,
+        ORDER=order,
+        LINES=inner == 1,
+        C=channels,
+        POSITIVE=positive,
+        NEGATIVE=negative,
+        EPS=eps,
+        SUM=sum_type(x.dtype),
+        CHANNELS=height,
+        PIXELS=width,
+        num_warps=WARPS,
+    )
 
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, positive: float, negative: float, eps: float):
     """The result and each pixel's scale. Launches: 1, after a copy of what is not dense."""
     x = dense(x)
-    outer, _, inner = layout(x, dim)
+    outer, _, inner = layout(x.shape, x.stride(), dim)
     y = torch.empty_like(x)
-    scale = x.new_empty(outer * inner, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    _launch(FORWARD, x, bias, None, None, scale, None, y, None, None, dim, positive, negative, eps)
+    scale = x.new_empty(outer * inner, dtype=sum_dtype(x.dtype))
+    _launch("forward", x, bias, None, None, scale, None, y, None, None, dim, positive, negative, eps)
     return y, scale
 
 
@@ -196,7 +197,7 @@ def backward(
     """The gradients of x and of the bias (empty where not asked for). Launches: 1, and a sum."""
     dx = torch.empty_like(y)
     grad = laid_out_as(grad, y)
-    _launch(BACKWARD, y, None, grad, None, scale, grad_scale, dx, None, None, dim, positive, negative, 0.0)
+    _launch("backward", y, None, grad, None, scale, grad_scale, dx, None, None, dim, positive, negative, 0.0)
     return dx, sum_of_channels(dx, dim) if sums else dx.new_empty(0)
 
 
@@ -213,43 +214,14 @@ def double_backward(
     """The gradients of grad, of y and of scale. Launches: 1."""
     out, out_x, out_scale = torch.empty_like(y), torch.empty_like(y), torch.empty_like(scale)
     grad, h = laid_out_as(grad, y), laid_out_as(h, y)
-    _launch(DOUBLE_BACKWARD, y, h_bias, grad, h, scale, None, out, out_x, out_scale, dim, positive, negative, 0.0)
+    _launch("double_backward", y, h_bias, grad, h, scale, None, out, out_x, out_scale, dim, positive, negative, 0.0)
     return out, out_x, out_scale
 
 
-# ---- what the ahead-of-time check compiles --------------------------------------------------------------------
-
-
-def _aot_entries() -> list[AotEntry]:
-    """All orders, both ways through memory, in the widest and the narrowest type."""
-    entries = []
-    for name, element in (("fp64", tl.float64), ("fp32", tl.float32), ("bf16", tl.bfloat16)):
-        wide = "fp64" if element == tl.float64 else "fp32"
-        for order in (FORWARD, BACKWARD, DOUBLE_BACKWARD):
-            for lines in (True, False):
-                height, width = _shape(512, lines)
-                present = {"x", "scale", "out"}
-                present |= {"vector"} if order != BACKWARD else {"grad_scale"}
-                present |= {"grad"} if order != FORWARD else set()
-                present |= {"h", "out_x", "out_scale"} if order == DOUBLE_BACKWARD else set()
-                constexprs = {
-                    "ORDER": order.value,
-                    "LINES": lines,
-                    "C": 512,
-                    "POSITIVE": 1.0,
-                    "NEGATIVE": 0.2,
-                    "EPS": 1e-8,
-                    "SUM": tl.float64 if element == tl.float64 else tl.float32,
-                    "CHANNELS": height,
-                    "PIXELS": width,
-                }
-                pointers = ("x", "vector", "grad", "h", "scale", "grad_scale", "out", "out_x", "out_scale")
-                # A pointer that is None is a constant.
-                constexprs.update({pointer: None for pointer in pointers if pointer not in present})
-                arguments = {p: f"*{wide if 'scale' in p else name}" for p in pointers if p in present}
-                arguments.update(dict.fromkeys(("pixels", "inner"), "i64"))
-                entries.append(AotEntry(_pixel_norm_kernel, arguments, constexprs, WARPS))
-    return entries
-
-
-AOT = _aot_entries()
+def examples(dtype: torch.dtype) -> None:
+    """Calls that launch every form of the kernel."""
+    vector = torch.empty(512, dtype=dtype)
+    for x in (torch.empty(2, 512, 8, 8, dtype=dtype), torch.empty(2, 8, 8, 512, dtype=dtype).movedim(3, 1)):
+        _, scale = forward(x, vector, 1, 1.0, 0.2, 1e-8)
+        backward(x, scale, x, scale, 1, 1.0, 0.2, True)
+        double_backward(x, vector, x, x, scale, 1, 1.0, 0.2)

@@ -803,20 +803,19 @@ def forward(
     state = weights[0].new_empty(sum(_state_sizes(weights, dims)), dtype=sums)
     new_us, new_vs = _vectors(state, weights, dims)
 
-    with torch.cuda.device_of(weights[0]):
-        iterated = n_power_iterations > 0
-        if not iterated or any(x.dtype != sums or not x.is_contiguous() for x in (*us, *vs)):
-            # The kernels then read these, before `scale` overwrites them.
-            torch._foreach_copy_([*new_us, *new_vs], [x.detach() for x in (*us, *vs)])
-            us, vs = new_us, new_vs
-        call = _Call(matrices, [weights, normalized], [us, vs, new_us, new_vs], u_first)
-        order = {"U_FIRST": u_first, "EPS": eps, "ADD_EPS": add_eps}
-        for iteration in range(n_power_iterations):
-            call.launch(_power_kernel, call.plan.power_programs, POWER_WARPS, CONTINUE=iteration > 0, **order)
-            call.launch(_reduce_kernel, call.plan.reduce_programs, REDUCE_WARPS, **order)
-        if not iterated:
-            call.launch(_products_kernel, call.plan.product_programs, TILE_WARPS, WHAT=SIGMA.value)
-        call.launch(_scale_kernel, call.plan.tile_programs, TILE_WARPS, state, ITERATED=iterated, **order)
+    iterated = n_power_iterations > 0
+    if not iterated or any(x.dtype != sums or not x.is_contiguous() for x in (*us, *vs)):
+        # The kernels then read these, before `scale` overwrites them.
+        torch._foreach_copy_([*new_us, *new_vs], [x.detach() for x in (*us, *vs)])
+        us, vs = new_us, new_vs
+    call = _Call(matrices, [weights, normalized], [us, vs, new_us, new_vs], u_first)
+    order = {"U_FIRST": u_first, "EPS": eps, "ADD_EPS": add_eps}
+    for iteration in range(n_power_iterations):
+        call.launch(_power_kernel, call.plan.power_programs, POWER_WARPS, CONTINUE=iteration > 0, **order)
+        call.launch(_reduce_kernel, call.plan.reduce_programs, REDUCE_WARPS, **order)
+    if not iterated:
+        call.launch(_products_kernel, call.plan.product_programs, TILE_WARPS, WHAT=SIGMA.value)
+    call.launch(_scale_kernel, call.plan.tile_programs, TILE_WARPS, state, ITERATED=iterated, **order)
     return normalized, state
 
 
@@ -829,10 +828,9 @@ def backward(
     grad_weights = inputs.empty_results()
     if not inputs.present:
         return grad_weights
-    with torch.cuda.device_of(weights[0]):
-        call = _Call(inputs.matrices, [inputs.weights, *inputs.gradients, grad_weights], inputs.vectors)
-        call.launch(_products_kernel, call.plan.product_programs, TILE_WARPS, WHAT=FIRST_ORDER.value)
-        call.launch(_gradient_kernel, call.plan.tile_programs, TILE_WARPS, state)
+    call = _Call(inputs.matrices, [inputs.weights, *inputs.gradients, grad_weights], inputs.vectors)
+    call.launch(_products_kernel, call.plan.product_programs, TILE_WARPS, WHAT=FIRST_ORDER.value)
+    call.launch(_gradient_kernel, call.plan.tile_programs, TILE_WARPS, state)
     return grad_weights
 
 
@@ -849,12 +847,11 @@ def double_backward(
     grad_grads, grad_weights = inputs.empty_results(), inputs.empty_results()
     if not inputs.present:
         return grad_grads, grad_weights
-    with torch.cuda.device_of(weights[0]):
-        grads, grad_grad_weights = inputs.gradients
-        like_weights = [inputs.weights, grads, grad_weights, grad_grad_weights, grad_grads]
-        call = _Call(inputs.matrices, like_weights, inputs.vectors)
-        call.launch(_products_kernel, call.plan.product_programs, TILE_WARPS, WHAT=SECOND_ORDER.value)
-        call.launch(_second_gradient_kernel, call.plan.tile_programs, TILE_WARPS, state)
+    grads, grad_grad_weights = inputs.gradients
+    like_weights = [inputs.weights, grads, grad_weights, grad_grad_weights, grad_grads]
+    call = _Call(inputs.matrices, like_weights, inputs.vectors)
+    call.launch(_products_kernel, call.plan.product_programs, TILE_WARPS, WHAT=SECOND_ORDER.value)
+    call.launch(_second_gradient_kernel, call.plan.tile_programs, TILE_WARPS, state)
     return grad_grads, grad_weights
 
 

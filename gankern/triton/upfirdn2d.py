@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.aot import AotEntry
+from gankern.triton.launch import contiguous, launch, sum_type
 
 ROWS, COLUMNS = 4, 128  # of a tile
 WARPS = 4
@@ -139,83 +139,45 @@ def forward(
     out = torch.empty((n, c, *size), dtype=x.dtype, device=x.device, memory_format=layout)
     if out.numel() == 0:
         return out
-    double = x.dtype == torch.float64
     channels, planes_a_batch = (c, 1) if grouped else (1, c)
     tiles = triton.cdiv(size[1] * channels, COLUMNS) * triton.cdiv(size[0], ROWS)
-    with torch.cuda.device_of(x):
-        _upfirdn2d_kernel[(n * planes_a_batch * tiles,)](
-            x.detach(),
-            filter.detach().contiguous(),
-            out,
-            channels,
-            planes_a_batch,
-            h,
-            w,
-            *size,
-            *start,
-            *x.stride(),
-            GROUPED=grouped,
-            SEPARABLE=filter.ndim == 1,
-            FLIP=flip_filter,
-            UP_Y=up[0],
-            UP_X=up[1],
-            DOWN_Y=down[0],
-            DOWN_X=down[1],
-            TAPS_Y=filter.shape[0],
-            TAPS_X=filter.shape[-1],
-            GAIN=gain,
-            SUM=tl.float64 if double else tl.float32,
-            ROWS=ROWS,
-            COLUMNS=COLUMNS,
-            num_warps=WARPS,
-        )
+    launch(
+        _upfirdn2d_kernel,
+        n * planes_a_batch * tiles,
+        x,
+        contiguous(filter),
+        out,
+        channels,
+        planes_a_batch,
+        h,
+        w,
+        *size,
+        *start,
+        *x.stride(),
+        GROUPED=grouped,
+        SEPARABLE=filter.ndim == 1,
+        FLIP=flip_filter,
+        UP_Y=up[0],
+        UP_X=up[1],
+        DOWN_Y=down[0],
+        DOWN_X=down[1],
+        TAPS_Y=filter.shape[0],
+        TAPS_X=filter.shape[-1],
+        GAIN=gain,
+        SUM=sum_type(x.dtype),
+        ROWS=ROWS,
+        COLUMNS=COLUMNS,
+        num_warps=WARPS,
+    )
     return out
 
 
-# ---- what the ahead-of-time check compiles -----------------------------------------------------------------
-
-
-def _aot_entries() -> list[AotEntry]:
-    """Up, down and same, of four taps, in the widest and in the narrowest type; and a 2-D filter."""
-    entries = []
-    for name, sum_ in (("fp64", tl.float64), ("fp32", tl.float32), ("bf16", tl.float32)):
-        for up, down, separable, grouped in (
-            (2, 1, True, False),
-            (1, 2, True, True),
-            (1, 1, True, False),
-            (1, 1, False, True),
-        ):
-            arguments = {"x": f"*{name}", "filter": "*fp32", "out": f"*{name}"}
-            integers = (
-                "channels",
-                "planes_a_batch",
-                "rows",
-                "columns",
-                "out_rows",
-                "out_columns",
-                "start_y",
-                "start_x",
-            )
-            arguments.update(dict.fromkeys(integers, "i32"))
-            strides = ("batch_stride", "channel_stride", "row_stride", "column_stride")
-            arguments.update(dict.fromkeys(strides, "i64"))
-            constexprs = {
-                "GROUPED": grouped,
-                "SEPARABLE": separable,
-                "FLIP": False,
-                "UP_Y": up,
-                "UP_X": up,
-                "DOWN_Y": down,
-                "DOWN_X": down,
-                "TAPS_Y": 4,
-                "TAPS_X": 4,
-                "GAIN": 4.0,
-                "SUM": sum_,
-                "ROWS": ROWS,
-                "COLUMNS": COLUMNS,
-            }
-            entries.append(AotEntry(_upfirdn2d_kernel, arguments, constexprs, WARPS))
-    return entries
-
-
-AOT = _aot_entries()
+def examples(dtype: torch.dtype) -> None:
+    """Calls that launch every form of the kernel: up, down and same, of four taps; and a filter of two dimensions."""
+    x = torch.empty(2, 3, 32, 32, dtype=dtype)
+    last = x.contiguous(memory_format=torch.channels_last)
+    taps, square = torch.empty(4), torch.empty(4, 4)
+    forward(x, taps, [2, 2], [1, 1], [2, 2], [64, 64], False, 4.0)
+    forward(last, taps, [1, 1], [2, 2], [1, 1], [16, 16], False, 1.0)
+    forward(x, taps, [1, 1], [1, 1], [2, 2], [33, 33], False, 1.0)
+    forward(last, square, [1, 1], [1, 1], [2, 2], [33, 33], False, 1.0)

@@ -14,17 +14,18 @@ backward, 3 and 2 double backward. Bound by memory. Sums of a tile are in fp32 (
 nearest float K to the mean.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from gankern.core.layout import empty, memory_format
-from gankern.triton.aot import AotEntry
+from gankern.triton.launch import contiguous, launch, sum_dtype, sum_type
 
 TILE = 1024  # values
 WARPS = 4
-FORWARD, BACKWARD, DOUBLE_BACKWARD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 # ---- the kernels -------------------------------------------------------------------------------------------
 
@@ -37,12 +38,13 @@ def _load(map_, at, inside, SUM: tl.constexpr):
 @triton.jit
 def _channel(vector, c, channels):
     """A channel's values, in fp64."""
-    return tl.load(vector + c, mask=c < channels, other=0.0)
+    return tl.load(vector + c, mask=c < channels, other=0.0).to(tl.float64)
 
 
 @triton.jit
-def _activate(y, value, slope, RELU: tl.constexpr):
-    return tl.where(y <= 0, 0.0, value) if RELU else tl.where(y <= 0, slope * value, value)
+def _activate(y, value, slope, SLOPE: tl.constexpr):
+    """A slope of 0 makes 0 of infinities too."""
+    return tl.where(y <= 0, 0.0, value) if SLOPE == 0 else tl.where(y <= 0, slope * value, value)
 
 
 @triton.jit
@@ -50,7 +52,7 @@ def _normalize_kernel(
     x,
     grad,
     h,
-    ref_mean,  # these in fp64: [C]
+    ref_mean,  # [C]; None where there is none
     ref_mean_square,
     weight,
     bias,
@@ -62,15 +64,15 @@ def _normalize_kernel(
     out,
     out_x,
     sums,  # [4, N, C]
-    options,  # c, eps, slope, in fp64: a float argument would be fp32
     count,
     channels,
     pixels,
     channel_stride,
     pixel_stride,
-    ORDER: tl.constexpr,
-    OWN: tl.constexpr,  # c > 0
-    RELU: tl.constexpr,
+    ORDER: tl.constexpr,  # "forward", "backward" or "double_backward"
+    SHARE: tl.constexpr,  # c
+    EPS: tl.constexpr,
+    SLOPE: tl.constexpr,
     NEED_GRAD: tl.constexpr,
     NEED_X: tl.constexpr,
     SUM: tl.constexpr,
@@ -81,18 +83,18 @@ def _normalize_kernel(
     n = (tl.program_id(0) // blocks).to(tl.int64)
     c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
     start = n * channels * pixels + c[:, None].to(tl.int64) * channel_stride
-    own = tl.load(options)
-    slope = tl.load(options + 2).to(SUM)
+    own = tl.full([1], SHARE, tl.float64)  # plain numbers would be taken as fp32
+    slope = tl.full([1, 1], SLOPE, SUM)
     rest = 1.0 - own
     m = _channel(ref_mean, c, channels)
     m2 = _channel(ref_mean_square, c, channels)
     t = tl.where(m2 - m * m < 0, 0.0, 1.0).to(tl.float64)
     mu_at = saved + n * channels + c
     r_at = mu_at + tl.cast(count, tl.int64) * channels
-    if ORDER == FORWARD:
+    if ORDER == "forward":
         V = rest * t * (m2 - m * m)
         mu = m
-        if OWN:
+        if SHARE > 0:
             K = m.to(SUM)
             total = tl.zeros([CHANNELS], tl.float64)
             square = tl.zeros([CHANNELS], tl.float64)
@@ -107,19 +109,20 @@ def _normalize_kernel(
             difference = mean_d + (K.to(tl.float64) - m)
             V += own * (square / pixels - mean_d * mean_d) + own * rest * difference * difference
             mu = m + own * difference
-        r = 1.0 / tl.sqrt(V + tl.load(options + 1))
+        r = 1.0 / tl.sqrt(V + tl.full([1], EPS, tl.float64))
         tl.store(mu_at, mu, mask=c < channels)
         tl.store(r_at, r, mask=c < channels)
     else:
         mu = tl.load(mu_at, mask=c < channels, other=0.0)
         r = tl.load(r_at, mask=c < channels, other=0.0)
-    w = _channel(weight, c, channels) * r
+    w = r if weight is None else _channel(weight, c, channels) * r
     K = mu.to(SUM)
     beside = mu - K.to(tl.float64)
     scale = w.to(SUM)
-    shift = (_channel(bias, c, channels) - beside * w).to(SUM)
+    b = tl.zeros([CHANNELS], tl.float64) if bias is None else _channel(bias, c, channels)
+    shift = (b - beside * w).to(SUM)
 
-    if ORDER != FORWARD:
+    if ORDER != "forward":
         P = tl.zeros([CHANNELS], tl.float64)
         gd = tl.zeros([CHANNELS], tl.float64)
         H = tl.zeros([CHANNELS], tl.float64)
@@ -130,10 +133,10 @@ def _normalize_kernel(
             inside = (c < channels)[:, None] & (p < pixels)[None, :]
             at = start + p[None, :].to(tl.int64) * pixel_stride
             d = tl.where(inside, _load(x, at, inside, SUM) - K[:, None], 0.0)
-            g = _activate(d * scale[:, None] + shift[:, None], _load(grad, at, inside, SUM), slope, RELU)
+            g = _activate(d * scale[:, None] + shift[:, None], _load(grad, at, inside, SUM), slope, SLOPE)
             P += tl.sum(g, 1).to(tl.float64)
             gd += tl.sum(g * d, 1).to(tl.float64)
-            if ORDER == DOUBLE_BACKWARD:
+            if ORDER == "double_backward":
                 # Not needed for the value: Triton 3.6's thread locality pass asserts when the sum of what a load
                 # returns is used more than once behind the loop, as H is.
                 tangent = tl.where(inside, _load(h, at, inside, SUM), 0.0)
@@ -143,7 +146,7 @@ def _normalize_kernel(
         share = own / pixels
         U = r * (gd - beside * P)
         slope_m = mu - (1.0 - t) * m
-        if ORDER == BACKWARD:
+        if ORDER == "backward":
             d_mu = -w * P
             d_V = -0.5 * w * r * U
             of_d = -w * r * share * U
@@ -153,11 +156,15 @@ def _normalize_kernel(
             d_weight = U
         else:
             Hz = r * (hd - beside * H)
-            hm = _channel(h_mean, c, channels)
+            none = tl.zeros([CHANNELS], tl.float64)
+            hm = none if h_mean is None else _channel(h_mean, c, channels)
+            hm2 = none if h_mean_square is None else _channel(h_mean_square, c, channels)
+            hw = none if h_weight is None else _channel(h_weight, c, channels)
+            hb = none if h_bias is None else _channel(h_bias, c, channels)
             km = rest * hm
-            kV = rest * (t * _channel(h_mean_square, c, channels) - 2 * slope_m * hm)
-            alpha = _channel(h_bias, c, channels) - km * w - w * share * H
-            delta = _channel(h_weight, c, channels) - 0.5 * kV * w * r - w * share * Hz
+            kV = rest * (t * hm2 - 2 * slope_m * hm)
+            alpha = hb - km * w - w * share * H
+            delta = hw - 0.5 * kV * w * r - w * share * Hz
             q = Hg - share * (P * H + U * Hz)
             of_h = -w * share * U
             direct = rest * hm * w * r * U
@@ -183,16 +190,16 @@ def _normalize_kernel(
             at = start + p[None, :].to(tl.int64) * pixel_stride
             d = _load(x, at, inside, SUM) - K[:, None]
             y = d * scale[:, None] + shift[:, None]
-            if ORDER == FORWARD:
-                tl.store(out + at, _activate(y, y, slope, RELU).to(out.dtype.element_ty), mask=inside)
+            if ORDER == "forward":
+                tl.store(out + at, _activate(y, y, slope, SLOPE).to(out.dtype.element_ty), mask=inside)
             else:
-                g = _activate(y, _load(grad, at, inside, SUM), slope, RELU)
-                if ORDER == BACKWARD:
+                g = _activate(y, _load(grad, at, inside, SUM), slope, SLOPE)
+                if ORDER == "backward":
                     result = scale[:, None] * g + (d * c4[:, None] + c3[:, None])
                 else:
                     tangent = _load(h, at, inside, SUM)
                     if NEED_GRAD:
-                        of_g = _activate(y, scale[:, None] * tangent + (d * c4[:, None] + c3[:, None]), slope, RELU)
+                        of_g = _activate(y, scale[:, None] * tangent + (d * c4[:, None] + c3[:, None]), slope, SLOPE)
                         tl.store(out + at, of_g.to(out.dtype.element_ty), mask=inside)
                     result = c4[:, None] * g + c6[:, None] * tangent + (d * c8[:, None] + c7[:, None])
                 if NEED_X:
@@ -273,20 +280,17 @@ class _Map:
         self.layout = memory_format(x)
         self.x = self.like(x)
         self.count, self.channels = x.shape[:2]
-        self.pixels = x[0, 0].numel()
+        self.pixels = math.prod(x.shape[2:])
         last = self.layout != torch.contiguous_format or self.pixels == 1
         self.strides = (1, self.channels) if last else (self.pixels, 1)
         self.tile = _tile(self.channels, self.pixels, last)
         self.programs = self.count * triton.cdiv(self.channels, self.tile["CHANNELS"])
-        self.sum = tl.float64 if x.dtype == torch.float64 else tl.float32
-        self.wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.sizes = (self.count, self.channels, self.pixels, *self.strides)
+        self.sum = sum_type(x.dtype)
+        self.wide = sum_dtype(x.dtype)
 
     def like(self, y: Tensor | None) -> Tensor | None:
         return None if y is None else y.contiguous(memory_format=self.layout)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return self.count, self.channels, self.pixels, *self.strides
 
 
 def _tile(channels: int, pixels: int, last: bool) -> dict[str, int]:
@@ -296,39 +300,30 @@ def _tile(channels: int, pixels: int, last: bool) -> dict[str, int]:
     return {"CHANNELS": along, "PIXELS": across} if last else {"CHANNELS": across, "PIXELS": along}
 
 
-def _vector(vector: Tensor | None, x: Tensor, missing: float) -> Tensor:
-    if vector is None:
-        return torch.full((x.shape[1],), missing, dtype=torch.float64, device=x.device)
-    return vector.double().contiguous()
-
-
 def _launch(order, map_, grad, h, vectors, seconds, saved, out, out_x, sums, share, eps, slope):
-    options = torch.tensor([share, eps, slope], dtype=torch.float64, device=map_.x.device)
-    _normalize_kernel[(map_.programs,)](
+    launch(
+        _normalize_kernel,
+        map_.programs,
         map_.x,
         grad,
         h,
-        *vectors,
-        *seconds,
+        *map(contiguous, vectors),
+        *map(contiguous, seconds),
         saved,
         out,
         out_x,
         sums,
-        options,
         *map_.sizes,
-        ORDER=order.value,
-        OWN=share > 0,
-        RELU=slope == 0,
+        ORDER=order,
+        SHARE=share,
+        EPS=eps,
+        SLOPE=slope,
         NEED_GRAD=out is not None,
         NEED_X=out_x is not None,
         SUM=map_.sum,
         **map_.tile,
         num_warps=WARPS,
     )
-
-
-def _vectors(x, ref_mean, ref_mean_square, weight, bias) -> list[Tensor]:
-    return [_vector(v, x, missing) for v, missing in ((ref_mean, 0), (ref_mean_square, 0), (weight, 1), (bias, 0))]
 
 
 def _channel_gradients(sums: Tensor, x: Tensor, *vectors: Tensor | None) -> list[Tensor]:
@@ -340,10 +335,9 @@ def forward(x, ref_mean, ref_mean_square, weight, bias, own_share, eps, negative
     """Launches: 1."""
     out, saved = empty(x), x.new_empty((2, *x.shape[:2]), dtype=torch.float64)
     if x.numel():
-        with torch.cuda.device_of(x):
-            map_, vectors = _Map(x), _vectors(x, ref_mean, ref_mean_square, weight, bias)
-            rest = (own_share, eps, negative_slope)
-            _launch(FORWARD, map_, None, None, vectors, [None] * 4, saved, out, None, None, *rest)
+        map_, vectors = _Map(x), (ref_mean, ref_mean_square, weight, bias)
+        rest = (own_share, eps, negative_slope)
+        _launch("forward", map_, None, None, vectors, (None,) * 4, saved, out, None, None, *rest)
     return out, saved
 
 
@@ -354,11 +348,10 @@ def backward(
     grad_x = empty(x) if need_x else x.new_empty(0)
     sums = x.new_zeros((4, *x.shape[:2]), dtype=torch.float64)
     if x.numel():
-        with torch.cuda.device_of(x):
-            map_, vectors = _Map(x), _vectors(x, ref_mean, ref_mean_square, weight, bias)
-            out_x = grad_x if need_x else None
-            rest = (own_share, eps, negative_slope)
-            _launch(BACKWARD, map_, map_.like(grad), None, vectors, [None] * 4, saved, None, out_x, sums, *rest)
+        map_, vectors = _Map(x), (ref_mean, ref_mean_square, weight, bias)
+        out_x = grad_x if need_x else None
+        rest = (own_share, eps, negative_slope)
+        _launch("backward", map_, map_.like(grad), None, vectors, (None,) * 4, saved, None, out_x, sums, *rest)
     if not need_channels:
         return (grad_x, *(x.new_empty(0) for _ in range(4)))
     return (grad_x, *_channel_gradients(sums, x, ref_mean, ref_mean_square, weight, bias))
@@ -389,13 +382,12 @@ def double_backward(
     grad_x = empty(x) if need_x else x.new_empty(0)
     sums = x.new_zeros((4, *x.shape[:2]), dtype=torch.float64)
     if x.numel():
-        with torch.cuda.device_of(x):
-            map_, vectors = _Map(x), _vectors(x, ref_mean, ref_mean_square, weight, bias)
-            seconds = [_vector(v, x, 0) for v in (h_mean, h_mean_square, h_weight, h_bias)]
-            tangent = map_.like(torch.zeros_like(x) if h is None else h)
-            outs = (grad_grad if need_grad else None, grad_x if need_x else None)
-            rest = (own_share, eps, negative_slope)
-            _launch(DOUBLE_BACKWARD, map_, map_.like(grad), tangent, vectors, seconds, saved, *outs, sums, *rest)
+        map_, vectors = _Map(x), (ref_mean, ref_mean_square, weight, bias)
+        seconds = h_mean, h_mean_square, h_weight, h_bias
+        tangent = map_.like(torch.zeros_like(x) if h is None else h)
+        outs = (grad_grad if need_grad else None, grad_x if need_x else None)
+        rest = (own_share, eps, negative_slope)
+        _launch("double_backward", map_, map_.like(grad), tangent, vectors, seconds, saved, *outs, sums, *rest)
     if not need_channels:
         return (grad_grad, grad_x, *(x.new_empty(0) for _ in range(3)))
     return (grad_grad, grad_x, *_channel_gradients(sums, x, ref_mean, ref_mean_square, weight))
@@ -404,8 +396,18 @@ def double_backward(
 def _sums(map_: _Map, h: Tensor | None, nearest: Tensor) -> Tensor:
     """[2, C]: of h and h (x - K), or of x - K and its square without h."""
     sums = map_.x.new_empty((2, map_.count, map_.channels), dtype=torch.float64)
-    _sums_kernel[(map_.programs,)](
-        map_.x, h, nearest, sums, *map_.sizes, OWN=h is None, SUM=map_.sum, **map_.tile, num_warps=WARPS
+    launch(
+        _sums_kernel,
+        map_.programs,
+        map_.x,
+        h,
+        nearest,
+        sums,
+        *map_.sizes,
+        OWN=h is None,
+        SUM=map_.sum,
+        **map_.tile,
+        num_warps=WARPS,
     )
     return sums.sum(1)
 
@@ -414,84 +416,49 @@ def _affine(map_: _Map, y: Tensor, coef: list[Tensor]) -> Tensor:
     out = empty(map_.x)
     programs = map_.programs * triton.cdiv(map_.pixels, map_.tile["PIXELS"])
     coefficients = torch.stack(coef).to(map_.wide)
-    _affine_kernel[(programs,)](y, coefficients, out, *map_.sizes[1:], SUM=map_.sum, **map_.tile, num_warps=WARPS)
+    launch(_affine_kernel, programs, y, coefficients, out, *map_.sizes[1:], SUM=map_.sum, **map_.tile, num_warps=WARPS)
     return out
 
 
 def statistics(x: Tensor) -> Tensor:
     """Mean and mean of squares, relative to each channel's first value. Launches: 1, and a few on [N, C]."""
-    with torch.cuda.device_of(x):
-        map_ = _Map(x)
-        nearest = x[0].reshape(x.shape[1], -1)[:, 0].to(map_.wide).contiguous()
-        d, square = _sums(map_, None, nearest) / (map_.count * map_.pixels)
-        mean = nearest.double() + d
-        return torch.stack([mean, (square - d * d).clamp_min(0) + mean * mean])
+    map_ = _Map(x)
+    nearest = x[0].reshape(x.shape[1], -1)[:, 0].to(map_.wide).contiguous()
+    d, square = _sums(map_, None, nearest) / (map_.count * map_.pixels)
+    mean = nearest.double() + d
+    return torch.stack([mean, (square - d * d).clamp_min(0) + mean * mean])
 
 
 def statistics_backward(grad: Tensor, x: Tensor, moments: Tensor) -> Tensor:
     """Launches: 1, and a few on [C]."""
-    with torch.cuda.device_of(x):
-        map_ = _Map(x)
-        nearest = moments[0].to(map_.wide).double()
-        scale = 2 * grad[1] / (map_.count * map_.pixels)
-        return _affine(map_, map_.x, [nearest, scale, grad[0] / (map_.count * map_.pixels) + scale * nearest])
+    map_ = _Map(x)
+    nearest = moments[0].to(map_.wide).double()
+    scale = 2 * grad[1] / (map_.count * map_.pixels)
+    return _affine(map_, map_.x, [nearest, scale, grad[0] / (map_.count * map_.pixels) + scale * nearest])
 
 
 def statistics_double_backward(h: Tensor, grad: Tensor, x: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
     """Launches: 2, and a few on [C]."""
-    with torch.cuda.device_of(x):
-        map_ = _Map(x)
-        values = map_.count * map_.pixels
-        nearest = moments[0].to(map_.wide)
-        h = map_.like(h)
-        total, product = _sums(map_, h, nearest)
-        grad_grad = torch.stack([total, 2 * (product + nearest.double() * total)]) / values
-        zeros = torch.zeros_like(grad[1])
-        return grad_grad, _affine(map_, h, [zeros, 2 * grad[1] / values, zeros])
+    map_ = _Map(x)
+    values = map_.count * map_.pixels
+    nearest = moments[0].to(map_.wide)
+    h = map_.like(h)
+    total, product = _sums(map_, h, nearest)
+    grad_grad = torch.stack([total, 2 * (product + nearest.double() * total)]) / values
+    zeros = torch.zeros_like(grad[1])
+    return grad_grad, _affine(map_, h, [zeros, 2 * grad[1] / values, zeros])
 
 
-# ---- what the ahead-of-time check compiles -----------------------------------------------------------------
-
-
-def _aot_entries() -> list[AotEntry]:
-    """Each kernel in the widest and the narrowest types, with tiles of either direction."""
-    entries = []
-    sizes = dict.fromkeys(("channels", "pixels", "channel_stride", "pixel_stride"), "i32")
-    second = ("h_mean", "h_mean_square", "h_weight", "h_bias")
-    for element, name, last in ((tl.float64, "fp64", True), (tl.float32, "fp32", False), (tl.bfloat16, "bf16", True)):
-        SUM = tl.float64 if element == tl.float64 else tl.float32
-        wide = "fp64" if element == tl.float64 else "fp32"
-        tile = _tile(128, 4096, last)
-        for order in (FORWARD, BACKWARD, DOUBLE_BACKWARD):
-            channels = ("ref_mean", "ref_mean_square", "weight", "bias", "saved", "options")
-            arguments = {"x": f"*{name}", **dict.fromkeys(channels, "*fp64"), "count": "i32", **sizes}
-            constexprs = {
-                "ORDER": order.value,
-                "OWN": True,
-                "RELU": False,
-                "NEED_GRAD": order.value != BACKWARD.value,
-                "NEED_X": order.value != FORWARD.value,
-                "SUM": SUM,
-                **tile,
-            }
-            for argument, type_, present in (
-                ("grad", name, order != FORWARD),
-                ("h", name, order == DOUBLE_BACKWARD),
-                *((vector, "fp64", order == DOUBLE_BACKWARD) for vector in second),
-                ("out", name, order != BACKWARD),
-                ("out_x", name, order != FORWARD),
-                ("sums", "fp64", order != FORWARD),
-            ):
-                if present:
-                    arguments[argument] = f"*{type_}"
-                else:
-                    constexprs[argument] = None
-            entries.append(AotEntry(_normalize_kernel, arguments, constexprs, WARPS))
-        arguments = {"x": f"*{name}", "h": f"*{name}", "nearest": f"*{wide}", "sums": "*fp64", "count": "i32", **sizes}
-        entries.append(AotEntry(_sums_kernel, arguments, {"OWN": False, "SUM": SUM, **tile}, WARPS))
-        arguments = {"x": f"*{name}", "coef": f"*{wide}", "out": f"*{name}", **sizes}
-        entries.append(AotEntry(_affine_kernel, arguments, {"SUM": SUM, **tile}, WARPS))
-    return entries
-
-
-AOT = _aot_entries()
+def examples(dtype: torch.dtype) -> None:
+    """Calls that launch every form of the kernels."""
+    vectors = [torch.empty(128, dtype=sum_dtype(dtype)) for _ in range(4)]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.empty(2, 128, 64, 64, dtype=dtype).contiguous(memory_format=layout)
+        options = 0.1, 1e-5, 0.2
+        y, saved = forward(x, *vectors, *options)
+        backward(y, x, *vectors, saved, *options, True, True)
+        double_backward(y, *vectors, y, x, *vectors, saved, *options, True, True, True)
+        grad = torch.empty(2, 128, dtype=torch.float64)
+        moments = statistics(x)
+        statistics_backward(grad, x, moments)
+        statistics_double_backward(y, grad, x, moments)
