@@ -1,7 +1,8 @@
 """Compile every Triton kernel for every target ahead of time, and refuse kernels that spill. Needs no GPU.
 
-Each module of this package lists in `AOT` the compilations that stand for all it can launch. Modules are
-found by looking into the package: a new one needs no registration. From a shell:
+Each module of this package has a function `examples` that calls its launchers, so that every form of its kernels is
+launched. Here these launches are recorded, not done, and what they would compile is compiled. Modules are found by
+looking into the package: a new one needs no registration. From a shell:
 
     python -m gankern.triton.aot                 # a table of registers, stack and local memory
     python -m gankern.triton.aot --json          # the same, for programs
@@ -13,6 +14,7 @@ imported, so this must run in a process without TRITON_INTERPRET=1.
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import json
 import multiprocessing
@@ -21,13 +23,16 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from gankern.triton.launch import Launch, recorded
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -37,33 +42,38 @@ TARGETS = {
 }
 
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)  # the widest elements and sums, what mostly runs, the narrowest
+
+
 @dataclasses.dataclass(frozen=True)
-class AotEntry:
-    """One compilation of a kernel.
+class Entry:
+    """One compilation: a launch, and the element type of the example that made it."""
 
-    `arguments` gives the type of each run-time argument in Triton's notation ("*fp32", "i64"), `constexprs`
-    the value of each compile-time one. Pointers count as divisible by 16, as they do for PyTorch's tensors.
-    """
-
-    kernel: Any
-    arguments: Mapping[str, str]
-    constexprs: Mapping[str, Any]
-    num_warps: int
+    launch: Launch
+    dtype: torch.dtype
 
     @property
     def label(self) -> str:
-        return f"{self.kernel.__name__}({', '.join(f'{k}={v}' for k, v in self.constexprs.items())})"
+        """The kernel's name, its constants, and the element type."""
+        constants = ", ".join(f"{name}={value}" for name, value in self.launch.constants.items())
+        return f"{self.launch.kernel.__name__}[{str(self.dtype).removeprefix('torch.')}]({constants})"
 
-    def compile(self, target: GPUTarget):
-        names = self.kernel.arg_names
-        signature = {name: self.arguments.get(name, "constexpr") for name in names}
-        aligned = {
-            (names.index(name),): [["tt.divisibility", 16]]
-            for name, type_ in self.arguments.items()
-            if type_.startswith("*")
-        }
-        source = ASTSource(self.kernel, signature, dict(self.constexprs), aligned)
-        return triton.compile(source, target=target, options={"num_warps": self.num_warps})
+    def source(self, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
+        """What the JIT would compile for the target, and with which options: bound and taken apart by its own binder.
+
+        A kernel that the JIT cannot launch, for the names of its parameters or for those of the call, fails here."""
+        kernel, _, arguments, constants, num_warps = self.launch
+        backend = make_backend(target)
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        given = {**constants, "num_warps": num_warps, "debug": False}
+        bound, specialization, options = bind(*arguments, **given)
+        options, signature, constexprs, attributes = kernel._pack_args(backend, given, bound, specialization, options)
+        return ASTSource(kernel, signature, constexprs, attributes), options.__dict__
+
+    def compile(self, target: GPUTarget) -> Any:
+        """The compiled kernel."""
+        source, options = self.source(target)
+        return triton.compile(source, target=target, options=options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +91,7 @@ class Resources:
 
 
 def resources(compiled) -> Resources:
-    """Registers, stack and local memory of a kernel that `AotEntry.compile` returned."""
+    """Registers, stack and local memory of a kernel that `Entry.compile` returned."""
     if "cubin" in compiled.asm:
         return _cuda_resources(compiled.asm["cubin"])
     return _hip_resources(compiled.asm["amdgcn"])
@@ -116,11 +126,21 @@ def _hip_resources(assembly: str) -> Resources:
 def modules() -> list[str]:
     """The modules of this package that hold kernels."""
     names = [info.name for info in pkgutil.iter_modules([str(Path(__file__).parent)])]
-    return [name for name in names if hasattr(_module(name), "AOT")]
+    return [name for name in names if hasattr(_module(name), "examples")]
 
 
-def entries(module: str) -> list[AotEntry]:
-    return _module(module).AOT
+@functools.cache
+def entries(module: str) -> tuple[Entry, ...]:
+    """What the module's examples launch, each compilation once."""
+    kinds: dict[str, Entry] = {}
+    for dtype in DTYPES:
+        with recorded() as launches:
+            _module(module).examples(dtype)
+        for launch in launches:
+            source, options = Entry(launch, dtype).source(TARGETS["sm_90"])
+            kind = repr((launch.kernel.__name__, source.signature, source.constants, source.attrs, options))
+            kinds.setdefault(kind, Entry(launch, dtype))
+    return tuple(kinds.values())
 
 
 def _module(name: str):

@@ -568,11 +568,11 @@ def double_backward(
     return grad_grad, grad_x, grad_weight
 
 
-def examples(dtype: torch.dtype) -> None:
+def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     """Calls that launch every form of the kernels."""
-    vector = torch.empty(32, dtype=sum_dtype(dtype))
+    vector = torch.empty(32, dtype=sum_dtype(dtype), device=device)
     for layout in (torch.contiguous_format, torch.channels_last):
-        x = torch.empty(4, 32, 64, 64, dtype=dtype).contiguous(memory_format=layout)
+        x = torch.empty(4, 32, 64, 64, dtype=dtype, device=device).contiguous(memory_format=layout)
         options = True, 0.2, True
         y, stats = forward(x, vector, vector, None, None, True, 1e-5, 0.2)
         backward(y, x, vector, vector, stats, *options)

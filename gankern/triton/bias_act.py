@@ -303,10 +303,13 @@ def double_backward(
     return none if out is None else out, none if out_x is None else out_x, db
 
 
-def examples(dtype: torch.dtype) -> None:
+def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     """Calls that launch every form of the kernel."""
-    bias = torch.empty(3, dtype=dtype)
-    for x in (torch.empty(2, 3, 64, 64, dtype=dtype), torch.empty(2, 64, 64, 3, dtype=dtype).movedim(3, 1)):
+    bias = torch.empty(3, dtype=dtype, device=device)
+    for x in (
+        torch.empty(2, 3, 64, 64, dtype=dtype, device=device),
+        torch.empty(2, 64, 64, 3, dtype=dtype, device=device).movedim(3, 1),
+    ):
         # In full where most is computed: the others are the same code in other types.
         for activation in range(len(ACTIVATIONS)) if x.is_contiguous() and dtype == torch.float32 else (2, 7, 8):
             options = 1, activation, 0.2, 1.5, 256.0

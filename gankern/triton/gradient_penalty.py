@@ -216,10 +216,10 @@ def _launch_combine(g, h, grad, norms, partial, out, to_grad, parts, target, one
     )
 
 
-def examples(dtype: torch.dtype) -> None:
+def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     """Calls that launch every form of the kernels."""
     for size in (3, 4 * BLOCK * MAX_PARTS):
-        gradient = torch.empty(2, size, dtype=dtype)
+        gradient = torch.empty(2, size, dtype=dtype, device=device)
         penalties, norms = forward(gradient, 1.0, True)
         backward(penalties, gradient, norms, 1.0, True)
         double_backward(gradient, penalties, gradient, norms, 1.0, True)

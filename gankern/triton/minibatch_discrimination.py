@@ -236,10 +236,10 @@ def double_backward(
     return grad_grad, grad_m, grad_other
 
 
-def examples(dtype: torch.dtype) -> None:
+def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     """Calls that launch every form of the kernel, for few coordinates and for many."""
     for dims in (5, 100):
-        m, other, grad = (torch.empty(n, 4, dims, dtype=dtype) for n in (48, 32, 48))
+        m, other, grad = (torch.empty(n, 4, dims, dtype=dtype, device=device) for n in (48, 32, 48))
         grad = grad[:, :, 0]
         for others in (None, other):
             forward(m, others, False)

@@ -265,10 +265,10 @@ def double_backward(
     return grad_grad, grad_x
 
 
-def examples(dtype: torch.dtype) -> None:
+def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     """Calls that launch every form of the kernels."""
     for layout in (torch.contiguous_format, torch.channels_last):
-        x = torch.empty(8, 6, 16, 16, dtype=dtype).contiguous(memory_format=layout)
+        x = torch.empty(8, 6, 16, 16, dtype=dtype, device=device).contiguous(memory_format=layout)
         options = 4, 2, True, False, 1e-8
         y = forward(x, *options)
         backward(y, x, *options)

@@ -218,10 +218,13 @@ def double_backward(
     return out, out_x, out_scale
 
 
-def examples(dtype: torch.dtype) -> None:
+def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     """Calls that launch every form of the kernel."""
-    vector = torch.empty(512, dtype=dtype)
-    for x in (torch.empty(2, 512, 8, 8, dtype=dtype), torch.empty(2, 8, 8, 512, dtype=dtype).movedim(3, 1)):
+    vector = torch.empty(512, dtype=dtype, device=device)
+    for x in (
+        torch.empty(2, 512, 8, 8, dtype=dtype, device=device),
+        torch.empty(2, 8, 8, 512, dtype=dtype, device=device).movedim(3, 1),
+    ):
         _, scale = forward(x, vector, 1, 1.0, 0.2, 1e-8)
         backward(x, scale, x, scale, 1, 1.0, 0.2, True)
         double_backward(x, vector, x, x, scale, 1, 1.0, 0.2)

@@ -172,11 +172,11 @@ def forward(
     return out
 
 
-def examples(dtype: torch.dtype) -> None:
+def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     """Calls that launch every form of the kernel: up, down and same, of four taps; and a filter of two dimensions."""
-    x = torch.empty(2, 3, 32, 32, dtype=dtype)
+    x = torch.empty(2, 3, 32, 32, dtype=dtype, device=device)
     last = x.contiguous(memory_format=torch.channels_last)
-    taps, square = torch.empty(4), torch.empty(4, 4)
+    taps, square = torch.empty(4, device=device), torch.empty(4, 4, device=device)
     forward(x, taps, [2, 2], [1, 1], [2, 2], [64, 64], False, 4.0)
     forward(last, taps, [1, 1], [2, 2], [1, 1], [16, 16], False, 1.0)
     forward(x, taps, [1, 1], [1, 1], [2, 2], [33, 33], False, 1.0)

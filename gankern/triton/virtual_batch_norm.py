@@ -449,16 +449,16 @@ def statistics_double_backward(h: Tensor, grad: Tensor, x: Tensor, moments: Tens
     return grad_grad, _affine(map_, h, [zeros, 2 * grad[1] / values, zeros])
 
 
-def examples(dtype: torch.dtype) -> None:
+def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     """Calls that launch every form of the kernels."""
-    vectors = [torch.empty(128, dtype=sum_dtype(dtype)) for _ in range(4)]
+    vectors = [torch.empty(128, dtype=sum_dtype(dtype), device=device) for _ in range(4)]
     for layout in (torch.contiguous_format, torch.channels_last):
-        x = torch.empty(2, 128, 64, 64, dtype=dtype).contiguous(memory_format=layout)
+        x = torch.empty(2, 128, 64, 64, dtype=dtype, device=device).contiguous(memory_format=layout)
         options = 0.1, 1e-5, 0.2
         y, saved = forward(x, *vectors, *options)
         backward(y, x, *vectors, saved, *options, True, True)
         double_backward(y, *vectors, y, x, *vectors, saved, *options, True, True, True)
-        grad = torch.empty(2, 128, dtype=torch.float64)
+        grad = torch.empty(2, 128, dtype=torch.float64, device=device)
         moments = statistics(x)
         statistics_backward(grad, x, moments)
         statistics_double_backward(y, grad, x, moments)

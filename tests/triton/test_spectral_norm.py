@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import gankern
 import gankern.functional as GF
-from gankern.triton import spectral_norm
+from gankern.triton import spectral_norm, spectral_norm_tables
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 EPS = 1e-12
@@ -219,10 +219,10 @@ def test_backward_and_double_backward(dtype, device):
 
 def test_few_product_programs_take_many_tiles_each(device, monkeypatch):
     monkeypatch.setattr(spectral_norm, "MAX_PRODUCT_PROGRAMS", 3)
-    spectral_norm._plan.cache_clear()
+    spectral_norm_tables.plan_of.cache_clear()
     weight, u, v = make_layer((60, 1030), 0, torch.float32, device)
     check_forward([weight], [u], [v], [0], 0, EPS, True, False)
-    spectral_norm._plan.cache_clear()
+    spectral_norm_tables.plan_of.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -353,9 +353,9 @@ def test_more_layers_are_no_more_launches(device, monkeypatch):
 
 def test_uploaded_pointers_are_exact_and_kept():
     rows = ((1, 2**53 + 1, 2**62 + 3, 0, 0, 0, 0, 0), (0, 5, 0, 0, 0, 0, 0, 2**40 + 7))
-    table = spectral_norm._pointer_table(rows, torch.device("cpu"), 0)
+    table = spectral_norm_tables.pointer_table(rows, torch.device("cpu"), 0)
     assert table.tolist() == [value for row in rows for value in row]
-    assert spectral_norm._pointer_table(rows, torch.device("cpu"), 0) is table
+    assert spectral_norm_tables.pointer_table(rows, torch.device("cpu"), 0) is table
 
 
 # ---- through the front door --------------------------------------------------------------------------------

@@ -1,0 +1,234 @@
+"""The tables in which the kernels of spectral norm find their layers, and how weights lie in memory.
+
+gankern/triton/spectral_norm.py says what they are for. Nothing here is a kernel: what the kernels share with these
+tables, they ask by name, from functions that are called when they are compiled.
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+MAX_PRODUCT_PROGRAMS = 512  # of one layer: each program of `gradient` adds up all their results
+MAX_LENGTH = 2**30  # of rows and columns, which are counted in 32 bits; elements are counted in 64
+
+
+@triton.constexpr_function
+def extent(name):
+    """Sizes of the work of one program, and of the tables' rows."""
+    return {
+        # power, u first: the program's rows, and the bits of sums a row at a time (1024 columns, 512 for fp64)
+        "owned_rows": 8,
+        "passed_columns_bits": 32 * 1024,
+        # power, v first: the program's columns, and the bits of sums a column at a time (128 rows, 64 for fp64)
+        "owned_columns": 64,
+        "passed_rows_bits": 32 * 128,
+        "reduced": 128,  # reduce: elements of the second vector; scratch is padded to multiples
+        "reduced_blocks": 32,  # reduce: partial sums at a time
+        "tile_rows": 8,  # scale, products, gradient, second_gradient
+        "tile_columns": 512,
+        "summed": 128,  # elements at a time in the sum of a short list
+        "product_values": 3,  # room for the results of a program of `products`: <g,W>, q, <h,g>
+        "layer_fields": 10,
+        "pointer_fields": 8,
+    }[name]
+
+
+@triton.constexpr_function
+def column(name):
+    """Where a value stands in a row of the table of layers."""
+    return {
+        "rows": 0,
+        "columns": 1,
+        "inner": 2,
+        "first": 3,
+        "first_squares": 4,
+        "partial_sums": 5,
+        "second": 6,
+        "second_squares": 7,
+        "products": 8,
+        "product_programs": 9,
+    }[name]
+
+
+@triton.constexpr_function
+def pointer(name):
+    """Where an address stands in a row of the table of pointers, behind whether all of them are aligned (0 or 1): W, u
+    and v, then three or four that depend on the launch."""
+    return {
+        "aligned": 0,
+        "weight": 1,
+        "u": 2,
+        "v": 3,
+        "normalized": 4,
+        "new_u": 5,
+        "new_v": 6,
+        "grad": 4,
+        "grad_weight": 5,
+        "grad_grad_weight": 6,
+        "grad_grad": 7,
+    }[name]
+
+
+POINTER_FIELDS = extent("pointer_fields")
+
+
+class Layer(NamedTuple):
+    """One row of the table of layers; behind it, (size, stride) of each group of columns, innermost first.
+
+    `rows`, `columns` and `inner` are as above. The others are places on the scratch buffer: the first vector
+    of the iteration (r if u goes first) and the sums of squares of its blocks, the partial sums of the second
+    one, the second one and the sums of squares of its blocks, and the results and number of product programs.
+    """
+
+    rows: int
+    columns: int
+    inner: int
+    first: int
+    first_squares: int
+    partial_sums: int
+    second: int
+    second_squares: int
+    products: int
+    product_programs: int
+
+
+class Matrix(NamedTuple):
+    """A dense weight in memory as [outer, rows, inner].
+
+    `groups` maps columns to logical ones: (size, stride) of each run of dimensions that are neighbours in
+    both orders, innermost first.
+    """
+
+    rows: int
+    columns: int
+    inner: int
+    groups: tuple[tuple[int, int], ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def matrix_of(shape: tuple[int, ...], strides: tuple[int, ...], dim: int) -> Matrix | None:
+    """None if the weight is not dense."""
+    rows = shape[dim]
+    columns = product(size for d, size in enumerate(shape) if d != dim)
+    if max(rows, columns) > MAX_LENGTH:
+        raise ValueError(
+            f"spectral_norm: the matrix of a weight is {rows} x {columns}; at most {MAX_LENGTH} rows and "
+            f"columns are accepted"
+        )
+    if rows * columns == 0:
+        return Matrix(rows, columns, inner=1, groups=((1, 1),))
+
+    in_memory = sorted((d for d, size in enumerate(shape) if size > 1), key=lambda d: -strides[d])
+    step = 1
+    for d in reversed(in_memory):
+        if strides[d] != step:
+            return None
+        step *= shape[d]
+    inner = columns  # a single row: everything is behind it
+    if dim in in_memory:
+        inner = product(shape[d] for d in in_memory[in_memory.index(dim) + 1 :])
+
+    logical_strides = {}
+    step = 1
+    for d in reversed(range(len(shape))):
+        if d != dim:
+            logical_strides[d] = step
+            step *= shape[d]
+    groups: list[tuple[int, int]] = []
+    for d in reversed(in_memory):
+        if d == dim:
+            continue
+        if groups and logical_strides[d] == groups[-1][0] * groups[-1][1]:
+            groups[-1] = (groups[-1][0] * shape[d], groups[-1][1])
+        else:
+            groups.append((shape[d], logical_strides[d]))
+    return Matrix(rows, columns, inner, tuple(groups) or ((1, 1),))
+
+
+def product(sizes) -> int:
+    return functools.reduce(lambda a, b: a * b, sizes, 1)
+
+
+class Plan(NamedTuple):
+    """The tables that follow from the shapes, on the device, and the size of the scratch buffer."""
+
+    layers: Tensor
+    groups: int
+    power_programs: Tensor
+    reduce_programs: Tensor
+    product_programs: Tensor
+    tile_programs: Tensor
+    scratch_size: int
+
+
+@functools.cache
+def plan_of(matrices: tuple[Matrix | None, ...], u_first: bool, device: torch.device) -> Plan:
+    """A layer that is None gets no programs, but keeps its number.
+
+    Kept for good, since other streams may still read it, and a captured graph does at every replay.
+    """
+    groups = max(len(matrix.groups) for matrix in matrices if matrix)
+    scratch_size = 0
+
+    def allocate(count: int) -> int:
+        nonlocal scratch_size
+        scratch_size += blocks_of(count, extent("reduced")) * extent("reduced")
+        return scratch_size - blocks_of(count, extent("reduced")) * extent("reduced")
+
+    layers, counts = [], []
+    for matrix in matrices:
+        if matrix is None:
+            layers.append([0] * (extent("layer_fields") + 2 * groups))
+            counts.append((0, 0, 0, 0))
+            continue
+        rows, columns, inner, layer_groups = matrix
+        if u_first:
+            power, passed = blocks_of(rows, extent("owned_rows")), columns
+        else:
+            power, passed = blocks_of(columns, extent("owned_columns")), rows
+        reduce = blocks_of(passed, extent("reduced"))
+        tiles = blocks_of(rows, extent("tile_rows")) * blocks_of(columns, extent("tile_columns"))
+        products = min(tiles, MAX_PRODUCT_PROGRAMS)
+        layer = Layer(
+            rows=rows,
+            columns=columns,
+            inner=inner,
+            first=allocate(rows if u_first else columns),
+            first_squares=allocate(power),
+            partial_sums=allocate(power * reduce * extent("reduced")),
+            second=allocate(passed),
+            second_squares=allocate(reduce),
+            products=allocate(products * extent("product_values")),
+            product_programs=products,
+        )
+        padding = [(1, 0)] * (groups - len(layer_groups))
+        layers.append([*layer, *(x for group in (*layer_groups, *padding) for x in group)])
+        counts.append((power, reduce, products, tiles))
+
+    programs = [
+        [(number, block) for number, count in enumerate(kind) for block in range(count)] for kind in zip(*counts)
+    ]
+    return Plan(
+        torch.tensor(layers, dtype=torch.int64, device=device),
+        groups,
+        *(torch.tensor(table, dtype=torch.int32, device=device) for table in programs),
+        scratch_size,
+    )
+
+
+def blocks_of(count: int, each: int) -> int:
+    """Programs for `count` things. One for none: it reads nothing, but writes the results for nothing."""
+    return max(1, -(-count // each))
+
+
+@functools.lru_cache(maxsize=1024)
+def pointer_table(rows: tuple[tuple[int, ...], ...], device: torch.device, stream: int) -> Tensor:
+    """Uploaded as the scalars of a foreach function: these travel as arguments of a kernel, so that nothing
+    waits and, unlike a copy from the host's memory, the upload can be captured in a CUDA graph. Each stream
+    has its own, which puts the upload before its readers, and these before the next owner of the memory."""
+    table = torch.zeros(len(rows) * POINTER_FIELDS, dtype=torch.int64, device=device)
+    torch._foreach_add_(table.unbind(), [value for row in rows for value in row])
+    return table

@@ -1,0 +1,231 @@
+"""Checks of gankern.triton.launch with the JIT itself, in a process without TRITON_INTERPRET: test_launch.py runs it.
+
+python tests/triton/launch_checks.py NAME      each function of this file is one
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import triton
+import triton.language as tl
+
+sys.path.insert(0, str(Path(__file__).parent))
+import stub_driver
+
+from gankern.triton import aot, bias_act, launch
+
+
+@triton.jit
+def _kernel(x, y, n, m, SCALE: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + i * m, mask=i < n, other=0.0).to(DTYPE) * SCALE
+    if y is not None:
+        value += tl.load(y + i, mask=i < n, other=0.0)
+    tl.store(x + i, value, mask=i < n)
+
+
+def _call(x, y, n, m, scale=1.5, dtype=tl.float32, block=64, warps=4):
+    launch.launch(_kernel, 3, x, y, n, m, SCALE=scale, DTYPE=dtype, BLOCK=block, num_warps=warps)
+
+
+def second_launches_go_by_handle():
+    """Every launcher: the second round meets no JIT, and launches the same kernels on the same arguments."""
+    driver, by_jit = stub_driver.start()
+    for module in aot.modules():
+        rounds = []
+        for _ in range(2):
+            driver.launches.clear()
+            by_jit.clear()
+            aot._module(module).examples(torch.float32)
+            rounds.append((list(driver.launches), len(by_jit)))
+        (first, compiled), (second, again) = rounds
+        assert compiled and not again, (module, compiled, again)
+        assert len(first) == len(second) >= compiled
+        for (*place, values), (*other_place, addresses) in zip(first, second):
+            assert place == other_place, module
+            assert len(values) == len(addresses)
+            for value, address in zip(values, addresses):
+                if isinstance(value, torch.Tensor):
+                    assert type(address) is int and address % 16 == value.data_ptr() % 16
+                else:
+                    assert value == address and type(value) is type(address)
+
+
+def arguments_keep_their_places():
+    driver, by_jit = stub_driver.start()
+    x, y = torch.zeros(64), torch.zeros(64)
+    for _ in range(2):
+        _call(x, y, 64, 3)
+    assert len(by_jit) == 1
+    grid, stream, _, arguments = driver.launches[-1]
+    assert grid == (3, 1, 1) and stream == 77
+    assert arguments == (x.data_ptr(), y.data_ptr(), 64, 3, 1.5, tl.float32, 64)
+
+
+def every_kind_of_arguments_has_the_kernel_that_the_jit_gives_it():
+    """One kind after the other, twice each and in another order: by handle always the JIT's own choice."""
+    driver, by_jit = stub_driver.start()
+    x, y = torch.zeros(4096 * 3), torch.zeros(4096)
+    kinds = [
+        (x, y, 64, 3),
+        (x[1:], y, 64, 3),  # an address that is no multiple of 16
+        (x, y[1:], 64, 3),
+        (x, None, 64, 3),
+        (x.double(), y, 64, 3),
+        (x.half(), y, 64, 3),
+        (x, y, 63, 3),  # no multiple of 16
+        (x, y, 64, 1),
+        (x, y, 1, 1),
+        (x, y, 64, 0),
+        (x, y, 2**31 - 1, 3),
+        (x, y, 2**31, 3),  # 64 bits, and a multiple of 16
+        (x, y, 2**31 + 1, 3),
+        (x, y, -64, 3),
+        (x, y, -(2**31) - 1, 3),
+        (x, y, 64, 3, 0.0),
+        (x, y, 64, 3, -0.0),
+        (x, y, 64, 3, 1.0),
+        (x, y, 64, 3, 1),
+        (x, y, 64, 3, float("inf")),
+        (x, y, 64, 3, 1.5, tl.float64),
+        (x, y, 64, 3, 1.5, tl.float32, 128),
+        (x, y, 64, 3, 1.5, tl.float32, 64, 8),
+    ]
+    names = "SCALE", "DTYPE", "BLOCK"
+    chosen = {}
+    for turn, order in enumerate((range(len(kinds)), reversed(range(len(kinds))))):
+        for i in order:
+            _call(*kinds[i])
+            chosen.setdefault(i, []).append(driver.launches[-1][2])
+        if turn == 0:
+            compiled = len(by_jit)
+    assert len(by_jit) == compiled == len(kinds), (compiled, len(by_jit))
+    for i, kind in enumerate(kinds):
+        defaults = (1.5, tl.float32, 64, 4)
+        *constants, warps = (*kind[4:], *defaults[len(kind) - 4 :])
+        _kernel[(3,)](*kind[:4], **dict(zip(names, constants)), num_warps=warps)
+        assert set(chosen[i]) == {driver.launches[-1][2]}, i
+    assert chosen[15] != chosen[16]  # -0.0 is another constant than 0.0
+    # NaN is not equal to itself, but the same constant.
+    by_jit.clear()
+    for _ in range(3):
+        _call(x, y, 64, 3, float("nan"))
+    assert len(by_jit) == 1
+
+
+def hooks_and_settings_are_respected():
+    driver, by_jit = stub_driver.start()
+    x = torch.zeros(64)
+    seen = []
+
+    def on_enter(metadata):
+        seen.append(("enter", metadata.get()["name"]))
+
+    def on_exit(metadata):
+        seen.append(("exit", metadata.get()["name"]))
+
+    runtime = triton.knobs.runtime
+    _call(x, None, 64, 3)
+    _call(x, None, 64, 3)
+    assert not seen
+    runtime.launch_enter_hook.add(on_enter)
+    runtime.launch_exit_hook.add(on_exit)
+    _call(x, None, 64, 3)
+    assert seen == [("enter", "_kernel"), ("exit", "_kernel")]
+    runtime.launch_enter_hook.remove(on_enter)
+    runtime.launch_exit_hook.remove(on_exit)
+    by_jit.clear()
+    _call(x, None, 64, 3)
+    assert len(seen) == 2 and not by_jit
+    # A setting that Triton compiles apart: another kernel, and the old one afterwards.
+    before = driver.launches[-1][2]
+    with runtime.scope():
+        runtime.debug = True
+        _call(x, None, 64, 3)
+        assert len(by_jit) == 1
+    by_jit.clear()
+    _call(x, None, 64, 3)
+    assert not by_jit and driver.launches[-1][2] == before
+
+
+def a_kernel_whose_constants_are_out_of_order_goes_through_the_jit():
+    driver, by_jit = stub_driver.start()
+    x = torch.zeros(64)
+    for _ in range(2):
+        launch.launch(_kernel, 3, x, None, 64, 3, BLOCK=64, DTYPE=tl.float32, SCALE=1.5, num_warps=4)
+    assert len(by_jit) == 2
+    assert driver.launches[-1][3][4:] == (1.5, tl.float32, 64)
+
+
+def an_unknown_way_of_launching_goes_through_the_jit():
+    launch.BY_HANDLE = False
+    _, by_jit = stub_driver.start()
+    for _ in range(3):
+        _call(torch.zeros(64), None, 64, 3)
+    assert len(by_jit) == 3
+
+
+def other_devices_tensors_have_kernels_of_their_own():
+    """What the guard does is for a machine with two devices to show; here, that it is asked for."""
+    driver, _ = stub_driver.start()
+    switched = []
+
+    class Guard:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            switched.append(self.device)
+            driver.get_current_device = lambda: self.device
+
+        def __exit__(self, *error):
+            driver.get_current_device = lambda: 0
+
+    class Elsewhere:
+        """A tensor, as launch asks for it, on device 1."""
+
+        dtype = torch.float32
+
+        def get_device(self):
+            return 1
+
+        def data_ptr(self):
+            return 4096
+
+    torch.cuda.device = Guard
+    for _ in range(2):
+        _call(Elsewhere(), None, 64, 3)
+    assert switched == [1, 1]
+    assert [place[1] for place in driver.launches] == [78, 78]
+
+
+def the_way_of_this_triton_is_known():
+    assert launch._known_way()
+
+
+def host_cost():
+    """Loosely: a launch by handle costs less than two thirds of the JIT's, and few microseconds."""
+    cost = stub_driver.host_cost()
+    assert cost["handle"] < cost["jit"] / 1.5, cost
+
+
+def no_global_constants():
+    """They would be compared at each launch through the JIT."""
+    for module in aot.modules():
+        for name, value in vars(aot._module(module)).items():
+            assert not isinstance(value, tl.constexpr), (module, name)
+            if isinstance(value, triton.runtime.jit.JITFunction):
+                value.cache_key  # noqa: B018  (collects the globals that it reads)
+                assert not value.used_global_vals, (module, name, value.used_global_vals)
+
+
+def activations_are_those_of_the_table():
+    from gankern.ops.bias_act import _FOLDED, ACTIVATIONS
+
+    assert {name: bias_act.ACTIVATIONS[row.index] for name, row in ACTIVATIONS.items()} == {n: n for n in ACTIVATIONS}
+    assert bias_act.ACTIVATIONS[_FOLDED.index] == "leaky_relu_of_input"
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()

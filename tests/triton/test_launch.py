@@ -1,0 +1,168 @@
+"""How kernels are launched, without a GPU: the JIT's binder and its choice of kernels, and no copy from the host."""
+
+import ast
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.backends.compiler import BaseBackend
+from triton.runtime.jit import KernelParam, create_function_from_signature
+
+from gankern.triton import aot, launch, spectral_norm, spectral_norm_tables
+
+COMPILER = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+CHECKS = Path(__file__).parent / "launch_checks.py"
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+PACKAGE = Path(launch.__file__).parent
+
+
+@pytest.mark.parametrize("check", re.findall(r"^def ([a-z]\w*)", CHECKS.read_text(), re.M))
+def test_with_the_jit_and_a_stub_of_the_driver(check):
+    environment = {**COMPILER, "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run([sys.executable, CHECKS, check], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def binder(kernel):
+    """What the JIT binds the kernel's arguments with."""
+    signature = inspect.signature(kernel.fn)
+    parameters = [KernelParam(i, p, False, False) for i, p in enumerate(signature.parameters.values())]
+    return create_function_from_signature(signature, parameters, BaseBackend)
+
+
+def test_a_binder_refuses_a_parameter_named_options():
+    def kernel(x, options):
+        pass
+
+    with pytest.raises(SyntaxError, match="options"):
+        binder(type("Kernel", (), {"fn": staticmethod(kernel)}))
+
+
+@pytest.mark.parametrize("module", aot.modules())
+def test_every_launch_binds(module):
+    """Every kernel has a binder, and every call of every launcher fits it."""
+    source = (PACKAGE / f"{module}.py").read_text()
+    kernels = {name: getattr(aot._module(module), name) for name in re.findall(r"^def (\w+_kernel)\(", source, re.M)}
+    binders = {name: binder(kernel) for name, kernel in kernels.items()}
+    launched = set()
+    for dtype in DTYPES:
+        with launch.recorded() as launches:
+            aot._module(module).examples(dtype)
+        for kernel, _, arguments, constants, num_warps in launches:
+            name = kernel.fn.__name__
+            bound, kinds, rest = binders[name](*arguments, **constants, num_warps=num_warps)
+            assert list(bound) == list(inspect.signature(kernel.fn).parameters)
+            assert len(kinds) == len(bound) and rest == {"num_warps": num_warps}
+            # In the kernel's own order, so that it can be launched by handle.
+            assert list(bound)[len(arguments) :] == list(constants)
+            # A fraction would be rounded to fp32.
+            assert all(a is None or type(a) is int or isinstance(a, torch.Tensor) for a in arguments)
+            launched.add(name)
+    assert launched == set(kernels)
+
+
+class Devices(TorchDispatchMode):
+    """Refuses what moves values between host and device, or asks the device for one."""
+
+    WAITS = (
+        "_local_scalar_dense",
+        "item",
+        "nonzero",
+        "lift_fresh",
+        "is_pinned",
+        "pin_memory",
+        "unique",
+        "masked_select",
+    )
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        assert not name.startswith(self.WAITS), f"{name} waits for the device or copies from the host"
+        result = func(*args, **(kwargs or {}))
+        tensors, _ = torch.utils._pytree.tree_flatten((args, kwargs, result))
+        devices = {x.device.type for x in tensors if isinstance(x, torch.Tensor)}
+        assert devices <= {"cuda"}, f"{name} on {devices}"
+        return result
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """Tensors on "cuda" without values, and what launchers ask of the device."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: type("Stream", (), {"cuda_stream": 0}))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(FakeTensor, "data_ptr", lambda self: 4096)
+    # Made once for each network, and kept on the device: what a first call may copy.
+    plan_of = spectral_norm_tables.plan_of.__wrapped__
+
+    def kept_plan(matrices, u_first, device):
+        with torch.utils._python_dispatch._disable_current_modes():
+            return plan_of(matrices, u_first, torch.device("cpu"))
+
+    monkeypatch.setattr(spectral_norm, "plan_of", kept_plan)
+    with FakeTensorMode(), Devices():
+        yield "cuda"
+
+
+@pytest.mark.parametrize("module", aot.modules())
+def test_no_launcher_copies_from_the_host_or_waits(module, fake_gpu):
+    for dtype in DTYPES:
+        with launch.recorded() as launches:
+            aot._module(module).examples(dtype, fake_gpu)
+        assert launches
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["torch.tensor([1.0], device='cuda')", "x.sum().item()", "x.cpu()", "torch.zeros(3).to('cuda')", "x.tolist()"],
+)
+def test_what_copies_or_waits_is_noticed(line, fake_gpu):
+    x = torch.empty(3, device="cuda")  # noqa: F841  (the line reads it)
+    with pytest.raises((AssertionError, RuntimeError)):
+        eval(line)
+
+
+WAITING = {
+    "item",
+    "tolist",
+    "cpu",
+    "numpy",
+    "nonzero",
+    "synchronize",
+    "cuda",
+    "tensor",
+    "as_tensor",
+    "new_tensor",
+    "double",
+}
+
+
+def test_no_launcher_calls_what_copies_or_waits():
+    """But for functions that keep what they make: their first call may."""
+    found = []
+    for path in sorted(PACKAGE.glob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            if any("cache" in ast.unparse(d) for d in function.decorator_list):
+                continue
+            for call in ast.walk(function):
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in WAITING:
+                    found.append(f"{path.name}:{call.lineno} {ast.unparse(call.func)}")
+    # The statistics' few values a channel are combined in fp64.
+    allowed = re.compile(r"virtual_batch_norm\.py:\d+ \w+(\.\w+\(.*\))?\.double")
+    assert [f for f in found if not allowed.fullmatch(f)] == []
+
+
+def test_every_kernel_is_launched_in_one_way():
+    """By gankern.triton.launch, and nowhere by the JIT's own subscript."""
+    for path in PACKAGE.glob("*.py"):
+        assert not re.search(r"_kernel\[", path.read_text()), path.name
+    importlib.import_module("gankern.triton.launch")
