@@ -8,7 +8,7 @@ back is kept under a key that tells apart whatever Triton compiles apart, and is
     of a tensor        its dtype, device, and whether its address is a multiple of 16
     of a whole number  whether it is 1, whether it is a multiple of 16, and whether it needs 64 bits
     of None            that it is None
-    of a constant      its value; -0.0 is not 0.0
+    of a constant      its value
 
 Tensors travel as addresses: Triton's launcher asks the driver about an object that is not a number, and not about a
 number. A tensor that is elsewhere than the others has a key that no compiled kernel stands under, and comes to the JIT,
@@ -112,7 +112,7 @@ def launch(
             key.append(not argument & 15)
         values.append(argument)
     for constant in constants.values():
-        key.append(constant.hex() if type(constant) is float else constant)
+        key.append(constant.hex() if type(constant) is float else constant)  # NaN is not equal to itself
         values.append(constant)
 
     active = driver.active

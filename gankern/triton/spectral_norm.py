@@ -243,8 +243,8 @@ def _power_kernel(
     scratch,
     DTYPE: tl.constexpr,
     GROUPS: tl.constexpr,
-    U_FIRST: tl.constexpr,
     CONTINUE: tl.constexpr,  # from the second vector of the iteration before, not from the caller's u or v
+    U_FIRST: tl.constexpr,
     EPS: tl.constexpr,
     ADD_EPS: tl.constexpr,
 ):
@@ -342,8 +342,8 @@ def _scale_kernel(
     sigmas,
     DTYPE: tl.constexpr,
     GROUPS: tl.constexpr,
-    U_FIRST: tl.constexpr,
     ITERATED: tl.constexpr,
+    U_FIRST: tl.constexpr,
     EPS: tl.constexpr,
     ADD_EPS: tl.constexpr,
 ):
