@@ -49,12 +49,6 @@ def copies(tensors):
     return [x.detach().clone() for x in tensors]
 
 
-def assert_same_bits(ours, theirs):
-    assert len(ours) == len(theirs)
-    for x, y in zip(ours, theirs):
-        assert torch.equal(x.view(torch.uint8) if x.numel() else x, y.view(torch.uint8) if y.numel() else y)
-
-
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize(("case", "implementation"), CASES)
 def test_every_order_against_fp64(case, implementation, dtype):
@@ -64,17 +58,17 @@ def test_every_order_against_fp64(case, implementation, dtype):
 
 
 @pytest.mark.parametrize(("case", "implementation"), CASES)
-def test_same_bits_every_time(case, implementation):
+def test_same_bits_every_time(case, implementation, same_bits):
     skip_unless_it_can(case, implementation, torch.float32)
     step = step_of(case, implementation)
     first = copies(step())
     assert last_implementation(case.primitive) == implementation
     for _ in range(10):
-        assert_same_bits(copies(step()), first)
+        same_bits(copies(step()), first)
 
 
 @pytest.mark.parametrize(("case", "implementation"), CASES)
-def test_other_stream(case, implementation):
+def test_other_stream(case, implementation, same_bits):
     """Behind a long wait on a stream of its own: a kernel launched elsewhere would come too early."""
     skip_unless_it_can(case, implementation, torch.float32)
     step = step_of(case, implementation)
@@ -85,11 +79,11 @@ def test_other_stream(case, implementation):
         torch.cuda._sleep(20_000_000)
         results = copies(step())
     stream.synchronize()
-    assert_same_bits(results, expected)
+    same_bits(results, expected)
 
 
 @pytest.mark.parametrize(("case", "implementation"), CASES)
-def test_cuda_graph(case, implementation):
+def test_cuda_graph(case, implementation, same_bits):
     """Forward and backward captured once; a replay gives what eager execution gives, also for new values."""
     skip_unless_it_can(case, implementation, torch.float32)
     step = step_of(case, implementation)
@@ -107,4 +101,4 @@ def test_cuda_graph(case, implementation):
             x.detach().zero_()
         graph.replay()
         torch.cuda.synchronize()
-        assert_same_bits(copies(captured), expected)
+        same_bits(copies(captured), expected)
