@@ -10,8 +10,8 @@ PIXELS]: sums, then values. Between the two it computes the coefficients, in fp6
 the direction in which memory is. The sums over examples go to memory [4, N, C] and are added up in order by torch.
 
 Traffic. The second pass comes from the L2 cache where an example's block fits: 1 read and 1 write forward, 2 and 1
-backward, 3 and 2 double backward. Bound by memory. Sums of a tile are in fp32 (fp64 for fp64), of x - K with the
-nearest float K to the mean.
+backward, 3 and 2 double backward. Bound by memory. Each lane of a tile adds up its pixels in fp32 (fp64 for fp64), of
+x - K with the nearest float K to the mean; a channel's lanes are added up in fp64, once, behind the loop.
 """
 
 import math
@@ -39,6 +39,12 @@ def _load(map_, at, inside, SUM: tl.constexpr):
 def _channel(vector, c, channels):
     """A channel's values, in fp64."""
     return tl.load(vector + c, mask=c < channels, other=0.0).to(tl.float64)
+
+
+@triton.jit
+def _over_pixels(sums):
+    """Sums of a tile's lanes, in fp64."""
+    return tl.sum(sums.to(tl.float64), 1)
 
 
 @triton.jit
@@ -96,16 +102,17 @@ def _normalize_kernel(
         mu = m
         if SHARE > 0:
             K = m.to(SUM)
-            total = tl.zeros([CHANNELS], tl.float64)
-            square = tl.zeros([CHANNELS], tl.float64)
+            sums_d = tl.zeros([CHANNELS, PIXELS], SUM)
+            squares = tl.zeros([CHANNELS, PIXELS], SUM)
             for begin in range(0, pixels, PIXELS):
                 p = begin + tl.arange(0, PIXELS)
                 inside = (c < channels)[:, None] & (p < pixels)[None, :]
                 d = _load(x, start + p[None, :].to(tl.int64) * pixel_stride, inside, SUM) - K[:, None]
                 d = tl.where(inside, d, 0.0)
-                total += tl.sum(d, 1).to(tl.float64)
-                square += tl.sum(d * d, 1).to(tl.float64)
-            mean_d = total / pixels
+                sums_d += d
+                squares += d * d
+            square = _over_pixels(squares)
+            mean_d = _over_pixels(sums_d) / pixels
             difference = mean_d + (K.to(tl.float64) - m)
             V += own * (square / pixels - mean_d * mean_d) + own * rest * difference * difference
             mu = m + own * difference
@@ -123,26 +130,26 @@ def _normalize_kernel(
     shift = (b - beside * w).to(SUM)
 
     if ORDER != "forward":
-        P = tl.zeros([CHANNELS], tl.float64)
-        gd = tl.zeros([CHANNELS], tl.float64)
-        H = tl.zeros([CHANNELS], tl.float64)
-        hd = tl.zeros([CHANNELS], tl.float64)
-        Hg = tl.zeros([CHANNELS], tl.float64)
+        sums_g = tl.zeros([CHANNELS, PIXELS], SUM)
+        sums_gd = tl.zeros([CHANNELS, PIXELS], SUM)
+        sums_h = tl.zeros([CHANNELS, PIXELS], SUM)
+        sums_hd = tl.zeros([CHANNELS, PIXELS], SUM)
+        sums_hg = tl.zeros([CHANNELS, PIXELS], SUM)
         for begin in range(0, pixels, PIXELS):
             p = begin + tl.arange(0, PIXELS)
             inside = (c < channels)[:, None] & (p < pixels)[None, :]
             at = start + p[None, :].to(tl.int64) * pixel_stride
             d = tl.where(inside, _load(x, at, inside, SUM) - K[:, None], 0.0)
             g = _activate(d * scale[:, None] + shift[:, None], _load(grad, at, inside, SUM), slope, SLOPE)
-            P += tl.sum(g, 1).to(tl.float64)
-            gd += tl.sum(g * d, 1).to(tl.float64)
+            sums_g += g
+            sums_gd += g * d
             if ORDER == "double_backward":
-                # Not needed for the value: Triton 3.6's thread locality pass asserts when the sum of what a load
-                # returns is used more than once behind the loop, as H is.
-                tangent = tl.where(inside, _load(h, at, inside, SUM), 0.0)
-                H += tl.sum(tangent, 1).to(tl.float64)
-                hd += tl.sum(tangent * d, 1).to(tl.float64)
-                Hg += tl.sum(tangent * g, 1).to(tl.float64)
+                tangent = _load(h, at, inside, SUM)
+                sums_h += tangent
+                sums_hd += tangent * d
+                sums_hg += tangent * g
+        P = _over_pixels(sums_g)
+        gd = _over_pixels(sums_gd)
         share = own / pixels
         U = r * (gd - beside * P)
         slope_m = mu - (1.0 - t) * m
@@ -155,7 +162,9 @@ def _normalize_kernel(
             direct = tl.zeros([CHANNELS], tl.float64)
             d_weight = U
         else:
-            Hz = r * (hd - beside * H)
+            H = _over_pixels(sums_h)
+            Hg = _over_pixels(sums_hg)
+            Hz = r * (_over_pixels(sums_hd) - beside * H)
             none = tl.zeros([CHANNELS], tl.float64)
             hm = none if h_mean is None else _channel(h_mean, c, channels)
             hm2 = none if h_mean_square is None else _channel(h_mean_square, c, channels)
@@ -226,20 +235,20 @@ def _sums_kernel(
     n = (tl.program_id(0) // blocks).to(tl.int64)
     c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
     start = n * channels * pixels + c[:, None].to(tl.int64) * channel_stride
-    K = _channel(nearest, c, channels)
-    total = tl.zeros([CHANNELS], tl.float64)
-    product = tl.zeros([CHANNELS], tl.float64)
+    K = _channel(nearest, c, channels).to(SUM)
+    total = tl.zeros([CHANNELS, PIXELS], SUM)
+    product = tl.zeros([CHANNELS, PIXELS], SUM)
     for begin in range(0, pixels, PIXELS):
         p = begin + tl.arange(0, PIXELS)
         inside = (c < channels)[:, None] & (p < pixels)[None, :]
         at = start + p[None, :].to(tl.int64) * pixel_stride
         d = tl.where(inside, _load(x, at, inside, SUM) - K[:, None], 0.0)
         value = d if OWN else _load(h, at, inside, SUM)
-        total += tl.sum(value, 1).to(tl.float64)
-        product += tl.sum(value * d, 1).to(tl.float64)
+        total += value
+        product += value * d
     to = sums + n * channels + c
-    tl.store(to, total, mask=c < channels)
-    tl.store(to + tl.cast(count, tl.int64) * channels, product, mask=c < channels)
+    tl.store(to, _over_pixels(total), mask=c < channels)
+    tl.store(to + tl.cast(count, tl.int64) * channels, _over_pixels(product), mask=c < channels)
 
 
 @triton.jit
@@ -264,8 +273,9 @@ def _affine_kernel(
     p = tl.program_id(0) % parts * PIXELS + tl.arange(0, PIXELS)
     inside = (c < channels)[:, None] & (p < pixels)[None, :]
     at = n * channels * pixels + c[:, None].to(tl.int64) * channel_stride + p[None, :].to(tl.int64) * pixel_stride
-    K, scale = _channel(coef, c, channels), _channel(coef + channels, c, channels)
-    shift = _channel(coef + 2 * channels, c, channels)
+    K = _channel(coef, c, channels).to(SUM)
+    scale = _channel(coef + channels, c, channels).to(SUM)
+    shift = _channel(coef + 2 * channels, c, channels).to(SUM)
     value = (_load(x, at, inside, SUM) - K[:, None]) * scale[:, None] + shift[:, None]
     tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 
@@ -281,9 +291,9 @@ class _Map:
         self.x = self.like(x)
         self.count, self.channels = x.shape[:2]
         self.pixels = math.prod(x.shape[2:])
-        last = self.layout != torch.contiguous_format or self.pixels == 1
-        self.strides = (1, self.channels) if last else (self.pixels, 1)
-        self.tile = _tile(self.channels, self.pixels, last)
+        self.last = self.layout != torch.contiguous_format or self.pixels == 1
+        self.strides = (1, self.channels) if self.last else (self.pixels, 1)
+        self.tile = _tile(self.channels, self.pixels, self.last)
         self.programs = self.count * triton.cdiv(self.channels, self.tile["CHANNELS"])
         self.sizes = (self.count, self.channels, self.pixels, *self.strides)
         self.sum = sum_type(x.dtype)
@@ -322,7 +332,8 @@ def _launch(order, map_, grad, h, vectors, seconds, saved, out, out_x, sums, sha
         NEED_X=out_x is not None,
         SUM=map_.sum,
         **map_.tile,
-        num_warps=WARPS,
+        # A thread has the coefficients of all channels that it reads at once: of fewer, where there are more of them.
+        num_warps=2 * WARPS if order == "double_backward" and map_.last else WARPS,
     )
 
 
