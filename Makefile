@@ -27,7 +27,7 @@ bench: build
 	$(BIN)/gankern bench --quick
 
 gpu:
-	bash scripts/gpu.sh
+	$(PYTHON) scripts/gpu.py
 
 # Set-up happens once; the native library is brought up to date every time, in a moment where nothing changed.
 build: .venv/ready

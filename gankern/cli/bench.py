@@ -57,7 +57,8 @@ def bench(
     alike (see gankern.keep_freed_memory).
 
     With --model, whole training steps: stock torch layers and a penalty written by hand, compiled where that runs,
-    against gankern's, and what the time goes to; also torch's layers after gankern.accelerate.
+    against gankern's, and what the time goes to; also torch's layers after gankern.accelerate. On CUDA once more with
+    every one of them as a CUDA graph.
 
     With --against, a case that seems slower is measured twice more, and counts only if it is slower each time.
     """
@@ -96,7 +97,11 @@ def bench(
     }
     if scaling:
         work |= _scaling(primitives, partial(measure, compiled=False), device)
-    work |= {step.name: partial(steps.measure, step, seconds=10 * seconds, **options) for step in wanted}
+    work |= {
+        f"{step.name}, {mode}": partial(steps.measure, step, seconds=10 * seconds, mode=mode, **options)
+        for step in wanted
+        for mode in steps.modes_of(device)
+    }
 
     settings = {
         "quick": quick,

@@ -32,8 +32,7 @@ from gankern.measure.cases import Case
 MODES = ("forward", "forward + backward", "double backward")
 OURS = "gankern"
 ACCELERATED = "torch, accelerated"  # torch's layers under gankern.accelerate
-GRAPHED = "gankern, graphed"  # gankern's step as a CUDA graph
-OWN = (OURS, ACCELERATED, GRAPHED)  # no peers
+OWN = (OURS, ACCELERATED)  # no peers
 COMPILED = ", compiled"  # what a peer's name ends with under torch.compile
 MOST_ROUNDS = 400
 PLACEMENTS = 4

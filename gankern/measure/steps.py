@@ -4,7 +4,7 @@ A step is one update of the critic (real and generated batch, gradient penalty w
 generator, optimisers included. The contenders are one model built four ways: stock torch layers with the penalty that
 people write by hand; the same with both networks under ``torch.compile`` wherever that runs (a penalty's double
 backward it refuses, so the penalty stays eager); the same after one call of :func:`gankern.accelerate`; and gankern's
-layers and penalty.
+layers and penalty. On CUDA they meet a second time, every one of them as one CUDA graph: the kernels without the host.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import gankern.penalties
 from gankern import losses, models
 from gankern.core.dispatch import short
 from gankern.measure import benchmark
-from gankern.measure.benchmark import ACCELERATED, GRAPHED, OURS, Result
+from gankern.measure.benchmark import ACCELERATED, OURS, Result
 from gankern.training.graphed import GraphedStep
 
 WHOLE_STEP = "whole step"
+GRAPHED_STEP = "whole step, graphed"  # each contender as one CUDA graph
+AS_GRAPH = ", graphed"  # what a variant's name ends with then
 PENALTY = "gradient penalty"  # the profiler's name of that part of a step
 
 
@@ -66,23 +68,29 @@ def penalty_by_hand(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
     return 10.0 * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-def make_step(step: Step, variant: str, device: str) -> Callable[[], None]:
-    """A function that trains for one step. Every variant starts from the same weights and sees the same images."""
+def make_step(step: Step, variant: str, device: str, fast: bool = False) -> Callable[[], None]:
+    """A function that trains for one step. Every variant starts from the same weights and sees the same images.
+
+    ``variant`` is "gankern", "torch", "torch, compiled" or "torch, accelerated"; with ", graphed" behind it, the step
+    is one CUDA graph. ``fast``: forward passes under autocast to bfloat16, and networks and images in channels_last."""
     torch.manual_seed(0)
-    layers = OURS if variant in (OURS, GRAPHED) else "torch"
+    graphed = variant.endswith(AS_GRAPH)
+    variant = variant.removesuffix(AS_GRAPH)
+    layers = OURS if variant == OURS else "torch"
     gan = models.build(step.model, layers=layers, **step.options)
-    generator, critic = gan.generator.to(device), gan.discriminator.to(device)
+    layout = torch.channels_last if fast else torch.contiguous_format
+    generator, critic = (n.to(device).to(memory_format=layout) for n in (gan.generator, gan.discriminator))
     if variant == ACCELERATED:
         for network in (generator, critic):
             gankern.accelerate(network)
     loss = losses.get(step.loss)
     g_optimiser, d_optimiser = (
-        torch.optim.Adam(network.parameters(), step.lr, step.betas, capturable=variant == GRAPHED)
+        torch.optim.Adam(network.parameters(), step.lr, step.betas, capturable=graphed and device != "cpu")
         for network in (generator, critic)
     )
     latents = torch.randn(step.batch, gan.latent, device=device)
     with torch.no_grad():
-        real = torch.rand_like(generator(latents)) * 2 - 1
+        real = (torch.rand_like(generator(latents)) * 2 - 1).contiguous(memory_format=layout)
     g, d = generator, critic
     if variant == "torch, compiled":
         torch._dynamo.reset()
@@ -110,30 +118,48 @@ def make_step(step: Step, variant: str, device: str) -> Callable[[], None]:
         ).loss
 
     def train(real: Tensor, latents: Tensor) -> None:
-        with torch.no_grad():
+        autocast = partial(torch.autocast, torch.device(device).type, torch.bfloat16, enabled=fast)
+        with torch.no_grad(), autocast():
             fake = g(latents)
         d_optimiser.zero_grad()
-        (critic_loss if layers == OURS else critic_loss_by_hand)(real, fake).backward()
+        with autocast():
+            d_loss = (critic_loss if layers == OURS else critic_loss_by_hand)(real, fake.to(real.dtype))
+        d_loss.backward()
         d_optimiser.step()
         g_optimiser.zero_grad()
-        loss.generator(d(g(latents))).backward(inputs=list(generator.parameters()))
+        with autocast():
+            g_loss = loss.generator(d(g(latents)))
+        g_loss.backward(inputs=list(generator.parameters()))
         g_optimiser.step()
 
-    if variant == GRAPHED:
+    if graphed:
         train = GraphedStep(train, (real, latents), (generator, critic), (g_optimiser, d_optimiser))
     return partial(train, real, latents)
 
 
-def variants_of(compiled: bool, device: str) -> list[str]:
-    graphed = [GRAPHED] if device.startswith("cuda") else []
-    return [OURS, *graphed, ACCELERATED, "torch", *(["torch, compiled"] if compiled else [])]
+def modes_of(device: str) -> tuple[str, ...]:
+    """How a step is measured on a device: each of its modes is a result of its own."""
+    return (WHOLE_STEP, GRAPHED_STEP) if device.startswith("cuda") else (WHOLE_STEP,)
 
 
-def measure(step: Step, device: str, compiled: bool, seconds: float) -> Result:
-    """Times one step in all variants."""
-    variants = variants_of(compiled, device)
-    result = Result("model", step.name, WHOLE_STEP, short(torch.float32), device, OURS)
-    benchmark.contend(result, {v: partial(make_step, step, v, device) for v in variants}, seconds, least=3)
+def variants_of(mode: str, compiled: bool) -> dict[str, str]:
+    """Who meets in a mode: the contender's name in the result, and the variant that it is."""
+    if mode == GRAPHED_STEP:
+        # Peers keep the name of their variant; ours are called as in every other result.
+        return {name: name + AS_GRAPH for name in (OURS, ACCELERATED)} | {"torch" + AS_GRAPH: "torch" + AS_GRAPH}
+    names = [OURS, ACCELERATED, "torch", *(["torch, compiled"] if compiled else [])]
+    return dict(zip(names, names))
+
+
+def measure(
+    step: Step, device: str, compiled: bool, seconds: float, mode: str = WHOLE_STEP, fast: bool = False
+) -> Result:
+    """Times one step in all variants of a mode; ``fast`` as :func:`make_step` has it."""
+    dtype = torch.bfloat16 if fast else torch.float32
+    result = Result("model", step.name, mode, short(dtype), device, OURS)
+    variants = variants_of(mode, compiled).items()
+    makers = {name: partial(make_step, step, variant, device, fast) for name, variant in variants}
+    benchmark.contend(result, makers, seconds, least=3)
     return result
 
 

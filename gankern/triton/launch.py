@@ -24,8 +24,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import json
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import triton
@@ -154,6 +157,64 @@ def recorded() -> Iterator[list[Launch]]:
         yield _record
     finally:
         _record = before
+
+
+# ---- block sizes ------------------------------------------------------------------------------------------------
+
+DEVICES = Path(__file__).with_name("devices")  # a file a device: what `make gpu` measured to be best there
+
+
+class Blocks:
+    """The block sizes of a kernel: those that it takes where nothing was measured, and the others that are tried.
+
+    All of them give right results; tests run each. On a device that has a file in `devices`, which `make gpu` writes,
+    the kernel takes what that says. An entry that is none of the variants is of another version, and means nothing.
+
+    >>> blocks = Blocks("bias_act", {"BLOCK": 1024, "num_warps": 4}, {"BLOCK": 2048, "num_warps": 8})
+    >>> blocks(torch.device("cpu"))
+    {'BLOCK': 1024, 'num_warps': 4}
+    """
+
+    known: ClassVar[dict[str, Blocks]] = {}
+
+    def __init__(self, kernel: str, *variants: dict[str, int]) -> None:
+        self.kernel, self.variants = kernel, variants
+        self._chosen: dict[torch.device, dict[str, int]] = {}
+        self._used: dict[str, int] | None = None
+        Blocks.known[kernel] = self
+
+    def __call__(self, device: torch.device) -> dict[str, int]:
+        """The constants and num_warps of a launch on the device."""
+        if self._used is not None:
+            return self._used
+        chosen = self._chosen.get(device)
+        if chosen is None:
+            best = best_blocks(torch.cuda.get_device_name(device) if device.type == "cuda" else None).get(self.kernel)
+            chosen = self._chosen[device] = best if best in self.variants else self.variants[0]
+        return chosen
+
+    @contextlib.contextmanager
+    def use(self, variant: dict[str, int]) -> Iterator[None]:
+        """Within the block, this variant on every device: to try and to test it."""
+        before, self._used = self._used, variant
+        try:
+            yield
+        finally:
+            self._used = before
+
+
+def device_file(name: str) -> Path:
+    """Where the choices for devices of a name stand."""
+    return DEVICES / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}.json"
+
+
+@functools.cache
+def best_blocks(name: str | None) -> dict[str, dict[str, int]]:
+    """The block sizes of each kernel that were measured to be best on devices of this name; empty for none."""
+    if name is None or not device_file(name).exists():
+        return {}
+    content = json.loads(device_file(name).read_text())
+    return content["blocks"] if content["device"] == name else {}
 
 
 # ---- what launchers share ---------------------------------------------------------------------------------------

@@ -25,11 +25,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.launch import launch, sum_type
+from gankern.triton.launch import Blocks, launch, sum_type
 
-POINTS, AGAINST = 16, 64  # the tile of pairs of one program; see _against
+BLOCKS = Blocks(  # the tile of pairs of one program; see _against
+    "minibatch_discrimination",
+    {"POINTS": 16, "AGAINST": 64, "num_warps": 4},
+    {"POINTS": 32, "AGAINST": 64, "num_warps": 4},
+    {"POINTS": 8, "AGAINST": 64, "num_warps": 2},
+    {"POINTS": 16, "AGAINST": 32, "num_warps": 2},
+)
 MAX_DIMS = 64  # coordinates whose gradients one program holds
-WARPS = 4
 
 # ---- the kernel --------------------------------------------------------------------------------------------
 
@@ -144,9 +149,9 @@ def _slices(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.movedim(0, -1).contiguous()
 
 
-def _against(order: str, double: bool) -> int:
+def _against(width: int, order: str, double: bool) -> int:
     """The width of a tile: narrower where more of it, or wider values, have to stay in registers."""
-    return AGAINST // (2 if double else 1) // (2 if order == "double_backward" else 1)
+    return width // (2 if double else 1) // (2 if order == "double_backward" else 1)
 
 
 def _unrolled(dims: int) -> int:
@@ -161,9 +166,10 @@ def _launch(order: str, points, points_h, points_grad, against, against_h, again
     out_dims = 1 if order == "forward" else min(triton.next_power_of_2(dims), MAX_DIMS)
     double = points.dtype == torch.float64
     chunks = 1 if order == "forward" else triton.cdiv(dims, out_dims)
+    blocks = BLOCKS(points.device)
     launch(
         _pairs_kernel,
-        (kernels * triton.cdiv(count, POINTS), chunks),
+        (kernels * triton.cdiv(count, blocks["POINTS"]), chunks),
         points,
         points_h,
         points_grad,
@@ -184,9 +190,9 @@ def _launch(order: str, points, points_h, points_grad, against, against_h, again
         UNROLLED=_unrolled(dims),
         OUT_DIMS=out_dims,
         SUM=sum_type(points.dtype),
-        POINTS=POINTS,
-        AGAINST=_against(order, double),
-        num_warps=WARPS,
+        POINTS=blocks["POINTS"],
+        AGAINST=_against(blocks["AGAINST"], order, double),
+        num_warps=blocks["num_warps"],
     )
 
 

@@ -28,9 +28,15 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.core.layout import empty, memory_format
-from gankern.triton.launch import launch, sum_dtype, sum_type
+from gankern.triton.launch import Blocks, launch, sum_dtype, sum_type
 
-BLOCK = 512  # positions of a program
+BLOCKS = Blocks(  # positions of a program
+    "minibatch_stddev",
+    {"BLOCK": 512, "num_warps": 4},
+    {"BLOCK": 1024, "num_warps": 4},
+    {"BLOCK": 256, "num_warps": 4},
+    {"BLOCK": 128, "num_warps": 1},
+)
 FILL = 512  # values of the result a program writes
 WARPS = 4
 
@@ -162,7 +168,8 @@ def _geometry(x: Tensor) -> tuple[Tensor, bool, int]:
 def _launch(order, x, grad, h, k, out, out_x, group_size, num_channels, strided, unbiased, eps, last, pixels):
     groups, channels = len(x) // group_size, x.shape[1]
     wide = sum_dtype(x.dtype)
-    blocks = triton.cdiv(channels * pixels, BLOCK)
+    sizes = BLOCKS(x.device)
+    blocks = triton.cdiv(channels * pixels, sizes["BLOCK"])
     parts = None
     if order != "backward":
         parts = x.new_empty((groups, num_channels, blocks), dtype=wide)
@@ -187,8 +194,7 @@ def _launch(order, x, grad, h, k, out, out_x, group_size, num_channels, strided,
         UNBIASED=unbiased,
         EPS=eps,
         SUM=sum_type(x.dtype),
-        BLOCK=BLOCK,
-        num_warps=WARPS,
+        **sizes,
     )
     if parts is None:
         return

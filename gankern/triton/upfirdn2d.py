@@ -20,10 +20,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.launch import contiguous, launch, sum_type
+from gankern.triton.launch import Blocks, contiguous, launch, sum_type
 
-ROWS, COLUMNS = 4, 128  # of a tile
-WARPS = 4
+BLOCKS = Blocks(  # rows and columns of a tile
+    "upfirdn2d",
+    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4},
+    {"ROWS": 8, "COLUMNS": 128, "num_warps": 4},
+    {"ROWS": 4, "COLUMNS": 256, "num_warps": 4},
+    {"ROWS": 8, "COLUMNS": 64, "num_warps": 2},
+    {"ROWS": 16, "COLUMNS": 64, "num_warps": 4},
+)
 
 # ---- the kernel --------------------------------------------------------------------------------------------
 
@@ -140,7 +146,8 @@ def forward(
     if out.numel() == 0:
         return out
     channels, planes_a_batch = (c, 1) if grouped else (1, c)
-    tiles = triton.cdiv(size[1] * channels, COLUMNS) * triton.cdiv(size[0], ROWS)
+    blocks = BLOCKS(x.device)
+    tiles = triton.cdiv(size[1] * channels, blocks["COLUMNS"]) * triton.cdiv(size[0], blocks["ROWS"])
     launch(
         _upfirdn2d_kernel,
         n * planes_a_batch * tiles,
@@ -165,9 +172,7 @@ def forward(
         TAPS_X=filter.shape[-1],
         GAIN=gain,
         SUM=sum_type(x.dtype),
-        ROWS=ROWS,
-        COLUMNS=COLUMNS,
-        num_warps=WARPS,
+        **blocks,
     )
     return out
 

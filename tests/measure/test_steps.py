@@ -42,3 +42,35 @@ def test_measured_with_a_penalty(step):
     assert all(contender.median for contender in result.contenders.values())
     spent = steps.breakdown(step, OURS, "cpu")
     assert spent["gradient penalty"] > 0 and spent["convolution"] > 0 and spent["optimiser"] > 0
+
+
+def test_graphs_meet_graphs_on_cuda(monkeypatch):
+    """torch's step as a CUDA graph is the peer of gankern's; here with the step itself in the graph's place."""
+    assert steps.modes_of("cpu") == (steps.WHOLE_STEP,)
+    assert steps.modes_of("cuda") == steps.modes_of("cuda:1") == (steps.WHOLE_STEP, steps.GRAPHED_STEP)
+    captured = []
+
+    def graph(train, inputs, networks, optimisers):
+        captured.append((len(inputs), len(networks), len(optimisers)))
+        return train
+
+    monkeypatch.setattr(steps, "GraphedStep", graph)
+    result = steps.measure(STEPS[0], "cpu", compiled=True, seconds=0, mode=steps.GRAPHED_STEP)
+    assert list(result.contenders) == [OURS, ACCELERATED, "torch, graphed"]
+    assert result.mode == "whole step, graphed" and result.peer == "torch, graphed" and result.ratio
+    assert captured == [(2, 2, 2)] * 3
+
+
+def test_fast_steps_are_bfloat16_in_channels_last(monkeypatch):
+    seen = []
+    convolution = torch.nn.functional.conv2d
+
+    def watched(x, *args, **options):
+        y = convolution(x, *args, **options)
+        seen.append((y.dtype, x.is_contiguous(memory_format=torch.channels_last)))
+        return y
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", watched)
+    result = steps.measure(STEPS[0], "cpu", compiled=False, seconds=0, fast=True)
+    assert result.dtype == "bfloat16" and result.peer == "torch"
+    assert seen and set(seen) == {(torch.bfloat16, True)}

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -16,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import BaseBackend
 from triton.runtime.jit import KernelParam, create_function_from_signature
 
-from gankern.triton import aot, launch, spectral_norm, spectral_norm_tables
+import gankern.functional as GF
+from gankern.triton import aot, launch, minibatch_discrimination, spectral_norm, spectral_norm_tables
 
 COMPILER = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
 CHECKS = Path(__file__).parent / "launch_checks.py"
@@ -182,3 +184,42 @@ def test_every_kernel_is_launched_in_one_way():
     for path in PACKAGE.glob("*.py"):
         assert not re.search(r"_kernel\[", path.read_text()), path.name
     importlib.import_module("gankern.triton.launch")
+
+
+def test_every_variant_of_block_sizes_is_right(device):
+    """What `make gpu` may choose: each variant against the first one, on sizes that none of them divides."""
+    x = torch.randn(4, 6, 7, 9, generator=torch.Generator().manual_seed(0)).to(device)
+    bias, taps = x[0, :, 0, 0].contiguous(), torch.tensor([1.0, 3.0, 3.0, 1.0], device=device)
+    m = x[:, :, :5, 0].contiguous()
+    calls = {
+        "bias_act": lambda: GF.bias_act(x, bias, implementation="triton"),
+        "minibatch_stddev": lambda: GF.minibatch_stddev(x, 4, num_channels=2, implementation="triton"),
+        "upfirdn2d": lambda: GF.upfirdn2d(x, taps, up=2, padding=(2, 1, 2, 1), implementation="triton"),
+        "minibatch_discrimination": lambda: minibatch_discrimination.forward(m, None, False),
+    }
+    assert calls.keys() == launch.Blocks.known.keys()
+    for name, call in calls.items():
+        blocks = launch.Blocks.known[name]
+        first = call()
+        for variant in blocks.variants:
+            with blocks.use(variant):
+                torch.testing.assert_close(call(), first)
+
+
+def test_a_device_file_decides(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "DEVICES", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU (80 GB)")
+    launch.best_blocks.cache_clear()
+    file = launch.device_file("Some GPU (80 GB)")
+    assert file.name == "Some_GPU_80_GB_.json"
+    best, stale = {"BLOCK": 2, "num_warps": 4}, {"BLOCK": 3, "num_warps": 4}
+    file.write_text(json.dumps({"device": "Some GPU (80 GB)", "blocks": {"a": best, "b": stale}}))
+    first = {"BLOCK": 1, "num_warps": 4}
+    try:
+        for kernel, device, expected in (("a", "cuda", best), ("a", "cpu", first), ("b", "cuda", first)):
+            blocks = launch.Blocks(kernel, first, {"num_warps": 4, "BLOCK": 2})
+            assert blocks(torch.device(device)) == expected
+    finally:
+        launch.best_blocks.cache_clear()
+        for kernel in "ab":
+            launch.Blocks.known.pop(kernel, None)

@@ -218,7 +218,7 @@ def test_backward_and_double_backward(dtype, device):
 
 
 def test_few_product_programs_take_many_tiles_each(device, monkeypatch):
-    monkeypatch.setattr(spectral_norm, "MAX_PRODUCT_PROGRAMS", 3)
+    monkeypatch.setattr(spectral_norm_tables, "MAX_PRODUCT_PROGRAMS", 3)
     spectral_norm_tables.plan_of.cache_clear()
     weight, u, v = make_layer((60, 1030), 0, torch.float32, device)
     check_forward([weight], [u], [v], [0], 0, EPS, True, False)

@@ -12,10 +12,11 @@ from torch.autograd import grad, gradgradcheck
 
 import gankern
 import gankern.functional as GF
-from gankern.triton.upfirdn2d import COLUMNS, ROWS
+from gankern.triton.upfirdn2d import BLOCKS
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
+ROWS, COLUMNS = BLOCKS.variants[0]["ROWS"], BLOCKS.variants[0]["COLUMNS"]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 # Shape, taps (rows of them: 0 for a separable filter), options; a tile is 4 rows of 128 columns.

@@ -1,0 +1,640 @@
+"""Everything that needs a GPU, in one go: tests, speed, and records of both. `make gpu` runs it.
+
+    python scripts/gpu.py                       on a CUDA machine; records go to $OUT (default: runs/gpu)
+    python scripts/gpu.py --stage device        one stage; repeat for several
+    python scripts/gpu.py --dry-run-on-cpu      the same path on a machine without a GPU, on small tensors
+
+It uses the Python that runs it, installs nothing, needs no network, and writes to $OUT and to build/ alone; and on a
+GPU to gankern/triton/devices, the block sizes that were best: commit that file, and they are what runs. A machine may
+be lent for minutes, so each stage is a process with a limit, all together take at most --limit seconds (480), and each
+writes its record as it goes: what is stopped keeps what it has. A stage that fails does not stop the later ones.
+
+    environment   versions and hardware
+    tests         the GPU's tests in parallel processes, and beside them the native build
+    host          what a call costs the host, on tiny tensors
+    device        device time of every primitive as replays of a CUDA graph, beside the peers' and the limit of memory
+    steps         whole training steps, eager and as graphs, and the kernels that they spend their time in
+    variants      block sizes of kernels; writes the file of this device
+    convolutions  convolutions in each memory format and dtype, gankern's choice beside the plain composition
+    sanitizer     compute-sanitizer, where it is installed
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+# In the order in which they run, most telling first: seconds that each may take at most.
+STAGES = {
+    "environment": 30,
+    "tests": 130,
+    "host": 30,
+    "device": 110,
+    "steps": 140,
+    "variants": 40,
+    "convolutions": 40,
+    "sanitizer": 60,
+}
+LOG_CHARACTERS = 200_000  # of a stage's output that is kept, its end
+MAX_BYTES = 16 << 20  # of a record
+
+
+class Record:
+    """A JSON file that is written anew whenever something is added."""
+
+    def __init__(self, out: Path, stage: str) -> None:
+        self.path = out / f"{stage}.json"
+        self.content: dict[str, Any] = {"stage": stage, "results": []}
+
+    def add(self, **row: Any) -> None:
+        """A row more; the file is complete after each."""
+        self.content["results"].append(row)
+        print(json.dumps(row), flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """The file, by way of another one: a process that is killed leaves a whole record."""
+        text = json.dumps(self.content, indent=1)
+        if len(text) > MAX_BYTES:
+            raise RuntimeError(f"{self.path}: the record is larger than {MAX_BYTES} bytes")
+        beside = self.path.with_suffix(".part")
+        beside.write_text(text)
+        beside.replace(self.path)
+
+
+def attempt(function: Callable[[], Any]) -> Any:
+    """What the function returns, or the first line of what it raised: one contender's failure is a result."""
+    try:
+        return function()
+    except Exception as error:  # a peer may fail in any way, and the others are still worth their figures
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+
+
+# ---- stages ------------------------------------------------------------------------------------------------------
+
+
+def environment(record: Record, device: str) -> None:
+    """Versions and hardware. Whatever cannot be asked is recorded as the reason why."""
+    import torch
+
+    def ask(*command: str) -> str:
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        except (OSError, subprocess.SubprocessError) as error:
+            return f"unknown: {error}"
+
+    def version(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        gpus.append(
+            {
+                "name": facts.name,
+                "capability": f"{facts.major}.{facts.minor}",
+                "multiprocessors": facts.multi_processor_count,
+                "memory_bytes": facts.total_memory,
+                "l2_bytes": getattr(facts, "L2_cache_size", None),
+            }
+        )
+    query = "name,driver_version,clocks.max.sm,clocks.max.memory,power.limit,ecc.mode.current"
+    record.add(
+        gpus=gpus,
+        nvidia_smi=ask("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader") if gpus else None,
+        nvcc=ask("nvcc", "--version").splitlines()[-1],
+        cuda=torch.version.cuda,
+        hip=torch.version.hip,
+        packages={n: version(n) for n in ("torch", "triton", "numpy", "pytest", "cmake", "ninja", "pybind11")},
+        python=platform.python_version(),
+        platform=platform.platform(),
+        processors=os.cpu_count(),
+        commit=ask("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
+    )
+
+
+def tests(record: Record, device: str) -> None:
+    """The GPU's tests and those of the kernels on their own, in parallel processes; beside them the native build."""
+    build = subprocess.Popen(
+        [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "CMAKE_BUILD_PARALLEL_LEVEL": "4"},
+    )
+    cores = os.cpu_count() or 1
+    parallel = ["-n", str(min(14, cores))] if importlib.util.find_spec("xdist") and cores > 2 else []
+    chosen = ["tests/gpu", "tests/triton"]
+    if device == "cpu":
+        chosen = ["tests/gpu", "tests/triton/test_aot.py", "-k", "spill"]
+    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", *parallel, *chosen]
+    begin = time.monotonic()
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    print(ran.stdout[-20_000:], ran.stderr[-5_000:])
+    counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|errors?|xfailed)", ran.stdout)}
+    failures = re.findall(r"^(?:FAILED|ERROR) (.*)", ran.stdout, re.M)
+    record.add(what="tests", seconds=time.monotonic() - begin, status=ran.returncode, **counts, failures=failures[:200])
+    output, _ = build.communicate()
+    record.add(what="build", seconds=time.monotonic() - begin, status=build.returncode, output=output[-4_000:])
+    if ran.returncode or build.returncode:
+        raise RuntimeError(f"tests: status {ran.returncode}; build: status {build.returncode}")
+
+
+def _tiny_cases() -> Iterator[tuple[Any, str]]:
+    """A case a primitive with peers, the one of the smallest inputs: in host time, sizes do not matter."""
+    import torch
+
+    from gankern.measure.cases import all_cases
+
+    smallest: dict[str, tuple[int, Any]] = {}
+    for case in all_cases():
+        if case.peers:
+            size = sum(x.numel() for x in case.make(torch.float32, "cpu"))
+            if case.primitive not in smallest or size < smallest[case.primitive][0]:
+                smallest[case.primitive] = size, case
+    for primitive, (_, case) in sorted(smallest.items()):
+        yield case, primitive
+
+
+def host(record: Record, device: str) -> None:
+    """µs a call, gankern and the fastest eager peer."""
+    import torch
+
+    from gankern.measure import device as measured
+    from gankern.measure.benchmark import MODES, candidates_of, step_of
+
+    def cost(run: Callable[..., Any], case: Any, mode: str) -> float:
+        step = step_of(run, case, torch.float32, device, mode)
+        return measured.host_microseconds(step, device, *((3, 2) if device == "cpu" else ()))
+
+    for case, primitive in _tiny_cases():
+        for mode in MODES:
+            candidates = candidates_of(case, mode, compiled=False)
+            row = {name: attempt(partial(cost, run, case, mode)) for name, run in candidates.items()}
+            record.add(primitive=primitive, case=case.name, mode=mode, microseconds=row)
+
+
+def _device_cases(device: str) -> list[tuple[str, Any, int]]:
+    """(name, what makes a case's contenders and inputs, least passes over the first input forward and backward)."""
+    import torch
+    import torch.nn.functional as F
+
+    import gankern.functional as GF
+
+    big = (64, 256, 64, 64) if device == "cuda" else (2, 4, 8, 8)
+    small = (16, 128, 8, 8) if device == "cuda" else (2, 4, 4, 4)
+
+    def bias_act(x: Any, b: Any, implementation: str | None = None) -> Any:
+        return GF.bias_act(x, b, activation="leaky_relu", implementation=implementation)
+
+    def eager_bias_act(x: Any, b: Any) -> Any:
+        return F.leaky_relu(x + b[:, None, None], 0.2)
+
+    def eager_pixel_norm(x: Any, b: Any) -> Any:
+        a = F.leaky_relu(x + b[:, None, None], 0.2)
+        return a * (a.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+
+    def eager_batch_norm(x: Any, b: Any) -> Any:
+        return F.leaky_relu(F.batch_norm(x, None, None, b, b, True), 0.2)
+
+    def eager_stddev(x: Any, b: Any) -> Any:
+        y = x.view(4, -1, *x.shape[1:]).float().var(0, correction=0).add(1e-8).sqrt().mean((1, 2, 3)).to(x.dtype)
+        y = y.view(-1, 1, 1, 1).repeat(4, 1, *x.shape[2:])
+        return torch.cat([x, y], 1)
+
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device) / 8
+
+    def eager_up(x: Any, b: Any) -> Any:
+        c = x.shape[1]
+        kernel = (torch.outer(taps, taps) * 4).to(x.dtype).expand(c, 1, 4, 4)
+        return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=c)
+
+    def eager_down(x: Any, b: Any) -> Any:
+        c = x.shape[1]
+        return F.conv2d(x, torch.outer(taps, taps).to(x.dtype).expand(c, 1, 4, 4), stride=2, padding=1, groups=c)
+
+    mean = torch.zeros(big[1], device=device)
+    cases = []
+    for shape, label in ((big, "large"), (small, "small")):
+        cases += [
+            (f"bias_act {label}", shape, bias_act, eager_bias_act, 5),
+            (f"bias_act_pixel_norm {label}", shape, GF.bias_act_pixel_norm, eager_pixel_norm, 5),
+            (f"batch_norm_act {label}", shape, lambda x, b: GF.batch_norm_act(x, None, None, b, b, training=True),
+             eager_batch_norm, 5),
+            (f"minibatch_stddev {label}", shape, lambda x, b: GF.minibatch_stddev(x, 4), eager_stddev, 5),
+            (f"virtual_batch_norm {label}", shape,
+             lambda x, b: GF.virtual_batch_norm(x, mean[: x.shape[1]], mean[: x.shape[1]] + 1, 64, b, b), None, 5),
+            (f"upfirdn2d up {label}", (shape[0] // 2, shape[1] // 2, *shape[2:]),
+             lambda x, b: GF.upfirdn2d(x, taps, up=2, padding=(2, 1, 2, 1), gain=4), eager_up, 10),
+            (f"upfirdn2d down {label}", (shape[0] // 2, shape[1] // 2, *shape[2:]),
+             lambda x, b: GF.upfirdn2d(x, taps, down=2, padding=(1, 1, 1, 1)), eager_down, 2.5),
+        ]  # fmt: skip
+    return cases
+
+
+def device(record: Record, where: str) -> None:
+    """Milliseconds of gankern, torch eager and torch compiled, each as replays of a CUDA graph, and the limit of
+    memory: the least passes over the input at the measured copy bandwidth."""
+    import torch
+
+    from gankern.measure import benchmark
+    from gankern.measure import device as measured
+
+    quick = {"seconds": 0.05, "rounds": 3}
+    bandwidth = benchmark.copy_bandwidth(where, 256 if where == "cuda" else 8)
+    record.content["copy_bandwidth"] = bandwidth
+    layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    for dtype in (torch.float32, torch.bfloat16):
+        for layout, memory_format in layouts.items():
+            for name, shape, ours, peer, passes in _device_cases(where):
+                x = torch.randn(shape, device=where, dtype=dtype).contiguous(memory_format=memory_format)
+                b = torch.randn(shape[1], device=where, dtype=dtype)
+                inputs = (x.requires_grad_(), b.requires_grad_())
+                row: dict[str, Any] = {}
+                runs = {"gankern": ours, "eager": peer}
+                if peer is not None and where == "cuda":
+                    torch._dynamo.reset()
+                    runs["compiled"] = torch.compile(peer)
+                for contender, run in runs.items():
+                    if run is not None:
+                        row[contender] = attempt(partial(_times, measured, run, inputs, where, quick))
+                limit = passes * x.nbytes / bandwidth * 1e3
+                record.add(case=name, dtype=str(dtype)[6:], layout=layout, limit_ms=limit, contenders=row)
+
+    def replayed(run: Callable[..., Any], case: Any, mode: str) -> float:
+        step = benchmark.step_of(run, case, torch.float32, where, mode)
+        return measured.milliseconds(measured.graph_of(step, where), where, **quick)
+
+    for case, primitive in _tiny_cases():
+        if primitive in ("spectral_norm", "minibatch_discrimination", "gradient_penalty"):
+            for mode in benchmark.MODES:
+                candidates = benchmark.candidates_of(case, mode, compiled=where == "cuda")
+                row = {name: attempt(partial(replayed, run, case, mode)) for name, run in candidates.items()}
+                record.add(case=f"{primitive} {case.name}", mode=mode, dtype="float32", contenders=row)
+
+
+def _times(measured: Any, run: Callable[..., Any], inputs: Sequence[Any], where: str, quick: dict) -> dict[str, Any]:
+    """Forward, forward + backward, double backward, and the memory of the second."""
+    import torch
+
+    def forward() -> None:
+        with torch.no_grad():
+            run(*inputs)
+
+    cotangent = torch.ones_like(run(*inputs)).requires_grad_()
+    gradients = torch.autograd.grad(run(*inputs).sum(), inputs, allow_unused=True)
+    used = [x for x, gradient in zip(inputs, gradients) if gradient is not None]
+
+    def backward() -> None:
+        torch.autograd.grad(run(*inputs), used, cotangent)
+
+    def double_backward() -> None:
+        grads = torch.autograd.grad(run(*inputs), used, cotangent, create_graph=True)
+        torch.autograd.grad(grads, [*used, cotangent], [torch.ones_like(g) for g in grads], allow_unused=True)
+
+    timed = {
+        mode: attempt(lambda step=step: measured.milliseconds(measured.graph_of(step, where), where, **quick))
+        for mode, step in (("f", forward), ("f+b", backward), ("double backward", double_backward))
+    }
+    return timed | {"peak_mb": attempt(lambda: measured.peak_megabytes(backward, where))}
+
+
+def steps(record: Record, where: str) -> None:
+    """Whole steps: torch, compiled, accelerated and gankern; all but the compiled one also as CUDA graphs; fp32 with
+    TF32, and bfloat16 in channels_last. Then the kernels that a graphed step takes the most time in."""
+    import torch
+
+    from gankern.measure import device as measured
+    from gankern.measure import steps as whole
+    from gankern.measure.benchmark import OURS
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    Step = whole.Step
+    progan = {"loss": "wasserstein", "penalty": True, "drift": 1e-3, "lr": 1e-3, "betas": (0.0, 0.99)}
+    wanted = [
+        next(s for s in whole.STEPS if s.model == "wgan_gp"),
+        next(s for s in whole.STEPS if s.model == "sngan"),
+        next(s for s in whole.STEPS if s.model == "dcgan"),
+        Step("ProGAN-64, batch 4", "progan", 4, options={"size": 64}, **progan),
+        Step("DCGAN-64, batch 256", "dcgan", 256, "non_saturating", options={"size": 64}),
+        Step("ProGAN-256, batch 4", "progan", 4, options={"size": 256}, **progan),
+    ]
+    if where == "cpu":
+        wanted = [Step("DCGAN-16, batch 4", "dcgan", 4, "non_saturating", options={"size": 16, "width": 8})]
+    for fast in (False, True):
+        for step in wanted:
+            for mode in whole.modes_of(where):
+                variants = whole.variants_of(mode, compiled=where == "cuda" and not fast)
+                row = {}
+                for name, variant in variants.items():
+                    row[name] = attempt(partial(_step_time, measured, whole, step, variant, where, fast))
+                record.add(step=step.name, mode=mode, fast=fast, contenders=row)
+    for step in wanted[:4]:
+        for variant in ("torch", OURS):
+            record.add(
+                step=step.name,
+                variant=variant,
+                kernels=attempt(lambda s=step, v=variant: measured.top_kernels(whole.make_step(s, v, where), where)),
+            )
+
+
+def _step_time(measured: Any, whole: Any, step: Any, variant: str, where: str, fast: bool) -> dict[str, Any]:
+    train = whole.make_step(step, variant, where, fast)
+    return {
+        "ms": measured.milliseconds(train, where, seconds=0.3, rounds=3),
+        "peak_mb": measured.peak_megabytes(train, where),
+    }
+
+
+def variants(record: Record, where: str) -> None:
+    """Each variant of a kernel's block sizes on large maps, forward and backward; the best go to the device's file."""
+    import torch
+
+    if where == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+    import gankern.functional as GF
+    from gankern.measure import device as measured
+    from gankern.triton import launch
+
+    shape = (64, 128, 64, 64) if where == "cuda" else (4, 4, 4, 4)
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=where) / 8
+    m = torch.randn(256 if where == "cuda" else 8, 100 if where == "cuda" else 2, 5, device=where).requires_grad_()
+    kernel = torch.randn(m[0].numel(), m.shape[1], m.shape[2], device=where)
+    triton = {"implementation": "triton"}
+    runs = {
+        "bias_act": lambda x: GF.bias_act(x, x[0, :, 0, 0].contiguous(), **triton),
+        "minibatch_stddev": lambda x: GF.minibatch_stddev(x, 4, **triton),
+        "upfirdn2d": lambda x: GF.upfirdn2d(x, taps, up=2, padding=(2, 1, 2, 1), **triton),
+        "minibatch_discrimination": lambda x: GF.minibatch_discrimination(m.flatten(1), kernel, **triton),
+    }
+
+    def replayed(run: Callable[..., Any], dtype: Any, memory_format: Any) -> float:
+        x = torch.randn(shape, device=where, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
+
+        def step() -> None:
+            torch.autograd.grad(run(x).sum(), (x, m), allow_unused=True)
+
+        return measured.milliseconds(measured.graph_of(step, where), where, 0.03, 3)
+
+    best = {}
+    for name, run in runs.items():
+        run(torch.randn(shape, device=where))  # imports what knows its variants
+        blocks = launch.Blocks.known[name]
+        times: dict[int, float] = {}
+        for number, variant in enumerate(blocks.variants):
+            row, total = {}, 1.0
+            with blocks.use(variant):
+                for dtype in (torch.float32, torch.bfloat16):
+                    for memory_format in (torch.contiguous_format, torch.channels_last):
+                        ms = attempt(partial(replayed, run, dtype, memory_format))
+                        row[f"{str(dtype)[6:]} {str(memory_format)[6:]}"] = ms
+                        total *= ms if isinstance(ms, float) else float("inf")
+            times[number] = total
+            record.add(kernel=name, variant=variant, ms=row)
+        # A change of the default must be worth it in the mean over types and layouts.
+        fastest = min(times, key=times.__getitem__)
+        best[name] = blocks.variants[fastest if times[fastest] < 0.97**4 * times[0] else 0]
+    record.content["blocks"] = best
+    record.write()
+    if where == "cuda":
+        name = torch.cuda.get_device_name()
+        versions = {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}
+        path = launch.device_file(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"device": name, **versions, "blocks": best}, indent=2) + "\n")
+        print(f"wrote {path}: commit it, and these block sizes are taken")
+
+
+def convolutions(record: Record, where: str) -> None:
+    """Upsampling, downsampling and plain convolutions, forward and backward, beside torch's plain composition."""
+    import torch
+    import torch.nn.functional as F
+
+    import gankern.functional as GF
+    from gankern.measure import device as measured
+
+    def resize_convolution(x: Any, w: Any) -> Any:
+        return F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), w, padding=1)
+
+    def convolution_pool(x: Any, w: Any) -> Any:
+        return F.avg_pool2d(F.conv2d(x, w, padding=1), 2)
+
+    kinds = {
+        "upsample": (lambda x, w: GF.upsample_conv2d(x, w), resize_convolution),
+        "downsample": (lambda x, w: GF.conv2d_downsample(x, w), convolution_pool),
+        "same": (lambda x, w: GF.conv2d(x, w, padding=1), lambda x, w: F.conv2d(x, w, padding=1)),
+    }
+    shapes = [(16, 512, 4), (16, 256, 16), (64, 128, 16), (16, 128, 32), (8, 64, 64)]
+    if where == "cpu":
+        shapes = [(2, 4, 4)]
+
+    def replayed(run: Callable[..., Any], leaves: Sequence[Any]) -> float:
+        step = measured.graph_of(lambda: torch.autograd.grad(run(*leaves).sum(), leaves), where)
+        return measured.milliseconds(step, where, 0.03, 3)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            for n, c, side in shapes:
+                for kind, (ours, plain) in kinds.items():
+                    x = torch.randn(n, c, side, side, device=where, dtype=dtype).contiguous(memory_format=memory_format)
+                    w = torch.randn(c, c, 3, 3, device=where, dtype=dtype).contiguous(memory_format=memory_format)
+                    leaves = x.requires_grad_(), w.requires_grad_()
+                    row = {
+                        name: attempt(partial(replayed, run, leaves))
+                        for name, run in (("gankern", ours), ("torch", plain))
+                    }
+                    record.add(
+                        kind=kind, shape=[n, c, side], dtype=str(dtype)[6:], layout=str(memory_format)[6:], ms=row
+                    )
+
+
+def sanitizer(record: Record, device: str) -> None:
+    """Reads and writes out of bounds, and races within a program. It is slow: a few shapes are enough."""
+    if device == "cpu" or shutil.which("compute-sanitizer") is None:
+        record.add(skipped="compute-sanitizer is not installed, or there is no GPU")
+        return
+    failed = []
+    for tool in ("memcheck", "racecheck"):
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest"]
+        command += ["-q", "-x", "-m", "gpu", "tests/gpu/test_every_primitive.py", "-k", "same_bits"]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        print(ran.stdout[-5_000:])
+        record.add(tool=tool, status=ran.returncode, output=ran.stdout[-3_000:])
+        failed += [tool] if ran.returncode else []
+    if failed:
+        raise RuntimeError(f"{' and '.join(failed)} failed")
+
+
+# ---- the bars ----------------------------------------------------------------------------------------------------
+
+PRIMITIVE_SHARE = {"upfirdn2d": 0.6}  # of the limit of memory, forward + backward; others:
+SHARE = 0.85
+STEP_RATIOS = {"WGAN-GP": 2.5, "SN-GAN": 1.8, "ProGAN-64": 1.7, "ProGAN-256": 1.7, "DCGAN": 1.25}
+EAGER_RATIOS = {"WGAN-GP": 1.5, "SN-GAN": 1.4}
+
+
+def bars(out: Path) -> list[dict[str, Any]]:
+    """What the records say about what this library promises: each bar, the figure, and whether it is met."""
+    found: list[dict[str, Any]] = []
+
+    def bar(name: str, figure: float, least: float) -> None:
+        found.append({"bar": name, "figure": round(figure, 3), "least": least, "met": figure >= least})
+
+    for row in _results(out, "device"):
+        times = {name: c.get("f+b") for name, c in row["contenders"].items() if isinstance(c, dict)}
+        ours = times.get("gankern")
+        if not isinstance(ours, float) or "limit_ms" not in row:
+            continue
+        label = f"{row['case']}, {row['dtype']}, {row['layout']}"
+        if "large" in row["case"]:
+            primitive = row["case"].split()[0]
+            bar(f"{label}: share of the copy limit", row["limit_ms"] / ours, PRIMITIVE_SHARE.get(primitive, SHARE))
+        if isinstance(times.get("compiled"), float):
+            bar(f"{label}: against torch.compile", times["compiled"] / ours, 1.5 if "upfirdn2d" in label else 1.0)
+    for row in _results(out, "steps"):
+        if "contenders" not in row:
+            continue
+        times = {name: c["ms"] for name, c in row["contenders"].items() if isinstance(c, dict)}
+        ours, peers = times.get("gankern"), [t for n, t in times.items() if n.startswith("torch") and "accel" not in n]
+        if ours is None or not peers:
+            continue
+        ratios = STEP_RATIOS if row["mode"].endswith("graphed") else EAGER_RATIOS
+        least = next((ratio for start, ratio in ratios.items() if row["step"].startswith(start)), 1.0)
+        label = f"{row['step']}, {'bf16 channels_last' if row['fast'] else 'fp32'}, {row['mode']}"
+        bar(f"{label}: against the fastest of torch's", min(peers) / ours, least)
+    for row in _results(out, "tests"):
+        bar(f"{row['what']} without a failure", float(row["status"] == 0), 1.0)
+    return found
+
+
+def _results(out: Path, stage: str) -> list[dict[str, Any]]:
+    path = out / f"{stage}.json"
+    return json.loads(path.read_text())["results"] if path.exists() else []
+
+
+# ---- running the stages -------------------------------------------------------------------------------------------
+
+
+def run_stage(name: str, out: Path, device: str) -> None:
+    """One stage, in this process."""
+    sys.path.insert(0, str(ROOT))
+    record = Record(out, name)
+    try:
+        globals()[name](record, device)
+    finally:
+        record.write()
+
+
+def run_all(names: Sequence[str], out: Path, device: str, limit: float) -> int:
+    """The stages, each in a process of its own and within its time; then the summary. 1 if a stage failed."""
+    start = time.monotonic()
+    states: dict[str, str] = {}
+    logs: dict[str, str] = {}
+    for name in names:
+        left = limit - (time.monotonic() - start)
+        seconds = min(STAGES[name] * (1 if device == "cuda" else 4), left)
+        if seconds < 5:
+            states[name] = f"NOT RUN: the {limit:.0f} seconds are over"
+            continue
+        print(f"\n==== {name}", flush=True)
+        begin = time.monotonic()
+        states[name], logs[name] = _bounded(name, out, device, seconds)
+        if states[name] == "passed":
+            states[name] += f" in {time.monotonic() - begin:.0f} s"
+    met = bars(out)
+    # At most eight files: the facts about the machine go with the summary.
+    facts = _results(out, "environment")
+    (out / "environment.json").unlink(missing_ok=True)
+    took = time.monotonic() - start
+    summary = {"device": device, "environment": facts, "seconds": took, "stages": states, "bars": met}
+    (out / "summary.json").write_text(json.dumps({**summary, "logs": logs}, indent=1))
+    print(f"\n==== summary, records in {out}")
+    for name, state in states.items():
+        print(f"{name:14} {state}")
+    for row in met:
+        print(f"{'met ' if row['met'] else 'MISSED'} {row['figure']:8.3f} of {row['least']:5.2f}  {row['bar']}")
+    if device == "cpu":
+        print("a dry run on the CPU: its figures say nothing")
+    return int(any(not state.startswith("passed") for state in states.values()))
+
+
+def _bounded(name: str, out: Path, device: str, seconds: float) -> tuple[str, str]:
+    """A stage in a process group of its own, which ends with its time: its state, and the end of its output."""
+    command = [sys.executable, __file__, "--only", name, "--device", device]
+    log = out / f".{name}.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=_environment(out)
+        )
+        try:
+            status = process.wait(timeout=seconds)
+            state = "passed" if status == 0 else f"FAILED with status {status}"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            state = f"FAILED: stopped after {seconds:.0f} s"
+    text = log.read_text(errors="replace")[-LOG_CHARACTERS:]
+    log.unlink()
+    print(text[-3000:], flush=True)
+    return state, text
+
+
+def _environment(out: Path) -> dict[str, str]:
+    # Compilers' caches would go to the home folder.
+    build = ROOT / "build"
+    caches = {"TRITON_CACHE_DIR": str(build / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(build / "inductor")}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, **caches, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "OUT": str(out)}
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--stage", action="append", choices=STAGES, help="default: all, in their order")
+    parser.add_argument("--limit", type=float, default=480.0, help="seconds for all stages together")
+    parser.add_argument("--dry-run-on-cpu", action="store_true", help="go through the motions without a GPU")
+    parser.add_argument("--only", choices=STAGES, help=argparse.SUPPRESS)  # one stage, in this process
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    out = Path(os.environ.get("OUT") or ROOT / "runs" / "gpu").resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    if options.only:
+        try:
+            run_stage(options.only, out, options.device)
+        except Exception:
+            traceback.print_exc()
+            return 1
+        return 0
+    device = "cpu" if options.dry_run_on_cpu else "cuda"
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            print("gpu.py: this torch finds no GPU; --dry-run-on-cpu goes through the motions", file=sys.stderr)
+            return 2
+    names = [name for name in STAGES if not options.stage or name in options.stage]
+    return run_all(names, out, device, options.limit if device == "cuda" else 4 * options.limit)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

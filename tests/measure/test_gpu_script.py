@@ -1,0 +1,107 @@
+"""scripts/gpu.py, which a GPU machine runs for minutes: its stages, its limits and its bars, without a GPU."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gankern.measure import device
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu.py"
+
+
+@pytest.fixture
+def gpu():
+    spec = importlib.util.spec_from_file_location("gpu_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_stage_on_the_cpu(tmp_path):
+    command = [sys.executable, SCRIPT, "--dry-run-on-cpu", "--stage", "environment"]
+    ran = subprocess.run(command, env={**os.environ, "OUT": str(tmp_path)}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["stages"]["environment"].startswith("passed")
+    assert summary["environment"][0]["packages"]["torch"]
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_every_stage_is_there_and_bounded(gpu):
+    assert all(callable(getattr(gpu, stage)) for stage in gpu.STAGES)
+    assert len(gpu.STAGES) <= 8  # a file each, but the environment's, which is in the summary
+    assert all(10 <= seconds <= 240 for seconds in gpu.STAGES.values())
+
+
+def test_a_stage_that_hangs_or_fails_leaves_its_record_and_the_others_run(gpu, tmp_path, monkeypatch):
+    """In the stages' place, functions of a script of three lines."""
+    script = tmp_path / "stages.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        "import gpu, time\n"
+        "gpu.host = lambda record, device: (record.add(first=1), time.sleep(60))\n"
+        "gpu.steps = lambda record, device: (record.add(second=2), 1 / 0)\n"
+        "gpu.variants = lambda record, device: record.add(third=3)\n"
+        "sys.exit(gpu.main())\n"
+    )
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    monkeypatch.setattr(gpu, "STAGES", {"host": 6, "steps": 30, "variants": 30})
+    out = tmp_path / "out"
+    out.mkdir()
+    begin = time.monotonic()
+    assert gpu.run_all(["host", "steps", "variants"], out, "cuda", 100) == 1
+    assert time.monotonic() - begin < 50
+    summary = json.loads((out / "summary.json").read_text())
+    assert "stopped after 6 s" in summary["stages"]["host"]
+    assert summary["stages"]["steps"] == "FAILED with status 1" and "ZeroDivisionError" in summary["logs"]["steps"]
+    assert summary["stages"]["variants"].startswith("passed")
+    rows = [json.loads((out / f"{stage}.json").read_text())["results"] for stage in ("host", "steps", "variants")]
+    assert rows == [[{"first": 1}], [{"second": 2}], [{"third": 3}]]
+
+
+def test_what_has_no_time_left_is_not_run(gpu, tmp_path):
+    assert gpu.run_all(["host"], tmp_path, "cpu", 2) == 1
+    assert json.loads((tmp_path / "summary.json").read_text())["stages"]["host"].startswith("NOT RUN")
+
+
+def test_bars(gpu, tmp_path):
+    def write(stage, *rows):
+        (tmp_path / f"{stage}.json").write_text(json.dumps({"results": rows}))
+
+    row = {"dtype": "float32", "layout": "contiguous", "limit_ms": 0.9}
+    times = {"gankern": {"f+b": 1.0}, "compiled": {"f+b": 0.9}, "eager": "RuntimeError: no"}
+    write(
+        "device",
+        {"case": "bias_act large", **row, "contenders": times},
+        {"case": "upfirdn2d up large", **row, "contenders": {"gankern": {"f+b": "RuntimeError: no"}}},
+        {"case": "minibatch_discrimination", "mode": "forward", "contenders": {"gankern": 0.1}},
+    )
+    steps = {"gankern": {"ms": 5.0}, "torch, accelerated": {"ms": 4.0}, "torch, graphed": {"ms": 10.0}}
+    write(
+        "steps",
+        {"step": "WGAN-GP ResNet-32, batch 64", "mode": "whole step, graphed", "fast": False, "contenders": steps},
+        {"step": "DCGAN-64, batch 64", "mode": "whole step", "fast": True, "contenders": {"torch": {"ms": 1.0}}},
+        {"step": "DCGAN-64, batch 64", "variant": "torch", "kernels": []},
+    )
+    write("tests", {"what": "tests", "status": 1})
+    found = {row["bar"].rpartition(": ")[2]: (row["figure"], row["least"], row["met"]) for row in gpu.bars(tmp_path)}
+    assert found == {
+        "share of the copy limit": (0.9, 0.85, True),
+        "against torch.compile": (0.9, 1.0, False),
+        "against the fastest of torch's": (2.0, 2.5, False),
+        "tests without a failure": (0.0, 1.0, False),
+    }
+
+
+def test_times_on_the_cpu():
+    calls = []
+    ms = device.milliseconds(device.graph_of(lambda: calls.append(time.sleep(0.002)), "cpu"), "cpu", 0.05, rounds=3)
+    assert 2.0 <= ms < 20 and len(calls) >= 5
+    assert 2000 <= device.host_microseconds(lambda: time.sleep(0.002), "cpu", calls=3, rounds=2) < 20_000
+    assert device.peak_megabytes(lambda: None, "cpu") is None
