@@ -75,11 +75,12 @@ def test_bars(gpu, tmp_path):
         (tmp_path / f"{stage}.json").write_text(json.dumps({"results": rows}))
 
     row = {"dtype": "float32", "layout": "contiguous", "limit_ms": 0.9}
-    times = {"gankern": {"f+b": 1.0}, "compiled": {"f+b": 0.9}, "eager": "RuntimeError: no"}
+    times = {"gankern": {"f+b": 1.0}, "eager": "RuntimeError: no"}
     write(
         "device",
         {"case": "bias_act large", **row, "contenders": times},
         {"case": "upfirdn2d up large", **row, "contenders": {"gankern": {"f+b": "RuntimeError: no"}}},
+        {"case": "bias_act large", **row, "contenders": {"compiled": {"f+b": 0.9}}},
         {"case": "minibatch_discrimination", "mode": "forward", "contenders": {"gankern": 0.1}},
     )
     steps = {"gankern": {"ms": 5.0}, "torch, accelerated": {"ms": 4.0}, "torch, graphed": {"ms": 10.0}}
