@@ -149,9 +149,11 @@ def _slices(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.movedim(0, -1).contiguous()
 
 
-def _against(width: int, order: str, double: bool) -> int:
-    """The width of a tile: narrower where more of it, or wider values, have to stay in registers."""
-    return width // (2 if double else 1) // (2 if order == "double_backward" else 1)
+def _against(width: int, order: str, double: bool, of_other: bool) -> int:
+    """The width of a tile: narrower where more of it, or wider values, have to stay in registers. ``of_other``: the
+    gradient of the second set, in which the g of the tile's other points stay there too."""
+    more = order == "double_backward" or (order == "backward" and of_other)
+    return width // (2 if double else 1) // (2 if more else 1)
 
 
 def _unrolled(dims: int) -> int:
@@ -191,7 +193,7 @@ def _launch(order: str, points, points_h, points_grad, against, against_h, again
         OUT_DIMS=out_dims,
         SUM=sum_type(points.dtype),
         POINTS=blocks["POINTS"],
-        AGAINST=_against(blocks["AGAINST"], order, double),
+        AGAINST=_against(blocks["AGAINST"], order, double, points_grad is None),
         num_warps=blocks["num_warps"],
     )
 

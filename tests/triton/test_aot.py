@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,10 +29,7 @@ def test_every_module_with_kernels_is_checked():
     package = Path(aot.__file__).parent
     with_kernels = {path.stem for path in package.glob("*.py") if "\n@triton.jit" in path.read_text()}
     assert with_kernels
-    assert set(aot.modules()) == with_kernels
-    for module in with_kernels:
-        listed = {entry.kernel.__name__ for entry in aot.entries(module)}
-        assert listed == set(re.findall(r"^def (\w+_kernel)\(", (package / f"{module}.py").read_text(), re.M))
+    assert set(aot.modules()) == with_kernels  # that each of its kernels is launched: test_launch.py
 
 
 @pytest.mark.parametrize(
