@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.launch import Blocks, contiguous, dense, laid_out_as, launch, sum_dtype, sum_type
+from gankern.triton.launch import Blocks, contiguous, dense, index_type, laid_out_as, launch, sum_dtype, sum_type
 
 BLOCKS = Blocks(
     "bias_act",
@@ -166,10 +166,11 @@ def _bias_act_kernel(
     GAIN: tl.constexpr,
     CLAMP: tl.constexpr,  # 0 for none
     SUM: tl.constexpr,
+    INDEX: tl.constexpr,  # what elements are counted in: divisions of 64 bits would cost more than all else
     BLOCK: tl.constexpr,
 ):
     OF_INPUT: tl.constexpr = ACT == "silu" or ACT == "leaky_relu_of_input"
-    e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    e = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     inside = e < size
     c = e // inner % channels
     bound = tl.full([BLOCK], CLAMP, SUM)  # a plain number would be taken as fp32
@@ -264,6 +265,7 @@ def _launch(order, x, bias, grad, h, h_bias, out, out_x, dim, activation, slope,
         GAIN=gain,
         CLAMP=_held(clamp, x.dtype),
         SUM=sum_type(x.dtype),
+        INDEX=index_type(size),
         **blocks,
     )
 

@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.core.layout import empty, memory_format
-from gankern.triton.launch import Blocks, launch, sum_dtype, sum_type
+from gankern.triton.launch import Blocks, index_type, launch, sum_dtype, sum_type
 
 BLOCKS = Blocks(  # positions of a program
     "minibatch_stddev",
@@ -69,13 +69,14 @@ def _positions_kernel(
     UNBIASED: tl.constexpr,  # D is G - 1
     EPS: tl.constexpr,
     SUM: tl.constexpr,
+    INDEX: tl.constexpr,  # what the elements of a sample are counted in
     BLOCK: tl.constexpr,
 ):
-    blocks = tl.cdiv(tl.cast(channels, tl.int64) * pixels, BLOCK)
+    size = tl.cast(channels, INDEX) * pixels
+    blocks = tl.cdiv(size, BLOCK)
     m = (tl.program_id(0) // blocks).to(tl.int32)
     block = tl.program_id(0) % blocks
     at = block * BLOCK + tl.arange(0, BLOCK)
-    size = tl.cast(channels, tl.int64) * pixels
     inside = at < size
     channel = at % channels if LAST else at // pixels
     feature = (channel // (channels // FEATURES)).to(tl.int32)
@@ -194,6 +195,7 @@ def _launch(order, x, grad, h, k, out, out_x, group_size, num_channels, strided,
         UNBIASED=unbiased,
         EPS=eps,
         SUM=sum_type(x.dtype),
+        INDEX=index_type((channels + num_channels) * pixels),
         **sizes,
     )
     if parts is None:
