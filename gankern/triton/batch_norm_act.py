@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.launch import contiguous, laid_out_as, launch, sum_dtype, sum_type
+from gankern.triton.launch import ceil_div, contiguous, laid_out_as, launch, sum_dtype, sum_type
 
 WARPS = 4
 LINES, COLUMNS = (1024, 1), (32, 32)  # BLOCK_M, BLOCK_C
@@ -368,11 +368,11 @@ class _Call:
         self.weight, self.bias = self.affine(weight, 1), self.affine(bias, 0)
         self.slope = slope
         self.block_m, self.block_c = COLUMNS if self.last else LINES
-        self.blocks = triton.cdiv(self.channels, self.block_c)
+        self.blocks = ceil_div(self.channels, self.block_c)
         self.group = self.count // max(self.groups, 1)
-        splits = min(triton.cdiv(self.group, VALUES * self.block_m), PROGRAMS // (self.blocks * max(self.groups, 1)))
-        self.chunk = triton.cdiv(triton.cdiv(self.group, max(splits, 1)), self.block_m) * self.block_m
-        self.splits = triton.cdiv(self.group, max(self.chunk, 1))
+        splits = min(ceil_div(self.group, VALUES * self.block_m), PROGRAMS // (self.blocks * max(self.groups, 1)))
+        self.chunk = ceil_div(ceil_div(self.group, max(splits, 1)), self.block_m) * self.block_m
+        self.splits = ceil_div(self.group, max(self.chunk, 1))
         self.tile = {"LAST": self.last, "SUM": sum_type(x.dtype)}
         self.tile |= {"BLOCK_M": self.block_m, "BLOCK_C": self.block_c, "num_warps": WARPS}
 
@@ -391,7 +391,7 @@ class _Call:
     def moments(self, eps: float) -> Tensor:
         """Statistics of all samples: their ranges are those of one group."""
         chunk = self.chunk * self.groups
-        splits = triton.cdiv(self.count, chunk)
+        splits = ceil_div(self.count, chunk)
         partial = self.x.new_empty((splits, 3, self.channels), dtype=torch.float64)
         stats = self.x.new_empty((3, self.channels), dtype=self.sum)
         launch(
@@ -407,7 +407,7 @@ class _Call:
         )
         launch(
             _settle_moments_kernel,
-            triton.cdiv(self.channels, SETTLED),
+            ceil_div(self.channels, SETTLED),
             partial,
             stats,
             self.channels,
@@ -443,7 +443,7 @@ class _Call:
         )
         launch(
             _settle_kernel,
-            triton.cdiv(self.channels, SETTLED),
+            ceil_div(self.channels, SETTLED),
             partial,
             self.weight,
             h_weight,

@@ -31,7 +31,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.launch import contiguous, dense, dense_strides, laid_out_as, launch, sum_type
+from gankern.triton.launch import (
+    ceil_div,
+    contiguous,
+    dense,
+    dense_strides,
+    laid_out_as,
+    launch,
+    next_power_of_2,
+    sum_type,
+)
 
 BLOCK = 2048
 MAX_PARTS = 64
@@ -129,8 +138,8 @@ def _per_sample(x: Tensor) -> Tensor:
 def _all_dots(a: Tensor, b: Tensor) -> tuple[Tensor, int]:
     """Partial sums [samples, parts], and how many parts there are: a power of two."""
     samples, size = a.shape[0], math.prod(a.shape[1:])
-    parts = min(MAX_PARTS, triton.next_power_of_2(triton.cdiv(size, 4 * BLOCK)))
-    part_size = triton.cdiv(triton.cdiv(size, parts), BLOCK) * BLOCK
+    parts = min(MAX_PARTS, next_power_of_2(ceil_div(size, 4 * BLOCK)))
+    part_size = ceil_div(ceil_div(size, parts), BLOCK) * BLOCK
     partial = torch.empty((samples, parts), dtype=torch.promote_types(a.dtype, torch.float32), device=a.device)
     launch(
         _dots_kernel,
@@ -194,7 +203,7 @@ def double_backward(
 
 def _launch_combine(g, h, grad, norms, partial, out, to_grad, parts, target, one_sided) -> None:
     size = math.prod(g.shape[1:])
-    blocks = triton.cdiv(size, BLOCK)
+    blocks = ceil_div(size, BLOCK)
     launch(
         _combine_kernel,
         len(g) * blocks,

@@ -220,6 +220,16 @@ def best_blocks(name: str | None) -> dict[str, dict[str, int]]:
 # ---- what launchers share ---------------------------------------------------------------------------------------
 
 
+def ceil_div(count: int, size: int) -> int:
+    """How many blocks of a size hold so many things. Triton's own costs some microseconds on the host."""
+    return -(-count // size)
+
+
+def next_power_of_2(count: int) -> int:
+    """The least power of two that is not less than the count; 1 for none. As with :func:`ceil_div`."""
+    return 1 << (count - 1).bit_length() if count > 1 else 1
+
+
 def sum_type(dtype: torch.dtype) -> tl.dtype:
     """What is summed up in: fp64 for fp64, else fp32."""
     return tl.float64 if dtype == torch.float64 else tl.float32

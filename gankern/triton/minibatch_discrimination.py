@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.launch import Blocks, launch, sum_type
+from gankern.triton.launch import Blocks, ceil_div, launch, next_power_of_2, sum_type
 
 BLOCKS = Blocks(  # the tile of pairs of one program; see _against
     "minibatch_discrimination",
@@ -165,13 +165,13 @@ def _launch(order: str, points, points_h, points_grad, against, against_h, again
     kernels, dims, count = points.shape
     if count == 0:
         return
-    out_dims = 1 if order == "forward" else min(triton.next_power_of_2(dims), MAX_DIMS)
+    out_dims = 1 if order == "forward" else min(next_power_of_2(dims), MAX_DIMS)
     double = points.dtype == torch.float64
-    chunks = 1 if order == "forward" else triton.cdiv(dims, out_dims)
+    chunks = 1 if order == "forward" else ceil_div(dims, out_dims)
     blocks = BLOCKS(points.device)
     launch(
         _pairs_kernel,
-        (kernels * triton.cdiv(count, blocks["POINTS"]), chunks),
+        (kernels * ceil_div(count, blocks["POINTS"]), chunks),
         points,
         points_h,
         points_grad,

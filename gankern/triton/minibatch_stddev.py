@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.core.layout import empty, memory_format
-from gankern.triton.launch import Blocks, index_type, launch, sum_dtype, sum_type
+from gankern.triton.launch import Blocks, ceil_div, index_type, launch, sum_dtype, sum_type
 
 BLOCKS = Blocks(  # positions of a program
     "minibatch_stddev",
@@ -170,7 +170,7 @@ def _launch(order, x, grad, h, k, out, out_x, group_size, num_channels, strided,
     groups, channels = len(x) // group_size, x.shape[1]
     wide = sum_dtype(x.dtype)
     sizes = BLOCKS(x.device)
-    blocks = triton.cdiv(channels * pixels, sizes["BLOCK"])
+    blocks = ceil_div(channels * pixels, sizes["BLOCK"])
     parts = None
     if order != "backward":
         parts = x.new_empty((groups, num_channels, blocks), dtype=wide)
@@ -202,7 +202,7 @@ def _launch(order, x, grad, h, k, out, out_x, group_size, num_channels, strided,
         return
     launch(
         _channel_kernel,
-        len(x) * triton.cdiv(pixels * num_channels, FILL),
+        len(x) * ceil_div(pixels * num_channels, FILL),
         parts.sum(2) / (channels // num_channels * pixels),
         out,
         groups,

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.triton.bias_act import layout, sum_of_channels
-from gankern.triton.launch import contiguous, dense, laid_out_as, launch, sum_dtype, sum_type
+from gankern.triton.launch import contiguous, dense, laid_out_as, launch, next_power_of_2, sum_dtype, sum_type
 
 TILE = 1024  # elements at a time
 WARPS = 4
@@ -135,9 +135,9 @@ def _pixel_norm_kernel(
 def _shape(channels: int, lines: bool) -> tuple[int, int]:
     """CHANNELS and PIXELS of a tile: long where memory is contiguous."""
     if lines:
-        width = min(triton.next_power_of_2(channels), 256)
+        width = min(next_power_of_2(channels), 256)
         return width, TILE // width if width >= 32 else 32
-    height = min(triton.next_power_of_2(channels), 16)
+    height = min(next_power_of_2(channels), 16)
     return height, 64
 
 

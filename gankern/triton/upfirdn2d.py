@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.launch import Blocks, contiguous, launch, sum_type
+from gankern.triton.launch import Blocks, ceil_div, contiguous, launch, sum_type
 
 BLOCKS = Blocks(  # rows and columns of a tile
     "upfirdn2d",
@@ -147,7 +147,7 @@ def forward(
         return out
     channels, planes_a_batch = (c, 1) if grouped else (1, c)
     blocks = BLOCKS(x.device)
-    tiles = triton.cdiv(size[1] * channels, blocks["COLUMNS"]) * triton.cdiv(size[0], blocks["ROWS"])
+    tiles = ceil_div(size[1] * channels, blocks["COLUMNS"]) * ceil_div(size[0], blocks["ROWS"])
     launch(
         _upfirdn2d_kernel,
         n * planes_a_batch * tiles,

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.core.layout import empty, memory_format
-from gankern.triton.launch import contiguous, launch, sum_dtype, sum_type
+from gankern.triton.launch import ceil_div, contiguous, launch, next_power_of_2, sum_dtype, sum_type
 
 TILE = 1024  # values
 WARPS = 4
@@ -294,7 +294,7 @@ class _Map:
         self.last = self.layout != torch.contiguous_format or self.pixels == 1
         self.strides = (1, self.channels) if self.last else (self.pixels, 1)
         self.tile = _tile(self.channels, self.pixels, self.last)
-        self.programs = self.count * triton.cdiv(self.channels, self.tile["CHANNELS"])
+        self.programs = self.count * ceil_div(self.channels, self.tile["CHANNELS"])
         self.sizes = (self.count, self.channels, self.pixels, *self.strides)
         self.sum = sum_type(x.dtype)
         self.wide = sum_dtype(x.dtype)
@@ -305,8 +305,8 @@ class _Map:
 
 def _tile(channels: int, pixels: int, last: bool) -> dict[str, int]:
     first, second = (channels, pixels) if last else (pixels, channels)
-    along = min(triton.next_power_of_2(first), 64 if last else TILE)
-    across = min(triton.next_power_of_2(second), TILE // along)
+    along = min(next_power_of_2(first), 64 if last else TILE)
+    across = min(next_power_of_2(second), TILE // along)
     return {"CHANNELS": along, "PIXELS": across} if last else {"CHANNELS": across, "PIXELS": along}
 
 
@@ -425,7 +425,7 @@ def _sums(map_: _Map, h: Tensor | None, nearest: Tensor) -> Tensor:
 
 def _affine(map_: _Map, y: Tensor, coef: list[Tensor]) -> Tensor:
     out = empty(map_.x)
-    programs = map_.programs * triton.cdiv(map_.pixels, map_.tile["PIXELS"])
+    programs = map_.programs * ceil_div(map_.pixels, map_.tile["PIXELS"])
     coefficients = torch.stack(coef).to(map_.wide)
     launch(_affine_kernel, programs, y, coefficients, out, *map_.sizes[1:], SUM=map_.sum, **map_.tile, num_warps=WARPS)
     return out
