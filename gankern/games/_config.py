@@ -306,7 +306,7 @@ def reconfigure(saved: Config, **given) -> Config:
 _FOUND_OUT = ("channels", "num_classes")
 
 
-def read_options(path: Path) -> dict[str, Any]:
+def read_options(path: Path | str) -> dict[str, Any]:
     """The options in a TOML or JSON file, a run's config.json or record.json among them; null is "not given".
 
     Raises a ValueError with the nearest names for an option that does not exist, or a value of another type.

@@ -51,7 +51,7 @@ class Checkpoint:
     trainers: dict[str, dict]
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
+def save(path: Path | str, checkpoint: Checkpoint) -> None:
     """Write a checkpoint. A crash, a kill or a full disk at any moment leaves the one from before."""
     content = {"format": FORMAT, "version": VERSION, **vars(checkpoint), "config": asdict(checkpoint.config)}
     # Serialised in memory first: torch.save into a full disk dies inside C++ without saying "no space left".
@@ -85,7 +85,7 @@ def _is_whole(content: bytes) -> bool:
         return False
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path | str) -> Checkpoint:
     """Read a checkpoint, its tensors to the CPU, and leave the file alone; a CheckpointError says what is wrong."""
     path = Path(path)
     if not path.is_file():
@@ -137,7 +137,7 @@ def _checked(content: dict[str, Any]) -> Checkpoint:
     return Checkpoint(config, step, history, trainers)
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Path | str) -> Config:
     """The configuration in a run's config.json."""
     try:
         options = json.loads(path.read_text(encoding="utf-8"))

@@ -58,7 +58,7 @@ class Interrupted(TrainingError):
 def train(
     config: Config,
     samples: Tensor | ImageSource | Points,
-    out: Path,
+    out: Path | str,
     saved: Checkpoint | None = None,
     console: Console | None = None,
     labels: Tensor | None = None,
@@ -80,6 +80,7 @@ def train(
     written; the last checkpoint stays valid.
     """
     began = perf_counter()
+    out = Path(out)
     if not isinstance(config, Config):
         raise TypeError(f"config must be a Config, got {shown(config)}")
     if not isinstance(out, str | Path):

@@ -34,8 +34,9 @@ LABELS = {
 }
 
 
-def format_of(path: Path, formats: dict[str, str] = FORMATS) -> str:
+def format_of(path: Path | str, formats: dict[str, str] = FORMATS) -> str:
     """The format of a picture's name; a ValueError with those there are."""
+    path = Path(path)
     try:
         return formats[path.suffix.lower()]
     except KeyError:
@@ -43,7 +44,7 @@ def format_of(path: Path, formats: dict[str, str] = FORMATS) -> str:
         raise ValueError(f"{path}: a picture's name ends with {', '.join(formats)}, this one {ending}") from None
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path | str) -> None:
     """A figure as a file, which is whole or not there."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100, format=format_of(path))
@@ -71,7 +72,7 @@ def grid(images: Tensor, columns: int = 8, gap: int = 2) -> np.ndarray:
     return picture
 
 
-def save_grid(path: Path, images: Tensor, columns: int = 8) -> None:
+def save_grid(path: Path | str, images: Tensor, columns: int = 8) -> None:
     """One grid as a PNG, each pixel of an image doubled until a grid of 8×8 fills some 500 pixels."""
     scale = max(1, 64 // images.shape[-1])
     buffer = io.BytesIO()
@@ -79,7 +80,7 @@ def save_grid(path: Path, images: Tensor, columns: int = 8) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def save_samples(path: Path, drawn: dict[str, Picture]) -> None:
+def save_samples(path: Path | str, drawn: dict[str, Picture]) -> None:
     """One titled grid of images, or scatter plot of points, for each entry, from left to right.
 
     Points [N, 2] are drawn with the true modes [K, 2] behind them, if there are any.
@@ -103,7 +104,7 @@ def _scatter(axes, points: Tensor, modes: Tensor | None) -> None:
     axes.legend(loc="upper right")
 
 
-def save_loss_curves(path: Path, steps: dict[str, list[Step]], titles: Mapping[str, str]) -> None:
+def save_loss_curves(path: Path | str, steps: dict[str, list[Step]], titles: Mapping[str, str]) -> None:
     """The players' losses against the step, every side in the same axes; ``titles`` of the players, by name."""
     figure = Figure(figsize=(10, 3 * len(titles)), layout="constrained")
     rows = figure.subplots(len(titles), 1, sharex=True, squeeze=False)[:, 0]
@@ -118,7 +119,7 @@ def save_loss_curves(path: Path, steps: dict[str, list[Step]], titles: Mapping[s
     _save(figure, path)
 
 
-def save_figure_curves(path: Path, figures: Sequence[dict[str, Any]]) -> None:
+def save_figure_curves(path: Path | str, figures: Sequence[dict[str, Any]]) -> None:
     """Each figure of merit against the step, every side in the same axes. ``figures`` as a ``Log`` has them."""
     sides = [key for key in figures[-1] if key != "step"]
     names = list(figures[-1][sides[0]])
@@ -134,7 +135,7 @@ def save_figure_curves(path: Path, figures: Sequence[dict[str, Any]]) -> None:
     _save(figure, path)
 
 
-def save_animation(path: Path, frames: Sequence[Path], seconds: float = 8.0) -> int:
+def save_animation(path: Path | str, frames: Sequence[Path], seconds: float = 8.0) -> int:
     """Pictures as an animated GIF, which stays at the last one for a while; how many pictures it has.
 
     A picture that cannot be read, as one that was being written when a run was killed, is logged by name and left out.
