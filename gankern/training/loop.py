@@ -80,7 +80,6 @@ def train(
     written; the last checkpoint stays valid.
     """
     began = perf_counter()
-    out = Path(out)
     if not isinstance(config, Config):
         raise TypeError(f"config must be a Config, got {shown(config)}")
     if not isinstance(out, str | Path):
