@@ -11,8 +11,9 @@
 //
 //   dg     = act'(z) (k h + e w + hbeta - k m(h)),  e = r (hgamma - k m(h r w))
 //   dgamma = r sum g' (h - m(h) - m(h r w) r w)
-//   dx     = e g' - r^2 m(a r w) h - r^2 (m(u r w) + r K) w - r m(u)
-//       u = hgamma g' - r (m(h r w) a + m(a r w) h),  K = m(h a) - m(h) m(a) - m(h r w) m(a r w)
+//   dx     = e g' - r^2 m(a r w) h - r^2 (m(u r w) + r K) w - r m(u),  with
+//       u = hgamma g' - r (m(h r w) a + m(a r w) h)
+//       K = m(h a) - m(h) m(a) - m(h r w) m(a r w)
 //
 // So every order is two sweeps: sums over each channel (of x and its square; of g', g' w; of these, h, h w
 // and g' h), then results that are sums of products of what was read with a few coefficients, which follow
@@ -22,8 +23,7 @@
 //
 // Two layouts:
 //   Planes  a channel of a sample is a line of neighbouring values. A channel's two sweeps follow each other,
-//   so
-//           the second one finds it in the L2 cache (1 MB holds 16 x 64 x 64 of forward): x is read from
+//           so the second one finds it in the L2 cache (1 MB holds 16 x 64 x 64 of forward): x is read from
 //           memory once. Few channels are cut in parts, for the threads.
 //   Rows    channels lie side by side, in columns: channels_last; and also short planes, as `width` columns a
 //           channel. A block of columns that fits into the cache goes as above; otherwise it is cut in parts,
@@ -40,9 +40,9 @@
 #include "batch_norm_act.h"
 
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 
+#include "common.h"
 #include "vec_math.h"
 
 namespace gankern {
@@ -62,28 +62,10 @@ constexpr int64_t kManyChannels = 16;                // enough for the threads w
 constexpr int64_t kSerialValues = 16 * 1024;         // fewer are not worth waking a thread for
 constexpr int64_t kStreamBytes = int64_t{16} << 20;  // results larger than this are written past the caches
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
 template <class A>
 constexpr int kLanesOf = kVectorBytes / int(sizeof(A));
 
-// `values` of V at a multiple of the vectors' size, zeros.
-template <class V>
-struct Memory {
-  void* all;
-  V* at;
-  explicit Memory(int64_t values) : all(std::calloc(size_t(values) * sizeof(V) + kVectorBytes, 1)) {
-    at = reinterpret_cast<V*>((reinterpret_cast<uintptr_t>(all) + kVectorBytes - 1) / kVectorBytes *
-                              kVectorBytes);
-  }
-  ~Memory() { std::free(all); }
-  Memory(const Memory&) = delete;
-};
-
-// ---- the arithmetic
-// -------------------------------------------------------------------------------------------
+// ---- the arithmetic ------------------------------------------------------------------------------------
 
 // v where z > 0 (or NaN), slope * v elsewhere; with slope 0, plain 0 there.
 template <class A>
@@ -210,8 +192,7 @@ struct Moment {
   }
 };
 
-// ---- what both layouts share
-// ------------------------------------------------------------------------------------
+// ---- what both layouts share ---------------------------------------------------------------------------
 
 template <class T>
 struct Problem {
@@ -345,8 +326,7 @@ struct Problem {
   }
 };
 
-// ---- planes
-// -----------------------------------------------------------------------------------------------------
+// ---- planes --------------------------------------------------------------------------------------------
 
 // A block is a channel. It is cut in units: segments of the lines of its samples; a part is a range of units,
 // of whole samples where these have affine values of their own.
@@ -521,8 +501,7 @@ struct Planes : Problem<T> {
   }
 };
 
-// ---- rows
-// -------------------------------------------------------------------------------------------------------
+// ---- rows ----------------------------------------------------------------------------------------------
 
 // x as [rows, columns], `width` neighbouring columns a channel. A block is a range of channels, a part a
 // range of rows, of whole samples where these have affine values of their own.
@@ -660,7 +639,7 @@ struct Rows : Problem<T> {
   void moments(int64_t b, int64_t part, double* partial) const {
     const Block at = block(b);
     const int64_t stride = padded(), begin = first_row(part), end = first_row(part + 1);
-    Memory<A> memory(3 * stride);
+    Zeros<A> memory(3 * stride);
     A *about = memory.at, *sums = about + stride;
     double* total = partial + part * 3 * stride;
     for (int64_t i = 0; i < at.columns; ++i) about[i] = widen(inputs[0][begin * columns + at.column + i]);
@@ -709,7 +688,7 @@ struct Rows : Problem<T> {
   void reduce(int64_t b, int64_t part, double* partial) const {
     const Block at = block(b);
     const int64_t stride = padded(), begin = first_row(part), end = first_row(part + 1);
-    Memory<A> memory((Op::kCoefs + Op::kSums) * stride);
+    Zeros<A> memory((Op::kCoefs + Op::kSums) * stride);
     A *k = memory.at, *sums = k + Op::kCoefs * stride;
     for (int64_t row = begin; row < end;) {
       const int64_t n = row / sample_rows;
@@ -727,7 +706,7 @@ struct Rows : Problem<T> {
   void settle(int64_t b, double* partial) const {
     const Block at = block(b);
     const int64_t stride = padded();
-    Memory<double> sums(P::affines() * Op::kSums);
+    Zeros<double> sums(P::affines() * Op::kSums);
     for (int64_t c = 0; c < at.channels; ++c) {
       std::memset(sums.at, 0, size_t(P::affines() * Op::kSums) * sizeof(double));
       for (int64_t slot = 0; slot < slots(); ++slot)
@@ -740,7 +719,7 @@ struct Rows : Problem<T> {
 
   template <class Op, bool kStream>
   void apply_range(const Block& at, int64_t begin, int64_t end) const {
-    Memory<A> k(Op::kCoefs * padded());
+    Zeros<A> k(Op::kCoefs * padded());
     const int64_t stride = padded(), count = at.columns;
     const Gate<A> gate = P::gate;
     for (int64_t row = begin; row < end; ++row) {
@@ -780,8 +759,7 @@ struct Rows : Problem<T> {
   }
 };
 
-// ---- the orders
-// -------------------------------------------------------------------------------------------------
+// ---- the orders ----------------------------------------------------------------------------------------
 
 // reduce(block, part, partial), settle(block, partial) and apply(block, part) of all blocks: one after the
 // other for a block of one part, else each for all blocks before the next begins.
@@ -792,7 +770,7 @@ void sweep(const Layout& layout, const Parallel& parallel, int sums, const Reduc
   const int64_t grain = layout.values() < kSerialValues ? blocks * parts : 1;
   if (parts == 1) {
     parallel_for(parallel, blocks, grain, [&](int64_t begin, int64_t end) {
-      Memory<double> partial(size);
+      Zeros<double> partial(size);
       for (int64_t b = begin; b < end; ++b) {
         if (b > begin) std::memset(partial.at, 0, size_t(size) * sizeof(double));
         reduce(b, 0, partial.at);
@@ -802,7 +780,7 @@ void sweep(const Layout& layout, const Parallel& parallel, int sums, const Reduc
     });
     return;
   }
-  Memory<double> partial(blocks * size);
+  Zeros<double> partial(blocks * size);
   parallel_for(parallel, blocks * parts, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) reduce(i / parts, i % parts, partial.at + i / parts * size);
   });
@@ -818,7 +796,7 @@ void sweep(const Layout& layout, const Parallel& parallel, int sums, const Reduc
 template <class T, class F>
 void with_layout(const BatchNormAct& in, int tensors, void* out, void* out1, const F& f) {
   if (in.samples * in.channels * in.plane == 0) return;
-  Memory<Channel<Acc<T>>> channels(in.channels);
+  Zeros<Channel<Acc<T>>> channels(in.channels);
   if (in.channels_last || in.plane < kShortPlane)
     f(Rows<T>(in, channels.at, out, out1, tensors));
   else

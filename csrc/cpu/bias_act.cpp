@@ -15,17 +15,16 @@
 //
 // Two ways to go through memory, chosen by the layout:
 //   rows      inner >= 64: a run of `inner` elements has one channel; runs are cut into segments, and each
-//   segment's
-//             sum for db goes into a place of its own
+//             segment's sum for db goes into a place of its own
 //   patterns  else (channels last, small images): channels repeat with a short period. The period, made a
-//   multiple
-//             of the vectors' length, is laid out as a pattern of biases, and of sums for db, one an element;
-//             a task takes some periods
+//             multiple of the vectors' length, is laid out as a pattern of biases, and of sums for db, one an
+//             element; a task takes some periods
 // Either way partial sums are added in an order that the shape alone decides.
 #include "bias_act.h"
 
-#include <cstdlib>
 #include <cstring>
+
+#include "common.h"
 
 namespace gankern {
 namespace GANKERN_ISA {
@@ -39,23 +38,6 @@ constexpr int64_t kGrain = 32768;    // elements that are worth a thread
 constexpr int64_t kPattern = 8192;   // elements of a pattern at most, where a short period is repeated
 constexpr int64_t kBlock = 2048;     // and of a block of a longer one: its sums stay in the L1 cache
 constexpr int64_t kMostChunks = 64;  // of periods
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// Aligned to vectors: a line is then loaded and stored as a whole.
-template <class A>
-struct Scratch {
-  void* all;
-  A* at;
-  explicit Scratch(int64_t size) : all(std::malloc(size_t(size) * sizeof(A) + kVectorBytes)) {
-    at = reinterpret_cast<A*>((reinterpret_cast<uintptr_t>(all) + kVectorBytes - 1) / kVectorBytes *
-                              kVectorBytes);
-  }
-  ~Scratch() { std::free(all); }
-  Scratch(const Scratch&) = delete;
-};
 
 // The least value of the accumulation type that is stored as `clamp` or more.
 inline double reaches(double, double clamp) { return clamp; }

@@ -28,13 +28,12 @@
 // one chunk: none of it grows with the batch.
 #include "convolution.h"
 
-#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 #include <utility>
 
+#include "common.h"
 #include "convolution_rows.h"
-#include "vec.h"
 
 namespace gankern {
 namespace GANKERN_ISA {
@@ -66,22 +65,6 @@ template <class A>
 constexpr int kLanesOf = kVectorBytes / int(sizeof(A));
 template <class A>
 constexpr int kPanel = 2 * kLanesOf<A>;
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
-template <class A>
-struct Scratch {
-  A* data;
-  explicit Scratch(int64_t values)
-      : data(static_cast<A*>(
-            std::aligned_alloc(kLine, size_t(round_up(max(values, 1) * int64_t(sizeof(A)), kLine))))) {}
-  ~Scratch() { std::free(data); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-};
 
 // A stride of at least `values` values that is an odd number of cache lines: planes do not fall on one
 // another.
@@ -557,10 +540,10 @@ void forward(const Convolution& t, const Parallel& parallel) {
   const Plan<R, A> plan(t);
   if (plan.rows * plan.tiles_x * t.out.channels == 0) return;
   Scratch<A> u(R::kProducts * R::kProducts * plan.product_values(t));
-  transform_kernel<T, R>(t, plan, u.data, parallel);
+  transform_kernel<T, R>(t, plan, u.at, parallel);
   Scratch<A> bias(plan.panels * kPanel<A>);
   for (int64_t c = 0; c < plan.panels * kPanel<A>; ++c)
-    bias.data[c] = t.bias && c < t.out.channels ? widen(static_cast<const T*>(t.bias)[c]) : A(0);
+    bias.at[c] = t.bias && c < t.out.channels ? widen(static_cast<const T*>(t.bias)[c]) : A(0);
 
   const int64_t rows =
       rows_of_block(plan.rows, plan.tiles_x, R::kV * R::kV * plan.depth * int64_t(sizeof(A)), kBlockBytes);
@@ -580,28 +563,28 @@ void forward(const Convolution& t, const Parallel& parallel) {
   parallel_for(parallel, blocks * parts, 1, [&](int64_t begin_task, int64_t end_task) {
     Scratch<A> v(R::kV * R::kV * v_plane), m(R::kM * R::kM * m_plane);
     Scratch<A> zeros(padded_channels<A>(t.in.channels)), in_room(turned), out_room(turned_out);
-    std::memset(zeros.data, 0, size_t(padded_channels<A>(t.in.channels)) * sizeof(A));
-    const Reader<A> reader{zeros.data, in_room.data};
+    std::memset(zeros.at, 0, size_t(padded_channels<A>(t.in.channels)) * sizeof(A));
+    const Reader<A> reader{zeros.at, in_room.at};
     for (int64_t task = begin_task; task < end_task; ++task) {
       const int64_t begin = task / parts * rows, end = min(plan.rows, begin + rows), part = task % parts;
       const int64_t first_panel = plan.panels * part / parts, last_panel = plan.panels * (part + 1) / parts;
       const int64_t count = (end - begin) * plan.tiles_x;
       transform_rows<T, B, false>(t.in, begin, end, plan.tiles_y, plan.tiles_x, plan.before, R::kStep, reader,
-                                  {v.data, v_plane, plan.depth, 0});
+                                  {v.at, v_plane, plan.depth, 0});
       for (int64_t panel = first_panel; panel < last_panel; panel += group) {
         const int64_t panels = min(group, last_panel - panel);
         const int64_t first = panel * kPanel<A>, channels = min(panels * kPanel<A>, t.out.channels - first);
         bool started[R::kM * R::kM] = {};
         for (int i = 0; i < R::kProducts; ++i)
           for (int j = 0; j < R::kProducts; ++j) {
-            const A* a = v.data + (R::kVOf[i] * R::kV + R::kVOf[j]) * v_plane;
+            const A* a = v.at + (R::kVOf[i] * R::kV + R::kVOf[j]) * v_plane;
             const int to = R::kMOf[i] * R::kM + R::kMOf[j];
             const A* b =
-                u.data + (i * R::kProducts + j) * plan.product_values(t) + panel * plan.panel_values(t);
+                u.at + (i * R::kProducts + j) * plan.product_values(t) + panel * plan.panel_values(t);
             for (int64_t p = 0; p < panels; ++p)
               panel_product<A>(count, t.in.channels, min(kPanel<A>, channels - p * kPanel<A>), a, plan.depth,
-                               1, b + p * plan.panel_values(t), m.data + to * m_plane + p * kPanel<A>,
-                               m_stride, started[to]);
+                               1, b + p * plan.panel_values(t), m.at + to * m_plane + p * kPanel<A>, m_stride,
+                               started[to]);
             started[to] = true;
           }
         const int64_t out_image = t.out.channels * t.out.height * t.out.width;
@@ -612,17 +595,17 @@ void forward(const Convolution& t, const Parallel& parallel) {
           const int64_t pixel = top * R::kOut * t.out.width;  // the first of this part
           const int64_t stride = group * kPanel<A>;
           for (int64_t tile_y = top; tile_y < bottom; ++tile_y, ++row) {
-            const A* from = m.data + (row - begin) * plan.tiles_x * m_stride;
+            const A* from = m.at + (row - begin) * plan.tiles_x * m_stride;
             if (t.out.channels_last)
-              untransform_row<T, A, R>(t, from, m_plane, m_stride, plan.tiles_x, first, channels, bias.data,
+              untransform_row<T, A, R>(t, from, m_plane, m_stride, plan.tiles_x, first, channels, bias.at,
                                        out + first, t.out.channels, tile_y);
             else
               untransform_row<A, A, R>(t, from, m_plane, m_stride, plan.tiles_x, first, round_up(channels, L),
-                                       bias.data, out_room.data - pixel * stride, stride, tile_y);
+                                       bias.at, out_room.at - pixel * stride, stride, tile_y);
           }
           if (!t.out.channels_last) {
             const int64_t end_pixel = min(t.out.height, bottom * R::kOut) * t.out.width;
-            turn_out(out_room.data, stride, channels, end_pixel - pixel,
+            turn_out(out_room.at, stride, channels, end_pixel - pixel,
                      out + first * t.out.height * t.out.width + pixel, t.out.height * t.out.width);
           }
         }
@@ -659,15 +642,15 @@ void accumulate_products(const Convolution& t, const Plan<R, Acc<T>>& plan, int6
     const int64_t end = min(last, begin + rows), count = (end - begin) * plan.tiles_x;
     parallel_for(parallel, ceil_div(end - begin, step), 1, [&](int64_t task, int64_t end_task) {
       Scratch<A> zeros(zero_values), turned(room);
-      std::memset(zeros.data, 0, size_t(zero_values) * sizeof(A));
-      const Reader<A> reader{zeros.data, turned.data};
+      std::memset(zeros.at, 0, size_t(zero_values) * sizeof(A));
+      const Reader<A> reader{zeros.at, turned.at};
       for (; task < end_task; ++task) {
         const int64_t from = begin + task * step, to = min(end, from + step),
                       tile = task * step * plan.tiles_x;
         transform_rows<T, B, true>(t.in, from, to, plan.tiles_y, plan.tiles_x, plan.before, R::kStep, reader,
-                                   {v.data + tile * kPanel<A>, v_plane, kPanel<A>, panel});
+                                   {v.at + tile * kPanel<A>, v_plane, kPanel<A>, panel});
         transform_rows<T, At, true>(t.out, from, to, plan.tiles_y, plan.tiles_x, 0, R::kOut, reader,
-                                    {w.data + tile * kPanel<A>, w_plane, kPanel<A>, panel});
+                                    {w.at + tile * kPanel<A>, w_plane, kPanel<A>, panel});
       }
     });
     parallel_for(parallel, products * plan.panels * parts, 1, [&](int64_t task, int64_t end_task) {
@@ -676,8 +659,8 @@ void accumulate_products(const Convolution& t, const Plan<R, Acc<T>>& plan, int6
         const int64_t first_in = in_panels * (task % parts) / parts;
         const int64_t last_in = in_panels * (task % parts + 1) / parts;
         const int i = int(product / R::kProducts), j = int(product % R::kProducts);
-        const A* a = v.data + (R::kVOf[i] * R::kV + R::kVOf[j]) * v_plane;
-        const A* b = w.data + (R::kMOf[i] * R::kM + R::kMOf[j]) * w_plane + out * panel;
+        const A* a = v.at + (R::kVOf[i] * R::kV + R::kVOf[j]) * v_plane;
+        const A* b = w.at + (R::kMOf[i] * R::kM + R::kMOf[j]) * w_plane + out * panel;
         A* c = du + product * plan.product_values(t) + out * plan.panel_values(t);
         for (int64_t tile = 0; tile < count; tile += kDepth)
           for (int64_t in = first_in; in < last_in; ++in)
@@ -702,17 +685,17 @@ void weight_gradient(const Convolution& t, const Parallel& parallel) {
                                   min(plan.rows, plan.rows * plan.tiles_x / kSumTiles)));
   Scratch<A> du(values * sums);
   if (plan.rows * plan.tiles_x == 0) {
-    std::memset(du.data, 0, size_t(values) * sizeof(A));
+    std::memset(du.at, 0, size_t(values) * sizeof(A));
   } else if (sums == 1) {
-    accumulate_products<T, R>(t, plan, 0, plan.rows, kChunkBytes, du.data, parallel);
+    accumulate_products<T, R>(t, plan, 0, plan.rows, kChunkBytes, du.at, parallel);
   } else {
     parallel_for(parallel, sums, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
         accumulate_products<T, R>(t, plan, plan.rows * i / sums, plan.rows * (i + 1) / sums, kSumBytes,
-                                  du.data + i * values, Parallel{1, nullptr});
+                                  du.at + i * values, Parallel{1, nullptr});
     });
   }
-  kernel_gradient<T, R>(t, plan, du.data, sums, parallel);
+  kernel_gradient<T, R>(t, plan, du.at, sums, parallel);
 }
 
 }  // namespace

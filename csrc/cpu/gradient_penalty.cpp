@@ -2,10 +2,11 @@
 //
 //   r_n = |g_n|,  p_n = e^2 with e = r_n - t, or 0 where e < 0 and one-sided
 //
-// Gradient of g for the gradient G of p:      dg_n = G_n c_n g_n                     c = 2 (1 - t/r)
-// Second order, for the gradient H of dg:     dG_n = c_n <H_n, g_n>
-//                                             dg_n = G_n c_n H_n + G_n d_n <H_n, g_n> g_n   d = c'(r)/r = 2
-//                                             t/r^3
+// Gradient of g for the gradient G of p, with c = 2 (1 - t/r):
+//   dg_n = G_n c_n g_n
+// Second order, for the gradient H of dg, with d = c'(r)/r = 2 t/r^3:
+//   dG_n = c_n <H_n, g_n>
+//   dg_n = G_n c_n H_n + G_n d_n <H_n, g_n> g_n
 // c = d = 0 where e < 0 and one-sided. At r = 0 the norm's subgradient is 0, so c = d = 0 there; with t = 0
 // the penalty is r^2, c = 2 everywhere.
 //
@@ -21,7 +22,7 @@
 
 #include <cmath>
 
-#include "vec.h"
+#include "common.h"
 
 namespace gankern {
 namespace GANKERN_ISA {
@@ -30,8 +31,7 @@ namespace {
 constexpr int64_t kBlock = kGradientPenaltyBlock;
 constexpr int64_t kGrain = 4 * kBlock;  // elements for which another thread is worth its start
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t blocks_of(int64_t size) { return (size + kBlock - 1) / kBlock; }
+inline int64_t blocks_of(int64_t size) { return ceil_div(size, kBlock); }
 
 // f(sample, block, begin, end) for all blocks; begin and end count the sample's elements.
 template <class F>
@@ -48,7 +48,7 @@ void each_block(const GradientPenalty& in, const Parallel& parallel, const F& f)
 }
 
 template <class T>
-double dot(const T* a, const T* b, int64_t count) {
+double dot_in_acc(const T* a, const T* b, int64_t count) {
   using A = Acc<T>;
   constexpr int L = kLanes<T>;
   Vec<A> total[4] = {};
@@ -58,6 +58,17 @@ double dot(const T* a, const T* b, int64_t count) {
   for (; i + L <= count; i += L) total[0] += load(a + i) * load(b + i);
   if (i < count) total[1] += load_partial(a + i, count - i) * load_partial(b + i, count - i);
   return double(sum<A>((total[0] + total[1]) + (total[2] + total[3])));
+}
+
+// Where the products are beyond float's range (of values above 1e19 or below 1e-19), they are taken in
+// double.
+template <class T>
+double dot(const T* a, const T* b, int64_t count) {
+  const double total = dot_in_acc(a, b, count), size = std::fabs(total);
+  if ((size > 1e-30 && size < 1e30) || sizeof(T) == sizeof(double)) return total;
+  double wide = 0;
+  for (int64_t i = 0; i < count; ++i) wide += double(widen(a[i])) * double(widen(b[i]));
+  return wide;
 }
 
 template <class T>

@@ -3,20 +3,21 @@
 //   e_ij[b] = exp(-sum_c |m_i[b,c] - m_j[b,c]|),  o_i[b] = sum over j != i of e_ij[b]
 //
 // Gradient of m for the gradient g of o, with s_c = sign(m_j[c] - m_i[c]), sign(0) = 0:
-//   dm_i[c] = sum_j w_ij s_c,  dm_j[c] = -sum_i w_ij s_c                        w_ij = (g_i + g_j) e_ij
+//   w_ij = (g_i + g_j) e_ij
+//   dm_i[c] = sum_j w_ij s_c
+//   dm_j[c] = -sum_i w_ij s_c
 // Second order, for the gradient h of dm, with p_ij = -e_ij sum_c s_c (h_j[c] - h_i[c]):
-//   dg_i = sum_j p_ij,  and the gradient of m as above with                     w_ij = (g_i + g_j) p_ij
+//   dg_i = sum_j p_ij
+//   and the gradient of m as above, with w_ij = (g_i + g_j) p_ij
 // Between two sets i is of the one and j of the other, and g_j is absent. So all three orders are one sweep
 // over pairs.
 //
 // Each kernel b is a problem of its own. Its slice of m is copied to [dims][points], where the points of one
 // coordinate lie side by side: a vector holds neighbouring j, i is broadcast, nothing is gathered. Within a
-// set only pairs j > i are visited, which add to i and to j at once. A block is 4 rows i by some vectors of
-// j:
+// set only pairs j > i are visited, which add to i and to j at once. A block is 4 rows i by some vectors of j:
 //
 //   first    distances, exp and w of all its pairs; w stays in the L1 cache
-//   second   (gradients) for each coordinate, w s to the 4 rows (in registers) and to the columns (in the
-//   cache)
+//   second   (gradients) for each coordinate, w s to the 4 rows (in registers) and to the columns (in the cache)
 //
 // Per pair and b, in AVX-512 instructions of one lane each: forward 3 dims + 10; backward 7 dims + 10; double
 // backward 10 dims + 13. Memory traffic is m once in and its gradient once out; the work is N^2/2 times that:
@@ -29,9 +30,9 @@
 // shape alone, so the result does not depend on the number of threads.
 #include "minibatch_discrimination.h"
 
-#include <cstdlib>
 #include <cstring>
 
+#include "common.h"
 #include "vec_math.h"
 
 namespace gankern {
@@ -53,10 +54,6 @@ template <class A>
 constexpr int kLanesOf = kVectorBytes / int(sizeof(A));
 template <class A>
 constexpr int64_t kStep = kLanesOf<A> > kRows ? kLanesOf<A> : kRows;  // tiles and padding are multiples of it
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 struct Range {
   int64_t begin, end;
@@ -321,7 +318,7 @@ struct Problem {
     const int64_t bytes = lines() * int64_t(sizeof(A));
     const int64_t step = kStep<A> * max(1, kTileBytes / (bytes * kStep<A>));
     parallel_for(parallel, in.kernels, 1, [&](int64_t first, int64_t last) {
-      Memory memory(scratch());
+      Scratch<A> memory(scratch());
       prefetch(in.rows, first, last);
       if (!in.one_set) prefetch(in.columns, first, last);
       const Side<A> rows = side(in.rows, memory.at);
@@ -342,7 +339,7 @@ struct Problem {
   }
 
   void tournament(const Parallel& parallel) const {
-    Memory memory(scratch() * in.kernels);
+    Scratch<A> memory(scratch() * in.kernels);
     const auto rows = [&](int64_t b) { return side(in.rows, memory.at + b * scratch()); };
     const auto columns = [&](int64_t b) {
       return in.one_set ? rows(b) : side(in.columns, memory.at + b * scratch() + scratch_of(in.rows));
@@ -389,18 +386,6 @@ struct Problem {
       if (!in.one_set) pack(in.columns, b, columns(b));
     });
   }
-
-  // Values at a multiple of the vectors' size.
-  struct Memory {
-    void* all;
-    A* at;
-    explicit Memory(int64_t values) : all(std::malloc(size_t(values) * sizeof(A) + kVectorBytes)) {
-      at = reinterpret_cast<A*>((reinterpret_cast<uintptr_t>(all) + kVectorBytes - 1) / kVectorBytes *
-                                kVectorBytes);
-    }
-    ~Memory() { std::free(all); }
-    Memory(const Memory&) = delete;
-  };
 };
 
 template <class T, int kOrder>

@@ -3,7 +3,9 @@
 //
 // For the G samples i of a group, at each of the P positions p of a feature (a part of the channels, all
 // pixels):
-//   d_i = x_i - mean_i x_i     sigma = sqrt(sum_i d_i^2 / D + eps), D = G or G - 1     result = mean_p sigma
+//   d_i = x_i - mean_i x_i
+//   sigma = sqrt(sum_i d_i^2 / D + eps), D = G or G - 1
+//   result = mean_p sigma
 // and the result is written behind the group's copied samples. With k = (sum of the result's gradients) / P
 //   first order    dx_i = g_i + k d_i / (D sigma)
 //   second order,  for the gradient h of dx:  q = sum_i h_i d_i
@@ -24,10 +26,9 @@
 #include "minibatch_stddev.h"
 
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 
-#include "vec.h"
+#include "common.h"
 
 namespace gankern {
 namespace GANKERN_ISA {
@@ -38,10 +39,6 @@ enum Order { kForward, kBackward, kDoubleBackward };
 constexpr int kVectors = 4;                   // of each sample at a time
 constexpr int64_t kChunkValues = 32 * 1024;   // of all samples of a group together
 constexpr int64_t kLargeGroup = 1024 * 1024;  // bytes; too large for a core's own cache
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <class A>
 inline Vec<A> square_root(Vec<A> x) {
@@ -91,8 +88,7 @@ struct Problem {
   T* out_of(void* out, int64_t n) const { return const_cast<T*>(out_of(static_cast<const void*>(out), n)); }
   A divisor() const { return A(in.unbiased ? in.group_size - 1 : in.group_size); }
 
-  // ---- chunks: a part of one feature's width, or some rows with all features
-  // ----------------------------------
+  // ---- chunks: a part of one feature's width, or some rows with all features ---------------------------
 
   int64_t chunk_values() const { return max(kChunkValues / in.group_size, 16 * kVectors); }
   bool one_row() const { return in.rows == 1; }
@@ -190,17 +186,16 @@ struct Problem {
   }
 
   // Scratch of one thread: the samples' pointers and their vectors.
-  struct Scratch {
-    void* memory;
+  struct OfThread {
+    Scratch<Vec<A>> own;
+    Scratch<char> addresses;
     Pointers pointers;
     Vec<A>* vectors;
-    explicit Scratch(int64_t group_size) {
-      const size_t vector_bytes = size_t(group_size) * 2 * kVectors * sizeof(Vec<A>);
-      memory = std::malloc(vector_bytes + kVectorBytes + size_t(group_size) * 5 * sizeof(void*));
-      const uintptr_t aligned =
-          (reinterpret_cast<uintptr_t>(memory) + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
-      vectors = reinterpret_cast<Vec<A>*>(aligned);
-      char* at = reinterpret_cast<char*>(aligned) + vector_bytes;
+    explicit OfThread(int64_t group_size)
+        : own(group_size * 2 * kVectors),
+          addresses(group_size * 5 * int64_t(sizeof(void*))),
+          vectors(own.at) {
+      char* at = addresses.at;
       const size_t step = size_t(group_size) * sizeof(void*);
       pointers.x = reinterpret_cast<const T**>(at);
       pointers.g = reinterpret_cast<const T**>(at + step);
@@ -208,8 +203,6 @@ struct Problem {
       pointers.out = reinterpret_cast<T**>(at + 3 * step);
       pointers.out_x = reinterpret_cast<T**>(at + 4 * step);
     }
-    ~Scratch() { std::free(memory); }
-    Scratch(const Scratch&) = delete;
   };
 
   void point(int64_t group, const Pointers& p) const {
@@ -223,8 +216,7 @@ struct Problem {
     }
   }
 
-  // ---- a group's three passes
-  // ----------------------------------------------------------------------------------
+  // ---- a group's three passes --------------------------------------------------------------------------
 
   // The sum of one sample's gradients of the result, for each feature.
   void read_result(int64_t n, double* sums) const {
@@ -248,7 +240,7 @@ struct Problem {
       }
     }
   }
-  void chunk(int64_t c, const Scratch& scratch, const double* k, double* partial) const {
+  void chunk(int64_t c, const OfThread& scratch, const double* k, double* partial) const {
     if (one_row()) {
       const int64_t f = c / chunks_of_feature(), begin = c % chunks_of_feature() * chunk_values();
       const int64_t at = f * in.width + begin;
@@ -283,7 +275,7 @@ struct Problem {
       for (int64_t f = 0; f < in.features; ++f) k[f] *= share;
     }
     for_each(chunks(), [&](int64_t begin, int64_t end) {
-      Scratch scratch(in.group_size);
+      OfThread scratch(in.group_size);
       point(m, scratch.pointers);
       for (int64_t c = begin; c < end; ++c) chunk(c, scratch, k, partial);
     });
@@ -299,21 +291,19 @@ struct Problem {
   }
 
   void run(const Parallel& parallel) const {
-    const size_t bytes = size_t(partial_sums() + (in.group_size + 2) * in.features) * sizeof(double);
+    const int64_t values = partial_sums() + (in.group_size + 2) * in.features;
     const int64_t group_bytes = in.group_size * in.rows * x_row() * int64_t(sizeof(T));
     if (chunks() > 1 && (group_bytes > kLargeGroup || in.groups < 2 * parallel.threads)) {
-      double* memory = static_cast<double*>(std::malloc(bytes));
+      const Scratch<double> memory(values);
       for (int64_t m = 0; m < in.groups; ++m)
-        group(m, memory, [&](int64_t count, const auto& f) { parallel_for(parallel, count, 1, f); });
-      std::free(memory);
+        group(m, memory.at, [&](int64_t count, const auto& f) { parallel_for(parallel, count, 1, f); });
       return;
     }
     parallel_for(parallel, in.groups, max(1, kLargeGroup / 16 / group_bytes),
                  [&](int64_t begin, int64_t end) {
-                   double* memory = static_cast<double*>(std::malloc(bytes));
+                   const Scratch<double> memory(values);
                    for (int64_t m = begin; m < end; ++m)
-                     group(m, memory, [&](int64_t count, const auto& f) { f(int64_t{0}, count); });
-                   std::free(memory);
+                     group(m, memory.at, [&](int64_t count, const auto& f) { f(int64_t{0}, count); });
                  });
   }
 };

@@ -16,8 +16,9 @@
 //   d(r)  = C (mean(p dy) - mean(p y) q)
 //
 // y and r are results of the forward: autograd adds d(y) to what else comes back to y and goes through the
-// backward once more, which takes a gradient e of r along: dr/da = -r^2 y / C, that is q = mean(dy y) + r e /
-// C.
+// backward once more, which takes a gradient e of r along: dr/da = -r^2 y / C, that is
+//
+//   q = mean(dy y) + r e / C
 //
 // Every order goes through memory once: forward reads 1 tensor and writes 1, backward reads 2 and writes 1,
 // double backward reads 3 and writes 2. Bound by memory. A pixel needs its channels twice, for the mean and
@@ -25,18 +26,16 @@
 //
 //   lines  channels last: a pixel's channels lie side by side, and are read again from the L1 cache
 //   tiles  else: some hundred neighbouring pixels of all channels are copied into a scratch tile that fits
-//   the L2
-//          cache, where channels that lie 2^k apart do not share a few sets of it; vectors are of pixels
+//          the L2 cache, where channels that lie 2^k apart do not share a few sets of it; vectors are of pixels
 //
 // Large results are written past the caches. db's partial sums are of fixed chunks of pixels, added in order.
 #include "pixel_norm.h"
 
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 
-#include "vec.h"
+#include "common.h"
 
 namespace gankern {
 namespace GANKERN_ISA {
@@ -49,22 +48,6 @@ constexpr int64_t kMostChunks = 64;         // of pixels, each with a sum for db
 constexpr int64_t kTileBytes = 256 * 1024;  // of all tensors of a tile
 constexpr int64_t kTilePixels = 512;        // at most
 constexpr int64_t kRowsAhead = 2;           // channels that are fetched before they are needed
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
-template <class A>
-struct Scratch {
-  void* all;
-  A* at;
-  explicit Scratch(int64_t size) : all(std::malloc(size_t(size) * sizeof(A) + kVectorBytes)) {
-    at = reinterpret_cast<A*>((reinterpret_cast<uintptr_t>(all) + kVectorBytes - 1) / kVectorBytes *
-                              kVectorBytes);
-  }
-  ~Scratch() { std::free(all); }
-  Scratch(const Scratch&) = delete;
-};
 
 template <class T, int kOrder>
 struct Norm {

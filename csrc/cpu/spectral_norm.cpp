@@ -14,13 +14,17 @@
 // PyTorch has about 13 reads and 8 writes. Bound by memory bandwidth for weights beyond the cache.
 //
 // Fixed order: the ranges depend on the weight's shape alone, never on the number of threads.
+//
+// The sweep multiplies by r before it is normalised, so its t is about |W|^2: beyond float's range for norms
+// above 1e19 or below 1e-19, where torch, which divides first, is right. Whatever leaves a range that is safe
+// is done once more in `finish`: divided first, sums in double. That costs a pass by one thread, and ordinary
+// weights never need it.
 #include "spectral_norm.h"
 
 #include <cmath>
-#include <cstdlib>
 
+#include "common.h"
 #include "staged.h"
-#include "vec.h"
 
 namespace gankern {
 namespace GANKERN_ISA {
@@ -34,10 +38,6 @@ constexpr int64_t kWorkerElements = 32 * 1024;  // less than this is not worth w
 constexpr int64_t kReduceColumns = 1024;
 constexpr int64_t kScaleElements = 64 * 1024;
 constexpr int64_t kStreamBytes = int64_t{4} << 20;  // results larger than this are written past the caches
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // The k-th of n nearly equal ranges of [0, total).
 struct Range {
@@ -141,6 +141,27 @@ void columns_product(const Matrix<T>& m, const Box& box, const Acc<T>* x, Acc<T>
   }
 }
 
+// Norms for which squares, and products of two of that size, are safe in A: 2^-50 to 2^50, for double 2^-400
+// on.
+template <class A>
+inline bool is_ordinary(double norm) {
+  constexpr double kMost = sizeof(A) == 8 ? 0x1p400 : 0x1p50;
+  return norm > 1 / kMost && norm < kMost;
+}
+
+// Of values of any size: the largest is taken out.
+template <class A>
+double exact_norm(const A* x, int64_t n) {
+  double most = 0, total = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const double size = std::fabs(double(x[i]));
+    most = size > most || size != size ? size : most;  // NaN stays
+  }
+  if (!(most > 0) || std::isinf(most)) return most;
+  for (int64_t i = 0; i < n; ++i) total += double(x[i]) / most * (double(x[i]) / most);
+  return most * std::sqrt(total);
+}
+
 template <class A>
 A sum_of_squares(const A* x, int64_t n) {
   constexpr int L = kVectorBytes / int(sizeof(A));
@@ -197,7 +218,7 @@ struct ForwardState {
   A* partials;       // [chunks][second_size]
   A* chunk_squares;  // [max(chunks, segments)]
   A first_factor, scale, sigma;
-  bool past_caches;
+  bool past_caches, exact;
 
   A* first() const { return rows_first ? u : v; }
   A* second() const { return rows_first ? v : u; }
@@ -237,9 +258,10 @@ struct ForwardWork {
   bool is_scale(int64_t stage) const { return stage == stages() - 1; }
   bool is_sweep(int64_t stage) const { return stage % 2 == 0; }
 
-  A denominator(A norm) const {
-    if (options.add_eps) return norm + A(options.eps);
-    return norm < A(options.eps) ? A(options.eps) : norm;  // NaN stays NaN
+  template <class N>
+  N denominator(N norm) const {
+    if (options.add_eps) return norm + N(options.eps);
+    return norm < N(options.eps) ? N(options.eps) : norm;  // NaN stays NaN
   }
 
   int64_t elements;  // of all layers
@@ -322,12 +344,26 @@ struct ForwardWork {
     const T* in = s.m.data;
     T* out = static_cast<T*>(layers[layer].normalized);
     const Vec<A> factor = broadcast(s.scale);
-    if (std::isinf(s.scale)) {  // sigma is subnormal: its reciprocal overflows, the quotients may not
+    if (s.sigma != 0 &&
+        !std::isnormal(s.scale)) {  // its reciprocal is out of range, the quotients may not be
       for (int64_t e = range.begin; e < range.end; ++e) out[e] = narrow<T>(widen(in[e]) / s.sigma);
       return;
     }
     write_range(out, range.begin, range.end, s.past_caches,
                 [&](int64_t e, int64_t n) { return load_n(in + e, n) * factor; });
+  }
+
+  // x / max(norm, eps), or x / (norm + eps).
+  void divide(A* x, int64_t n, double norm) const {
+    const double by = denominator(norm);
+    for (int64_t i = 0; i < n; ++i) x[i] = A(double(x[i]) / by);
+  }
+  // The second product of an iteration from the first vector, normalised.
+  static void multiply_exactly(ForwardState<T>& s) {
+    const Box all{{0, s.m.outer}, {0, s.m.rows}, {0, s.m.inner}};
+    if (!s.rows_first) return rows_product(s.m, all, s.v, s.u);
+    for (int64_t j = 0; j < s.m.columns(); ++j) s.v[j] = 0;
+    columns_product(s.m, all, s.u, s.v);
   }
 
   void finish(int64_t layer, int64_t stage) const {
@@ -340,15 +376,28 @@ struct ForwardWork {
     if (!iterates) {
       s.sigma = A(total);
     } else {
-      const A norm = A(std::sqrt(total));
-      const A factor = 1 / denominator(norm);
-      if (is_sweep(stage)) {
-        multiply(s.first(), s.first_size(), factor);
-        s.first_factor = factor;
-        return;
+      double norm = std::sqrt(total);
+      if (is_sweep(stage)) s.exact = !is_ordinary<A>(norm);
+      if (s.exact || !is_ordinary<A>(norm)) {
+        if (is_sweep(stage)) {
+          s.first_factor = 0;
+          divide(s.first(), s.first_size(), exact_norm(s.first(), s.first_size()));
+          return;
+        }
+        multiply_exactly(s);
+        norm = exact_norm(s.second(), s.second_size());
+        divide(s.second(), s.second_size(), norm);
+        s.sigma = A(norm * (norm / denominator(norm)));
+      } else {
+        const A factor = 1 / denominator(A(norm));
+        if (is_sweep(stage)) {
+          multiply(s.first(), s.first_size(), factor);
+          s.first_factor = factor;
+          return;
+        }
+        multiply(s.second(), s.second_size(), factor);
+        s.sigma = A(norm) * (A(norm) * factor);  // u^T M v, for the v (or u) that was just normalised
       }
-      multiply(s.second(), s.second_size(), factor);
-      s.sigma = norm * (norm * factor);  // u^T M v, for the v (or u) that was just normalised
     }
     s.scale = s.sigma == 0 ? A(0) : 1 / s.sigma;
     *static_cast<A*>(layers[layer].sigma) = s.sigma;
@@ -359,8 +408,8 @@ template <class T>
 void forward(SpectralNormForward* layers, int64_t count, const SpectralNormOptions& options,
              const Parallel& parallel) {
   using A = Acc<T>;
-  ForwardState<T>* states =
-      static_cast<ForwardState<T>*>(std::malloc(sizeof(ForwardState<T>) * max(1, count)));
+  const Scratch<ForwardState<T>> states_of(count);
+  ForwardState<T>* states = states_of.at;
   int64_t scratch = 0, elements = 0;
   for (int64_t l = 0; l < count; ++l) {
     SpectralNormForward& f = layers[l];
@@ -379,8 +428,8 @@ void forward(SpectralNormForward* layers, int64_t count, const SpectralNormOptio
     elements += s.m.elements();
     scratch += s.chunks * s.second_size() + max(s.chunks, s.segments);
   }
-  A* memory = static_cast<A*>(std::malloc(sizeof(A) * max(1, scratch)));
-  A* at = memory;
+  const Scratch<A> memory(scratch);
+  A* at = memory.at;
   for (int64_t l = 0; l < count; ++l) {
     ForwardState<T>& s = states[l];
     s.partials = at;
@@ -390,8 +439,6 @@ void forward(SpectralNormForward* layers, int64_t count, const SpectralNormOptio
   }
   ForwardWork<T> work{layers, states, options, elements};
   run_staged(parallel, work, count, work.stages());
-  std::free(memory);
-  std::free(states);
 }
 
 // ---- gradients ------------------------------------------------------------------------------------------
@@ -400,7 +447,8 @@ void forward(SpectralNormForward* layers, int64_t count, const SpectralNormOptio
 // Second order, for the gradient h of dW, with p = <h,g>, q = <h,E>, r = <g,W>:
 //   grad_g = h/sigma - q/sigma^2 W
 //   grad_W = -q/sigma^2 g + (2 q r/sigma^3 - p/sigma^2) E
-// Both are: inner products over all elements, then one pass that writes alpha X + beta Y + gamma u v^T.
+// Both are: inner products over all elements, then one pass that writes alpha X + beta Y + gamma u v^T. Where
+// sigma or a product is out of the range that is safe in A, both are done in double, by one thread.
 
 constexpr int kProducts = 3;  // p, q, r
 
@@ -412,7 +460,8 @@ struct GradientState {
   int64_t chunks;
   A* products;  // [chunks][kProducts]
   A total[kProducts];
-  bool past_caches;
+  double wide[kProducts];  // the same in double, where `exact`
+  bool past_caches, exact;
 };
 
 // Rows of the matrix in memory order: (outer, row) pairs, each `inner` contiguous elements.
@@ -433,18 +482,79 @@ struct GradientWork {
     if (stage == 0) {
       multiply_and_add(layers[layer], s, lines, s.products + k * kProducts);
     } else {
-      write(layers[layer], s, lines);
+      if (s.exact)
+        write_exactly(layers[layer], s, lines);
+      else
+        write(layers[layer], s, lines);
     }
   }
 
   void finish(int64_t layer, int64_t stage) const {
     if (stage != 0) return;
     GradientState<T, Layer>& s = states[layer];
+    s.exact = !is_ordinary<A>(std::fabs(double(*static_cast<const A*>(layers[layer].sigma))));
     for (int p = 0; p < kProducts; ++p) {
       double total = 0;
       for (int64_t k = 0; k < s.chunks; ++k) total += double(s.products[k * kProducts + p]);
       s.total[p] = A(total);
+      s.exact = s.exact || !(total == 0 || is_ordinary_product(std::fabs(total)));
     }
+    if (s.exact) multiply_exactly(layers[layer], s);
+  }
+
+  static bool is_ordinary_product(double size) {
+    constexpr double kMost = sizeof(A) == 8 ? 0x1p800 : 0x1p100;
+    return size > 1 / kMost && size < kMost;
+  }
+  // f(element, row's u, column's v) of some lines, all in double.
+  template <class F>
+  static void each(const GradientState<T, Layer>& s, Range lines, const F& f) {
+    for (int64_t line = lines.begin; line < lines.end; ++line) {
+      const double u = double(s.u[line % s.m.rows]);
+      const A* v = s.v + line / s.m.rows * s.m.inner;
+      for (int64_t b = 0; b < s.m.inner; ++b) f(line * s.m.inner + b, u, double(v[b]));
+    }
+  }
+  static double at(const void* x, int64_t e) { return double(widen(static_cast<const T*>(x)[e])); }
+  static void put(void* x, int64_t e, double value) { static_cast<T*>(x)[e] = narrow<T>(A(value)); }
+  static double exact_reciprocal(const void* sigma) {
+    const double value = double(*static_cast<const A*>(sigma));
+    return value == 0 ? 0 : 1 / value;
+  }
+
+  static void multiply_exactly(const SpectralNormBackward& f, GradientState<T, Layer>& s) {
+    double r = 0;
+    each(s, {0, s.m.outer * s.m.rows},
+         [&](int64_t e, double, double) { r += at(f.grad, e) * at(s.m.data, e); });
+    s.wide[2] = r;
+  }
+  static void multiply_exactly(const SpectralNormDoubleBackward& f, GradientState<T, Layer>& s) {
+    double p = 0, q = 0, r = 0;
+    each(s, {0, s.m.outer * s.m.rows}, [&](int64_t e, double u, double v) {
+      const double g = at(f.grad, e), h = at(f.grad_grad_weight, e);
+      p += h * g;
+      q += h * u * v;
+      r += g * at(s.m.data, e);
+    });
+    s.wide[0] = p;
+    s.wide[1] = q;
+    s.wide[2] = r;
+  }
+  static void write_exactly(const SpectralNormBackward& f, const GradientState<T, Layer>& s, Range lines) {
+    const double inverse = exact_reciprocal(f.sigma), coefficient = -(s.wide[2] * inverse) * inverse;
+    each(s, lines, [&](int64_t e, double u, double v) {
+      put(f.grad_weight, e, at(f.grad, e) * inverse + coefficient * u * v);
+    });
+  }
+  static void write_exactly(const SpectralNormDoubleBackward& f, const GradientState<T, Layer>& s,
+                            Range lines) {
+    const double inverse = exact_reciprocal(f.sigma), p = s.wide[0], q = s.wide[1], r = s.wide[2];
+    const double minus_q = -(q * inverse) * inverse;
+    const double outer = 2 * (q * inverse) * (r * inverse) * inverse - (p * inverse) * inverse;
+    each(s, lines, [&](int64_t e, double u, double v) {
+      put(f.grad_grad, e, at(f.grad_grad_weight, e) * inverse + minus_q * at(s.m.data, e));
+      put(f.grad_weight, e, minus_q * at(f.grad, e) + outer * u * v);
+    });
   }
 
   static void multiply_and_add(const SpectralNormBackward& f, const GradientState<T, Layer>& s, Range lines,
@@ -529,8 +639,10 @@ template <class T, class Layer>
 void gradient(Layer* layers, int64_t count, const Parallel& parallel) {
   using A = Acc<T>;
   using State = GradientState<T, Layer>;
-  State* states = static_cast<State*>(std::malloc(sizeof(State) * max(1, count)));
-  A* products = static_cast<A*>(std::malloc(sizeof(A) * max(1, count) * kMaxChunks * kProducts));
+  const Scratch<State> states_of(count);
+  const Scratch<A> products_of(count * kMaxChunks * kProducts);
+  State* states = states_of.at;
+  A* products = products_of.at;
   int64_t elements = 0;
   for (int64_t l = 0; l < count; ++l) {
     State& s = states[l];
@@ -544,8 +656,6 @@ void gradient(Layer* layers, int64_t count, const Parallel& parallel) {
   }
   GradientWork<T, Layer> work{layers, states, elements};
   run_staged(parallel, work, count, 2);
-  std::free(products);
-  std::free(states);
 }
 
 }  // namespace

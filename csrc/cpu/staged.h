@@ -15,16 +15,20 @@
 // A small job (one that fits into a core's own cache) is a single ticket: one thread takes it through all its
 // stages while it is warm. Small jobs stand last, where they fill up what the large ones leave uneven.
 //
-// Work provides: int64_t workers(), the number of threads that its size is worth; bool small(job); int64_t
-// tasks(job, stage)
-// >= 1; void task(job, stage, index); void finish(job, stage).
+// Work provides:
+//   int64_t workers()                 the number of threads that its size is worth
+//   bool small(job)
+//   int64_t tasks(job, stage)         1 or more
+//   void task(job, stage, index)
+//   void finish(job, stage)
+// These must not throw, so not allocate: whoever waits for an unfinished stage would wait forever.
 #pragma once
 
 #include <sched.h>
 
 #include <cstdint>
-#include <cstdlib>
 
+#include "common.h"
 #include "parallel.h"
 
 namespace gankern {
@@ -38,8 +42,10 @@ void run_staged(const Parallel& parallel, Work& work, int64_t jobs, int64_t stag
   };
   const int64_t count = jobs * stages;
   if (count == 0) return;
-  Stage* queue = static_cast<Stage*>(std::malloc(sizeof(Stage) * count));
-  Stage** of = static_cast<Stage**>(std::malloc(sizeof(Stage*) * count));  // [job][stage]
+  const GANKERN_ISA::Scratch<Stage> queue_of(count);
+  const GANKERN_ISA::Scratch<Stage*> of_of(count);
+  Stage* queue = queue_of.at;
+  Stage** of = of_of.at;  // [job][stage]
   int64_t tickets = 0, filled = 0;
   for (int64_t wave = 0; wave < jobs + stages - 1; ++wave) {
     for (int64_t stage = 0; stage < stages; ++stage) {
@@ -89,8 +95,6 @@ void run_staged(const Parallel& parallel, Work& work, int64_t jobs, int64_t stag
   int64_t workers = parallel.threads < tickets ? parallel.threads : tickets;
   if (work.workers() < workers) workers = work.workers();
   parallel_for(parallel, workers, 1, worker);
-  std::free(of);
-  std::free(queue);
 }
 
 }  // namespace gankern

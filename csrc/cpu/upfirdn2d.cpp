@@ -31,10 +31,9 @@
 // output rows; each output is computed in one way, whoever does it.
 #include "upfirdn2d.h"
 
-#include <cstdlib>
 #include <cstring>
 
-#include "vec.h"
+#include "common.h"
 
 namespace gankern {
 namespace GANKERN_ISA {
@@ -53,10 +52,8 @@ constexpr int64_t kGrainValues = 1 << 14;         // of the result for a thread 
 template <class A>
 constexpr int64_t kLanesOf = kVectorBytes / int64_t(sizeof(A));
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
-inline int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
+inline int64_t ceiling(int64_t a, int64_t b) { return -floor_div(-a, b); }
 inline int64_t gcd(int64_t a, int64_t b) { return b == 0 ? a : gcd(b, a % b); }
 
 // ---- an axis in phases ----------------------------------------------------------------------------------
@@ -71,25 +68,24 @@ struct Phases {
   int64_t count, step;  // P and D
   int64_t least, end;   // of all phases: the first sample read at q = 0, and one past the last
   int64_t longest;      // an upper bound of their lengths
-  Phase* of;            // [count]
+  Scratch<Phase> all;
+  Phase* of;  // [count]
 
-  Phases(const FirAxis& axis, int64_t taps) {
-    const int64_t g = gcd(axis.up, axis.down);
-    count = axis.up / g;
-    step = axis.down / g;
-    longest = ceil_div(taps, axis.up);
-    of = static_cast<Phase*>(std::malloc(size_t(count) * sizeof(Phase)));
+  Phases(const FirAxis& axis, int64_t taps)
+      : count(axis.up / gcd(axis.up, axis.down)),
+        step(axis.down / gcd(axis.up, axis.down)),
+        all(count),
+        of(all.at) {
+    longest = ceiling(taps, axis.up);
     for (int64_t r = 0; r < count; ++r) {
-      const int64_t begin = r * axis.down - axis.start, first = ceil_div(begin, axis.up);
+      const int64_t begin = r * axis.down - axis.start, first = ceiling(begin, axis.up);
       const int64_t first_tap = first * axis.up - begin;
-      const int64_t length = max(0, ceil_div(taps - first_tap, axis.up));
+      const int64_t length = max(0, ceiling(taps - first_tap, axis.up));
       of[r] = {first, first_tap, length};
       least = r == 0 ? first : min(least, first);
       end = r == 0 ? first + length : max(end, first + length);
     }
   }
-  ~Phases() { std::free(of); }
-  Phases(const Phases&) = delete;
 };
 
 // ---- weighted sums of rows ------------------------------------------------------------------------------
@@ -252,15 +248,15 @@ struct Problem {
     separable = in.row_weights != nullptr;
     past = in.batches * in.channels * in.rows.out * in.columns.out * int64_t(sizeof(T)) >= kPastBytes;
     reach = -floor_div(columns.least, columns.step) * columns.step;
-    const int64_t all = ceil_div(in.columns.out, columns.count);
+    const int64_t all = ceiling(in.columns.out, columns.count);
     in_registers = find_sweep();
     const int64_t fits =
         (in_registers ? kSweptBytes : kStripBytes) / int64_t(sizeof(A)) / group / columns.step;
-    strips = ceil_div(all, max(kStripSamples, fits));
-    strip = ceil_div(ceil_div(all, strips), kStripSamples) * kStripSamples;
-    strips = ceil_div(all, strip);
+    strips = ceiling(all, max(kStripSamples, fits));
+    strip = ceiling(ceiling(all, strips), kStripSamples) * kStripSamples;
+    strips = ceiling(all, strip);
     part = (strip * columns.step + reach + columns.end) * group;
-    if (parts() > 1) part = ceil_div(part, columns.step);
+    if (parts() > 1) part = ceiling(part, columns.step);
     part += kSlack;
     line = part * parts();
     lines = in_registers ? 0
@@ -278,47 +274,37 @@ struct Problem {
   }
 
   // What one thread works with.
-  struct Scratch {
-    void* memory;
+  struct OfThread {
+    int64_t most;
+    Scratch<A> lines_and_buffer;
+    Scratch<Tap<A>> down_of, across_of;
+    Scratch<int64_t> lengths_of, held_of;
     A* line;  // [lines]
     A* buffer;
     Tap<A>* down;      // [phases of the rows][longest]
     Tap<A>* across;    // [phases of the columns][most]
     int64_t* lengths;  // [phases of the columns]
     int64_t* held;     // [lines]: which input row a line holds; none: -1
-    int64_t most;
 
-    explicit Scratch(const Problem& p) {
-      most = p.columns.longest * (p.separable ? 1 : p.lines);
-      const int64_t sizes[] = {(p.lines * p.line + p.buffer) * int64_t(sizeof(A)),
-                               p.rows.count * p.rows.longest * int64_t(sizeof(Tap<A>)),
-                               p.columns.count * most * int64_t(sizeof(Tap<A>)),
-                               p.columns.count * int64_t(sizeof(int64_t)),
-                               p.lines * int64_t(sizeof(int64_t))};
-      int64_t total = kVectorBytes;
-      for (int64_t size : sizes) total += ceil_div(size, kVectorBytes) * kVectorBytes;
-      memory = std::malloc(size_t(total));
-      char* at = static_cast<char*>(memory);
-      at += kVectorBytes - reinterpret_cast<uintptr_t>(at) % kVectorBytes;
-      char* parts[5];
-      for (int i = 0; i < 5; ++i) {
-        parts[i] = at;
-        at += ceil_div(sizes[i], kVectorBytes) * kVectorBytes;
-      }
-      line = reinterpret_cast<A*>(parts[0]);
-      buffer = line + p.lines * p.line;
-      down = reinterpret_cast<Tap<A>*>(parts[1]);
-      across = reinterpret_cast<Tap<A>*>(parts[2]);
-      lengths = reinterpret_cast<int64_t*>(parts[3]);
-      held = reinterpret_cast<int64_t*>(parts[4]);
+    explicit OfThread(const Problem& p)
+        : most(p.columns.longest * (p.separable ? 1 : p.lines)),
+          lines_and_buffer(p.lines * p.line + p.buffer),
+          down_of(p.rows.count * p.rows.longest),
+          across_of(p.columns.count * most),
+          lengths_of(p.columns.count),
+          held_of(p.lines),
+          line(lines_and_buffer.at),
+          buffer(line + p.lines * p.line),
+          down(down_of.at),
+          across(across_of.at),
+          lengths(lengths_of.at),
+          held(held_of.at) {
       if (!p.separable) return;
       for (int64_t r = 0; r < p.rows.count; ++r)
         for (int64_t m = 0; m < p.rows.of[r].length; ++m)
           down[r * p.rows.longest + m] = {m * p.in.row_stride,
                                           A(p.in.row_weights[p.rows.of[r].first_tap + m * p.in.rows.up])};
     }
-    ~Scratch() { std::free(memory); }
-    Scratch(const Scratch&) = delete;
   };
 
   // ---- down ----
@@ -378,7 +364,7 @@ struct Problem {
   }
 
   // The lines of output rows [begin, end) of a separable filter.
-  void fill_rows(Scratch& my, Span span, const T* x, int64_t begin, int64_t end) const {
+  void fill_rows(OfThread& my, Span span, const T* x, int64_t begin, int64_t end) const {
     int64_t q = begin / rows.count, r = begin % rows.count;
     A* to = my.line;
     for (int64_t o = begin; o < end; ++o, to += line) {
@@ -398,7 +384,7 @@ struct Problem {
   // ---- across ----
 
   // Adds to the lists what each phase reads of the line at `from`, for the filter's row `tap`.
-  void list(Scratch& my, int64_t from, int64_t tap) const {
+  void list(OfThread& my, int64_t from, int64_t tap) const {
     for (int64_t r = 0; r < columns.count; ++r) {
       const Phase phase = columns.of[r];
       const double* weights = in.column_weights + tap * in.column_taps + phase.first_tap;
@@ -407,13 +393,13 @@ struct Problem {
                                                     A(weights[m * in.columns.up])};
     }
   }
-  void clear_lists(Scratch& my) const {
+  void clear_lists(OfThread& my) const {
     for (int64_t r = 0; r < columns.count; ++r) my.lengths[r] = 0;
   }
 
   // `count` values of each of some rows of the result, from the lists; the lines of row i lie i * line after
   // them.
-  void write_rows(Scratch& my, int64_t count, T* out, int64_t n) const {
+  void write_rows(OfThread& my, int64_t count, T* out, int64_t n) const {
     for (int64_t i = 0; i < n; ++i, out += in.columns.out * group)
       write(my, my.line + i * line, count, out, goes_past(out));
   }
@@ -421,7 +407,7 @@ struct Problem {
     return past && reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0 && (group == 1 || group % L == 0);
   }
 
-  void write(Scratch& my, const A* x, int64_t count, T* out, bool past) const {
+  void write(OfThread& my, const A* x, int64_t count, T* out, bool past) const {
     const Tap<A>* const taps = my.across;
     if (columns.count == 1 && (group == 1 || columns.step == 1)) {
       write_run(x, taps, my.lengths[0], 0, count, out, past);
@@ -581,7 +567,7 @@ struct Problem {
   }
 
   // Output rows [begin, end) of a strip that begins at column `from`, of `count` values.
-  void sweep_rows(Scratch& my, int64_t from, int64_t count, const T* x, T* out, int64_t begin,
+  void sweep_rows(OfThread& my, int64_t from, int64_t count, const T* x, T* out, int64_t begin,
                   int64_t end) const {
     for (int64_t o = begin; o < end; ++o, out += in.columns.out * group) {
       const int64_t r = o % rows.count;
@@ -608,7 +594,7 @@ struct Problem {
   // ---- both ----
 
   // Output rows [begin, end) of a strip of a plane.
-  void make_rows(Scratch& my, int64_t s, int64_t plane, int64_t begin, int64_t end) const {
+  void make_rows(OfThread& my, int64_t s, int64_t plane, int64_t begin, int64_t end) const {
     const int64_t planes_a_batch = in.channels / group;
     const T* const x = static_cast<const T*>(in.x) + plane / planes_a_batch * in.batch_stride +
                        plane % planes_a_batch * in.channel_stride;
@@ -651,7 +637,7 @@ struct Problem {
     const int64_t values = min(strip * columns.count, in.columns.out) * group;
     const int64_t grain = max(1, kGrainValues / values);
     parallel_for(parallel, strips * planes * in.rows.out, grain, [&](int64_t begin, int64_t end) {
-      Scratch my(*this);
+      OfThread my(*this);
       int64_t strip_before = -1;
       while (begin < end) {
         const int64_t o = begin % in.rows.out, plane = begin / in.rows.out % planes;

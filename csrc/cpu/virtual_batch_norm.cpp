@@ -3,24 +3,35 @@
 // For one example and channel with S pixels, c = own_share, own mean a and variance v, reference mean m and
 // mean of squares s_r, whose variance s_r - m^2 is taken as 0 where rounding makes it negative (then t = 0,
 // else t = 1):
-//   mu = c a + (1 - c) m         V = c v + (1 - c) (s_r - m^2) + c (1 - c) (a - m)^2      r = 1 / sqrt(V +
-//   eps) z = (x - mu) r               y = w z + b                                              out = y > 0 ?
-//   y : slope y
+//   mu = c a + (1 - c) m
+//   V = c v + (1 - c) (s_r - m^2) + c (1 - c) (a - m)^2
+//   r = 1 / sqrt(V + eps)
+//   z = (x - mu) r
+//   y = w z + b
+//   out = y > 0 ? y : slope y
 // V is s - mu^2 of the definition, without its cancellation but for s_r - m^2, which is in double.
 //
 // First order, with g' = g * (slope of the activation at y), P = sum g', U = sum g' z:
-//   dx = w r (g' - c/S (P + z U))                 dw = sum_n U      db = sum_n P
-//   dmu = -w r P    dV = -w r^2 U / 2             ds_r = sum_n (1 - c) t dV
-//                                                 dm = sum_n (1 - c) (dmu - 2 (mu - (1 - t) m) dV)
+//   dx = w r (g' - c/S (P + z U))
+//   dw = sum_n U
+//   db = sum_n P
+//   dmu = -w r P
+//   dV = -w r^2 U / 2
+//   ds_r = sum_n (1 - c) t dV
+//   dm = sum_n (1 - c) (dmu - 2 (mu - (1 - t) m) dV)
 // Second order, for gradients h of dx and hw, hb, hm, hs of the others; km = (1 - c) hm,
 // kV = (1 - c) (t hs - 2 (mu - (1 - t) m) hm), over pixels H = sum h, Hz = sum h z, Hg = sum h g':
-//   alpha = hb - km w r - w r c/S H               delta = hw - kV w r^2 / 2 - w r c/S Hz
+//   alpha = hb - km w r - w r c/S H
+//   delta = hw - kV w r^2 / 2 - w r c/S Hz
+//   q = Hg - c/S (P H + U Hz)
+//   zeta = delta g' - w r c/S U h             the gradient of z
+//   rho = w q - km w P - kV w r U             the gradient of r
+//   dmu = -r sum zeta + (1 - c) hm w r^2 U
+//   dV = -r^3 / 2 (rho + sum (zeta z) / r)
 //   gradient of g: slope * (w r h + alpha + delta z)
-//   q = Hg - c/S (P H + U Hz)                     gradient of w: sum_n r q - km r P - kV r^2 U / 2
-//   zeta = delta g' - w r c/S U h, the gradient of z; of r: rho = w q - km w P - kV w r U
-//   dmu = -r sum zeta + (1 - c) hm w r^2 U        dV = -r^3 / 2 (rho + sum (zeta z) / r)
-//   gradient of x: r zeta + c/S (dmu + 2 dV (x - mu)); of m and s_r: as above, with -(1 - c) (1 - t) hm w r^2
-//   U more
+//   gradient of w: sum_n r q - km r P - kV r^2 U / 2
+//   gradient of x: r zeta + c/S (dmu + 2 dV (x - mu))
+//   gradients of m and s_r: as above, with -(1 - c) (1 - t) hm w r^2 U more
 //
 // Every operation is two sweeps over an example: sums, then values, each value a linear function of what is
 // read with coefficients a channel. Between the two, in double and with vectors over the channels, is
@@ -42,10 +53,9 @@
 #include "virtual_batch_norm.h"
 
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 
-#include "vec.h"
+#include "common.h"
 
 namespace gankern {
 namespace GANKERN_ISA {
@@ -65,10 +75,6 @@ constexpr int64_t kStreamBytes = 16 * 1024 * 1024;  // results from this size on
 #else
 #define GANKERN_INDEPENDENT _Pragma("GCC ivdep")
 #endif
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // ---- sweeps: what is done with each vector of values
 // -------------------------------------------------------- coef: the channels' coefficients; in: what is
@@ -333,8 +339,26 @@ struct Block {
   }
 };
 
-// ---- mean and variance
-// --------------------------------------------------------------------------------------
+// ---- mean and variance ----------------------------------------------------------------------------------
+
+// What a sweep of Moments left in b.sums, for channels whose squares are beyond A's range (in float: of
+// values above 1e19 or below 1e-19): once more, in double.
+template <class T>
+void mend_moments(const Block<T>& b) {
+  constexpr double kLeast = 1e-30, kMost = 1e30;
+  for (int64_t c = 0; c < b.channels; ++c) {
+    double &sum = b.sums[c], &squares = b.sums[b.lines + c];
+    if (squares > kLeast && squares < kMost) continue;
+    const T* x = b.in[0] + (b.rows ? c : c * b.step);
+    const int64_t step = b.rows ? b.step : 1;
+    sum = squares = 0;
+    for (int64_t p = 0; p < b.pixels; ++p) {
+      const double d = double(widen(x[p * step])) - double(b.coef[c]);
+      sum += d;
+      squares += d * d;
+    }
+  }
+}
 
 // (mean, sum of squared differences from it) of `n` values joined with those of `more` others.
 inline void join(double* mean, double* m2, double n, const double* other_mean, const double* other_m2,
@@ -368,6 +392,7 @@ void moments(Block<T> block, double* to, Acc<T>* coef, double* scratch) {
     block.template sweep<Sum>();
     for (int64_t c = 0; c < block.channels; ++c) coef[c] = A(piece_sums[c] / n);
     block.template sweep<Moments>();
+    mend_moments(block);
     double *mean = p ? piece_mean : to, *m2 = p ? piece_m2 : to + lines;
     for (int64_t c = 0; c < block.channels; ++c) {
       const double difference = piece_sums[c] / n;
@@ -378,8 +403,7 @@ void moments(Block<T> block, double* to, Acc<T>* coef, double* scratch) {
   }
 }
 
-// ---- the blocks of a feature map
-// ----------------------------------------------------------------------------
+// ---- the blocks of a feature map -----------------------------------------------------------------------
 
 template <class T>
 struct Map {
@@ -433,11 +457,9 @@ struct Map {
 
 // Memory of one kind of values after another, each line of `lines` of them.
 struct Memory {
-  char* all;
+  Scratch<char> all;
   char* next;
-  explicit Memory(int64_t bytes) : all(static_cast<char*>(std::malloc(size_t(bytes)))), next(all) {}
-  ~Memory() { std::free(all); }
-  Memory(const Memory&) = delete;
+  explicit Memory(int64_t bytes) : all(bytes), next(all.at) {}
   template <class V>
   V* take(int64_t values) {
     V* at = reinterpret_cast<V*>(next);
@@ -488,8 +510,7 @@ struct Problem {
     return b;
   }
 
-  // ---- first sweep
-  // -------------------------------------------------------------------------------------------
+  // ---- first sweep -------------------------------------------------------------------------------------
 
   void sum_blocks(int64_t n, int64_t channel_block, int64_t begin, int64_t end, const Work& work) const {
     constexpr int64_t values = kSums[kOrder];
@@ -501,7 +522,10 @@ struct Problem {
       b.memory = acc;
       b.coef = work.coef;
       b.sums = work.partial + p * values * map.lines();
-      if constexpr (kOrder == kForward) b.template sweep<Moments>();
+      if constexpr (kOrder == kForward) {
+        b.template sweep<Moments>();
+        mend_moments(b);
+      }
       if constexpr (kOrder == kBackward) b.template sweep_activated<GradSums>();
       if constexpr (kOrder == kDoubleBackward) b.template sweep_activated<SecondSums>();
     }
@@ -513,8 +537,7 @@ struct Problem {
       for (int64_t i = 0; i < size; ++i) work.total[i] += work.partial[p * size + i];
   }
 
-  // ---- between the sweeps
-  // ------------------------------------------------------------------------------------
+  // ---- between the sweeps ------------------------------------------------------------------------------
 
   // K for the own statistics.
   void reference_mean(int64_t first, int64_t channels, const Work& work) const {
@@ -541,8 +564,9 @@ struct Problem {
     GANKERN_INDEPENDENT
     for (int64_t i = 0; i < channels; ++i) {
       const double m = mean[i], variance = mean_square[i] - m * m;
-      const double d = sum_d[i] * share, own_variance = sum_squares[i] * share - d * d;
-      const double difference = d + (double(nearest[i]) - m);  // a - m
+      const double d = sum_d[i] * share, squares = sum_squares[i] * share;
+      const double own_variance = squares - squares == 0 ? squares - d * d : squares;  // infinity stays
+      const double difference = d + (double(nearest[i]) - m);                          // a - m
       mu[i] = m + c * difference;
       r[i] = 1 / std::sqrt(rest * (variance < 0 ? 0 : variance) + c * own_variance +
                            c * rest * difference * difference + eps);
@@ -618,8 +642,7 @@ struct Problem {
     }
   }
 
-  // ---- second sweep
-  // ------------------------------------------------------------------------------------------
+  // ---- second sweep ------------------------------------------------------------------------------------
 
   void write_blocks(int64_t n, int64_t channel_block, int64_t begin, int64_t end, const Work& work) const {
     const Map<T> at = map;
@@ -698,8 +721,7 @@ void run(const VirtualBatchNorm& in, const Parallel& parallel) {
   Problem<T, kOrder>(in).run(parallel);
 }
 
-// ---- statistics of a batch
-// ----------------------------------------------------------------------------------
+// ---- statistics of a batch -----------------------------------------------------------------------------
 
 // Calls f(block of channels, block, its number) for groups of the blocks of a map, a group of a block of
 // channels on one thread and in order.

@@ -35,9 +35,9 @@ def virtual_batch_norm(
     mean, variance = _channels(m, x), (1 - c) * _channels(variance, x)
     if c:
         own_mean = wide.mean(pixels, keepdim=True, dtype=torch.float64) if pixels else wide.double()
-        own_variance = (wide - own_mean.to(wide.dtype)).square()
+        own_variance = (wide - own_mean.to(wide.dtype)).double().square()
         own_variance = own_variance.mean(pixels, keepdim=True) if pixels else own_variance
-        variance = variance + c * own_variance.double() + c * (1 - c) * (own_mean - mean).square()
+        variance = variance + c * own_variance + c * (1 - c) * (own_mean - mean).square()
         mean = c * own_mean + (1 - c) * mean
     # In two steps: what the mean loses in x's precision is subtracted from the difference, which is small.
     coarse = mean.detach().to(wide.dtype)
