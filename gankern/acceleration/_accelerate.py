@@ -14,11 +14,13 @@ from torch.nn.utils import parametrize
 
 from gankern.acceleration import _layers, _probe, _spectral
 from gankern.acceleration._code import names_used
+from gankern.acceleration._compiled import inside_compiled_parts, is_compiled
 from gankern.acceleration._layers import Followed, Left, Replaced
 from gankern.acceleration._report import Report, Row
 from gankern.acceleration._root import Plan, root_forward
 from gankern.acceleration._verify import copy_of
 from gankern.acceleration._verify import verify as _verify
+from gankern.core.torch_internals import refuse_scripting
 from gankern.nn.utils._group import OURS, SpectralNormGroup, normalizers
 from gankern.nn.utils._requests import Prepared
 
@@ -51,13 +53,24 @@ class Kernels:
         self.normalizer.__dict__.pop("_prepared", None)
 
 
-def _change(module: nn.Module, change: Method | Kernels) -> None:
+@dataclass(frozen=True)
+class Scriptable:
+    """torch.jit.script is refused."""
+
+    def undo(self, module: nn.Module) -> None:
+        module.__dict__.pop("__prepare_scriptable__", None)
+
+
+def _change(module: nn.Module, change: Method | Kernels | Scriptable) -> None:
     module.__dict__.setdefault(CHANGES, []).append(change)
 
 
 def _replace(module: nn.Module, name: str, function: Callable[..., Any], *constants: Any) -> None:
     _change(module, Method(name, module.__dict__.get(name)))
-    module.__dict__[name] = Replaced(function, module, *constants)
+    replaced = Replaced(function, module, *constants)
+    if name != "forward":
+        replaced.name = name
+    module.__dict__[name] = replaced
 
 
 def is_accelerated(module: nn.Module) -> bool:
@@ -176,13 +189,19 @@ class _Work:
     def __init__(self, root: nn.Module, report: Report, chosen: set[str] | None, fast: bool) -> None:
         self.root, self.report, self.fast = root, report, fast
         self.names = {id(m): n for n, m in root.named_modules()}
-        self.modules = [(n, m) for n, m in root.named_modules() if chosen is None or n in chosen]
+        compiled = inside_compiled_parts(root)
+        self.compiled = [(n, m) for n, m in root.named_modules() if is_compiled(m)]
+        self.modules = [
+            (n, m) for n, m in root.named_modules() if (chosen is None or n in chosen) and id(m) not in compiled
+        ]
         self.pairs = self.calls = False  # whether to meet functions: always, or for their second derivative
 
     def row(self, name: str, before: str, after: str | None, note: str = "") -> None:
         self.report.rows.append(Row(name, before, after, note))
 
     def run(self) -> None:
+        for name, module in self.compiled:
+            self.row(name, _describe(module), None, "compiled by torch.compile already")
         firsts = self._first_halves()
         group = self._spectral()
         for name, module in self.modules:
@@ -346,6 +365,8 @@ class _Work:
         self.row(name, f"{type(module).__name__} calls {calls}", "gankern's where they are faster", "met while it runs")
 
     def _root(self, group: SpectralNormGroup | None) -> None:
+        refuse_scripting(self.root, "accelerated model", "call gankern.restore first")
+        _change(self.root, Scriptable())
         plan = Plan(group, self.pairs, self.calls and self.fast, self.fast)
         _replace(self.root, "forward", root_forward, plan, self.root.__dict__.get("forward"))
 

@@ -18,6 +18,26 @@ def names_used(module: nn.Module) -> frozenset[str]:
     return _names(type(module))
 
 
+def functions_used(cls: type) -> tuple[types.FunctionType, ...]:
+    """The methods of a class (below torch's own), and the functions of their modules that these refer to."""
+    known = _functions.get(cls)
+    if known is None:
+        found: list[types.FunctionType] = []
+        for base in cls.__mro__:
+            if base.__module__.split(".")[0] not in _LIBRARIES or base.__module__.startswith("gankern.models"):
+                found += [f for f in vars(base).values() if isinstance(f, types.FunctionType)]
+        for method in list(found):
+            method = getattr(method, "__wrapped__", method)
+            names = (name for code in _with_inner(method.__code__) for name in code.co_names)
+            called = (method.__globals__.get(name) for name in names)
+            found += [f for f in called if isinstance(f, types.FunctionType)]
+        known = _functions[cls] = tuple(found)
+    return known
+
+
+_functions: weakref.WeakKeyDictionary[type, tuple[types.FunctionType, ...]] = weakref.WeakKeyDictionary()
+
+
 def _names(cls: type) -> frozenset[str]:
     known = _cache.get(cls)
     if known is None:

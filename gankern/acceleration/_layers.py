@@ -4,12 +4,14 @@ do better."""
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 import gankern.functional as GF
 from gankern.acceleration import _functions
@@ -27,14 +29,25 @@ from gankern.acceleration._scope import (
     settled,
     state,
 )
-from gankern.core.torch_internals import autocasting
+from gankern.core.torch_internals import autocasting, recomputed, transformed
 from gankern.functional.convolution import kind_of
 from gankern.ops.convolution import convolution, is_known
 
 
 class Replaced(functools.partial):
     """What stands in place of a method of one module: a function of the module (and further constants). It goes with
-    the module into copies and pickles."""
+    the module into copies and pickles. ``name`` is the method's, and to who asks its signature is that too."""
+
+    name = "forward"
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        module = self.args[0]
+        return inspect.signature(getattr(type(module), self.name).__get__(module))
+
+    @property
+    def __name__(self) -> str:
+        return self.name
 
     keeps_results = True  # those of the class's method: for gankern.nn.coupling
 
@@ -332,10 +345,11 @@ def leaf(function: Callable[..., Tensor], constants: int = 0) -> Callable[..., T
 
     @functools.wraps(function)
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        if torch.compiler.is_compiling():
-            return function(module, *args, **kwargs)
-        if torch._C._get_tracing_state() is not None:  # torch.jit.trace knows torch's own
+        if torch.compiler.is_compiling():  # the compiler fuses by itself; it traces convolutions, see conv2d_forward
             return type(module).forward(module, *args[constants:], **kwargs)
+        if transformed() or recomputed():  # torch's own has rules for it, and saves what it saves again
+            args = tree_map_only(Deferred, Deferred.value, args[constants:])
+            return type(module).forward(module, *args, **kwargs)
         if not state.intercepting:
             return function(module, *args, **kwargs)
         if state.waiting is not None:
@@ -369,7 +383,7 @@ def _is_known(kind: str, x: Tensor, weight: Tensor) -> bool:
 @functools.partial(leaf, constants=2)
 def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, input: Tensor) -> Tensor:
     weight, padding = module.weight, module.padding
-    if not state.double and type(input) is Tensor and not torch.compiler.is_compiling():
+    if not state.double and type(input) is Tensor:
         if input.shape == left.shape:
             return module._conv_forward(input, weight, module.bias)
         kind, _ = _kind(weight, module.stride, padding, module.dilation, module.groups)
@@ -434,7 +448,7 @@ def batch_norm_forward(module: nn.Module, followed: Followed | None, input: Tens
 
 
 def relu_forward(module: nn.ReLU, input: Tensor) -> Tensor:
-    if not (state.double or state.intercepting):  # nothing to do, at the least cost
+    if torch.compiler.is_compiling() or not (state.double or state.intercepting):  # nothing to do, at the least cost
         return F.relu(input, module.inplace)
     return _relu_forward(module, input)
 
@@ -445,7 +459,7 @@ def _relu_forward(module: nn.ReLU, input: Tensor) -> Tensor:
 
 
 def leaky_relu_forward(module: nn.LeakyReLU, input: Tensor) -> Tensor:
-    if not (state.double or state.intercepting):
+    if torch.compiler.is_compiling() or not (state.double or state.intercepting):
         return F.leaky_relu(input, module.negative_slope, module.inplace)
     return _leaky_relu_forward(module, input)
 
@@ -498,6 +512,8 @@ def upsample_forward(module: nn.Upsample, input: Tensor) -> Tensor:
 
 def own_forward(module: nn.Module, followed: Followed, *args: Any, **kwargs: Any) -> Any:
     """Of a module that calls both halves of a convolution and a 2x2 mean by itself."""
+    if torch.compiler.is_compiling():
+        return type(module).forward(module, *args, **kwargs)
     before, state.followed = state.followed, followed
     try:
         return type(module).forward(module, *args, **kwargs)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from gankern.acceleration._compiled import has_compiled_parts
 from gankern.acceleration._scope import Deferred, Interception, preserve, settle, state
+from gankern.core.torch_internals import recomputed, transformed
 from gankern.nn.utils._group import SpectralNormGroup
 
 
@@ -25,16 +27,19 @@ _interception = Interception()
 
 
 def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs: Any) -> Any:
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    if torch.compiler.is_compiling() or transformed() or recomputed():
         return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
     double, intercepting = state.double, state.intercepting
     if plan.fast_double_backward and not double:
         state.double = torch.is_grad_enabled() and any(
             isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
         )
+    compiled = has_compiled_parts(module)
     try:
-        if plan.group is not None:
+        if plan.group is not None and not compiled:
             plan.group.prepare(module)
+        if compiled:  # which may be given what a function mode sees, but not a value that waits
+            return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
         if intercepting or not (plan.pairs or (plan.calls and state.double)):
             return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
         state.intercepting, state.grad_mode = True, torch.is_grad_enabled()

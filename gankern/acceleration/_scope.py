@@ -15,39 +15,83 @@ proved about the code between the two, and it does not matter who else holds the
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch import pyfunctorch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
+
+from gankern.core import autograd, dispatch, precision
+from gankern.core.torch_internals import autocasting, recomputed, transformed
+from gankern.ops.convolution import primitive
 
 
 class _State(threading.local):
     """Of the accelerated module that runs in this thread."""
 
-    intercepting = False
-    grad_mode = True  # when that began; another one is that of a block without gradients, or of a Function's forward
-    double = False  # whether the gradient may be differentiated
-    waiting: weakref.ref[Deferred] | None = None  # deferred by the last operation
-    followed: Any = None  # what the next convolution that a module calls by itself is told, see _layers.Followed
-    fused: tuple[weakref.ref[Deferred], ...] = ()  # first halves of pairs that ran, which somebody may still hold
+    def __init__(self) -> None:
+        self.intercepting = False
+        self.grad_mode = True  # when that began; another one is of a block without gradients, or a Function's forward
+        self.double = False  # whether the gradient may be differentiated
+        self.waiting: weakref.ref[Deferred] | None = None  # deferred by the last operation
+        self.followed: Any = None  # what the next convolution that a module calls by itself is told: _layers.Followed
+        self.fused: tuple[weakref.ref[Deferred], ...] = ()  # first halves of pairs that ran, which one may still hold
 
 
 state = _State()
 
 
+def place(device: torch.device) -> tuple:
+    """What a computation depends on besides its arguments, where it is called."""
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    return torch.is_grad_enabled(), primitive.wish(), precision.get_convolution_precision(), stream, _disturbed(device)
+
+
+def _disturbed(device: torch.device) -> bool:
+    """Whether anything is at work under which nothing is deferred."""
+    return transformed() or recomputed() or autocasting(device.type) or torch.is_inference_mode_enabled()
+
+
+@contextlib.contextmanager
+def at(place: tuple, device: torch.device) -> Iterator[None]:
+    """Makes the place of a call that was deferred there the present one: the gradient mode, the settings, the stream,
+    and nothing of autocast, inference mode, torch.func and hooks on what autograd saves."""
+    grad_mode, implementation, level, stream, _ = place
+    with contextlib.ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            stack.enter_context(pyfunctorch.temporarily_clear_interpreter_stack())
+        if autocasting(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        if recomputed():
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is))
+        if stream is not None:
+            stack.enter_context(torch.cuda.stream(stream))
+        stack.enter_context(dispatch.use_implementation(implementation))
+        stack.enter_context(precision.convolution_precision(level))
+        stack.enter_context(torch.set_grad_enabled(grad_mode))
+        yield
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
 class Pair:
     """The first half of a pair: how to compute it alone, and what its second half has to know."""
 
-    __slots__ = ("arguments", "compute", "grad_mode", "kind", "result", "versions")
+    __slots__ = ("arguments", "compute", "kind", "place", "result", "versions")
 
     def __init__(self, kind: str, compute: Callable[..., Tensor], arguments: tuple) -> None:
         self.kind, self.compute, self.arguments = kind, compute, arguments
-        self.grad_mode = torch.is_grad_enabled()
+        self.place = place(arguments[0].device)
         self.versions = [x._version for x in arguments if isinstance(x, Tensor)]
         self.result: Tensor | None = None
 
@@ -60,9 +104,14 @@ class Pair:
 
     def value(self) -> Tensor:
         if self.result is None:
-            self.check()
-            with torch.set_grad_enabled(self.grad_mode):
-                self.result = self.compute(*self.arguments)
+            with torch._C.DisableTorchFunction():  # else what is called here would compute what waits: this
+                self.check()
+                device = self.arguments[0].device
+                if place(device) == self.place:
+                    self.result = self.compute(*self.arguments)
+                else:
+                    with at(self.place, device):
+                        self.result = self.compute(*self.arguments)
             self.arguments = ()
         return self.result
 
@@ -134,7 +183,7 @@ def defer(kind: str, size: torch.Size, compute: Callable[..., Tensor], *argument
     """A tensor of that size which is ``compute(*arguments)``, later. The first argument is a tensor."""
     pair = Pair(kind, compute, arguments)
     like = arguments[0]
-    inputs = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad] if pair.grad_mode else []
+    inputs = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad] if torch.is_grad_enabled() else []
     if inputs:
         result = _Connection.apply(pair, size, like, *inputs)
     else:
@@ -152,23 +201,17 @@ def may_defer(x: Tensor) -> bool:
         and type(x) is Tensor
         and x.ndim == 4
         and x.is_floating_point()
+        and x.device.type in ("cpu", "cuda")
         and plain()
-        and not torch.is_autocast_enabled(x.device.type)
+        and not autocasting(x.device.type)
         and not torch.is_inference_mode_enabled()
     )
 
 
 def plain() -> bool:
-    """Whether nothing but autograd watches: no tape, no torch.func transform, no forward mode, no compiler."""
-    from gankern.core import autograd
-
-    return (
-        autograd.recording.recorder is None
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
-        and torch.autograd.forward_ad._current_level < 0
-    )
+    """Whether nothing but autograd watches: no tape, no transformation of programs, no compiler, nobody who runs it
+    again and counts what is saved."""
+    return autograd.recording.recorder is None and not (torch.compiler.is_compiling() or transformed() or recomputed())
 
 
 def settle(but: Any = None) -> None:
@@ -187,7 +230,12 @@ def settled(x: Any) -> Any:
 
 def is_half(kind: str, x: Any) -> bool:
     """Whether x is the first half of such a pair, and was not computed meanwhile."""
-    return type(x) is Deferred and x.pair.kind == kind and x.pair.result is None
+    return (
+        type(x) is Deferred
+        and x.pair.kind == kind
+        and x.pair.result is None
+        and place(x.pair.arguments[0].device) == x.pair.place  # else each half runs where it was called
+    )
 
 
 def fuse(first: Deferred) -> tuple:
@@ -220,9 +268,9 @@ class Interception(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in _METADATA:
+        if torch.compiler.is_compiling() or func in _METADATA:
             return func(*args, **kwargs)
-        handler = HANDLERS.get(func)
+        handler = None if transformed() or recomputed() else HANDLERS.get(func)
         if state.waiting is not None:
             settle(None if handler is None else args[0] if args else kwargs.get("input"))
         if state.fused and _may_overwrite(func, args, kwargs):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gankern.acceleration._scope import settle, state
 from gankern.acceleration._verify import copy_of
+from gankern.core.torch_internals import transformed
 from gankern.nn.utils._requests import Prepared, Request, Rules, normalize
 
 TOLERANCE = 1e-4  # relative; of weights and vectors after two iterations, which fp32 reproduces to about 1e-6
@@ -127,6 +128,8 @@ class Normalizer(Prepared):
 def method(module: nn.Module, normalizer: Normalizer, *args: Any, **kwargs: Any) -> Any:
     """In place of the family's method."""
     family = FAMILIES[normalizer.family]
+    if torch.compiler.is_compiling() or transformed():  # as it is written
+        return getattr(type(module), family.method)(module, *args, **kwargs)
     if state.waiting is not None:
         settle(args[0] if args else None)
     with torch._C.DisableTorchFunction():

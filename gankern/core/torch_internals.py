@@ -26,6 +26,12 @@ def transformed() -> bool:
     )
 
 
+def recomputed() -> bool:
+    """Whether somebody else keeps what autograd saves: activation checkpointing without re-entry runs a forward again
+    and counts on the same tensors in the same order; torch.autograd.graph.save_on_cpu moves them."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def autocasting(device: str) -> bool:
     """Whether autocast is on for a type of device. "meta" has none, and torch raises for it."""
     return device != "meta" and torch.is_autocast_enabled(device)

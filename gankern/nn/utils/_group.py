@@ -60,8 +60,9 @@ class SpectralNormGroup:
         with torch.no_grad():
             copies = iter(torch._foreach_mul(flat, 1))
         self.before.value = [(state, [next(copies) for _ in state]) for state in states]
-        for (_, normalizer), weight in zip(self.members, _requests.normalize(requests)):
-            normalizer._prepared.value.append(weight)
+        place = _requests.gradient_place()
+        for (_, normalizer), weight, ahead in zip(self.members, _requests.normalize(requests), self.before.value):
+            normalizer._prepared.value.append(_requests.Ahead(weight, place, *ahead))
 
     def _requests(self) -> list[Request]:
         requests, members = [], []

@@ -12,6 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
 import gankern.functional as GF
 from gankern.core.dispatch import FLOATING, short
 from gankern.core.threads import PerThread
+from gankern.core.torch_internals import recomputed, transformed
 
 
 class Rules(NamedTuple):
@@ -65,12 +66,33 @@ class Prepared:
     weight from a second iteration, with a group as without.
     """
 
-    # Set by a group: for each thread a list, empty or with one weight.
+    # Set by a group: for each thread a list, empty or with what it prepared.
     _prepared: PerThread | None = None
     takes_layer = True  # what request() is given: the layer, or its weight
 
     def _take(self) -> Tensor | None:
-        return self._prepared.value.pop() if self._prepared is not None and self._prepared.value else None
+        if self._prepared is None or torch.compiler.is_compiling() or transformed() or not self._prepared.value:
+            return None
+        ahead = self._prepared.value.pop()
+        if ahead.place == gradient_place() and not recomputed():
+            return ahead.weight
+        # It was made under another gradient mode, or the layer will be run again by itself: then by itself now too.
+        with torch.no_grad():
+            torch._foreach_copy_(ahead.state, ahead.before)
+        return None
+
+
+class Ahead(NamedTuple):
+    """A weight that a group has computed, under which gradient mode, and what its state was before."""
+
+    weight: Tensor
+    place: tuple[bool, bool]
+    state: list[Tensor]
+    before: list[Tensor]
+
+
+def gradient_place() -> tuple[bool, bool]:
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
 def default_dim(module: nn.Module) -> int:

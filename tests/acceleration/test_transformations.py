@@ -1,0 +1,501 @@
+"""Accelerated models under tracing, export, torch.func, forward mode, checkpointing, autocast and torch.compile: what the
+original gives, and no other way."""
+
+import contextlib
+import copy
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, stack_module_state
+from torch.utils.checkpoint import checkpoint
+
+import gankern
+
+X = torch.randn(3, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """Pairs of every kind, met as functions and as modules; ``wrap`` is around its parts."""
+
+    def __init__(self, norm=lambda layer: layer, wrap=lambda part, x: part(x)):
+        super().__init__()
+        self.a = nn.Conv2d(4, 8, 3, padding=1)
+        self.n = nn.BatchNorm2d(8)
+        self.act = nn.LeakyReLU(0.2)
+        self.b = norm(nn.Conv2d(8, 8, 3, padding=1))
+        self.c = norm(nn.Conv2d(8, 4, 4, 2, 1))
+        self.wrap = wrap
+
+    def first(self, x):
+        return self.act(self.n(self.a(F.interpolate(x, scale_factor=2))))
+
+    def second(self, x):
+        return self.c(F.relu(F.avg_pool2d(self.b(x), 2)))
+
+    def forward(self, x, *, scale: float = 1.0):
+        return self.wrap(self.second, self.wrap(self.first, x)) * scale
+
+
+NORMS = {
+    "no norm": lambda layer: layer,
+    "parametrization": nn.utils.parametrizations.spectral_norm,
+    "hook": nn.utils.spectral_norm,
+}
+
+
+def pair(norm="no norm", training=False, **options):
+    """The original and its accelerated twin."""
+    torch.manual_seed(0)
+    net = Net(NORMS[norm], **options).double().train(training)
+    twin = copy.deepcopy(net)
+    assert gankern.accelerate(twin).replaced
+    return net, twin
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def trained(net, x=X, steps=2):
+    """Everything that some steps leave, penalty included."""
+    results = []
+    for _ in range(steps):
+        x = x.detach().clone().requires_grad_()
+        y = net(x)
+        y.square().sum().backward()
+        results += [y.detach(), x.grad]
+    grads = {n: p.grad for n, p in net.named_parameters()}
+    return results, grads, {n: b.clone() for n, b in net.named_buffers()}
+
+
+def weights(net):
+    return {n: p.detach() for n, p in net.named_parameters()}, {n: b.clone() for n, b in net.named_buffers()}
+
+
+# ---- each returns what a network gives ------------------------------------------------------------------------------
+
+
+def traced(net):
+    return torch.jit.trace(net, X)(X)
+
+
+def exported(net):
+    program = torch.export.export(net, (X,))
+    assert not [node for node in program.graph.nodes if "gankern" in str(node.target)]
+    return program.module()(X)
+
+
+def exported_with_a_batch(net):
+    shapes = {"x": {0: torch.export.Dim("batch", min=2, max=64)}}
+    return torch.export.export(net, (X,), dynamic_shapes=shapes).module()(X[:2])
+
+
+def mapped(net):
+    return torch.func.vmap(net)(torch.stack([X, 2 * X]))
+
+
+def per_sample(net):
+    state, buffers = weights(net)
+
+    def loss(state, x):
+        return functional_call(net, (state, buffers), (x[None],)).square().sum()
+
+    return torch.func.vmap(torch.func.grad(loss), (None, 0))(state, X)
+
+
+def ensemble(net):
+    other = copy.deepcopy(net)
+    for p in other.parameters():
+        p.data.mul_(1.5)
+    state = stack_module_state([net, other])
+    return torch.func.vmap(lambda *state: functional_call(net, state, (X,)))(*state)
+
+
+def reverse(net):
+    return torch.func.jacrev(lambda x: net(x).sum((1, 2, 3)))(X)
+
+
+def pushed(net):
+    return torch.func.jvp(net, (X,), (X.cos(),))
+
+
+def dual(net):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(net(forward_ad.make_dual(X, X.cos()))).tangent
+
+
+def inference(net):
+    with torch.inference_mode():
+        return net(X).clone()
+
+
+def on_meta(net):
+    y = net.to("meta")(X.to("meta"))
+    return torch.empty(y.shape).fill_(y.device.type == "meta")
+
+
+def scaled(net):
+    return net(X, scale=2.0)
+
+
+GIVES = [
+    traced,
+    exported,
+    exported_with_a_batch,
+    mapped,
+    per_sample,
+    ensemble,
+    reverse,
+    pushed,
+    dual,
+    inference,
+    on_meta,
+    scaled,
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("gives", GIVES, ids=lambda f: f.__name__)
+def test_what_the_original_gives(gives, norm):
+    if gives is ensemble and norm == "parametrization":
+        pytest.skip("torch stacks modules of one class")
+    net, twin = pair(norm)
+    expected = gives(net)
+    close(gives(twin), expected)
+    close(twin(X) if gives is not on_meta else (), net(X) if gives is not on_meta else ())
+
+
+def test_signatures_are_the_originals():
+    net, twin = pair("hook")
+    for name, module in net.named_modules():
+        other = twin.get_submodule(name)
+        assert inspect.signature(other.forward) == inspect.signature(module.forward), name
+
+
+def test_scripting_is_refused_until_it_is_restored():
+    _, twin = pair()
+    for model in (twin, nn.Sequential(twin), copy.deepcopy(twin)):
+        with pytest.raises(TypeError, match="torch.jit.script cannot compile gankern's accelerated model: .*restore"):
+            torch.jit.script(model)
+    layer = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+    gankern.accelerate(layer)
+    gankern.restore(layer)
+    close(torch.jit.script(layer.double())(X), layer(X))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_in_a_file_needs_no_gankern(tmp_path):
+    net, twin = pair("parametrization")
+    torch.jit.trace(twin, X).save(str(tmp_path / "traced.pt"))
+    torch.export.save(torch.export.export(twin, (X,)), tmp_path / "exported.pt2")
+    torch.save((X, net(X).detach()), tmp_path / "tensors")
+    code = (
+        "import sys, torch\n"
+        "x, y = torch.load('tensors')\n"
+        "for run in (torch.jit.load('traced.pt'), torch.export.load('exported.pt2').module()):\n"
+        "    torch.testing.assert_close(run(x), y, rtol=1e-9, atol=1e-9)\n"
+        "assert 'gankern' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+# ---- checkpointing, and what else keeps what autograd saves -----------------------------------------------------
+
+
+def not_reentrant(part, x):
+    return checkpoint(part, x, use_reentrant=False)
+
+
+def reentrant(part, x):
+    return checkpoint(part, x, use_reentrant=True)
+
+
+def selective(part, x):
+    from torch.utils.checkpoint import create_selective_checkpoint_contexts
+
+    kept = [torch.ops.aten.convolution.default, torch.ops.aten.mm.default]
+    contexts = lambda: create_selective_checkpoint_contexts(kept)  # noqa: E731
+    return checkpoint(part, x, use_reentrant=False, context_fn=contexts)
+
+
+def saved_elsewhere(part, x):
+    with torch.autograd.graph.save_on_cpu():
+        return part(x)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("wrap", [not_reentrant, reentrant, selective, saved_elsewhere], ids=lambda f: f.__name__)
+def test_checkpointing(wrap, norm):
+    net, twin = pair(norm, training=True, wrap=wrap)
+    close(trained(twin), trained(net))
+
+
+# ---- what waits keeps the state of the place where it was called ------------------------------------------------
+
+
+class Switching(nn.Module):
+    """Each half of a pair under another state; ``outer`` holds for the first, ``inner`` for the second."""
+
+    def __init__(self, outer, inner):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+        self.n = nn.BatchNorm2d(4)
+        self.outer, self.inner = outer, inner
+
+    def forward(self, x):
+        with self.outer():
+            h = F.interpolate(x, scale_factor=2)
+        with self.inner():
+            h = self.a(h)
+        with self.outer():
+            h = self.b(h.to(x.dtype))
+        with self.inner():
+            pooled = F.avg_pool2d(h, 2)
+        with self.outer():
+            normal = self.n(pooled.to(x.dtype))
+        with self.inner():
+            return h, pooled, F.relu(normal)
+
+
+def bfloat16():
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def no_autocast():
+    return torch.autocast("cpu", enabled=False)
+
+
+STATES = {
+    "nothing": contextlib.nullcontext,
+    "autocast": bfloat16,
+    "autocast off": no_autocast,
+    "no_grad": torch.no_grad,
+    "enable_grad": torch.enable_grad,
+    "inference mode off": lambda: torch.inference_mode(False),
+    "reference": lambda: gankern.use_implementation("reference"),
+    "precision": lambda: gankern.convolution_precision("medium"),
+    "saved on the CPU": torch.autograd.graph.save_on_cpu,
+}
+
+
+@pytest.mark.parametrize("around", ["nothing", "autocast", "no_grad"])
+@pytest.mark.parametrize("inner", STATES)
+@pytest.mark.parametrize("outer", ["nothing", "autocast", "autocast off", "no_grad", "enable_grad"])
+def test_state_of_the_place(outer, inner, around):
+    torch.manual_seed(0)
+    net = Switching(STATES[outer], STATES[inner]).train()
+    twin = copy.deepcopy(net)
+    gankern.accelerate(twin)
+    results = []
+    for model in (net, twin):
+        x = X.float().requires_grad_()
+        with STATES[around]():
+            y = model(x)
+        assert all(type(t) is torch.Tensor for t in y)
+        loss = sum(t.float().square().sum() for t in y)
+        if loss.requires_grad:
+            loss.backward()
+        results.append((y, [t.requires_grad for t in y], x.grad, [p.grad for p in model.parameters()]))
+    (found, found_needs, *found_grads), (expected, needs, *grads) = results[1], results[0]
+    assert [t.dtype for t in found] == [t.dtype for t in expected] and found_needs == needs
+    loose = {"rtol": 2e-2, "atol": 2e-2} if torch.bfloat16 in [t.dtype for t in expected] else {}
+    loose = loose or {"rtol": 1e-4, "atol": 1e-4}
+    if "autocast" in (outer, inner, around):
+        loose = {"rtol": 5e-2, "atol": 5e-2}
+    torch.testing.assert_close(found, expected, **loose)
+    for a, b in zip([found_grads[0], *found_grads[1]], [grads[0], *grads[1]]):
+        assert (a is None) == (b is None)
+        if a is not None and "autocast" not in (outer, inner, around):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_gradients_inside_a_forward_without():
+    """Inference mode and no_grad around a network that differentiates inside."""
+
+    class Inside(Net):
+        def forward(self, x):
+            with torch.inference_mode(False), torch.enable_grad():
+                x = x.clone().requires_grad_()
+                (grad,) = torch.autograd.grad(super().forward(x).sum(), [x])
+            return grad
+
+    torch.manual_seed(0)
+    net = Inside(NORMS["hook"]).double()
+    twin = copy.deepcopy(net)
+    gankern.accelerate(twin)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            close(twin(X.clone()), net(X.clone()))
+
+
+def test_a_transform_inside_a_forward():
+    class Inside(Net):
+        def forward(self, x):
+            h = F.interpolate(x, scale_factor=2)
+            mapped = torch.func.vmap(lambda row: F.relu(self.a(row[None])))(h)
+            return mapped.sum() + F.avg_pool2d(self.b(self.a(h)), 2).sum()
+
+    torch.manual_seed(0)
+    net = Inside().double()
+    twin = copy.deepcopy(net)
+    gankern.accelerate(twin)
+    close(trained(twin), trained(net))
+
+
+# ---- torch.compile ----------------------------------------------------------------------------------------------
+
+
+class Graphs:
+    """A backend that counts them."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, graph, inputs):
+        self.count += 1
+        return graph.forward
+
+
+def driven(net):
+    """Training, evaluation and no_grad, with batches of three sizes."""
+    found = []
+    for batch in (3, 5, 2):
+        x = torch.cat([X, X.sin()])[:batch]
+        net.train()
+        y = net(x)
+        y.square().sum().backward()
+        found.append(y.detach())
+        net.eval()
+        found.append(net(x).detach())
+        with torch.no_grad():
+            found.append(net(x))
+    return found, [p.grad for p in net.parameters()]
+
+
+def whole(norm):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Upsample(scale_factor=2), Net(norm), nn.Conv2d(4, 4, 3, padding=1), nn.AvgPool2d(2))
+    return net.double()
+
+
+def replaced(net, index, part):
+    net[index] = part
+    return net
+
+
+ORDERS = {
+    "accelerate, compile": lambda net, backend: gankern.accelerate(net) and torch.compile(net, backend=backend),
+    "accelerate, .compile()": lambda net, backend: (gankern.accelerate(net), net.compile(backend=backend), net)[-1],
+    "part compiled, accelerate": lambda net, backend: (
+        replaced(net, 1, torch.compile(net[1], backend=backend)),
+        gankern.accelerate(net),
+        net,
+    )[-1],
+    "accelerate, part compiled": lambda net, backend: (
+        gankern.accelerate(net),
+        replaced(net, 1, torch.compile(net[1], backend=backend)),
+    )[-1],
+    "part .compile(), accelerate": lambda net, backend: (
+        net[1].compile(backend=backend),
+        gankern.accelerate(net),
+        net,
+    )[-1],
+    "accelerate part, compile": lambda net, backend: (
+        gankern.accelerate(net[1]),
+        torch.compile(net, backend=backend),
+    )[-1],
+    "compile, accelerate part": lambda net, backend: (
+        torch.compile(net, backend=backend),
+        gankern.accelerate(net[1]),
+    )[0],
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("order", ORDERS)
+def test_compiled_in_any_order(order):
+    """The numbers of the original, in no more graphs than it takes by itself."""
+    net = whole(NORMS["parametrization"])
+    expected = driven(copy.deepcopy(net))
+    torch._dynamo.reset()
+    graphs = Graphs()
+    alone = copy.deepcopy(net)
+    driven(torch.compile(alone, backend=graphs))
+    torch._dynamo.reset()
+    ours = Graphs()
+    close(driven(ORDERS[order](net, ours)), expected)
+    assert 0 < ours.count <= graphs.count
+
+
+class Helped(Net):
+    """Its forward calls a function that was compiled."""
+
+    def forward(self, x):
+        return self.second(helper(F.interpolate(self.first(x), scale_factor=2)))
+
+
+helper = torch.compile(lambda x: x.sin() * 2, backend="eager")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_function_inside():
+    torch.manual_seed(0)
+    net = Helped().double()
+    twin = copy.deepcopy(net)
+    gankern.accelerate(twin)
+    close(trained(twin), trained(net))
+
+
+def test_a_fresh_process_compiles_more_than_once(tmp_path):
+    code = (
+        "import copy, torch, gankern\n"
+        "from torch import nn\n"
+        "torch.manual_seed(0)\n"
+        "net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2))\n"
+        "for _ in range(2):\n"
+        "    twin = copy.deepcopy(net)\n"
+        "    gankern.accelerate(twin)\n"
+        "    run = torch.compile(twin, backend='eager')\n"
+        "    for size, mode in ((2, True), (2, False), (3, True), (5, False)):\n"
+        "        x = torch.randn(size, 3, 8, 8)\n"
+        "        torch.testing.assert_close(run.train(mode)(x), copy.deepcopy(net).train(mode)(x))\n"
+        "        with torch.no_grad():\n"
+        "            run(x)\n"
+        "        twin.load_state_dict(net.state_dict())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("norm", NORMS)
+def test_round_trip(norm):
+    """Accelerated, compiled, trained, evaluated, with another batch, exported and restored: equal throughout."""
+    net, twin = pair(norm, training=True)
+    torch._dynamo.reset()
+    run = torch.compile(twin, backend="aot_eager")
+    optimisers = [torch.optim.Adam(n.parameters(), 0.01) for n in (net, twin)]
+    for batch in (X, X[:2]):
+        results = []
+        for model, optimiser in zip((net, run), optimisers):
+            optimiser.zero_grad()
+            y = model(batch)
+            y.square().sum().backward()
+            optimiser.step()
+            results.append(y.detach())
+        torch.testing.assert_close(*results, rtol=1e-7, atol=1e-7)
+    net.eval(), twin.eval()
+    torch.testing.assert_close(run(X), net(X), rtol=1e-6, atol=1e-6)
+    program = torch.export.export(twin, (X,)).module()
+    torch.testing.assert_close(program(X), net(X), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(twin(X[:1]), net(X[:1]), rtol=1e-6, atol=1e-6)
+    gankern.restore(run)
+    torch.testing.assert_close(twin(X), net(X), rtol=1e-6, atol=1e-6)
+    assert twin.state_dict().keys() == net.state_dict().keys() and "forward" not in twin.__dict__
