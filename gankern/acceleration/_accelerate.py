@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gankern.acceleration import _layers, _probe, _spectral
+from gankern.acceleration import _known, _layers, _spectral
 from gankern.acceleration._code import names_used
 from gankern.acceleration._compiled import inside_compiled_parts, is_compiled
 from gankern.acceleration._layers import Followed, Left, Replaced
 from gankern.acceleration._report import Report, Row
 from gankern.acceleration._root import Plan, root_forward
-from gankern.acceleration._verify import copy_of
+from gankern.acceleration._verify import copy_of, ran
 from gankern.acceleration._verify import verify as _verify
 from gankern.core.torch_internals import refuse_scripting
-from gankern.nn.utils._group import OURS, SpectralNormGroup, normalizers
+from gankern.nn.utils._group import OURS, SpectralNormGroup, is_taken, normalizers
 from gankern.nn.utils._requests import Prepared
 
 CHANGES = "_gankern_changes"  # of a module: what restore() undoes, in __dict__, so that it goes into copies and pickles
@@ -35,6 +36,8 @@ class Method:
     previous: Any  # of the instance; None where it had the class's
 
     def undo(self, module: nn.Module) -> None:
+        if not isinstance(module.__dict__.get(self.name), Replaced):
+            return  # somebody replaced it since
         if self.previous is None:
             module.__dict__.pop(self.name, None)
         else:
@@ -49,7 +52,8 @@ class Kernels:
     previous: type
 
     def undo(self, module: nn.Module) -> None:
-        self.normalizer.__class__ = self.previous
+        if type(self.normalizer) is OURS.get(self.previous):
+            self.normalizer.__class__ = self.previous
         self.normalizer.__dict__.pop("_prepared", None)
 
 
@@ -71,6 +75,9 @@ def _replace(module: nn.Module, name: str, function: Callable[..., Any], *consta
     if name != "forward":
         replaced.name = name
     module.__dict__[name] = replaced
+
+
+_untouched: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # in which accelerate found nothing to replace
 
 
 def is_accelerated(module: nn.Module) -> bool:
@@ -183,6 +190,10 @@ _FUNCTIONS = {
 }
 
 
+_TELLING = {"rsqrt", "var", "std", "mean"}  # what a layer calls that may look like one of ours
+_UNCHANGED = "runs as it is: nothing of ours for it"
+
+
 class _Work:
     """One call of accelerate."""
 
@@ -219,21 +230,37 @@ class _Work:
                 self._upsample(name, module, firsts)
             else:
                 self._own_code(name, module)
+        self._others()
         self.report.rows = self._one_each()
         if self.report.replaced:
             self._root(group)
 
     def _one_each(self) -> list[Row]:
-        """One row a layer, in the order of the module; a layer that was left in one respect was replaced in another."""
-        rows: dict[str, Row] = {}
+        """In the order of the module: one row for what was replaced in a layer, and one for what was left in it."""
+        rows: dict[tuple[str, bool], Row] = {}
         for row in self.report.rows:
-            first = rows.get(row.layer)
-            if first is None or first.after is None:
-                rows[row.layer] = row
-            elif row.after is not None:
-                notes = "; ".join(note for note in (first.note, row.note) if note)
-                rows[row.layer] = Row(row.layer, first.before, f"{first.after}; {row.after}", notes)
-        return sorted(rows.values(), key=lambda row: list(self.names.values()).index(row.layer))
+            key = row.layer, row.after is None
+            first = rows.get(key)
+            if first is None:
+                rows[key] = row
+            else:
+                after = row.after if first.after is None else f"{first.after}; {row.after}"
+                notes = "; ".join(dict.fromkeys(note for note in (first.note, row.note) if note))
+                rows[key] = Row(row.layer, first.before, after, notes)
+        order = {name: i for i, name in enumerate(self.names.values())}
+        return sorted(rows.values(), key=lambda row: order[row.layer])
+
+    def _others(self) -> None:
+        """The layers with parameters that nothing was said of."""
+        listed = {row.layer for row in self.report.rows}
+        for name, module in self.modules:
+            if name not in listed and (any(True for _ in module.parameters(recurse=False)) or self._is_hooked(module)):
+                self.row(name, _describe(module), None, _UNCHANGED)
+
+    @staticmethod
+    def _is_hooked(module: nn.Module) -> bool:
+        """Whether its parameters are made of others."""
+        return parametrize.is_parametrized(module)
 
     # ---- spectral norm ---------------------------------------------------------------------------------------
 
@@ -248,6 +275,9 @@ class _Work:
             name, form = self.names[id(layer)], "hook" if layer is owner else "parametrization"
             ours = OURS.get(type(normalizer))
             before = f"{_describe(layer)}, spectral norm ({form})"
+            if not is_taken(owner, normalizer):
+                self.row(name, before, None, "its parameter is of a type that only torch's kernels take")
+                continue
             if ours is not None:
                 _change(layer, Kernels(normalizer, type(normalizer)))
                 normalizer.__class__ = ours
@@ -314,7 +344,8 @@ class _Work:
     def _leaf(self, name: str, module: nn.Module, leaf: Leaf, followed: Followed | None) -> None:
         function, what = leaf
         before = _describe(module)
-        if isinstance(module, nn.Conv2d) and not _same_method(module, nn.Conv2d, "_conv_forward"):
+        own = "_conv_forward" in module.__dict__ or not _same_method(module, nn.Conv2d, "_conv_forward")
+        if isinstance(module, nn.Conv2d) and own:
             return self.row(name, before, None, "its _conv_forward is its own")
         if what == _ENGINE and not _is_engine_shape(module):
             what = _CONVOLUTION
@@ -340,14 +371,21 @@ class _Work:
 
     def _own_code(self, name: str, module: nn.Module) -> None:
         if not type(module).__module__.startswith(("torch.", "gankern.nn.")):
-            found = _probe.recognise(module)
+            found, reason = _known.recognise(module)
             if found is not None:
-                _replace(module, "forward", _probe.probed_forward, *found)
-                return self.row(name, type(module).__name__, f"gankern's {found[0]}", "it computes the same")
+                _replace(module, "forward", _known.known_forward, _known.Known())
+                return self.row(name, type(module).__name__, f"gankern's {found}", "its code computes the same")
             if "virtualbatchnorm" in type(module).__name__.lower():
-                return self.row(
+                self.row(
                     name, type(module).__name__, None, "virtual batch norm of its own, which keeps state between calls"
                 )
+            elif (
+                next(module.children(), None) is None
+                and (names_used(module) & _TELLING or module._parameters)
+                and not names_used(module) & _FUNCTIONS
+                and not any(row.layer == name for row in self.report.rows)
+            ):
+                self.row(name, type(module).__name__, None, f"code of its own: {reason}")
         used = names_used(module) & _FUNCTIONS
         if isinstance(module, nn.Conv2d):
             used = used | {"conv2d"}
@@ -430,22 +468,40 @@ def accelerate(
         _Work(root, report, chosen, fast_double_backward).run()
         if not report.replaced:
             report.notes.append("Nothing in it can be made faster: it was left alone.")
+            _untouched.add(root)
         elif verify is not None:
             gained = _verify(pristine, root, verify, report)
+            reached = ran(pristine, verify)
+            names = {name for name, _ in root.named_modules()} - reached
+            report.rows = [replace(r, note=_also(r.note, NOT_RUN)) if r.layer in names else r for r in report.rows]
             if not gained:
                 _restore(root, inside)
                 report.notes.append("Nothing is gained for these inputs: it was left alone.")
-                report.rows = [Row(r.layer, r.before, None, "nothing gained") for r in report.rows]
+                _untouched.add(root)
+                report.rows = [
+                    Row(r.layer, r.before, None, _also(r.note if r.after is None else "", "nothing gained"))
+                    for r in report.rows
+                ]
     except BaseException:
         _restore(root, inside)
         raise
     return report
 
 
+NOT_RUN = "did not run for these inputs"
+
+
+def _also(note: str, more: str) -> str:
+    return f"{note}; {more}" if note else more
+
+
 def restore(module: nn.Module) -> None:
     """Undoes :func:`accelerate`, for the module or for a part of it: every layer is what it was.
 
-    Raises: ValueError where neither it nor anything inside it is accelerated.
+    A method that was replaced on the instance since stays what it is. Of a module in which nothing was replaced
+    there is nothing to undo.
+
+    Raises: ValueError where neither it nor anything inside it was accelerated.
     """
     if isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
         module = module._orig_mod
@@ -453,6 +509,8 @@ def restore(module: nn.Module) -> None:
         raise TypeError(f"restore: module is {_kind(module)}; it must be a torch.nn.Module")
     root = _unwrapped(module)
     if not any(is_accelerated(m) for m in root.modules()):
+        if root in _untouched:
+            return _untouched.remove(root)
         raise ValueError(f"restore: this {type(root).__name__} was never accelerated (or is restored already)")
     _restore(root)
 

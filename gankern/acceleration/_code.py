@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dis
+import inspect
 import types
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
 _LIBRARIES = ("torch", "gankern")
+
+
+def original(module: nn.Module, name: str = "forward") -> Any:
+    """The method of a module's class, bound to it, whatever stands in its place on the instance."""
+    return inspect.getattr_static(type(module), name).__get__(module, type(module))
 
 
 def names_used(module: nn.Module) -> frozenset[str]:

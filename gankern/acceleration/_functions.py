@@ -26,7 +26,14 @@ _aten = torch.ops.aten
 
 def matters(x: Tensor) -> bool:
     """Whether the gradient of what is made of x may be differentiated twice."""
-    return state.double and x.requires_grad and torch.is_grad_enabled() and plain() and not autocasting(x.device.type)
+    return (
+        state.double
+        and x.requires_grad
+        and not x.is_complex()
+        and torch.is_grad_enabled()
+        and plain()
+        and not autocasting(x.device.type)
+    )
 
 
 # ---- convolutions -------------------------------------------------------------------------------------------

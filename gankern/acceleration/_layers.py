@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 import gankern.functional as GF
 from gankern.acceleration import _functions
+from gankern.acceleration._code import original
 from gankern.acceleration._functions import matters
 from gankern.acceleration._scope import (
     HANDLERS,
@@ -145,9 +146,9 @@ class Followed:
 
 
 class Left:
-    """The shape of the last input for which a convolution was left to torch, whatever the settings: asked once."""
+    """The shapes and options for which a convolution was last left to torch, whatever the settings: asked once."""
 
-    shape: torch.Size | None = None
+    how: tuple | None = None
 
     def __reduce__(self):
         return Left, ()
@@ -232,6 +233,8 @@ def _is_faster(module: nn.Module, x: Tensor) -> bool:
         return False
     if any(t is not None and t.dtype != x.dtype for t in (module.weight, module.bias, module.running_mean)):
         return False
+    if (module.running_mean is None) != (module.running_var is None):
+        return False
     if x.numel() <= x.shape[1] or (module.weight is None) != (module.bias is None):
         return False  # one value a channel: torch's own error
     if matters(x):
@@ -258,13 +261,13 @@ def _normalize(
     if followed is not None and activation is None:
         followed.misses += 1
     mean, var, momentum = module.running_mean, module.running_var, module.momentum
-    training = module.training or mean is None
-    if training and mean is not None:
+    training = module.training or (mean is None and var is None)
+    if module.training and module.track_running_stats:
         if counts and module.num_batches_tracked is not None:
             module.num_batches_tracked.add_(1)
-        if momentum is None:
+        if momentum is None and module.num_batches_tracked is not None:
             momentum = 1 / float(module.num_batches_tracked)
-    if not counts and training:
+    if training and not (counts and module.track_running_stats):
         mean = var = None
     if mean is not None:
         # torch's kernel saves these and updates them unseen; a forward by it may still wait for its backward.
@@ -339,12 +342,16 @@ HANDLERS.update(
 # ---- modules ------------------------------------------------------------------------------------------------
 
 
-def leaf(function: Callable[..., Tensor], constants: int = 0) -> Callable[..., Tensor]:
+def leaf(function: Callable[..., Tensor], constants: int = 0, stands_for: Sequence[type] = ()) -> Callable[..., Tensor]:
     """A module's forward, which tells the scope that an operation comes. ``constants`` of its arguments stand before
-    those of torch's forward."""
+    those of torch's forward. ``stands_for``: the modules whose forward it replaces; where the module became one with
+    another forward since, that runs."""
+    known = tuple(cls.forward for cls in stands_for)
 
     @functools.wraps(function)
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        if known and type(module).forward not in known:
+            return original(module)(*args[constants:], **kwargs)
         if torch.compiler.is_compiling():  # the compiler fuses by itself; it traces convolutions, see conv2d_forward
             return type(module).forward(module, *args[constants:], **kwargs)
         if transformed() or recomputed():  # torch's own has rules for it, and saves what it saves again
@@ -380,15 +387,18 @@ def _is_known(kind: str, x: Tensor, weight: Tensor) -> bool:
     return is_known(kind, weight.shape[1], weight.shape[0], pixels)
 
 
-@functools.partial(leaf, constants=2)
+@functools.partial(leaf, constants=2, stands_for=(nn.Conv2d,))
 def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, input: Tensor) -> Tensor:
     weight, padding = module.weight, module.padding
-    if not state.double and type(input) is Tensor:
-        if input.shape == left.shape:
+    unpaired = followed is None or followed.misses >= followed.patience
+    if unpaired and not state.double and type(input) is Tensor:
+        how = (input.shape, weight.shape, module.stride, padding, module.dilation, module.groups)
+        if how == left.how:
             return module._conv_forward(input, weight, module.bias)
         kind, _ = _kind(weight, module.stride, padding, module.dilation, module.groups)
         if kind is None or (input.ndim == 4 and not _is_known(kind, input, weight)):
-            left.shape = input.shape
+            left.how = how
+            return module._conv_forward(input, weight, module.bias)
     if module.padding_mode != "zeros":
         input = F.pad(settled(input), module._reversed_padding_repeated_twice, mode=module.padding_mode)
         padding = 0
@@ -399,7 +409,7 @@ def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, inp
         state.followed = before
 
 
-@leaf
+@functools.partial(leaf, stands_for=(nn.ConvTranspose2d,))
 def conv_transpose2d_forward(module: nn.ConvTranspose2d, input: Tensor, output_size: list[int] | None = None) -> Tensor:
     if output_size is not None or module.padding_mode != "zeros":
         return type(module).forward(module, settled(input), output_size)
@@ -415,7 +425,7 @@ def conv_transpose2d_forward(module: nn.ConvTranspose2d, input: Tensor, output_s
     )
 
 
-@leaf
+@functools.partial(leaf, stands_for=(nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d))
 def convolution_forward(module: nn.Module, input: Tensor, *output_size: Any) -> Tensor:
     """Of one and three dimensions, either direction: torch's, with a cheap second derivative."""
     input = settled(input)
@@ -436,7 +446,7 @@ def convolution_forward(module: nn.Module, input: Tensor, *output_size: Any) -> 
     return type(module).forward(module, input, *output_size)
 
 
-@functools.partial(leaf, constants=1)
+@functools.partial(leaf, constants=1, stands_for=(nn.BatchNorm2d,))
 def batch_norm_forward(module: nn.Module, followed: Followed | None, input: Tensor) -> Tensor:
     input = settled(input)
     if not _is_faster(module, input) or autocasting(input.device.type):
@@ -447,29 +457,34 @@ def batch_norm_forward(module: nn.Module, followed: Followed | None, input: Tens
     return _normalize(input, module.weight, module.bias, module, None)
 
 
+_RELU, _LEAKY_RELU = nn.ReLU.forward, nn.LeakyReLU.forward
+
+
 def relu_forward(module: nn.ReLU, input: Tensor) -> Tensor:
-    if torch.compiler.is_compiling() or not (state.double or state.intercepting):  # nothing to do, at the least cost
+    plain_call = torch.compiler.is_compiling() or not (state.double or state.intercepting)
+    if plain_call and type(module).forward is _RELU:  # nothing to do, at the least cost
         return F.relu(input, module.inplace)
     return _relu_forward(module, input)
 
 
-@leaf
+@functools.partial(leaf, stands_for=(nn.ReLU,))
 def _relu_forward(module: nn.ReLU, input: Tensor) -> Tensor:
     return relu(input, module.inplace)
 
 
 def leaky_relu_forward(module: nn.LeakyReLU, input: Tensor) -> Tensor:
-    if torch.compiler.is_compiling() or not (state.double or state.intercepting):
+    plain_call = torch.compiler.is_compiling() or not (state.double or state.intercepting)
+    if plain_call and type(module).forward is _LEAKY_RELU:
         return F.leaky_relu(input, module.negative_slope, module.inplace)
     return _leaky_relu_forward(module, input)
 
 
-@leaf
+@functools.partial(leaf, stands_for=(nn.LeakyReLU,))
 def _leaky_relu_forward(module: nn.LeakyReLU, input: Tensor) -> Tensor:
     return leaky_relu(input, module.negative_slope, module.inplace)
 
 
-@leaf
+@functools.partial(leaf, stands_for=(nn.AvgPool2d,))
 def avg_pool2d_forward(module: nn.AvgPool2d, input: Tensor) -> Tensor:
     return avg_pool2d(
         input,
@@ -482,7 +497,7 @@ def avg_pool2d_forward(module: nn.AvgPool2d, input: Tensor) -> Tensor:
     )
 
 
-@leaf
+@functools.partial(leaf, stands_for=(nn.MaxPool2d,))
 def max_pool2d_forward(module: nn.MaxPool2d, input: Tensor) -> Any:
     return _functions.max_pool2d(
         settled(input),
@@ -495,12 +510,12 @@ def max_pool2d_forward(module: nn.MaxPool2d, input: Tensor) -> Any:
     )
 
 
-@leaf
+@functools.partial(leaf, stands_for=(nn.AdaptiveAvgPool2d,))
 def adaptive_avg_pool2d_forward(module: nn.AdaptiveAvgPool2d, input: Tensor) -> Tensor:
     return _functions.adaptive_avg_pool2d(settled(input), module.output_size)
 
 
-@leaf
+@functools.partial(leaf, stands_for=(nn.Upsample,))
 def upsample_forward(module: nn.Upsample, input: Tensor) -> Tensor:
     if not unwatched(module):
         input = settled(input)

@@ -1,20 +1,49 @@
-"""Spectral norm that repositories wrote (or copied) themselves: recognised by its parts, proved by its numbers."""
+"""Spectral norm that repositories wrote (or copied) themselves: recognised by its parts, taken over where its code is
+known to compute what ours does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gankern.acceleration._code import original
+from gankern.acceleration._read import Delegated, Reader, Unknown, Value, Written, constant, holds, numbers_in
 from gankern.acceleration._scope import settle, state
-from gankern.acceleration._verify import copy_of
+from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import transformed
 from gankern.nn.utils._requests import Prepared, Request, Rules, normalize
 
-TOLERANCE = 1e-4  # relative; of weights and vectors after two iterations, which fp32 reproduces to about 1e-6
+MOST_ITERATIONS = 16  # that are recognised
+
+
+# ---- our formulas, as they are read (see _read.py) ----------------------------------------------------------------
+
+
+def _biggan(weight, u, iterations, eps):
+    w = weight.view(weight.shape[0], -1)
+    with torch.no_grad():
+        for _ in range(iterations):
+            v = F.normalize(torch.matmul(u, w), eps=eps)
+            u = F.normalize(torch.matmul(v, w.t()), eps=eps)
+    sigma = torch.matmul(torch.matmul(v, w.t()), u.t())
+    return weight / sigma, u, sigma
+
+
+def _wrapper(weight, u, v, iterations, eps):
+    w = weight.detach().view(weight.shape[0], -1)
+    for _ in range(iterations):
+        v = torch.mv(w.t(), u)
+        v = v / (v.norm() + eps)
+        u = torch.mv(w, v)
+        u = u / (u.norm() + eps)
+    u, v = u.detach(), v.detach()
+    sigma = u.dot(weight.view(weight.shape[0], -1).mv(v))
+    return weight / sigma, u, v
 
 
 @dataclass(frozen=True)
@@ -24,20 +53,15 @@ class Family:
     name: str
     dialect: str
     method: str  # that is replaced
-    returns_weight: bool  # by the method; else it is set on the inner layer
-    weight: Callable[[nn.Module], Tensor]
-    u: Callable[[nn.Module], Tensor]
-    v: Callable[[nn.Module], Tensor | None]
-    sigma: Callable[[nn.Module], Tensor | None]
-    options: Callable[[nn.Module], tuple[int, float]]  # iterations, eps
+    # Names of its tensors; {} is the name of the parameter, "module." stands before those of the inner layer.
+    weight: str
+    u: str
+    v: str | None
+    sigma: str | None
     runs_inner: bool = False  # the method is the whole forward
     # Whether its gradient uses the vectors of the last forward, whichever forward it belongs to: u and v are replaced
     # through .data, which autograd does not see.
     last_vectors: bool = False
-
-
-def _bar(part: str) -> Callable[[nn.Module], Tensor]:
-    return lambda m: getattr(m.module, m.name + part)
 
 
 FAMILIES = {
@@ -45,50 +69,104 @@ FAMILIES = {
         "a wrapper with weight_bar, weight_u, weight_v",
         "wrapper",
         "_update_u_v",
-        False,
-        _bar("_bar"),
-        _bar("_u"),
-        _bar("_v"),
-        lambda m: None,
-        lambda m: (m.power_iterations, 1e-12),
+        "module.{}_bar",
+        "module.{}_u",
+        "module.{}_v",
+        None,
         last_vectors=True,
     ),
     "torchgan": Family(
         "a wrapper with w_bar, u, v (torchgan)",
         "wrapper",
         "forward",
-        False,
-        lambda m: m.w_bar,
-        lambda m: m.u,
-        lambda m: m.v,
-        lambda m: None,
-        lambda m: (m.power_iterations, 1e-12),
+        "w_bar",
+        "u",
+        "v",
+        None,
         runs_inner=True,
         last_vectors=True,
     ),
-    "mimicry": Family(
-        "a layer with sn_u, sn_sigma",
-        "biggan",
-        "sn_weights",
-        True,
-        lambda m: m.weight,
-        lambda m: m.sn_u,
-        lambda m: None,
-        lambda m: m.sn_sigma,
-        lambda m: (m.num_iters, m.eps),
-    ),
-    "biggan": Family(
-        "a layer with u0, sv0 (BigGAN)",
-        "biggan",
-        "W_",
-        True,
-        lambda m: m.weight,
-        lambda m: m.u0,
-        lambda m: None,
-        lambda m: m.sv0,
-        lambda m: (1, m.eps),
-    ),
+    "mimicry": Family("a layer with sn_u, sn_sigma", "biggan", "sn_weights", "weight", "sn_u", None, "sn_sigma"),
+    "biggan": Family("a layer with u0, sv0 (BigGAN)", "biggan", "W_", "weight", "u0", None, "sv0"),
 }
+
+
+def _full(module: nn.Module, name: str) -> str:
+    return name.format(getattr(module, "name", "weight"))
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    owner, _, inner = _full(module, name).rpartition(".")
+    return getattr(getattr(module, owner) if owner else module, inner)
+
+
+# ---- what the code does -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How often the method iterates in one mode, while the guards hold; or why that is not known."""
+
+    guards: Sequence[Callable[[nn.Module], bool]] = ()
+    iterations: int = 0
+    eps: float = 0.0
+    reason: str = ""
+
+
+def read(module: nn.Module, name: str) -> Reading:
+    """What the method of a family computes and leaves behind, in the mode that the module is in."""
+    family, reader = FAMILIES[name], Reader(module)
+    found = getattr(type(module), family.method)
+    reader.guard("method", lambda m: getattr(type(m), family.method) is found)
+    try:
+        weight, u, *others = (
+            _cell(reader, module, each) for each in (family.weight, family.u, family.v) if each is not None
+        )
+        result = reader.function(found, (reader.root,), {})
+        if family.v is not None:
+            target = _full(module, "module.{}")
+            written = reader.written.pop(target, None)
+            if not isinstance(written, Written) or written.way != "attribute":
+                raise Unknown("it does not set the weight of the layer inside")
+            if isinstance(result, Delegated) != family.runs_inner or (result is not None and not family.runs_inner):
+                raise Unknown("it returns something else")
+            if family.runs_inner and (result.path, result.arguments) != ("module.", ()):
+                raise Unknown("it runs something else")
+            result = written.value
+        written = {key: (each.way, each.value) for key, each in reader.written.items()}
+        for eps in sorted(e for e in numbers_in(result.node) if 0 < e < 1):
+            for iterations in range(1, MOST_ITERATIONS + 1):
+                if _is_ours(reader, module, family, (weight, u, *others, iterations, eps), result, written):
+                    return Reading(tuple(reader.guards.values()), iterations, eps)
+    except Unknown as reason:
+        return Reading(reason=str(reason))
+    except AttributeError as reason:  # a tensor of its own is missing
+        return Reading(reason=str(reason))
+    return Reading(reason="its formula is none of ours")
+
+
+def _cell(reader: Reader, module: nn.Module, name: str) -> Any:
+    value: Any = reader.root
+    for part in _full(module, name).split("."):
+        value = reader.member(value, part)
+    return replace(value, cell=None) if isinstance(value, Value) else value  # as it is before the method runs
+
+
+def _is_ours(reader: Reader, module: nn.Module, family: Family, arguments: tuple, result: Any, written: dict) -> bool:
+    if family.v is not None:
+        weight, u, v = reader.function(_wrapper, arguments, {})
+        expected = {family.u: ("data", u), family.v: ("data", v)}
+    else:
+        weight, u, sigma = reader.function(_biggan, arguments, {})
+        training = reader.attribute(reader.root, "training")
+        expected = {family.u: ("copy", u), family.sigma: ("copy", sigma)} if training else {}
+    if not weight.same(result) or len(written) != len(expected):
+        return False
+    for name, (way, value) in expected.items():
+        its_way, its = written.get(_full(module, name), (None, None))
+        if its_way != way or its.node is not constant(value.node):
+            return False
+    return True
 
 
 class Normalizer(Prepared):
@@ -96,20 +174,34 @@ class Normalizer(Prepared):
 
     def __init__(self, family: str) -> None:
         self.family = family
-
         self.vectors: tuple[Tensor, Tensor] | None = None  # of the last request, for those with last_vectors
+        self.readings: dict[bool, Reading] = {}  # by mode
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is known of the code is found out anew: names may mean something else in another process.
+        return self.__dict__ | {"readings": {}}
+
+    def reading(self, module: nn.Module) -> Reading | None:
+        """What is known of the method in the present mode, where it is what ours does."""
+        reading = self.readings.get(module.training)
+        if reading is None or not holds(reading.guards, module):
+            reading = self.readings[module.training] = read(module, self.family)
+        return reading if reading.iterations else None
+
+    def ready(self, module: nn.Module) -> bool:
+        return self.reading(module) is not None and _is_taken(module, FAMILIES[self.family])
 
     def request(self, module: nn.Module) -> Request:
-        family = FAMILIES[self.family]
-        weight, u, v = family.weight(module), family.u(module).detach().view(-1), family.v(module)
+        family, reading = FAMILIES[self.family], self.reading(module)
+        weight, u = _tensor(module, family.weight), _tensor(module, family.u).detach().view(-1)
         # Where v comes first and is not kept, the iteration does not read it: any values do.
-        v = weight.new_zeros(weight.numel() // u.numel()) if v is None else v.detach()
+        v = weight.new_zeros(weight.numel() // u.numel()) if family.v is None else _tensor(module, family.v).detach()
         if family.last_vectors:
             weight, u, v = weight.detach(), u.clone(), v.clone()
             self.vectors = u, v
-        iterations, eps = family.options(module)
-        rules = Rules(family.dialect, iterations, eps, module.training, weight.dtype, weight.device)
-        return Request(rules, weight, u, v, 0, family.sigma(module))
+        rules = Rules(family.dialect, reading.iterations, reading.eps, module.training, weight.dtype, weight.device)
+        sigma = None if family.sigma is None else _tensor(module, family.sigma)
+        return Request(rules, weight, u, v, 0, sigma)
 
     def weight(self, module: nn.Module) -> Tensor:
         family = FAMILIES[self.family]
@@ -117,7 +209,7 @@ class Normalizer(Prepared):
         normalized = normalize([self.request(module)])[0] if prepared is None else prepared
         if not family.last_vectors:
             return normalized
-        weight, u, v = family.weight(module), family.u(module), family.v(module)
+        weight, u, v = (_tensor(module, name) for name in (family.weight, family.u, family.v))
         u.data, v.data = self.vectors
         if not (torch.is_grad_enabled() and weight.requires_grad):
             return normalized
@@ -125,19 +217,36 @@ class Normalizer(Prepared):
         return weight / sigma.expand_as(weight)
 
 
+def _is_taken(module: nn.Module, family: Family) -> bool:
+    """Whether the tensors are such as ours takes, beside what the reading asks of them."""
+    tensors = [_tensor(module, name) for name in (family.weight, family.u, family.v, family.sigma) if name is not None]
+    weight = tensors[0]
+    return (
+        all(
+            type(x) in (Tensor, nn.Parameter) and x.dtype == weight.dtype and x.device == weight.device for x in tensors
+        )
+        and weight.dtype in FLOATING
+        and weight.is_contiguous()
+    )
+
+
 def method(module: nn.Module, normalizer: Normalizer, *args: Any, **kwargs: Any) -> Any:
     """In place of the family's method."""
     family = FAMILIES[normalizer.family]
     if torch.compiler.is_compiling() or transformed():  # as it is written
-        return getattr(type(module), family.method)(module, *args, **kwargs)
+        return original(module, family.method)(*args, **kwargs)
+    if not normalizer.ready(module) or ((args or kwargs) and not family.runs_inner) or kwargs:
+        if normalizer._prepared is not None:
+            normalizer._prepared.value.clear()
+        return original(module, family.method)(*args, **kwargs)
     if state.waiting is not None:
         settle(args[0] if args else None)
     with torch._C.DisableTorchFunction():
         weight = normalizer.weight(module)
-    if family.returns_weight:
+    if family.v is None:
         return weight
     setattr(module.module, module.name, weight)
-    return module.module.forward(*args, **kwargs) if family.runs_inner else None
+    return module.module.forward(*args) if family.runs_inner else None
 
 
 def recognise(module: nn.Module) -> tuple[str | None, str | None]:
@@ -145,10 +254,16 @@ def recognise(module: nn.Module) -> tuple[str | None, str | None]:
     for name, family in FAMILIES.items():
         if not callable(getattr(type(module), family.method, None)) or not _has_parts(module, family):
             continue
+        before = module.training
         try:
-            return (name, None) if _same_numbers(module, name) else (None, "its numbers are those of none of ours")
-        except Exception as error:  # somebody else's code, called in a way of ours: anything may come
-            return None, f"it could not be tried ({type(error).__name__}: {str(error)[:80]})"
+            for training in (True, False):
+                module.__dict__["training"] = training
+                reading = read(module, name)
+                if not reading.iterations:
+                    return None, reading.reason
+        finally:
+            module.__dict__["training"] = before
+        return (name, None) if _is_taken(module, family) else (None, "its tensors are not plain ones of one type")
     cls = type(module)
     named = any(word in cls.__name__.lower() for word in ("spectral", "snconv", "snlinear", "snembedding"))
     if named and cls.__module__.split(".")[0] not in ("torch", "gankern"):
@@ -158,36 +273,10 @@ def recognise(module: nn.Module) -> tuple[str | None, str | None]:
 
 def _has_parts(module: nn.Module, family: Family) -> bool:
     try:
-        weight, u, v = family.weight(module), family.u(module), family.v(module)
-        family.sigma(module)
-        iterations, eps = family.options(module)
+        tensors = [
+            _tensor(module, name) for name in (family.weight, family.u, family.v, family.sigma) if name is not None
+        ]
     except (AttributeError, TypeError):
         return False
-    parts = all(isinstance(x, Tensor) for x in (weight, u) + (() if v is None else (v,)))
-    return parts and weight.ndim >= 2 and u.numel() == weight.shape[0] and iterations >= 1 and eps > 0
-
-
-def _same_numbers(module: nn.Module, name: str) -> bool:
-    """Whether two training iterations and one in evaluation give the same weight and leave the same state."""
-    family, normalizer = FAMILIES[name], Normalizer(name)
-    theirs, ours = copy_of(module), copy_of(module)
-    if family.runs_inner:
-        for trial in (theirs, ours):
-            trial.module.forward = lambda *args, **kwargs: None
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        for training in (True, True, False):
-            results = []
-            for trial, run in ((theirs, getattr(theirs, family.method)), (ours, None)):
-                trial.train(training)
-                result = run() if run is not None else method(ours, normalizer)
-                weight = result if family.returns_weight else getattr(trial.module, trial.name)
-                again = run() if run is not None else method(ours, normalizer)  # before the backward of the first one
-                again = again if family.returns_weight else getattr(trial.module, trial.name)
-                seed = torch.ones_like(weight).cumsum(0)
-                grad = torch.autograd.grad((weight * seed).sum(), family.weight(trial))[0]
-                kept = (family.u(trial), family.v(trial), family.sigma(trial))
-                results.append([x.detach().flatten().double() for x in (weight, again, grad, *kept) if x is not None])
-            for a, b in zip(*results, strict=True):
-                if not (a - b).norm() <= TOLERANCE * a.norm():
-                    return False
-    return True
+    weight, u = tensors[:2]
+    return all(isinstance(x, Tensor) for x in tensors) and weight.ndim >= 2 and u.numel() == weight.shape[0]

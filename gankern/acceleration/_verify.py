@@ -55,6 +55,16 @@ def verify(before: nn.Module, after: nn.Module, inputs: Any, report: Report) -> 
     return any(m.ratio is not None and m.ratio >= GAINED for m in report.measured)
 
 
+def ran(module: nn.Module, inputs: Any) -> set[str]:
+    """The names of the submodules whose forward a call reaches. Works on a copy."""
+    trial, reached = copy_of(module), set()
+    for name, inner in trial.named_modules():
+        inner.register_forward_pre_hook(lambda *_, name=name: reached.add(name))
+    with torch.no_grad(), torch.random.fork_rng():
+        trial(*_fresh(inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
+    return reached
+
+
 class _NotPossible(Exception):
     pass
 

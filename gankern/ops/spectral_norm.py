@@ -84,7 +84,8 @@ def _backward(options, needed, grads, saved):
     implementation, dims, *_ = options
     *weights, state = saved
     layers = len(weights)
-    grads = [g if need else None for g, need in zip(grads[:layers], needed)]
+    # An embedding with sparse=True has sparse gradients.
+    grads = [g.to_dense() if need and g is not None else None for g, need in zip(grads[:layers], needed)]
     result = registry.kernel(implementation, NAME, "backward", state.device)(grads, weights, state, dims)
     return *_present(result, grads), *[None] * (2 * layers)
 

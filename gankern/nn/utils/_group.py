@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations as torch_parametrizations
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
 
+from gankern.core.dispatch import FLOATING
 from gankern.core.threads import PerThread
 from gankern.core.torch_internals import transformed
 from gankern.nn.utils import _requests, parametrizations
@@ -29,6 +30,13 @@ def normalizers(root: nn.Module) -> list[tuple[nn.Module, Any]]:
     return found
 
 
+def is_taken(owner: nn.Module, normalizer: Any) -> bool:
+    """Whether the parameter is of a type that our kernels have; a complex one, for instance, is left to torch."""
+    weight = owner.original if isinstance(owner, parametrize.ParametrizationList) else None
+    weight = getattr(owner, f"{normalizer.name}_orig", weight) if weight is None else weight
+    return weight is None or weight.dtype in FLOATING
+
+
 OURS = {torch_parametrizations._SpectralNorm: parametrizations.SpectralNorm, TorchHook: Hook}  # the same state
 
 
@@ -40,7 +48,7 @@ class SpectralNormGroup:
         self.members = members
         for _, normalizer in members:
             normalizer._prepared = PerThread(list)
-        # What a layer that the thread's running forward does not reach is given back: (its state, copies of it).
+        # What a layer that the thread's running forward does not reach is given back: (it, its state, copies).
         self.before = PerThread(list)
 
     def __len__(self) -> int:
@@ -52,35 +60,37 @@ class SpectralNormGroup:
         # traced, exported or under torch.func, where each layer is plain PyTorch.
         if root is not self.root or parametrize._cache_enabled or self.before.value or transformed():
             return
-        requests = self._requests()
+        asked, requests = self._requests()
         states = [[t for t in (r.u, r.v, r.sigma) if t is not None] for r in requests]
         flat = [t for state in states for t in state]
         if not flat:
             return
         with torch.no_grad():
             copies = iter(torch._foreach_mul(flat, 1))
-        self.before.value = [(state, [next(copies) for _ in state]) for state in states]
+        self.before.value = [(each, state, [next(copies) for _ in state]) for each, state in zip(asked, states)]
         place = _requests.gradient_place()
-        for (_, normalizer), weight, ahead in zip(self.members, _requests.normalize(requests), self.before.value):
+        for weight, (normalizer, *ahead) in zip(_requests.normalize(requests), self.before.value):
             normalizer._prepared.value.append(_requests.Ahead(weight, place, *ahead))
 
-    def _requests(self) -> list[Request]:
-        requests, members = [], []
+    def _requests(self) -> tuple[list[Prepared], list[Request]]:
+        requests, members, asked = [], [], []
         for owner, normalizer in self.members:
             try:
                 weight = owner if normalizer.takes_layer else owner.original
-                requests.append(normalizer.request(weight))
+                if normalizer.ready(weight):
+                    requests.append(normalizer.request(weight))
+                    asked.append(normalizer)
                 members.append((owner, normalizer))
             except AttributeError:  # it was taken off the layer
                 normalizer._prepared = None
         self.members = members
-        return requests
+        return asked, requests
 
     def clear(self, root: nn.Module, inputs: Any = None, output: Any = None) -> None:
         if root is not self.root:
             return
         with torch.no_grad():
-            for (_, normalizer), (state, copies) in zip(self.members, self.before.value):
+            for normalizer, state, copies in self.before.value:
                 if normalizer._prepared is not None and normalizer._prepared.value:
                     normalizer._prepared.value.clear()
                     torch._foreach_copy_(state, copies)
@@ -92,7 +102,7 @@ def group_spectral_norm(module: nn.Module) -> nn.Module:
 
     Takes gankern's and torch's own spectral norm, as parametrization and as hook; torch's layers get gankern's
     kernels. Results, buffers and state_dict are those of layer by layer, and so is what happens where a layer runs
-    twice in a forward, not at all, or outside of the module's forward.
+    twice in a forward, not at all, or outside of the module's forward. Complex layers are left as they are.
 
     Call it on the network whose forward is called, before wrapping that in DistributedDataParallel.
 
@@ -109,10 +119,12 @@ def group_spectral_norm(module: nn.Module) -> nn.Module:
     for inner in module.modules():
         if any(isinstance(getattr(h, "__self__", None), SpectralNormGroup) for h in inner._forward_pre_hooks.values()):
             raise ValueError(f"group_spectral_norm: {type(inner).__name__} is grouped already")
-    members = normalizers(module)
-    for _, normalizer in members:
+    found = [(owner, normalizer) for owner, normalizer in normalizers(module) if is_taken(owner, normalizer)]
+    for _, normalizer in found:
         normalizer.__class__ = OURS.get(type(normalizer), type(normalizer))
-    members = [(owner, normalizer) for owner, normalizer in members if isinstance(normalizer, Prepared)]
+    members = [(owner, normalizer) for owner, normalizer in found if isinstance(normalizer, Prepared)]
+    if not members and len(normalizers(module)) > len(found):
+        return module  # all of them are torch's business
     if not members:
         raise ValueError(
             f"group_spectral_norm: {type(module).__name__} has no spectrally normalised layer; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,11 @@ class Prepared:
     # Set by a group: for each thread a list, empty or with what it prepared.
     _prepared: PerThread | None = None
     takes_layer = True  # what request() is given: the layer, or its weight
+
+    def ready(self, owner: Any) -> bool:
+        """Whether it may be asked now; else it computes its weight by itself where that is used. ``owner`` is what
+        :meth:`request` is given."""
+        return True
 
     def _take(self) -> Tensor | None:
         if self._prepared is None or torch.compiler.is_compiling() or transformed() or not self._prepared.value:

@@ -17,6 +17,7 @@ from torch.nn.utils.spectral_norm import (
     SpectralNormStateDictHook,
 )
 
+from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim, normalize
@@ -64,7 +65,12 @@ class SpectralNorm(Prepared, TorchHook):
         sigma = None if names.sigma is None else self._state(module, names.sigma)
         return Request(rules, weight, u.view(-1), v, self.dim % weight.ndim, sigma)
 
+    def ready(self, module: nn.Module) -> bool:
+        return self._state(module, self._names.original).dtype in FLOATING
+
     def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
+        if self.dialect == "hook" and not self.ready(module):  # made complex, for instance: torch's way
+            return super().compute_weight(module, do_power_iteration)
         prepared = self._take()
         return normalize([self.request(module, do_power_iteration)])[0] if prepared is None else prepared
 

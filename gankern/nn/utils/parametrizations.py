@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations as torch_parametrizations
 
 import gankern.functional as GF
+from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim, normalize
@@ -25,13 +26,20 @@ class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
     takes_layer = False
 
     def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
+        if weight_mat.dtype not in FLOATING:
+            return super()._power_method(weight_mat, n_power_iterations)
         GF.spectral_norm(weight_mat.detach(), self._u, self._v, n_power_iterations=n_power_iterations, eps=self.eps)
 
     def request(self, weight: Tensor) -> Request:
         rules = Rules("parametrization", self.n_power_iterations, self.eps, self.training, weight.dtype, weight.device)
         return Request(rules, weight, self._u, self._v, self.dim)
 
+    def ready(self, weight: Tensor) -> bool:
+        return weight.dtype in FLOATING
+
     def forward(self, weight: Tensor) -> Tensor:
+        if not self.ready(weight):  # made complex, for instance: torch's way
+            return super().forward(weight)
         if weight.ndim == 1:
             return F.normalize(weight, dim=0, eps=self.eps)
         prepared = self._take()
