@@ -10,12 +10,12 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from gankern.core import batching
+from gankern.core import batching, torch_internals
 from gankern.core.dispatch import ANY_ORDER, FLOATING, Implementation, Primitive
 from gankern.core.native import NATIVE_MISSING
 
@@ -63,14 +63,53 @@ def define(primitive: str, launcher: str, schema: str, fake: Callable[..., Any])
         library.impl(name, functools.partial(batching.of_batched_gradients, one_by_one), "Batched")
 
 
+@functools.cache
 def _launcher(primitive: str, launcher: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"gankern.triton.{primitive}"), launcher)
 
 
-def kernel(implementation: str, primitive: str, launcher: str, device: torch.device) -> Callable[..., Any]:
-    """What to call: the operator ``<primitive>_<launcher>`` (the forward's is called as the primitive is), or under
-    Triton's interpreter the launcher itself, since the operator's kernel for CPU tensors is the C++ one."""
-    if implementation == "triton" and device.type == "cpu":
-        return _launcher(primitive, launcher)
+def _plain(arguments: Iterable[Any]) -> bool:
+    """Whether all tensors among the arguments and in lists among them are torch's own, no subclass's, and hold their
+    values in memory: the dispatcher is what makes those of a negated view, or zeros that take no memory."""
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            if type(argument) not in (torch.Tensor, torch.nn.Parameter):
+                return False
+            if argument.is_neg() or argument._is_zerotensor():
+                return False
+        elif isinstance(argument, (list, tuple)) and not _plain(argument):
+            return False
+    return True
+
+
+class _Launch:
+    """Calls a launcher of Triton kernels without the detour through torch's dispatcher, which costs as much as a
+    launch; through the operator where the dispatcher has something to do."""
+
+    def __init__(self, launcher: Callable[..., Any], operator: Callable[..., Any]) -> None:
+        self.launcher, self.operator = launcher, operator
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.launcher(*arguments) if _plain(arguments) else self.operator(*arguments)
+
+
+@functools.cache
+def _launch(primitive: str, launcher: str) -> _Launch:
+    return _Launch(_launcher(primitive, launcher), _operator(primitive, launcher))
+
+
+def _operator(primitive: str, launcher: str) -> Callable[..., Any]:
     name = primitive if launcher == "forward" else f"{primitive}_{launcher}"
     return getattr(torch.ops.gankern, name).default
+
+
+def kernel(implementation: str, primitive: str, launcher: str, device: torch.device) -> Callable[..., Any]:
+    """What to call: the operator ``<primitive>_<launcher>`` (the forward's is called as the primitive is). Of Triton's
+    kernels the launcher itself, where nobody but the launcher has a use for the dispatcher; and always under Triton's
+    interpreter, since the operator's kernel for CPU tensors is the C++ one."""
+    if implementation == "triton":
+        if device.type == "cpu":
+            return _launcher(primitive, launcher)
+        if not torch_internals.dispatched():
+            return _launch(primitive, launcher)
+    return _operator(primitive, launcher)
