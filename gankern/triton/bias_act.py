@@ -10,8 +10,9 @@ csrc/cpu/activation.h has the table of f, f' and df'/ds.
 
 Split. A program takes BLOCK neighbouring elements in the order of memory, whatever the order of the dimensions is: an
 element's channel is (element / inner) % channels. Traffic: forward reads 1 tensor and writes 1; backward 2 and 1;
-double backward 3 and 1 or 2; bound by it. db is a sum of its own, which reads dx once more. Computed in fp32 (fp64 for
-fp64).
+double backward 3 and 1 or 2; bound by it. Where a block is of one channel, or of all in turn, a program writes its part
+of db beside, and torch adds up the parts; elsewhere db is a sum of its own, which reads dx once more. Computed in fp32
+(fp64 for fp64).
 """
 
 import functools
@@ -23,7 +24,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.launch import Blocks, contiguous, dense, index_type, laid_out_as, launch, sum_dtype, sum_type
+from gankern.triton.launch import (
+    Blocks,
+    ceil_div,
+    contiguous,
+    dense,
+    index_type,
+    laid_out_as,
+    launch,
+    next_power_of_2,
+    sum_dtype,
+    sum_type,
+)
 
 BLOCKS = Blocks(
     "bias_act",
@@ -149,6 +161,17 @@ def _second(p, s, ACT: tl.constexpr):
 
 
 @triton.jit
+def _store_sums(values, parts, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's share of each channel's sum: of the one channel that its values are of, or of all, in turn."""
+    if COLUMNS == 0:
+        tl.store(parts + tl.program_id(0), tl.sum(values, 0))
+    else:
+        ROWS: tl.constexpr = BLOCK // COLUMNS
+        sums = tl.sum(tl.reshape(values, [ROWS, COLUMNS]), 0)
+        tl.store(parts + tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS), sums)
+
+
+@triton.jit
 def _bias_act_kernel(
     x,  # the input, or what was saved
     bias,  # [channels] or None
@@ -157,6 +180,7 @@ def _bias_act_kernel(
     h_bias,  # [channels] or None
     out,  # or None
     out_x,  # or None
+    parts,  # or None: sums of what goes to the input, [programs], or [programs, COLUMNS]
     size,
     channels,
     inner,
@@ -166,6 +190,7 @@ def _bias_act_kernel(
     GAIN: tl.constexpr,
     CLAMP: tl.constexpr,  # 0 for none
     SUM: tl.constexpr,
+    COLUMNS: tl.constexpr,
     INDEX: tl.constexpr,  # what elements are counted in: divisions of 64 bits would cost more than all else
     BLOCK: tl.constexpr,
 ):
@@ -197,6 +222,8 @@ def _bias_act_kernel(
             if CLAMP > 0:
                 dx = tl.where(tl.abs(y) >= bound, 0.0, dx)
             tl.store(out + e, dx.to(out.dtype.element_ty), mask=inside)
+            if parts is not None:
+                _store_sums(tl.where(inside, dx, 0.0), parts, COLUMNS, BLOCK)
         else:
             p = tl.zeros([BLOCK], SUM)
             if h is not None:
@@ -211,7 +238,10 @@ def _bias_act_kernel(
                 p *= tl.load(grad + e, mask=inside, other=0.0).to(SUM)
                 if OF_INPUT:
                     p *= GAIN
-                tl.store(out_x + e, _second(p, z, ACT).to(out_x.dtype.element_ty), mask=inside)
+                second = _second(p, z, ACT)
+                tl.store(out_x + e, second.to(out_x.dtype.element_ty), mask=inside)
+                if parts is not None:
+                    _store_sums(tl.where(inside, second, 0.0), parts, COLUMNS, BLOCK)
 
 
 # ---- launchers: what gankern/ops/bias_act.py calls --------------------------------------------------------------
@@ -240,15 +270,25 @@ def _held(clamp: float | None, dtype: torch.dtype) -> float:
     return 0.0 if clamp is None else torch.tensor(clamp, dtype=dtype).item()
 
 
-def _launch(order, x, bias, grad, h, h_bias, out, out_x, dim, activation, slope, gain, clamp) -> None:
+def _launch(
+    order, x, bias, grad, h, h_bias, out, out_x, dim, activation, slope, gain, clamp, sums: bool = False
+) -> Tensor | None:
+    """Returns db where it was asked for and could be summed up in the same pass."""
     outer, channels, inner = layout(x.shape, x.stride(), dim)
     size = outer * channels * inner
     if size == 0:
-        return
+        return None
     blocks = BLOCKS(x.device)
+    block = blocks["BLOCK"]
+    programs = ceil_div(size, block)
+    parts, columns, over = None, 0, (0, 2)
+    if sums and inner % block == 0:
+        parts = x.new_empty((outer, channels, inner // block), dtype=sum_dtype(x.dtype))
+    elif sums and inner == 1 and channels == next_power_of_2(channels) <= block:
+        parts, columns, over = x.new_empty((programs, channels), dtype=sum_dtype(x.dtype)), channels, (0,)
     launch(
         _bias_act_kernel,
-        -(-size // blocks["BLOCK"]),
+        programs,
         x,
         contiguous(bias),
         grad,
@@ -256,6 +296,7 @@ def _launch(order, x, bias, grad, h, h_bias, out, out_x, dim, activation, slope,
         contiguous(h_bias),
         out,
         out_x,
+        parts,
         size,
         channels,
         inner,
@@ -265,9 +306,11 @@ def _launch(order, x, bias, grad, h, h_bias, out, out_x, dim, activation, slope,
         GAIN=gain,
         CLAMP=_held(clamp, x.dtype),
         SUM=sum_type(x.dtype),
+        COLUMNS=columns,
         INDEX=index_type(size),
         **blocks,
     )
+    return None if parts is None else parts.sum(over).to(x.dtype)
 
 
 def forward(x: Tensor, bias: Tensor | None, *arguments) -> Tensor:
@@ -291,8 +334,10 @@ def backward(grad: Tensor, saved: Tensor, bias: Tensor | None, dim: int, *argume
     *arguments, sums = arguments
     saved = dense(saved)
     dx = torch.empty_like(saved)
-    _launch("backward", saved, bias, laid_out_as(grad, saved), None, None, dx, None, dim, *arguments)
-    return dx, sum_of_channels(dx, dim) if sums else dx.new_empty(0)
+    db = _launch("backward", saved, bias, laid_out_as(grad, saved), None, None, dx, None, dim, *arguments, sums)
+    if not sums:
+        return dx, dx.new_empty(0)
+    return dx, sum_of_channels(dx, dim) if db is None else db
 
 
 def double_backward(
@@ -304,18 +349,23 @@ def double_backward(
     out = torch.empty_like(saved) if needs_grad else None
     out_x = torch.empty_like(saved) if needs_saved or sums else None
     h, grad = laid_out_as(h, saved), laid_out_as(grad, saved)
-    _launch("double_backward", saved, bias, grad, h, h_bias, out, out_x, dim, *arguments)
+    db = _launch("double_backward", saved, bias, grad, h, h_bias, out, out_x, dim, *arguments, sums)
     none = saved.new_empty(0)
-    db = sum_of_channels(out_x, dim) if sums else none
+    if db is None:
+        db = sum_of_channels(out_x, dim) if sums else none
     return none if out is None else out, none if out_x is None else out_x, db
 
 
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     """Calls that launch every form of the kernel."""
-    x, bias = torch.empty(2, 3, 64, 64, dtype=dtype, device=device), torch.empty(3, dtype=dtype, device=device)
+    x, bias = torch.empty(2, 4, 64, 64, dtype=dtype, device=device), torch.empty(4, dtype=dtype, device=device)
     # All activations in the type that mostly runs, and the longest in the others.
     for activation in range(len(ACTIVATIONS)) if dtype == torch.float32 else (2, 7, 8):
         options = 1, activation, 0.2, 1.5, 256.0
         forward(x, bias, *options)
         backward(x, x, bias, *options, True)
         double_backward(x, bias, x, x, bias, *options, True, True, True)
+    last = x.contiguous(memory_format=torch.channels_last)
+    for sums in (True, False):
+        backward(last, last, bias, *options, sums)
+        double_backward(last, bias, last, last, bias, *options, True, True, sums)

@@ -7,6 +7,7 @@ from torch.autograd import gradgradcheck
 import gankern.functional as GF
 from gankern.measure import verification
 from gankern.measure.cases import bias_act, pixel_norm
+from gankern.triton import bias_act as bias_act_kernel
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 pytestmark = [
@@ -69,3 +70,27 @@ def test_nothing(device):
         y = function(x, bias, implementation="triton")
         dx, db = torch.autograd.grad(y.sum(), (x, bias))
         assert dx.shape == x.shape and torch.equal(db, torch.zeros_like(db))
+
+
+@pytest.mark.parametrize("variant", bias_act_kernel.BLOCKS.variants[:2], ids=str)
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+@pytest.mark.parametrize(
+    ("shape", "last"),
+    [((2, 3, 2048), False), ((3, 4, 5, 7), True), ((2, 5, 3, 4), True), ((300, 8), False), ((2, 3, 33), False)],
+    ids=["a channel a block", "all in turn", "five in turn", "rows", "neither"],
+)
+def test_bias_gradient_of_the_same_pass(shape, last, activation, variant, device):
+    """Where a block is of one channel, or of all in turn, or of neither; the last block is not full."""
+    x, h = (values(*shape, device=device, seed=i) for i in (0, 2))
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    bias = values(shape[1], device=device, seed=1)
+    results = []
+    for implementation in ("triton", "reference"):
+        leaves = x.detach().requires_grad_(), bias.detach().requires_grad_()
+        with bias_act_kernel.BLOCKS.use(variant):
+            y = GF.bias_act(*leaves, activation=activation, gain=1.5, clamp=2.0, implementation=implementation)
+            first = torch.autograd.grad(y, leaves, h, create_graph=True)
+            second = torch.autograd.grad(first[0].mul(h).sum() + first[1].square().sum(), leaves, allow_unused=True)
+        results.append([*first, *(s for s in second if s is not None)])
+    torch.testing.assert_close(*results)
