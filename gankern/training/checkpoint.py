@@ -140,7 +140,7 @@ def _checked(content: dict[str, Any]) -> Checkpoint:
 def read_config(path: Path | str) -> Config:
     """The configuration in a run's config.json."""
     try:
-        options = json.loads(path.read_text(encoding="utf-8"))
+        options = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(options, dict):
             raise TypeError(f"it must hold options and their values, got {shown(options)}")
         return _config(options)
