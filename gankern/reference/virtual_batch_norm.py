@@ -14,7 +14,7 @@ def virtual_batch_norm(
     x: Tensor,
     ref_mean: Tensor,
     ref_mean_square: Tensor,
-    own_share: float,
+    own_share: float | Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
@@ -33,7 +33,7 @@ def virtual_batch_norm(
     m, s = ref_mean.double(), ref_mean_square.double()
     variance = (s - m * m).clamp_min(0)
     mean, variance = _channels(m, x), (1 - c) * _channels(variance, x)
-    if c:
+    if isinstance(c, Tensor) or c:
         own_mean = wide.mean(pixels, keepdim=True, dtype=torch.float64) if pixels else wide.double()
         own_variance = (wide - own_mean.to(wide.dtype)).double().square()
         own_variance = own_variance.mean(pixels, keepdim=True) if pixels else own_variance

@@ -148,7 +148,7 @@ MATRICES = {
 }
 
 
-@pytest.mark.parametrize("bad", [None, "real", [1.0, 2.0], 3, torch.randn(8, 3, dtype=torch.complex64)], ids=repr)
+@pytest.mark.parametrize("bad", [None, "real", [1.0, 2.0], 3, torch.ones(1, 3, dtype=torch.complex64)], ids=repr)
 @pytest.mark.parametrize("name", MATRICES)
 def test_what_is_no_tensor_is_named(name, bad):
     with pytest.raises(TypeError, match=rf"^{name}: (logits|real|fake|samples|points|images) must (be a|hold real)"):

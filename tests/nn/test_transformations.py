@@ -191,6 +191,8 @@ TRANSFORMATIONS = [traced, exported, per_sample, ensemble, pushed, dual, of_weig
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("transformation", TRANSFORMATIONS, ids=lambda f: f.__name__)
 def test_transformation(transformation, name, training):
+    if training and name == "VirtualBatchNorm2d":
+        pytest.skip("it trains with a reference batch, which runs through the network before each forward")
     found, expected = transformation(name, training)
     close(found, expected)
 

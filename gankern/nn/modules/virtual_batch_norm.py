@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 import gankern.functional as GF
 from gankern.core.threads import PerThread
+from gankern.core.torch_internals import transformed
 from gankern.functional import _checks
+from gankern.reference.virtual_batch_norm import virtual_batch_norm as reference
 
 _HOW = (
     "call gankern.nn.set_reference_batch(network, batch) once, with the network whose forward is called and a batch of "
@@ -95,7 +97,7 @@ class _VirtualBatchNorm(nn.Module):
             self.ref_count.fill_(len(x))
         return self._normalize(x, mean, mean_square, None)
 
-    def _statistics(self) -> tuple[Tensor, Tensor, int]:
+    def _statistics(self) -> tuple[Tensor, Tensor, int | Tensor]:
         name = type(self).__name__
         if self._now.value is not None:
             return self._now.value
@@ -109,12 +111,18 @@ class _VirtualBatchNorm(nn.Module):
             )
         if self.training:
             raise RuntimeError(f"{name}: there is no reference batch to train with: {_HOW}")
+        if self.ref_count.is_meta or transformed():  # where nobody may look into a tensor
+            return self.ref_mean, self.ref_mean_square, self.ref_count
         count = int(self.ref_count)
         if count == 0:
             raise RuntimeError(f"{name}: there are no reference statistics: load a checkpoint that has them, or {_HOW}")
         return self.ref_mean, self.ref_mean_square, count
 
-    def _normalize(self, x: Tensor, mean: Tensor, mean_square: Tensor, count: int | None) -> Tensor:
+    def _normalize(self, x: Tensor, mean: Tensor, mean_square: Tensor, count: int | Tensor | None) -> Tensor:
+        if isinstance(count, Tensor):
+            slope = {None: 1.0, "relu": 0.0, "leaky_relu": self.negative_slope}[self.activation]
+            share = 1 / (count.double() + 1)
+            return reference(x, mean, mean_square, share, self.weight, self.bias, self.eps, slope)
         return GF.virtual_batch_norm(
             x,
             mean,
