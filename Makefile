@@ -1,5 +1,6 @@
 # make run   set-up, then verify the kernels and train WGAN-GP on stock PyTorch and on gankern, side by side
 # make test  set-up, then all linters and tests
+# make wheels  what a release consists of, to dist/
 # make gpu   on a CUDA machine: build, GPU tests, GPU benchmarks, records to $OUT
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -7,7 +8,7 @@ RUN ?= runs/wgan_gp-$(shell date +%Y%m%d-%H%M%S)
 # Narrower and faster than the paper's: strokes of digits after two minutes on two cores.
 RECIPE ?= --width 16 --lr 1e-3 --n-critic 2 --ema 0.99 --steps 220 --checkpoint-every 55 --evaluate 2
 
-.PHONY: run test build lint gpu bench clean
+.PHONY: run test build lint gpu bench wheels clean
 
 run: build
 	$(BIN)/gankern verify --quick
@@ -22,6 +23,12 @@ lint: build
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
 	$(BIN)/lint-imports
+
+# For a release: the source archive, and a wheel with the C++ kernels and one without; docs/install.md says the rest.
+wheels: build
+	rm -rf dist build/lib* build/bdist*
+	PYTHONPATH=scripts $(BIN)/python -c "import build_backend; build_backend.build_sdist('dist')"
+	for native in 0 1; do GANKERN_BUILD_NATIVE=$$native $(BIN)/pip wheel --no-build-isolation --no-deps -w dist dist/*.tar.gz || exit 1; done
 
 bench: build
 	$(BIN)/gankern bench --quick

@@ -11,8 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+if int(setuptools.__version__.partition(".")[0]) < 77:  # the first that reads this pyproject.toml's licence
+    sys.exit(
+        f"gankern: the build needs setuptools 77 or later, this is {setuptools.__version__}: pip install -U setuptools"
+        ", or leave --no-build-isolation out."
+    )
+
+from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
 COMPILERS = ("c++", "g++", "clang++")
@@ -63,8 +72,16 @@ class CMakeBuild(build_ext):
         return [str(path) for path in Path(self.build_lib, "gankern").glob("*.so")]
 
 
+class Wheel(bdist_wheel):
+    """One wheel for all Pythons: the kernels know nothing of Python, and what does (gankern._C) is only for `info`."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, platform = super().get_tag()
+        return (python, abi, platform) if self.root_is_pure else ("py3", "none", platform)
+
+
 native = os.environ.get("GANKERN_BUILD_NATIVE", "1") != "0"
 setup(
     ext_modules=[Extension("gankern._C", sources=[])] if native else [],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
 )

@@ -7,15 +7,14 @@ says what runs on this machine and what does not, with the reasons.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gankern.core.dispatch import last_implementation, use_implementation
-from gankern.core.double_backward import fast_double_backward
-from gankern.core.memory import keep_freed_memory
-from gankern.core.precision import convolution_precision, get_convolution_precision, set_convolution_precision
-
 if TYPE_CHECKING:
     from gankern import data, diagnostics, filters, functional, losses, metrics, models, nn, penalties, training
     from gankern.acceleration import accelerate, restore
     from gankern.acceleration.upsampling import replace_upsampling
+    from gankern.core.dispatch import last_implementation, use_implementation
+    from gankern.core.double_backward import fast_double_backward
+    from gankern.core.memory import keep_freed_memory
+    from gankern.core.precision import convolution_precision, get_convolution_precision, set_convolution_precision
 
 __version__ = "0.1.0"
 
@@ -43,14 +42,34 @@ __all__ = [
     "use_implementation",
 ]
 
-# What needs the layers, or a floor of its own, is imported when it is asked for: name -> module that has it.
+# Everything is imported when it is asked for, and torch with it: the command line can list what it has in a moment.
+# Name -> module that has it.
 _LAZY = {
     "accelerate": "gankern.acceleration",
-    "restore": "gankern.acceleration",
+    "convolution_precision": "gankern.core.precision",
+    "fast_double_backward": "gankern.core.double_backward",
+    "get_convolution_precision": "gankern.core.precision",
+    "keep_freed_memory": "gankern.core.memory",
+    "last_implementation": "gankern.core.dispatch",
     "replace_upsampling": "gankern.acceleration.upsampling",
+    "restore": "gankern.acceleration",
+    "set_convolution_precision": "gankern.core.precision",
+    "use_implementation": "gankern.core.dispatch",
 }
 _MODULES = frozenset(
-    ("data", "diagnostics", "filters", "functional", "losses", "metrics", "models", "nn", "penalties", "training")
+    (
+        "core",
+        "data",
+        "diagnostics",
+        "filters",
+        "functional",
+        "losses",
+        "metrics",
+        "models",
+        "nn",
+        "penalties",
+        "training",
+    )
 )
 
 if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists
@@ -59,7 +78,8 @@ if not TYPE_CHECKING:  # a type checker would take it to mean that every name ex
         if name in _MODULES:
             return import_module(f"gankern.{name}")
         if name in _LAZY:
-            return getattr(import_module(_LAZY[name]), name)
+            found = globals()[name] = getattr(import_module(_LAZY[name]), name)
+            return found
         raise AttributeError(f"module 'gankern' has no attribute {name!r}")
 
 

@@ -7,17 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from gankern.core import extras
 from gankern.core.names import look_up
 
 
 def _scipy_signal():
-    try:
-        import scipy.signal
-    except ImportError as error:
-        raise ImportError(
-            "filters.fir: SciPy designs the 'lanczos' and 'kaiser' filters, and is not installed; pip install scipy"
-        ) from error
-    return scipy.signal
+    return extras.load("scipy.signal", "filters.fir: a 'lanczos' or 'kaiser' filter")
 
 
 def _lanczos(factor: int, taps: int | None) -> list[float]:

@@ -1,14 +1,44 @@
 """Options that several commands share, and their checks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import typer
 
 import gankern.functional  # noqa: F401 (declares the primitives)
 from gankern.core.dispatch import Primitive, check_environment
 from gankern.core.files import check_can_write
 from gankern.core.names import look_up
+
+DEVICES = ("cpu", "cuda")
+
+
+def choice(names: Iterable[str], help: str, *declarations: str, **more: Any) -> Any:
+    """An option that is one of some names: the help has them, and the shell completes them.
+
+    That it is one of them is checked where the names are at home, in one sentence with the nearest ones.
+    """
+    if names := tuple(names):
+        more = {"autocompletion": completing(names)} | more
+        if "metavar" not in more and sum(map(len, names)) <= 14:
+            more["metavar"] = "|".join(names)
+        elif "metavar" not in more:
+            more["metavar"], help = "NAME", f"{help}: {', '.join(names)}"
+    return typer.Option(*declarations, help=help, **more)
+
+
+def completing(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """What the shell asks for completions."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+PRIMITIVES = choice(Primitive.registry, "a primitive; repeat for several", metavar="NAME", show_default="all")
 
 
 def check_output(option: str, path: Path | None) -> None:
@@ -28,7 +58,7 @@ def check_primitives(names: Sequence[str] | None) -> None:
 
 
 def check_device(device: str) -> None:
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"unknown device {device!r}; there are: cpu, cuda")
+    if device not in DEVICES:
+        raise ValueError(f"unknown device {device!r}; there are: {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this torch finds no CUDA or ROCm device")

@@ -6,8 +6,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from gankern.core.files import UnusableFile
 
-def fail(error: Exception | str, code: int = 1) -> NoReturn:
+FAILED, WRONGLY_CALLED = 1, 2
+
+
+def fail(error: Exception | str) -> NoReturn:
+    """Exits with 2 where an argument is to blame (a ValueError or TypeError, as in the whole library), else with 1."""
+    wrongly_called = isinstance(error, ValueError | TypeError) and not isinstance(error, UnusableFile)
     line = Text.assemble(("Error: ", "bold red"), str(error))
     Console(stderr=True).print(line, soft_wrap=True)
-    raise typer.Exit(code)
+    raise typer.Exit(WRONGLY_CALLED if wrongly_called else FAILED)

@@ -39,7 +39,7 @@ def accelerate(
     exclude: Annotated[list[str] | None, typer.Option(help="a submodule that is left as it is; repeat")] = None,
     fast_double_backward: Annotated[bool, typer.Option(help="as in gankern.accelerate")] = True,
     json: Annotated[Path | None, typer.Option(help="also write the report, JSON")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads [default: torch's]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads", show_default="torch's")] = None,
     seed: Annotated[int, typer.Option(help="decides weights and inputs")] = 0,
 ) -> None:
     """Report what gankern.accelerate replaces in a model, and what it leaves and why.

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from gankern.cli._choose import check_device, check_output, check_primitives
+from gankern.cli._choose import DEVICES, PRIMITIVES, check_device, check_output, check_primitives, choice
 from gankern.cli._fail import fail
 from gankern.core import memory
 from gankern.core.files import write_json
@@ -23,17 +23,19 @@ from gankern.measure.cases import Case, all_cases
 from gankern.measure.report.compare import Change, compare
 from gankern.measure.report.record import Record, load
 
+MODELS = (*dict.fromkeys(step.model for step in steps.STEPS), "all")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def bench(
-    op: Annotated[list[str] | None, typer.Option(help="a primitive; repeat for several [default: all]")] = None,
+    op: Annotated[list[str] | None, PRIMITIVES] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="a model's whole training step, or `all`; repeat for several")
+        list[str] | None,
+        choice(MODELS, "a model's whole training step; repeat for several", show_default="none"),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads [default: torch's]")] = None,
+    device: Annotated[str, choice(DEVICES, "where it runs")] = "cpu",
+    dtype: Annotated[str, choice(DTYPES, "of the tensors")] = "float32",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads", show_default="torch's")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="one or two shapes a primitive, a second each, one peer compiled")
     ] = False,
@@ -74,7 +76,7 @@ def bench(
         earlier = None if against is None else load(against)
         check_output("--json", json_file)
     except ValueError as error:
-        fail(error, code=2)
+        fail(error)
     if threads is not None:
         torch.set_num_threads(threads)
     kept = memory.keep_freed_memory()

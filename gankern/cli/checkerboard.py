@@ -10,10 +10,11 @@ from torch import nn
 
 from gankern import diagnostics, training
 from gankern.cli import _target
-from gankern.cli._choose import check_output
+from gankern.cli._choose import check_output, choice
 from gankern.cli._fail import fail
 from gankern.core.arguments import seed as check_seed
 from gankern.core.files import write_json
+from gankern.models.layers import LAYERS
 from gankern.training import CHECKPOINT, TrainingError, pictures
 from gankern.training import checkpoint as checkpoints
 
@@ -26,13 +27,18 @@ def checkerboard(
             show_default=False,
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="also write a picture, PNG")] = None,
+    out: Annotated[Path | None, typer.Option(help="also write a picture (PNG, JPEG, WebP)")] = None,
     json: Annotated[Path | None, typer.Option(help="also write the numbers, JSON")] = None,
     layers: Annotated[
-        str | None, typer.Option(help="which side of a comparison's checkpoint: torch or gankern")
+        str | None, choice(LAYERS, "which side of a comparison", show_default="the last of those there are")
     ] = None,
-    latent: Annotated[int | None, typer.Option(help="length of the latents, where it cannot be found out")] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="the generator needs labels: so many classes")] = None,
+    latent: Annotated[
+        int | None, typer.Option(help="length of the latents", show_default="found out where it can be")
+    ] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(min=1, help="the generator needs labels: so many classes", show_default="the run's, or none"),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="images for the spectrum")] = 64,
     seed: Annotated[int, typer.Option(help="decides latents, labels and noise")] = 0,
 ) -> None:

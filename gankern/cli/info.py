@@ -23,7 +23,10 @@ def native() -> dict[str, Any] | str:
     """The facts of the native build, or why there is none."""
     if NATIVE_MISSING:
         return NATIVE_MISSING
-    from gankern import _C
+    try:
+        from gankern import _C
+    except ImportError:  # the operators serve every Python, this module the one that it was built for
+        return "loaded; its facts are for another Python"
 
     facts = ("instruction_sets", "compiler", "build_type", "torch_version")
     return {"instruction_set": _C.instruction_set(), **{name: getattr(_C, name) for name in facts}}
@@ -55,7 +58,7 @@ def info(
     try:
         check_environment()
     except ValueError as error:
-        fail(error, code=2)
+        fail(error)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     available = {
         primitive.name: {

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from gankern.cli._fail import fail
+from gankern.core import extras
 from gankern.measure.report.record import load
 from gankern.measure.report.tables import markdown_table, update_between_markers
 
@@ -23,16 +24,16 @@ def report(
 ) -> None:
     """Make one self-contained page (and PNG files) out of records: ratios, limits, roofline, memory, all numbers."""
     try:
-        from gankern.measure.report.page import write_report
-
         loaded = [load(path) for path in records]
         if markdown is not None:
             changed = update_between_markers(markdown, markdown_table(loaded, quick))
             Console().print(f"{markdown}: {'updated' if changed else 'was up to date'}", soft_wrap=True, markup=False)
             return
+        for package in ("matplotlib", "jinja2"):
+            extras.load(package, "gankern report", "report")
+        from gankern.measure.report.page import write_report
+
         page, *pictures = write_report(loaded, out)
-    except ImportError as error:
-        fail(f"gankern report draws with matplotlib and jinja2: pip install 'gankern[report]' ({error})")
-    except (ValueError, OSError) as error:
-        fail(error, code=2)
+    except (ValueError, OSError, ImportError) as error:
+        fail(error)
     Console().print(f"{page} and {len(pictures)} pictures", soft_wrap=True, markup=False)

@@ -11,11 +11,12 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from gankern.cli._choose import check_output
+from gankern.cli._choose import check_output, choice
 from gankern.cli._fail import fail
 from gankern.core.arguments import seed as check_seed
 from gankern.data import POINTS
 from gankern.games import Picture
+from gankern.models.layers import LAYERS
 from gankern.training import CHECKPOINT, TrainingError, pictures
 from gankern.training import checkpoint as checkpoints
 
@@ -42,10 +43,11 @@ def sample(
         bool, typer.Option("--animate", help="the pictures that the run made while it trained, as one GIF")
     ] = False,
     label: Annotated[
-        int | None, typer.Option(help="of a conditional model: images of this class [default: one of each in turn]")
+        int | None,
+        typer.Option(help="of a conditional model: images of this class", show_default="one of each in turn"),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="which side of a comparison: torch or gankern [default: gankern]")
+        str | None, choice(LAYERS, "which side of a comparison", show_default="the last of those there are")
     ] = None,
 ) -> None:
     """Draw NUM samples from a checkpoint's generator as one picture."""
@@ -57,6 +59,8 @@ def sample(
         if animate and out == Path("samples.png"):
             out = out.with_suffix(".gif")
         check_seed("--seed", seed)
+        if not animate:
+            pictures.check_can_draw()
         pictures.format_of(out, pictures.ANIMATIONS if animate else pictures.FORMATS)
         if not out.parent.is_dir():
             raise ValueError(f"--out {out}: cannot be written: {os.strerror(errno.ENOENT)}")

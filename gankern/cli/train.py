@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,85 +12,160 @@ from rich.console import Console
 from rich.table import Table
 
 from gankern import data as data_sets
-from gankern import games, models, training
+from gankern import games, losses, models, training
+from gankern.cli._choose import choice, completing
 from gankern.cli._fail import fail
+from gankern.models import layers as layer_tables
+from gankern.models.conditional import CONDITIONINGS, NORMS
 from gankern.training import record
+
+
+def _preset(name: str) -> str:
+    """What an option of ``Config`` is where it is left out."""
+    (field,) = (field for field in fields(training.Config) if field.name == name)
+    varies = any(name in training.PRESETS.get(model, games.find(model).preset) for model in games.names())
+    if field.default is MISSING or (varies and field.default is None):
+        return "the model's own"
+    value = "none" if field.default is None else str(field.default)
+    return f"{value}, or the model's own" if varies else value
+
+
+def _config(
+    panel: str, name: str, help: str, default: str | None = None, among: Iterable[str] = (), **more: Any
+) -> Any:
+    """An option that is a field of ``Config``, where its default and its checks are."""
+    return choice(among, help, show_default=default or _preset(name), rich_help_panel=panel, **more)
+
+
+RUN, NETWORKS, OPTIMISATION = "The run", "Networks", "Losses and optimisers"
+MACHINE, FIGURES = "The machine", "Figures of merit"
 
 
 def train(
     model: Annotated[
         str | None,
-        typer.Argument(help="what to train; without it, everything that there is is listed", show_default=False),
+        typer.Argument(
+            help="what to train; without it, everything that there is is listed",
+            show_default=False,
+            autocompletion=completing(games.names()),
+        ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            help="mnist5k, digits, shapes, ... or a folder; 8gaussians, 25gaussians or swiss_roll for models of points "
-            "[default: the model's own]",
-            show_default=False,
+        choice(
+            (*data_sets.DATASETS, *data_sets.POINTS),
+            "images: a name or a folder; for models of points 8gaussians, 25gaussians or swiss_roll",
+            metavar="NAME|FOLDER",
+            show_default="the model's own",
+            rich_help_panel=RUN,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="output folder [default: runs/MODEL-DATA]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="output folder", show_default="runs/MODEL-DATA", rich_help_panel=RUN)
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="options from a TOML or JSON file, such as a run's config.json or record.json")
+        Path | None,
+        typer.Option(
+            help="options from a TOML or JSON file, such as a run's config.json or record.json", rich_help_panel=RUN
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="generator steps")] = None,
-    layers: Annotated[str | None, typer.Option(help="whose layers: torch or gankern [default: gankern]")] = None,
+    steps: Annotated[int | None, _config(RUN, "steps", "generator steps")] = None,
+    layers: Annotated[str | None, _config(RUN, "layers", "whose layers", among=layer_tables.LAYERS)] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="train on torch's and gankern's layers in lockstep")
+        bool,
+        typer.Option("--compare", help="train on torch's and gankern's layers in lockstep", rich_help_panel=RUN),
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
-    batch_size: Annotated[int | None, typer.Option(help="samples a step, over all processes")] = None,
-    accumulate: Annotated[int | None, typer.Option(help="parts that a batch goes through the networks in")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (autocast) [default: fp32]")] = None,
-    lr: Annotated[float | None, typer.Option(help="learning rate")] = None,
-    decay_steps: Annotated[int | None, typer.Option(help="learning rates fall linearly to 0 over so many")] = None,
-    beta1: Annotated[float | None, typer.Option(help="Adam's first decay")] = None,
-    beta2: Annotated[float | None, typer.Option(help="Adam's second decay")] = None,
-    n_critic: Annotated[int | None, typer.Option(help="discriminator steps a generator step")] = None,
-    optimiser: Annotated[str | None, typer.Option(help="adam or rmsprop")] = None,
-    gradient_penalty: Annotated[float | None, typer.Option(help="weight of WGAN-GP's penalty")] = None,
-    clip: Annotated[float | None, typer.Option(help="clamp discriminator weights to ± this after each step")] = None,
-    drift: Annotated[float | None, typer.Option(help="weight of the squared logits of real images")] = None,
-    real_target: Annotated[float | None, typer.Option(help="below 1: one-sided label smoothing")] = None,
-    grow_steps: Annotated[
-        int | None, typer.Option(help="progan: steps to train a resolution, and to fade in the next")
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out", rich_help_panel=RUN)] = False,
+    seed: Annotated[int | None, _config(RUN, "seed", "decides weights, batches and latents")] = None,
+    checkpoint_every: Annotated[int | None, _config(RUN, "checkpoint_every", "steps between checkpoints")] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="also log to OUT/tensorboard", rich_help_panel=RUN)
+    ] = False,
+    on_error: Annotated[
+        str | None,
+        _config(RUN, "on_error", "at a broken file of the data: stop, or leave it out", among=("stop", "skip")),
     ] = None,
-    ema: Annotated[float | None, typer.Option(help="draw samples from a moving average with this decay")] = None,
-    loss: Annotated[str | None, typer.Option(help="hinge, non_saturating, ... ")] = None,
-    size: Annotated[int | None, typer.Option(help="side of the images, a power of two")] = None,
-    resize: Annotated[bool, typer.Option("--resize", help="resize the data's images to --size")] = False,
-    latent: Annotated[int | None, typer.Option(help="length of the latent vectors")] = None,
-    width: Annotated[int | None, typer.Option(help="channels at half the size of the images")] = None,
+    size: Annotated[int | None, _config(NETWORKS, "size", "side of the images, a power of two", "the data's")] = None,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="resize the data's images to --size", rich_help_panel=NETWORKS)
+    ] = False,
+    latent: Annotated[int | None, _config(NETWORKS, "latent", "length of the latent vectors")] = None,
+    width: Annotated[int | None, _config(NETWORKS, "width", "channels at half the size of the images")] = None,
     conditioning: Annotated[
-        str | None, typer.Option(help="train with the data's labels: projection or concatenation")
+        str | None, _config(NETWORKS, "conditioning", "train with the data's labels", among=CONDITIONINGS)
     ] = None,
     minibatch_discrimination: Annotated[
-        int | None, typer.Option(help="similarity features of the discriminator")
+        int | None, _config(NETWORKS, "minibatch_discrimination", "similarity features of the discriminator")
     ] = None,
-    generator_norm: Annotated[str | None, typer.Option(help="batch or virtual")] = None,
-    discriminator_norm: Annotated[str | None, typer.Option(help="batch, virtual or none")] = None,
-    coupled: Annotated[
+    generator_norm: Annotated[
+        str | None, _config(NETWORKS, "generator_norm", "its normalisation", "the model's own", NORMS)
+    ] = None,
+    discriminator_norm: Annotated[
         str | None,
-        typer.Option(help="several processes: batch norm and the like see their own samples, local, or all, global"),
-    ] = None,
-    evaluate: Annotated[
-        int | None, typer.Option(help="FID and other figures at every so many checkpoints; 0: never")
-    ] = None,
-    evaluate_samples: Annotated[int | None, typer.Option(help="samples for the figures [default: 2000]")] = None,
-    features: Annotated[
-        str | None, typer.Option(help="TorchScript file for FID, KID and Inception score [default: a classifier]")
-    ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also log to OUT/tensorboard")] = False,
-    seed: Annotated[int | None, typer.Option(help="decides weights, batches and latents")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads [default: torch's]")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="steps between checkpoints")] = None,
-    on_error: Annotated[
-        str | None, typer.Option(help="at a file of the data that is broken: stop, or skip to leave it out")
+        _config(NETWORKS, "discriminator_norm", "its normalisation", "the model's own", (*NORMS, "none")),
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option("--option", "-o", help="an option of the game's own", metavar="NAME=VALUE")
+        list[str] | None,
+        typer.Option(
+            "--option", "-o", help="an option of the game's own; repeat", metavar="NAME=VALUE", rich_help_panel=NETWORKS
+        ),
+    ] = None,
+    loss: Annotated[str | None, _config(OPTIMISATION, "loss", "the adversarial loss", among=losses.LOSSES)] = None,
+    optimiser: Annotated[
+        str | None, _config(OPTIMISATION, "optimiser", "of all players", among=training.OPTIMISERS)
+    ] = None,
+    lr: Annotated[float | None, _config(OPTIMISATION, "lr", "learning rate")] = None,
+    decay_steps: Annotated[
+        int | None, _config(OPTIMISATION, "decay_steps", "learning rates fall linearly to 0 over so many; 0: they stay")
+    ] = None,
+    beta1: Annotated[float | None, _config(OPTIMISATION, "beta1", "Adam's first decay")] = None,
+    beta2: Annotated[float | None, _config(OPTIMISATION, "beta2", "Adam's second decay")] = None,
+    n_critic: Annotated[int | None, _config(OPTIMISATION, "n_critic", "discriminator steps a generator step")] = None,
+    gradient_penalty: Annotated[
+        float | None, _config(OPTIMISATION, "gradient_penalty", "weight of WGAN-GP's penalty")
+    ] = None,
+    clip: Annotated[
+        float | None, _config(OPTIMISATION, "clip", "clamp discriminator weights to ± this after each step")
+    ] = None,
+    drift: Annotated[
+        float | None, _config(OPTIMISATION, "drift", "weight of the squared logits of real images")
+    ] = None,
+    real_target: Annotated[
+        float | None, _config(OPTIMISATION, "real_target", "below 1: one-sided label smoothing")
+    ] = None,
+    grow_steps: Annotated[
+        int | None, _config(OPTIMISATION, "grow_steps", "progan: steps to train a resolution, and to fade in the next")
+    ] = None,
+    ema: Annotated[
+        float | None, _config(OPTIMISATION, "ema", "draw samples from a moving average with this decay")
+    ] = None,
+    batch_size: Annotated[int | None, _config(MACHINE, "batch_size", "samples a step, over all processes")] = None,
+    accumulate: Annotated[
+        int | None, _config(MACHINE, "accumulate", "parts that a batch goes through the networks in")
+    ] = None,
+    precision: Annotated[
+        str | None, _config(MACHINE, "precision", "of the networks (autocast)", among=training.PRECISIONS)
+    ] = None,
+    coupled: Annotated[
+        str | None,
+        _config(
+            MACHINE,
+            "coupled",
+            "of several processes: batch norm and the like see their own samples, or all",
+            among=training.COUPLINGS,
+        ),
+    ] = None,
+    device: Annotated[str | None, _config(MACHINE, "device", "cpu, cuda, cuda:1, ...")] = None,
+    threads: Annotated[int | None, _config(MACHINE, "threads", "CPU threads", "torch's")] = None,
+    evaluate: Annotated[
+        int | None, _config(FIGURES, "evaluate", "FID and others at every so many checkpoints; 0: never")
+    ] = None,
+    evaluate_samples: Annotated[int | None, _config(FIGURES, "evaluate_samples", "samples for the figures")] = None,
+    features: Annotated[
+        str | None,
+        _config(
+            FIGURES, "features", "TorchScript file for FID, KID and Inception score", "a classifier, trained first"
+        ),
     ] = None,
 ) -> None:
     """Train MODEL on images or points, on torch's layers, on gankern's, or (--compare) on both from one seed.

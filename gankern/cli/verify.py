@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from gankern.cli._choose import check_device, check_output, check_primitives
+from gankern.cli._choose import DEVICES, PRIMITIVES, check_device, check_output, check_primitives, choice
 from gankern.cli._fail import fail
 from gankern.core.files import write_json
 from gankern.measure import verification
@@ -18,8 +18,8 @@ from gankern.measure.cases import all_cases
 
 
 def verify(
-    op: Annotated[list[str] | None, typer.Option(help="a primitive; repeat for several [default: all]")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    op: Annotated[list[str] | None, PRIMITIVES] = None,
+    device: Annotated[str, choice(DEVICES, "where it runs")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="fewer shapes, fp32 and bf16 only")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
 ) -> None:
@@ -32,7 +32,7 @@ def verify(
         check_device(device)
         check_output("--json", json_file)
     except ValueError as error:
-        fail(error, code=2)
+        fail(error)
     console = Console()
     checks = []
     with Progress(console=console, transient=True) as progress:

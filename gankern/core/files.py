@@ -4,11 +4,22 @@ import errno
 import json
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 TEMPORARY = ".*.gankern-tmp"  # what a process that was killed while it wrote can leave beside a file
+LOCK = ".gankern-lock"  # in a folder that is one process's, where the folder itself cannot be locked
+
+
+class UnusableFile(ValueError):
+    """A file cannot be read, or is damaged, or is not what it is taken for."""
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
@@ -42,6 +53,33 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 def write_json(path: Path | str, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process: the system lets go of it however the process ends.
+
+    Raises: BlockingIOError where another process holds it.
+    """
+    if fcntl is None:  # a folder cannot be locked on Windows, a file in it can: torch's own requirement does that
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), str(folder)) from None
+        try:
+            yield
+        finally:
+            lock.release()
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
 
 
 def check_can_write(path: Path | str) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gankern.core import extras
 from gankern.data.shapes import KINDS, Factors, Shapes, colour, coverage, draw, uniform
 from gankern.data.source import ImageSource
 
@@ -267,10 +268,7 @@ class _Frames(ImageSource):
 @cache
 def _photographs() -> tuple[Tensor, ...]:
     """The two photographs that scikit-learn ships, [3, 427, 640] in [-1, 1]."""
-    try:
-        from sklearn.datasets import load_sample_image
-    except ImportError as error:
-        raise ImportError(f"the data 'photos' come with scikit-learn: pip install scikit-learn ({error})") from error
+    load_sample_image = extras.load("sklearn.datasets", "the data 'photos', which it ships,").load_sample_image
     names = ("china.jpg", "flower.jpg")
     return tuple(torch.tensor(load_sample_image(name)).permute(2, 0, 1) / 127.5 - 1.0 for name in names)
 

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gankern.core import extras
 from gankern.core.arguments import shown, whole
+from gankern.core.files import UnusableFile
 from gankern.data.pickles import read_batch
 from gankern.data.source import ImageSource
 
@@ -24,7 +26,7 @@ MODES = {1: "L", 3: "RGB"}
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC; Pillow is only imported where a picture is read
 
 
-class BrokenFile(ValueError):
+class BrokenFile(UnusableFile):
     """A file that cannot be read or is not what it should be; the message names it."""
 
 
@@ -105,7 +107,7 @@ class ImageFolder(ImageSource):
 
     def _size(self, path: Path) -> tuple[int, int]:
         """Width and height as its header has them."""
-        from PIL.Image import Image
+        Image = _pillow("Image").Image
 
         with _opened(path) as image:
             width, height = image.size
@@ -115,7 +117,7 @@ class ImageFolder(ImageSource):
 
     def _picture(self, path: Path):
         """A picture as PIL's image, upright: in ``mode``, or grey in floats from 0 to 255 where it has more bits."""
-        from PIL import ImageOps
+        ImageOps = _pillow("ImageOps")
 
         with _opened(path) as image:
             # A second picture in a camera's .jpg is a preview or a view from beside; the first is the picture.
@@ -144,10 +146,14 @@ BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # TIFF's tags
 WHITE_IS_ZERO, APART, SIGNED = 0, 2, 2  # and values of the last three
 
 
+def _pillow(module: str):
+    return extras.load(f"PIL.{module}", "a folder of pictures")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator:
     """PIL's image of a file. What goes wrong with it within the block is a ``BrokenFile`` with the file's name."""
-    from PIL import Image
+    Image = _pillow("Image")
 
     Image.init()
     try:
@@ -192,7 +198,7 @@ def _wide_as_integers(image) -> bool:
 
 def _wide(image):
     """A grey picture of more than 8 bits as floats from 0 to 255, upright."""
-    from PIL import Image, ImageOps
+    Image, ImageOps = _pillow("Image"), _pillow("ImageOps")
 
     largest = 2.0 ** (_tag(image, BITS) or 16) - 1.0
     values = np.asarray(ImageOps.exif_transpose(image), np.float64) / largest

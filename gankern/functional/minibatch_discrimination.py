@@ -41,6 +41,7 @@ def minibatch_discrimination(
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted.
 
+    >>> import torch
     >>> minibatch_discrimination(torch.randn(16, 64), 0.1 * torch.randn(64, 20, 5)).shape
     torch.Size([16, 20])
     """
@@ -101,6 +102,7 @@ def l1_similarity(
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted.
 
+    >>> import torch
     >>> l1_similarity(torch.zeros(4, 2, 3))
     tensor([[3., 3.],
             [3., 3.],

@@ -54,6 +54,7 @@ def minibatch_stddev(
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted.
 
+    >>> import torch
     >>> minibatch_stddev(torch.randn(8, 512, 4, 4)).shape
     torch.Size([8, 513, 4, 4])
     """

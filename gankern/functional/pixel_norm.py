@@ -34,6 +34,7 @@ def pixel_norm(x: Tensor, eps: float = 1e-8, dim: int = 1, *, implementation: st
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted.
 
+    >>> import torch
     >>> pixel_norm(torch.tensor([[3.0, 4.0]]))
     tensor([[0.8485, 1.1314]])
     """
@@ -79,6 +80,7 @@ def bias_act_pixel_norm(
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted.
 
+    >>> import torch
     >>> bias_act_pixel_norm(torch.tensor([[-5.0, 3.0]]), torch.tensor([0.0, 4.0]))
     tensor([[-0.2000,  1.4000]])
     """

@@ -58,6 +58,7 @@ def upfirdn2d(
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted.
 
+    >>> import torch
     >>> f = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
     >>> upfirdn2d(torch.ones(1, 1, 4, 4), f, up=2, padding=(2, 1, 2, 1), gain=4).shape
     torch.Size([1, 1, 8, 8])
@@ -82,6 +83,7 @@ def upsample2d(
     of sum 1 keeps the mean. ``padding`` is added to that. Other arguments, gradient order and errors are
     :func:`upfirdn2d`'s.
 
+    >>> import torch
     >>> f = torch.tensor([1.0, 1.0]) / 2
     >>> upsample2d(torch.tensor([[[[1.0, 2.0]]]]), f)  # a box of two is nearest-neighbour upsampling
     tensor([[[[1., 1., 2., 2.],
@@ -109,6 +111,7 @@ def downsample2d(
     samples that it stands for; for an odd k - down, half a sample before). ``padding`` is added to that. Other
     arguments, gradient order and errors are :func:`upfirdn2d`'s.
 
+    >>> import torch
     >>> f = torch.tensor([1.0, 1.0]) / 2
     >>> downsample2d(torch.arange(4.0).reshape(1, 1, 2, 2), f)  # a box of two is the mean
     tensor([[[[1.5000]]]])
@@ -132,6 +135,7 @@ def filter2d(
     :func:`upfirdn2d` whose padding keeps pictures in place (for an even number of taps, half a sample before).
     ``padding`` is added to that. Other arguments, gradient order and errors are :func:`upfirdn2d`'s.
 
+    >>> import torch
     >>> filter2d(torch.ones(1, 1, 1, 4), torch.tensor([[1.0, 2.0, 1.0]]) / 4)
     tensor([[[[0.7500, 1.0000, 1.0000, 0.7500]]]])
     """
@@ -163,6 +167,7 @@ def fir_upsample_conv2d(
 
     Gradient order: any, for x, weight and bias. Errors are :func:`upfirdn2d`'s.
 
+    >>> import torch
     >>> f = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
     >>> fir_upsample_conv2d(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3), None, f).shape
     torch.Size([2, 4, 32, 32])
@@ -201,6 +206,7 @@ def fir_downsample_conv2d(
 
     Gradient order: any, for x, weight and bias. Errors are :func:`upfirdn2d`'s.
 
+    >>> import torch
     >>> f = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
     >>> fir_downsample_conv2d(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3), None, f).shape
     torch.Size([2, 4, 8, 8])

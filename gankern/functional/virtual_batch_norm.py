@@ -66,6 +66,7 @@ def virtual_batch_norm(
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted.
 
+    >>> import torch
     >>> reference, x = torch.randn(64, 16, 8, 8), torch.randn(4, 16, 8, 8)
     >>> mean, mean_square = virtual_batch_norm_statistics(reference)
     >>> virtual_batch_norm(x, mean, mean_square, len(reference), activation="leaky_relu").shape
@@ -117,6 +118,7 @@ def virtual_batch_norm_statistics(x: Tensor, *, implementation: str | None = Non
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted.
 
+    >>> import torch
     >>> mean, mean_square = virtual_batch_norm_statistics(torch.full((2, 3, 4, 4), 2.0))
     >>> mean_square
     tensor([4., 4., 4.], dtype=torch.float64)

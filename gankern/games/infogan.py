@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gankern import data, losses
+from gankern.core import extras
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._networks import fully_connected, small_generator
 from gankern.models.layers import Layers
@@ -182,7 +183,7 @@ def assignment_accuracy(codes: Tensor, labels: Tensor) -> float:
     >>> assignment_accuracy(torch.tensor([1, 1, 0, 2]), torch.tensor([5, 5, 3, 3]))
     0.75
     """
-    from scipy.optimize import linear_sum_assignment
+    linear_sum_assignment = extras.load("scipy.optimize", "assignment_accuracy", "train").linear_sum_assignment
 
     table = torch.zeros(int(codes.max()) + 1, int(labels.max()) + 1)
     table.index_put_((codes, labels), torch.ones(len(codes)), accumulate=True)

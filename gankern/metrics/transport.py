@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from gankern.core import extras
 from gankern.core.arguments import shown
 from gankern.data import ImageSource
 from gankern.metrics._checks import as_matrix, batches, check_same, check_samples
@@ -57,12 +58,7 @@ def _one_dimensional(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def _linear_program(real: Tensor, fake: Tensor) -> float:
-    try:
-        import ot
-    except ImportError as error:
-        raise ImportError(
-            f"earth_movers_distance in {real.shape[1]} dimensions needs the package POT: pip install POT ({error})"
-        ) from error
+    ot = extras.load("ot", f"earth_movers_distance in {real.shape[1]} dimensions")
     cost = torch.cdist(real, fake, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
     distance, log = ot.emd2([], [], cost, numItermax=100 * max(100_000, cost.size), log=True)
     if log["warning"]:

@@ -1,6 +1,15 @@
 """Training a GAN: one loop, for one set of layers or for stock torch and gankern in lockstep."""
 
-from gankern.games._config import PRESETS, Config, configure, read_options, reconfigure
+from gankern.games._config import (
+    COUPLINGS,
+    OPTIMISERS,
+    PRECISIONS,
+    PRESETS,
+    Config,
+    configure,
+    read_options,
+    reconfigure,
+)
 from gankern.training.checkpoint import Checkpoint, CheckpointError, TrainingError
 from gankern.training.graphed import GraphedStep
 from gankern.training.loop import CHECKPOINT, Diverged, Interrupted, OutputInUse, OutputLost, find_run, train
@@ -8,6 +17,9 @@ from gankern.training.trainer import Trainer
 
 __all__ = [
     "CHECKPOINT",
+    "COUPLINGS",
+    "OPTIMISERS",
+    "PRECISIONS",
     "PRESETS",
     "Checkpoint",
     "CheckpointError",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gankern.core import extras
 from gankern.core.files import write_bytes
 from gankern.games import Picture
 from gankern.training import pictures
@@ -110,8 +111,7 @@ class Log:
 
 def _board(folder: Path, first: int):
     """TensorBoard's writer, which takes back what a run that was killed wrote of later steps."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError(f"--tensorboard needs the package tensorboard: pip install tensorboard ({error})") from error
+    extras.load("tensorboard", "--tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder / "tensorboard"), purge_step=first)

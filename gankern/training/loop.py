@@ -1,21 +1,17 @@
 """The training loop: ``train``, and below it what it needs to stop well."""
 
-import fcntl
 import math
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from time import perf_counter
 from types import SimpleNamespace
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from gankern import games
@@ -29,6 +25,7 @@ from gankern.training import parallel, pictures
 from gankern.training import record as records
 from gankern.training.checkpoint import Checkpoint, CheckpointError, TrainingError
 from gankern.training.log import Log
+from gankern.training.progress import progress
 from gankern.training.trainer import Step, Trainer
 
 CHECKPOINT = "checkpoint.pt"
@@ -87,6 +84,7 @@ def train(
     if saved is not None and not isinstance(saved, Checkpoint):
         raise TypeError(f"saved must be a Checkpoint or None, got {shown(saved)}")
     out = Path(out)
+    pictures.check_can_draw()
     torch.set_num_threads(config.threads)
     processes = parallel.start(config.device)
     trainers = {side: Trainer(config, side, samples, labels, processes) for side in config.sides}
@@ -139,7 +137,7 @@ def train(
             with writing():
                 draw(picture_of(done))
         try:
-            with _progress(config, done, console) as advance:
+            with progress(config, samples, game.networks, done, console) as advance:
 
                 def note(step: int, results: dict[str, Step]) -> None:
                     with writing():
@@ -249,7 +247,7 @@ def died_at_once(out: Path) -> bool:
     samples = out / "samples"
     if not samples.is_dir() or (out / CHECKPOINT).exists():
         return False
-    own = {CONFIG, "samples", "log.csv", "metrics.csv", "tensorboard"}
+    own = {CONFIG, files.LOCK, "samples", "log.csv", "metrics.csv", "tensorboard"}
     others = [path for path in out.iterdir() if path.name not in own] + list(samples.iterdir())
     return all(path.match(files.TEMPORARY) for path in others)
 
@@ -274,13 +272,12 @@ def _folder(config: Config, out: Path, resuming: bool) -> Iterator[Callable]:
     if out.exists() and not out.is_dir():
         raise in_use
     out.mkdir(parents=True, exist_ok=True)
-    folder = os.open(out, os.O_RDONLY)
-    try:
+    with ExitStack() as held:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system takes it back however the process ends
+            held.enter_context(files.alone_in(out))
         except BlockingIOError:
             raise OutputInUse(f"{out} is in use: another process trains in it") from None
-        if not resuming and any(out.iterdir()) and not died_at_once(out):
+        if not resuming and any(path.name != files.LOCK for path in out.iterdir()) and not died_at_once(out):
             raise in_use
         with writing():
             (out / "samples").mkdir(exist_ok=True)
@@ -288,8 +285,6 @@ def _folder(config: Config, out: Path, resuming: bool) -> Iterator[Callable]:
                 files.remove_temporary(place)
             files.write_json(out / CONFIG, asdict(config))
         yield writing
-    finally:
-        os.close(folder)
 
 
 @contextmanager
@@ -316,32 +311,3 @@ def _stop_on_signal() -> Iterator[SimpleNamespace]:
         yield stop
     finally:
         restore()
-
-
-@contextmanager
-def _progress(config: Config, done: int, console: Console | None) -> Iterator:
-    """A progress bar for each side, if there is a console, with its losses and images a second."""
-    if console is None:
-        yield lambda results: None
-        return
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[now]}"),
-        TimeRemainingColumn(),
-    ]
-    kind = "points" if config.size is None else "images"
-    recent: dict[str, list[float]] = {side: [] for side in config.sides}
-    with Progress(*columns, console=console) as progress:
-        bars = {side: progress.add_task(side, total=config.steps, completed=done, now="") for side in config.sides}
-
-        def advance(results: dict[str, Step]) -> None:
-            for side, step in results.items():
-                recent[side] = [*recent[side][-19:], sum(step.seconds.values())]
-                rate = config.batch_size * config.n_critic / fmean(recent[side])
-                losses = " ".join(f"{player.upper()} {loss:.3f}" for player, loss in step.losses.items())
-                now = f"{losses} {rate:.0f} {kind}/s"
-                progress.update(bars[side], advance=1, now=now)
-
-        yield advance

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from gankern.core import extras
 from gankern.models import layers
 from gankern.nn import MinibatchDiscrimination, MinibatchStdDev
 
@@ -49,12 +50,7 @@ class Launched(Processes):
     """One of several processes that torchrun or Slurm launched, connected by lightning-fabric."""
 
     def __init__(self, device: str):
-        try:
-            from lightning_fabric import Fabric
-        except ImportError as error:
-            raise ImportError(
-                f"several processes need lightning-fabric: pip install 'gankern[train]' ({error})"
-            ) from error
+        Fabric = extras.load("lightning_fabric", "a run on several processes").Fabric
         local, nodes = _layout()
         accelerator = torch.device(device).type
         self.fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=nodes, strategy="ddp")

@@ -4,17 +4,19 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from torch import Tensor
 
+from gankern.core import extras
 from gankern.core.arguments import shown
 from gankern.core.files import write_bytes
 from gankern.games import Picture
 from gankern.training.trainer import Step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,20 @@ def format_of(path: Path | str, formats: dict[str, str] = FORMATS) -> str:
         raise ValueError(f"{path}: a picture's name ends with {', '.join(formats)}, this one {ending}") from None
 
 
-def _save(figure: Figure, path: Path | str) -> None:
+def check_can_draw() -> None:
+    """Raises the ImportError that the first picture would, before long work."""
+    _matplotlib("figure")
+
+
+def _matplotlib(module: str):
+    return extras.load(f"matplotlib.{module}", "a picture")
+
+
+def _figure(width: float, height: float) -> "Figure":
+    return _matplotlib("figure").Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: Path | str) -> None:
     """A figure as a file, which is whole or not there."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100, format=format_of(path))
@@ -76,7 +91,9 @@ def save_grid(path: Path | str, images: Tensor, columns: int = 8) -> None:
     """One grid as a PNG, each pixel of an image doubled until a grid of 8×8 fills some 500 pixels."""
     scale = max(1, 64 // images.shape[-1])
     buffer = io.BytesIO()
-    imsave(buffer, grid(images, columns).repeat(scale, axis=0).repeat(scale, axis=1), format=format_of(path))
+    _matplotlib("image").imsave(
+        buffer, grid(images, columns).repeat(scale, axis=0).repeat(scale, axis=1), format=format_of(path)
+    )
     write_bytes(path, buffer.getvalue())
 
 
@@ -85,7 +102,7 @@ def save_samples(path: Path | str, drawn: dict[str, Picture]) -> None:
 
     Points [N, 2] are drawn with the true modes [K, 2] behind them, if there are any.
     """
-    figure = Figure(figsize=(6 * len(drawn), 6.4), layout="constrained")
+    figure = _figure(6 * len(drawn), 6.4)
     for axes, (title, picture) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
         if picture.batch.ndim == 2:
             _scatter(axes, picture.batch, picture.modes)
@@ -106,7 +123,7 @@ def _scatter(axes, points: Tensor, modes: Tensor | None) -> None:
 
 def save_loss_curves(path: Path | str, steps: dict[str, list[Step]], titles: Mapping[str, str]) -> None:
     """The players' losses against the step, every side in the same axes; ``titles`` of the players, by name."""
-    figure = Figure(figsize=(10, 3 * len(titles)), layout="constrained")
+    figure = _figure(10, 3 * len(titles))
     rows = figure.subplots(len(titles), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (player, title) in zip(rows, titles.items(), strict=True):
         for (side, results), style in zip(steps.items(), ("-", "--"), strict=False):
@@ -123,7 +140,7 @@ def save_figure_curves(path: Path | str, figures: Sequence[dict[str, Any]]) -> N
     """Each figure of merit against the step, every side in the same axes. ``figures`` as a ``Log`` has them."""
     sides = [key for key in figures[-1] if key != "step"]
     names = list(figures[-1][sides[0]])
-    figure = Figure(figsize=(10, 2.4 * len(names)), layout="constrained")
+    figure = _figure(10, 2.4 * len(names))
     for axes, name in zip(figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0], names, strict=True):
         for side, style in zip(sides, ("o-", "s--"), strict=False):
             found = [(row["step"], row[side][name]) for row in figures if name in row[side]]
@@ -140,12 +157,9 @@ def save_animation(path: Path | str, frames: Sequence[Path], seconds: float = 8.
 
     A picture that cannot be read, as one that was being written when a run was killed, is logged by name and left out.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(f"an animation needs the package pillow: pip install pillow ({error})") from error
+    Image = extras.load("PIL.Image", "an animation")
     form = format_of(path, ANIMATIONS)
-    pictures: list[Image.Image] = []
+    pictures: list[Any] = []
     for frame in frames:
         try:
             with Image.open(frame, formats=["PNG"]) as picture:

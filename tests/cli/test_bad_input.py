@@ -302,4 +302,4 @@ def test_the_program_has_no_traceback(tmp_path):
     """The whole program, not only what the commands return."""
     command = [sys.executable, "-m", "gankern.cli", "sample", str(tmp_path / "none"), "--out", "x.xyz"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.count("\n") == 1

@@ -222,7 +222,7 @@ def test_the_command(tmp_path, monkeypatch):
     assert (tmp_path / "p.png").exists()
     for target, says in (("nothing", "neither a file or folder"), ("my_model:other", "has no 'other'")):
         result = CliRunner().invoke(app, ["checkerboard", target])
-        assert result.exit_code == 1 and says in result.output.replace("\n", " ")
+        assert result.exit_code == 2 and says in result.output.replace("\n", " ")
 
 
 # ---- a generator from PyPI ----------------------------------------------------------------------------------

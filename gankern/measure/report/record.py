@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gankern.core.files import UnusableFile
 from gankern.measure.benchmark import OURS, Contender, Result
 
 Key = tuple[str, str, str, str, str, tuple[str, float] | None]
@@ -33,13 +34,13 @@ def key(result: Result) -> Key:
 
 
 def load(path: Path) -> Record:
-    """The record in a file; a ValueError that says what is wrong with it."""
+    """The record in a file; an ``UnusableFile``, which is a ValueError, that says what is wrong with it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UnusableFile(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no JSON file: {error}") from error
+        raise UnusableFile(f"{path}: is no JSON file: {error}") from error
     try:
         _check(content, "the record", _RECORD)
         _check(content["settings"], "settings", _SETTINGS)
@@ -47,7 +48,7 @@ def load(path: Path) -> Record:
         breakdowns = content.get("breakdowns", {})
         _check_breakdowns(breakdowns)
     except ValueError as error:
-        raise ValueError(f"{path}: is no record of `gankern bench --json`: {error}") from error
+        raise UnusableFile(f"{path}: is no record of `gankern bench --json`: {error}") from error
     return Record(path, content["environment"], content["settings"], results, breakdowns)
 
 

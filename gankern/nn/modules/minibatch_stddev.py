@@ -18,6 +18,7 @@ class MinibatchStdDev(nn.Module):
 
     Shape: x is [N, C, ...], the result [N, C + num_channels, ...] of x's dtype and memory format.
 
+    >>> import torch
     >>> layer = MinibatchStdDev(group_size=4)
     >>> layer(torch.randn(8, 512, 4, 4)).shape
     torch.Size([8, 513, 4, 4])

@@ -1,0 +1,5 @@
+"""``python -m gankern``: the command line."""
+
+from gankern.cli import main
+
+main()

@@ -1,0 +1,121 @@
+"""Every block of the README and of the docs that is Python runs as it is, and every command is one that gankern takes."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from gankern import training
+from gankern.cli import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language):
+    for page in PAGES:
+        text = page.read_text()
+        for found in BLOCK.finditer(text):
+            if found[1] == language:
+                yield f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, found.start()) + 1}", found[2]
+
+
+def commands():
+    """The gankern commands of all pages: in blocks, and in a line's `backticks` where they are whole commands."""
+    for language in ("", "sh", "bash", "console"):
+        for place, block in blocks(language):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                start = next((i + 1 for i, word in enumerate(words) if word in ("gankern", "gankern.cli")), None)
+                if start is not None and words[0] in ("gankern", "python", "torchrun", "srun"):
+                    yield f"{place} {' '.join(words)}", words[start:]
+
+
+def mentions():
+    """What stands in a text as `gankern ...`: a command, with some of its options."""
+    for page in PAGES:
+        for found in re.finditer(r"`gankern ([^`]*)`", page.read_text()):
+            yield f"{page.relative_to(ROOT)} `gankern {found[1]}`", found[1].split()
+
+
+COMMANDS = dict(commands())
+MENTIONS = dict(mentions())
+PYTHON = dict(blocks("python"))
+
+# Each block has names of its own, in one process: torch is imported once.
+SCRIPT = """
+import json, sys, traceback
+for place, block in json.load(open(sys.argv[1])).items():
+    try:
+        exec(compile(block, place, "exec"), {"__name__": "__main__"})
+        failed = None
+    except BaseException:
+        failed = traceback.format_exc()
+    print("\\n" + json.dumps([place, failed]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """What went wrong in each Python block, or None."""
+    folder = tmp_path_factory.mktemp("blocks")
+    chosen = {place: block for place, block in PYTHON.items() if torch.cuda.is_available() or '"cuda"' not in block}
+    (folder / "blocks.json").write_text(json.dumps(chosen))
+    command = [sys.executable, "-c", SCRIPT, "blocks.json"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    lines = [line for line in done.stdout.splitlines() if line.startswith('["')]
+    assert done.returncode == 0 and len(lines) == len(chosen), done.stdout + done.stderr
+    return dict(json.loads(line) for line in lines)
+
+
+@pytest.mark.parametrize("place", PYTHON)
+def test_python(ran, place):
+    compile(PYTHON[place], place, "exec")
+    if place not in ran:
+        pytest.skip("needs a GPU")
+    assert ran[place] is None, ran[place]
+
+
+@pytest.fixture(scope="module")
+def group():
+    return typer.main.get_command(app)
+
+
+@pytest.mark.parametrize("place", COMMANDS)
+def test_command(group, place, tmp_path, monkeypatch):
+    """The command takes all of it; a run is configured, with its data, as far as the first step."""
+    arguments = COMMANDS[place]
+    with group.make_context("gankern", list(arguments)) as context:
+        name, command, rest = group.resolve_command(context, arguments)
+        command.make_context(name, list(rest), parent=context).close()
+    if name == "train" and "--resume" not in arguments and "cuda" not in arguments:
+        asked = []
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(training, "train", lambda settings, *_: asked.append(settings))
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        assert asked[0].model == arguments[1]
+
+
+@pytest.mark.parametrize("place", MENTIONS)
+def test_mention(group, place):
+    first, *words = MENTIONS[place]
+    known = {option for parameter in group.params for option in parameter.opts} | {"--help"}
+    if not first.startswith("-"):
+        with group.make_context("gankern", [first]) as context:
+            command = group.resolve_command(context, [first])[1]
+        known = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts} | known
+    options = [word for word in (first, *words) if word.startswith("-")]
+    assert [option for option in options if option.partition("=")[0] not in known] == []
+
+
+def test_there_are_some():
+    assert len(PYTHON) > 20 and len(COMMANDS) > 25 and len(MENTIONS) > 20
