@@ -60,13 +60,23 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DGANKERN_PYBIND11_DIR={pybind11.get_cmake_dir()}",
         ]  # fmt: skip
+        nodes = [cmake, "--build", str(build), "--target", "gankern_autograd"]
         for command in (
             configure,
             [cmake, "--build", str(build)],
+            nodes,
             [cmake, "--install", str(build), "--prefix", str(target)],
         ):
-            if subprocess.run(command).returncode != 0:
+            if subprocess.run(command).returncode == 0:
+                continue
+            if command is not nodes:
                 sys.exit(f"gankern: the native build failed (see above): mend it, {WITHOUT}.")
+            # They follow torch's C++ API, which changes from version to version. Earlier ones are not these sources'.
+            for stale in (*build.glob("libgankern_autograd-*.so"), *target.glob("gankern/libgankern_autograd-*.so")):
+                stale.unlink()
+            print(
+                "gankern: the C++ autograd nodes do not build for this torch (see above): gradients go through Python."
+            )
 
     def get_outputs(self) -> list[str]:
         return [str(path) for path in Path(self.build_lib, "gankern").glob("*.so")]

@@ -78,14 +78,14 @@ struct Problem {
     return compact(stats);
   }
   Tensor empty_affine(bool wanted) const {
-    if (!wanted || !affine_dims) return torch::stable::new_empty(*x, {0}, accumulation_type(*x));
-    if (in.per_sample) return torch::stable::new_empty(*x, {in.samples, in.channels}, accumulation_type(*x));
-    return torch::stable::new_empty(*x, {in.channels}, accumulation_type(*x));
+    if (!wanted || !affine_dims) return blank(*x, {0}, accumulation_type(*x));
+    if (in.per_sample) return blank(*x, {in.samples, in.channels}, accumulation_type(*x));
+    return blank(*x, {in.channels}, accumulation_type(*x));
   }
 };
 
 Operand zeros_like(const Tensor& x) {
-  Tensor zeros = torch::stable::empty_like(x);
+  Tensor zeros = blank_like(x);
   torch::stable::zero_(zeros);
   return Operand(zeros);
 }
@@ -97,8 +97,8 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, Opt
   Problem problem(x, weight, bias, training, negative_slope);
   BatchNormAct& in = problem.in;
   in.eps = eps;
-  Tensor y = torch::stable::empty_like(*problem.x);
-  Tensor stats = torch::stable::new_empty(*problem.x, {3, in.channels}, accumulation_type(x));
+  Tensor y = blank_like(*problem.x);
+  Tensor stats = blank(*problem.x, {3, in.channels}, accumulation_type(x));
   const Operand mean = training ? Operand() : compact(running_mean),
                 var = training ? Operand() : compact(running_var);
   if (!training) {
@@ -121,7 +121,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Optional w
   Problem problem(x, weight, bias, training, negative_slope);
   BatchNormAct& in = problem.in;
   const Operand grad = like(grad_in, *problem.x, kName);
-  Tensor grad_x = torch::stable::empty_like(*problem.x);
+  Tensor grad_x = blank_like(*problem.x);
   Tensor grad_weight = problem.empty_affine(affine && weight),
          grad_bias = problem.empty_affine(affine && bias);
   const Operand of_forward = problem.take_stats(stats);
@@ -148,8 +148,8 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_wei
   in.h_weight = of_weight.data();
   in.h_bias = of_bias.data();
   const bool moves_x = h_weight || (h_in && training);
-  Tensor grad_grad = torch::stable::empty_like(*problem.x);
-  Tensor grad_x = moves_x ? torch::stable::empty_like(*problem.x) : torch::stable::new_empty(*problem.x, {0});
+  Tensor grad_grad = blank_like(*problem.x);
+  Tensor grad_x = moves_x ? blank_like(*problem.x) : blank(*problem.x, {0});
   Tensor grad_weight = problem.empty_affine(affine && weight && h_in);
   const Operand of_forward = problem.take_stats(stats);
   in.stats = const_cast<void*>(of_forward.data());

@@ -29,7 +29,7 @@ Tensor forward(Tensor x_in, Optional bias_in, int64_t dim, int64_t activation, d
   const Operand x = dense(x_in);
   BiasAct in = problem(*x, dim, activation, negative_slope, gain, clamp);
   const Operand bias = along_channels(bias_in, *x, dim, kName);
-  Tensor y = torch::stable::empty_like(*x);
+  Tensor y = blank_like(*x);
   in.bias = bias.data();
   in.out = y.mutable_data_ptr();
   bias_act().forward[activation][dtype_index(y, kName)](in, torch_threads());
@@ -55,8 +55,8 @@ std::tuple<Tensor, Tensor> backward(Tensor grad_in, Tensor saved_in, Optional bi
   BiasAct in = problem(saved, dim, activation, negative_slope, gain, clamp);
   const Operand grad = like(grad_in, saved, kName);
   const Operand bias = along_channels(bias_in, saved, dim, kName);
-  Tensor grad_x = torch::stable::empty_like(saved);
-  Tensor grad_bias = sums ? torch::stable::new_empty(saved, {saved.size(dim)}) : missing(saved);
+  Tensor grad_x = blank_like(saved);
+  Tensor grad_bias = sums ? blank(saved, {saved.size(dim)}) : missing(saved);
   in.bias = bias.data();
   in.grad = grad.data();
   in.out = grad_x.mutable_data_ptr();
@@ -76,9 +76,9 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_bia
   const Operand grad = like(grad_in, saved, kName);
   const Operand h = like(h_in, saved, kName), h_bias = along_channels(h_bias_in, saved, dim, kName),
                 bias = along_channels(bias_in, saved, dim, kName);
-  Tensor grad_grad = needs_grad ? torch::stable::empty_like(saved) : missing(saved);
-  Tensor grad_saved = needs_saved || sums ? torch::stable::empty_like(saved) : missing(saved);
-  Tensor grad_bias = sums ? torch::stable::new_empty(saved, {saved.size(dim)}) : missing(saved);
+  Tensor grad_grad = needs_grad ? blank_like(saved) : missing(saved);
+  Tensor grad_saved = needs_saved || sums ? blank_like(saved) : missing(saved);
+  Tensor grad_bias = sums ? blank(saved, {saved.size(dim)}) : missing(saved);
   in.bias = bias.data();
   in.grad = grad.data();
   in.h = h.data();

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <initializer_list>
 #include <mutex>
 #include <optional>
 #include <tuple>
@@ -100,6 +101,35 @@ inline bool same_strides(const Tensor& a, const Tensor& b) {
   return std::equal(x.begin(), x.end(), y.begin(), y.end());
 }
 
+// An uninitialised tensor, by the one call of the stable ABI that goes straight to the allocation:
+// torch::stable::empty_like and new_empty look an operator up by its name, which takes as long as a small
+// kernel.
+inline Tensor blank(const Tensor& like, const int64_t* sizes, const int64_t* strides, int64_t dim,
+                    ScalarType dtype) {
+  int32_t device_type, device_index;
+  const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, sizes, strides, code, device_type, device_index, &handle));
+  return Tensor(handle);
+}
+// As a tensor without gaps lies in memory.
+inline Tensor blank_like(const Tensor& dense) {
+  return blank(dense, dense.sizes().data(), dense.strides().data(), dense.dim(), dense.scalar_type());
+}
+// Contiguous.
+inline Tensor blank(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  int64_t strides[8], step = 1;
+  STD_TORCH_CHECK(sizes.size() <= 8, "a tensor of ", sizes.size(), " dimensions");
+  for (size_t d = sizes.size(); d-- > 0; step *= std::max<int64_t>(sizes.begin()[d], 1)) strides[d] = step;
+  return blank(like, sizes.begin(), strides, int64_t(sizes.size()), dtype);
+}
+inline Tensor blank(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return blank(like, sizes, like.scalar_type());
+}
+
 // The elements in their logical order.
 inline Operand compact(const Tensor& tensor) {
   return Operand(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor));
@@ -125,7 +155,7 @@ inline Operand like(const Tensor& tensor, const Tensor& model, const char* op) {
   STD_TORCH_CHECK(tensor.scalar_type() == model.scalar_type() && same_sizes(tensor, model), op,
                   ": a gradient does not have the dtype or shape of its tensor");
   if (same_strides(tensor, model)) return Operand(tensor);
-  Tensor same = torch::stable::empty_like(model);
+  Tensor same = blank_like(model);
   torch::stable::copy_(same, tensor);
   return Operand(same);
 }
@@ -134,6 +164,6 @@ inline Operand like(const Optional& tensor, const Tensor& model, const char* op)
 }
 
 // What stands for a result that nobody asked for.
-inline Tensor missing(const Tensor& x) { return torch::stable::new_empty(x, {0}); }
+inline Tensor missing(const Tensor& x) { return blank(x, {0}); }
 
 }  // namespace gankern

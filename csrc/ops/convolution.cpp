@@ -79,8 +79,7 @@ Tensor weight_gradient(Tensor x, Tensor grad, int64_t row, int64_t padding, bool
   check_images(grad, x, "grad");
   STD_TORCH_CHECK(grad.size(0) == x.size(0), kName, ": x and grad differ in the number of images");
   const Images in(x), out(grad);
-  Tensor weight = torch::stable::new_empty(
-      x, {swap ? x.size(1) : grad.size(1), swap ? grad.size(1) : x.size(1), taps, taps});
+  Tensor weight = blank(x, {swap ? x.size(1) : grad.size(1), swap ? grad.size(1) : x.size(1), taps, taps});
   Convolution task{};
   task.images = x.size(0);
   task.in = in.view;

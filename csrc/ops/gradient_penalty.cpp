@@ -47,7 +47,7 @@ Tensor backward(Tensor grad_in, Tensor gradient, Tensor norms_in, double target,
   Penalty problem(gradient, target, one_sided);
   const Operand grad = taken_per_sample(grad_in, gradient, kName),
                 norms = taken_per_sample(norms_in, gradient, kName);
-  Tensor out = torch::stable::empty_like(*problem.gradient);
+  Tensor out = blank_like(*problem.gradient);
   problem.in.grad = grad.data();
   problem.in.norms = const_cast<void*>(norms.data());
   problem.in.out = out.mutable_data_ptr();
@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor> double_backward(Tensor grad_grad_in, Tensor grad_in, 
   const Operand grad_grad = like(grad_grad_in, *problem.gradient, kName);
   const Operand grad = taken_per_sample(grad_in, gradient, kName),
                 norms = taken_per_sample(norms_in, gradient, kName);
-  Tensor to_grad = per_sample(gradient), out = torch::stable::empty_like(*problem.gradient);
+  Tensor to_grad = per_sample(gradient), out = blank_like(*problem.gradient);
   problem.in.grad_grad = grad_grad.data();
   problem.in.grad = grad.data();
   problem.in.norms = const_cast<void*>(norms.data());

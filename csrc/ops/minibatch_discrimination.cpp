@@ -40,12 +40,10 @@ struct Problem {
                     ": grad does not have the shape of the result");
     in.rows.grad = grad.data();
   }
-  Tensor empty_sums() const { return torch::stable::new_empty(*m, {in.rows.count, in.kernels}); }
+  Tensor empty_sums() const { return blank(*m, {in.rows.count, in.kernels}); }
 };
 
-Tensor empty(const Tensor& like) {
-  return torch::stable::new_empty(like, {like.size(0), like.size(1), like.size(2)});
-}
+Tensor empty(const Tensor& like) { return blank(like, {like.size(0), like.size(1), like.size(2)}); }
 
 Tensor forward(Tensor m, Optional other, bool include_self) {
   Problem problem(m, other);

@@ -29,7 +29,7 @@ int64_t pixels(const PixelNorm& in) { return in.layout.outer * in.layout.inner; 
 
 // One value a pixel.
 Tensor new_scale(const Tensor& x, const PixelNorm& in) {
-  return torch::stable::new_empty(x, {pixels(in)}, accumulation_type(x));
+  return blank(x, {pixels(in)}, accumulation_type(x));
 }
 // What the forward returned.
 void take_scale(PixelNorm* in, const Tensor& y, const Operand& scale) {
@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor> forward(Tensor x_in, Optional bias_in, int64_t dim, d
   const Tensor& x = *owner;
   PixelNorm in = problem(x, dim, positive, negative);
   const Operand bias = along_channels(bias_in, x, dim, kName);
-  Tensor y = torch::stable::empty_like(x), scale = new_scale(x, in);
+  Tensor y = blank_like(x), scale = new_scale(x, in);
   in.bias = bias.data();
   in.out = y.mutable_data_ptr();
   in.scale = scale.mutable_data_ptr();
@@ -60,8 +60,8 @@ std::tuple<Tensor, Tensor> backward(Tensor grad_in, Optional grad_scale_in, Tens
   const Operand grad = like(grad_in, y, kName), scale = compact(scale_in);
   take_scale(&in, y, scale);
   const Operand grad_scale = like(grad_scale_in, *scale, kName);
-  Tensor grad_x = torch::stable::empty_like(y);
-  Tensor grad_bias = sums ? torch::stable::new_empty(y, {y.size(dim)}) : missing(y);
+  Tensor grad_x = blank_like(y);
+  Tensor grad_bias = sums ? blank(y, {y.size(dim)}) : missing(y);
   in.grad = grad.data();
   in.grad_scale = grad_scale.data();
   in.out = grad_x.mutable_data_ptr();
@@ -77,8 +77,7 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_bia
   const Operand grad = like(grad_in, y, kName), scale = compact(scale_in);
   const Operand h = like(h_in, y, kName), h_bias = along_channels(h_bias_in, y, dim, kName);
   take_scale(&in, y, scale);
-  Tensor grad_grad = torch::stable::empty_like(y), grad_y = torch::stable::empty_like(y),
-         grad_scale = new_scale(y, in);
+  Tensor grad_grad = blank_like(y), grad_y = blank_like(y), grad_scale = new_scale(y, in);
   in.grad = grad.data();
   in.h = h.data();
   in.h_bias = h_bias.data();

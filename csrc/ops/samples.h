@@ -13,9 +13,7 @@ inline Operand sample_major(const Tensor& x) {
 }
 
 // [samples] values in the accumulation dtype of x.
-inline Tensor per_sample(const Tensor& x) {
-  return torch::stable::new_empty(x, {x.size(0)}, accumulation_type(x));
-}
+inline Tensor per_sample(const Tensor& x) { return blank(x, {x.size(0)}, accumulation_type(x)); }
 
 inline Operand taken_per_sample(const Tensor& values, const Tensor& x, const char* op) {
   STD_TORCH_CHECK(values.dim() == 1 && values.size(0) == x.size(0), op, ": needs one value a sample, got ",

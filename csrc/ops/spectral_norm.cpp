@@ -124,7 +124,7 @@ struct InMemoryOrder {
   InMemoryOrder(const void* logical, const Weight& weight) : data(logical) {
     if (!weight.layout.permuted) return;
     const ScalarType dtype = accumulation_type(*weight.tensor);
-    copy = torch::stable::new_empty(*weight.tensor, {weight.columns()}, dtype);
+    copy = blank(*weight.tensor, {weight.columns()}, dtype);
     reorder(weight.layout, dtype, logical, copy->mutable_data_ptr(), true);
     data = copy->const_data_ptr();
   }
@@ -186,13 +186,13 @@ std::tuple<Tensors, Tensor> forward(Tensors weights, Tensors us, Tensors vs, std
     in.emplace_back(weights[i], dims[i], us[i], vs[i]);
     size += in[i].size();
   }
-  Tensor state_tensor = torch::stable::new_empty(weights[0], {size}, accumulation_type(weights[0]));
+  Tensor state_tensor = blank(weights[0], {size}, accumulation_type(weights[0]));
   const State state(state_tensor, weights[0]);
   Tensors normalized;
   std::vector<SpectralNormForward> layers(n);
   int64_t at = int64_t(n);
   for (size_t i = 0; i < n; ++i) {
-    normalized.push_back(torch::stable::empty_like(*in[i].weight.tensor));
+    normalized.push_back(blank_like(*in[i].weight.tensor));
     layers[i] = {in[i].in, normalized[i].mutable_data_ptr(), state.at(at), state.at(at + in[i].weight.rows()),
                  state.at(int64_t(i))};
     at += in[i].size();
@@ -255,7 +255,7 @@ Tensors backward(Gradients grads, Tensors weights, Tensor state_tensor, std::vec
     }
     const Tensor& weight = *in[i].weight.tensor;
     keep.push_back(gradient_in(*grads[i], weight));
-    grad_weights.push_back(torch::stable::empty_like(weight));
+    grad_weights.push_back(blank_like(weight));
     layers.push_back(
         {in[i].in, state.at(int64_t(i)), keep.back().data(), grad_weights.back().mutable_data_ptr()});
   }
@@ -284,8 +284,8 @@ std::tuple<Tensors, Tensors> double_backward(Gradients grad_grad_weights, Gradie
     const Operand g = gradient_in(*grads[i], weight), h = gradient_in(*grad_grad_weights[i], weight);
     keep.push_back(g);
     keep.push_back(h);
-    grad_grads.push_back(torch::stable::empty_like(weight));
-    grad_weights.push_back(torch::stable::empty_like(weight));
+    grad_grads.push_back(blank_like(weight));
+    grad_weights.push_back(blank_like(weight));
     layers.push_back({in[i].in, state.at(int64_t(i)), g.data(), h.data(), grad_grads[i].mutable_data_ptr(),
                       grad_weights[i].mutable_data_ptr()});
   }

@@ -44,7 +44,7 @@ void narrow_to(const double* from, int64_t count, void* to) {
 
 // Values of doubles in the dtype of `model`, empty where that is missing.
 Tensor in_dtype_of(const Optional& model, const Tensor& x, const double* values, int64_t channels) {
-  Tensor out = torch::stable::new_empty(model ? *model : x, {model ? channels : 0});
+  Tensor out = blank(model ? *model : x, {model ? channels : 0});
   if (!model) return out;
   switch (dtype_index(*model, kName)) {
     case 0: narrow_to<double>(values, channels, out.mutable_data_ptr()); break;

@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from gankern.core import autograd, dispatch, precision
+from gankern.core.native import nodes
 from gankern.core.torch_internals import autocasting, recomputed, transformed
 from gankern.ops.convolution import primitive
 
@@ -280,3 +281,6 @@ class Interception(TorchFunctionMode):
             if result is not NotImplemented:
                 return result
         return func(*args, **kwargs)
+
+
+nodes.set_own_mode(Interception)  # it watches torch's functions, not this library's

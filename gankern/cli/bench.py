@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ from gankern.cli._fail import fail
 from gankern.core import memory
 from gankern.core.files import write_json
 from gankern.core.names import look_up
-from gankern.measure import benchmark, steps
+from gankern.measure import benchmark, host, steps
 from gankern.measure.cases import Case, all_cases
 from gankern.measure.report.compare import Change, compare
 from gankern.measure.report.record import Record, load
@@ -42,6 +42,9 @@ def bench(
     scaling: Annotated[
         bool, typer.Option("--scaling", help="also time against size, batch, layers and threads, eager peers only")
     ] = False,
+    host_only: Annotated[
+        bool, typer.Option("--host", help="what a call costs the host, on tensors of some ten elements; nothing else")
+    ] = False,
     full: Annotated[
         bool, typer.Option("--full", help="all primitives, all models' steps, scaling; one peer compiled")
     ] = False,
@@ -62,6 +65,9 @@ def bench(
     against gankern's, and what the time goes to; also torch's layers after gankern.accelerate. On CUDA once more with
     every one of them as a CUDA graph.
 
+    With --host, microseconds a call of each primitive on one CPU thread, beside eager PyTorch's formulations; the
+    share is gankern's cost, the cheapest formulation's being 1.
+
     With --against, a case that seems slower is measured twice more, and counts only if it is slower each time.
     """
     try:
@@ -77,6 +83,9 @@ def bench(
         check_output("--json", json_file)
     except ValueError as error:
         fail(error)
+    if host_only:
+        _host(op, device, json_file)
+        return
     if threads is not None:
         torch.set_num_threads(threads)
     kept = memory.keep_freed_memory()
@@ -168,6 +177,33 @@ def bench(
         console.print(f"record written to {json_file}", markup=False)
     if earlier is not None:
         _print_changes(console, compare(earlier, results))
+
+
+def _host(primitives: list[str] | None, device: str, json_file: Path | None) -> None:
+    """Measures and prints what calls cost the host."""
+    torch.set_num_threads(1)
+    console = Console()
+    cases = host.cases(primitives)
+    work = [(case, mode) for mode in host.MODES for case in cases]
+    costs = []
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("measuring", total=len(work))
+        for case, mode in work:
+            progress.update(bar, description=f"{case.primitive}: {case.name}, {mode}")
+            costs.append(host.measure(case, mode, device))
+            progress.advance(bar)
+    table = Table("case", "mode", "gankern µs", "peer µs", "share", "peer", "ran")
+    for cost in costs:
+        ours, theirs = cost.microseconds[benchmark.OURS], cost.microseconds[cost.peer]
+        table.add_row(f"{cost.primitive}: {cost.case}", cost.mode, f"{ours:.2f}", f"{theirs:.2f}", f"{cost.share:.2f}",
+                      cost.peer, cost.implementation)  # fmt: skip
+    console.print(table)
+    for mode in host.MODES:
+        console.print(f"{mode}: geometric mean {host.geometric_mean([c for c in costs if c.mode == mode]):.2f}")
+    if json_file is not None:
+        content = {"environment": benchmark.environment(), "settings": {}, "results": []}
+        write_json(json_file, content | {"host": [asdict(cost) for cost in costs]})
+        console.print(f"record written to {json_file}")
 
 
 def _steps(names: list[str] | None, quick: bool) -> list[steps.Step]:

@@ -14,7 +14,7 @@ import gankern.functional  # noqa: F401 (declares the primitives)
 from gankern.cli._fail import fail
 from gankern.core import memory
 from gankern.core.dispatch import Primitive, check_environment
-from gankern.core.native import NATIVE_MISSING
+from gankern.core.native import NATIVE_MISSING, NODES_MISSING, nodes_library
 from gankern.core.registry import TRITON_MISSING
 from gankern.measure.benchmark import environment
 
@@ -30,6 +30,11 @@ def native() -> dict[str, Any] | str:
 
     facts = ("instruction_sets", "compiler", "build_type", "torch_version")
     return {"instruction_set": _C.instruction_set(), **{name: getattr(_C, name) for name in facts}}
+
+
+def autograd_nodes() -> str:
+    """The library of the C++ autograd nodes, or why there are none and what to do."""
+    return NODES_MISSING or nodes_library()
 
 
 def triton() -> str:
@@ -70,6 +75,7 @@ def info(
     facts = {
         "environment": environment(),
         "native library": native(),
+        "autograd nodes": autograd_nodes(),
         "triton": triton(),
         "implementations": available,
         "advice": advice(),
@@ -79,7 +85,8 @@ def info(
         return
     console = Console()
     table = Table(title="gankern", show_header=False)
-    for name, value in {**facts["environment"], "native library": facts["native library"], "triton": triton()}.items():
+    rows = {name: facts[name] for name in ("native library", "autograd nodes", "triton")}
+    for name, value in {**facts["environment"], **rows}.items():
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
         table.add_row(name, text)
     console.print(table)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from gankern.core import zeros
+from gankern.core import native, zeros
 from gankern.core.dispatch import refuse_gradient_order
+
+native.nodes.set_witness(zeros.witness)  # the C++ nodes ask it as _Forward does
 
 Tensors = Sequence[Tensor | None]
 

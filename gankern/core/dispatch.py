@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 
 from gankern.core import torch_internals
+from gankern.core.native import nodes
 
 logger = logging.getLogger("gankern")
 
@@ -197,3 +198,7 @@ def refuse_gradient_order(primitive: str, order: int) -> RuntimeError:
         f"{primitive}: the {ran} implementation is exact to gradient order {order}, and a "
         f"higher one was asked for; pass implementation='reference', which has every order"
     )
+
+
+# There, too, what runs is chosen and goes on record.
+nodes.start(_thread, Primitive.registry, vars(torch.autograd.forward_ad))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from gankern.core.dispatch import short
+from gankern.core.native import nodes
 from gankern.functional import _checks
 from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
 
@@ -68,6 +70,22 @@ def batch_norm_act(
     >>> batch_norm_act(x, mean, var, training=True, activation="leaky_relu", negative_slope=0.2).shape
     torch.Size([8, 3, 4, 4])
     """
+    if not is_dynamo_compiling():
+        y = nodes.batch_norm_act(
+            x,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            training,
+            momentum,
+            eps,
+            activation,
+            negative_slope,
+            implementation,
+        )
+        if y is not NotImplemented:
+            return y
     _checks.floating(NAME, "x", x)
     shape = x.shape
     if len(shape) < 2 or shape[1] == 0:

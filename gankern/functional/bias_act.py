@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from gankern.core.dispatch import short
+from gankern.core.native import nodes
 from gankern.core.torch_internals import autocasting, transformed
 from gankern.functional import _checks
 from gankern.ops import bias_act as _ops
@@ -57,6 +59,10 @@ def bias_act(
     >>> bias_act(torch.tensor([[-1.0, 0.5]]), torch.tensor([0.0, 1.0]), activation="leaky_relu", gain=2.0)
     tensor([[-0.4000,  3.0000]])
     """
+    if not is_dynamo_compiling():
+        y = nodes.bias_act(x, bias, dim, activation, negative_slope, gain, clamp, implementation)
+        if y is not NotImplemented:
+            return y
     name = "bias_act"
     dim = check_channels(name, x, bias, dim)
     check_options(name, activation, negative_slope, gain)
@@ -88,6 +94,10 @@ def relu(input: Tensor, inplace: bool = False, *, implementation: str | None = N
     >>> relu(torch.tensor([-1.0, 2.0]))
     tensor([0., 2.])
     """
+    if not is_dynamo_compiling():
+        y = nodes.activate(input, inplace, None, implementation)
+        if y is not NotImplemented:
+            return y
     if has_torch_function_unary(input):
         return handle_torch_function(relu, (input,), input, inplace=inplace, implementation=implementation)
     if _for_torch(input, implementation):
@@ -110,6 +120,10 @@ def leaky_relu(
     >>> leaky_relu(torch.tensor([-1.0, 2.0]), 0.5)
     tensor([-0.5000,  2.0000])
     """
+    if not is_dynamo_compiling():
+        y = nodes.activate(input, inplace, negative_slope, implementation)
+        if y is not NotImplemented:
+            return y
     if has_torch_function_unary(input):
         return handle_torch_function(
             leaky_relu, (input,), input, negative_slope, inplace=inplace, implementation=implementation

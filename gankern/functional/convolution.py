@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function
 
 from gankern.core.dispatch import short
+from gankern.core.native import nodes
+from gankern.core.precision import get_convolution_precision
 from gankern.core.torch_internals import autocasting
 from gankern.functional import _checks
 from gankern.ops.convolution import convolution, no_row
@@ -107,6 +110,11 @@ def conv2d(
     >>> conv2d(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3), padding=1).shape
     torch.Size([2, 4, 16, 16])
     """
+    if not is_dynamo_compiling():
+        level = get_convolution_precision()
+        y = nodes.conv2d(input, weight, bias, stride, padding, dilation, groups, weight_scale, level, implementation)
+        if y is not NotImplemented:
+            return y
     if has_torch_function((input, weight)):
         return handle_torch_function(
             conv2d,
@@ -168,6 +176,23 @@ def conv_transpose2d(
     >>> conv_transpose2d(torch.randn(2, 8, 16, 16), torch.randn(8, 4, 4, 4), stride=2, padding=1).shape
     torch.Size([2, 4, 32, 32])
     """
+    if not is_dynamo_compiling():
+        level = get_convolution_precision()
+        y = nodes.conv_transpose2d(
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            dilation,
+            weight_scale,
+            level,
+            implementation,
+        )
+        if y is not NotImplemented:
+            return y
     if has_torch_function((input, weight)):
         return handle_torch_function(
             conv_transpose2d,
@@ -247,6 +272,11 @@ def upsample_conv2d(
     torch.Size([2, 4, 32, 32])
     """
     name = "upsample_conv2d"
+    if not is_dynamo_compiling() and scale_factor == 2 and mode == "nearest":
+        level = get_convolution_precision()
+        y = nodes.resample_conv2d("upsample", x, weight, bias, weight_scale, level, implementation)
+        if y is not NotImplemented:
+            return y
     _checks.number(name, "weight_scale", weight_scale)
     check_upsampling(name, scale_factor, mode)
     x, weight, bias = _check(name, x, weight, bias)
@@ -298,6 +328,11 @@ def conv2d_downsample(
     torch.Size([2, 4, 8, 8])
     """
     name = "conv2d_downsample"
+    if not is_dynamo_compiling():
+        level = get_convolution_precision()
+        y = nodes.resample_conv2d("downsample", x, weight, bias, weight_scale, level, implementation)
+        if y is not NotImplemented:
+            return y
     _checks.number(name, "weight_scale", weight_scale)
     x, weight, bias = _check(name, x, weight, bias)
     if min(x.shape[2:]) < 2:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from gankern.core.native import nodes
 from gankern.functional import _checks
 from gankern.ops.gradient_penalty import gradient_penalty as _gradient_penalty
 
@@ -39,6 +41,10 @@ def gradient_penalty(
     >>> gradient_penalty(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     tensor([16.,  1.])
     """
+    if not is_dynamo_compiling():
+        values = nodes.gradient_penalty(gradient, target, one_sided, implementation)
+        if values is not NotImplemented:
+            return values
     name = "gradient_penalty"
     _checks.floating(name, "gradient", gradient)
     if gradient.ndim == 0:

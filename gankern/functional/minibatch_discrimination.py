@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from gankern.core.dispatch import short
+from gankern.core.native import nodes
 from gankern.core.torch_internals import autocasting
 from gankern.functional import _checks
 from gankern.ops.minibatch_discrimination import l1_similarity as _l1_similarity
@@ -45,6 +47,10 @@ def minibatch_discrimination(
     >>> minibatch_discrimination(torch.randn(16, 64), 0.1 * torch.randn(64, 20, 5)).shape
     torch.Size([16, 20])
     """
+    if not is_dynamo_compiling():
+        y = nodes.minibatch_discrimination(x, kernel, include_self, reduction, implementation)
+        if y is not NotImplemented:
+            return y
     name = "minibatch_discrimination"
     if reduction not in ("sum", "mean"):
         raise ValueError(f"{name}: reduction is {reduction!r}; accepted are 'sum' and 'mean'")
@@ -111,6 +117,10 @@ def l1_similarity(
     >>> l1_similarity(torch.randn(4, 2, 3), torch.randn(7, 2, 3)).shape
     torch.Size([4, 2])
     """
+    if not is_dynamo_compiling():
+        y = nodes.l1_similarity(m, other, include_self, implementation)
+        if y is not NotImplemented:
+            return y
     name = "l1_similarity"
     for argument, points in (("m", m), ("other", other)):
         if points is None:

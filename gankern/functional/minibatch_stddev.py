@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from gankern.core.native import nodes
 from gankern.functional import _checks
 from gankern.ops.minibatch_stddev import minibatch_stddev as _minibatch_stddev
 
@@ -58,6 +60,10 @@ def minibatch_stddev(
     >>> minibatch_stddev(torch.randn(8, 512, 4, 4)).shape
     torch.Size([8, 513, 4, 4])
     """
+    if not is_dynamo_compiling():
+        y = nodes.minibatch_stddev(x, group_size, num_channels, layout, unbiased, on_indivisible, eps, implementation)
+        if y is not NotImplemented:
+            return y
     name = "minibatch_stddev"
     _checks.floating(name, "x", x)
     check_options(name, group_size, num_channels, layout, on_indivisible, eps)

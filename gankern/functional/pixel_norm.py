@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from gankern.core.native import nodes
 from gankern.functional import _checks
 from gankern.functional.bias_act import bias_act, check_channels
 from gankern.ops.pixel_norm import pixel_norm as _pixel_norm
@@ -38,6 +40,10 @@ def pixel_norm(x: Tensor, eps: float = 1e-8, dim: int = 1, *, implementation: st
     >>> pixel_norm(torch.tensor([[3.0, 4.0]]))
     tensor([[0.8485, 1.1314]])
     """
+    if not is_dynamo_compiling():
+        y = nodes.pixel_norm(x, None, dim, "linear", 1.0, 1.0, eps, implementation)
+        if y is not NotImplemented:
+            return y
     dim = check_channels("pixel_norm", x, None, dim)
     _checks.number("pixel_norm", "eps", eps, least=0)
     return _pixel_norm(x, None, dim, "linear", 1.0, 1.0, eps, implementation)
@@ -84,6 +90,10 @@ def bias_act_pixel_norm(
     >>> bias_act_pixel_norm(torch.tensor([[-5.0, 3.0]]), torch.tensor([0.0, 4.0]))
     tensor([[-0.2000,  1.4000]])
     """
+    if not is_dynamo_compiling():
+        y = nodes.pixel_norm(x, bias, dim, activation, negative_slope, gain, eps, implementation)
+        if y is not NotImplemented:
+            return y
     name = "bias_act_pixel_norm"
     dim = check_channels(name, x, bias, dim)
     check_options(name, activation, negative_slope, gain, eps)

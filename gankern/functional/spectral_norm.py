@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from gankern.core.dispatch import FLOATING, short
+from gankern.core.native import nodes
 from gankern.core.torch_internals import transformed
 from gankern.functional import _checks
 from gankern.ops.spectral_norm import spectral_norm_group as _spectral_norm_group
@@ -134,14 +136,32 @@ def spectral_norm_group(
         raise ValueError(f"spectral_norm: the lists have different lengths: {counts}")
     if not weights:
         return []
+    iterates = training or rules.iterates_in_eval
+    stores = training or rules.stores_in_eval
+    sigmas = [None] * len(weights) if sigmas is None else sigmas
+    if not is_dynamo_compiling():
+        normalized = nodes.spectral_norm_group(
+            weights,
+            us,
+            vs,
+            dims,
+            n_power_iterations if iterates else 0,
+            eps,
+            rules.u_first,
+            rules.add_eps,
+            bool(stores),
+            sigmas,
+            implementation,
+        )
+        if normalized is not NotImplemented:
+            return normalized
     for i, (weight, u, v) in enumerate(zip(weights, us, vs)):
         dims[i] = _check_spectral_norm(weight, u, v, dims[i], weights[0])
 
-    iterates = training or rules.iterates_in_eval
     normalized, vectors, new_sigma = _spectral_norm_group(
         weights, us, vs, dims, n_power_iterations if iterates else 0, eps, rules.u_first, rules.add_eps, implementation
     )
-    if training or rules.stores_in_eval:
+    if stores:
         with torch.no_grad():
             kept = [x for pair in zip(us, vs) for x in pair]
             if transformed():  # vmap has no rule for lists
@@ -149,7 +169,7 @@ def spectral_norm_group(
                     x.copy_(new)
             else:
                 torch._foreach_copy_(kept, vectors)
-            for i, sigma in enumerate(sigmas or ()):
+            for i, sigma in enumerate(sigmas):
                 if sigma is not None:
                     sigma.copy_(new_sigma[i].expand(sigma.shape))
     return normalized

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as F
 
+from gankern.core.native import nodes
 from gankern.functional import _checks
 from gankern.ops.upfirdn2d import taps_of
 from gankern.ops.upfirdn2d import upfirdn2d as _upfirdn2d
@@ -63,6 +65,10 @@ def upfirdn2d(
     >>> upfirdn2d(torch.ones(1, 1, 4, 4), f, up=2, padding=(2, 1, 2, 1), gain=4).shape
     torch.Size([1, 1, 8, 8])
     """
+    if not is_dynamo_compiling():
+        y = nodes.upfirdn2d(x, filter, up, down, padding, flip_filter, gain, "upfirdn2d", implementation)
+        if y is not NotImplemented:
+            return y
     return _run("upfirdn2d", x, filter, up, down, padding, None, flip_filter, gain, implementation)
 
 
@@ -90,6 +96,10 @@ def upsample2d(
               [1., 1., 2., 2.]]]])
     """
     name = "upsample2d"
+    if not is_dynamo_compiling():
+        y = nodes.upfirdn2d(x, filter, up, 1, padding, flip_filter, gain, name, implementation)
+        if y is not NotImplemented:
+            return y
     factors = _pair(name, "up", up)
     extra = [(((k + u - 1) // 2), (k - u) // 2) for k, u in zip(_taps(name, filter), factors)]
     return _run(name, x, filter, up, 1, padding, extra, flip_filter, gain * factors[0] * factors[1], implementation)
@@ -117,6 +127,10 @@ def downsample2d(
     tensor([[[[1.5000]]]])
     """
     name = "downsample2d"
+    if not is_dynamo_compiling():
+        y = nodes.upfirdn2d(x, filter, 1, down, padding, flip_filter, gain, name, implementation)
+        if y is not NotImplemented:
+            return y
     extra = [((k - d + 1) // 2, (k - d) // 2) for k, d in zip(_taps(name, filter), _pair(name, "down", down))]
     return _run(name, x, filter, 1, down, padding, extra, flip_filter, gain, implementation)
 
@@ -140,6 +154,10 @@ def filter2d(
     tensor([[[[0.7500, 1.0000, 1.0000, 0.7500]]]])
     """
     name = "filter2d"
+    if not is_dynamo_compiling():
+        y = nodes.upfirdn2d(x, filter, 1, 1, padding, flip_filter, gain, name, implementation)
+        if y is not NotImplemented:
+            return y
     extra = [(k // 2, (k - 1) // 2) for k in _taps(name, filter)]
     return _run(name, x, filter, 1, 1, padding, extra, flip_filter, gain, implementation)
 

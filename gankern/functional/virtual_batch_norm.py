@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from gankern.core.dispatch import short
+from gankern.core.native import nodes
 from gankern.functional import _checks
 from gankern.ops.virtual_batch_norm import virtual_batch_norm as _virtual_batch_norm
 from gankern.ops.virtual_batch_norm import virtual_batch_norm_statistics as _virtual_batch_norm_statistics
@@ -72,6 +74,12 @@ def virtual_batch_norm(
     >>> virtual_batch_norm(x, mean, mean_square, len(reference), activation="leaky_relu").shape
     torch.Size([4, 16, 8, 8])
     """
+    if not is_dynamo_compiling():
+        y = nodes.virtual_batch_norm(
+            x, ref_mean, ref_mean_square, ref_count, weight, bias, eps, activation, negative_slope, implementation
+        )
+        if y is not NotImplemented:
+            return y
     name = "virtual_batch_norm"
     _check_map(name, x)
     channels = x.shape[1]
@@ -123,6 +131,10 @@ def virtual_batch_norm_statistics(x: Tensor, *, implementation: str | None = Non
     >>> mean_square
     tensor([4., 4., 4.], dtype=torch.float64)
     """
+    if not is_dynamo_compiling():
+        both = nodes.virtual_batch_norm_statistics(x, implementation)
+        if both is not NotImplemented:
+            return both
     name = "virtual_batch_norm_statistics"
     _check_map(name, x)
     if x.numel() == 0:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gankern.core import autograd, registry
+from gankern.core import autograd, native, registry
 from gankern.core.torch_internals import transformed
 from gankern.reference.bias_act import bias_act as reference
 
@@ -40,6 +40,10 @@ ACTIVATIONS = {
 }
 # Of a negative slope: the result's sign does not tell that of the input.
 _FOLDED = Activation(9, True, False)
+
+native.nodes.set_activations(
+    [(name, a.index, a.keeps_input, a.curved) for name, a in {**ACTIVATIONS, "folded": _FOLDED}.items()]
+)
 
 _ARGUMENTS = "int dim, int activation, float negative_slope, float gain, float? clamp"
 

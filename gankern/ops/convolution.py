@@ -127,6 +127,22 @@ def way_for(
     return min(allowed & times.keys(), key=times.__getitem__)
 
 
+def _nodes_ways(kind: str, level: str, channels_in: int, channels_out: int, pixels: int) -> list[list[int]]:
+    """For the C++ nodes: of each pass, for contiguous and channels_last images, its row, or -1 and -2 for "torch" and
+    "reference"."""
+
+    def number(which: str, way: str) -> int:
+        if way in ("torch", "reference"):
+            return -1 if way == "torch" else -2
+        row = KINDS[kind].rows[way]
+        return row.transpose if which == "transpose" else row.forward
+
+    return [
+        [number(which, way_for(kind, which, level, last, channels_in, channels_out, pixels)) for last in (False, True)]
+        for which in PASSES
+    ]
+
+
 # ---- the operators --------------------------------------------------------------------------------------
 
 registry.library.define(
@@ -197,6 +213,15 @@ _DIRECT = {
     "upsample": _Direct(2, True),
     "downsample": _Direct(2, False),
 }
+
+
+native.nodes.set_convolution_kinds(
+    [
+        (name, k.taps, k.swap, k.flip, k.scale, k.collapsed, _DIRECT[name].stride, _DIRECT[name].transposed)
+        for name, k in KINDS.items()
+    ],
+    _nodes_ways,
+)
 
 
 def _convolve_by_torch(kind, transpose, padding, height, width, x, weight, bias):

@@ -44,9 +44,11 @@ class Case:
     quick: bool = False  # also part of the quick runs
     # Of a scaling run: what varies from case to case, and its value here. Such a case has no other part.
     along: tuple[str, float] | None = None
+    # Of tensors so small that the host's work is all there is: what a call costs. Such a case has no other part.
+    host: bool = False
 
     def __post_init__(self) -> None:
-        if self.along is not None:
+        if self.along is not None or self.host:
             object.__setattr__(self, "verify", False)
             object.__setattr__(self, "bench", False)
 

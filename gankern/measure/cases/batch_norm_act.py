@@ -66,6 +66,7 @@ CASES = [
     for last in (False, True)
 ]
 CASES += [
+    _case("2x4x2x2", (2, 4, 2, 2), host=True),
     *(_case(f"16x64x{side}x{side}", (16, 64, side, side), along=("height", side)) for side in SIDES),
     _case("conditional 64x128x32x32", (64, 128, 32, 32), per_sample=True, verify=False),
     _case("5x7x9x11", (5, 7, 9, 11), bench=False, quick=True),

@@ -59,7 +59,24 @@ def _case(name: str, shape: tuple[int, ...], memory_format: str, activation: str
     return Case(NAME, name, partial(make, shape, memory_format), partial(_run, activation), peers, _work, **options)
 
 
+def _leaky_relu(implementation: str | None, inputs: Sequence[Tensor]) -> Tensor:
+    return GF.leaky_relu(inputs[0], 0.2, implementation=implementation)
+
+
+def _one(shape: tuple[int, ...], memory_format: str, dtype: torch.dtype, device: str) -> list[Tensor]:
+    return make(shape, memory_format, dtype, device)[:1]
+
+
 CASES = [
+    _case("2x4x2x2", (2, 4, 2, 2), "contiguous", "leaky_relu", host=True),
+    Case(
+        NAME,
+        "leaky_relu alone",
+        partial(_one, (2, 4, 2, 2), "contiguous"),
+        _leaky_relu,
+        {"torch": lambda inputs: F.leaky_relu(inputs[0], 0.2)},
+        host=True,
+    ),
     *(
         _case(
             label(shape, memory_format),

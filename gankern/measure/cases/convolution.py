@@ -126,7 +126,8 @@ TIMED = {
 QUICK = {("upsample", 16, 512, 512, 8), ("3x3", 16, 256, 256, 16)}
 
 CASES = (
-    [
+    [_case(kind, 1, 2, 2, 4, "contiguous", host=True) for kind in KINDS]
+    + [
         _case(kind, *shape, layout, verify=False, quick=(kind, *shape) in QUICK and layout == "contiguous")
         for kind, shapes in TIMED.items()
         for shape in shapes

@@ -49,6 +49,7 @@ def _case(*shape: int, **options: Any) -> Case:
 
 
 CASES = [
+    _case(4, 8, host=True),
     _case(64, 3, 64, 64, quick=True),
     _case(16, 3, 256, 256, verify=False),
     _case(8, 3, 1024, 1024, verify=False),

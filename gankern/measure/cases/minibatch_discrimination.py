@@ -74,6 +74,7 @@ def _case(
 
 
 CASES = [
+    _case("N=4 B=2 C=4", 4, 2, 4, host=True),
     _case("N=64 B=100 C=5", 64, 100, 5, quick=True),
     _case("N=256 B=100 C=5", 256, 100, 5),
     _case("N=1024 B=100 C=5", 1024, 100, 5, verify=False),

@@ -72,6 +72,7 @@ CASES = [
     for shape in LARGE
     for last in (False, True)
 ] + [
+    _case("4x2x2x2", (4, 2, 2, 2), host=True),
     *(_case(f"16x64x{side}x{side}", (16, 64, side, side), along=("height", side)) for side in SIDES),
     _verified("8x6x5x3", (8, 6, 5, 3)),
     _verified("8x18x5x3 channels_last, 3 channels", (8, 18, 5, 3), True, num_channels=3),

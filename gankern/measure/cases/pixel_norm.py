@@ -49,6 +49,7 @@ def _work(inputs: Sequence[Tensor]) -> dict[str, Work]:
 PEERS = {"textbook": _textbook, "vector_norm": _vector_norm, "rms_norm": _rms_norm}
 
 CASES = [
+    Case(NAME, "2x4x2x2", partial(make, (2, 4, 2, 2), "contiguous"), _run, PEERS, _work, host=True),
     *(
         Case(
             NAME,

@@ -77,6 +77,12 @@ def work(inputs: Sequence[Tensor]) -> dict[str, Work]:
 
 
 CASES = [
+    Case("spectral_norm", f"{name}, {form}", functools.partial(make, [(2, 2)] * layers), run,
+         {"torch parametrization": torch_parametrization}, work, host=True)
+    for name, layers, form, run in (("one layer", 1, "layer by layer", layer_by_layer),
+                                    ("11 layers", 11, "grouped", grouped),
+                                    ("11 layers", 11, "layer by layer", layer_by_layer))
+] + [
     Case("spectral_norm", f"{network}, {form}", functools.partial(make, shapes), run,
          {"torch parametrization": torch_parametrization}, work, verify=False,
          quick=form == "grouped" and len(shapes) > 1)

@@ -133,6 +133,7 @@ def _odd_case(kind: str, shape: tuple[int, ...], taps: Sequence[float], channels
 
 
 CASES = [
+    *(_case(kind, (1, 2, 4, 4), host=True) for kind in RUN),
     *(_case(kind, (16, 64, 64, 64), verify=False, quick=kind != "same") for kind in RUN),
     *(_case(kind, (4, 32, 256, 256), verify=False) for kind in RUN),
     *(_case(kind, (16, 64, 64, 64), verify=False, channels_last=True) for kind in RUN),

@@ -99,6 +99,7 @@ CASES = [
     for shape in LARGE
     for last in (False, True)
 ] + [
+    _case("2x4x2x2", (2, 4, 2, 2), host=True),
     *(_case(f"16x64x{side}x{side}", (16, 64, side, side), along=("height", side)) for side in SIDES),
     _verified("5x6x7x3", (5, 6, 7, 3)),
     _verified("5x18x7x3 channels_last, ReLU", (5, 18, 7, 3), True, activation="relu"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from gankern.core.files import UnusableFile
 from gankern.measure.benchmark import OURS, Contender, Result
+from gankern.measure.host import HostCost
 
 Key = tuple[str, str, str, str, str, tuple[str, float] | None]
 
@@ -23,6 +24,7 @@ class Record:
     results: tuple[Result, ...]
     # Of whole steps: milliseconds by step, layers and what they are spent on.
     breakdowns: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    host: tuple[HostCost, ...] = ()  # of `gankern bench --host`
 
     def by_key(self) -> dict[Key, Result]:
         return {key(result): result for result in self.results}
@@ -47,9 +49,10 @@ def load(path: Path) -> Record:
         results = tuple(_result(r, f"results[{i}]") for i, r in enumerate(content["results"]))
         breakdowns = content.get("breakdowns", {})
         _check_breakdowns(breakdowns)
+        host = tuple(_host(cost, f"host[{i}]") for i, cost in enumerate(content.get("host") or ()))
     except ValueError as error:
         raise UnusableFile(f"{path}: is no record of `gankern bench --json`: {error}") from error
-    return Record(path, content["environment"], content["settings"], results, breakdowns)
+    return Record(path, content["environment"], content["settings"], results, breakdowns, host)
 
 
 def _number(value: Any, least: float = -math.inf) -> bool:
@@ -88,6 +91,7 @@ _RECORD: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "environment": ("a dictionary", lambda value: isinstance(value, dict), False),
     "settings": ("a dictionary", lambda value: isinstance(value, dict), False),
     "results": ("a list", lambda value: isinstance(value, list), False),
+    "host": ("a list", lambda value: isinstance(value, list), True),
 }
 _SETTINGS = {name: ("a positive number", _positive, True) for name in ("copy_bandwidth", "multiply_add_rate")}
 _RESULT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
@@ -106,6 +110,11 @@ _CONTENDER: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "quartiles": ("two positive numbers", _pair, True),
     "peak_bytes": ("a number", _number, True),
     "failure": ("a text", _text, True),
+}
+_HOST: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
+    **dict.fromkeys(("primitive", "case", "mode", "device"), ("a name", _line, False)),
+    "implementation": ("a name", _line, True),
+    "microseconds": ("a dictionary", lambda value: isinstance(value, dict), False),
 }
 
 
@@ -144,6 +153,18 @@ def _result(content: Any, where: str) -> Result:
         raise ValueError(f"{where} must have peer, ratio and interval, or none of them")
     rest = {name: value for name, value in content.items() if name in _RESULT}
     return Result(**rest | {"contenders": contenders, "along": along and tuple(along)})
+
+
+def _host(content: Any, where: str) -> HostCost:
+    _check(content, where, _HOST)
+    if unknown := content.keys() - _HOST.keys():
+        raise ValueError(f"{where} has {', '.join(sorted(unknown))[:100]}, which no cost of a call has")
+    for name, microseconds in _items(content["microseconds"], f"microseconds of {where}"):
+        if not _positive(microseconds):
+            raise ValueError(f"{name} in microseconds of {where} must be a positive number")
+    if OURS not in content["microseconds"] or len(content["microseconds"]) < 2:
+        raise ValueError(f"{where} must have the times of {OURS} and of a peer")
+    return HostCost(**content)
 
 
 def _check_breakdowns(breakdowns: Any) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gankern.core.files import write_bytes
+from gankern.measure import host
 from gankern.measure.benchmark import ACCELERATED, MODES, OURS, Result
 from gankern.measure.cases import all_cases
+from gankern.measure.host import HostCost
 from gankern.measure.report.record import Record
 from gankern.measure.steps import WHOLE_STEP
 
@@ -17,11 +19,14 @@ BEGIN, END = "<!-- made from records: begin -->", "<!-- made from records: end -
 def markdown_table(records: Sequence[Record], quick: bool = False) -> str:
     """A line a training step, whole ones first; then a line a case of a primitive, ``quick`` for those alone that
     `gankern bench --quick` has: the ratios of all modes, and time, share of the limit and memory of forward +
-    backward."""
+    backward. Last, a line a case of what calls cost the host."""
     chosen = {(case.primitive, case.name) for case in all_cases() if case.quick}
     steps: list[Result] = []
     primitives: list[str] = []
+    calls: dict[str, dict[str, HostCost]] = {}
     for record in records:
+        for cost in record.host:
+            calls.setdefault(f"{cost.primitive.replace('_', ' ')}, {cost.case}", {})[cost.mode] = cost
         cases: dict[tuple[str, str, str], dict[str, Result]] = {}
         for result in record.results:
             if result.along is None:
@@ -39,8 +44,19 @@ def markdown_table(records: Sequence[Record], quick: bool = False) -> str:
     tables = [
         ("| training step, or part of one | ms | the faster peer's ms | ratio | accelerated torch | memory |", rows),
         (f"| primitive | {' | '.join(MODES)} | ms | of the limit | memory |", primitives),
+        (
+            f"| µs a call, and the cheapest peer's | {' | '.join(host.MODES)} |",
+            [
+                f"| {name} | {' | '.join(_cost(modes[m]) if m in modes else '' for m in host.MODES)} |"
+                for name, modes in calls.items()
+            ],
+        ),
     ]
     return "\n\n".join("\n".join([head, "|---" * head.count(" | ") + "|---|", *rows]) for head, rows in tables if rows)
+
+
+def _cost(cost: HostCost) -> str:
+    return f"{cost.microseconds[OURS]:.1f} / {cost.microseconds[cost.peer]:.1f}"
 
 
 def _step(result: Result) -> str:

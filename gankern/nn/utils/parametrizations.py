@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
+from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations as torch_parametrizations
+from torch.nn.utils import parametrize
 
 import gankern.functional as GF
 from gankern.core.dispatch import FLOATING
@@ -79,4 +82,37 @@ def spectral_norm(
     dim = default_dim(module) if dim is None else dim
     weight = check(module, name, n_power_iterations, eps, dim)
     nn.utils.parametrize.register_parametrization(module, name, SpectralNorm(weight, n_power_iterations, dim, eps))
+    _shorten(type(module), name)
     return module
+
+
+def _shorten(owner: type[nn.Module], name: str) -> None:
+    """Makes reading the parameter cost no more than computing it, where nothing else hangs on it: torch's property goes
+    through two modules' calls, 25 microseconds. ``owner`` is the class that torch has made for this one layer."""
+    theirs = owner.__dict__[name]
+
+    def get(self: nn.Module) -> Tensor:
+        if not is_dynamo_compiling() and not parametrize._cache_enabled:
+            members = self._modules["parametrizations"]._modules[name]
+            first = members._modules.get("0")
+            if type(first) is SpectralNorm and len(members._modules) == 1 and not (_hooked(members) or _hooked(first)):
+                weight = members._parameters.get("original")
+                if weight is not None:
+                    return first.forward(weight)
+        return theirs.fget(self)
+
+    setattr(owner, name, property(get, theirs.fset, theirs.fdel, theirs.__doc__))
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its forward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )

@@ -1,0 +1,192 @@
+// Bias, activation, gain and clamp: gankern/ops/bias_act.py with its rule.
+#include <ATen/ops/leaky_relu.h>
+#include <ATen/ops/leaky_relu_backward.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/threshold_backward.h>
+
+#include "call.h"
+#include "primitives.h"
+
+namespace gankern::nodes {
+namespace bias_act {
+
+using Forward = Tensor(const Tensor&, const std::optional<Tensor>&, int64_t, int64_t, double, double,
+                       std::optional<double>);
+using Backward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const std::optional<Tensor>&,
+                                            int64_t, int64_t, double, double, std::optional<double>, bool);
+using DoubleBackward = std::tuple<Tensor, Tensor, Tensor>(const std::optional<Tensor>&,
+                                                          const std::optional<Tensor>&, const Tensor&,
+                                                          const Tensor&, const std::optional<Tensor>&,
+                                                          int64_t, int64_t, double, double,
+                                                          std::optional<double>, bool, bool, bool);
+
+struct BiasAct final : Rule {
+  int64_t dim, activation;
+  double negative_slope, gain;
+  std::optional<double> clamp;
+  bool keeps_input, curved;  // as in the table of gankern/ops/bias_act.py
+
+  const char* primitive() const override { return "bias_act"; }
+  bool pieces() const override { return !curved && activation != 0; }  // 0: linear
+
+  Tensor forward(const Tensor& x, const std::optional<Tensor>& bias) const {
+    static const auto op = find<Forward>("gankern::bias_act");
+    return op.call(x, bias, dim, activation, negative_slope, gain, clamp);
+  }
+
+  Tensors backward(const Needed& needed, const Tensors& grads, const Tensors& saved) const override {
+    static const auto op = find<Backward>("gankern::bias_act_backward");
+    const auto bias = keeps_input ? optional(saved[1]) : std::nullopt;
+    auto [grad_x, grad_bias] =
+        op.call(grads[0], saved[0], bias, dim, activation, negative_slope, gain, clamp, needed[1]);
+    return {std::move(grad_x), needed[1] ? std::move(grad_bias) : Tensor()};
+  }
+
+  Tensors double_backward(const Needed& needed, const Tensors& grad_grads, const Tensors& grads,
+                          const Tensors& saved) const override {
+    static const auto op = find<DoubleBackward>("gankern::bias_act_double_backward");
+    const bool needs_grad = needed[0], needs_saved = needed[1] && curved,
+               sums = keeps_input && needed[2] && curved;
+    Tensors results(needed.size());
+    if (!(needs_grad || needs_saved || sums)) return results;
+    const auto bias = keeps_input ? optional(saved[1]) : std::nullopt;
+    auto [grad_grad, grad_saved, grad_bias] =
+        op.call(optional(grad_grads[0]), optional(grad_grads[1]), grads[0], saved[0], bias, dim, activation,
+                negative_slope, gain, clamp, needs_grad, needs_saved, sums);
+    if (needs_grad) results[0] = std::move(grad_grad);
+    if (needs_saved) results[1] = std::move(grad_saved);
+    if (sums) results[2] = std::move(grad_bias);
+    return results;
+  }
+};
+
+PyObject* differentiate(const std::shared_ptr<BiasAct>& rule, const Tensor& x,
+                        const std::optional<Tensor>& bias) {
+  Tensor y;
+  {
+    const Running running;
+    y = rule->forward(x, bias);
+  }
+  const Tensor& b = value(bias);
+  if (records({&x, &b})) {
+    if (rule->keeps_input)
+      record(rule, {&x, &b}, {&y}, {{x}, {b}});
+    else
+      record(rule, {&x, &b}, {&y}, {{y, true}});
+  }
+  return THPVariable_Wrap(std::move(y));
+}
+
+// The table in gankern/ops/bias_act.py: names, and a row of each.
+struct Activation {
+  int64_t index;
+  bool keeps_input, curved;
+};
+std::vector<Activation> activations;
+std::unique_ptr<Words> names;
+int leaky_relu, folded;  // folded: leaky_relu with a negative slope
+
+// ([(name, index, keeps_input, curved)])
+PyObject* set_activations(PyObject* const* in) {
+  names = std::make_unique<Words>(std::initializer_list<const char*>{});
+  for (py::handle row : py::reinterpret_borrow<py::list>(in[0])) {
+    const auto [name, index, keeps, curved] = row.cast<std::tuple<std::string, int64_t, bool, bool>>();
+    if (name == "leaky_relu") leaky_relu = int(activations.size());
+    if (name == "folded") folded = int(activations.size());
+    names->add(name.c_str());
+    activations.push_back({index, keeps, curved});
+  }
+  Py_RETURN_NONE;
+}
+
+// The arguments of gankern.functional.bias_act.
+PyObject* call(PyObject* const* in) {
+  const Tensor* x = tensor(in[0]);
+  std::optional<Tensor> bias;
+  auto rule = std::make_shared<BiasAct>();
+  int activation = names ? names->find(in[3]) : -1;
+  if (!x || activation < 0 || activation == folded || !optional_tensor(in[1], &bias) ||
+      !integer(in[2], &rule->dim) || !number(in[4], &rule->negative_slope) || !number(in[5], &rule->gain) ||
+      !plain())
+    return decline();
+  if (rule->negative_slope < 0 && activation == leaky_relu) activation = folded;
+  rule->activation = activations[activation].index;
+  rule->keeps_input = activations[activation].keeps_input;
+  rule->curved = activations[activation].curved;
+  if (in[6] != Py_None) {
+    double clamp;
+    if (!number(in[6], &clamp) || !(clamp > 0)) return decline();
+    rule->clamp = clamp;
+  }
+  if (!channels_fit(*x, bias, &rule->dim)) return decline();
+  if (!(rule->implementation = selected(kBiasAct, in[0], in[7]))) return decline();
+  return differentiate(rule, *x, bias);
+}
+
+// ReLU and leaky ReLU alone: torch's own kernels, with a rule of their own that keeps the result (torch keeps
+// the input, which is memory of its own) and has no second derivative instead of zeros.
+struct Piecewise final : Rule {
+  double negative_slope;
+  bool leaky;
+
+  const char* primitive() const override { return "bias_act"; }
+  bool pieces() const override { return true; }
+
+  Tensor slope_times(const Tensor& grad, const Tensor& result) const {
+    return leaky ? at::leaky_relu_backward(grad, result, negative_slope, /*self_is_result=*/true)
+                 : at::threshold_backward(grad, result, 0);
+  }
+  Tensors backward(const Needed&, const Tensors& grads, const Tensors& saved) const override {
+    return {slope_times(grads[0], saved[0])};
+  }
+  Tensors double_backward(const Needed& needed, const Tensors& grad_grads, const Tensors&,
+                          const Tensors& saved) const override {
+    return {needed[0] ? slope_times(grad_grads[0], saved[0]) : Tensor(), Tensor()};
+  }
+};
+
+// (input, in place, negative_slope or None for ReLU, implementation)
+PyObject* activate(PyObject* const* in) {
+  const Tensor* x = tensor(in[0]);
+  bool in_place;
+  double slope = 0;
+  const bool leaky = in[2] != Py_None;
+  // A result of a negative slope does not tell the sign of the input.
+  if (!x || !flag(in[1], &in_place) || (leaky && (!number(in[2], &slope) || slope < 0)) || in[3] != Py_None ||
+      !plain() || at::impl::torch_function_mode_enabled())
+    return decline();
+  const char* chosen = selected(kBiasAct, in[0], in[3]);
+  if (!chosen) return decline();
+  const bool recording = records({x});
+  // What becomes of views and leaves is torch's to say, and Python asks it.
+  if (in_place && (x->is_inference() || x->is_view() || (x->is_leaf() && x->requires_grad())))
+    return decline();
+  Tensor y;
+  {
+    const Running running;
+    if (in_place) {
+      y = leaky ? at::leaky_relu_(const_cast<Tensor&>(*x), slope) : at::relu_(const_cast<Tensor&>(*x));
+      y.unsafeGetTensorImpl()->bump_version();
+    } else {
+      y = leaky ? at::leaky_relu(*x, slope) : at::relu(*x);
+    }
+  }
+  if (recording) {
+    auto rule = std::make_shared<Piecewise>();
+    rule->negative_slope = slope;
+    rule->leaky = leaky;
+    rule->implementation = chosen;
+    record(rule, {x}, {&y}, {{y, true}}, in_place);
+  }
+  return in_place ? Py_NewRef(in[0]) : THPVariable_Wrap(std::move(y));
+}
+
+}  // namespace bias_act
+
+void add_bias_act(std::vector<PyMethodDef>* methods) {
+  methods->push_back(method("bias_act", entry<bias_act::call, 8>));
+  methods->push_back(method("activate", entry<bias_act::activate, 4>));
+  methods->push_back(method("set_activations", entry<bias_act::set_activations, 1>));
+}
+
+}  // namespace gankern::nodes

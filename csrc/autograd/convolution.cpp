@@ -1,0 +1,376 @@
+// Convolutions by bilinear algorithms: gankern/ops/convolution.py, its ways and its gradients of any order.
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/conv_transpose2d.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <map>
+
+#include "call.h"
+#include "primitives.h"
+
+namespace gankern::nodes {
+namespace convolution {
+
+using RowForward = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, int64_t, c10::SymInt,
+                          c10::SymInt, int64_t, bool, bool, double, double);
+using RowWeightGradient = Tensor(const Tensor&, const Tensor&, int64_t, int64_t, bool, bool, double);
+
+// A kind of the table in gankern/ops/convolution.py.
+struct Kind {
+  std::string name;
+  int64_t taps;
+  bool swap, flip;
+  double scale;
+  bool collapsed;
+  int64_t stride;   // of torch's own convolution
+  bool transposed;  // whether that is a transposed one
+};
+std::vector<Kind> kinds;
+enum : int64_t { kTorch = -1, kReference = -2 };  // ways that are no rows
+enum Pass { kForward, kTranspose, kWeight };
+
+// For each pass, and for contiguous and channels_last images: the row, or one of the ways above.
+using Ways = std::array<std::array<int64_t, 2>, 3>;
+
+// As the kernels see it.
+bool is_channels_last(const Tensor& x) { return x.stride(1) == 1 && !x.is_contiguous(); }
+
+// What is computed of an image and a weight, in any order of gradient.
+struct Plan {
+  const Kind* kind;
+  int64_t padding;
+  double scale;
+  Ways ways;
+
+  int64_t way(Pass pass, const Tensor& x) const { return ways[pass][is_channels_last(x)]; }
+};
+using PlanPtr = std::shared_ptr<const Plan>;
+
+// ---- the 4x4 kernel of stride 2 that both steps of a kind that resamples collapse into
+// ------------------------------
+
+Tensor window_sums(const Tensor& x) {
+  const Tensor rows = x.narrow(-2, 1, x.size(-2) - 1).add(x.narrow(-2, 0, x.size(-2) - 1));
+  return rows.narrow(-1, 1, x.size(-1) - 1).add(rows.narrow(-1, 0, x.size(-1) - 1));
+}
+Tensor collapse(const Kind& kind, const Tensor& weight) {
+  const Tensor sums = window_sums(at::constant_pad_nd(weight, {1, 1, 1, 1}));
+  return kind.transposed ? sums.flip({2, 3}).transpose(0, 1) : sums.div(4);
+}
+Tensor uncollapse(const Kind& kind, const Tensor& grad) {
+  return window_sums(kind.transposed ? grad.transpose(0, 1).flip({2, 3}) : grad.div(4));
+}
+
+// ---- passes, not recorded
+// -------------------------------------------------------------------------------------------
+
+Tensor convolve(const Plan& plan, bool transpose, int64_t height, int64_t width, const Tensor& x,
+                Tensor weight, const std::optional<Tensor>& bias) {
+  static const auto op = find<RowForward>("gankern::convolution_row");
+  const Kind& kind = *plan.kind;
+  const int64_t row = plan.way(transpose ? kTranspose : kForward, x);
+  if (row >= 0)
+    return op.call(x, weight, bias, row, height, width, transpose ? 2 - plan.padding : plan.padding,
+                   transpose && kind.flip, kind.swap != transpose, plan.scale * kind.scale, 1.0);
+  if (plan.scale != 1) weight = weight.mul(plan.scale);
+  int64_t padding = plan.padding;
+  if (kind.collapsed) {
+    weight = collapse(kind, weight);
+    padding = 1;
+  }
+  const bool transposed = kind.transposed != transpose;
+  std::array<int64_t, 2> more{0, 0};  // rows and columns of the result than the least that there can be
+  if (transposed)
+    for (int axis : {0, 1})
+      more[axis] =
+          (axis ? width : height) - ((x.size(2 + axis) - 1) * kind.stride - 2 * padding + weight.size(2));
+  return at::convolution(x, weight, bias, {kind.stride, kind.stride}, {padding, padding}, {1, 1}, transposed,
+                         more, 1);
+}
+
+Tensor weight_gradient(const Plan& plan, const Tensor& x, const Tensor& grad) {
+  static const auto op = find<RowWeightGradient>("gankern::convolution_row_weight_gradient");
+  const Kind& kind = *plan.kind;
+  const int64_t row = plan.way(kWeight, x);
+  if (row >= 0) return op.call(x, grad, row, plan.padding, false, kind.swap, plan.scale * kind.scale);
+  const int64_t taps = kind.collapsed ? 4 : kind.taps, padding = kind.collapsed ? 1 : plan.padding;
+  const int64_t outer = kind.transposed ? x.size(1) : grad.size(1),
+                inner = kind.transposed ? grad.size(1) : x.size(1);
+  Tensor result = std::get<1>(at::convolution_backward(
+      grad, x, x.new_empty({outer, inner, taps, taps}), std::nullopt, {kind.stride, kind.stride},
+      {padding, padding}, {1, 1}, kind.transposed, {0, 0}, 1, {false, true, false}));
+  if (kind.collapsed) result = uncollapse(kind, result);
+  return plan.scale == 1 ? result : result.mul(plan.scale);
+}
+
+// ---- recorded
+// -------------------------------------------------------------------------------------------------------
+
+Tensor convolved(const PlanPtr& plan, bool transpose, int64_t height, int64_t width, const Tensor& x,
+                 const Tensor& weight, const std::optional<Tensor>& bias);
+Tensor weight_gradient_of(const PlanPtr& plan, const Tensor& x, const Tensor& grad);
+
+// Of convolved: keeps x and the weight.
+struct ConvolveBackward final : Recorded {
+  PlanPtr plan;
+  bool transpose;
+
+  std::string name() const override { return "GankernBackward_convolution"; }
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
+    const Tensor& grad = grads[0];
+    if (!grad.defined()) return torch::autograd::variable_list(3);
+    refuse_tangents("convolution", grads);
+    const Needed needed = asked();
+    const Tensors kept = unpack(0, 2);
+    const Tensor &x = kept[0], &weight = kept[1];
+    torch::autograd::variable_list results(3);
+    if (needed[0]) results[0] = convolved(plan, !transpose, x.size(2), x.size(3), grad, weight, std::nullopt);
+    if (needed[1])
+      results[1] = transpose ? weight_gradient_of(plan, grad, x) : weight_gradient_of(plan, x, grad);
+    if (needed[2]) results[2] = grad.sum({0, 2, 3});
+    return results;
+  }
+};
+
+// Of weight_gradient_of: keeps x and the gradient.
+struct WeightGradientBackward final : Recorded {
+  PlanPtr plan;
+
+  std::string name() const override { return "GankernBackward_convolution_weight"; }
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
+    const Tensor& direction = grads[0];
+    if (!direction.defined()) return torch::autograd::variable_list(2);
+    refuse_tangents("convolution", grads);
+    const Needed needed = asked();
+    const Tensors kept = unpack(0, 2);
+    const Tensor &x = kept[0], &grad = kept[1];
+    torch::autograd::variable_list results(2);
+    if (needed[0]) results[0] = convolved(plan, true, x.size(2), x.size(3), grad, direction, std::nullopt);
+    if (needed[1])
+      results[1] = convolved(plan, false, grad.size(2), grad.size(3), x, direction, std::nullopt);
+    return results;
+  }
+};
+
+template <class N>
+void keep(const Tensor& y, N* node, const PlanPtr& plan, std::initializer_list<const Tensor*> inputs) {
+  const NodePtr owner = owned(node);
+  node->plan = plan;
+  for (const Tensor* t : inputs) node->depends_on(*t);
+  torch::autograd::set_history(y, owner);
+  for (const Tensor* t : {inputs.begin()[0], inputs.begin()[1]}) node->saved.emplace_back(*t, false);
+}
+
+Tensor convolved(const PlanPtr& plan, bool transpose, int64_t height, int64_t width, const Tensor& x,
+                 const Tensor& weight, const std::optional<Tensor>& bias) {
+  Tensor y;
+  {
+    const BelowAutograd guard;
+    y = convolve(*plan, transpose, height, width, x, weight, bias);
+  }
+  const Tensor& b = value(bias);
+  if (records({&x, &weight, &b})) {
+    auto* node = new ConvolveBackward;
+    node->transpose = transpose;
+    keep(y, node, plan, {&x, &weight, &b});
+  }
+  return y;
+}
+
+Tensor weight_gradient_of(const PlanPtr& plan, const Tensor& x, const Tensor& grad) {
+  Tensor y;
+  {
+    const BelowAutograd guard;
+    y = weight_gradient(*plan, x, grad);
+  }
+  if (records({&x, &grad})) keep(y, new WeightGradientBackward, plan, {&x, &grad});
+  return y;
+}
+
+// ---- from Python
+// ----------------------------------------------------------------------------------------------------
+
+PyObject* ways_function;  // (kind, level, channels in, channels out, pixels) -> its Ways
+
+// ([(name, taps, swap, flip, scale, collapsed, stride, transposed)], that function)
+PyObject* set_kinds(PyObject* const* in) {
+  for (py::handle row : py::reinterpret_borrow<py::list>(in[0])) {
+    const auto [name, taps, swap, flip, scale, collapsed, stride, transposed] =
+        row.cast<std::tuple<std::string, int64_t, bool, bool, double, bool, int64_t, bool>>();
+    kinds.push_back({name, taps, swap, flip, scale, collapsed, stride, transposed});
+  }
+  ways_function = Py_NewRef(in[1]);
+  Py_RETURN_NONE;
+}
+
+const Ways& ways_for(const Kind& kind, const char* level, int64_t in, int64_t out, int64_t pixels) {
+  using Key = std::tuple<const Kind*, std::string, int64_t, int64_t, int64_t>;
+  static std::map<Key, Ways> known;  // under the interpreter's lock
+  const Key key{&kind, level, in, out, pixels};
+  const auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  if (known.size() >= 4096) known.clear();
+  const auto ways = py::handle(ways_function)(kind.name, level, in, out, pixels).cast<Ways>();
+  return known[key] = ways;
+}
+
+struct Operands {
+  const Tensor *x, *weight;
+  std::optional<Tensor> bias;
+};
+
+bool operands(PyObject* const* in, Operands* o) {
+  o->x = tensor(in[0]);
+  o->weight = tensor(in[1]);
+  return o->x && o->weight && (o->x->is_cpu() || o->x->is_cuda()) && optional_tensor(in[2], &o->bias) &&
+         same_kind(*o->x, *o->weight) && (!o->bias || same_kind(*o->bias, *o->x)) &&
+         !at::autocast::is_autocast_enabled(o->x->device().type());
+}
+
+// The kind's result, or an undefined tensor where plain PyTorch is to run.
+Tensor by_kind(const Kind& kind, const Operands& o, int64_t padding, double scale, PyObject* level) {
+  const Tensor &x = *o.x, &weight = *o.weight;
+  const bool half = kind.name == "strided" || kind.name == "downsample", same = kind.name == "same";
+  const auto result = [&](int64_t n) { return same ? n + 2 * padding - 2 : half ? n / 2 : 2 * n; };
+  const int64_t height = result(x.size(2)), width = result(x.size(3));
+  const int64_t in = weight.size(kind.swap ? 0 : 1), out = weight.size(kind.swap ? 1 : 0);
+  const int64_t pixels = x.size(0) * std::min(x.size(2) * x.size(3), height * width);
+  auto plan = std::make_shared<Plan>(Plan{&kind, padding, scale, {}});
+  if (x.is_cpu()) {
+    plan->ways =
+        ways_for(kind, x.scalar_type() == at::kDouble ? "highest" : PyUnicode_AsUTF8(level), in, out, pixels);
+    const auto way = [&](Pass pass) { return plan->way(pass, x); };
+    if (way(kForward) == kReference ||
+        (way(kForward) == kTorch && way(kTranspose) == kTorch && way(kWeight) == kTorch))
+      return Tensor();
+  } else {
+    if (!kind.collapsed) return Tensor();
+    for (auto& pass : plan->ways)
+      pass = {kTorch, kTorch};  // not the engine, but fewer products than plain PyTorch
+  }
+  put_on_record(kConvolution, x.is_cpu());
+  const pybind11::gil_scoped_release released;
+  return convolved(plan, false, height, width, x, weight, o.bias);
+}
+
+// Whether the kind takes these tensors, of which it is one; what is not is for Python, or torch, to refuse.
+bool takes(const Kind& kind, const Operands& o, int64_t padding) {
+  const Tensor &x = *o.x, &w = *o.weight;
+  if (x.dim() != 4 || w.dim() != 4 || w.size(kind.swap ? 0 : 1) != x.size(1) || w.numel() == 0 ||
+      x.size(1) == 0)
+    return false;
+  const bool half = kind.name == "strided" || kind.name == "downsample", same = kind.name == "same";
+  for (int64_t n : {x.size(2), x.size(3)})
+    if ((same ? n + 2 * padding - 2 : half ? n / 2 : n) < 1) return false;
+  return !o.bias || (o.bias->dim() == 1 && o.bias->size(0) == w.size(kind.swap ? 1 : 0));
+}
+
+const Kind& kind_named(const char* name) {
+  for (const Kind& kind : kinds)
+    if (kind.name == name) return kind;
+  TORCH_CHECK(false, "convolution: there is no kind ", name);
+}
+
+// An integer or a tuple of two.
+bool pair(PyObject* object, std::array<int64_t, 2>* values) {
+  if (integer(object, &(*values)[0])) {
+    (*values)[1] = (*values)[0];
+    return true;
+  }
+  return PyTuple_CheckExact(object) && PyTuple_GET_SIZE(object) == 2 &&
+         integer(PyTuple_GET_ITEM(object, 0), &(*values)[0]) &&
+         integer(PyTuple_GET_ITEM(object, 1), &(*values)[1]);
+}
+using Two = std::array<int64_t, 2>;
+
+// (input, weight, bias, stride, padding, dilation, groups, weight_scale, precision, implementation)
+PyObject* conv2d(PyObject* const* in) {
+  Operands o;
+  Two stride, padding, dilation;
+  int64_t groups;
+  double scale;
+  if (!operands(in, &o) || !pair(in[3], &stride) || !pair(in[4], &padding) || !pair(in[5], &dilation) ||
+      !integer(in[6], &groups) || !number(in[7], &scale) || !plain() ||
+      at::impl::torch_function_mode_enabled() || !left_to_auto(in[9]))
+    return decline();
+  const Tensor &x = *o.x, &w = *o.weight;
+  const Kind* kind = nullptr;
+  if (w.dim() == 4 && groups == 1 && dilation == Two{1, 1}) {
+    const Two taps{w.size(2), w.size(3)};
+    if (taps == Two{3, 3} && stride == Two{1, 1} && padding[0] == padding[1] && padding[0] >= 0 &&
+        padding[0] <= 2)
+      kind = &kind_named("same");
+    if (taps == Two{4, 4} && stride == Two{2, 2} && padding == Two{1, 1}) kind = &kind_named("strided");
+  }
+  Tensor y;
+  if (kind) {
+    if (!takes(*kind, o, padding[0])) return decline();
+    y = by_kind(*kind, o, padding[0], scale, in[8]);
+  }
+  if (!y.defined()) {
+    if (scale != 1) return decline();
+    put_on_record(kConvolution, false);
+    const pybind11::gil_scoped_release released;
+    y = at::conv2d(x, w, o.bias, stride, padding, dilation, groups);
+  }
+  return THPVariable_Wrap(std::move(y));
+}
+
+// (input, weight, bias, stride, padding, output_padding, groups, dilation, weight_scale, precision,
+// implementation)
+PyObject* conv_transpose2d(PyObject* const* in) {
+  Operands o;
+  Two stride, padding, more, dilation;
+  int64_t groups;
+  double scale;
+  if (!operands(in, &o) || !pair(in[3], &stride) || !pair(in[4], &padding) || !pair(in[5], &more) ||
+      !integer(in[6], &groups) || !pair(in[7], &dilation) || !number(in[8], &scale) || !plain() ||
+      at::impl::torch_function_mode_enabled() || !left_to_auto(in[10]))
+    return decline();
+  const Tensor &x = *o.x, &w = *o.weight;
+  Tensor y;
+  if (w.dim() == 4 && w.size(2) == 4 && w.size(3) == 4 && stride == Two{2, 2} && padding == Two{1, 1} &&
+      more == Two{0, 0} && dilation == Two{1, 1} && groups == 1) {
+    const Kind& kind = kind_named("transposed");
+    if (!takes(kind, o, 1)) return decline();
+    y = by_kind(kind, o, 1, scale, in[9]);
+  }
+  if (!y.defined()) {
+    if (scale != 1) return decline();
+    put_on_record(kConvolution, false);
+    const pybind11::gil_scoped_release released;
+    y = at::conv_transpose2d(x, w, o.bias, stride, padding, more, groups, dilation);
+  }
+  return THPVariable_Wrap(std::move(y));
+}
+
+// (kind, x, weight, bias, weight_scale, precision, implementation): of a kind that resamples, with a 3x3
+// kernel.
+PyObject* resample(PyObject* const* in) {
+  static const Words names({"upsample", "downsample"});
+  Operands o;
+  double scale;
+  const int name = names.find(in[0]);
+  if (name < 0 || !operands(in + 1, &o) || !number(in[4], &scale) || !plain() || !left_to_auto(in[6]))
+    return decline();
+  const Kind& kind = kind_named(name ? "downsample" : "upsample");
+  if (o.weight->dim() != 4 || o.weight->size(2) != 3 || o.weight->size(3) != 3 || !takes(kind, o, 1))
+    return decline();
+  Tensor y = by_kind(kind, o, 1, scale, in[5]);
+  return y.defined() ? THPVariable_Wrap(std::move(y)) : decline();
+}
+
+}  // namespace convolution
+
+void add_convolution(std::vector<PyMethodDef>* methods) {
+  methods->push_back(method("set_convolution_kinds", entry<convolution::set_kinds, 2>));
+  methods->push_back(method("conv2d", entry<convolution::conv2d, 10>));
+  methods->push_back(method("conv_transpose2d", entry<convolution::conv_transpose2d, 11>));
+  methods->push_back(method("resample_conv2d", entry<convolution::resample, 7>));
+}
+
+}  // namespace gankern::nodes

@@ -1,0 +1,148 @@
+// gankern's C++ autograd nodes as a Python module, for the one version of torch that it was built for
+// (gankern/core/native.py loads it).
+#include <torch/csrc/PyInterpreter.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "call.h"
+#include "primitives.h"
+
+namespace gankern::nodes {
+namespace {
+
+constexpr const char* kNames[kPrimitives] = {
+    "batch_norm_act",   "bias_act",   "convolution",   "gradient_penalty", "minibatch_discrimination",
+    "minibatch_stddev", "pixel_norm", "spectral_norm", "upfirdn2d",        "virtual_batch_norm"};
+constexpr int kDevices = 2, kDtypes = 4;
+
+// Set up once, by `start`.
+PyObject *names[kPrimitives], *registry, *thread, *wish, *last, *forward_ad, *level, *own_mode;
+bool enabled = true;
+
+// What "auto" is on a device for a dtype; asked once.
+struct Choice {
+  PyObject* name = nullptr;
+  const char* text = nullptr;
+};
+Choice choices[kPrimitives][kDevices][kDtypes];
+
+// (gankern.core.dispatch's state of a thread, its registry, torch.autograd.forward_ad's own names)
+PyObject* start(PyObject* const* in) {
+  for (int i = 0; i < kPrimitives; ++i) names[i] = PyUnicode_InternFromString(kNames[i]);
+  wish = PyUnicode_InternFromString("wish");
+  last = PyUnicode_InternFromString("last");
+  thread = Py_NewRef(in[0]);
+  registry = Py_NewRef(in[1]);
+  forward_ad = Py_NewRef(in[2]);
+  level = PyUnicode_InternFromString("_current_level");
+  Py_RETURN_NONE;
+}
+
+// (gankern.core.zeros.witness)
+PyObject* set_witness(PyObject* const* in) {
+  witness_function = Py_NewRef(in[0]);
+  Py_RETURN_NONE;
+}
+
+// (a class of function modes that have no interest in this library's own functions)
+PyObject* set_own_mode(PyObject* const* in) {
+  own_mode = Py_NewRef(in[0]);
+  Py_RETURN_NONE;
+}
+
+// (whether functions here take calls) -> whether they did before
+PyObject* enable(PyObject* const* in) {
+  PyObject* before = PyBool_FromLong(enabled);
+  enabled = in[0] == Py_True;
+  return before;
+}
+
+int dtype_index(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kDouble: return 0;
+    case at::kFloat: return 1;
+    case at::kBFloat16: return 2;
+    default: return 3;
+  }
+}
+
+py::object of_thread(PyObject* name) {
+  PyObject* value = PyObject_GetAttr(thread, name);
+  if (!value) throw python_error();
+  return py::reinterpret_steal<py::object>(value);
+}
+
+void set_last(int primitive, PyObject* name) {
+  if (PyDict_SetItem(of_thread(last).ptr(), names[primitive], name) < 0) throw python_error();
+}
+
+}  // namespace
+
+bool plain() {
+  constexpr c10::DispatchKeySet kWatching({
+      c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+      c10::DispatchKey::FuncTorchDynamicLayerBackMode,
+      c10::DispatchKey::Python,
+      c10::DispatchKey::PythonTLSSnapshot,
+      c10::DispatchKey::PreDispatch,
+      c10::DispatchKey::Functionalize,
+      c10::DispatchKey::Tracer,
+  });
+  if (!enabled || c10::impl::tls_local_dispatch_key_set().included_.has_any(kWatching)) return false;
+  using Modes = at::impl::PythonTorchFunctionTLS;
+  for (int64_t i = 0; i < Modes::stack_len(); ++i)
+    if (reinterpret_cast<PyObject*>(Py_TYPE(Modes::get_stack_at(i)->ptr(getPyInterpreter()))) != own_mode)
+      return false;
+  return PyLong_AsLong(PyDict_GetItem(forward_ad, level)) < 0;  // as gankern.core.torch_internals has it
+}
+
+bool left_to_auto(PyObject* implementation) {
+  if (implementation != Py_None) return false;
+  const char* variable = std::getenv("GANKERN_IMPLEMENTATION");
+  return !(variable && *variable) && of_thread(wish).is_none();
+}
+
+const char* selected(int primitive, PyObject* object, PyObject* implementation) {
+  const Tensor& like = THPVariable_Unpack(object);
+  if (!(like.is_cpu() || like.is_cuda())) return nullptr;
+  if (implementation == Py_None ? !left_to_auto(implementation) : !PyUnicode_CheckExact(implementation))
+    return nullptr;
+  Choice& choice = choices[primitive][like.is_cuda()][dtype_index(like)];
+  if (!choice.name) {
+    const py::object chosen = py::reinterpret_borrow<py::dict>(registry)[names[primitive]].attr("select")(
+        py::handle(object), "auto");
+    choice.name = PyUnicode_InternFromString(chosen.cast<std::string>().c_str());
+    choice.text = PyUnicode_AsUTF8(choice.name);
+  }
+  if (implementation != Py_None && PyUnicode_Compare(implementation, choice.name) != 0) return nullptr;
+  if (std::strcmp(choice.text, "reference") == 0) return nullptr;
+  set_last(primitive, choice.name);
+  return choice.text;
+}
+
+void put_on_record(int primitive, bool engine) {
+  static PyObject *const cpu = PyUnicode_InternFromString("cpu"), *const reference =
+                                                                      PyUnicode_InternFromString("reference");
+  set_last(primitive, engine ? cpu : reference);
+}
+
+}  // namespace gankern::nodes
+
+PyMODINIT_FUNC PyInit__nodes() {
+  using namespace gankern::nodes;
+  static std::vector<PyMethodDef> methods;
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "gankern._nodes", "Differentiable calls in C++.",
+                                   -1};
+  methods = {method("start", entry<start, 3>), method("set_witness", entry<set_witness, 1>),
+             method("set_own_mode", entry<set_own_mode, 1>), method("enable", entry<enable, 1>)};
+  for (auto add :
+       {add_batch_norm_act, add_bias_act, add_convolution, add_gradient_penalty, add_minibatch_discrimination,
+        add_minibatch_stddev, add_pixel_norm, add_spectral_norm, add_upfirdn2d, add_virtual_batch_norm})
+    add(&methods);
+  methods.push_back({nullptr, nullptr, 0, nullptr});
+  definition.m_methods = methods.data();
+  PyObject* module = PyModule_Create(&definition);
+  if (module && PyModule_AddIntConstant(module, "interface", kInterface) < 0) Py_CLEAR(module);
+  return module;
+}

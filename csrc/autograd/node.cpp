@@ -1,0 +1,218 @@
+#include "node.h"
+
+#include <c10/core/SafePyObject.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/PyInterpreter.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/python_cpp_function.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/csrc/utils/object_ptr.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <algorithm>
+#include <mutex>
+
+namespace gankern::nodes {
+
+PyObject* witness_function = nullptr;
+
+namespace {
+
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+bool any_defined(const Tensors& tensors) {
+  return std::any_of(tensors.begin(), tensors.end(), [](const Tensor& t) { return t.defined(); });
+}
+bool any_requires_grad(const Tensors& tensors) {
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const Tensor& t) { return t.defined() && t.requires_grad(); });
+}
+
+Tensors concat(const Tensors& a, const Tensors& b) {
+  Tensors all(a);
+  all.insert(all.end(), b.begin(), b.end());
+  return all;
+}
+
+void set_outputs(const NodePtr& node, const Tensors& outputs) {
+  for (const Tensor& y : outputs) torch::autograd::set_history(y, node);
+}
+
+struct OfRule : Recorded {
+  RulePtr rule;
+  explicit OfRule(RulePtr r) : rule(std::move(r)) {}
+};
+
+// Of a gradient of second order: refuses.
+struct Third final : OfRule {
+  using OfRule::OfRule;
+  std::string name() const override { return std::string("GankernThirdOrder_") + rule->primitive(); }
+  variable_list apply(variable_list&&) override { rule->refuse_third_order(); }
+};
+
+// A gankern.core.zeros.Witness of a backward that is being recorded, or nothing.
+class Witness {
+ public:
+  Witness() = default;
+  // `root`: the node of the forward.
+  explicit Witness(const NodePtr& root) {
+    const pybind11::gil_scoped_acquire gil;
+    THPObjectPtr node(torch::autograd::functionToPyObject(root));
+    THPObjectPtr seen(node ? PyObject_CallOneArg(witness_function, node.get()) : nullptr);
+    check(seen.get());
+    if (seen.get() == Py_None) return;
+    THPObjectPtr token(PyObject_GetAttrString(seen.get(), "token"));
+    check(token.get());
+    token_ = THPVariable_Unpack(token.get());
+    seen_ = std::make_unique<c10::SafePyObject>(seen.release(), getPyInterpreter());
+  }
+
+  explicit operator bool() const { return bool(seen_); }
+  const Tensor& token() const { return token_; }
+  // A gradient has come to the node that has the token.
+  void note() const {
+    const pybind11::gil_scoped_acquire gil;
+    THPObjectPtr none(PyObject_CallMethod(seen_->ptr(getPyInterpreter()), "note", nullptr));
+    check(none.get());
+  }
+
+ private:
+  static void check(PyObject* result) {
+    if (result) return;
+    python_error error;
+    error.persist();
+    throw error;
+  }
+
+  std::unique_ptr<c10::SafePyObject> seen_;
+  Tensor token_;
+};
+
+// Of a gradient of first order. Keeps the gradients of the outputs, then what the forward kept.
+struct Second final : OfRule {
+  size_t outputs = 0;
+  Witness witness;
+
+  using OfRule::OfRule;
+  std::string name() const override { return std::string("GankernDoubleBackward_") + rule->primitive(); }
+
+  variable_list apply(variable_list&& grad_grads) override {
+    if (!any_defined(grad_grads)) return variable_list(num_outputs());
+    const Tensors grads = unpack(0, outputs), kept = unpack(outputs, saved.size());
+    refuse_tangents(rule->primitive(), grad_grads);
+    refuse_tangents(rule->primitive(), grads);
+    if (witness) witness.note();
+    Needed needed = asked();
+    needed.resize(saved.size());  // without the token's
+    const bool recording =
+        at::GradMode::is_enabled() &&
+        (any_requires_grad(grad_grads) || any_requires_grad(grads) || any_requires_grad(kept));
+    Tensors results;
+    {
+      const BelowAutograd guard;
+      results = rule->double_backward(needed, grad_grads, grads, kept);
+    }
+    if (recording) {
+      auto* third = new Third(rule);
+      const NodePtr node = owned(third);
+      for (const Tensor& t : concat(grad_grads, concat(grads, kept))) third->depends_on(t);
+      set_outputs(node, results);
+    }
+    results.resize(num_outputs());
+    return results;
+  }
+};
+
+// Of a forward.
+struct First final : OfRule {
+  using OfRule::OfRule;
+  std::string name() const override { return std::string("GankernBackward_") + rule->primitive(); }
+
+  variable_list apply(variable_list&& grads) override {
+    if (!any_defined(grads)) return variable_list(num_outputs());
+    const Tensors kept = unpack(0, saved.size());
+    refuse_tangents(rule->primitive(), grads);
+    refuse_tangents(rule->primitive(), kept);
+    const Needed needed = asked();
+    const bool recording =
+        at::GradMode::is_enabled() && (any_requires_grad(grads) || any_requires_grad(kept));
+    Tensors results;
+    {
+      const BelowAutograd guard;
+      results = rule->backward(needed, grads, kept);
+    }
+    if (recording) {
+      auto* second = new Second(rule);
+      const NodePtr node = owned(second);
+      second->outputs = grads.size();
+      for (const Tensor& t : concat(grads, kept)) {
+        second->depends_on(t);
+        second->saved.emplace_back(t, false);
+      }
+      if (rule->pieces() && witness_function) {
+        second->witness = Witness(getptr());
+        if (second->witness) second->depends_on(second->witness.token());
+      }
+      set_outputs(node, results);
+    }
+    return results;
+  }
+};
+
+}  // namespace
+
+Tensors Recorded::unpack(size_t begin, size_t end) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  Tensors tensors;
+  tensors.reserve(end - begin);
+  for (size_t i = begin; i < end; ++i) tensors.push_back(saved[i].unpack(getptr()));
+  return tensors;
+}
+
+void Recorded::release_variables() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (SavedVariable& s : saved) s.reset_data();
+}
+
+Needed Recorded::asked() const {
+  Needed needed(num_outputs());
+  for (size_t i = 0; i < needed.size(); ++i) needed[i] = task_should_compute_output(i);
+  return needed;
+}
+
+void Recorded::depends_on(const Tensor& t) {
+  add_next_edge(t.defined() && t.requires_grad() ? torch::autograd::impl::gradient_edge(t)
+                                                 : torch::autograd::Edge());
+}
+
+void refuse_tangents(const char* primitive, const Tensors& tensors) {
+  for (const Tensor& t : tensors)
+    TORCH_CHECK_NOT_IMPLEMENTED(!torch::autograd::isFwGradDefined(t), primitive,
+                                ": its backward has no forward-mode derivative (jvp); pass "
+                                "implementation='reference', which has every order");
+}
+
+void Rule::refuse_third_order() const {
+  TORCH_CHECK(false, primitive(), ": the ", implementation,
+              " implementation is exact to gradient order 2, and a higher one was asked for; pass "
+              "implementation='reference', which has every order");
+}
+
+void record(RulePtr rule, at::ArrayRef<const Tensor*> inputs, at::ArrayRef<const Tensor*> outputs,
+            at::ArrayRef<Kept> saved, bool in_place) {
+  auto* first = new First(std::move(rule));
+  const NodePtr node = owned(first);
+  for (const Tensor* t : inputs) first->depends_on(*t);
+  for (const Tensor* y : outputs) {
+    if (in_place)
+      torch::autograd::impl::rebase_history(*y, {node, first->add_input_metadata(*y)});
+    else
+      torch::autograd::set_history(*y, node);
+  }
+  for (const Kept& kept : saved) first->saved.emplace_back(kept.tensor, kept.output);
+}
+
+}  // namespace gankern::nodes

@@ -1,0 +1,99 @@
+// How a primitive is differentiated in C++: what gankern/core/autograd.py does with a Rule, without Python in
+// the backward. Needs torch's full C++ API; where this library does not fit the running torch, Python does
+// the same.
+#pragma once
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/util/SmallVector.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/python_headers.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace torch::autograd {
+TORCH_API void deleteNode(Node* function);  // there while nodes are held by std::shared_ptr
+}
+
+namespace gankern::nodes {
+
+using at::Tensor;
+using Tensors = std::vector<Tensor>;  // an undefined one is Python's None
+using Needed = c10::SmallVector<bool, 12>;
+using NodePtr = decltype(torch::autograd::Edge::function);
+
+// A primitive's gradients for given options; shared by the nodes of all orders of one call. The tensors are
+// those of the Rule of the same name in gankern/ops: the arguments there say what comes and what is returned.
+struct Rule {
+  virtual ~Rule() = default;
+  virtual const char* primitive() const = 0;
+  // Gradients of the tensors that the forward recorded, for those of its outputs.
+  virtual Tensors backward(const Needed& needed, const Tensors& grads, const Tensors& saved) const = 0;
+  // Gradients of `grads`, then of `saved`, for those of what backward returned.
+  virtual Tensors double_backward(const Needed& needed, const Tensors& grad_grads, const Tensors& grads,
+                                  const Tensors& saved) const = 0;
+
+  // Whether the result goes through a function that is linear in pieces: see gankern/core/zeros.py.
+  virtual bool pieces() const { return false; }
+
+  [[noreturn]] void refuse_third_order() const;
+
+  const char* implementation = "cpu";
+};
+using RulePtr = std::shared_ptr<const Rule>;
+
+// What a forward keeps: (tensor, whether it is one of its outputs).
+struct Kept {
+  const Tensor& tensor;
+  bool output = false;
+};
+
+// Whether a forward of these tensors is to be recorded.
+inline bool records(std::initializer_list<const Tensor*> tensors) {
+  if (!at::GradMode::is_enabled()) return false;
+  for (const Tensor* t : tensors)
+    if (t->defined() && t->requires_grad()) return true;
+  return false;
+}
+
+// What all nodes share: tensors that they keep for the backward.
+struct Recorded : torch::autograd::Node {
+  c10::SmallVector<torch::autograd::SavedVariable, 6> saved;
+
+  void release_variables() override;
+  // The lock is not held while a kernel runs, which may be Python's and wait for the interpreter's.
+  Tensors unpack(size_t begin, size_t end);
+  // Which gradients the running backward has a use for.
+  Needed asked() const;
+  // The next of its gradients is that of t, which may be undefined.
+  void depends_on(const Tensor& t);
+};
+
+// As torch holds nodes: by std::shared_ptr in 2.11, by an intrusive pointer later.
+template <class N, class Pointer = NodePtr>
+Pointer owned(N* node) {
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>)
+    return Pointer(node, torch::autograd::deleteNode);
+  else
+    return Pointer::unsafe_steal_from_new(node);
+}
+
+// gankern.core.zeros.witness, set once at import.
+extern PyObject* witness_function;
+
+// Forward mode has no rule for what runs in a backward: an error, rather than a tangent that is quietly lost.
+void refuse_tangents(const char* primitive, const Tensors& tensors);
+
+// Makes `outputs`, computed with autograd off, results of `inputs` by a rule. `in_place`: the output is the
+// input.
+void record(RulePtr rule, at::ArrayRef<const Tensor*> inputs, at::ArrayRef<const Tensor*> outputs,
+            at::ArrayRef<Kept> saved, bool in_place = false);
+
+// While operators are called that are not to be recorded.
+using BelowAutograd = at::AutoDispatchBelowADInplaceOrView;
+
+}  // namespace gankern::nodes

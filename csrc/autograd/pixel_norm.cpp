@@ -1,0 +1,79 @@
+// Pixelwise normalisation, after a bias and a (leaky) ReLU or on its own: gankern/ops/pixel_norm.py with its
+// rule.
+#include "call.h"
+#include "primitives.h"
+
+namespace gankern::nodes {
+namespace pixel_norm {
+
+using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const std::optional<Tensor>&, int64_t, double,
+                                           double, double);
+using Backward = std::tuple<Tensor, Tensor>(const Tensor&, const std::optional<Tensor>&, const Tensor&,
+                                            const Tensor&, int64_t, double, double, bool);
+using DoubleBackward = std::tuple<Tensor, Tensor, Tensor>(const std::optional<Tensor>&,
+                                                          const std::optional<Tensor>&, const Tensor&,
+                                                          const Tensor&, const Tensor&, int64_t, double,
+                                                          double);
+
+struct PixelNorm final : Rule {
+  int64_t dim;
+  double positive, negative, eps;  // the activation's two slopes
+
+  const char* primitive() const override { return "pixel_norm"; }
+
+  std::tuple<Tensor, Tensor> forward(const Tensor& x, const std::optional<Tensor>& bias) const {
+    static const auto op = find<Forward>("gankern::pixel_norm");
+    return op.call(x, bias, dim, positive, negative, eps);
+  }
+
+  Tensors backward(const Needed& needed, const Tensors& grads, const Tensors& saved) const override {
+    static const auto op = find<Backward>("gankern::pixel_norm_backward");
+    const Tensor grad = grads[0].defined() ? grads[0] : at::zeros_like(saved[0]);
+    auto [grad_x, grad_bias] =
+        op.call(grad, optional(grads[1]), saved[0], saved[1], dim, positive, negative, needed[1]);
+    return {std::move(grad_x), needed[1] ? std::move(grad_bias) : Tensor()};
+  }
+
+  Tensors double_backward(const Needed&, const Tensors& grad_grads, const Tensors& grads,
+                          const Tensors& saved) const override {
+    static const auto op = find<DoubleBackward>("gankern::pixel_norm_double_backward");
+    if (grads[1].defined()) refuse_third_order();  // what comes back to the scale is of second order already
+    auto [grad_grad, grad_y, grad_scale] = op.call(optional(grad_grads[0]), optional(grad_grads[1]), grads[0],
+                                                   saved[0], saved[1], dim, positive, negative);
+    return {std::move(grad_grad), Tensor(), std::move(grad_y), std::move(grad_scale)};
+  }
+};
+
+// (x, bias, dim, activation, negative_slope, gain, eps, implementation)
+PyObject* call(PyObject* const* in) {
+  static const Words activations({"linear", "relu", "leaky_relu"});
+  const Tensor* x = tensor(in[0]);
+  const int activation = activations.find(in[3]);
+  std::optional<Tensor> bias;
+  auto rule = std::make_shared<PixelNorm>();
+  double slope, gain;
+  if (!x || activation < 0 || !optional_tensor(in[1], &bias) || !integer(in[2], &rule->dim) ||
+      !number(in[4], &slope) || !number(in[5], &gain) || !number(in[6], &rule->eps) || !(rule->eps >= 0) ||
+      !plain())
+    return decline();
+  if (!channels_fit(*x, bias, &rule->dim) || (activation == 2 && slope < 0)) return decline();
+  rule->positive = gain;
+  rule->negative = gain * (activation == 0 ? 1.0 : activation == 1 ? 0.0 : slope);
+  if (!(rule->implementation = selected(kPixelNorm, in[0], in[7]))) return decline();
+  Tensor y, scale;
+  {
+    const Running running;
+    std::tie(y, scale) = rule->forward(*x, bias);
+  }
+  const Tensor& b = value(bias);
+  if (records({x, &b})) record(rule, {x, &b}, {&y, &scale}, {{y, true}, {scale, true}});
+  return THPVariable_Wrap(std::move(y));
+}
+
+}  // namespace pixel_norm
+
+void add_pixel_norm(std::vector<PyMethodDef>* methods) {
+  methods->push_back(method("pixel_norm", entry<pixel_norm::call, 8>));
+}
+
+}  // namespace gankern::nodes

@@ -1,0 +1,176 @@
+// Spectral norm of one weight or of a network's: gankern/ops/spectral_norm.py with its rule.
+#include <cstring>
+
+#include "call.h"
+#include "primitives.h"
+
+namespace gankern::nodes {
+namespace spectral_norm {
+
+using Optional = std::optional<Tensor>;
+using Optionals = c10::List<Optional>;
+using Forward = std::tuple<Tensors, Tensor>(at::TensorList, at::TensorList, at::TensorList, at::IntArrayRef,
+                                            int64_t, double, bool, bool);
+using Backward = Tensors(const Optionals&, at::TensorList, const Tensor&, at::IntArrayRef);
+using DoubleBackward = std::tuple<Tensors, Tensors>(const Optionals&, const Optionals&, at::TensorList,
+                                                    const Tensor&, at::IntArrayRef);
+
+// Those of `tensors` that are wanted and there.
+template <class Wanted>
+Optionals pick(const Tensors& tensors, size_t count, Wanted wanted) {
+  Optionals picked;
+  picked.reserve(count);
+  for (size_t i = 0; i < count; ++i)
+    picked.push_back(wanted(i) && tensors[i].defined() ? Optional(tensors[i]) : std::nullopt);
+  return picked;
+}
+// A layer without a gradient has an empty result.
+void drop_missing(Tensors* results, const Optionals& grads) {
+  for (size_t i = 0; i < results->size(); ++i)
+    if (!grads.get(i)) (*results)[i] = Tensor();
+}
+
+// Tensors: the weights of L layers. Kept: the weights, and the state that the forward left.
+struct SpectralNorm final : Rule {
+  std::vector<int64_t> dims;
+  int64_t n_power_iterations;
+  double eps;
+  bool u_first, add_eps;
+
+  const char* primitive() const override { return "spectral_norm"; }
+
+  std::tuple<Tensors, Tensor> forward(at::TensorList weights, at::TensorList us, at::TensorList vs) const {
+    static const auto op = find<Forward>("gankern::spectral_norm");
+    return op.call(weights, us, vs, dims, n_power_iterations, eps, u_first, add_eps);
+  }
+
+  Tensors backward(const Needed& needed, const Tensors& grads, const Tensors& saved) const override {
+    static const auto op = find<Backward>("gankern::spectral_norm_backward");
+    const size_t layers = dims.size();
+    const Optionals wanted = pick(grads, layers, [&](size_t i) { return needed[i]; });
+    Tensors results = op.call(wanted, at::TensorList(saved.data(), layers), saved[layers], dims);
+    drop_missing(&results, wanted);
+    return results;
+  }
+
+  Tensors double_backward(const Needed&, const Tensors& grad_grads, const Tensors& grads,
+                          const Tensors& saved) const override {
+    static const auto op = find<DoubleBackward>("gankern::spectral_norm_double_backward");
+    const size_t layers = dims.size();
+    const Optionals hs = pick(grad_grads, layers, [&](size_t i) { return grads[i].defined(); }),
+                    gs = pick(grads, layers, [](size_t) { return true; });
+    auto [results, of_weights] = op.call(hs, gs, at::TensorList(saved.data(), layers), saved[layers], dims);
+    drop_missing(&results, hs);
+    drop_missing(&of_weights, hs);
+    results.insert(results.end(), of_weights.begin(), of_weights.end());
+    results.emplace_back();  // of the state
+    return results;
+  }
+};
+
+// One layer, checked.
+struct Layer {
+  const Tensor *weight, *u, *v, *sigma;
+};
+
+bool fits(const Layer& layer, const Tensor& first, int64_t* dim) {
+  const Tensor &w = *layer.weight, &u = *layer.u, &v = *layer.v;
+  if (!same_kind(w, first) || w.dim() < 2 || *dim < -w.dim() || *dim >= w.dim() || w.numel() == 0)
+    return false;
+  if (*dim < 0) *dim += w.dim();
+  const int64_t height = w.size(*dim);
+  return u.dim() == 1 && u.size(0) == height && v.dim() == 1 && v.size(0) == w.numel() / height &&
+         u.device() == w.device() && v.device() == w.device() && !u.requires_grad() && !v.requires_grad();
+}
+
+// `to` takes what stands in the state at `begin`.
+void keep(const Tensor& to, const Tensor& state, int64_t begin) {
+  if (to.is_cpu() && to.scalar_type() == state.scalar_type() && to.is_contiguous()) {
+    std::memcpy(to.mutable_data_ptr(),
+                static_cast<const char*>(state.const_data_ptr()) + begin * state.itemsize(), to.nbytes());
+  } else {
+    to.copy_(state.narrow(0, begin, to.numel()).view(to.sizes()));
+  }
+  to.unsafeGetTensorImpl()->bump_version();
+}
+
+// The normalized weights. `stores`: whether u, v and sigma take what the iteration ends with.
+Tensors normalize(const std::shared_ptr<SpectralNorm>& rule, const std::vector<Layer>& layers, bool stores) {
+  Tensors weights, us, vs;
+  for (const Layer& layer : layers) {
+    weights.push_back(*layer.weight);
+    us.push_back(*layer.u);
+    vs.push_back(*layer.v);
+  }
+  Tensors normalized;
+  Tensor state;
+  {
+    const Running running;
+    std::tie(normalized, state) = rule->forward(weights, us, vs);
+    int64_t at = int64_t(layers.size());
+    for (size_t i = 0; stores && i < layers.size(); ++i) {
+      for (const Tensor* to : {layers[i].u, layers[i].v}) {
+        keep(*to, state, at);
+        at += to->numel();
+      }
+      if (layers[i].sigma) keep(*layers[i].sigma, state, int64_t(i));
+    }
+  }
+  bool recorded = false;
+  for (const Tensor& w : weights) recorded = recorded || records({&w});
+  if (recorded) {
+    std::vector<const Tensor*> inputs, outputs;
+    std::vector<Kept> kept;
+    for (const Tensor& w : weights) {
+      inputs.push_back(&w);
+      kept.push_back({w});
+    }
+    for (const Tensor& y : normalized) outputs.push_back(&y);
+    kept.push_back({state});
+    record(rule, inputs, outputs, kept);
+  }
+  return normalized;
+}
+
+// (weights, us, vs, dims, n_power_iterations, eps, u_first, add_eps, whether u and v are kept, sigmas,
+// implementation); lists, or tuples, of one length. n_power_iterations is 0 where nothing iterates.
+PyObject* call(PyObject* const* in) {
+  auto rule = std::make_shared<SpectralNorm>();
+  bool stores;
+  if (!integer(in[4], &rule->n_power_iterations) || rule->n_power_iterations < 0 ||
+      !number(in[5], &rule->eps) || !(rule->eps > 0) || !flag(in[6], &rule->u_first) ||
+      !flag(in[7], &rule->add_eps) || !flag(in[8], &stores) || !plain())
+    return decline();
+  Py_ssize_t count = -1;
+  for (int i : {0, 1, 2, 3, 9}) {
+    if (!PyList_CheckExact(in[i]) && !PyTuple_CheckExact(in[i])) return decline();
+    const Py_ssize_t length = PySequence_Fast_GET_SIZE(in[i]);
+    if (length == 0 || (count >= 0 && length != count)) return decline();
+    count = length;
+  }
+  std::vector<Layer> layers;
+  layers.reserve(count);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    const auto item = [&](int list) { return PySequence_Fast_GET_ITEM(in[list], i); };
+    const Layer layer{tensor(item(0)), tensor(item(1)), tensor(item(2)),
+                      item(9) == Py_None ? nullptr : tensor(item(9))};
+    int64_t dim;
+    if (!layer.weight || !layer.u || !layer.v || !integer(item(3), &dim)) return decline();
+    if (item(9) != Py_None && (!layer.sigma || layer.sigma->numel() != 1 || layer.sigma->requires_grad()))
+      return decline();
+    layers.push_back(layer);
+    if (!fits(layer, *layers[0].weight, &dim)) return decline();
+    rule->dims.push_back(dim);
+  }
+  if (!(rule->implementation = selected(kSpectralNorm, PySequence_Fast_GET_ITEM(in[0], 0), in[10])))
+    return decline();
+  return THPVariable_WrapList(normalize(rule, layers, stores));
+}
+
+}  // namespace spectral_norm
+
+void add_spectral_norm(std::vector<PyMethodDef>* methods) {
+  methods->push_back(method("spectral_norm_group", entry<spectral_norm::call, 11>));
+}
+
+}  // namespace gankern::nodes
