@@ -47,7 +47,7 @@ def cases(primitives: Sequence[str] | None = None) -> list[Case]:
     return [case for case in all_cases() if case.host and (not primitives or case.primitive in primitives)]
 
 
-def measure(case: Case, mode: str, device: str, rounds: int = 15, samples: int = 15) -> HostCost:
+def measure(case: Case, mode: str, device: str, rounds: int = 7, samples: int = 9) -> HostCost:
     """The cost of a call of each contender; a sample is of several calls, a millisecond in all."""
     inputs = case.make(torch.float32, device)
     contenders = {OURS: lambda given: case.run(None, given), **case.peers}

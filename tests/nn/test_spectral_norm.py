@@ -364,3 +364,27 @@ def test_every_name_of_torch_is_there():
         assert hasattr(U, name)
     for name in torch_parametrizations.__all__:
         assert hasattr(U.parametrizations, name)
+
+
+def test_reading_the_parameter_does_what_hangs_on_it():
+    """The short way to the parameter is taken only where nothing else is to happen."""
+
+    class Double(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    layer = U.parametrizations.spectral_norm(nn.Linear(4, 3)).eval()
+    plain = layer.weight.detach()
+    heard = []
+    for module in (layer.parametrizations.weight, layer.parametrizations.weight[0]):
+        handle = module.register_forward_hook(lambda *arguments: heard.append(1))
+        assert torch.equal(layer.weight, plain) and heard
+        handle.remove()
+        heard.clear()
+    with nn.utils.parametrize.cached():
+        assert layer.weight is layer.weight
+    assert torch.equal(copy.deepcopy(layer).weight, plain)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Double())
+    assert torch.equal(layer.weight, 2 * plain)
+    nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    assert torch.equal(layer.weight, 2 * plain) and type(layer) is nn.Linear
