@@ -79,6 +79,13 @@ def test_costs_are_measured_of_every_primitive():
         assert cost.implementation == ("cpu" if native.NATIVE_MISSING is None else "reference")
 
 
+def test_a_peer_that_cannot_is_left_out():
+    (case,) = host.cases(["minibatch_discrimination"])
+    costs = {mode: host.measure(case, mode, "cpu", rounds=1, samples=1) for mode in ("forward", "double backward")}
+    assert "cdist" in costs["forward"].microseconds
+    assert costs["double backward"].microseconds.keys() == {"gankern", "broadcast"}
+
+
 # ---- instructions -------------------------------------------------------------------------------------------------
 
 # Of 1,000 calls, in thousands, made by `python tests/measure/test_host.py`.
