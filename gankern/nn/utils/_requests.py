@@ -76,10 +76,12 @@ class Prepared:
         return True
 
     def _take(self) -> Tensor | None:
-        if self._prepared is None or torch.compiler.is_compiling() or transformed() or not self._prepared.value:
+        if self._prepared is None or transformed() or not self._prepared.value:
             return None
         ahead = self._prepared.value.pop()
-        if ahead.place == gradient_place() and not recomputed():
+        # torch.compile keeps or recomputes what it likes, in one graph: nobody runs a layer again there.
+        again = not torch.compiler.is_compiling() and recomputed()
+        if ahead.place == gradient_place() and not again:
             return ahead.weight
         # It was made under another gradient mode, or the layer will be run again by itself: then by itself now too.
         with torch.no_grad():
@@ -97,7 +99,8 @@ class Ahead(NamedTuple):
 
 
 def gradient_place() -> tuple[bool, bool]:
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo traces within neither
+    return torch.is_grad_enabled(), inference
 
 
 def default_dim(module: nn.Module) -> int:
