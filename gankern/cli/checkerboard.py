@@ -14,6 +14,7 @@ from gankern.cli._choose import check_output, choice
 from gankern.cli._fail import fail
 from gankern.core.arguments import seed as check_seed
 from gankern.core.files import write_json
+from gankern.games import Game
 from gankern.models.layers import LAYERS
 from gankern.training import CHECKPOINT, TrainingError, pictures
 from gankern.training import checkpoint as checkpoints
@@ -52,12 +53,11 @@ def checkerboard(
         if out is not None:
             pictures.format_of(out)
             check_output("--out", out)
-        generator, config = _generator(target, layers)
+        generator, config, inputs = _generator(target, layers)
         if config is not None:  # a run knows what its generator is called with
             latent = latent or config.latent
             classes = classes or config.num_classes or None
-        inputs = None
-        if classes is not None:
+        if inputs is None and classes is not None:
             random = torch.Generator().manual_seed(seed)
             latents = diagnostics.latents(generator, latent, samples, random)
             inputs = latents, torch.randint(classes, (samples,), generator=random)
@@ -76,15 +76,41 @@ def checkerboard(
         console.print(f"The checkerboard comes from {report.culprit or 'the generator itself'}.", soft_wrap=True)
 
 
-def _generator(target: str, side: str | None) -> tuple[nn.Module, training.Config | None]:
-    """The generator, and of a run its configuration."""
+def _generator(
+    target: str, side: str | None
+) -> tuple[nn.Module, training.Config | None, tuple[torch.Tensor, ...] | None]:
+    """The generator, of a run its configuration, and of a game that draws its pictures itself what it draws them of."""
     path = Path(target)
     if path.exists():
         saved = checkpoints.load(path / CHECKPOINT if path.is_dir() else path)
         side = side or saved.config.sides[-1]
         if side not in saved.trainers:
             raise ValueError(f"{path} holds {' and '.join(saved.trainers)} layers, --layers {side} was asked for")
-        return checkpoints.generator(saved, side), saved.config
+        game = checkpoints.game(saved, side)
+        if game.averaged is None:
+            network, inputs = _drawing(game)
+            return network, saved.config, inputs
+        return game.average(), saved.config, None
     if ":" not in target:
         raise ValueError(f"{target!r} is neither a file or folder nor module:factory (for instance my_model:Generator)")
-    return _target.make(target), None
+    return _target.make(target), None, None
+
+
+def _drawing(game: Game) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """The network that makes a game's pictures, and what it was called with."""
+    calls: list[tuple[nn.Module, tuple[torch.Tensor, ...]]] = []
+
+    def note(network: nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
+        if isinstance(output, torch.Tensor) and output.ndim == 4:
+            calls.append((network, inputs))
+
+    hooks = [network.register_forward_hook(note) for network in game.networks.values()]
+    try:
+        game.pictures()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not calls:
+        raise ValueError(f"no network of {game.config.model} makes pictures [N, C, H, W]")
+    network, inputs = calls[-1]
+    return network, tuple(x.clone() for x in inputs)

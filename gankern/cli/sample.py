@@ -78,6 +78,17 @@ def sample(
         side = layers or saved.config.sides[-1]
         if side not in saved.trainers:
             raise ValueError(f"{path} holds {' and '.join(saved.trainers)} layers, --layers {side} was asked for")
+        game = checkpoints.game(saved, side)
+        if game.averaged is None:
+            if interpolate or arithmetic is not None or label is not None:
+                raise ValueError(
+                    f"{saved.config.model} draws its samples itself: no --interpolate, --arithmetic or --label"
+                )
+            drawn = game.pictures()
+            pictures.save_samples(out, drawn)
+            told = f"{', '.join(drawn)} of {saved.config.model} after {saved.step} steps: {out}"
+            console.print(told, soft_wrap=True, markup=False)
+            return
         latents = torch.randn(num, saved.config.latent, generator=torch.Generator().manual_seed(seed))
         if interpolate:
             latents = paths(latents)[:num]
@@ -85,7 +96,7 @@ def sample(
             latents = terms(arithmetic, latents)
         labels = _labels(saved.config.num_classes, label, len(latents))
         with torch.no_grad():
-            samples = checkpoints.generator(saved, side)(latents, *labels)
+            samples = game.average()(latents, *labels)
         if samples.ndim == 2:
             title = f"{saved.config.model} after {saved.step} steps"
             pictures.save_samples(out, {title: Picture(samples, modes=POINTS[saved.config.data].modes)})

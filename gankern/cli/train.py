@@ -191,7 +191,7 @@ def train(
             return
         if model is not None:
             data = data or ("8gaussians" if model in models.FOR_POINTS else games.find(model).data)
-        out = out or Path("runs") / f"{model}-{data}"
+        out = out or Path("runs") / f"{model}-{_short(data)}"
         if resume:
             before, saved = training.find_run(out)
             settings = training.reconfigure(before, model=model, data=given_data, **given)
@@ -227,6 +227,15 @@ def _load(model: str, data: str, size: int | None, conditioning: str | None, on_
     samples = data_sets.load(data, size, on_error=on_error)
     kind = "labels" if conditioning is not None else games.find(model).needs
     return samples, None if kind is None else data_sets.condition(data, samples, kind, on_error)
+
+
+def _short(data: str) -> str:
+    """What a run on some data is called: a folder's own name, so that the run is below runs/ wherever the data are.
+
+    >>> _short("digits"), _short("/data/my photos/")
+    ('digits', 'my photos')
+    """
+    return Path(data).resolve().name or "data"
 
 
 def _own_options(given: Sequence[str]) -> dict[str, Any]:

@@ -187,8 +187,12 @@ class Game:
         raise NotImplementedError
 
     def average(self) -> nn.Module:
-        """The network whose samples are shown: the moving average of ``averaged``, where one is kept."""
-        assert self.averaged is not None
+        """The network whose samples are shown: the moving average of ``averaged``, where one is kept.
+
+        Raises ``ValueError`` where the game draws its samples itself: ``pictures`` has them.
+        """
+        if self.averaged is None:
+            raise ValueError(f"{self.config.model} has no network that makes samples of latents alone")
         return self.shown if self.shown is not None else self.networks[self.averaged]
 
     shown: nn.Module | None = None  # the moving average, put there by the loop

@@ -60,7 +60,7 @@ OPTIONS = {
 def build(name: str, **options) -> GAN:
     """The model of that name, with its options; a ValueError if there is none of that name, or no such option of it."""
     make = look_up(MODELS, name, "model")
-    for option in options.keys() & {"num_classes", *_DCGANS} - {*OPTIONS[name]}:
+    for option in sorted(options.keys() & {*_DCGANS} - {*OPTIONS[name]}):
         having = [model for model, theirs in OPTIONS.items() if option in theirs]
         raise ValueError(f"{name} has no option {option}; {', '.join(having)} have")
     return make(**options)

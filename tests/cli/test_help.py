@@ -163,3 +163,18 @@ def test_exit_codes(arguments, code, says, tmp_path, monkeypatch):
     assert result.exit_code == code, result.output
     assert says in result.output
     assert not list(tmp_path.iterdir())
+
+
+def test_info_on_another_python(monkeypatch):
+    """The wheel serves every Python; the module with the build's facts is for one."""
+    import sys
+
+    import gankern
+    from gankern.cli import info
+    from gankern.core.native import NATIVE_MISSING
+
+    if NATIVE_MISSING:
+        pytest.skip(NATIVE_MISSING)
+    monkeypatch.delattr(gankern, "_C", raising=False)
+    monkeypatch.setitem(sys.modules, "gankern._C", None)
+    assert info.native() == "loaded; its facts are for another Python"

@@ -6,8 +6,11 @@ import typer
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
-from gankern import data, training
+from gankern import data, games, training
+from gankern.cli import app as whole_app
+from gankern.cli.checkerboard import _drawing as drawing
 from gankern.cli.sample import COLUMNS, paths, sample, terms
+from gankern.training import CHECKPOINT, checkpoint
 
 app = typer.Typer()
 app.command()(sample)
@@ -122,3 +125,44 @@ def test_errors(folder, tmp_path):
         assert result.stderr.startswith("Error: ") and words in result.stderr
         assert result.stderr.count("\n") == 1
     assert run(folder, "--num", 0).exit_code == 2
+
+
+# ---- every model that can be trained ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    """A run of one step of every game that draws its samples itself."""
+    folder = tmp_path_factory.mktemp("games")
+    names = [name for name in games.names() if games.find(name).averaged is None]
+    images = data.load("digits")
+    for name in names:
+        needs = games.find(name).needs
+        labels = None if needs is None else data.condition("digits", images, needs)
+        config = training.configure(name, "digits", images, labels, steps=1, batch_size=8, threads=1)
+        training.train(config, images, folder / name, labels=labels)
+    assert names
+    return {name: folder / name for name in names}
+
+
+def test_games_that_draw_their_samples_themselves(played, tmp_path):
+    for name, folder in played.items():
+        out = tmp_path / f"{name}.png"
+        result = run(folder, "--out", out)
+        assert result.exit_code == 0, result.output
+        assert f"of {name} after 1 steps" in result.output and out.stat().st_size > 1000
+        result = run(folder, "--out", tmp_path / "x.png", "--interpolate")
+        assert result.exit_code == 2 and "draws its samples itself" in result.stderr
+
+
+def test_checkerboards_of_games(played):
+    """A report, or in one sentence that there is no upsampling: both are answers."""
+    for name, folder in played.items():
+        result = CliRunner().invoke(whole_app, ["checkerboard", str(folder)])
+        assert isinstance(result.exception, SystemExit | None), name
+        game = checkpoint.game(checkpoint.load(folder / CHECKPOINT), "gankern")
+        network, inputs = drawing(game)
+        images = list(game.pictures().values())[-1].batch
+        assert network(*inputs).shape[1:] == images.shape[1:], name
+        if result.exit_code:
+            assert "no layer that upsamples" in result.stderr and result.stderr.count("\n") == 1

@@ -191,3 +191,22 @@ def test_a_signal_leaves_a_valid_checkpoint(tmp_path, number):
     assert step > 0
     result = run("sn_dcgan", "--resume", "--out", out, "--steps", step + 2)
     assert result.exit_code == 0, result.output
+
+
+def test_a_run_on_a_folder_is_below_runs(tmp_path, monkeypatch):
+    """Wherever the folder is, and however it is named: the run is not written beside the data."""
+    from matplotlib.image import imsave
+
+    photos = tmp_path / "elsewhere" / "my photos"
+    photos.mkdir(parents=True)
+    for i in range(8):
+        imsave(photos / f"{i}.png", [[0.1 * i] * 8] * 8)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    options = ["--width", 4, "--latent", 4, "--batch-size", 4, "--threads", 1, "--steps", 1]
+    for given, expected in ((photos, "sn_dcgan-my photos"), ("../elsewhere/my photos/.", "sn_dcgan-my photos")):
+        result = run("sn_dcgan", "--data", given, *options)
+        assert result.exit_code == 0, result.output
+        assert [path.name for path in (tmp_path / "here" / "runs").iterdir()] == [expected]
+        (tmp_path / "here" / "runs").rename(tmp_path / f"done-{len(str(given))}")
+    assert len(list(photos.iterdir())) == 8
