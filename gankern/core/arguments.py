@@ -44,7 +44,8 @@ def seed(name: str, value: Any) -> int:
 
 def real(name: str, value: Any) -> float:
     """A number, as it is; a TypeError that names the argument otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    a_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not a_number:
         raise TypeError(f"{name} must be a number, got {shown(value)}")
     return value
 

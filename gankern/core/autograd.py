@@ -82,11 +82,11 @@ def run(name: str, options: tuple, *tensors: Tensor | None) -> tuple[Tensor, ...
 
 class _Forward(Function):
     @staticmethod
-    def forward(name, options, *tensors):
+    def forward(name: str, options: tuple, *tensors: Tensor | None) -> Any:
         return RULES[name].forward(options, *tensors)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.name, ctx.options, *tensors = inputs
         rule = RULES[ctx.name]
         ctx.set_materialize_grads(False)
@@ -95,7 +95,7 @@ class _Forward(Function):
         ctx.save_for_backward(*rule.saved(ctx.options, tensors, output))
 
     @staticmethod
-    def backward(ctx: Any, *grads):
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
         if all(g is None for g in grads):
             return (None,) * (2 + len(ctx.present))
         rule, saved = RULES[ctx.name], ctx.saved_tensors
@@ -111,18 +111,18 @@ class _Forward(Function):
 
 class _Backward(Function):
     @staticmethod
-    def forward(name, options, needed, outputs, seen, *tensors):
+    def forward(name: str, options: tuple, needed: Sequence[bool], outputs: int, seen: Any, *tensors: Any) -> Any:
         return tuple(RULES[name].backward(options, needed, tensors[:outputs], tensors[outputs:-1]))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.name, ctx.options, _, ctx.outputs, ctx.seen, *tensors, _ = inputs
         ctx.set_materialize_grads(False)
         ctx.present = tuple(x is not None for x in tensors)
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, *grad_grads):
+    def backward(ctx: Any, *grad_grads: Tensor | None) -> Any:
         if all(h is None for h in grad_grads):
             return (None,) * (6 + len(ctx.present))
         if ctx.seen is not None:
@@ -140,17 +140,17 @@ class _Backward(Function):
 
 class _DoubleBackward(Function):
     @staticmethod
-    def forward(name, options, needed, inputs, outputs, *tensors):
+    def forward(name: str, options: tuple, needed: Sequence[bool], inputs: int, outputs: int, *tensors: Any) -> Any:
         n, m = inputs, inputs + outputs
         return tuple(RULES[name].double_backward(options, needed, tensors[:n], tensors[n:m], tensors[m:]))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.name = inputs[0]
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *grads):
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
         raise refuse_gradient_order(ctx.name, 2)
 
 
@@ -174,7 +174,7 @@ def _needed(ctx: Any, skip: int) -> tuple[bool, ...]:
 
 def _will_run(node: torch.autograd.graph.Node | None) -> bool:
     try:
-        return torch._C._will_engine_execute_node(node)
+        return torch._C._will_engine_execute_node(node)  # type: ignore[arg-type]  # of None it raises
     except RuntimeError:
         return True
 
@@ -205,4 +205,4 @@ def apply(function: type[Function], *args: Any) -> Any:
         return function.apply(*args) if needed else function.forward(*args)
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return function.apply(*args)
-    return super(Function, function).apply(*args)
+    return super(Function, function).apply(*args)  # type: ignore[misc]  # torch's stubs leave the base's out

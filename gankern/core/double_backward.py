@@ -49,23 +49,23 @@ def _convolution_double_backward(
     conv(hx, w) + conv(x, hw) + hb; the data gradient of ``grad`` by hw; the weight gradient of ``grad`` by hx.
     """
     # stride, padding, dilation, transposed, output_padding, groups; which of the three results are needed
-    *options, needed = options
+    *convolution, needed = options
     to_grad = to_input = to_weight = None
     if needed[0]:
         bias = grad_grad_bias
         for x, w in ((grad_grad_input, weight), (input, grad_grad_weight)):
             if x is None or w is None:
                 continue
-            term = _aten.convolution(x, w, bias, *options)
+            term = _aten.convolution(x, w, bias, *convolution)
             to_grad, bias = term if to_grad is None else to_grad + term, None
         if bias is not None:
             to_grad = bias.view(-1, *[1] * (grad.ndim - 2)).expand_as(grad)
     if needed[1] and grad_grad_weight is not None:
         mask = [True, False, False]
-        to_input = _aten.convolution_backward(grad, input, grad_grad_weight, None, *options, mask)[0]
+        to_input = _aten.convolution_backward(grad, input, grad_grad_weight, None, *convolution, mask)[0]
     if needed[2] and grad_grad_input is not None:
         mask = [False, True, False]
-        to_weight = _aten.convolution_backward(grad, grad_grad_input, weight, None, *options, mask)[1]
+        to_weight = _aten.convolution_backward(grad, grad_grad_input, weight, None, *convolution, mask)[1]
     return to_grad, to_input, to_weight
 
 

@@ -87,6 +87,6 @@ def stand_ins(name: str, original: ModuleType, own: Iterable[str]) -> None:
             module, theirs = ModuleType(full, f"{loaded} with gankern's {', '.join(found)}."), module
             sys.modules[full] = module
             vars(module).update({n: getattr(package, n) for n in found})
-            module.__getattr__, module.__dir__, module.__all__ = stand_in(full, theirs, found)
+            vars(module).update(zip(("__getattr__", "__dir__", "__all__"), stand_in(full, theirs, found)))
         sys.modules[full] = module
         setattr(package, short, module)

@@ -89,13 +89,13 @@ class _Collector(Function):
     reads and which no gradient comes to."""
 
     @staticmethod
-    def forward(ctx: Any, backward, first, before, *leaves):
+    def forward(ctx: Any, backward: _Recorded, first: int, before: Tensor | None, *leaves: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.backward, ctx.first, ctx.leaves = backward, first, leaves
         return torch.empty((), device=leaves[0].device)
 
     @staticmethod
-    def backward(ctx: Any, grad):
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
         absent = ctx.backward.absent.get(torch._C._current_graph_task_id(), 0) >> ctx.first
         needed = ctx.needs_input_grad[3:]
         zeros = [
@@ -147,7 +147,8 @@ def witness(root: Node | None) -> Witness | None:
 
             _at_the_end(end)
     leaves = backward.walk(root)
-    return Witness(backward, leaves, backward.token) if leaves else None
+    token = backward.token  # there since the first leaf was found
+    return None if not leaves or token is None else Witness(backward, leaves, token)
 
 
 def carry(result: Tensor, root: Node | None) -> Tensor:
@@ -160,20 +161,20 @@ class _Carry(Function):
     """Inputs: a witness, a result, a token. Output: the result."""
 
     @staticmethod
-    def forward(ctx: Any, seen, result, token):
+    def forward(ctx: Any, seen: Witness, result: Tensor, token: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.seen = seen
         return result.view_as(result)
 
     @staticmethod
-    def backward(ctx: Any, grad):
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
         if grad is not None:
             ctx.seen.note()
         return None, grad, None
 
 
 def _plain_apply(function: type[Function], *args: Any) -> Any:
-    return super(Function, function).apply(*args)
+    return super(Function, function).apply(*args)  # type: ignore[misc]  # torch's stubs leave the base's out
 
 
 def _at_the_end(callback: Any) -> None:

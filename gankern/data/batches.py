@@ -40,7 +40,7 @@ class EndlessBatches:
         images: Tensor | ImageSource,
         batch_size: int,
         seed: int,
-        labels: Tensor | None = None,
+        labels: Tensor | ImageSource | None = None,
         share: tuple[int, int] = (0, 1),
     ):
         if not isinstance(images, Tensor | ImageSource):
@@ -48,7 +48,9 @@ class EndlessBatches:
         batch_size = whole("batch_size", batch_size)
         if not 1 <= batch_size <= len(images):
             raise ValueError(f"batch_size must be between 1 and the {len(images)} images there are, got {batch_size}")
-        if labels is not None and len(tensor("labels", labels)) != len(images):
+        if not isinstance(labels, Tensor | ImageSource | None):
+            raise TypeError(f"labels must be a tensor, an ImageSource or None, got {shown(labels)}")
+        if labels is not None and len(labels) != len(images):
             raise ValueError(f"there are {len(labels)} labels for {len(images)} images")
         self.images = images
         self.labels = labels

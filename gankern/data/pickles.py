@@ -67,7 +67,7 @@ def _run(content: bytes) -> Any:
     memo: dict[int, Any] = {}
     end = 0
     for opcode, argument, position in pickletools.genops(content):
-        name, end = opcode.name, position
+        name, end = opcode.name, position or 0
         if name in IGNORED:
             continue
         if name in CONSTANTS:
@@ -83,7 +83,7 @@ def _run(content: bytes) -> Any:
                 raise ValueError(f"it refers to a value {argument} that it has not")
             stack.append(memo[argument])
         elif name == "GLOBAL":
-            stack.append(_name(argument))
+            stack.append(_name(str(argument)))
         elif name == "STOP":
             break
         else:

@@ -36,7 +36,7 @@ class Factors:
     def __len__(self) -> int:
         return len(self.kind)
 
-    def __getitem__(self, index) -> "Factors":
+    def __getitem__(self, index: int | slice | Tensor) -> "Factors":
         return Factors(*(getattr(self, field.name)[index] for field in fields(self)))
 
 

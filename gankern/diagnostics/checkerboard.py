@@ -10,10 +10,10 @@ import contextlib
 import copy
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from gankern.core.arguments import seed as check_seed
 from gankern.core.arguments import shown, whole
 from gankern.core.evaluation import evaluating
 from gankern.core.files import write_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 CLEAN = 1.05  # the largest ratio of a geometry's phase energies that is called clean
 CLEAN_WEIGHTS = 1.25  # of the weights': drawn at random they are never quite even
@@ -80,7 +83,7 @@ class Report:
         result = {key: value for key, value in vars(self).items() if key not in ("stages", "spectrum")}
         return result | {"clean": self.clean, "stages": [asdict(stage) for stage in self.stages]}
 
-    def table(self):
+    def table(self) -> Table:
         """The stages as a rich table."""
         from rich.table import Table
 
@@ -194,7 +197,13 @@ def checkerboard(
 # ---- the generator as a whole -------------------------------------------------------------------------------
 
 
-def _arguments(generator: nn.Module, inputs, latent, samples: int, random: torch.Generator) -> list[Any]:
+def _arguments(
+    generator: nn.Module,
+    inputs: Tensor | Sequence[Tensor] | None,
+    latent: int | Sequence[int] | None,
+    samples: int,
+    random: torch.Generator,
+) -> list[Any]:
     if inputs is None:
         return [latents(generator, latent, samples, random)]
     return [inputs] if isinstance(inputs, Tensor) else list(inputs)
@@ -230,7 +239,7 @@ def _latent(generator: nn.Module) -> int | tuple[int, ...]:
     )
 
 
-def _trace(generator: nn.Module, arguments: list[Any]):
+def _trace(generator: nn.Module, arguments: list[Any]) -> tuple[Tensor, list[tuple[str, nn.Module, tuple]]]:
     """The images, and (name, module, arguments) of each innermost module that upsamples, in the order of calls."""
     names = {module: name for name, module in generator.named_modules()}
     calls: list[tuple[nn.Module, tuple]] = []
@@ -313,7 +322,8 @@ def _grows(x: Tensor, output: Tensor) -> bool:
 def _factors(module: nn.Module, x: Tensor, output: Tensor) -> tuple[int, int]:
     """How many rows and columns a layer makes of one."""
     if isinstance(module, nn.ConvTranspose2d):
-        return module.stride
+        rows, columns = module.stride
+        return rows, columns
     return round(output.shape[2] / x.shape[2]), round(output.shape[3] / x.shape[3])
 
 
@@ -392,7 +402,7 @@ def _normalised(energy: Tensor) -> Map:
     return (energy / mean if mean > 0 else torch.ones_like(energy)).tolist()
 
 
-def _mean_map(maps) -> Map:
+def _mean_map(maps: Iterable[Map]) -> Map:
     return torch.tensor(list(maps), dtype=torch.float64).mean(0).tolist()
 
 
@@ -401,7 +411,9 @@ def _ratio(energy: Map) -> float:
     return max(values) / min(values) if min(values) > 0 else math.inf
 
 
-def _gradient_energy(run: Callable[[Tensor], Tensor], noise, shape, factor: int, edge: int) -> Map:
+def _gradient_energy(
+    run: Callable[[Tensor], Tensor], noise: Callable[..., Tensor], shape: Sequence[int], factor: int, edge: int
+) -> Map:
     energy = torch.zeros(factor, factor, dtype=torch.float64)
     with torch.enable_grad():
         x = noise(*shape).requires_grad_()
@@ -422,7 +434,7 @@ _NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
 @torch.no_grad()
-def _overlap(module: nn.Module, shape, rest, like: Tensor, factor: int) -> Map:
+def _overlap(module: nn.Module, shape: Sequence[int], rest: Sequence[Any], like: Tensor, factor: int) -> Map:
     """The energy by phase of a copy's response to an impulse, its convolutions' weights all 1 and its biases 0."""
     same = copy.deepcopy(module).double()
     for parent in same.modules():

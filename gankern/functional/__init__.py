@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch.nn.functional
 
-if TYPE_CHECKING:
-    from torch.nn.functional import *  # noqa: F403
-
 from gankern.core.torch_internals import refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.functional.batch_norm_act import batch_norm_act
@@ -38,6 +35,9 @@ from gankern.functional.upfirdn2d import (
     upsample2d,
 )
 from gankern.functional.virtual_batch_norm import virtual_batch_norm, virtual_batch_norm_statistics
+
+if TYPE_CHECKING:  # a name that is above stays gankern's
+    from torch.nn.functional import *  # type: ignore[assignment,no-redef]  # noqa: F403
 
 __all__ = [
     "ACTIVATIONS",

@@ -78,7 +78,14 @@ class Config:
     options: dict[str, Any] = field(default_factory=dict)  # the game's own, see its Options
     on_error: str = "stop"  # at a broken file of the data; "skip" leaves it out
 
-    def __post_init__(self):
+    @property
+    def side(self) -> int:
+        """``size``, for what is made of images."""
+        if self.size is None:
+            raise ValueError(f"{self.model} is for images: it needs a size")
+        return self.size
+
+    def __post_init__(self) -> None:
         for option in fields(self):
             # A checkpoint holds plain values: what is as good as one becomes one.
             object.__setattr__(self, option.name, _plain(option, getattr(self, option.name)))
@@ -247,7 +254,7 @@ MAY_CHANGE_ON_RESUME = ("steps", "threads", "checkpoint_every", "evaluate", "ten
 
 
 def configure(
-    model: str, data_name: str, samples: Tensor | ImageSource | Points, labels: Tensor | None = None, **given
+    model: str, data_name: str, samples: Tensor | ImageSource | Points, labels: Tensor | None = None, **given: Any
 ) -> Config:
     """The model's preset for these images ([N, C, H, W]) or points, changed by every option that is not None.
 
@@ -268,7 +275,7 @@ def configure(
         )
     if game.needs is not None and labels is None:
         raise ValueError(f"{model} needs {game.needs}, and {data_name} has none")
-    if points:
+    if isinstance(samples, Points):
         if options.get("size") is not None:
             raise ValueError(f"{data_name} are points in the plane: they have no --size")
         options["size"], channels = None, samples.sample(1, None).shape[1]
@@ -282,15 +289,15 @@ def configure(
             )
     if options.get("conditioning") is not None:
         look_up(CONDITIONINGS, options["conditioning"], "conditioning")
-        if labels is None:
+        if labels is None or isinstance(samples, Points):
             raise ValueError(f"conditioning={options['conditioning']} needs labels, and {data_name} has none")
         labels = check_labels("labels", labels, len(samples))
-    if options.get("conditioning") is not None or game.needs is not None:
+    if labels is not None and (options.get("conditioning") is not None or game.needs is not None):
         options["num_classes"] = int(labels.max()) + 1 if len(labels.shape) == 1 else labels.shape[1]
     return Config(model=model, data=data_name, channels=channels, **options)
 
 
-def reconfigure(saved: Config, **given) -> Config:
+def reconfigure(saved: Config, **given: Any) -> Config:
     """The configuration of a resumed run: the saved one, with what may change changed."""
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():

@@ -32,6 +32,7 @@ def by_hand(
     """The published formulas, one after the other."""
     penalty = 0.0
     if objective.gradient_penalty:  # first, so that its graph is gone before the next one is made
+        assert alpha is not None  # drawn for it
         points = torch.lerp(real, fake, alpha.view(-1, *(1 for _ in real.shape[1:]))).requires_grad_()
         # Nothing scales these gradients: in half precision the small ones would be gone.
         with torch.autocast(real.device.type, enabled=False) if _half(real) else nullcontext():

@@ -35,7 +35,7 @@ class OnPoints:
     def __call__(self, game: Adversarial) -> Figures:
         fake = game.sample(self.latents)
         figures: Figures = {}
-        if self.points.modes is not None:
+        if self.points.modes is not None and self.points.std is not None:
             coverage = metrics.mode_coverage(fake, self.points.modes, self.points.std)
             figures |= {"modes_covered": coverage.covered, "high_quality": coverage.high_quality}
         random = torch.Generator().manual_seed(0)
@@ -53,7 +53,7 @@ class OnImages:
         self.latents = torch.randn(number, config.latent, generator=random)
         chosen = torch.randperm(len(images), generator=random)[:number]
         self.real = images[chosen].cpu()
-        self.labels = None if config.conditioning is None else labels[chosen].cpu()
+        self.labels = None if config.conditioning is None or labels is None else labels[chosen].cpu()
         self.extract = self._extractor()
         self.features = self.extract(self.real).features
 
@@ -70,7 +70,7 @@ class OnImages:
                     "that returns features or a pair (features, logits)"
                 ) from error
         # A network that grows makes small images at first.
-        return replace(extract, prepare=lambda images: F.interpolate(images, size=(config.size, config.size)))
+        return replace(extract, prepare=lambda images: F.interpolate(images, size=(config.side, config.side)))
 
     def __call__(self, game: Adversarial) -> Figures:
         fake = game.sample(self.latents, self.labels)

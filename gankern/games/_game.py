@@ -84,10 +84,21 @@ class Run:
         self.layers: Layers = layer_tables.get(layers)
         self.samples, self.condition, self.batches = samples, condition, batches
 
+    @property
+    def images(self) -> Tensor | ImageSource:
+        """The samples, of a game that is trained on images."""
+        assert self.samples is not None and not isinstance(self.samples, Points)
+        return self.samples
+
+    @property
+    def labels(self) -> Tensor:
+        """The condition, of a game that needs labels."""
+        assert isinstance(self.condition, Tensor)
+        return self.condition
+
     def held_out(self, share: float) -> tuple[Tensor, Tensor]:
         """Which samples are trained on, and which are held out: the same in every run on these data."""
-        assert self.samples is not None
-        order = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(0))
+        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0))
         number = round(share * len(order))
         return order[number:], order[:number]
 
@@ -212,7 +223,7 @@ class Game:
         return {}
 
     @classmethod
-    def evaluator(cls, config: Config, samples: Samples, condition: Any = None) -> Callable[[Game], Figures]:
+    def evaluator(cls, config: Config, samples: Samples, condition: Any = None) -> Callable[[Any], Figures]:
         """A function game -> figures of merit, made once for all sides of a comparison."""
         return lambda game: game.figures()
 

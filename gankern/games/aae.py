@@ -38,7 +38,7 @@ class AAE(Game):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         config, layers = self.config, run.layers
-        pixels, width, latent = config.channels * config.size**2, config.width, config.latent
+        pixels, width, latent = config.channels * config.side**2, config.width, config.latent
         # The paper's for MNIST at width 1000.
         self.networks = {
             "encoder": nn.Sequential(
@@ -49,7 +49,7 @@ class AAE(Game):
             "decoder": nn.Sequential(
                 *fully_connected((latent, width, width), layers, 0.0, norm=False),
                 layers.linear(width, pixels),
-                nn.Unflatten(1, (config.channels, config.size, config.size)),
+                nn.Unflatten(1, (config.channels, config.side, config.side)),
             ),
             "discriminator": nn.Sequential(
                 *fully_connected((latent, width, width), layers, 0.0, norm=False), layers.linear(width, 1)
@@ -74,7 +74,7 @@ class AAE(Game):
 
     def _held_out(self, number: int) -> Tensor:
         _, where = self.run.held_out(self.held_out)
-        return self.run.samples[where[:number]].to(self.run.device)
+        return self.run.images[where[:number]].to(self.run.device)
 
     def pictures(self) -> dict[str, Picture]:
         latents = torch.randn(64, self.config.latent, generator=torch.Generator().manual_seed(self.config.seed))

@@ -80,18 +80,18 @@ class ACGAN(Game):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         config, latent = self.config, self.config.latent + self.config.num_classes
-        if config.size < 8 or config.size % 8:
-            raise ValueError(f"acgan: images of a size that can be halved three times, got {config.size}")
+        if config.side < 8 or config.side % 8:
+            raise ValueError(f"acgan: images of a size that can be halved three times, got {config.side}")
         if self.options.kernel not in (4, 5):
             raise ValueError(f"acgan: option kernel must be 4 or 5, got {self.options.kernel}")
-        if config.size == 8:
-            self.networks = small_networks(config.channels, config.size, latent, run.layers)
+        if config.side == 8:
+            self.networks = small_networks(config.channels, config.side, latent, run.layers)
             features = 256
         else:
             self.networks = paper_networks(
-                config.channels, config.size, latent, config.width, self.options.kernel, run.layers
+                config.channels, config.side, latent, config.width, self.options.kernel, run.layers
             )
-            features = int(config.width / 0.75) * (config.size // 8) ** 2
+            features = int(config.width / 0.75) * (config.side // 8) ** 2
         self.networks["heads"] = run.layers.linear(features, 1 + config.num_classes)
         self.players = {
             "d": Player(("trunk", "heads"), "discriminator"),
@@ -140,8 +140,8 @@ class ACGAN(Game):
         config, run = self.config, self.run
         asked = torch.arange(1000) % config.num_classes
         images = self.sample(asked, config.seed)
-        real = run.samples[torch.arange(min(5000, len(run.samples)))]
+        real = run.images[torch.arange(min(5000, len(run.images)))]
         return {
-            "label_accuracy": (read_classes(images, config.data, config.size) == asked).float().mean().item(),
-            "diversity": spread_within(images, asked) / spread_within(real, run.condition[: len(real)].cpu()),
+            "label_accuracy": (read_classes(images, config.data, config.side) == asked).float().mean().item(),
+            "diversity": spread_within(images, asked) / spread_within(real, run.labels[: len(real)].cpu()),
         }

@@ -44,13 +44,14 @@ class Adversarial(Game):
 
     def start(self) -> None:
         """Sets the batches that virtual batch norm's statistics are of, if there is such a layer."""
-        config, samples, labels = self.config, self.run.samples, self.run.condition
+        config, labels = self.config, self.run.condition
         for network, norm in ((self.generator, config.generator_norm), (self.discriminator, config.discriminator_norm)):
             # At 8×8, DCGAN's discriminator has no layer that is normalised.
             if norm != "virtual" or not any(isinstance(m, gnn.VirtualBatchNorm2d) for m in network.modules()):
                 continue
-            chosen = torch.randint(len(samples), (REFERENCE,))
-            drawn = torch.randn(REFERENCE, config.latent) if network is self.generator else samples[chosen]
+            images = self.run.images
+            chosen = torch.randint(len(images), (REFERENCE,))
+            drawn = torch.randn(REFERENCE, config.latent) if network is self.generator else images[chosen]
             classes = () if labels is None else (labels[chosen].to(self.run.device),)
             gnn.set_reference_batch(network, drawn.to(self.run.device), *classes)
 
@@ -58,10 +59,10 @@ class Adversarial(Game):
         """The resolution of the coming step; a new one begins with optimisers that remember nothing (Karras 2018)."""
         if not self.config.grow_steps:
             return False
-        resolution, alpha = _growth.stage(step, self.config.grow_steps, self.config.size)
+        resolution, alpha = _growth.stage(step, self.config.grow_steps, self.config.side)
         grows = resolution != self.discriminator.resolution
-        shown = getattr(self.shown, "module", None)
-        for network in filter(None, (self.generator, self.discriminator, shown)):
+        growing: list[Any] = [self.generator, self.discriminator, getattr(self.shown, "module", None)]
+        for network in filter(None, growing):
             network.resize(resolution, alpha)
         return grows
 
@@ -76,7 +77,8 @@ class Adversarial(Game):
         config, run = self.config, self.run
         real, *labels = run.batch()
         if config.grow_steps:
-            real = models.fade(data_sets.resize(real, self.discriminator.resolution), self.discriminator.alpha)
+            growing: Any = self.discriminator
+            real = models.fade(data_sets.resize(real, growing.resolution), growing.alpha)
         latents = run.normal(config.latent)
         alpha = run.uniform() if config.gradient_penalty else None
 
@@ -116,6 +118,7 @@ class Adversarial(Game):
         return {"samples": Picture(self.sample(latents, labels), columns, getattr(self.run.samples, "modes", None))}
 
     @classmethod
-    def evaluator(cls, config: Any, samples: Samples, condition: Any = None) -> Callable[[Game], Figures]:
-        kind = _evaluation.OnPoints if isinstance(samples, Points) else _evaluation.OnImages
-        return kind(config, samples, condition)
+    def evaluator(cls, config: Any, samples: Samples, condition: Any = None) -> Callable[[Any], Figures]:
+        if isinstance(samples, Points):
+            return _evaluation.OnPoints(config, samples, condition)
+        return _evaluation.OnImages(config, samples, condition)

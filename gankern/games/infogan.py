@@ -95,15 +95,17 @@ class InfoGAN(Game):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         config, options = self.config, self.options
-        if config.size < 8 or config.size % 4:
-            raise ValueError(f"infogan: images of a size that can be halved twice, from 8 on; got {config.size}")
+        if config.side < 8 or config.side % 4:
+            raise ValueError(f"infogan: images of a size that can be halved twice, from 8 on; got {config.side}")
         codes = options.classes + options.numbers
-        if config.size == 8:
-            networks = small_networks(config.channels, config.size, config.latent + codes, run.layers)
+        if config.side == 8:
+            networks = small_networks(config.channels, config.side, config.latent + codes, run.layers)
         else:
-            networks = paper_networks(config.channels, config.size, config.latent + codes, config.width, run.layers)
-        before = next(m for m in reversed(list(networks["q"].modules())) if hasattr(m, "out_features")).out_features
-        networks["q"].append(run.layers.linear(before, codes))
+            networks = paper_networks(config.channels, config.side, config.latent + codes, config.width, run.layers)
+        q = networks["q"]
+        assert isinstance(q, nn.Sequential)
+        before = next(m for m in reversed(list(q.modules())) if hasattr(m, "out_features")).out_features
+        q.append(run.layers.linear(before, codes))
         self.networks = networks
         self.players = {
             "d": Player(("trunk", "head", "q"), "discriminator"),
@@ -169,7 +171,7 @@ class InfoGAN(Game):
         q = nn.Sequential(self.networks["trunk"], self.networks["q"])
         with self.evaluating():
             logits = q(self.generate(noise, classes, numbers))[:, : options.classes]
-            real = torch.cat([q(x.to(self.run.device)) for x in self.run.samples[:].split(500)])
+            real = torch.cat([q(x.to(self.run.device)) for x in self.run.images[:].split(500)])
         guesses = real[:, : options.classes].argmax(1).cpu()
         return {
             "information": log(options.classes) - F.cross_entropy(logits, classes).item(),

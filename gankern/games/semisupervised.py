@@ -100,11 +100,11 @@ class SemiSupervised(Game):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         config = self.config
-        shape, width = (config.channels, config.size, config.size), config.width
-        pixels = config.channels * config.size**2
+        shape, width = (config.channels, config.side, config.side), config.width
+        pixels = config.channels * config.side**2
         # The paper's five layers of 1000, 500, 250, 250 and 250 at width 250; three of 2, 1 and 1 widths for 8x8.
-        hidden = (2 * width, width, width) if config.size == 8 else (4 * width, 2 * width, width, width, width)
-        wide = width if config.size == 8 else 2 * width
+        hidden = (2 * width, width, width) if config.side == 8 else (4 * width, 2 * width, width, width, width)
+        wide = width if config.side == 8 else 2 * width
         self.networks = {
             "generator": make_generator((config.latent, wide, wide, pixels), shape, run.layers),
             "classifier": Classifier((pixels, *hidden, config.num_classes), run.layers),
@@ -116,13 +116,13 @@ class SemiSupervised(Game):
     def choose_labelled(self) -> tuple[Tensor, Tensor]:
         """The first ``labels_per_class`` images of each class that are trained on: all that the labels are used of."""
         training, _ = self.run.held_out(self.held_out)
-        labels, number = self.run.condition.cpu(), self.options.labels_per_class
+        labels, number = self.run.labels.cpu(), self.options.labels_per_class
         of_class = [training[labels[training] == c] for c in range(self.config.num_classes)]
         few = min(map(len, of_class))
         if not 1 <= number <= few:
             raise ValueError(f"semisupervised: labels_per_class must be from 1 to {few} for these data, got {number}")
         where = torch.cat([these[:number] for these in of_class])
-        return self.run.samples[where].to(self.run.device), labels[where].to(self.run.device)
+        return self.run.images[where].to(self.run.device), labels[where].to(self.run.device)
 
     def moves(self) -> Iterator[tuple[str, Loss]]:
         config, options, run = self.config, self.options, self.run
@@ -151,5 +151,5 @@ class SemiSupervised(Game):
         """``test_error``: the share of held-out images that the classifier gets wrong."""
         _, test = self.run.held_out(self.held_out)
         with self.evaluating():
-            guesses = self.networks["classifier"](self.run.samples[test].to(self.run.device))[1].argmax(1).cpu()
-        return {"test_error": (guesses != self.run.condition.cpu()[test]).float().mean().item()}
+            guesses = self.networks["classifier"](self.run.images[test].to(self.run.device))[1].argmax(1).cpu()
+        return {"test_error": (guesses != self.run.labels.cpu()[test]).float().mean().item()}

@@ -44,7 +44,7 @@ class Extractor:
     network: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
     prepare: Callable[[Tensor], Tensor] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not callable(self.network):
             raise TypeError(f"Extractor: network must be a function of images, got {shown(self.network)}")
         if self.prepare is not None and not callable(self.prepare):
@@ -124,6 +124,7 @@ def train_classifier(name: str, size: int | None = None, steps: int = 250, seed:
     """The classifier after ``steps`` batches of 100, and its accuracy on the images that it was not trained on."""
     steps, seed = whole("train_classifier: steps", steps, least=1), check_seed("train_classifier: seed", seed)
     images, labels = data.load(name, size), data.labels(name)
+    assert not isinstance(images, data.Points)  # which have no labels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         chosen = torch.randperm(len(images))[:5000]
@@ -140,5 +141,6 @@ def train_classifier(name: str, size: int | None = None, steps: int = 250, seed:
             optimiser.step()
             schedule.step()
     extractor = Extractor(network.eval().requires_grad_(False))
-    guesses = extractor(images[split:]).logits.argmax(1)
-    return extractor, (guesses == labels[split:]).double().mean().item()
+    logits = extractor(images[split:]).logits
+    assert logits is not None  # a Classifier returns them
+    return extractor, (logits.argmax(1) == labels[split:]).double().mean().item()

@@ -30,8 +30,7 @@ def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
         marginal = given.logsumexp(0) - torch.tensor(len(part), dtype=torch.float64).log().to(given)
         divergence = (given.exp() * (given - marginal)).sum(1)
         scores.append(divergence.mean().exp())
-    scores = torch.stack(scores)
-    return scores.mean().item(), scores.std(correction=0).item()
+    return _mean_and_std(scores)
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
@@ -76,8 +75,12 @@ def kernel_distance(
         x = real[torch.randperm(len(real), generator=random)[:subset_size]]
         y = fake[torch.randperm(len(fake), generator=random)[:subset_size]]
         values.append(_squared_discrepancy(x, y))
-    values = torch.stack(values)
-    return values.mean().item(), values.std(correction=0).item()
+    return _mean_and_std(values)
+
+
+def _mean_and_std(values: list[Tensor]) -> tuple[float, float]:
+    stacked = torch.stack(values)
+    return stacked.mean().item(), stacked.std(correction=0).item()
 
 
 def _squared_discrepancy(x: Tensor, y: Tensor) -> Tensor:

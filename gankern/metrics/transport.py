@@ -1,7 +1,9 @@
 """Distances between distributions that are costs of transport: Wasserstein-1, exactly, and as a critic estimates it."""
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gankern.core import extras
 from gankern.core.arguments import shown
@@ -12,7 +14,9 @@ BATCH = 256
 
 
 @torch.no_grad()
-def wasserstein_estimate(critic: nn.Module, real: Tensor | ImageSource, fake: Tensor | ImageSource) -> float:
+def wasserstein_estimate(
+    critic: Callable[[Tensor], Tensor], real: Tensor | ImageSource, fake: Tensor | ImageSource
+) -> float:
     """E[critic(real)] − E[critic(fake)]: what a Wasserstein critic says the distance is, as progress of a training.
 
     It is the Wasserstein-1 distance times the critic's Lipschitz constant, if the critic is optimal, and less otherwise

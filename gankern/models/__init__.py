@@ -16,6 +16,9 @@ builders that have them:
 torch.Size([4])
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from gankern.core.names import look_up
 from gankern.models._sizes import SizeError
 from gankern.models.dcgan import dcgan, sn_dcgan, wgan
@@ -26,7 +29,7 @@ from gankern.models.progan import fade, progan
 from gankern.models.sngan import sngan
 from gankern.models.wgan_gp import wgan_gp, wgan_gp_toy
 
-MODELS = {
+MODELS: dict[str, Callable[..., GAN]] = {
     "dcgan": dcgan,
     "gan": gan,
     "progan": progan,
@@ -45,7 +48,7 @@ _LABELS = ("num_classes", "conditioning", "minibatch_discrimination")
 _DCGANS = (*_LABELS, "generator_norm", "discriminator_norm")
 
 # What papers add, by the models that have it; size, channels, latent, width and layers have all but those for points.
-OPTIONS = {
+OPTIONS: dict[str, tuple[str, ...]] = {
     "dcgan": _DCGANS,
     "gan": _LABELS,
     "progan": (),
@@ -57,7 +60,7 @@ OPTIONS = {
 }
 
 
-def build(name: str, **options) -> GAN:
+def build(name: str, **options: Any) -> GAN:
     """The model of that name, with its options; a ValueError if there is none of that name, or no such option of it."""
     make = look_up(MODELS, name, "model")
     for option in sorted(options.keys() & {*_DCGANS} - {*OPTIONS[name]}):

@@ -56,7 +56,7 @@ class Head(nn.Module):
             self.similarity = layers.minibatch_discrimination(features, minibatch_discrimination, 5)
         self.linear = (linear or layers.linear)(features + minibatch_discrimination, 1)
         self.embedding = nn.Embedding(num_classes, features) if num_classes else None
-        if num_classes:
+        if self.embedding is not None:
             nn.init.xavier_uniform_(self.embedding.weight)
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -99,7 +99,7 @@ class Conditioning:
     how: str
     conditional_norms: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         look_up(CONDITIONINGS, self.how, "conditioning")
         if whole("num_classes", self.num_classes) < 0:
             raise ValueError(f"num_classes must be 0 (no labels) or more, got {self.num_classes}")

@@ -7,6 +7,7 @@ norm of one in every convolution in SN-DCGAN. At 64×64 with the default width, 
 """
 
 from functools import partial
+from typing import Any, TypedDict, Unpack
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -64,7 +65,7 @@ class DCGANDiscriminator(nn.Module):
     where it is "none" the convolutions have biases.
     """
 
-    def __init__(self, size: int, channels: int, width: int, norm: str, layers: Layers, **head):
+    def __init__(self, size: int, channels: int, width: int, norm: str, layers: Layers, **head: Any):
         super().__init__()
         plain = norm == "none"
         maps = channel_table(size, width)
@@ -93,8 +94,23 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+class Options(TypedDict, total=False):
+    """What papers add to these networks: see :mod:`gankern.models`."""
+
+    num_classes: int
+    conditioning: str
+    minibatch_discrimination: int
+    generator_norm: str
+    discriminator_norm: str
+
+
 def dcgan(
-    size: int = 64, channels: int = 3, latent: int = 100, width: int = 64, layers: str = "torch", **options
+    size: int = 64,
+    channels: int = 3,
+    latent: int = 100,
+    width: int = 64,
+    layers: str = "torch",
+    **options: Unpack[Options],
 ) -> GAN:
     """DCGAN for images of ``size`` × ``size``, 8, 16, 32, ...; ``width`` channels at half that size.
 
@@ -107,7 +123,12 @@ def dcgan(
 
 
 def wgan(
-    size: int = 64, channels: int = 3, latent: int = 100, width: int = 64, layers: str = "torch", **options
+    size: int = 64,
+    channels: int = 3,
+    latent: int = 100,
+    width: int = 64,
+    layers: str = "torch",
+    **options: Unpack[Options],
 ) -> GAN:
     """The first Wasserstein GAN (Arjovsky 2017, arXiv 1701.07875): DCGAN's networks, the discriminator as a critic.
 
@@ -118,7 +139,12 @@ def wgan(
 
 
 def sn_dcgan(
-    size: int = 64, channels: int = 3, latent: int = 128, width: int = 64, layers: str = "torch", **options
+    size: int = 64,
+    channels: int = 3,
+    latent: int = 128,
+    width: int = 64,
+    layers: str = "torch",
+    **options: Unpack[Options],
 ) -> GAN:
     """DCGAN with a spectrally normalised discriminator and no batch normalisation in it.
 
@@ -153,7 +179,7 @@ def _build(
     generator = DCGANGenerator(
         size, channels, latent + labels.latent_classes, width, generator_norms(generator_norm, labels, table), table
     )
-    discriminator = DCGANDiscriminator(
+    discriminator: nn.Module = DCGANDiscriminator(
         size,
         channels + labels.image_classes,
         width,

@@ -108,16 +108,16 @@ class ConditionalBatchNormAct2d(nn.BatchNorm2d):
         self.weight = nn.Parameter(torch.ones(num_classes, channels))
         self.bias = nn.Parameter(torch.zeros(num_classes, channels))
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]  # it has an argument more
         x = F.batch_norm(
             x,
             self.running_mean,
             self.running_var,
             training=self.training,
-            momentum=self.momentum,
+            momentum=self.momentum or 0.0,
             eps=self.eps,
         )
-        if self.training:
+        if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         scale, shift = self.weight[labels][:, :, None, None], self.bias[labels][:, :, None, None]
         return F.relu(x * scale + shift, inplace=True)
@@ -140,7 +140,9 @@ class EqualizedLinear(nn.Linear):
 class EqualizedConv2d(nn.Conv2d):
     """Weights ~ N(0, 1), multiplied by gain/√fan_in at run time."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, padding=0, gain: float = math.sqrt(2)):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, padding: int = 0, gain: float = math.sqrt(2)
+    ):
         super().__init__(in_channels, out_channels, kernel_size, padding=padding)
         _standard_normal(self)
         self.scale = gain / math.sqrt(in_channels * kernel_size**2)
@@ -149,7 +151,7 @@ class EqualizedConv2d(nn.Conv2d):
         return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
 
 
-def _standard_normal(layer: nn.Module) -> None:
+def _standard_normal(layer: nn.Linear | nn.Conv2d) -> None:
     nn.init.normal_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -249,6 +251,8 @@ CONDITIONAL = (ConditionalBatchNormAct2d, gnn.ConditionalBatchNorm2d)
 
 class _FusedTail:
     """Bias, leaky ReLU and pixel norm in one pass."""
+
+    bias: nn.Parameter
 
     def tail(self, x: Tensor) -> Tensor:
         return GF.bias_act_pixel_norm(x, self.bias, activation="leaky_relu", negative_slope=0.2)

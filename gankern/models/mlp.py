@@ -1,6 +1,7 @@
 """The first GAN (Goodfellow 2014, arXiv 1406.2661): fully connected, with a maxout discriminator under dropout."""
 
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -41,7 +42,7 @@ class MLPGenerator(nn.Module):
             layers.linear(hidden, prod(shape)),
         )
         self.shape = shape
-        for layer in self.main[::2]:
+        for layer in list(self.main)[::2]:
             _initialise(layer, 0.05)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class MLPGenerator(nn.Module):
 class MLPDiscriminator(nn.Module):
     """[N, C, H, W] → two maxout layers, each after dropout → logits [N]."""
 
-    def __init__(self, inputs: int, hidden: int, layers: Layers, **head):
+    def __init__(self, inputs: int, hidden: int, layers: Layers, **head: Any):
         super().__init__()
         self.main = nn.Sequential(
             nn.Dropout(0.2),
@@ -70,8 +71,8 @@ class MLPDiscriminator(nn.Module):
 
 
 def _initialise(layer: nn.Module, bound: float) -> None:
-    nn.init.uniform_(layer.weight, -bound, bound)
-    nn.init.zeros_(layer.bias)
+    nn.init.uniform_(layer.get_parameter("weight"), -bound, bound)
+    nn.init.zeros_(layer.get_parameter("bias"))
 
 
 def gan(

@@ -7,6 +7,8 @@ discriminator's weights by their spectral norm and sums the last feature map ove
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from gankern.nn.coupling import apart
 class GeneratorBlock(nn.Module):
     """Batch norm → ReLU → nearest ×2 → 3×3 → batch norm → ReLU → 3×3, plus nearest ×2 → 1×1 of the input."""
 
-    def __init__(self, before: int, after: int, norm_act, layers: Layers):
+    def __init__(self, before: int, after: int, norm_act: Callable[[int], nn.Module], layers: Layers):
         super().__init__()
         self.norm_act1 = norm_act(before)
         self.conv1 = layers.upsample_conv(before, after)
@@ -53,7 +55,7 @@ class DiscriminatorBlock(nn.Module):
         self.relu2 = layers.relu(inplace=True)
         self.conv2 = layers.conv_downsample(inner, after) if downsample else layers.conv(inner, after, 3, padding=1)
         initialise(self.conv1, self.conv2)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if downsample or before != after:
             self.shortcut = layers.conv(before, after, 1)
             initialise(self.shortcut, gain=1.0)
@@ -92,7 +94,7 @@ class ResNetDiscriminator(nn.Module):
     The first ``halvings`` blocks downsample.
     """
 
-    def __init__(self, channels: int, maps: list[int], halvings: int, pooling: str, layers: Layers, **head):
+    def __init__(self, channels: int, maps: list[int], halvings: int, pooling: str, layers: Layers, **head: Any):
         super().__init__()
         befores = [channels, *maps]
         self.blocks = nn.Sequential(
@@ -114,5 +116,5 @@ class ResNetDiscriminator(nn.Module):
 def initialise(*layers: nn.Module, gain: float = math.sqrt(2)) -> None:
     """Weights uniform in ±gain·√(6/(fan_in + fan_out)), biases 0: both papers, with gain 1 outside the blocks."""
     for layer in layers:
-        nn.init.xavier_uniform_(layer.weight, gain)
-        nn.init.zeros_(layer.bias)
+        nn.init.xavier_uniform_(layer.get_parameter("weight"), gain)
+        nn.init.zeros_(layer.get_parameter("bias"))

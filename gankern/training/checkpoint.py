@@ -15,6 +15,7 @@ import io
 import json
 import struct
 import zipfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,7 @@ def _value(content: dict, name: str, kind: type) -> Any:
     return content[name]
 
 
-def _listed(names) -> str:
+def _listed(names: Iterable[Any]) -> str:
     return " and ".join(map(str, names)) or "nothing"
 
 
@@ -177,7 +178,7 @@ def _sentence(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def restore(part: Any, state: dict, path: Path, side: str) -> None:
+def restore(part: Any, state: dict | None, path: Path, side: str) -> None:
     """``part.load_state_dict(state)``; a CheckpointError in one sentence where the state is none of such a part."""
     try:
         part.load_state_dict(state)

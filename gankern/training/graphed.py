@@ -165,5 +165,5 @@ class _State:
     def restore_gradients(self) -> None:
         for gradient, value in self.gradient_values:
             gradient.copy_(value)
-        for x, gradient in self.gradients:
-            x.grad = gradient
+        for parameter, before in self.gradients:
+            parameter.grad = before

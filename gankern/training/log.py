@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Log:
                     image = pictures.grid(picture.batch, picture.columns)
                     self.board.add_image(f"samples/{title}", image, number, dataformats="HWC")
 
-    def _write(self, number: int, results) -> None:
+    def _write(self, number: int, results: Iterable[Step]) -> None:
         self.writer.writerow([number, *(value for step in results for value in _row(step))])
 
     def _write_figures(self) -> None:
@@ -109,7 +109,7 @@ class Log:
             self.board.close()
 
 
-def _board(folder: Path, first: int):
+def _board(folder: Path, first: int) -> Any:
     """TensorBoard's writer, which takes back what a run that was killed wrote of later steps."""
     extras.load("tensorboard", "--tensorboard")
     from torch.utils.tensorboard import SummaryWriter

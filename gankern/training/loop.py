@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 
 import torch
 from rich.console import Console
@@ -214,7 +214,7 @@ def _evaluates(config: Config, step: int) -> bool:
     return (rest == 0 and number % config.evaluate == 0) or step == config.steps
 
 
-def _control(config: Config, samples, labels: Tensor | None) -> list[Step]:
+def _control(config: Config, samples: Tensor | ImageSource | Points, labels: Tensor | None) -> list[Step]:
     """The first steps of the torch side once more, with the first player's weights changed by one rounding.
 
     Two correct implementations differ by roundings, so their losses may come apart as far as these do from the
@@ -301,7 +301,7 @@ def _stop_on_signal() -> Iterator[SimpleNamespace]:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
-    def note(number: int, _frame) -> None:
+    def note(number: int, _frame: FrameType | None) -> None:
         stop.signal = number
         restore()
 

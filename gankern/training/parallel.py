@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -62,15 +63,20 @@ class Launched(Processes):
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients])
-        flat = self.fabric.all_reduce(flat, reduce_op="mean")
+        flat = self._reduced(flat, "mean")
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
             gradient.copy_(part.view_as(gradient))
 
     def mean(self, value: Tensor) -> Tensor:
-        return self.fabric.all_reduce(value.clone(), reduce_op="mean")
+        return self._reduced(value.clone(), "mean")
 
     def largest(self, number: int) -> int:
-        return int(self.fabric.all_reduce(torch.tensor(int(number), device=self.device), reduce_op="max"))
+        return int(self._reduced(torch.tensor(int(number), device=self.device), "max"))
+
+    def _reduced(self, value: Tensor, how: str) -> Tensor:
+        result = self.fabric.all_reduce(value, reduce_op=how)
+        assert isinstance(result, Tensor)  # as the value is
+        return result
 
 
 def _leave() -> None:
@@ -115,13 +121,13 @@ class _Gather(Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return _SumScatter.apply(grad)
 
 
@@ -129,13 +135,13 @@ class _SumScatter(Function):
     """[processes · n, ...] of every process → this process's [n, ...] of their sum."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.contiguous().clone()
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()].clone()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return _Gather.apply(grad)
 
 

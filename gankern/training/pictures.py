@@ -113,7 +113,7 @@ def save_samples(path: Path | str, drawn: dict[str, Picture]) -> None:
     _save(figure, path)
 
 
-def _scatter(axes, points: Tensor, modes: Tensor | None) -> None:
+def _scatter(axes: Any, points: Tensor, modes: Tensor | None) -> None:
     if modes is not None:
         axes.scatter(*modes.T.numpy(), s=160, facecolors="none", edgecolors="tab:red", linewidths=1, label="true modes")
     axes.scatter(*points.T.numpy(), s=3, alpha=0.4, linewidths=0, color="tab:blue", label="samples")

@@ -20,6 +20,8 @@ from gankern.games._config import COUPLINGS, OPTIMISERS, PRECISIONS, Config, che
 from gankern.models import layers as layer_tables
 from gankern.training import parallel
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -75,15 +77,17 @@ class Trainer:
         layer_tables.get(layers)
         check_samples(samples)
         if config.conditioning is not None:
-            labels = check_labels("labels", labels, len(samples), config.num_classes)
+            number = None if isinstance(samples, Points) else len(samples)
+            labels = check_labels("labels", labels, number, config.num_classes)
         self.processes = processes or parallel.Processes(config.device)
         self.device = self.processes.device
         self.steps = 0
         kind = games.find(config.model)
         self._divide_batches(kind.accumulates)
         share = (self.processes.rank, self.processes.number)
-        conditional = labels is not None and (config.conditioning is not None or kind.needs is not None)
-        condition = labels.to(self.device) if conditional else None
+        condition = None
+        if labels is not None and (config.conditioning is not None or kind.needs is not None):
+            condition = labels.to(self.device)
         run = Run(config, layers, self.device, share, samples, condition)
         if isinstance(samples, Points):
             self.batches: Any = EndlessPoints(samples, config.batch_size, config.seed, share)
@@ -129,7 +133,8 @@ class Trainer:
 
     def sample(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Samples of the generator, for a game that draws from latents: see :meth:`Adversarial.sample`."""
-        return self.game.sample(latents, labels)
+        game: Any = self.game
+        return game.sample(latents, labels)
 
     def _divide_batches(self, accumulates: bool) -> None:
         batch_size, parts = self.config.batch_size, self.processes.number * self.config.accumulate
@@ -182,7 +187,7 @@ class Trainer:
                 end = self._now()
                 seconds[player] += end - start
                 start = end
-            if self.average is not None:
+            if self.average is not None and self.game.averaged is not None:
                 self.average.update_parameters(self.game.networks[self.game.averaged])
         self.steps += 1
         values = self.processes.mean(torch.stack([losses[name] for name in self.game.players])).tolist()
@@ -194,10 +199,11 @@ class Trainer:
         parameters, optimiser, scaler = self.parameters(player), self.optimisers[player], self.scalers[player]
         optimiser.zero_grad()
         total = torch.zeros((), device=self.device)
-        number = self.config.accumulate if callable(loss) else 1
+        number = 1 if isinstance(loss, Tensor) else self.config.accumulate
         for i in range(number):
-            value = loss
-            if callable(loss):
+            if isinstance(loss, Tensor):
+                value = loss
+            else:
                 with self._autocast():
                     value = loss(part_of(self.config.batch_size // self.processes.number, (i, number)))
             # Naming the inputs spares the other players' weight gradients, which nobody would use.
@@ -212,7 +218,8 @@ class Trainer:
         dtype = PRECISIONS[self.config.precision]
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
 
-    def _moving_average(self, averages: list[Tensor], currents: list[Tensor], updates: Tensor) -> None:
+    def _moving_average(self, averages: Tensors, currents: Tensors, updates: Tensor | int) -> None:
+        assert self.config.ema is not None
         # A short memory at first, so that the random initial weights are soon forgotten.
         decay = min(self.config.ema, (1 + int(updates)) / (10 + int(updates)))
         get_ema_multi_avg_fn(decay)(averages, currents, updates)
