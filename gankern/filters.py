@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from gankern.core import extras
 from gankern.core.names import look_up
 
 
-def _scipy_signal():
+def _scipy_signal() -> ModuleType:
     return extras.load("scipy.signal", "filters.fir: a 'lanczos' or 'kaiser' filter")
 
 

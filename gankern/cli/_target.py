@@ -56,6 +56,8 @@ def _import(where: str) -> ModuleType:
         raise FileNotFoundError(f"there is no file {where}")
     sys.path.insert(0, str(path.parent.resolve()))  # as python does for the file it runs
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{where} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # for what looks itself up there: dataclasses, pickle
     spec.loader.exec_module(module)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -96,7 +96,7 @@ def bench(
     seconds = 1.0 if quick or full else 3.0
     primitives = [c for c in all_cases() if not op or c.primitive in op] if op or full or not model else []
     cases = [c for c in primitives if c.bench and (c.quick or not quick)]
-    options = {"device": device, "compiled": compiled}
+    options: dict[str, Any] = {"device": device, "compiled": compiled}
     measure = partial(
         benchmark.measure, dtype=DTYPES[dtype], bandwidth=bandwidth, rate=rate, seconds=seconds, **options
     )
@@ -134,11 +134,11 @@ def bench(
     results = []
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("measuring", total=len(work))
-        for name, measure in work.items():
+        for name, once in work.items():
             progress.update(bar, description=name)
-            results.append(measure())
+            results.append(once())
             if earlier is not None:
-                results[-1] = _confirmed(results[-1], earlier, measure)
+                results[-1] = _confirmed(results[-1], earlier, once)
             if json_file is not None:
                 write_json(json_file, record(results))  # a run that is stopped keeps what it has
             progress.advance(bar)
@@ -158,8 +158,8 @@ def bench(
     for r in results:
         ours, peer = r.contenders[benchmark.OURS], r.contenders.get(r.peer or "")
         interval = "" if r.interval is None else f"{r.interval[0]:.2f} to {r.interval[1]:.2f}"
-        limit = "" if r.limit is None else f"{r.limit / ours.median:.0%}"
-        held = "" if peer is None else f"{ours.peak_bytes / 1e6:.1f} / {peer.peak_bytes / 1e6:.1f} MB"
+        limit = "" if r.limit is None else f"{r.limit / ours.ms:.0%}"
+        held = "" if peer is None else f"{ours.megabytes:.1f} / {peer.megabytes:.1f} MB"
         theirs = "" if peer is None else f"{peer.median:.3f}"
         mode = r.mode + ("" if r.along is None else f", {r.along[0]} {r.along[1]:g}")
         row = [f"{r.primitive}: {r.case}", mode, r.verdict, f"{ours.median:.3f}", theirs, r.peer or "",
@@ -227,8 +227,11 @@ def _scaling(cases: list[Case], measure: Callable[..., benchmark.Result], device
         finally:
             torch.set_num_threads(before)
 
-    along = [case for case in cases if case.along is not None]
-    work = {f"{c.primitive}: {c.name}, along {c.along[0]}": partial(measure, c, mode) for c in along}
+    work: dict[str, Callable] = {
+        f"{case.primitive}: {case.name}, along {case.along[0]}": partial(measure, case, mode)
+        for case in cases
+        if case.along is not None
+    }
     counts = [2**i for i in range((os.cpu_count() or 1).bit_length())] if device == "cpu" else []
     return work | {
         f"{case.primitive}: {case.name}, {count} threads": partial(on_threads, count, case)

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import sys
+from importlib import import_module
 from typing import Annotated, Any
 
 import torch
@@ -24,7 +25,7 @@ def native() -> dict[str, Any] | str:
     if NATIVE_MISSING:
         return NATIVE_MISSING
     try:
-        from gankern import _C
+        _C = import_module("gankern._C")
     except ImportError:  # the operators serve every Python, this module the one that it was built for
         return "loaded; its facts are for another Python"
 
@@ -72,7 +73,7 @@ def info(
         }
         for primitive in Primitive.registry.values()
     }
-    facts = {
+    facts: dict[str, Any] = {
         "environment": environment(),
         "native library": native(),
         "autograd nodes": autograd_nodes(),

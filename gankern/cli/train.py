@@ -199,6 +199,7 @@ def train(
                 settings.model, settings.data, settings.size, settings.conditioning, settings.on_error
             )
         else:
+            assert model is not None and data is not None  # seen to above
             saved = None
             wanted = given["size"] if resize or (config is not None and size is None) else None
             samples, labels = _load(model, data, wanted, given.get("conditioning"), given["on_error"] or "stop")

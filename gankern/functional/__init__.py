@@ -37,7 +37,7 @@ from gankern.functional.upfirdn2d import (
 from gankern.functional.virtual_batch_norm import virtual_batch_norm, virtual_batch_norm_statistics
 
 if TYPE_CHECKING:  # a name that is above stays gankern's
-    from torch.nn.functional import *  # type: ignore[assignment,no-redef]  # noqa: F403
+    from torch.nn.functional import *  # type: ignore[assignment]  # noqa: F403
 
 __all__ = [
     "ACTIVATIONS",

@@ -10,7 +10,7 @@ from torch import Tensor
 from gankern.core.dispatch import FLOATING, NAMES, short
 
 
-def floating(function: str, argument: str, x: Tensor) -> None:
+def floating(function: str, argument: str, x: Any) -> None:
     """Raises a TypeError where x is not a tensor of a dtype that the kernels take."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{function}: {argument} is {type(x).__name__}; it must be a tensor")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
@@ -101,7 +103,8 @@ def batch_norm_act(
     y, stats = _batch_norm_act(x, weight, bias, running_mean, running_var, own, eps, slope, implementation)
     if training and running_mean is not None and values:
         mean, _, var = stats.unbind()  # no gradient reaches them: no need for torch.no_grad()
-        for kept, new in ((running_mean, mean), (running_var, var)):
+        running: Any = ((running_mean, mean), (running_var, var))  # both are there: see _check_running
+        for kept, new in running:
             kept.lerp_(new if new.dtype == kept.dtype else new.to(kept.dtype), momentum)
     return y
 
@@ -140,6 +143,7 @@ def _check_running(x: Tensor, mean: Tensor | None, var: Tensor | None) -> None:
         raise ValueError(f"{NAME}: {missing} is None and the other is not; give both or neither")
     if mean is None:
         return
+    values: Any
     for name, values in (("running_mean", mean), ("running_var", var)):
         _checks.floating(NAME, name, values)
         if values.shape != x.shape[1:2] or values.device != x.device:

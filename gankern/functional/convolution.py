@@ -21,22 +21,23 @@ from gankern.reference import convolution as reference
 Ints = int | Sequence[int]
 
 
-def _cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Under autocast, as torch's convolutions: all in its dtype."""
-    device = tensors[0].device.type
+    device = x.device.type
     if not autocasting(device):
-        return tensors
+        return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
-    return tuple(t.to(dtype) if t is not None and t.dtype in (torch.float32, dtype) else t for t in tensors)
+    x, weight = (t.to(dtype) if t.dtype in (torch.float32, dtype) else t for t in (x, weight))
+    return x, weight, bias.to(dtype) if bias is not None and bias.dtype in (torch.float32, dtype) else bias
 
 
-def _pair(value: Ints) -> tuple[int, int] | None:
+def _pair(value: Ints | str) -> tuple[int, int] | None:
     """The two values of an argument of torch's convolutions; None for what it is not."""
     if isinstance(value, int):
         return value, value
     if isinstance(value, str) or not 1 <= len(value) <= 2:
         return None
-    return tuple(value) * 2 if len(value) == 1 else tuple(value)
+    return value[0], value[-1]
 
 
 def kind_of(weight: Tensor, stride: Ints, padding: Ints | str, dilation: Ints, groups: int) -> tuple[str | None, int]:

@@ -100,9 +100,16 @@ def bias_act_pixel_norm(
     if bias is not None and bias.dtype != x.dtype:  # under autocast
         bias = bias.to(x.dtype)
     if activation == "leaky_relu" and negative_slope < 0:
-        options = {"activation": activation, "negative_slope": negative_slope, "gain": gain}
         return pixel_norm(
-            bias_act(x, bias, dim=dim, implementation=implementation, **options),
+            bias_act(
+                x,
+                bias,
+                dim=dim,
+                activation=activation,
+                negative_slope=negative_slope,
+                gain=gain,
+                implementation=implementation,
+            ),
             eps,
             dim,
             implementation=implementation,

@@ -298,7 +298,7 @@ def _pair(name: str, argument: str, value: Pair) -> tuple[int, int]:
     numbers = _integers(value)
     if len(numbers) not in (1, 2) or min(numbers) < 1:
         raise ValueError(f"{name}: {argument} is {value!r}; accepted are an integer of at least 1, or two of them")
-    return numbers if len(numbers) == 2 else numbers * 2
+    return numbers[0], numbers[-1]
 
 
 def _one(name: str, argument: str, value: int) -> tuple[int, int]:

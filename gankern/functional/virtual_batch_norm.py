@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
@@ -83,7 +84,7 @@ def virtual_batch_norm(
     name = "virtual_batch_norm"
     _check_map(name, x)
     channels = x.shape[1]
-    vectors = {"ref_mean": ref_mean, "ref_mean_square": ref_mean_square, "weight": weight, "bias": bias}
+    vectors: dict[str, Any] = {"ref_mean": ref_mean, "ref_mean_square": ref_mean_square, "weight": weight, "bias": bias}
     for argument, vector in vectors.items():
         if vector is None and argument in ("weight", "bias"):
             continue

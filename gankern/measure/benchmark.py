@@ -47,6 +47,20 @@ class Contender:
     peak_bytes: int | None = None
     failure: str | None = None
 
+    @property
+    def ms(self) -> float:
+        """The median of a contender that ran."""
+        if self.median is None:
+            raise ValueError(f"there is no time: {self.failure}")
+        return self.median
+
+    @property
+    def megabytes(self) -> float:
+        """``peak_bytes`` of a contender whose memory was measured."""
+        if self.peak_bytes is None:
+            raise ValueError("the memory was not measured")
+        return self.peak_bytes / 1e6
+
 
 @dataclass
 class Result:
@@ -129,14 +143,14 @@ def _seconds(function: Callable[[], Any], device: str) -> float:
         begin = time.perf_counter()
         function()
         return time.perf_counter() - begin
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     # What the last contender left in the L2 cache is gone; and while the device writes, Python has time to launch.
     _larger_than_l2(device).zero_()
-    begin.record()
+    before.record()
     function()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after) / 1e3
 
 
 @functools.cache
@@ -305,13 +319,17 @@ def enter_times(result: Result, times: Mapping[str, Sequence[float]], peers: Seq
     """Enters into the result the milliseconds of each contender's rounds, and how the fastest peer compares."""
     for name, own in times.items():
         result.contenders[name].median = float(np.median(own))
-        result.contenders[name].quartiles = tuple(float(q) for q in np.percentile(own, (25, 75)))
+        result.contenders[name].quartiles = _percentiles(own, 25, 75)
     if peers:
-        result.peer = min(peers, key=lambda name: result.contenders[name].median)
+        result.peer = min(peers, key=lambda name: result.contenders[name].ms)
         ratios = np.divide(times[result.peer], times[OURS])
         picks = np.random.default_rng(0).integers(0, len(ratios), (1000, len(ratios)))
         result.ratio = float(np.median(ratios))
-        result.interval = tuple(float(q) for q in np.percentile(np.median(ratios[picks], axis=1), (2.5, 97.5)))
+        result.interval = _percentiles(np.median(ratios[picks], axis=1), 2.5, 97.5)
+
+
+def _percentiles(values: Any, low: float, high: float) -> tuple[float, float]:
+    return float(np.percentile(values, low)), float(np.percentile(values, high))
 
 
 def to_dict(result: Result) -> dict[str, Any]:

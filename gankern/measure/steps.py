@@ -79,7 +79,9 @@ def make_step(step: Step, variant: str, device: str, fast: bool = False) -> Call
     layers = OURS if variant == OURS else "torch"
     gan = models.build(step.model, layers=layers, **step.options)
     layout = torch.channels_last if fast else torch.contiguous_format
-    generator, critic = (n.to(device).to(memory_format=layout) for n in (gan.generator, gan.discriminator))
+    generator, critic = gan.generator.to(device), gan.discriminator.to(device)
+    for network in (generator, critic):
+        network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs leave it out
     if variant == ACCELERATED:
         for network in (generator, critic):
             gankern.accelerate(network)
@@ -91,7 +93,8 @@ def make_step(step: Step, variant: str, device: str, fast: bool = False) -> Call
     latents = torch.randn(step.batch, gan.latent, device=device)
     with torch.no_grad():
         real = (torch.rand_like(generator(latents)) * 2 - 1).contiguous(memory_format=layout)
-    g, d = generator, critic
+    g: Callable[..., Any] = generator
+    d: Callable[..., Any] = critic
     if variant == "torch, compiled":
         torch._dynamo.reset()
         g, d = torch.compile(generator), torch.compile(critic)
@@ -112,9 +115,13 @@ def make_step(step: Step, variant: str, device: str, fast: bool = False) -> Call
             return gankern.penalties.gradient_penalty(*args, **options)
 
     def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
-        options = {"loss": loss.discriminator, "drift_weight": step.drift}
         return gankern.penalties.critic_step(
-            critic, real, fake, penalty=penalty if step.penalty else None, **options
+            critic,
+            real,
+            fake,
+            loss=loss.discriminator,
+            penalty=penalty if step.penalty else None,
+            drift_weight=step.drift,
         ).loss
 
     def train(real: Tensor, latents: Tensor) -> None:
@@ -133,7 +140,8 @@ def make_step(step: Step, variant: str, device: str, fast: bool = False) -> Call
         g_optimiser.step()
 
     if graphed:
-        train = GraphedStep(train, (real, latents), (generator, critic), (g_optimiser, d_optimiser))
+        replay = GraphedStep(train, (real, latents), (generator, critic), (g_optimiser, d_optimiser))
+        return partial(replay, real, latents)
     return partial(train, real, latents)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def _run(
     cotangents = [random_like(y).requires_grad_() for y in outputs]
     grads = torch.autograd.grad(outputs, leaves, cotangents, create_graph=True)
     result["backward"] = [g.detach() for g in grads]
-    product = sum((g * random_like(g)).sum() for g in grads)
+    product = reduce(torch.add, ((g * random_like(g)).sum() for g in grads))
     second = torch.autograd.grad(product, [*leaves, *cotangents], allow_unused=True)
     result["double backward"] = [
         torch.zeros_like(x) if g is None else g for g, x in zip(second, [*leaves, *cotangents])

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch.nn
 
-if TYPE_CHECKING:
-    from torch.nn import *  # noqa: F403
-
 from gankern.core.torch_internals import refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.nn import functional, init, modules, utils
@@ -35,6 +32,9 @@ from gankern.nn.modules.virtual_batch_norm import (
     freeze_reference_batch,
     set_reference_batch,
 )
+
+if TYPE_CHECKING:  # a name that is above stays gankern's
+    from torch.nn import *  # type: ignore[assignment,no-redef]  # noqa: F403
 
 __all__ = [
     "BatchNorm2d",

@@ -21,7 +21,7 @@ from gankern.nn.modules.batch_norm_act import BatchNormAct
 from gankern.nn.utils._group import SpectralNormGroup
 from gankern.nn.utils._spectral_norm import SpectralNorm
 
-Class = TypeVar("Class", bound=type)
+Class = TypeVar("Class", bound=type[nn.Module])
 _APART: dict[type, Callable] = {}  # the types, with the forward that is known
 
 
@@ -91,7 +91,7 @@ def is_training_batch_norm(module: nn.Module) -> bool:
     return normalises and (module.training or module.running_mean is None)
 
 
-def unwrapped(network: nn.Module) -> nn.Module:
+def unwrapped(network: Any) -> Any:
     """The network itself, out of wrappers that call it with the batch that they are called with."""
     while True:
         if type(network) is nn.parallel.DistributedDataParallel:
@@ -133,7 +133,7 @@ def _modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
             yield from _modules(child, f"{name}.{child_name}" if name else child_name)
 
 
-def _class(module: nn.Module) -> type:
+def _class(module: nn.Module) -> Any:
     cls = type(module)
     return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
 
@@ -152,11 +152,11 @@ def _doubt(module: nn.Module, samples: int, dimensions: int) -> str | None:
         return "keeps statistics of each batch"
     if issubclass(cls, nn.modules.conv._ConvNd) and dimensions != module.weight.ndim:
         return "may be called without a batch dimension"
-    if issubclass(cls, (nn.LayerNorm, nn.RMSNorm)) and module.normalized_shape[0] == samples:
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.normalized_shape[0] == samples:
         return "may normalise over the batch"
-    if issubclass(cls, nn.Flatten) and module.start_dim < 1:
+    if isinstance(module, nn.Flatten) and module.start_dim < 1:
         return "flattens the batch, or may"
-    if issubclass(cls, _WITH_DIMENSION) and not (isinstance(module.dim, int) and module.dim > 0):
+    if isinstance(module, _WITH_DIMENSION) and not (isinstance(module.dim, int) and module.dim > 0):
         return "may work along the batch"
     return None
 

@@ -73,8 +73,7 @@ def penalize(
         _warn_of_batch_norm(name, critic)
     samples = inputs[0].shape[0]
     if samples == 0:
-        parameters = critic.parameters() if isinstance(critic, nn.Module) else ()
-        parameters = [p for p in parameters if p.requires_grad]
+        parameters = [p for p in critic.parameters() if p.requires_grad] if isinstance(critic, nn.Module) else []
         return hand_out(inputs[0].new_zeros((), dtype=_wide(inputs)), parameters, map(torch.zeros_like, parameters))
 
     # Named, since torch.compile passes on names and numbers to the tangent form, but no functions.
@@ -114,7 +113,7 @@ def _log_fallback(name: str, reason: str) -> None:
     logger.info("%s: method 'double_backward' runs, since 'tangent' does not cover this critic: %s", name, reason)
 
 
-def _by_double_backward(name: str, arguments: tuple):
+def _by_double_backward(name: str, arguments: tuple) -> tuple[Tensor, Tensors, Tensors]:
     try:
         return _double_backward.penalty_gradients(*arguments)
     except RuntimeError as error:
@@ -133,7 +132,9 @@ def _by_double_backward(name: str, arguments: tuple):
 _NO_SECOND_DERIVATIVE = ("is not implemented", "once_differentiable", "Double backwards is not supported")
 
 
-def _norm_penalty(weight: float, target: float, one_sided: bool, reduction: str, dims: tuple[int, ...]):
+def _norm_penalty(
+    weight: float, target: float, one_sided: bool, reduction: str, dims: tuple[int, ...]
+) -> Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]]:
     """weight · (norm of each sample's gradient - target)², with its derivative."""
 
     def penalty(gradients: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -181,17 +182,17 @@ class _HandOut(Function):
     """Inputs: value, how many targets, targets, their gradients or None. Output: the value."""
 
     @staticmethod
-    def forward(value, count, *tensors):
+    def forward(value: Tensor, count: int, *tensors: Tensor | None) -> Tensor:
         return value.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         _, ctx.count, *tensors = inputs
         ctx.save_for_backward(*tensors[ctx.count :])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         found = (None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors)
         return None, None, *found, *[None] * ctx.count
 

@@ -176,7 +176,18 @@ def r2_penalty(
 
 
 def _at_samples(
-    name, argument, critic, samples, weight, half, reduction, norm_dims, method, critic_args, critic_kwargs, select
+    name: str,
+    argument: str,
+    critic: Critic,
+    samples: Samples,
+    weight: float,
+    half: bool,
+    reduction: str,
+    norm_dims: str | int | Sequence[int],
+    method: str,
+    critic_args: Sequence[Any],
+    critic_kwargs: Mapping[str, Any] | None,
+    select: Select,
 ) -> Tensor:
     return penalize(
         name,

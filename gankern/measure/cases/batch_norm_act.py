@@ -31,8 +31,10 @@ def _make(shape: tuple[int, ...], last: bool, per_sample: bool, dtype: torch.dty
 
 def _run(implementation: str | None, inputs: Sequence[Tensor]) -> Tensor:
     x, weight, bias = inputs
-    options = {"activation": "leaky_relu", "negative_slope": SLOPE, "implementation": implementation}
-    return GF.batch_norm_act(x, None, None, weight, bias, True, **options)
+    return GF.batch_norm_act(
+        x, None, None, weight, bias, True,
+        activation="leaky_relu", negative_slope=SLOPE, implementation=implementation,
+    )  # fmt: skip
 
 
 def _torch(inputs: Sequence[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 import gankern.functional as GF
 from gankern.measure.cases import Case, Work
 
-NETWORKS = {
+NETWORKS: dict[str, list[tuple[int, ...]]] = {
     "SN-DCGAN-64 discriminator": [(64, 3, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4), (512, 256, 4, 4), (1, 512, 4, 4)],
     "SNGAN-32 discriminator": [
         *[(128, 3, 3, 3), (128, 128, 3, 3), (128, 3, 1, 1)],  # optimised first block
@@ -22,7 +22,7 @@ NETWORKS = {
     ],
     "1024 x 8192": [(1024, 8192)],
 }
-VERIFIED = {
+VERIFIED: dict[str, list[tuple[int, ...]]] = {
     "convolutions": [(8, 3, 4, 4), (16, 8, 3, 3), (1, 16, 4, 4)],
     "odd matrices": [(1, 1), (1, 257), (33, 1), (67, 1001)],
 }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from gankern.measure.cases import SIDES, Case, Work
 
 NAME = "upfirdn2d"
 TAPS = (1.0, 3.0, 3.0, 1.0)
-RUN = {"up 2": GF.upsample2d, "down 2": GF.downsample2d, "same": GF.filter2d}
+RUN: dict[str, Callable[..., Tensor]] = {"up 2": GF.upsample2d, "down 2": GF.downsample2d, "same": GF.filter2d}
 
 
 def _make(shape: tuple[int, ...], taps: Sequence[float], channels_last: bool, outer: bool, dtype, device: str):
@@ -23,8 +23,8 @@ def _make(shape: tuple[int, ...], taps: Sequence[float], channels_last: bool, ou
     x = torch.randn(shape, generator=generator)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
-    taps = torch.tensor(taps) / sum(taps)
-    return [x.to(device, dtype).requires_grad_(), (taps.outer(taps) if outer else taps).to(device, dtype)]
+    one = torch.tensor(taps) / sum(taps)
+    return [x.to(device, dtype).requires_grad_(), (one.outer(one) if outer else one).to(device, dtype)]
 
 
 def _run(kind: str, implementation: str | None, inputs: Sequence[Tensor]) -> Tensor:
@@ -90,8 +90,8 @@ def _shifts(kind: str, inputs: Sequence[Tensor]) -> Tensor:
     before, step = (1, 2) if kind == "down 2" else (2, 1)
     rows, columns = _size(kind, x)
     x = F.pad(x, [before, 1, before, 1])
-    x = sum(taps[j] * x[:, :, j : j + step * (rows - 1) + 1 : step] for j in range(4))
-    return sum(taps[j] * x[..., j : j + step * (columns - 1) + 1 : step] for j in range(4))
+    x = reduce(torch.add, (taps[j] * x[:, :, j : j + step * (rows - 1) + 1 : step] for j in range(4)))
+    return reduce(torch.add, (taps[j] * x[..., j : j + step * (columns - 1) + 1 : step] for j in range(4)))
 
 
 PEERS = {

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gankern.measure.benchmark import OURS, OWN, Result
+from gankern.measure.benchmark import OURS, OWN, Contender, Result
 from gankern.measure.report.record import Key, Record, key
 
 # A change of less than this is not looked at: runs of one build differ by as much on machines that others use too.
@@ -37,8 +37,8 @@ def compare(before: Record, after: Iterable[Result]) -> list[Change]:
 
 
 def _change(before: Result, after: Result) -> Change:
-    ours = before.contenders[OURS], after.contenders[OURS]
-    time = ours[1].median / ours[0].median
+    earlier, later = before.contenders[OURS], after.contenders[OURS]
+    time = later.ms / earlier.ms
     peers = [
         (before.contenders[name].median, contender.median)
         for name, contender in after.contenders.items()
@@ -47,8 +47,13 @@ def _change(before: Result, after: Result) -> Change:
     shared = [new / old for old, new in peers if old and new]
     factor = time / statistics.median(shared) if shared else time  # the peers' own change is the machine's
     verdict = "no difference"
-    if min(factor, time) > 1 + LEAST_CHANGE and ours[1].quartiles[0] > ours[0].quartiles[1]:
+    if min(factor, time) > 1 + LEAST_CHANGE and _below(earlier, later):
         verdict = "slower"
-    elif max(factor, time) < 1 / (1 + LEAST_CHANGE) and ours[1].quartiles[1] < ours[0].quartiles[0]:
+    elif max(factor, time) < 1 / (1 + LEAST_CHANGE) and _below(later, earlier):
         verdict = "faster"
-    return Change(key(after), ours[0].median, ours[1].median, factor, verdict)
+    return Change(key(after), earlier.ms, later.ms, factor, verdict)
+
+
+def _below(one: Contender, other: Contender) -> bool:
+    """Whether all between one's quartiles took less time than all between the other's."""
+    return one.quartiles is not None and other.quartiles is not None and one.quartiles[1] < other.quartiles[0]

@@ -8,6 +8,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -22,7 +23,8 @@ _environment = Environment(loader=PackageLoader("gankern.measure.report", "."), 
 
 def write_report(records: Sequence[Record], folder: Path) -> list[Path]:
     """Writes ``report.html`` and the PNGs that it shows; their paths, the page first."""
-    sections, files = [], []
+    sections: list[dict[str, Any]] = []
+    files: list[Path] = []
     for record in records:
         shown = []
         for title, content in _drawn(record).items():

@@ -26,21 +26,25 @@ def ratios(record: Record) -> dict[str, Figure]:
     """For each mode how many times faster than the fastest peer, with the 95 % interval."""
     figures = {}
     for mode in dict.fromkeys(r.mode for r in record.results):
-        results = [r for r in record.results if r.mode == mode and r.ratio and r.along is None]
-        if not results:
+        found = [
+            (r, r.ratio, r.interval)
+            for r in record.results
+            if r.mode == mode and r.ratio and r.interval and r.along is None
+        ]
+        if not found:
             continue
+        results = [r for r, _, _ in found]
         figure = _rows(results)
         axes = figure.subplots()
-        for row, result in enumerate(reversed(results)):
-            low, high = result.interval
-            colour = GREY if low <= 1 <= high else BLUE if result.ratio > 1 else RED
-            axes.barh(row, result.ratio - 1, left=1, color=colour, height=0.7)
+        for row, (result, ratio, (low, high)) in enumerate(reversed(found)):
+            colour = GREY if low <= 1 <= high else BLUE if ratio > 1 else RED
+            axes.barh(row, ratio - 1, left=1, color=colour, height=0.7)
             axes.plot([low, high], [row, row], color="black", linewidth=1)
-            axes.text(max(result.ratio, high) * 1.04, row, result.verdict, va="center", fontsize=8)
+            axes.text(max(ratio, high) * 1.04, row, result.verdict, va="center", fontsize=8)
         axes.set_yticks(range(len(results)), [_label(r) for r in reversed(results)], fontsize=8)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g} x")
-        axes.set_xlim(min([0.5, *[r.interval[0] for r in results]]), 2 * max([1.0, *[r.interval[1] for r in results]]))
+        axes.set_xlim(min([0.5, *(low for *_, (low, _) in found)]), 2 * max([1.0, *(high for *_, (_, high) in found)]))
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_xlabel(f"times faster than the fastest peer, {mode}")
         figures[f"ratio, {mode}"] = figure
@@ -49,20 +53,25 @@ def ratios(record: Record) -> dict[str, Figure]:
 
 def roofline(record: Record) -> dict[str, Figure]:
     """Operations a second against operations a byte, below the two measured limits."""
-    points = [r for r in record.results if r.operations and r.bytes and r.along is None]
+    # Operations, and operations a byte.
+    points = [
+        (r, r.operations, r.operations / r.bytes)
+        for r in record.results
+        if r.operations and r.bytes and r.along is None
+    ]
     bandwidth, rate = record.settings.get("copy_bandwidth"), record.settings.get("multiply_add_rate")
     if not (points and bandwidth and rate):
         return {}
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
-    intensities = [r.operations / r.bytes for r in points]
+    intensities = [intensity for *_, intensity in points]
     lowest, highest = min([*intensities, 0.05]) / 2, max([*intensities, rate / bandwidth]) * 2
     ends = [lowest, rate / bandwidth, highest]
     axes.loglog(ends, [min(rate, i * bandwidth) / 1e9 for i in ends], color="black", label="measured limits")
-    for primitive in dict.fromkeys(r.primitive for r in points):
-        own = [r for r in points if r.primitive == primitive]
-        achieved = [r.operations / r.contenders[OURS].median / 1e6 for r in own]
-        axes.loglog([r.operations / r.bytes for r in own], achieved, "o", label=primitive.replace("_", " "))
+    for primitive in dict.fromkeys(r.primitive for r, *_ in points):
+        own = [point for point in points if point[0].primitive == primitive]
+        achieved = [operations / r.contenders[OURS].ms / 1e6 for r, operations, _ in own]
+        axes.loglog([intensity for *_, intensity in own], achieved, "o", label=primitive.replace("_", " "))
     axes.set_xlabel("operations a byte (least of both)")
     axes.set_ylabel("10⁹ operations a second")
     axes.legend(fontsize=8)
@@ -86,8 +95,8 @@ def memory(record: Record) -> dict[str, Figure]:
     figure = _rows(results)
     axes = figure.subplots()
     for row, result in enumerate(reversed(results)):
-        for offset, name, colour in ((0.18, OURS, BLUE), (-0.18, result.peer, GREY)):
-            axes.barh(row + offset, result.contenders[name].peak_bytes / 1e6, color=colour, height=0.34)
+        for offset, name, colour in ((0.18, OURS, BLUE), (-0.18, result.peer or "", GREY)):
+            axes.barh(row + offset, result.contenders[name].megabytes, color=colour, height=0.34)
     axes.barh(0, 0, color=BLUE, label="gankern")
     axes.barh(0, 0, color=GREY, label="fastest peer")
     axes.set_yticks(range(len(results)), [_label(r) for r in reversed(results)], fontsize=8)
@@ -106,7 +115,7 @@ def limits(record: Record) -> dict[str, Figure]:
         return {}
     figure = _rows(results)
     axes = figure.subplots()
-    shares = [100 * r.limit / r.contenders[OURS].median for r in reversed(results)]
+    shares = [100 * (r.limit or 0.0) / r.contenders[OURS].ms for r in reversed(results)]
     axes.barh(range(len(results)), shares, color=BLUE, height=0.7)
     axes.set_yticks(range(len(results)), [f"{_label(r)}, {r.mode}" for r in reversed(results)], fontsize=8)
     axes.axvline(100, color="black", linewidth=0.8)
@@ -146,9 +155,9 @@ def scaling(record: Record) -> dict[str, Figure]:
     sizes = [s for name, s in series.items() if name[1] != "threads"]
     threads = [s for name, s in series.items() if name[1] == "threads"]
     figures = {
-        "time along a size": _small_multiples(sizes, "ms", lambda c: c.median),
-        "memory along a size": _small_multiples(sizes, "MB", lambda c: c.peak_bytes / 1e6),
-        "time along threads": _small_multiples(threads, "ms", lambda c: c.median),
+        "time along a size": _small_multiples(sizes, "ms", lambda c: c.ms),
+        "memory along a size": _small_multiples(sizes, "MB", lambda c: c.megabytes),
+        "time along threads": _small_multiples(threads, "ms", lambda c: c.ms),
     }
     return {title: figure for title, figure in figures.items() if figure is not None}
 
@@ -167,11 +176,12 @@ def _small_multiples(
         axes.remove()
     for axes, results in zip(grid.flat, series):
         for name in dict.fromkeys(name for r in results for name in r.contenders):
-            points = [(r.along[1], r.contenders[name]) for r in results if name in r.contenders]
-            points = [(x, value(c)) for x, c in points if c.median]
+            found = [(r.along[1], r.contenders[name]) for r in results if r.along and name in r.contenders]
+            points = [(x, value(c)) for x, c in found if c.median]
             style = {"color": BLUE, "linewidth": 2} if name == OURS else {"linewidth": 1}
             axes.loglog(*zip(*points), "o-", markersize=3, label=name, **style)
-        what, ticks = results[0].along[0], sorted({r.along[1] for r in results})
+        along = [r.along for r in results if r.along]
+        what, ticks = along[0][0], sorted({value for _, value in along})
         title = _label(results[0]) if what == "threads" else results[0].primitive.replace("_", " ")
         axes.set_title(textwrap.fill(title, 36), fontsize=7)
         axes.set_xlabel(what, fontsize=7)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,14 +87,15 @@ def _along(value: Any) -> bool:
 
 
 # What a record holds, by name: what its value must be, in words, and how that is seen; and whether it may be null.
-_RECORD: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
+Table = dict[str, tuple[str, Callable[[Any], bool], bool]]
+_RECORD: Table = {
     "environment": ("a dictionary", lambda value: isinstance(value, dict), False),
     "settings": ("a dictionary", lambda value: isinstance(value, dict), False),
     "results": ("a list", lambda value: isinstance(value, list), False),
     "host": ("a list", lambda value: isinstance(value, list), True),
 }
-_SETTINGS = {name: ("a positive number", _positive, True) for name in ("copy_bandwidth", "multiply_add_rate")}
-_RESULT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
+_SETTINGS: Table = {name: ("a positive number", _positive, True) for name in ("copy_bandwidth", "multiply_add_rate")}
+_RESULT: Table = {
     **dict.fromkeys(("primitive", "case", "mode", "dtype", "device", "implementation"), ("a name", _line, False)),
     "contenders": ("a dictionary", lambda value: isinstance(value, dict), False),
     "peer": ("a name", _line, True),
@@ -105,7 +106,7 @@ _RESULT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "limit": ("a number", _count, True),
     "along": ("a name and a number", _along, True),
 }
-_CONTENDER: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
+_CONTENDER: Table = {
     "median": ("a positive number", _positive, True),
     "quartiles": ("two positive numbers", _pair, True),
     "peak_bytes": ("a number", _number, True),
@@ -118,7 +119,7 @@ _HOST: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
 }
 
 
-def _check(content: Any, where: str, table: dict[str, tuple[str, Callable[[Any], bool], bool]]) -> None:
+def _check(content: Any, where: str, table: Table) -> None:
     """Raises a ValueError unless a dictionary has what a table says."""
     if not isinstance(content, dict):
         raise ValueError(f"{where} is a {type(content).__name__}, not a dictionary")
@@ -179,7 +180,7 @@ def _check_breakdowns(breakdowns: Any) -> None:
                 raise ValueError(f"breakdowns of {step}, {name} are of other kinds than the first one's")
 
 
-def _items(value: Any, where: str):
+def _items(value: Any, where: str) -> ItemsView[str, Any]:
     if not isinstance(value, dict) or not all(map(_line, value)):
         raise ValueError(f"{where} must be a dictionary of names")
     return value.items()

@@ -67,7 +67,7 @@ def _step(result: Result) -> str:
     memory = f"{ours.peak_bytes / peer.peak_bytes:.2f}" if ours.peak_bytes and peer.peak_bytes else ""
     name = result.case if result.mode == WHOLE_STEP else f"{result.case}: {result.mode}"
     accelerated = result.contenders.get(ACCELERATED)
-    helped = "" if accelerated is None or not accelerated.median else f"{peer.median / accelerated.median:.2f}x"
+    helped = "" if accelerated is None or not accelerated.median else f"{peer.ms / accelerated.ms:.2f}x"
     theirs = f"{peer.median:.0f} ({result.peer})"
     return f"| {name} | {ours.median:.0f} | {theirs} | {result.verdict} | {helped} | {memory} |"
 
@@ -77,7 +77,7 @@ def _facts(result: Result | None) -> tuple[str, str, str]:
         return "", "", ""
     ours = result.contenders[OURS]
     peer = result.contenders.get(result.peer or "")
-    share = "" if result.limit is None else f"{result.limit / ours.median:.0%}"
+    share = "" if result.limit is None else f"{result.limit / ours.ms:.0%}"
     memory = "" if not (peer and peer.peak_bytes and ours.peak_bytes) else f"{ours.peak_bytes / peer.peak_bytes:.2f}"
     return f"{ours.median:.3g}", share, memory
 

@@ -41,7 +41,9 @@ class LeakyReLU(nn.LeakyReLU):
 class _Biased(nn.Module):
     """A bias, which starts at zero, and what the function that uses it is told."""
 
-    def __init__(self, num_channels: int, bias: bool, device, dtype) -> None:
+    def __init__(
+        self, num_channels: int, bias: bool, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
         super().__init__()
         _checks.whole(type(self).__name__, "num_channels", num_channels)
         self.num_channels = num_channels
@@ -84,8 +86,8 @@ class BiasAct(_Biased):
         gain: float = 1.0,
         clamp: float | None = None,
         bias: bool = True,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_channels, bias, device, dtype)
         check_bias_act("BiasAct", activation, negative_slope, gain)
@@ -155,8 +157,8 @@ class BiasActPixelNorm(_Biased):
         gain: float = 1.0,
         eps: float = 1e-8,
         bias: bool = True,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_channels, bias, device, dtype)
         check_pixel_norm("BiasActPixelNorm", activation, negative_slope, gain, eps)

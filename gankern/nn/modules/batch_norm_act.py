@@ -47,18 +47,16 @@ class BatchNormAct(_NormBase):
     def forward(self, input: Tensor) -> Tensor:
         return self._normalize(input, self.weight, self.bias)
 
-    def _normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def _normalize(self: BatchNormAct | BatchNorm2d, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         if x.ndim not in self.dimensions or x.shape[1] != self.num_features:
             accepted = " or ".join(f"{n}-D" for n in self.dimensions)
             raise ValueError(
                 f"{type(self).__name__}: x has shape {tuple(x.shape)}; it must be {accepted} with "
                 f"{self.num_features} channels"
             )
-        tracks = self.running_mean is not None
         momentum = self.momentum
-        if self.training and tracks:
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
+        if self.training and self.running_mean is not None and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
             if momentum is None:  # the mean over all batches so far
                 momentum = 1 / float(self.num_batches_tracked)
         return GF.batch_norm_act(

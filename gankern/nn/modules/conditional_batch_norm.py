@@ -64,7 +64,7 @@ class ConditionalBatchNorm2d(BatchNormAct):
         self.bias = nn.Parameter(torch.empty(num_classes, num_features, device=device, dtype=dtype))
         self.reset_parameters()
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]  # it has an argument more
         if y.is_floating_point():
             if y.shape != (x.shape[0], self.num_classes):
                 raise ValueError(

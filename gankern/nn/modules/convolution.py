@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 import gankern.functional as GF
 from gankern.functional import _checks
 from gankern.functional.convolution import check_upsampling
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class Conv2d(nn.Conv2d):
@@ -24,7 +27,7 @@ class Conv2d(nn.Conv2d):
     weight_scale = 1.0
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = self.padding
+        padding: int | str | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
@@ -58,7 +61,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         groups: int = 1,
         bias: bool = True,
         dilation: int | tuple[int, int] = 1,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -91,12 +94,14 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         if self.padding_mode != "zeros":
             raise ValueError(f"ConvTranspose2d: padding_mode is {self.padding_mode!r}; only 'zeros' is accepted")
+        # torch annotates the first as TorchScript needs it, and the padding as of a convolution that is not transposed.
         output_padding = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
-        )
+            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation  # type: ignore[arg-type]
+        )  # fmt: skip
         return GF.conv_transpose2d(
-            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
-        )
+            input, self.weight, self.bias, self.stride, self.padding,  # type: ignore[arg-type]
+            output_padding, self.groups, self.dilation,
+        )  # fmt: skip
 
 
 class _Resampling(nn.Conv2d):
@@ -136,8 +141,19 @@ class UpsampleConv2d(_Resampling):
     torch.Size([2, 16, 32, 32])
     """
 
-    def __init__(self, *args, scale_factor: float = 2, mode: str = "nearest", **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 3,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        scale_factor: float = 2,
+        mode: str = "nearest",
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, bias, device, dtype)
         check_upsampling("UpsampleConv2d", scale_factor, mode)
         self.scale_factor, self.mode = scale_factor, mode
 
@@ -172,7 +188,7 @@ class ConvDownsample2d(_Resampling):
         return GF.conv2d_downsample(input, self.weight, self.bias, weight_scale=self.weight_scale)
 
 
-def _equalize(layer: nn.Module, fan_in: int, gain: float) -> None:
+def _equalize(layer: EqualizedConv2d | EqualizedLinear, fan_in: int, gain: float) -> None:
     _checks.number(type(layer).__name__, "gain", gain)
     layer.gain, layer.weight_scale = gain, gain / math.sqrt(fan_in)
     nn.init.normal_(layer.weight)
@@ -199,8 +215,38 @@ class EqualizedConv2d(Conv2d):
     torch.Size([2, 16, 32, 32])
     """
 
-    def __init__(self, *args, gain: float = math.sqrt(2), resample: str | None = None, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    gain: float
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        gain: float = math.sqrt(2),
+        resample: str | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
         if resample not in (None, "upsample", "downsample"):
             raise ValueError(
                 f"EqualizedConv2d: resample is {resample!r}; accepted are None, 'upsample' and 'downsample'"
@@ -242,8 +288,20 @@ class EqualizedLinear(nn.Linear):
     torch.Size([2, 16])
     """
 
-    def __init__(self, *args, gain: float = math.sqrt(2), **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    gain: float
+    weight_scale: float
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        gain: float = math.sqrt(2),
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
         _equalize(self, self.in_features, gain)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,17 +18,17 @@ class _Gather(Function):
     what it names instead is not in 2.11."""
 
     @staticmethod
-    def forward(m, group):
+    def forward(m: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         parts = [torch.empty_like(m, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
         dist.all_gather(parts, m.contiguous(), group=group)
         return torch.cat(parts)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.group = inputs[1]
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return _SumAndScatter.apply(grad, ctx.group), None
 
 
@@ -34,7 +36,7 @@ class _SumAndScatter(Function):
     """This process's part of the sum of all processes' tensors: the transpose of _Gather, and the other way round."""
 
     @staticmethod
-    def forward(grad, group):
+    def forward(grad: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         processes, rank = dist.get_world_size(group), dist.get_rank(group)
         if dist.get_backend(group) == "nccl":
             parts = [part.contiguous() for part in grad.chunk(processes)]
@@ -46,11 +48,11 @@ class _SumAndScatter(Function):
         return total.chunk(processes)[rank].clone()
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.group = inputs[1]
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return _Gather.apply(grad, ctx.group), None
 
 
@@ -179,11 +181,16 @@ class MinibatchDiscrimination(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        options = {"include_self": self.include_self, "implementation": self.implementation}
         if self.global_batch:
-            similarity = self._global(x, **options)
+            similarity = self._global(x, self.include_self, self.implementation)
         else:
-            similarity = GF.minibatch_discrimination(x, self.kernel(), reduction=self.reduction, **options)
+            similarity = GF.minibatch_discrimination(
+                x,
+                self.kernel(),
+                reduction=self.reduction,
+                include_self=self.include_self,
+                implementation=self.implementation,
+            )
         if self.weight_norm:
             similarity = similarity + self.bias
         return torch.cat([x, similarity.to(x.dtype)], 1)
@@ -212,7 +219,7 @@ class MinibatchDiscrimination(nn.Module):
         return similarity / max(total if include_self else total - 1, 1)
 
     @staticmethod
-    def _check_equal_batches(x: Tensor, group: dist.ProcessGroup, processes: int) -> None:
+    def _check_equal_batches(x: Tensor, group: dist.ProcessGroup | None, processes: int) -> None:
         size = torch.tensor([len(x)], device=x.device)
         sizes = [torch.empty_like(size) for _ in range(processes)]
         dist.all_gather(sizes, size, group=group)

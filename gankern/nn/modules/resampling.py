@@ -12,6 +12,7 @@ import gankern.functional as GF
 from gankern import filters
 from gankern.functional import _checks
 from gankern.nn import init
+from gankern.nn.modules.convolution import PaddingMode
 
 
 class SubpixelConv2d(nn.Conv2d):
@@ -49,7 +50,7 @@ class SubpixelConv2d(nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         *,
         icnr: bool = True,
         device: torch.device | str | None = None,

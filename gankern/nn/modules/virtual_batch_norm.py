@@ -23,6 +23,11 @@ class _VirtualBatchNorm(nn.Module):
     """What the layers share; see :class:`VirtualBatchNorm2d`."""
 
     _dimensions: ClassVar[tuple[int, ...]]
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    ref_mean: Tensor
+    ref_mean_square: Tensor
+    ref_count: Tensor
 
     def __init__(
         self,
@@ -66,7 +71,7 @@ class _VirtualBatchNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        if self.affine:
+        if self.weight is not None and self.bias is not None:
             nn.init.normal_(self.weight, 1, 0.02)
             nn.init.zeros_(self.bias)
 
@@ -356,9 +361,10 @@ def set_reference_batch(network: nn.Module, *batch: Tensor) -> nn.Module:
             )
     if before is not None:
         _remove(network)
-    network._reference = _Reference(network, len(batch), list(layers.values()))
+    reference = _Reference(network, len(batch), list(layers.values()))
+    network.__dict__["_reference"] = reference
     for layer in layers.values():
-        layer._network = network._reference
+        layer._network = reference
     for i, x in enumerate(batch):
         network.register_buffer(_BUFFER.format(i), x.detach().clone(), persistent=False)
     if before is None and _before_forward not in network._forward_pre_hooks.values():
@@ -388,8 +394,9 @@ def freeze_reference_batch(network: nn.Module) -> nn.Module:
 
 
 def _remove(network: nn.Module) -> None:
-    for layer in network._reference.layers:
+    reference: _Reference = network.__dict__["_reference"]
+    for layer in reference.layers:
         layer._network = layer._now.value = None
-    for i in range(network._reference.arguments):
+    for i in range(reference.arguments):
         delattr(network, _BUFFER.format(i))
-    network._reference = None
+    network.__dict__["_reference"] = None

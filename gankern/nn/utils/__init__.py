@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 
 import torch.nn.utils
 
-if TYPE_CHECKING:
-    from torch.nn.utils import *  # noqa: F403
-
 import gankern.nn.utils.parametrizations as parametrizations
 from gankern.core.torch_names import stand_in
 from gankern.nn.utils import _spectral_norm
 from gankern.nn.utils._group import group_spectral_norm
 from gankern.nn.utils._spectral_norm import spectral_norm
+
+if TYPE_CHECKING:  # a name that is above stays gankern's
+    from torch.nn.utils import *  # type: ignore[assignment,no-redef]  # noqa: F403
 
 # As torch's: a module and, in this one, the function.
 sys.modules[f"{__name__}.spectral_norm"] = _spectral_norm

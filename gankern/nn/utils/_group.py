@@ -43,7 +43,7 @@ OURS = {torch_parametrizations._SpectralNorm: parametrizations.SpectralNorm, Tor
 class SpectralNormGroup:
     """Runs before a network's forward and hands each layer its weight; after it, takes back what was not used."""
 
-    def __init__(self, root: nn.Module, members: list[tuple[nn.Module, Prepared]]) -> None:
+    def __init__(self, root: nn.Module, members: list[tuple[Any, Any]]) -> None:
         self.root = root
         self.members = members
         for _, normalizer in members:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
 
 import gankern.functional as GF
@@ -40,7 +41,7 @@ def normalize(requests: Sequence[Request]) -> list[Tensor]:
     together: dict[Rules, list[int]] = {}
     for i, request in enumerate(requests):
         together.setdefault(request.rules, []).append(i)
-    results: list[Tensor | None] = [None] * len(requests)
+    results: list[Any] = [None] * len(requests)
     for rules, members in together.items():
         asked = [requests[i] for i in members]
         weights = GF.spectral_norm_group(
@@ -119,7 +120,7 @@ def check(module: nn.Module, name: str, n_power_iterations: int, eps: float, dim
         )
     if is_normalized(module, name):
         raise ValueError(f"spectral_norm: {name!r} of this {type(module).__name__} is spectrally normalized already")
-    if isinstance(weight, nn.parameter.UninitializedTensorMixin):
+    if is_lazy(weight):
         raise ValueError(f"spectral_norm: {name!r} is not initialized yet; run one forward pass first")
     if weight.dtype not in FLOATING:
         accepted = ", ".join(short(d) for d in FLOATING)
@@ -137,7 +138,7 @@ def check(module: nn.Module, name: str, n_power_iterations: int, eps: float, dim
 def is_normalized(module: nn.Module, name: str) -> bool:
     """Whether a parameter is spectrally normalized by torch or by gankern, as hook or as parametrization."""
     hooked = any(isinstance(hook, TorchHook) and hook.name == name for hook in module._forward_pre_hooks.values())
-    parametrized = nn.utils.parametrize.is_parametrized(module, name) and any(
-        isinstance(p, nn.utils.parametrizations._SpectralNorm) for p in module.parametrizations[name]
-    )
-    return hooked or parametrized
+    if hooked or not nn.utils.parametrize.is_parametrized(module, name):
+        return hooked
+    parametrizations: Any = module.parametrizations
+    return any(isinstance(p, nn.utils.parametrizations._SpectralNorm) for p in parametrizations[name])

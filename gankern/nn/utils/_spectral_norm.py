@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +98,7 @@ class _SaveAs:
     def __call__(self, *args: Any) -> None:
         state_dict, prefix = args[1:3] if self.saving else args[:2]
         names = self.fn._names
-        inside, outside = (prefix + p.format(self.fn.name) for p in (names.original, names.saved_as))
+        inside, outside = (prefix + p.format(self.fn.name) for p in (names.original, names.saved_as or names.original))
         old, new = (inside, outside) if self.saving else (outside, inside)
         if old in state_dict:
             state_dict[new] = state_dict.pop(old)
@@ -157,7 +157,7 @@ def spectral_norm(
         u = F.normalize(weight.new_empty(height).normal_(0, 1), dim=0, eps=eps)
         v = F.normalize(weight.new_empty(weight.numel() // height).normal_(0, 1), dim=0, eps=eps)
     delattr(module, name)
-    module.register_parameter(names.original.format(name), weight)
+    module.register_parameter(names.original.format(name), cast(nn.Parameter, weight))  # torch raises for another
     # A plain attribute, as torch does it: data_parallel and weight initialisers look for it before the first forward.
     setattr(module, name, weight.data)
     module.register_buffer(names.u.format(name), u.unsqueeze(0) if dialect == "biggan" else u)

@@ -17,9 +17,6 @@ from gankern.core.torch_internals import refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim, normalize
 
-if TYPE_CHECKING:
-    from torch.nn.utils.parametrizations import *  # noqa: F403
-
 __getattr__, __dir__, __all__ = stand_in(__name__, torch_parametrizations, ["SpectralNorm", "spectral_norm"])
 
 
@@ -116,3 +113,7 @@ def _hooked(module: nn.Module) -> bool:
         or torch_module._global_backward_hooks
         or torch_module._global_backward_pre_hooks
     )
+
+
+if TYPE_CHECKING:  # a name that is above stays gankern's
+    from torch.nn.utils.parametrizations import *  # noqa: F403
