@@ -12,6 +12,7 @@ For an operator y = f(x), J its Jacobian at the point where the critic ran:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,11 @@ class Node:
 
     __slots__ = ("dead", "ins", "kinds", "outs", "second")
     curved = False  # whether J depends on the inputs
+    ins: Sequence[int | None]
+    outs: list[int | None]
+    kinds: list[int]
+    second: bool  # whether second cotangents flow through it
+    dead: bool  # no cotangent came to it
 
     def delta(self, grads: Grads, needed: Sequence[bool]) -> Grads:
         return self.pull(grads, needed)
@@ -203,6 +209,11 @@ class Smooth(Node):
     """Any differentiable operator, through autograd within it: its own double backward, and no other's."""
 
     __slots__ = ("curved", "deltas", "function", "grads", "label", "tensors", "x", "y")
+    x: Any  # the inputs and outputs of a run of its own, and the cotangents that came and went; None between the passes
+    y: Any
+    deltas: Any
+    grads: Any
+    tensors: Any
 
     def __init__(self, function: Callable[..., Sequence], tensors: list[Tensor], curved: bool, label: str) -> None:
         self.function, self.curved, self.label = function, curved, label

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -194,5 +195,6 @@ def _differentiate(call: Any, func: Any, kinds: Sequence[int], result: int) -> A
     if not gradients:
         return Answer(flows, ())
     of = [i for i, kind in enumerate(kinds) if kind]
-    second = torch.autograd.grad(sum(g.sum() for g in gradients), [leaves[i] for i in of], allow_unused=True)
+    total = reduce(torch.add, (g.sum() for g in gradients))
+    second = torch.autograd.grad(total, [leaves[i] for i in of], allow_unused=True)
     return Answer(flows, tuple(i for i, g in zip(of, second) if g is not None))

@@ -253,13 +253,14 @@ def _dropout(tape, func, x, p, train):
 
 
 @rule(aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default)
-def _max_pool(tape, func, x, *options):
+def _max_pool(tape: Any, func: Any, x: Tensor, *options: Any) -> Any:
     y, indices = func(x, *options)
     if func is aten.max_pool2d_with_indices.default:
         backward, ndim = aten.max_pool2d_with_indices_backward.default, 2
     else:
         backward, ndim = aten.max_pool3d_with_indices_backward.default, 3
-    kernel_size, stride, padding, dilation, ceil_mode = (*options, *((), 0, 1, False)[len(options) - 1 :])
+    defaults: list[Any] = [(), 0, 1, False]
+    kernel_size, stride, padding, dilation, ceil_mode = (*options, *defaults[len(options) - 1 :])
     shape, layout = x.shape, memory_format(x)
 
     def forward(t):
@@ -607,8 +608,8 @@ def curved_primitive(tape, name: str, options: tuple, values: Sequence[int | Non
     return bool(active) and not (flat is not None and _is_flat(flat(options), active))
 
 
-def check_primitive(name: str, options: tuple, x: Tensor) -> None:
-    if name == "batch_norm_act" and options[1] and x.shape[0] > 1:
+def check_primitive(name: str, options: tuple, x: Tensor | None) -> None:
+    if name == "batch_norm_act" and options[1] and x is not None and x.shape[0] > 1:
         raise NotCovered(_BATCH_NORM)
 
 

@@ -124,7 +124,12 @@ def _of_devices(inputs: Sequence[Tensor]) -> Callable[[], None] | None:
     if not devices or torch.cuda.is_current_stream_capturing():
         return None
     states = [(device, torch.cuda.get_rng_state(device)) for device in devices]
-    return lambda: [torch.cuda.set_rng_state(state, device) for device, state in states] and None
+
+    def restore() -> None:
+        for device, state in states:
+            torch.cuda.set_rng_state(state, device)
+
+    return restore
 
 
 def _of_python(inputs: Sequence[Tensor]) -> Callable[[], None]:

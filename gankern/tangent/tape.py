@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ _PLAIN = {Tensor, nn.Parameter}
 _EXACT_HOOKS = {"torch.utils.checkpoint", "torch.autograd.graph"}
 
 
-def _is_plain(kind: type) -> bool:
+def _is_plain(kind: Any) -> bool:
     """Whether the operators on a subclass of Tensor are torch's own."""
     return kind.__torch_dispatch__ is Tensor.__torch_dispatch__
 
@@ -93,20 +94,25 @@ def _gives_away(tape: Tape, tensors: list[Tensor]) -> None:
     tape.detached.update(x.untyped_storage().data_ptr() for x in tensors)
 
 
+_tensor: Any = Tensor  # whose attributes, on the class, are descriptors: the stubs show what a tensor has there
 _WATCHED = {
     Tensor.register_hook: _refuses("a hook of a tensor, which can change the gradient"),
     Tensor.register_post_accumulate_grad_hook: _refuses("a hook of a tensor, registered by the critic"),
     Tensor.retain_grad: _refuses("retain_grad(), whose gradient only autograd would leave"),
-    Tensor.grad_fn.__get__: _refuses("the critic reads grad_fn, through which a gradient can be changed"),
+    _tensor.grad_fn.__get__: _refuses("the critic reads grad_fn, through which a gradient can be changed"),
     Tensor.backward: _refuses("the critic runs a backward of its own"),
     torch.autograd.backward: _refuses("the critic runs a backward of its own"),
     torch.autograd.grad: _refuses("the critic computes a gradient of its own"),
-    Tensor.data.__get__: _gives_away,
-    Tensor.data.__set__: _refuses("the critic writes .data of what depends on the input or a parameter"),
+    _tensor.data.__get__: _gives_away,
+    _tensor.data.__set__: _refuses("the critic writes .data of what depends on the input or a parameter"),
     Tensor.set_: _refuses("set_() of what depends on the input or a parameter"),
     Tensor.untyped_storage: _refuses("the critic reads the memory of a tensor"),
     Tensor._typed_storage: _refuses("the critic reads the memory of a tensor"),
 }
+
+
+Values = dict[int | None, Tensor]  # tangents or cotangents by the number of their value; of None there is none
+_DONE = Node()  # in place of one that the last pass has no use for
 
 
 class Tape(TorchDispatchMode):
@@ -121,7 +127,7 @@ class Tape(TorchDispatchMode):
     def __init__(self, parameters: Iterable[Tensor], critic: Any = None) -> None:
         super().__init__()
         self.critic = critic
-        self.nodes: list[Node | None] = []
+        self.nodes: list[Node] = []
         self.kinds: list[int] = []  # of each value
         self.roots: list[int] = []  # of each value: the first value of the memory that it looks at
         self.families: dict[int, list[int]] = {}  # root -> all values of that memory, where there are several
@@ -131,7 +137,7 @@ class Tape(TorchDispatchMode):
         self.scaled_weights: dict[int | None, tuple[Tensor, float]] = {}  # value -> parameter and number, its factors
         self.saved: list[tuple[Tensor, int]] = []  # what will be read after the forward, with its version
         self.unversioned: list[Tensor] = []  # saved by the present operator, which may be about to count up its version
-        self.rho: dict[int, Tensor] = {}
+        self.rho: Values = {}
         self.steps: list[reached.Step] = []  # for the parameters whose gradient is zeros
         self.paused = False
         self.functions: set[type] = set()  # autograd's nodes of what this library's primitives are
@@ -328,10 +334,14 @@ class Tape(TorchDispatchMode):
         """A linear map of this library, which calls this in its own place: run() is forward(x), with autograd."""
         return self._apart((x,), run, lambda y: self.add(Linear(forward, transpose), (self.find(x),), (y,)))
 
-    def convolution(self, run, options: tuple, height: int, width: int, *tensors: Tensor | None) -> Tensor:
-        """A convolution of this library, (x, weight, bias): ops.convolution calls this in its own place."""
-        arguments = options, height, width, *tensors
-        return self._apart(tensors, lambda: run(*arguments), lambda y: rules.engine_convolution(self, *arguments, y))
+    def convolution(
+        self, run, options: tuple, height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """A convolution of this library: ops.convolution calls this in its own place."""
+        arguments = options, height, width, x, weight, bias
+        return self._apart(
+            (x, weight, bias), lambda: run(*arguments), lambda y: rules.engine_convolution(self, *arguments, y)
+        )
 
     def __enter__(self):
         self._outer.append(autograd.recording.recorder)
@@ -351,7 +361,7 @@ class Tape(TorchDispatchMode):
 
     def _located(self, error: NotCovered) -> NotCovered:
         """The error with the name of the module that was running."""
-        frame = sys._getframe(1)
+        frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             module = frame.f_locals.get("self") if frame.f_code.co_name == "forward" else None
             if isinstance(module, nn.Module):
@@ -414,7 +424,7 @@ class Tape(TorchDispatchMode):
                 node.fresh_tangent = isinstance(makers.get(source), Bilinear) and len(readers[source]) == 1
                 node.fresh_grad = len(after) == 1 and isinstance(after[0], Bilinear) and result not in outputs
 
-    def delta(self, seeds: dict[int, Tensor]) -> dict[int, Tensor]:
+    def delta(self, seeds: Values) -> Values:
         """The inputs' cotangents from the outputs'."""
         grads = dict(seeds)
         for node in reversed(self.nodes):
@@ -427,7 +437,7 @@ class Tape(TorchDispatchMode):
                     _accumulate(grads, node.ins, needed, node.delta(incoming, needed))
         return grads
 
-    def push(self, tangents: dict[int, Tensor]) -> None:
+    def push(self, tangents: Values) -> None:  # type: ignore[override]  # torch's is not for tapes
         """The tangents, from the inputs to the output; second cotangents arise."""
         tangents = dict(tangents)
         last = {number: i for i, node in enumerate(self.nodes) for number in node.ins}
@@ -448,13 +458,13 @@ class Tape(TorchDispatchMode):
                 del outgoing, second
             del incoming
             if not node.second:
-                self.nodes[i] = None
+                self.nodes[i] = _DONE
 
     def pull(self) -> None:
         """The second cotangents, back to the parameters."""
         while self.nodes:
             node = self.nodes.pop()
-            if node is None:
+            if node is _DONE:
                 continue
             incoming = [self.rho.pop(number, None) for number in node.outs]
             needed = [bool(kind & WEIGHT) for kind in node.kinds]
@@ -474,7 +484,9 @@ class Tape(TorchDispatchMode):
         return found
 
 
-def _accumulate(into: dict[int, Tensor], ins, needed, grads) -> None:
+def _accumulate(
+    into: Values, ins: Iterable[int | None], needed: Iterable[bool], grads: Iterable[Tensor | None]
+) -> None:
     for number, need, grad in zip(ins, needed, grads):
         if need and grad is not None:
             before = into.get(number)
