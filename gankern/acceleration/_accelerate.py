@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from gankern.acceleration import _known, _layers, _spectral
@@ -121,14 +122,14 @@ def _describe(module: nn.Module) -> str:
     return name
 
 
-def _is_engine_shape(module: nn.Module) -> bool:
+def _is_engine_shape(module: Any) -> bool:
     if module.groups != 1 or max(module.dilation) > 1:
         return False
     three = module.kernel_size == (3, 3) and module.stride == (1, 1) and not module.transposed
     return three or (module.kernel_size == (4, 4) and module.stride == (2, 2))
 
 
-def _is_first_half(module: nn.Module) -> bool:
+def _is_first_half(module: Any) -> bool:
     """Whether a mean can be fused with this convolution."""
     return (
         type(module).forward is nn.Conv2d.forward
@@ -302,7 +303,8 @@ class _Work:
 
     def _owner_of(self, members: nn.Module) -> nn.Module | None:
         for module in self.root.modules():
-            if parametrize.is_parametrized(module) and any(p is members for p in module.parametrizations.values()):
+            parametrizations: Any = getattr(module, "parametrizations", None)
+            if parametrize.is_parametrized(module) and any(p is members for p in parametrizations.values()):
                 return module
         return None
 
@@ -469,7 +471,7 @@ def accelerate(
         if not report.replaced:
             report.notes.append("Nothing in it can be made faster: it was left alone.")
             _untouched.add(root)
-        elif verify is not None:
+        elif verify is not None and pristine is not None:
             gained = _verify(pristine, root, verify, report)
             reached = ran(pristine, verify)
             names = {name for name, _ in root.named_modules()} - reached
@@ -558,7 +560,7 @@ def _checked(module: Any, name: str) -> nn.Module:
     if scripted:
         raise TypeError(f"{name}: {scripted[0]!r} inside the module is scripted or traced by torch.jit")
     for key, tensor in (*root.named_parameters(), *root.named_buffers()):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise ValueError(f"{name}: {key} is not initialized yet; run one forward first")
         if tensor.device.type == "meta":
             raise ValueError(

@@ -236,7 +236,7 @@ def avg_pool2d(
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
-    size = _numbers(output_size, 2) if output_size is not None else [None]
+    size: Any = _numbers(output_size, 2) if output_size is not None else [None]
     if not matters(input) or None in size or size == [1, 1]:  # that is a mean, in torch too
         return F.adaptive_avg_pool2d(input, output_size)
     return autograd.apply(_Piecewise, _ADAPTIVE_AVG_POOL2D, (size,), input)
@@ -252,7 +252,9 @@ def max_pool2d(
     return_indices: bool = False,
 ) -> Any:
     if return_indices or not matters(input):
-        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        return F.max_pool2d(  # type: ignore[call-overload]  # torch's stubs take return_indices as a literal alone
+            input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+        )
     stride = [] if stride is None else _numbers(stride, 2)
     constants = (_numbers(kernel_size, 2), stride, _numbers(padding, 2), _numbers(dilation, 2), ceil_mode)
     return autograd.apply(_MaxPool2d, constants, input)[0]

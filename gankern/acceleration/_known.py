@@ -246,14 +246,16 @@ def recognise(module: nn.Module) -> tuple[str | None, str]:
         return None, "it has layers inside"
     if isinstance(inspect.getattr_static(type(module), "forward"), staticmethod):
         return None, "its forward is a static method"  # which the compiler does not tell from another function
-    shapes: list[tuple[int, ...]] = [(n, p.shape[0]) for p in module.parameters() if p.ndim > 1 for n in (8, 2)] or MAPS
+    rows = [(n, p.shape[0]) for p in module.parameters() if p.ndim > 1 for n in (8, 2)]
+    shapes: Sequence[tuple[int, ...]] = rows or MAPS
     before = module.training
-    names, reasons = set(), []
+    names: set[str | None] = set()
+    reasons: list[str] = []
     try:
         for training in (True, False):
             module.__dict__["training"] = training
             readings = [read(module, shape) for shape in shapes]
-            found = [r.found.name for r in readings if r.found is not None]
+            found: list[str | None] = [r.found.name for r in readings if r.found is not None]
             names.update(found[:1] or [None])
             reasons += [r.reason for r in readings if r.reason]
     finally:

@@ -66,7 +66,7 @@ def conv2d(
     groups: int = 1,
 ) -> Tensor:
     kind, pad = _kind(weight, stride, padding, dilation, groups)
-    if kind == "same" and pad == 1 and is_half("upsample", input):
+    if kind == "same" and pad == 1 and is_half(input, "upsample"):
         small, *_ = fuse(input)
         result = convolution("upsample", small, weight, bias)
         if result is not None:
@@ -208,7 +208,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    if is_half("convolution", input):
+    if is_half(input, "convolution"):
         halves = _is(kernel_size, 2) and (stride is None or _is(stride, 2)) and _is(padding, 0)
         if halves and not ceil_mode and divisor_override in (None, 4) and min(input.shape[2:]) >= 2:
             *arguments, followed = fuse(input)
@@ -251,7 +251,7 @@ def _normalize(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    module: nn.Module,
+    module: nn.modules.batchnorm._BatchNorm,
     followed: Followed | None,
     counts: bool = True,
     activation: str | None = None,
@@ -269,7 +269,7 @@ def _normalize(
             momentum = 1 / float(module.num_batches_tracked)
     if training and not (counts and module.track_running_stats):
         mean = var = None
-    if mean is not None:
+    if mean is not None and var is not None:
         # torch's kernel saves these and updates them unseen; a forward by it may still wait for its backward.
         mean, var = mean.data, var.data
     return GF.batch_norm_act(
@@ -278,7 +278,7 @@ def _normalize(
 
 
 def _activate(name: str, input: Tensor, slope: float, inplace: bool) -> Tensor | None:
-    if not is_half("batch norm", input):
+    if not is_half(input, "batch norm"):
         return None
     x, weight, bias, module, followed, counts = fuse(input)
     followed.misses = 0
@@ -342,7 +342,9 @@ HANDLERS.update(
 # ---- modules ------------------------------------------------------------------------------------------------
 
 
-def leaf(function: Callable[..., Tensor], constants: int = 0, stands_for: Sequence[type] = ()) -> Callable[..., Tensor]:
+def leaf(
+    function: Callable[..., Tensor], constants: int = 0, stands_for: Sequence[type[nn.Module]] = ()
+) -> Callable[..., Tensor]:
     """A module's forward, which tells the scope that an operation comes. ``constants`` of its arguments stand before
     those of torch's forward. ``stands_for``: the modules whose forward it replaces; where the module became one with
     another forward since, that runs."""
@@ -389,7 +391,8 @@ def _is_known(kind: str, x: Tensor, weight: Tensor) -> bool:
 
 @functools.partial(leaf, constants=2, stands_for=(nn.Conv2d,))
 def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, input: Tensor) -> Tensor:
-    weight, padding = module.weight, module.padding
+    weight = module.weight
+    padding: int | str | tuple[int, ...] = module.padding
     unpaired = followed is None or followed.misses >= followed.patience
     if unpaired and not state.double and type(input) is Tensor:
         how = (input.shape, weight.shape, module.stride, padding, module.dilation, module.groups)
@@ -426,7 +429,7 @@ def conv_transpose2d_forward(module: nn.ConvTranspose2d, input: Tensor, output_s
 
 
 @functools.partial(leaf, stands_for=(nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d))
-def convolution_forward(module: nn.Module, input: Tensor, *output_size: Any) -> Tensor:
+def convolution_forward(module: Any, input: Tensor, *output_size: Any) -> Tensor:
     """Of one and three dimensions, either direction: torch's, with a cheap second derivative."""
     input = settled(input)
     if matters(input) and not output_size and module.padding_mode == "zeros":
@@ -447,7 +450,7 @@ def convolution_forward(module: nn.Module, input: Tensor, *output_size: Any) -> 
 
 
 @functools.partial(leaf, constants=1, stands_for=(nn.BatchNorm2d,))
-def batch_norm_forward(module: nn.Module, followed: Followed | None, input: Tensor) -> Tensor:
+def batch_norm_forward(module: nn.BatchNorm2d, followed: Followed | None, input: Tensor) -> Tensor:
     input = settled(input)
     if not _is_faster(module, input) or autocasting(input.device.type):
         return type(module).forward(module, input)

@@ -644,8 +644,8 @@ class Reader:
                 return self.item(evaluate(base), index, function)
             case ast.Call(called, parts, keywords):
                 args = self.arguments(parts, function)
-                kwargs = {k.arg: evaluate(k.value) for k in keywords}
-                raise_unless(None not in kwargs, "a call with **")
+                kwargs = {k.arg: evaluate(k.value) for k in keywords if k.arg is not None}
+                raise_unless(len(kwargs) == len(keywords), "a call with **")
                 return self.call(evaluate(called), args, kwargs)
             case ast.JoinedStr(parts):
                 return "".join(evaluate(part) for part in parts)
@@ -718,10 +718,10 @@ class Reader:
             if name is None:
                 raise Unknown(f"an operator that is not known ({type(op).__name__.lower()})")
             return self.operation(name, a, b)
-        function = _ARITHMETIC.get(type(op))
+        function: Any = _ARITHMETIC.get(type(op))
         raise_unless(function is not None, "an operator that is not known")
         if isinstance(a, (list, tuple)) and type(a) is type(b) and function is operator.add:
-            return a + b
+            return function(a, b)
         try:
             return function(self.plain(a), self.plain(b))
         except (ArithmeticError, TypeError, ValueError) as error:
@@ -730,7 +730,7 @@ class Reader:
     def compare(self, op: ast.cmpop, a: Any, b: Any) -> bool:
         if isinstance(op, (ast.Is, ast.IsNot)) and (a is None or b is None):
             return (a is b) is isinstance(op, ast.Is)
-        function = _COMPARISONS.get(type(op))
+        function: Any = _COMPARISONS.get(type(op))
         raise_unless(function is not None, "a comparison that is not known")
         try:
             return bool(function(self.plain(a), self.plain(b)))
@@ -810,7 +810,8 @@ class Reader:
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """setattr(inner module, name, tensor), where that is a plain attribute."""
-        raise_unless(isinstance(owner, Module) and owner.path and isinstance(value, Value), "it sets an attribute")
+        inner = isinstance(owner, Module) and owner.path != ""
+        raise_unless(inner and isinstance(value, Value), "it sets an attribute")
         cls, state = type(owner.module), owner.module.__dict__
         self.plain_class(cls)
         where = [kind for kind in ("_parameters", "_buffers", "_modules") if name in state[kind]]
@@ -840,10 +841,10 @@ class Reader:
         return self.current(x)
 
     def made(self, made: Node, dims: Sequence[Sequence[Axis]]) -> Value:
-        dims = tuple(_merged(axes) for axes in dims)
-        if _overlap([axis for axes in dims for axis in axes]):
+        merged = tuple(_merged(axes) for axes in dims)
+        if _overlap([axis for axes in merged for axis in axes]):
             raise Unknown("a combination of a tensor's elements with each other")
-        return Value(constant(made) if self.no_grad else made, dims, fresh=True)
+        return Value(constant(made) if self.no_grad else made, merged, fresh=True)
 
     def view(self, x: Value, dims: Sequence[Sequence[Axis]]) -> Value:
         if x.cell is not None:
@@ -896,7 +897,7 @@ def _leaves(values: Any):
             yield value
 
 
-def _inner(module: nn.Module, path: str) -> nn.Module:
+def _inner(module: Any, path: str) -> nn.Module:
     for name in path.split(".")[:-1]:
         module = module._modules[name]
     return module
@@ -1102,10 +1103,10 @@ def _repeat(reader: Reader, x: Any, *sizes: Any) -> Value:
 
 
 def _permute(reader: Reader, x: Any, *order: Any) -> Value:
-    value, order = reader.value(x), _flat_sizes(order)
+    value, places = reader.value(x), _flat_sizes(order)
     rank = len(value.dims)
-    raise_unless(sorted(d % rank for d in order if type(d) is int) == list(range(rank)), "a permutation")
-    return reader.view(x, [value.dims[d % rank] for d in order])
+    raise_unless(sorted(d % rank for d in places if type(d) is int) == list(range(rank)), "a permutation")
+    return reader.view(x, [value.dims[d % rank] for d in places])
 
 
 def _transpose(reader: Reader, x: Any, dim0: int, dim1: int) -> Value:

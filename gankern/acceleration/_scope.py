@@ -19,7 +19,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -169,11 +169,12 @@ class _Connection(torch.autograd.Function):
         return None, None, None, *(next(found) if x.requires_grad else None for x in ctx.inputs)
 
 
+_tensor: Any = Tensor  # whose attributes, on the class, are descriptors: the stubs show what a tensor has there
 _METADATA = {
-    Tensor.shape.__get__,
-    Tensor.ndim.__get__,
-    Tensor.dtype.__get__,
-    Tensor.device.__get__,
+    _tensor.shape.__get__,
+    _tensor.ndim.__get__,
+    _tensor.dtype.__get__,
+    _tensor.device.__get__,
     Tensor.size,
     Tensor.dim,
     Tensor.is_floating_point,
@@ -229,7 +230,7 @@ def settled(x: Any) -> Any:
     return x.value() if type(x) is Deferred else x
 
 
-def is_half(kind: str, x: Any) -> bool:
+def is_half(x: Any, kind: str) -> TypeGuard[Deferred]:
     """Whether x is the first half of such a pair, and was not computed meanwhile."""
     return (
         type(x) is Deferred

@@ -133,10 +133,10 @@ def read(module: nn.Module, name: str) -> Reading:
             if family.runs_inner and (result.path, result.arguments) != ("module.", ()):
                 raise Unknown("it runs something else")
             result = written.value
-        written = {key: (each.way, each.value) for key, each in reader.written.items()}
+        left = {key: (each.way, each.value) for key, each in reader.written.items()}
         for eps in sorted(e for e in numbers_in(result.node) if 0 < e < 1):
             for iterations in range(1, MOST_ITERATIONS + 1):
-                if _is_ours(reader, module, family, (weight, u, *others, iterations, eps), result, written):
+                if _is_ours(reader, module, family, (weight, u, *others, iterations, eps), result, left):
                     return Reading(tuple(reader.guards.values()), iterations, eps)
     except Unknown as reason:
         return Reading(reason=str(reason))
@@ -155,7 +155,7 @@ def _cell(reader: Reader, module: nn.Module, name: str) -> Any:
 def _is_ours(reader: Reader, module: nn.Module, family: Family, arguments: tuple, result: Any, written: dict) -> bool:
     if family.v is not None:
         weight, u, v = reader.function(_wrapper, arguments, {})
-        expected = {family.u: ("data", u), family.v: ("data", v)}
+        expected: dict[Any, Any] = {family.u: ("data", u), family.v: ("data", v)}
     else:
         weight, u, sigma = reader.function(_biggan, arguments, {})
         training = reader.attribute(reader.root, "training")
@@ -192,7 +192,8 @@ class Normalizer(Prepared):
         return self.reading(module) is not None and _is_taken(module, FAMILIES[self.family])
 
     def request(self, module: nn.Module) -> Request:
-        family, reading = FAMILIES[self.family], self.reading(module)
+        family = FAMILIES[self.family]
+        reading: Any = self.reading(module)  # there is one: ready() was asked
         weight, u = _tensor(module, family.weight), _tensor(module, family.u).detach().view(-1)
         # Where v comes first and is not kept, the iteration does not read it: any values do.
         v = weight.new_zeros(weight.numel() // u.numel()) if family.v is None else _tensor(module, family.v).detach()
@@ -207,7 +208,7 @@ class Normalizer(Prepared):
         family = FAMILIES[self.family]
         prepared = self._take()
         normalized = normalize([self.request(module)])[0] if prepared is None else prepared
-        if not family.last_vectors:
+        if not family.last_vectors or family.v is None or self.vectors is None:
             return normalized
         weight, u, v = (_tensor(module, name) for name in (family.weight, family.u, family.v))
         u.data, v.data = self.vectors
@@ -230,7 +231,7 @@ def _is_taken(module: nn.Module, family: Family) -> bool:
     )
 
 
-def method(module: nn.Module, normalizer: Normalizer, *args: Any, **kwargs: Any) -> Any:
+def method(module: Any, normalizer: Normalizer, *args: Any, **kwargs: Any) -> Any:
     """In place of the family's method."""
     family = FAMILIES[normalizer.family]
     if torch.compiler.is_compiling() or transformed():  # as it is written

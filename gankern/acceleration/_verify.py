@@ -6,6 +6,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def verify(before: nn.Module, after: nn.Module, inputs: Any, report: Report) -> 
                     f"({ALLOWED[dtype]:.0e} is allowed): the module was left as it was. Find the layer with only= or "
                     f"exclude=, and please report it"
                 )
-        times = _times([lambda m=m, run=run: run(m, _fresh(inputs)) for m in (before, after)], SECONDS / len(MODES))
+        times = _times([partial(_once, run, m, inputs) for m in (before, after)], SECONDS / len(MODES))
         report.measured.append(Measured(mode, *times, error, exact))
     return any(m.ratio is not None and m.ratio >= GAINED for m in report.measured)
 
@@ -95,6 +96,10 @@ def _compare_in_double(mode: str, before: nn.Module, after: nn.Module, inputs: t
     return _compare(mode, before, after, inputs)
 
 
+def _once(run: Callable[..., Any], module: nn.Module, inputs: Sequence[Any]) -> Any:
+    return run(module, _fresh(inputs))
+
+
 def _fresh(inputs: Sequence[Any]) -> tuple[Any, ...]:
     def leaf(x: Tensor) -> Tensor:
         return x.detach().clone().requires_grad_(x.is_floating_point())
@@ -107,11 +112,11 @@ def _scalar(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, list[Te
     if not any(x.requires_grad for x in outputs):
         raise _NotPossible("no result requires a gradient")
     # Weights that are not all the same: a sum would hide what a normalisation does.
-    scalar = sum((x * torch.linspace(0.5, 1.5, x.numel(), device=x.device).view(x.shape).to(x)).sum() for x in outputs)
-    return scalar, outputs
+    terms = ((x * torch.linspace(0.5, 1.5, x.numel(), device=x.device).view(x.shape).to(x)).sum() for x in outputs)
+    return reduce(torch.add, terms), outputs
 
 
-def _forward(module: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+def _forward(module: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor | None]:
     with torch.no_grad():
         return [x for x in tree_leaves(module(*inputs)) if isinstance(x, Tensor)]
 
@@ -133,12 +138,12 @@ def _double_backward(module: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor 
         raise _NotPossible("no input is floating point")
     scalar, _ = _scalar(module, inputs)
     try:
-        grads = torch.autograd.grad(scalar, leaves, create_graph=True, allow_unused=True)
-        grads = [g for g in grads if g is not None and g.requires_grad]
+        found = torch.autograd.grad(scalar, leaves, create_graph=True, allow_unused=True)
+        grads = [g for g in found if g is not None and g.requires_grad]
         if not grads:
             raise _NotPossible("the gradient of the inputs does not depend on the parameters")
-        penalty = sum((g.flatten(1).norm(dim=1) - 1).square().sum() if g.ndim > 1 else g.square().sum() for g in grads)
-        penalty.backward()
+        terms = [(g.flatten(1).norm(dim=1) - 1).square().sum() if g.ndim > 1 else g.square().sum() for g in grads]
+        reduce(torch.add, terms).backward()
     except RuntimeError as error:
         raise _NotPossible(str(error).splitlines()[0][:120]) from error
     return [g.detach() for g in grads] + [p.grad for p in module.parameters()]
@@ -157,10 +162,13 @@ def _error(before: list[Tensor | None], after: list[Tensor | None]) -> float:
     largest = max((_peak(x) for x in before if x is not None), default=0.0)
     error = 0.0
     for a, b in zip(before, after, strict=True):
-        if a is None and b is None:
-            continue
         # A gradient that does not exist may be zeros.
-        a, b = (torch.zeros_like(b) if a is None else a), (torch.zeros_like(a) if b is None else b)
+        if a is None:
+            if b is None:
+                continue
+            a = torch.zeros_like(b)
+        elif b is None:
+            b = torch.zeros_like(a)
         if a.shape != b.shape or a.dtype != b.dtype:
             return float("inf")
         difference = _peak(a.double() - b.double())
@@ -185,7 +193,8 @@ def _times(steps: Sequence[Callable[[], Any]], seconds: float) -> tuple[float, f
             step()
             _synchronize()
             its_times.append(1e3 * (time.perf_counter() - begin))
-    return tuple(statistics.median(t) for t in times)
+    before, after = (statistics.median(t) for t in times)
+    return before, after
 
 
 def _synchronize() -> None:

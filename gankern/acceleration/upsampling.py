@@ -100,13 +100,18 @@ def _refusal(layer: nn.ConvTranspose2d) -> str | None:
     if layer.stride[0] != layer.stride[1]:
         return "its strides differ"
     s = layer.stride[0]
-    for k, p, extra in zip(layer.kernel_size, layer.padding, layer.output_padding):
+    for k, p, extra in zip(layer.kernel_size, _padding(layer), layer.output_padding):
         if k - 2 * p + extra != s:
             return f"its result is not exactly {s} times its input (kernel - 2 padding + output_padding is not {s})"
     return None
 
 
 # ---- the new layers -----------------------------------------------------------------------------------------
+
+
+def _padding(layer: nn.ConvTranspose2d) -> tuple[int, ...]:
+    assert isinstance(layer.padding, tuple)  # numbers always, where a convolution is transposed
+    return layer.padding
 
 
 def _like(layer: nn.ConvTranspose2d) -> dict:
@@ -116,18 +121,18 @@ def _like(layer: nn.ConvTranspose2d) -> dict:
 @torch.no_grad()
 def _subpixel(layer: nn.ConvTranspose2d) -> tuple[nn.Module, float]:
     """Output s q + r reads x[q + d] with the tap r + padding - s d: for each phase r a convolution of its own."""
-    s = layer.stride[0]
+    s, padding = layer.stride[0], _padding(layer)
     reach = []
-    for k, p in zip(layer.kernel_size, layer.padding):
+    for k, p in zip(layer.kernel_size, padding):
         # d from ceil((r + p - k + 1) / s) to floor((r + p) / s), over all r.
         reach.append(max(0, (k - 1 - p) // s, (s - 1 + p) // s))
-    size = tuple(2 * m + 1 for m in reach)
+    size = 2 * reach[0] + 1, 2 * reach[1] + 1
     new = gnn.SubpixelConv2d(
         layer.in_channels,
         layer.out_channels,
         size,
         s,
-        padding=tuple(reach),
+        padding=(reach[0], reach[1]),
         bias=layer.bias is not None,
         icnr=False,
         **_like(layer),
@@ -137,10 +142,10 @@ def _subpixel(layer: nn.ConvTranspose2d) -> tuple[nn.Module, float]:
         for rx in range(s):
             for dy in range(-reach[0], reach[0] + 1):
                 for dx in range(-reach[1], reach[1] + 1):
-                    jy, jx = ry + layer.padding[0] - s * dy, rx + layer.padding[1] - s * dx
+                    jy, jx = ry + padding[0] - s * dy, rx + padding[1] - s * dx
                     if 0 <= jy < layer.kernel_size[0] and 0 <= jx < layer.kernel_size[1]:
                         weight[:, ry, rx, :, dy + reach[0], dx + reach[1]] = layer.weight[:, :, jy, jx].t()
-    if layer.bias is not None:
+    if layer.bias is not None and new.bias is not None:
         new.bias.copy_(layer.bias.repeat_interleave(s * s))
     return new, 0.0
 
@@ -177,13 +182,13 @@ def _fit(layer: nn.ConvTranspose2d, convolution: nn.Conv2d, upsample: Callable[[
     basis = torch.stack([torch.roll(up, 1 - t) for t in range(3)], 1)
     target = layer.weight.detach().double().cpu()  # [in, out, k, k]
     wide = target.new_zeros(*target.shape[:2], len(up), len(up))
-    first = [radius * s - p for p in layer.padding]
+    first = [radius * s - p for p in _padding(layer)]
     k = layer.kernel_size
     wide[:, :, first[0] : first[0] + k[0], first[1] : first[1] + k[1]] = target
     inverse = torch.linalg.pinv(basis)
     kernel = inverse @ wide @ inverse.t()
     error = (basis @ kernel @ basis.t() - wide).norm() / wide.norm().clamp_min(1e-300)
     convolution.weight.copy_(kernel.transpose(0, 1))
-    if layer.bias is not None:
+    if layer.bias is not None and convolution.bias is not None:
         convolution.bias.copy_(layer.bias)
     return error.item()

@@ -34,7 +34,7 @@ _aten = torch.ops.aten
 
 
 def _convolution_double_backward(
-    original: Callable[..., Any],
+    original: Callable[..., Any] | None,
     grad_grad_input: Tensor | None,
     grad_grad_weight: Tensor | None,
     grad_grad_bias: Tensor | None,

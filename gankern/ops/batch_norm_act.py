@@ -133,13 +133,13 @@ def batch_norm_act(
     eps: float,
     negative_slope: float,
     implementation: str | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """The result and its statistics, for checked arguments. Affine values are of any dtype."""
     dtype = accumulation_dtype(x)
     weight, bias = (v if v is None or v.dtype == dtype else v.to(dtype) for v in (weight, bias))
     if training:
         running_mean = running_var = None
-    else:
+    elif running_mean is not None and running_var is not None:
         running_mean, running_var = running_mean.to(dtype), running_var.to(dtype)
     chosen = primitive.select(x, implementation)
     if chosen == "reference":

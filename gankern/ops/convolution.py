@@ -274,7 +274,8 @@ def _convolve(options: tuple, transpose: bool, height: int, width: int, x, weigh
     padding, scale, precision, None or the way that all passes take)."""
     name, padding, scale, _, _ = options
     kind = KINDS[name]
-    channels = weight.shape[:2] if kind.swap else (weight.shape[1], weight.shape[0])  # of the kind: in, out
+    first, second = weight.shape[:2]
+    channels = (first, second) if kind.swap else (second, first)  # of the kind: in, out
     pixels = x.shape[0] * min(x.shape[2] * x.shape[3], height * width)
     way = _way(options, "transpose" if transpose else "forward", x, *channels, pixels)
     if way in kind.rows:
@@ -445,7 +446,8 @@ def _level(x: Tensor) -> str:
 
 
 def _ways(options: tuple, x: Tensor, weight: Tensor, height: int, width: int) -> list[str]:
-    channels = weight.shape[:2] if KINDS[options[0]].swap else (weight.shape[1], weight.shape[0])
+    first, second = weight.shape[:2]
+    channels = (first, second) if KINDS[options[0]].swap else (second, first)
     pixels = x.shape[0] * min(x.shape[2] * x.shape[3], height * width)
     return [_way(options, which, x, *channels, pixels) for which in PASSES]
 

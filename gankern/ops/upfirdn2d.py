@@ -38,8 +38,8 @@ class Geometry(NamedTuple):
 
     def transposed(self, taps: Sequence[int], size: Sequence[int]) -> Geometry:
         """Of the transpose, for a filter of ``taps`` and inputs of ``size``."""
-        start = tuple(k - 1 - s for k, s in zip(taps, self.start))
-        return Geometry(self.down, self.up, start, tuple(size), not self.flip_filter, self.gain)
+        start = taps[0] - 1 - self.start[0], taps[1] - 1 - self.start[1]
+        return Geometry(self.down, self.up, start, (size[0], size[1]), not self.flip_filter, self.gain)
 
 
 def taps_of(filter: Tensor) -> tuple[int, int]:
@@ -58,7 +58,8 @@ def geometry(
     """For inputs of ``shape`` and a padding of (left, right, top, bottom). Sizes below 1 are the caller's to refuse."""
     left, right, top, bottom = padding
     padded = shape[2] * up[0] + top + bottom, shape[3] * up[1] + left + right
-    size = tuple((n - k) // d + 1 for n, k, d in zip(padded, taps_of(filter), down))
+    taps = taps_of(filter)
+    size = (padded[0] - taps[0]) // down[0] + 1, (padded[1] - taps[1]) // down[1] + 1
     return Geometry(up, down, (top, left), size, flip_filter, gain)
 
 

@@ -169,4 +169,5 @@ def virtual_batch_norm_statistics(x: Tensor, implementation: str | None) -> tupl
     chosen = primitive.select(x, implementation)
     if chosen == "reference":
         return reference_statistics(x)
-    return autograd.differentiate(STATISTICS, (chosen,), x)[0].unbind(0)
+    mean, mean_square = autograd.differentiate(STATISTICS, (chosen,), x)[0].unbind(0)
+    return mean, mean_square
