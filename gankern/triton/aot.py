@@ -98,6 +98,13 @@ def resources(compiled) -> Resources:
     return _hip_resources(compiled.asm["amdgcn"])
 
 
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"the compiler does not say {pattern!r}")
+    return int(found[1])
+
+
 def _cuda_resources(cubin: bytes) -> Resources:
     cuobjdump = triton.knobs.nvidia.cuobjdump.path
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -107,14 +114,14 @@ def _cuda_resources(cubin: bytes) -> Resources:
         usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def used(key: str) -> int:
-        return int(re.search(rf"\b{key}:(\d+)", usage)[1])
+        return _number(rf"\b{key}:(\d+)", usage)
 
     return Resources(used("REG"), used("STACK"), used("LOCAL"), spilled_registers=0)
 
 
 def _hip_resources(assembly: str) -> Resources:
     def metadata(key: str) -> int:
-        return int(re.search(rf"^\s*\.{key}:\s*(\d+)", assembly, re.MULTILINE)[1])
+        return _number(rf"^\s*\.{key}:\s*(\d+)", assembly)
 
     return Resources(
         registers=metadata("vgpr_count"),

@@ -504,6 +504,7 @@ def forward(
     if training:
         stats = call.moments(eps) if call.count else x.new_zeros((3, call.channels), dtype=call.sum)
     else:
+        assert running_mean is not None and running_var is not None  # there, in evaluation
         stats = torch.stack([running_mean, (running_var + eps).rsqrt(), running_var]).detach()
     if call.count:
         call.apply("forward", None, None, None, None, stats, None, y, None)

@@ -281,7 +281,8 @@ def _launch(
     blocks = BLOCKS(x.device)
     block = blocks["BLOCK"]
     programs = ceil_div(size, block)
-    parts, columns, over = None, 0, (0, 2)
+    parts, columns = None, 0
+    over: tuple[int, ...] = (0, 2)
     if sums and inner % block == 0:
         parts = x.new_empty((outer, channels, inner // block), dtype=sum_dtype(x.dtype))
     elif sums and inner == 1 and channels == next_power_of_2(channels) <= block:
@@ -329,30 +330,52 @@ def forward_(x: Tensor, bias: Tensor | None, *arguments) -> None:
         x.copy_(values)
 
 
-def backward(grad: Tensor, saved: Tensor, bias: Tensor | None, dim: int, *arguments) -> tuple[Tensor, Tensor]:
+def backward(
+    grad: Tensor,
+    saved: Tensor,
+    bias: Tensor | None,
+    dim: int,
+    activation: int,
+    slope: float,
+    gain: float,
+    clamp: float | None,
+    sums: bool,
+) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the bias (empty where not asked for). Launches: 1, and a sum."""
-    *arguments, sums = arguments
+    arguments = dim, activation, slope, gain, clamp
     saved = dense(saved)
     dx = torch.empty_like(saved)
-    db = _launch("backward", saved, bias, laid_out_as(grad, saved), None, None, dx, None, dim, *arguments, sums)
+    db = _launch("backward", saved, bias, laid_out_as(grad, saved), None, None, dx, None, *arguments, sums)
     if not sums:
         return dx, dx.new_empty(0)
     return dx, sum_of_channels(dx, dim) if db is None else db
 
 
 def double_backward(
-    h: Tensor | None, h_bias: Tensor | None, grad: Tensor, saved: Tensor, bias: Tensor | None, dim: int, *arguments
+    h: Tensor | None,
+    h_bias: Tensor | None,
+    grad: Tensor,
+    saved: Tensor,
+    bias: Tensor | None,
+    dim: int,
+    activation: int,
+    slope: float,
+    gain: float,
+    clamp: float | None,
+    needs_grad: bool,
+    needs_saved: bool,
+    sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of grad, of what was saved and of the bias (empty where not asked for). Launches: 1, and a sum."""
-    *arguments, needs_grad, needs_saved, sums = arguments
+    arguments = dim, activation, slope, gain, clamp
     saved = dense(saved)
     out = torch.empty_like(saved) if needs_grad else None
     out_x = torch.empty_like(saved) if needs_saved or sums else None
     h, grad = laid_out_as(h, saved), laid_out_as(grad, saved)
-    db = _launch("double_backward", saved, bias, grad, h, h_bias, out, out_x, dim, *arguments, sums)
+    db = _launch("double_backward", saved, bias, grad, h, h_bias, out, out_x, *arguments, sums)
     none = saved.new_empty(0)
     if db is None:
-        db = sum_of_channels(out_x, dim) if sums else none
+        db = sum_of_channels(out_x, dim) if sums and out_x is not None else none
     return none if out is None else out, none if out_x is None else out_x, db
 
 

@@ -28,7 +28,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, overload
 
 import torch
 import triton
@@ -102,6 +102,7 @@ def launch(
     key: list[Any] = [id(kernel), num_warps]
     values: list[Any] = []
     device = -1
+    argument: Any
     for argument in arguments:
         if argument is None:
             key.append(None)
@@ -128,7 +129,7 @@ def launch(
     if handle is None or not _nobody_listens():
         _launch_by_jit(known, Launch(kernel, programs, arguments, constants, num_warps))
         return
-    x, y = (programs, 1) if type(programs) is int else programs
+    x, y = programs if type(programs) is tuple else (programs, 1)
     stream = active.get_current_stream(max(device, 0))
     handle.run(x, y, 1, stream, handle.function, handle.metadata, None, None, None, *values)
 
@@ -256,6 +257,10 @@ def dense(x: Tensor) -> Tensor:
     return x if x.stride() == dense_strides(x.shape, x.stride()) else torch.empty_like(x).copy_(x)
 
 
+@overload
+def laid_out_as(x: Tensor, model: Tensor) -> Tensor: ...
+@overload
+def laid_out_as(x: None, model: Tensor) -> None: ...
 def laid_out_as(x: Tensor | None, model: Tensor) -> Tensor | None:
     """x where it lies in memory as the dense ``model`` does, else a copy that does; None for None."""
     if x is None or x.stride() == model.stride():
@@ -263,6 +268,10 @@ def laid_out_as(x: Tensor | None, model: Tensor) -> Tensor | None:
     return torch.empty_like(model).copy_(x)
 
 
+@overload
+def contiguous(x: Tensor) -> Tensor: ...
+@overload
+def contiguous(x: None) -> None: ...
 def contiguous(x: Tensor | None) -> Tensor | None:
     """x, or a contiguous copy; None for None."""
     return x if x is None or x.is_contiguous() else x.contiguous()

@@ -20,6 +20,8 @@ and a slice stays in the L2 cache for all its programs. Bound by arithmetic: N^2
 are in fp32 (fp64 for fp64), in a fixed order, without atomics.
 """
 
+from typing import overload
+
 import torch
 import triton
 import triton.language as tl
@@ -144,6 +146,10 @@ def _pairs_kernel(
 # ---- launchers: what gankern/ops/minibatch_discrimination.py calls ------------------------------------------
 
 
+@overload
+def _slices(x: Tensor) -> Tensor: ...
+@overload
+def _slices(x: None) -> None: ...
 def _slices(x: Tensor | None) -> Tensor | None:
     """[N, B, C] as [B, C, N], or [N, B] as [B, N]."""
     return None if x is None else x.movedim(0, -1).contiguous()

@@ -44,6 +44,7 @@ shapes: a plan is copied from the host's memory.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -538,7 +539,7 @@ class _Call:
     def __init__(
         self,
         matrices: Sequence[Matrix | None],
-        like_weights: Sequence[Sequence[Tensor | None]],
+        like_weights: Sequence[Sequence[Any]],
         like_vectors: Sequence[Sequence[Tensor]],
         u_first: bool = True,
     ) -> None:
@@ -659,7 +660,7 @@ def double_backward(
     if not inputs.present:
         return grad_grads, grad_weights
     grads, grad_grad_weights = inputs.gradients
-    like_weights = [inputs.weights, grads, grad_weights, grad_grad_weights, grad_grads]
+    like_weights: list[Sequence[Any]] = [inputs.weights, grads, grad_weights, grad_grad_weights, grad_grads]
     call = _Call(inputs.matrices, like_weights, inputs.vectors)
     call.launch(_products_kernel, call.plan.product_programs, TILE_WARPS, WHAT="second")
     call.launch(_second_gradient_kernel, call.plan.tile_programs, TILE_WARPS, state)

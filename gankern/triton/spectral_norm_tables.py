@@ -211,10 +211,16 @@ def plan_of(matrices: tuple[Matrix | None, ...], u_first: bool, device: torch.de
     programs = [
         [(number, block) for number, count in enumerate(kind) for block in range(count)] for kind in zip(*counts)
     ]
+    power_programs, reduce_programs, product_programs, tile_programs = (
+        torch.tensor(table, dtype=torch.int32, device=device) for table in programs
+    )
     return Plan(
         torch.tensor(layers, dtype=torch.int64, device=device),
         groups,
-        *(torch.tensor(table, dtype=torch.int32, device=device) for table in programs),
+        power_programs,
+        reduce_programs,
+        product_programs,
+        tile_programs,
         scratch_size,
     )
 

@@ -15,6 +15,7 @@ x - K with the nearest float K to the mean; a channel's lanes are added up in fp
 """
 
 import math
+from typing import overload
 
 import torch
 import triton
@@ -299,6 +300,10 @@ class _Map:
         self.sum = sum_type(x.dtype)
         self.wide = sum_dtype(x.dtype)
 
+    @overload
+    def like(self, y: Tensor) -> Tensor: ...
+    @overload
+    def like(self, y: None) -> None: ...
     def like(self, y: Tensor | None) -> Tensor | None:
         return None if y is None else y.contiguous(memory_format=self.layout)
 
@@ -462,7 +467,8 @@ def statistics_double_backward(h: Tensor, grad: Tensor, x: Tensor, moments: Tens
 
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     """Calls that launch every form of the kernels."""
-    vectors = [torch.empty(128, dtype=sum_dtype(dtype), device=device) for _ in range(4)]
+    mean, square, weight, bias = (torch.empty(128, dtype=sum_dtype(dtype), device=device) for _ in range(4))
+    vectors = mean, square, weight, bias
     for layout in (torch.contiguous_format, torch.channels_last):
         x = torch.empty(2, 128, 64, 64, dtype=dtype, device=device).contiguous(memory_format=layout)
         options = 0.1, 1e-5, 0.2
