@@ -23,7 +23,7 @@ lint: build
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
 	$(BIN)/lint-imports
-	$(BIN)/mypy
+	$(BIN)/mypy gankern
 
 # For a release: the source archive, and a wheel with the C++ kernels and one without; docs/install.md says the rest.
 wheels: build

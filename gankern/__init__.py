@@ -84,4 +84,4 @@ if not TYPE_CHECKING:  # a type checker would take it to mean that every name ex
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULES, *__all__})

@@ -12,7 +12,7 @@ from typing import Any
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = ".*.gankern-tmp"  # what a process that was killed while it wrote can leave beside a file
 LOCK = ".gankern-lock"  # in a folder that is one process's, where the folder itself cannot be locked

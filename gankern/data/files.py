@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -150,7 +151,7 @@ BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # TIFF's tags
 WHITE_IS_ZERO, APART, SIGNED = 0, 2, 2  # and values of the last three
 
 
-def _pillow(module: str):
+def _pillow(module: str) -> ModuleType:
     return extras.load(f"PIL.{module}", "a folder of pictures")
 
 

@@ -71,4 +71,5 @@ __all__ = [
 for _name in __all__:
     if callable(globals()[_name]):
         refuse_scripting(globals()[_name])
-__getattr__, __dir__, __all__ = stand_in(__name__, torch.nn.functional, __all__)
+if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists
+    __getattr__, __dir__, __all__ = stand_in(__name__, torch.nn.functional, __all__)

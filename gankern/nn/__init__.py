@@ -72,6 +72,7 @@ __all__ = [
 for _name in __all__:
     if isinstance(globals()[_name], type):
         refuse_scripting(globals()[_name])
-__getattr__, __dir__, __all__ = stand_in(
-    __name__, torch.nn, __all__, ("attention", "common_types", "grad", "parallel", "parameter")
-)
+if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists
+    __getattr__, __dir__, __all__ = stand_in(
+        __name__, torch.nn, __all__, ("attention", "common_types", "grad", "parallel", "parameter")
+    )

@@ -4,6 +4,7 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def check_can_draw() -> None:
     _matplotlib("figure")
 
 
-def _matplotlib(module: str):
+def _matplotlib(module: str) -> ModuleType:
     return extras.load(f"matplotlib.{module}", "a picture")
 
 

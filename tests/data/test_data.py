@@ -178,3 +178,30 @@ def test_a_saved_order_that_is_none(change, words):
 def test_a_path_is_as_good_as_a_string(tmp_path):
     with pytest.raises(FileNotFoundError, match="no pictures"):
         data.load(tmp_path)
+
+
+class Doubled(data.ImageSource):
+    """Row i is 2 i: a condition that is read when it is asked for."""
+
+    shape = (6, 1)
+
+    def read(self, indices):
+        return 2.0 * indices[:, None]
+
+
+def test_labels_may_be_a_source_too():
+    batches = data.EndlessBatches(torch.arange(6.0).view(6, 1, 1, 1), batch_size=3, seed=0, labels=Doubled())
+    for _ in range(4):
+        images, labels = next(batches)
+        assert torch.equal(labels[:, 0], 2.0 * images[:, 0, 0, 0])
+
+
+@pytest.mark.parametrize("labels", [[0] * 6, "labels", 3])
+def test_labels_of_another_kind_are_refused(labels):
+    with pytest.raises(TypeError, match="labels must be a tensor, an ImageSource or None"):
+        data.EndlessBatches(torch.zeros(6, 1, 2, 2), batch_size=2, seed=0, labels=labels)
+
+
+def test_as_many_labels_as_images():
+    with pytest.raises(ValueError, match="there are 6 labels for 4 images"):
+        data.EndlessBatches(torch.zeros(4, 1, 2, 2), batch_size=2, seed=0, labels=Doubled())
