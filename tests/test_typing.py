@@ -12,7 +12,20 @@ import pytest
 import gankern
 
 ROOT = Path(gankern.__file__).parents[1]
-PACKAGES = ("data", "functional", "games", "losses", "metrics", "models", "nn", "penalties", "training")
+PACKAGES = (
+    "acceleration",
+    "data",
+    "diagnostics",
+    "filters",
+    "functional",
+    "games",
+    "losses",
+    "metrics",
+    "models",
+    "nn",
+    "penalties",
+    "training",
+)
 
 
 def own(package):

@@ -5,7 +5,7 @@ need neither.
 """
 
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -33,9 +33,9 @@ PANELS = {
 class Commands(TyperGroup):
     """Puts a command in the place of its entry in the list when it is called."""
 
-    def resolve_command(self, ctx, args):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        if command is None:  # completion asks for what is not there yet
+        if command is None or name is None:  # completion asks for what is not there yet
             return name, command, rest
         alone = typer.Typer(add_completion=False)
         alone.command(name)(getattr(import_module(f"gankern.cli.{name}"), name))

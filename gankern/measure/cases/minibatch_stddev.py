@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ def _make(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, devic
     return [x.to(device, dtype).requires_grad_()]
 
 
-def _run(implementation: str | None, inputs: Sequence[Tensor], **options) -> Tensor:
+def _run(implementation: str | None, inputs: Sequence[Tensor], **options: Any) -> Tensor:
     return GF.minibatch_stddev(inputs[0], GROUP, eps=EPS, implementation=implementation, **options)
 
 
@@ -51,12 +52,12 @@ def _work(inputs: Sequence[Tensor]) -> dict[str, Work]:
     return {"forward": Work(own + result), "backward": Work(2 * own + result)}
 
 
-def _case(name: str, shape: tuple[int, ...], channels_last: bool = False, **options) -> Case:
+def _case(name: str, shape: tuple[int, ...], channels_last: bool = False, **options: Any) -> Case:
     peers = {"textbook": _textbook, "var": _var}
     return Case(NAME, name, partial(_make, shape, channels_last), _run, peers, _work, **options)
 
 
-def _verified(name: str, shape: tuple[int, ...], channels_last: bool = False, **options) -> Case:
+def _verified(name: str, shape: tuple[int, ...], channels_last: bool = False, **options: Any) -> Case:
     return Case(NAME, name, partial(_make, shape, channels_last), partial(_run, **options), bench=False, quick=True)
 
 

@@ -18,7 +18,14 @@ TAPS = (1.0, 3.0, 3.0, 1.0)
 RUN: dict[str, Callable[..., Tensor]] = {"up 2": GF.upsample2d, "down 2": GF.downsample2d, "same": GF.filter2d}
 
 
-def _make(shape: tuple[int, ...], taps: Sequence[float], channels_last: bool, outer: bool, dtype, device: str):
+def _make(
+    shape: tuple[int, ...],
+    taps: Sequence[float],
+    channels_last: bool,
+    outer: bool,
+    dtype: torch.dtype,
+    device: str,
+) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator)
     if channels_last:

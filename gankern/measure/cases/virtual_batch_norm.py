@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,12 +75,14 @@ def _work(inputs: Sequence[Tensor]) -> dict[str, Work]:
     return {"forward": Work(2 * own), "backward": Work(3 * own)}
 
 
-def _case(name: str, shape: tuple[int, ...], channels_last: bool = False, **options) -> Case:
+def _case(name: str, shape: tuple[int, ...], channels_last: bool = False, **options: Any) -> Case:
     peers = {"textbook": _textbook, "folded": _folded}
     return Case(NAME, name, partial(_make, shape, channels_last), _run, peers, _work, **options)
 
 
-def _verified(name: str, shape: tuple[int, ...], channels_last: bool = False, run=_run, **options) -> Case:
+def _verified(
+    name: str, shape: tuple[int, ...], channels_last: bool = False, run: Callable[..., Any] = _run, **options: Any
+) -> Case:
     return Case(NAME, name, partial(_make, shape, channels_last), partial(run, **options), bench=False, quick=True)
 
 
