@@ -83,6 +83,7 @@ def _load_nodes() -> tuple[Any, str | None]:
 def _import(path: Path) -> ModuleType:
     loader = importlib.machinery.ExtensionFileLoader("gankern._nodes", str(path))
     spec = importlib.util.spec_from_file_location("gankern._nodes", path, loader=loader)
+    assert spec is not None  # with a loader there is one
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     return module

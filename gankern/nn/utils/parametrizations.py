@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ def _shorten(owner: type[nn.Module], name: str) -> None:
     through two modules' calls, 25 microseconds. ``owner`` is the class that torch has made for this one layer."""
     theirs = owner.__dict__[name]
 
-    def get(self: nn.Module) -> Tensor:
+    def get(self: Any) -> Tensor:
         if not is_dynamo_compiling() and not parametrize._cache_enabled:
             members = self._modules["parametrizations"]._modules[name]
             first = members._modules.get("0")
