@@ -191,7 +191,7 @@ def train(
             return
         if model is not None:
             data = data or ("8gaussians" if model in models.FOR_POINTS else games.find(model).data)
-        out = out or Path("runs") / f"{model}-{_short(data)}"
+        out = out or Path("runs") / f"{model}-{_short(data or '')}"
         if resume:
             before, saved = training.find_run(out)
             settings = training.reconfigure(before, model=model, data=given_data, **given)
