@@ -1,6 +1,7 @@
 # make run   set-up, then verify the kernels and train WGAN-GP on stock PyTorch and on gankern, side by side
 # make test  set-up, then all linters and tests
 # make wheels  what a release consists of, to dist/
+# make fuzz cases that are drawn against formulas, for SECONDS (two hours)
 # make gpu   on a CUDA machine: build, GPU tests, GPU benchmarks, records to $OUT
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -8,7 +9,7 @@ RUN ?= runs/wgan_gp-$(shell date +%Y%m%d-%H%M%S)
 # Narrower and faster than the paper's: strokes of digits after two minutes on two cores.
 RECIPE ?= --width 16 --lr 1e-3 --n-critic 2 --ema 0.99 --steps 220 --checkpoint-every 55 --evaluate 2
 
-.PHONY: run test build lint gpu bench wheels clean
+.PHONY: run test fuzz build lint gpu bench wheels clean
 
 run: build
 	$(BIN)/gankern verify --quick
@@ -17,6 +18,11 @@ run: build
 # A process a core; threads that wait must not spin on the cores of the others.
 test: lint
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto
+
+# Cases that are drawn, of each family in turn, for SECONDS: a line for each wrong one, which runs it again.
+SECONDS ?= 7200
+fuzz: build
+	SECONDS=$(SECONDS) FIRST=$${FIRST:-1000} $(BIN)/python tests/fuzz/run.py
 
 lint: build
 	$(BIN)/ruff check .

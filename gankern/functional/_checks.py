@@ -10,10 +10,14 @@ from torch import Tensor
 from gankern.core.dispatch import FLOATING, NAMES, short
 
 
-def floating(function: str, argument: str, x: Any) -> None:
-    """Raises a TypeError where x is not a tensor of a dtype that the kernels take."""
+def tensor(function: str, argument: str, x: Any) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{function}: {argument} is {type(x).__name__}; it must be a tensor")
+
+
+def floating(function: str, argument: str, x: Tensor) -> None:
+    """Raises a TypeError where x is not a tensor of a dtype that the kernels take."""
+    tensor(function, argument, x)
     if x.dtype not in FLOATING:
         accepted = ", ".join(short(d) for d in FLOATING)
         raise TypeError(f"{function}: {argument} is {short(x.dtype)}; accepted are {accepted}")
@@ -47,7 +51,7 @@ def number(function: str, argument: str, value: Any, least: float = -math.inf, a
         raise ValueError(f"{function}: {argument} is {value}; it must be greater than {above}")
 
 
-def whole(function: str, argument: str, value: Any, least: int = 1) -> None:
+def whole(function: str, argument: str, value: Any, least: float = 1) -> None:
     """Raises where value is not an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{function}: {argument} is {value!r}; it must be an integer")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -100,6 +102,7 @@ def relu(input: Tensor, inplace: bool = False, *, implementation: str | None = N
             return y
     if has_torch_function_unary(input):
         return handle_torch_function(relu, (input,), input, inplace=inplace, implementation=implementation)
+    _checks.tensor("relu", "input", input)
     if _for_torch(input, implementation):
         return F.relu(input, inplace)
     if inplace:
@@ -128,6 +131,8 @@ def leaky_relu(
         return handle_torch_function(
             leaky_relu, (input,), input, negative_slope, inplace=inplace, implementation=implementation
         )
+    _checks.tensor("leaky_relu", "input", input)
+    _checks.number("leaky_relu", "negative_slope", negative_slope)
     if _for_torch(input, implementation):
         return F.leaky_relu(input, negative_slope, inplace)
     if inplace:
@@ -139,6 +144,7 @@ def leaky_relu(
 def check_channels(name: str, x: Tensor, bias: Tensor | None, dim: int) -> int:
     """Checks a tensor and the bias of its channels; the channels' dimension, counted from the front."""
     _checks.floating(name, "x", x)
+    _checks.whole(name, "dim", dim, least=-math.inf)
     if not -x.ndim <= dim < x.ndim:
         accepted = f"accepts {-x.ndim} to {x.ndim - 1}" if x.ndim else "has no channels"
         raise ValueError(f"{name}: dim is {dim}; a tensor of shape {tuple(x.shape)} {accepted}")

@@ -123,7 +123,7 @@ def l1_similarity(
             return y
     name = "l1_similarity"
     for argument, points in (("m", m), ("other", other)):
-        if points is None:
+        if points is None and argument == "other":
             continue
         _checks.floating(name, argument, points)
         if points.ndim != 3 or 0 in points.shape[1:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from gankern.core.dispatch import FLOATING, short
+from gankern.core.dispatch import short
 from gankern.core.native import nodes
 from gankern.core.torch_internals import transformed
 from gankern.functional import _checks
@@ -157,6 +158,11 @@ def spectral_norm_group(
             return normalized
     for i, (weight, u, v) in enumerate(zip(weights, us, vs)):
         dims[i] = _check_spectral_norm(weight, u, v, dims[i], weights[0])
+    for sigma in sigmas or ():
+        if sigma is not None:
+            _checks.tensor("spectral_norm", "sigma", sigma)
+            if sigma.numel() != 1:
+                raise ValueError(f"spectral_norm: sigma has shape {tuple(sigma.shape)}; it must have one value")
 
     normalized, vectors, new_sigma = _spectral_norm_group(
         weights, us, vs, dims, n_power_iterations if iterates else 0, eps, rules.u_first, rules.add_eps, implementation
@@ -176,9 +182,10 @@ def spectral_norm_group(
 
 
 def _check_spectral_norm(weight: Tensor, u: Tensor, v: Tensor, dim: int, first: Tensor) -> int:
-    if weight.dtype not in FLOATING:
-        accepted = ", ".join(short(d) for d in FLOATING)
-        raise TypeError(f"spectral_norm: weight is {short(weight.dtype)}; accepted are {accepted}")
+    _checks.floating("spectral_norm", "weight", weight)
+    _checks.tensor("spectral_norm", "u", u)
+    _checks.tensor("spectral_norm", "v", v)
+    _checks.whole("spectral_norm", "dim", dim, least=-math.inf)
     if weight.dtype != first.dtype or weight.device != first.device:
         raise ValueError(
             f"spectral_norm: weights of one group must share dtype and device, got {short(weight.dtype)} on "

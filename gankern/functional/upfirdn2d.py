@@ -101,6 +101,7 @@ def upsample2d(
         if y is not NotImplemented:
             return y
     factors = _pair(name, "up", up)
+    _checks.number(name, "gain", gain)
     extra = [(((k + u - 1) // 2), (k - u) // 2) for k, u in zip(_taps(name, filter), factors)]
     return _run(name, x, filter, up, 1, padding, extra, flip_filter, gain * factors[0] * factors[1], implementation)
 

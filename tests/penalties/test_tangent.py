@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 
 import gankern.functional as GF
 import gankern.nn as gnn
-from gankern.penalties import gradient_penalty
+from gankern.penalties import gradient_penalty, r1_penalty
 from gankern.tangent import method as tangent
 from gankern.tangent.method import NotCovered, penalty_gradients
 
@@ -818,3 +818,21 @@ print(read("VmHWM") - before)
         run = [sys.executable, "-c", code, method]
         peaks[method] = int(subprocess.run(run, env=environment, check=True, capture_output=True, text=True).stdout)
     assert peaks["tangent"] <= 0.7 * peaks["eager"], peaks
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_group_norm_first_in_any_memory_format(memory_format):
+    """Torch's backward of group norm crashes for channels_last inputs where the input's gradient is not asked for."""
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.GroupNorm(1, 2), nn.Tanh(), nn.Flatten(), nn.Linear(72, 1)).double()
+    x = torch.randn(4, 2, 6, 6, dtype=torch.float64).to(memory_format=memory_format)
+    r1_penalty(critic, x, weight=2.0, method="tangent").backward()
+    ours = [p.grad.clone() if p.grad is not None else None for p in critic.parameters()]
+    critic.zero_grad()
+    x = x.contiguous().requires_grad_()
+    (g,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    g.flatten(1).square().sum(1).mean().backward()
+    for a, p in zip(ours, critic.parameters(), strict=True):
+        assert (a is None) == (p.grad is None)
+        if a is not None:
+            torch.testing.assert_close(a, p.grad, rtol=1e-10, atol=1e-10)
