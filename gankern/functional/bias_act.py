@@ -123,6 +123,8 @@ def leaky_relu(
     >>> leaky_relu(torch.tensor([-1.0, 2.0]), 0.5)
     tensor([-0.5000,  2.0000])
     """
+    if not isinstance(negative_slope, float):
+        _checks.number("leaky_relu", "negative_slope", negative_slope)
     if not is_dynamo_compiling():
         y = nodes.activate(input, inplace, negative_slope, implementation)
         if y is not NotImplemented:
