@@ -760,7 +760,8 @@ def test_other_groups_get_batches_of_their_own(stddev):
 
 
 def test_a_group_size_of_zero_is_the_layer_s_error():
-    net = nn.Sequential(gnn.MinibatchStdDev(0), nn.Flatten(), nn.Linear(64, 1))
+    net = nn.Sequential(gnn.MinibatchStdDev(4), nn.Flatten(), nn.Linear(64, 1))
+    net[0].group_size = 0  # its constructor refuses it
     with pytest.raises(ValueError, match="group_size is 0; it must be at least 1"):
         penalties.critic_step(net, *torch.randn(2, 4, 3, 4, 4), penalty=None)
 

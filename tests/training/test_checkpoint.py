@@ -293,3 +293,9 @@ def test_labels_beyond_those_of_the_run(images):
         with pytest.raises((TypeError, ValueError), match=words):
             training.Trainer(config, "torch", images, wrong)
     assert copy.copy(config) == config
+
+
+def test_a_configuration_is_read_from_a_path_of_either_kind(images, tmp_path):
+    training.train(small(images, steps=1), images, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    assert checkpoints.read_config(str(path)) == checkpoints.read_config(path) == small(images, steps=1)
