@@ -15,7 +15,7 @@ def tensor(function: str, argument: str, x: Any) -> None:
         raise TypeError(f"{function}: {argument} is {type(x).__name__}; it must be a tensor")
 
 
-def floating(function: str, argument: str, x: Tensor) -> None:
+def floating(function: str, argument: str, x: Any) -> None:
     """Raises a TypeError where x is not a tensor of a dtype that the kernels take."""
     tensor(function, argument, x)
     if x.dtype not in FLOATING:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
@@ -122,6 +124,7 @@ def l1_similarity(
         if y is not NotImplemented:
             return y
     name = "l1_similarity"
+    points: Any
     for argument, points in (("m", m), ("other", other)):
         if points is None and argument == "other":
             continue
