@@ -78,7 +78,8 @@ PyObject* call(PyObject* const* in) {
     return decline();
   if (x->dim() < 2 || x->size(1) == 0 || !(rule->eps >= 0) || mean.has_value() != var.has_value() ||
       !affine_fits(*x, weight) || !affine_fits(*x, bias) ||
-      (weight && bias && weight->dim() != bias->dim()) || !running_fits(*x, mean) || !running_fits(*x, var))
+      (weight && bias && weight->dim() != bias->dim()) || !running_fits(*x, mean) || !running_fits(*x, var) ||
+      (training && mean && !(writable(*mean) && writable(*var))))
     return decline();
   rule->training = training || !mean;
   if (rule->training && x->numel() == x->size(1)) return decline();

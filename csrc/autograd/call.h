@@ -55,6 +55,14 @@ inline const Tensor* tensor(PyObject* object) {
   }
 }
 
+// Whether a buffer can be written to in place; else Python raises, before anything is written.
+inline bool writable(const Tensor& t) {
+  if (t.requires_grad() || (t.is_inference() && !c10::InferenceMode::is_enabled())) return false;
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (t.stride(d) == 0 && t.size(d) > 1) return false;
+  return true;
+}
+
 // The same or None; false for what is neither.
 inline bool optional_tensor(PyObject* object, std::optional<Tensor>* value) {
   if (object == Py_None) return true;

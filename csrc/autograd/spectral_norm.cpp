@@ -158,6 +158,8 @@ PyObject* call(PyObject* const* in) {
     if (!layer.weight || !layer.u || !layer.v || !integer(item(3), &dim)) return decline();
     if (item(9) != Py_None && (!layer.sigma || layer.sigma->numel() != 1 || layer.sigma->requires_grad()))
       return decline();
+    if (stores && !(writable(*layer.u) && writable(*layer.v) && (!layer.sigma || writable(*layer.sigma))))
+      return decline();
     layers.push_back(layer);
     if (!fits(layer, *layers[0].weight, &dim)) return decline();
     rule->dims.push_back(dim);

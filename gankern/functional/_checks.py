@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from gankern.core.dispatch import FLOATING, NAMES, short
 
@@ -21,6 +22,20 @@ def floating(function: str, argument: str, x: Any) -> None:
     if x.dtype not in FLOATING:
         accepted = ", ".join(short(d) for d in FLOATING)
         raise TypeError(f"{function}: {argument} is {short(x.dtype)}; accepted are {accepted}")
+
+
+def writable(function: str, argument: str, x: Tensor) -> None:
+    """Raises where a buffer cannot be updated in place: asked of all buffers before the first one is."""
+    if x.requires_grad and x.is_leaf and torch.is_grad_enabled():
+        raise ValueError(f"{function}: {argument} is updated in place, and requires a gradient; it must be a buffer")
+    if is_dynamo_compiling():
+        return
+    if x.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{function}: {argument} is updated in place, and was made in inference mode; give a clone of it"
+        )
+    if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape)):
+        raise ValueError(f"{function}: {argument} is updated in place, and is an expanded view; give a clone of it")
 
 
 def bias_of(function: str, bias: Tensor | None, x: Tensor, channels: int) -> None:

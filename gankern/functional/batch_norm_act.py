@@ -95,7 +95,7 @@ def batch_norm_act(
     check_options(NAME, momentum, eps, activation, negative_slope)
     _check_affine(x, weight, bias)
     own = training or (running_mean is None and running_var is None)
-    _check_running(x, running_mean, running_var)
+    _check_running(x, running_mean, running_var, updated=training)
     values = x.numel()
     if own and values == shape[1]:
         raise ValueError(f"{NAME}: expected more than 1 value per channel when training, got input size {tuple(shape)}")
@@ -137,7 +137,7 @@ def _check_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None
         )
 
 
-def _check_running(x: Tensor, mean: Tensor | None, var: Tensor | None) -> None:
+def _check_running(x: Tensor, mean: Tensor | None, var: Tensor | None, updated: bool) -> None:
     if (mean is None) != (var is None):
         missing = "running_mean" if mean is None else "running_var"
         raise ValueError(f"{NAME}: {missing} is None and the other is not; give both or neither")
@@ -151,3 +151,5 @@ def _check_running(x: Tensor, mean: Tensor | None, var: Tensor | None) -> None:
                 f"{NAME}: {name} has shape {tuple(values.shape)} on {values.device}; for x of shape {tuple(x.shape)} "
                 f"it must be ({x.shape[1]},) on {x.device}"
             )
+        if updated:
+            _checks.writable(NAME, name, values)

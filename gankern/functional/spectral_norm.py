@@ -158,11 +158,18 @@ def spectral_norm_group(
             return normalized
     for i, (weight, u, v) in enumerate(zip(weights, us, vs)):
         dims[i] = _check_spectral_norm(weight, u, v, dims[i], weights[0])
-    for sigma in sigmas or ():
+    if len(sigmas) != len(weights):
+        raise ValueError(f"spectral_norm: there are {len(sigmas)} sigmas for {len(weights)} weights")
+    for sigma in sigmas:
         if sigma is not None:
-            _checks.tensor("spectral_norm", "sigma", sigma)
+            _checks.floating("spectral_norm", "sigma", sigma)
             if sigma.numel() != 1:
                 raise ValueError(f"spectral_norm: sigma has shape {tuple(sigma.shape)}; it must have one value")
+    if stores:
+        for name, buffers in (("u", us), ("v", vs), ("sigma", sigmas)):
+            for x in buffers:
+                if x is not None:
+                    _checks.writable("spectral_norm", name, x)
 
     normalized, vectors, new_sigma = _spectral_norm_group(
         weights, us, vs, dims, n_power_iterations if iterates else 0, eps, rules.u_first, rules.add_eps, implementation
