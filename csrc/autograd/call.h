@@ -158,7 +158,12 @@ template <PyObject* (*body)(PyObject* const*), Py_ssize_t count>
 PyObject* entry(PyObject*, PyObject* const* arguments, Py_ssize_t given) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(given == count, "takes ", count, " arguments, got ", given);
-  return body(arguments);
+  try {
+    return body(arguments);
+  } catch (const std::bad_alloc& error) {  // torch would make a RuntimeError of it
+    PyErr_SetString(PyExc_MemoryError, error.what());
+    return nullptr;
+  }
   END_HANDLE_TH_ERRORS
 }
 

@@ -26,6 +26,9 @@ using torch::autograd::variable_list;
 bool any_defined(const Tensors& tensors) {
   return std::any_of(tensors.begin(), tensors.end(), [](const Tensor& t) { return t.defined(); });
 }
+// Kernels take no sparse gradients, as an embedding's may be; with grad mode on, the change is recorded.
+Tensor dense(const Tensor& t) { return t.defined() && t.layout() != at::kStrided ? t.to_dense() : t; }
+
 bool any_requires_grad(const Tensors& tensors) {
   return std::any_of(tensors.begin(), tensors.end(),
                      [](const Tensor& t) { return t.defined() && t.requires_grad(); });
@@ -101,6 +104,7 @@ struct Second final : OfRule {
 
   variable_list apply(variable_list&& grad_grads) override {
     if (!any_defined(grad_grads)) return variable_list(num_outputs());
+    for (Tensor& g : grad_grads) g = dense(g);
     const Tensors grads = unpack(0, outputs), kept = unpack(outputs, saved.size());
     refuse_tangents(rule->primitive(), grad_grads);
     refuse_tangents(rule->primitive(), grads);
@@ -133,6 +137,7 @@ struct First final : OfRule {
 
   variable_list apply(variable_list&& grads) override {
     if (!any_defined(grads)) return variable_list(num_outputs());
+    for (Tensor& g : grads) g = dense(g);
     const Tensors kept = unpack(0, saved.size());
     refuse_tangents(rule->primitive(), grads);
     refuse_tangents(rule->primitive(), kept);

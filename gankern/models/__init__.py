@@ -63,7 +63,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 def build(name: str, **options: Any) -> GAN:
     """The model of that name, with its options; a ValueError if there is none of that name, or no such option of it."""
     make = look_up(MODELS, name, "model")
-    for option in sorted(options.keys() & {*_DCGANS} - {*OPTIONS[name]}):
+    for option in (o for o in ("conditioning", *_DCGANS) if o in options and o not in OPTIONS[name]):
         having = [model for model, theirs in OPTIONS.items() if option in theirs]
         raise ValueError(f"{name} has no option {option}; {', '.join(having)} have")
     return make(**options)

@@ -197,10 +197,14 @@ def test_gradients_are_exact(activation, implementation):
 @pytest.mark.parametrize("slope", [0.2, -0.2])
 def test_a_second_derivative_that_does_not_exist_is_none(activation, slope):
     x, bias, g = (v.requires_grad_() for v in (values(2, 3, 4), values(3, seed=1), values(2, 3, 4, seed=2)))
-    y = GF.bias_act(x, bias, activation=activation, negative_slope=slope)
-    dx, db = grad(y, (x, bias), g, create_graph=True)
-    second = grad((dx.square().sum() + db.square().sum()), (x, bias, g), allow_unused=True)
+    inner, inner_bias = x * 1, bias * 1  # within a graph; a leaf has zeros, as torch's
+    y = GF.bias_act(inner, inner_bias, activation=activation, negative_slope=slope)
+    dx, db = grad(y, (inner, inner_bias), g, create_graph=True)
+    product = dx.square().sum() + db.square().sum()
+    second = grad(product, (inner, inner_bias, g), allow_unused=True, retain_graph=True)
     assert second[0] is None and second[1] is None and second[2] is not None
+    at_leaves = grad(product, (x, bias), allow_unused=True)
+    assert all(z is None if activation == "linear" else not z.any() for z in at_leaves)
 
 
 class Count(TorchDispatchMode):

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankern
 import gankern.functional as GF
-from gankern.core import native
+from gankern.core.native import NATIVE_MISSING
 from gankern.ops import convolution as ops
 
-native = pytest.mark.skipif(bool(native.NATIVE_MISSING), reason="needs the native library")
+native = pytest.mark.skipif(bool(NATIVE_MISSING), reason="needs the native library")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -264,7 +264,7 @@ def test_huge_values(kind):
 @pytest.mark.parametrize("implementation", ["cpu", "reference", None])
 @pytest.mark.parametrize("kind", KINDS)
 def test_empty_batch(kind, implementation):
-    if implementation == "cpu" and native.NATIVE_MISSING:
+    if implementation == "cpu" and NATIVE_MISSING:
         pytest.skip("needs the native library")
     x, w, b = tensors(kind, 0, 3, 4, 8, 8, torch.float32)
     y = KINDS[kind][0](x, w, b, implementation=implementation)
