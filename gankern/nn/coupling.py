@@ -150,7 +150,7 @@ def _doubt(module: nn.Module, samples: int, dimensions: int) -> str | None:
         return "normalises by the batch"
     if issubclass(cls, _INSTANCE_NORMS) and module.training and module.track_running_stats:
         return "keeps statistics of each batch"
-    if issubclass(cls, nn.modules.conv._ConvNd) and dimensions != len(module.kernel_size) + 2:
+    if isinstance(module, nn.modules.conv._ConvNd) and dimensions != len(module.kernel_size) + 2:
         return "may be called without a batch dimension"
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.normalized_shape[0] == samples:
         return "may normalise over the batch"
