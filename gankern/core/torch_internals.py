@@ -15,8 +15,8 @@ import torch
 
 def transformed() -> bool:
     """Whether the running call is traced (torch.jit.trace, the ONNX exporter that builds on it), exported
-    (torch.export), under a torch.func transform or in forward mode. Costs about a tenth of a microsecond; torch.compile
-    can trace it."""
+    (torch.export), under a torch.func transform or in forward mode. Asked at every call, so it
+    reads flags alone; torch.compile can trace it."""
     if torch.compiler.is_compiling():  # also while exporting
         return torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
     return (
@@ -34,8 +34,7 @@ def recomputed() -> bool:
 
 def dispatched() -> bool:
     """Whether an operator has to go through torch's dispatcher to be right, or to be seen: while torch.compile traces,
-    under a torch.func transform, in a TorchDispatchMode (FakeTensorMode is one), and under the profiler. Costs about a
-    tenth of a microsecond."""
+    under a torch.func transform, in a TorchDispatchMode (FakeTensorMode is one), and under the profiler."""
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
