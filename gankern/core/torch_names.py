@@ -90,3 +90,17 @@ def stand_ins(name: str, original: ModuleType, own: Iterable[str]) -> None:
             vars(module).update(zip(("__getattr__", "__dir__", "__all__"), stand_in(full, theirs, found)))
         sys.modules[full] = module
         setattr(package, short, module)
+
+
+def former(name: str, submodule: str, classes: Iterable[type]) -> None:
+    """Lets classes be found in a submodule of the package ``name`` where they once were: by imports, and by pickles of
+    whole modules, which name the file of each class. Beside a submodule that stands in for torch's they join it.
+
+    >>> from gankern.nn.modules.activation import PixelNorm
+    >>> PixelNorm.__module__
+    'gankern.nn.modules.pixel_norm'
+    """
+    full = f"{name}.{submodule}"
+    module = sys.modules.setdefault(full, ModuleType(full, "Classes of gankern's that were once here."))
+    setattr(sys.modules[name], submodule, module)
+    vars(module).update({cls.__name__: cls for cls in classes})

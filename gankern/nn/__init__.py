@@ -11,20 +11,27 @@ import torch.nn
 from gankern.core.torch_internals import refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.nn import functional, init, modules, utils
-from gankern.nn.modules.activation import BiasAct, BiasActPixelNorm, LeakyReLU, PixelNorm, ReLU
-from gankern.nn.modules.batch_norm_act import BatchNorm2d, BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
-from gankern.nn.modules.conditional_batch_norm import ConditionalBatchNorm2d
+from gankern.nn.modules.batch_norm_act import (
+    BatchNorm2d,
+    BatchNormAct1d,
+    BatchNormAct2d,
+    BatchNormAct3d,
+    ConditionalBatchNorm2d,
+)
+from gankern.nn.modules.bias_act import BiasAct, LeakyReLU, ReLU
 from gankern.nn.modules.convolution import (
     Conv2d,
     ConvDownsample2d,
     ConvTranspose2d,
     EqualizedConv2d,
     EqualizedLinear,
+    SubpixelConv2d,
     UpsampleConv2d,
 )
 from gankern.nn.modules.minibatch_discrimination import MinibatchDiscrimination
 from gankern.nn.modules.minibatch_stddev import MinibatchStdDev
-from gankern.nn.modules.resampling import Blur2d, FIRDownsample2d, FIRUpsample2d, SubpixelConv2d
+from gankern.nn.modules.pixel_norm import BiasActPixelNorm, PixelNorm
+from gankern.nn.modules.upfirdn2d import Blur2d, FIRDownsample2d, FIRUpsample2d
 from gankern.nn.modules.virtual_batch_norm import (
     VirtualBatchNorm1d,
     VirtualBatchNorm2d,

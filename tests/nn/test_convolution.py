@@ -133,3 +133,14 @@ def test_equalized_keeps_no_second_weight():
             layer(x.requires_grad_())
         known = {layer.weight.data_ptr(), x.data_ptr()}
         assert all(t.data_ptr() in known or t.numel() < layer.weight.numel() for t in saved)
+
+
+def test_subpixel_convolutions_are_convolutions_with_a_pixel_shuffle():
+    layer = gnn.SubpixelConv2d(5, 4, (3, 1), 2, padding=(1, 0), bias=False)
+    conv = nn.Conv2d(5, 16, (3, 1), padding=(1, 0), bias=False)
+    conv.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 5, 6, 7)
+    torch.testing.assert_close(layer(x), F.pixel_shuffle(conv(x), 2))
+    assert "upscale_factor=2" in repr(layer)
+    with pytest.raises(ValueError, match="SubpixelConv2d: upscale_factor is 1.5"):
+        gnn.SubpixelConv2d(5, 4, 3, 1.5)

@@ -3,8 +3,11 @@ same numbers, and a model file whose two import lines are changed."""
 
 import importlib
 import inspect
+import pickle
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +116,51 @@ def test_names_that_a_star_import_leaves_out():
 )
 def test_import_statements(statement):
     exec(statement, {"torch": torch})
+
+
+FORMER = {  # where layers once were
+    "activation": ["BiasAct", "BiasActPixelNorm", "LeakyReLU", "PixelNorm", "ReLU"],
+    "conditional_batch_norm": ["ConditionalBatchNorm2d"],
+    "resampling": ["Blur2d", "FIRDownsample2d", "FIRUpsample2d", "SubpixelConv2d"],
+}
+
+
+@pytest.mark.parametrize("submodule", FORMER)
+def test_former_places_of_layers(submodule):
+    full = f"gankern.nn.modules.{submodule}"
+    layers = [getattr(gnn, name) for name in FORMER[submodule]]
+    code = f"import {full} as m; from {full} import {', '.join(FORMER[submodule])}; from gankern.nn.modules import {submodule}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert [pickle.loads(f"c{full}\n{layer.__name__}\n.".encode()) for layer in layers] == layers
+    assert getattr(gnn.modules, submodule) is importlib.import_module(full)
+    assert not {"BiasAct", "PixelNorm"} & vars(nn.modules.activation).keys()  # torch's own is left alone
+
+
+def test_a_module_that_was_pickled_in_its_former_place(tmp_path):
+    """The pickle of a network names the file of each class, in plain text; so does the archive of torch.save."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        gnn.SubpixelConv2d(3, 4, 3), gnn.BiasAct(4, "tanh"), gnn.PixelNorm(), gnn.Blur2d(), gnn.ReLU()
+    )
+    x = torch.randn(2, 3, 5, 5)
+    former = {
+        "convolution": "resampling",
+        "bias_act": "activation",
+        "pixel_norm": "activation",
+        "upfirdn2d": "resampling",
+    }
+    now = pickle.dumps(network, protocol=0)
+    then = now
+    for new, old in former.items():
+        assert f"cgankern.nn.modules.{new}\n".encode() in now
+        then = then.replace(f"cgankern.nn.modules.{new}\n".encode(), f"cgankern.nn.modules.{old}\n".encode())
+    assert torch.equal(pickle.loads(then)(x), network(x))
+
+    with zipfile.ZipFile(Path(__file__).parent / "layers_in_former_places.pt") as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith("data.pkl"))
+        assert b"gankern.nn.modules.resampling" in archive.read(name)
+    saved = torch.load(Path(__file__).parent / "layers_in_former_places.pt", weights_only=False)
+    assert torch.equal(saved["network"](saved["x"]), saved["y"])
 
 
 def test_imports_stay_light():

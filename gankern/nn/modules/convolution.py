@@ -1,4 +1,4 @@
-"""Convolutions as layers: torch's two, the two that change the resolution, and those with run-time scaling."""
+"""Convolutions as layers: torch's two, those that change the resolution, and those with run-time scaling."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import gankern.functional as GF
 from gankern.functional import _checks
 from gankern.functional.convolution import check_upsampling
+from gankern.nn import init
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -313,3 +314,80 @@ class EqualizedLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gain={self.gain:.4g}"
+
+
+class SubpixelConv2d(nn.Conv2d):
+    r"""Upsamples by a convolution at low resolution that makes r * r channels for each of its outputs, which a pixel
+    shuffle then spreads out: the convolution costs r * r times less than after upsampling.
+
+    Source: Shi et al. 2016, arXiv 1609.05158; the initialisation is that of Aitken et al. 2017, arXiv 1707.02937,
+    without which the r * r kernels start unequal and make a checkerboard pattern.
+
+    Args:
+        in_channels, out_channels, kernel_size: of the whole layer; the convolution makes out_channels * r * r channels.
+        upscale_factor: r.
+        padding, dilation, groups, bias, padding_mode, device, dtype: torch.nn.Conv2d's, at low resolution.
+        icnr: start as a convolution followed by nearest-neighbour upsampling (:func:`gankern.nn.init.icnr_`); otherwise
+            as torch.nn.Conv2d does.
+
+    Shape: x is [N, in_channels, H, W], the result [N, out_channels, H' r, W' r], with H' and W' torch.nn.Conv2d's.
+
+    Parameters: weight [out_channels * r * r, in_channels / groups, ...], bias [out_channels * r * r], as a
+    torch.nn.Conv2d of that many outputs has.
+
+    Gradient order: any.
+
+    >>> SubpixelConv2d(8, 3, 3, padding=1)(torch.randn(2, 8, 16, 16)).shape
+    torch.Size([2, 3, 32, 32])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        upscale_factor: int = 2,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        *,
+        icnr: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not isinstance(upscale_factor, int) or upscale_factor < 1:
+            raise ValueError(
+                f"SubpixelConv2d: upscale_factor is {upscale_factor!r}; it must be an integer of at least 1"
+            )
+        self.upscale_factor = upscale_factor
+        self.icnr = icnr
+        super().__init__(
+            in_channels,
+            out_channels * upscale_factor**2,
+            kernel_size,
+            1,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.icnr:
+            init.icnr_(self.weight, self.upscale_factor)
+            if self.bias is not None:
+                copies = self.upscale_factor**2
+                with torch.no_grad():
+                    self.bias.copy_(self.bias[::copies].repeat_interleave(copies))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(super().forward(x), self.upscale_factor)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, upscale_factor={self.upscale_factor}, icnr={self.icnr}"

@@ -1,4 +1,4 @@
-"""Activations as layers, with and without a bias, and pixelwise normalisation."""
+"""Activations as layers, with and without a bias."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import torch
 from torch import Tensor, nn
 
 import gankern.functional as GF
-from gankern.core.torch_names import stand_in
 from gankern.functional import _checks
-from gankern.functional.bias_act import check_options as check_bias_act
-from gankern.functional.pixel_norm import check_options as check_pixel_norm
-
-__getattr__ = stand_in(__name__, nn.modules.activation)[0]  # torch has a module of this name too
+from gankern.functional.bias_act import check_options
 
 
 class ReLU(nn.ReLU):
@@ -38,7 +34,7 @@ class LeakyReLU(nn.LeakyReLU):
         return GF.leaky_relu(input, self.negative_slope, self.inplace)
 
 
-class _Biased(nn.Module):
+class Biased(nn.Module):
     """A bias, which starts at zero, and what the function that uses it is told."""
 
     def __init__(
@@ -62,7 +58,7 @@ class _Biased(nn.Module):
             )
 
 
-class BiasAct(_Biased):
+class BiasAct(Biased):
     r"""Bias, activation, gain and clamp in one pass: :func:`gankern.functional.bias_act` with a bias of its own, which
     starts at zero. For use after a convolution without one.
 
@@ -90,7 +86,7 @@ class BiasAct(_Biased):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_channels, bias, device, dtype)
-        check_bias_act("BiasAct", activation, negative_slope, gain)
+        check_options("BiasAct", activation, negative_slope, gain)
         if clamp is not None:
             _checks.number("BiasAct", "clamp", clamp, above=0)
         self.activation, self.negative_slope, self.gain, self.clamp = activation, negative_slope, gain, clamp
@@ -110,71 +106,3 @@ class BiasAct(_Biased):
         slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
         clamp = "" if self.clamp is None else f", clamp={self.clamp}"
         return f"{self.num_channels}, {self.activation}{slope}, gain={self.gain}{clamp}, bias={self.bias is not None}"
-
-
-class PixelNorm(nn.Module):
-    r"""Normalises the channels of each pixel to a mean square of 1: :func:`gankern.functional.pixel_norm`. Has no
-    parameters.
-
-    >>> PixelNorm()(torch.tensor([[3.0, 4.0]]))
-    tensor([[0.8485, 1.1314]])
-    """
-
-    def __init__(self, eps: float = 1e-8, dim: int = 1) -> None:
-        super().__init__()
-        _checks.number("PixelNorm", "eps", eps, least=0)
-        _checks.whole("PixelNorm", "dim", dim, least=-64)  # of up to 64 dimensions
-        self.eps, self.dim = eps, dim
-
-    def forward(self, input: Tensor) -> Tensor:
-        return GF.pixel_norm(input, self.eps, self.dim)
-
-    def extra_repr(self) -> str:
-        return f"eps={self.eps}, dim={self.dim}"
-
-
-class BiasActPixelNorm(_Biased):
-    r"""The tail of a layer of ProGAN's generator in one pass: bias, leaky ReLU, pixel norm;
-    :func:`gankern.functional.bias_act_pixel_norm` with a bias of its own, which starts at zero.
-
-    Args:
-        num_channels: of dimension 1.
-        activation, negative_slope, gain, eps: as the function's.
-        bias: whether there is one.
-
-    Shape: [N, num_channels, ...] to the same.
-
-    >>> BiasActPixelNorm(8)(torch.randn(2, 8, 4, 4)).shape
-    torch.Size([2, 8, 4, 4])
-    """
-
-    def __init__(
-        self,
-        num_channels: int,
-        activation: str = "leaky_relu",
-        *,
-        negative_slope: float = 0.2,
-        gain: float = 1.0,
-        eps: float = 1e-8,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(num_channels, bias, device, dtype)
-        check_pixel_norm("BiasActPixelNorm", activation, negative_slope, gain, eps)
-        self.activation, self.negative_slope, self.gain, self.eps = activation, negative_slope, gain, eps
-
-    def forward(self, input: Tensor) -> Tensor:
-        self._check(input)
-        return GF.bias_act_pixel_norm(
-            input,
-            self.bias,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            gain=self.gain,
-            eps=self.eps,
-        )
-
-    def extra_repr(self) -> str:
-        slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
-        return f"{self.num_channels}, {self.activation}{slope}, gain={self.gain}, eps={self.eps}"

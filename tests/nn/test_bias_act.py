@@ -1,4 +1,4 @@
-"""gnn.ReLU and gnn.LeakyReLU do as torch's do, in place too; BiasAct, PixelNorm, BiasActPixelNorm."""
+"""gnn.ReLU and gnn.LeakyReLU do as torch's do, in place too; BiasAct and BiasActPixelNorm."""
 
 import pytest
 import torch
@@ -110,9 +110,3 @@ def test_modules_with_a_bias():
             module(0)
     with pytest.raises(ValueError, match="activation is 'gelu'; accepted are 'linear'"):
         gnn.BiasAct(3, "gelu")
-
-
-def test_pixel_norm():
-    x = torch.randn(2, 5, 3)
-    torch.testing.assert_close(gnn.PixelNorm(1e-3, 2)(x), GF.pixel_norm(x, 1e-3, 2))
-    assert not gnn.PixelNorm().state_dict()
