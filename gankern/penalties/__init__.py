@@ -8,7 +8,7 @@
 >>> loss.backward()
 
 Each penalty is a function, and an object that remembers its options. Penalty and gradients are computed when it is
-called, and handed out in the loss's backward; see docs/gradient_penalties.md for the cost and the methods.
+called, and handed out in the loss's backward; see docs/gradient_penalty.md for the cost and the methods.
 """
 
 from gankern.penalties._common import NotCovered
