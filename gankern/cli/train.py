@@ -225,8 +225,8 @@ def train(
 
 
 def _load(model: str, data: str, size: int | None, conditioning: str | None, on_error: str) -> tuple[Any, Any]:
-    samples = data_sets.load(data, size, on_error=on_error)
     kind = "labels" if conditioning is not None else games.find(model).needs
+    samples = data_sets.load(data, size, on_error=on_error, kind=kind)
     return samples, None if kind is None else data_sets.condition(data, samples, kind, on_error)
 
 

@@ -2,7 +2,7 @@
 
 from gankern.data.batches import EndlessBatches
 from gankern.data.drawn import Outlined, Photos, Scenes, Turning
-from gankern.data.files import BrokenFile, ImageFolder, cifar10
+from gankern.data.files import BrokenFile, ImageFolder, ImagePairs, UnpairedImages, cifar10
 from gankern.data.images import DATASETS, check, condition, labels, load, resize
 from gankern.data.points import POINTS, EndlessPoints, Points
 from gankern.data.shapes import Attributes, Factors, Shapes
@@ -17,6 +17,7 @@ __all__ = [
     "EndlessPoints",
     "Factors",
     "ImageFolder",
+    "ImagePairs",
     "ImageSource",
     "Outlined",
     "Photos",
@@ -24,6 +25,7 @@ __all__ = [
     "Scenes",
     "Shapes",
     "Turning",
+    "UnpairedImages",
     "check",
     "cifar10",
     "condition",

@@ -22,14 +22,27 @@ LENGTH = 100_000
 # ---- two domains, unpaired -------------------------------------------------------------------------------------------
 
 
+class _Domain(Shapes):
+    """Shapes of one domain; their condition "unpaired" is of the other, of which no image has the same factors."""
+
+    def __init__(self, size: int, striped: bool):
+        stripes = (4.0 if size <= 32 else 6.0) if striped else 0.0
+        super().__init__(size, LENGTH, first=LENGTH * striped, fixed={"radius": 0.5, "stripes": stripes})
+        self.striped = striped
+
+    @property
+    def conditions(self) -> dict[str, ImageSource]:
+        return super().conditions | {"unpaired": _Domain(self.shape[2], not self.striped)}
+
+
 def plain(size: int = 32) -> Shapes:
     """Large shapes without stripes. The other domain is :func:`striped`; no image of one is in the other."""
-    return Shapes(size, LENGTH, fixed={"radius": 0.5, "stripes": 0.0})
+    return _Domain(size, False)
 
 
 def striped(size: int = 32) -> Shapes:
     """Large shapes with stripes, 4 up to 32 pixels and 6 beyond: as many as can be seen."""
-    return Shapes(size, LENGTH, first=LENGTH, fixed={"radius": 0.5, "stripes": 4.0 if size <= 32 else 6.0})
+    return _Domain(size, True)
 
 
 def with_stripes(images: Shapes, indices: Tensor) -> Tensor:
@@ -43,7 +56,8 @@ def with_stripes(images: Shapes, indices: Tensor) -> Tensor:
 
 
 class Outlined(Shapes):
-    """Large shapes; their condition "edges" are the outlines [1, size, size], which do not tell the hue.
+    """Large shapes; their condition "edges" are the outlines [1, size, size], which do not tell the hue. As "pairs",
+    from which a model translates, they are the same.
 
     >>> images = Outlined(32)
     >>> images.conditions["edges"][:2].shape
@@ -55,7 +69,7 @@ class Outlined(Shapes):
 
     @property
     def conditions(self) -> dict[str, ImageSource]:
-        return super().conditions | {"edges": _Edges(self)}
+        return super().conditions | {"edges": _Edges(self), "pairs": _Edges(self)}
 
 
 class _Edges(ImageSource):
@@ -227,7 +241,8 @@ def read(captions: Tensor) -> list[str]:
 class Turning(ImageSource):
     """A shape that turns by 12 degrees a frame; the sign of the last turn is drawn anew, so two futures are as likely.
 
-    An image is the fifth frame; the condition "frames" is the four before it, [12, size, size].
+    An image is the fifth frame; the condition "frames" is the four before it, [12, size, size]. As "pairs", from which
+    a model translates, they are the same.
 
     >>> Turning(32).conditions["frames"][:2].shape
     torch.Size([2, 12, 32, 32])
@@ -241,7 +256,7 @@ class Turning(ImageSource):
 
     @property
     def conditions(self) -> dict[str, ImageSource]:
-        return {"frames": _Frames(self)}
+        return {"frames": _Frames(self), "pairs": _Frames(self)}
 
     def frame(self, indices: Tensor, number: int) -> Tensor:
         """Frame 0 to 4, [N, 3, size, size]."""

@@ -5,7 +5,7 @@ for, is logged and left out.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -51,6 +51,8 @@ class ImageFolder(ImageSource):
         verify: decode every picture once now, so that a broken one is found before a training begins and not hours
             into it. Without it only the headers are read, and a picture broken further on stops at its first use.
 
+    ``labels`` are of the folders that the pictures lie in, where each is in one.
+
     Raises ``BrokenFile``, a ValueError with the file's name; FileNotFoundError for a folder without pictures.
     """
 
@@ -62,82 +64,282 @@ class ImageFolder(ImageSource):
         on_error: str = "stop",
         verify: bool = True,
     ):
-        if whole("channels", channels, 1) not in MODES:
-            raise ValueError(f"channels must be 3 (RGB) or 1 (grey), got {channels}")
-        if size is not None:
-            size = whole("size", size, least=1)
-        skip = _skips(on_error)
-        if not isinstance(folder, str | Path):
-            raise TypeError(f"folder must be a path, got {shown(folder)}")
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"there is no folder {folder}")
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        if not found:
-            raise FileNotFoundError(f"there are no pictures ({', '.join(SUFFIXES)}) below {folder}")
-        self.mode = MODES[channels]
-        self.resizes = size is not None
+        size, skip = _checked(size, channels, on_error)
+        found = _pictures(folder)
+        self.folder, self.mode, self.resizes = Path(folder), MODES[channels], size is not None
         self.paths: list[Path] = []
         side = size
         for path in found:
             with _skipping(skip):
-                width, height = self._picture(path).size if verify else self._size(path)
-                if not self.resizes and (width != height or side not in (None, width)):
-                    expected = f"{side}x{side}, as {self.paths[0]} is" if side else "a square"
-                    raise BrokenFile(
-                        f"{path} is {width}x{height}, not {expected}; pass size=... (--size N --resize) to crop every "
-                        "picture to its centre square and resize it"
-                    )
-                side = side or width
+                extent = _picture(path, self.mode).size if verify else _size(path)
+                side = size or _square(path, extent, side, self.paths)
                 self.paths.append(path)
         if not self.paths or side is None:
             raise BrokenFile(f"none of the {len(found)} pictures below {folder} can be used")
         self.shape = (len(self.paths), channels, side, side)
 
+    @property
+    def classes(self) -> list[str]:
+        """The names of the class folders: the folders in ``folder`` that hold its pictures, at any depth. A ValueError
+        where there are no two, or where a picture is in none."""
+        parts = [path.relative_to(self.folder).parts for path in self.paths]
+        outside = [path for path, part in zip(self.paths, parts) if len(part) == 1]
+        classes = sorted({part[0] for part in parts if len(part) > 1})
+        if outside or len(classes) < 2:
+            reason = f"{outside[0]} is in none" if outside else f"{classes[0]} is the only one"
+            raise ValueError(
+                f"the pictures of {self.folder} have no labels: these come from a folder for each class, two at least, "
+                f"and {reason}"
+            )
+        return classes
+
+    @property
+    def labels(self) -> Tensor:
+        """Which of the ``classes`` each picture is of, [N] int64."""
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        return torch.tensor([numbers[path.relative_to(self.folder).parts[0]] for path in self.paths])
+
     def read(self, indices: Tensor) -> Tensor:
-        size = self.shape[2]
-        pixels = np.empty((len(indices), size, size, self.shape[1]), np.float32)
-        for row, index in zip(pixels, indices.tolist(), strict=True):
-            image = self._picture(self.paths[index])
-            if self.resizes:
-                side = min(image.size)
-                left, top = (image.width - side) // 2, (image.height - side) // 2
-                image = image.crop((left, top, left + side, top + side)).resize((size, size), BICUBIC)
-            elif image.size != (size, size):
-                raise BrokenFile(f"{self.paths[index]} is not {size}x{size} any more")
-            values = np.asarray(image)
-            row[...] = values[:, :, None] if values.ndim == 2 else values
-        # Cubic interpolation overshoots, which only pictures of 8 bits cut off by themselves.
-        return scaled(torch.from_numpy(pixels).clamp_(0.0, 255.0).permute(0, 3, 1, 2)).contiguous()
+        paths = [self.paths[index] for index in indices.tolist()]
+        return _as_images(((path, _picture(path, self.mode)) for path in paths), self.shape, self.resizes)
 
-    def _size(self, path: Path) -> tuple[int, int]:
-        """Width and height as its header has them."""
-        Image = _pillow("Image").Image
 
-        with _opened(path) as image:
-            width, height = image.size
-            # PNG's own getexif would decode the picture. Pillow turns TIFF files, and their size, by itself.
-            turned = image.format != "TIFF" and Image.getexif(image).get(ORIENTATION) in SIDEWAYS
-            return (height, width) if turned else (width, height)
+# ------------------------------------------------------------------------------------------------------------
+# Two domains: pairs, and pictures without pairs
 
-    def _picture(self, path: Path) -> "Pillow.Image":
-        """A picture as PIL's image, upright: in ``mode``, or grey in floats from 0 to 255 where it has more bits."""
-        ImageOps = _pillow("ImageOps")
+DOMAINS = (("A", "B"), ("trainA", "trainB"))  # what the folders of two domains are called
 
-        with _opened(path) as image:
-            # A second picture in a camera's .jpg is a preview or a view from beside; the first is the picture.
-            if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
-                raise ValueError(f"it holds {frames} pictures: make it a file for each")
-            if reason := _unreadable(image):
-                raise ValueError(reason)
-            if image.mode in WIDE or _wide_as_integers(image):
-                return _wide(image)
-            image = ImageOps.exif_transpose(image)
-            if image.has_transparency_data:
-                image = image.convert("LA" if image.mode == "La" else "RGBA")
-                if np.asarray(image.getchannel("A")).min() < 255:
-                    raise ValueError("parts of it are transparent: put it on a background, and save it without")
-            return image.convert("RGB").convert(self.mode)
+
+class ImagePairs(ImageSource):
+    """Pictures below ``folder`` that belong together two by two: an image is the second of a pair (B), and its
+    condition "pairs" the first (A), which a model translates from.
+
+    Either the two lie in folders ``A`` and ``B`` (or ``trainA`` and ``trainB``) under one name, or, where there are no
+    such folders, side by side in one picture, A to the left. The two of a pair must be of one size. The arguments and
+    errors are :class:`ImageFolder`'s; a picture without its counterpart is a broken file.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        size: int | None = None,
+        channels: int = 3,
+        on_error: str = "stop",
+        verify: bool = True,
+    ):
+        size, skip = _checked(size, channels, on_error)
+        self.mode, self.resizes = MODES[channels], size is not None
+        self.sources: list[tuple[Path, Path]] = []  # of A and of B; one path twice where they lie side by side
+        side = size
+        for path, first, second in _pairs(folder):
+            with _skipping(skip):
+                if first is None or second is None:
+                    raise BrokenFile(f"{path} has no counterpart: the two pictures of a pair have one name in A and B")
+                extents = [_picture(p, self.mode).size if verify else _size(p) for p in dict.fromkeys((first, second))]
+                if first == second:
+                    width, height = extents[0]
+                    if width % 2:
+                        raise BrokenFile(f"{path} is {width} pixels wide: two pictures side by side are of one width")
+                    extents = [(width // 2, height)]
+                if len(set(extents)) > 1:
+                    (width, height), other = extents[0], "x".join(map(str, extents[1]))
+                    raise BrokenFile(f"{first} is {width}x{height}, and {second} {other}: pairs must be of one size")
+                side = size or _square(path, extents[0], side, [pair[0] for pair in self.sources])
+                self.sources.append((first, second))
+        if not self.sources or side is None:
+            raise BrokenFile(f"none of the pairs below {folder} can be used")
+        self.shape = (len(self.sources), channels, side, side)
+
+    @property
+    def conditions(self) -> dict[str, ImageSource]:
+        return {"pairs": _FirstOfPairs(self)}
+
+    def read(self, indices: Tensor) -> Tensor:
+        return self.read_half(indices, 1)
+
+    def read_half(self, indices: Tensor, which: int) -> Tensor:
+        """The images of A (0) or B (1)."""
+
+        def half(sources: tuple[Path, Path]) -> tuple[Path, "Pillow.Image"]:
+            image = _picture(sources[which], self.mode)
+            if sources[0] == sources[1]:
+                middle = image.width // 2
+                image = image.crop((which * middle, 0, (which + 1) * middle, image.height))
+            return sources[which], image
+
+        chosen = (self.sources[index] for index in indices.tolist())
+        return _as_images(map(half, chosen), (len(indices), *self.shape[1:]), self.resizes)
+
+
+class _FirstOfPairs(ImageSource):
+    def __init__(self, pairs: ImagePairs):
+        self.pairs, self.shape = pairs, pairs.shape
+
+    def read(self, indices: Tensor) -> Tensor:
+        return self.pairs.read_half(indices, 0)
+
+
+class _Rearranged(ImageSource):
+    """The images of a source in another order, in which one may come more than once."""
+
+    def __init__(self, images: ImageSource, order: Tensor):
+        self.images, self.order, self.shape = images, order, (len(order), *images.shape[1:])
+
+    def read(self, indices: Tensor) -> Tensor:
+        return self.images[self.order[indices]]
+
+
+class UnpairedImages(_Rearranged):
+    """Pictures of two domains that do not belong together: an image is one of the folder ``A``, and its condition
+    "unpaired" one of ``B`` (or ``trainA`` and ``trainB``), in an order that has nothing to do with its name. There are
+    as many as in the fuller folder; those of the other come again. The arguments and errors are :class:`ImageFolder`'s.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        size: int | None = None,
+        channels: int = 3,
+        on_error: str = "stop",
+        verify: bool = True,
+    ):
+        domains = _domains(folder)
+        if domains is None:
+            names = " or ".join(" and ".join(pair) for pair in DOMAINS)
+            raise FileNotFoundError(f"{folder} has no folders {names}: unpaired pictures lie in one for each domain")
+        first, second = (ImageFolder(domain, size, channels, on_error, verify) for domain in domains)
+        if first.shape[1:] != second.shape[1:]:
+            raise ValueError(
+                f"the pictures of {domains[0]} are {first.shape[2]}x{first.shape[2]}, those of {domains[1]} "
+                f"{second.shape[2]}x{second.shape[2]}; pass size=... (--size N --resize) to make them one size"
+            )
+        number = max(len(first), len(second))
+        super().__init__(first, torch.arange(number) % len(first))
+        self.second = _Rearranged(
+            second, torch.randperm(number, generator=torch.Generator().manual_seed(0)) % len(second)
+        )
+
+    @property
+    def conditions(self) -> dict[str, ImageSource]:
+        return {"unpaired": self.second}
+
+
+def _domains(folder: Path | str) -> tuple[Path, Path] | None:
+    """The folders of the two domains of ``folder``, if it has such."""
+    _check_folder(folder)
+    for names in DOMAINS:
+        there = [name for name in names if (Path(folder) / name).is_dir()]
+        if len(there) == 1:
+            missing = names[1 - names.index(there[0])]
+            raise FileNotFoundError(f"{folder} has a folder {there[0]} and no {missing}: two domains need both")
+        if there:
+            return Path(folder) / names[0], Path(folder) / names[1]
+    return None
+
+
+def _pairs(folder: Path | str) -> list[tuple[Path, Path | None, Path | None]]:
+    """Of each pair of pictures: a path to name it by, and where its first and its second are (None: nowhere)."""
+    domains = _domains(folder)
+    if domains is None:
+        return [(path, path, path) for path in _pictures(folder)]
+    named: list[dict[Path, Path]] = [{}, {}]
+    for domain, names in zip(domains, named):
+        for path in _pictures(domain):
+            name = path.relative_to(domain).with_suffix("")
+            if name in names:
+                raise BrokenFile(f"{names[name]} and {path} have one name: which of them is of a pair is not known")
+            names[name] = path
+    first, second = named
+    return [(first.get(name) or second[name], first.get(name), second.get(name)) for name in sorted({*first, *second})]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What all of them share
+
+
+def _checked(size: int | None, channels: int, on_error: str) -> tuple[int | None, bool]:
+    """The size, and whether broken files are left out."""
+    if whole("channels", channels, 1) not in MODES:
+        raise ValueError(f"channels must be 3 (RGB) or 1 (grey), got {channels}")
+    return None if size is None else whole("size", size, least=1), _skips(on_error)
+
+
+def _check_folder(folder: Path | str) -> None:
+    if not isinstance(folder, str | Path):
+        raise TypeError(f"folder must be a path, got {shown(folder)}")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+
+
+def _pictures(folder: Path | str) -> list[Path]:
+    """The pictures below a folder, in the order of their paths."""
+    _check_folder(folder)
+    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise FileNotFoundError(f"there are no pictures ({', '.join(SUFFIXES)}) below {folder}")
+    return found
+
+
+def _square(path: Path, extent: tuple[int, int], side: int | None, before: list[Path]) -> int:
+    """The side of a picture; a BrokenFile unless it is a square, of the ``side`` of those before it."""
+    width, height = extent
+    if width != height or side not in (None, width):
+        expected = f"{side}x{side}, as {before[0]} is" if side else "a square"
+        raise BrokenFile(
+            f"{path} is {width}x{height}, not {expected}; pass size=... (--size N --resize) to crop every picture to "
+            "its centre square and resize it"
+        )
+    return width
+
+
+def _as_images(pictures: Iterable[tuple[Path, "Pillow.Image"]], shape: tuple[int, ...], resizes: bool) -> Tensor:
+    """Pictures as [n, channels, size, size] in [-1, 1]: their centre squares, where they are resized."""
+    _, channels, size, _ = shape
+    rows = []
+    for path, image in pictures:
+        if resizes:
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side)).resize((size, size), BICUBIC)
+        elif image.size != (size, size):
+            raise BrokenFile(f"{path} is not {size}x{size} any more")
+        values = np.asarray(image, np.float32)
+        values = values[:, :, None] if values.ndim == 2 else values
+        rows.append(np.broadcast_to(values, (size, size, channels)))
+    pixels = np.stack(rows) if rows else np.empty((0, size, size, channels), np.float32)
+    # Cubic interpolation overshoots, which only pictures of 8 bits cut off by themselves.
+    return scaled(torch.from_numpy(pixels).clamp_(0.0, 255.0).permute(0, 3, 1, 2)).contiguous()
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height as its header has them."""
+    Image = _pillow("Image").Image
+
+    with _opened(path) as image:
+        width, height = image.size
+        # PNG's own getexif would decode the picture. Pillow turns TIFF files, and their size, by itself.
+        turned = image.format != "TIFF" and Image.getexif(image).get(ORIENTATION) in SIDEWAYS
+        return (height, width) if turned else (width, height)
+
+
+def _picture(path: Path, mode: str) -> "Pillow.Image":
+    """A picture as PIL's image, upright: in ``mode``, or grey in floats from 0 to 255 where it has more bits."""
+    ImageOps = _pillow("ImageOps")
+
+    with _opened(path) as image:
+        # A second picture in a camera's .jpg is a preview or a view from beside; the first is the picture.
+        if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
+            raise ValueError(f"it holds {frames} pictures: make it a file for each")
+        if reason := _unreadable(image):
+            raise ValueError(reason)
+        if image.mode in WIDE or _wide_as_integers(image):
+            return _wide(image)
+        image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            image = image.convert("LA" if image.mode == "La" else "RGBA")
+            if np.asarray(image.getchannel("A")).min() < 255:
+                raise ValueError("parts of it are transparent: put it on a background, and save it without")
+        return image.convert("RGB").convert(mode)
 
 
 # Pillow's names: of the formats of SUFFIXES, whatever a file is called (others run programs, or hold no pictures); of

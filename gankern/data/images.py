@@ -64,6 +64,9 @@ def _draws(name: str) -> Callable[..., ImageSource]:
     return draw
 
 
+# The condition that a folder of two domains is wanted with -> what it is read as.
+_FOLDERS: dict[str, Callable[..., ImageSource]] = {"pairs": files.ImagePairs, "unpaired": files.UnpairedImages}
+
 DATASETS: dict[str, Callable[..., Tensor | ImageSource]] = {
     "mnist5k": mnist5k,
     "digits": digits,
@@ -85,14 +88,20 @@ def check(name: str | Path) -> None:
 
 
 def load(
-    name: str | Path, size: int | None = None, channels: int | None = None, on_error: str = "stop"
+    name: str | Path,
+    size: int | None = None,
+    channels: int | None = None,
+    on_error: str = "stop",
+    kind: str | None = None,
 ) -> Tensor | ImageSource | Points:
     """Images [N, C, H, W] float32 in [−1, 1]: a data set by its name, or a folder by its path. Or points, by name.
 
     A folder is of CIFAR-10's python files if one is there, or else of pictures, which are read as they are used: the
     result is then an ``ImageSource``, which stands wherever an image tensor may. ``size`` and ``channels`` (1 or 3)
     resize and convert where the data are of others. ``on_error`` is what to do about broken files: "stop" or "skip".
-    The names in ``POINTS`` give those ``Points``, which have neither.
+    The names in ``POINTS`` give those ``Points``, which have neither. ``kind`` is the condition that the images are
+    wanted with: a folder is read as one of "pairs" (``ImagePairs``) or of "unpaired" pictures of two domains
+    (``UnpairedImages``) where that is it; see :func:`condition`.
 
     >>> load("digits").shape, load("digits", size=16).shape
     (torch.Size([1797, 1, 8, 8]), torch.Size([1797, 1, 16, 16]))
@@ -117,7 +126,7 @@ def load(
     elif any((Path(name) / file).exists() for file in files.CIFAR10_FILES):
         images, _ = files.cifar10(name, on_error)
     else:
-        return files.ImageFolder(name, size, channels or 3, on_error)
+        return _FOLDERS.get(kind or "", files.ImageFolder)(name, size, channels or 3, on_error)
     images = resize(images, size or images.shape[2])
     if channels not in (None, images.shape[1]):
         images = images.mean(1, keepdim=True) if channels == 1 else images.expand(-1, 3, -1, -1)
@@ -144,8 +153,8 @@ def resize(images: Tensor, size: int) -> Tensor:
 def condition(
     name: str | Path, samples: Tensor | ImageSource | Points, kind: str, on_error: str = "stop"
 ) -> Tensor | ImageSource:
-    """What a data set that was loaded has beside its samples, one for each, by its kind: "labels", or one of the
-    ``conditions`` of an ``ImageSource``. A ValueError says what there is.
+    """What a data set that was loaded (as this ``kind``) has beside its samples, one for each, by its kind: "labels",
+    or one of the ``conditions`` of an ``ImageSource``. A ValueError says what there is, and which data have the kind.
 
     >>> condition("digits", load("digits"), "labels")[:3].tolist()
     [0, 1, 2]
@@ -153,16 +162,28 @@ def condition(
     (100000, 13)
     """
     if kind == "labels":
-        return labels(name, on_error)
+        return samples.labels if isinstance(samples, files.ImageFolder) else labels(name, on_error)
     there = samples.conditions if isinstance(samples, ImageSource) else {}
     if kind not in there:
         have = f"it has {', '.join(there)}" if there else "it has nothing of the kind"
-        raise ValueError(f"data: {name} has no {kind}; {have}")
+        raise ValueError(f"data: {name} has no {kind}; {have}. Data with {kind}: {_having(kind)}")
     return there[kind]
 
 
+def _having(kind: str) -> str:
+    """The data that have conditions of a kind, for an error's message."""
+    names = [name for name, (make, size) in _DRAWN.items() if kind in make(size).conditions]
+    folders = {
+        "labels": ["mnist5k", "digits", "shapes", "CIFAR-10's files", "a folder with a folder for each class"],
+        "pairs": ["a folder with pictures of one name in A and B, or two side by side in each picture"],
+        "unpaired": ["a folder with folders A and B"],
+    }
+    return ", ".join(names + folders.get(kind, [])) or "none"
+
+
 def labels(name: str | Path, on_error: str = "stop") -> Tensor:
-    """The labels [N], int64, of a data set that has them, in the order of its images (loaded with this ``on_error``).
+    """The labels [N], int64, of a data set that has them, in the order of its images (loaded with this ``on_error``,
+    and those of a folder with a size; ``ImageFolder.labels`` are those of the pictures that it has).
 
     >>> labels("digits")[:5].tolist()
     [0, 1, 2, 3, 4]
@@ -177,6 +198,9 @@ def labels(name: str | Path, on_error: str = "stop") -> Tensor:
     shapes = load(name) if name in _DRAWN else None
     if isinstance(shapes, Shapes):
         return shapes.factors(torch.arange(len(shapes))).kind
+    if name in POINTS or name in _DRAWN:
+        what = "points" if name in POINTS else "images"
+        raise ValueError(f"the {what} of {name} have no labels. Data with labels: {_having('labels')}")
     if any((Path(name) / file).exists() for file in files.CIFAR10_FILES):
         return files.cifar10(name, on_error)[1]
-    raise ValueError(f"the {'points' if name in POINTS else 'images'} of {name} have no labels")
+    return files.ImageFolder(name, 1, on_error=on_error).labels

@@ -173,9 +173,10 @@ class InfoGAN(Game):
             logits = q(self.generate(noise, classes, numbers))[:, : options.classes]
             real = torch.cat([q(x.to(self.run.device)) for x in self.run.images[:].split(500)])
         guesses = real[:, : options.classes].argmax(1).cpu()
+        labels = data.condition(self.config.data, self.run.images, "labels", self.config.on_error)[:]
         return {
             "information": log(options.classes) - F.cross_entropy(logits, classes).item(),
-            "assignment_accuracy": assignment_accuracy(guesses, data.labels(self.config.data)),
+            "assignment_accuracy": assignment_accuracy(guesses, labels),
         }
 
 

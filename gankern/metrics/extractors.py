@@ -123,8 +123,9 @@ def trained(name: str = "mnist5k", size: int | None = None, seed: int = 0) -> Ex
 def train_classifier(name: str, size: int | None = None, steps: int = 250, seed: int = 0) -> tuple[Extractor, float]:
     """The classifier after ``steps`` batches of 100, and its accuracy on the images that it was not trained on."""
     steps, seed = whole("train_classifier: steps", steps, least=1), check_seed("train_classifier: seed", seed)
-    images, labels = data.load(name, size), data.labels(name)
-    assert not isinstance(images, data.Points)  # which have no labels
+    images = data.load(name, size)
+    labels = data.condition(name, images, "labels")
+    assert not isinstance(images, data.Points) and isinstance(labels, Tensor)  # points have no labels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         chosen = torch.randperm(len(images))[:5000]
