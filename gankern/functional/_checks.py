@@ -82,5 +82,11 @@ def choice(function: str, argument: str, value: Any, accepted: Iterable[str | No
         raise ValueError(f"{function}: {argument} is {value!r}; accepted are {listed}")
 
 
+def activation(function: str, value: Any, negative_slope: Any, accepted: Iterable[str]) -> None:
+    """Raises where an activation is none of those accepted (None is "linear" everywhere), or its slope no number."""
+    choice(function, "activation", value, (*accepted, None))
+    number(function, "negative_slope", negative_slope)
+
+
 def implementation(function: str, value: Any) -> None:
     choice(function, "implementation", value, (None, *NAMES))

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
+from gankern.core import activations
 from gankern.core.dispatch import short
 from gankern.core.native import nodes
 from gankern.functional import _checks
 from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
 
 NAME = "batch_norm_act"
-ACTIVATIONS = (None, "relu", "leaky_relu")
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -52,7 +52,7 @@ def batch_norm_act(
         training: whether to use the batch's statistics.
         momentum: see running_mean.
         eps: at least 0; added to the variance.
-        activation: None, "relu" or "leaky_relu".
+        activation: None or "linear" for none, "relu" or "leaky_relu".
         negative_slope: of "leaky_relu".
         implementation: see :mod:`gankern.functional`.
 
@@ -99,7 +99,7 @@ def batch_norm_act(
     values = x.numel()
     if own and values == shape[1]:
         raise ValueError(f"{NAME}: expected more than 1 value per channel when training, got input size {tuple(shape)}")
-    slope = 1.0 if activation is None else 0.0 if activation == "relu" else float(negative_slope)
+    slope = activations.slope(activation, negative_slope)
     y, stats = _batch_norm_act(x, weight, bias, running_mean, running_var, own, eps, slope, implementation)
     if training and running_mean is not None and values:
         mean, _, var = stats.unbind()  # no gradient reaches them: no need for torch.no_grad()
@@ -112,8 +112,7 @@ def batch_norm_act(
 def check_options(name: str, momentum: float, eps: float, activation: str | None, negative_slope: float) -> None:
     _checks.number(name, "momentum", momentum)
     _checks.number(name, "eps", eps, least=0)
-    _checks.choice(name, "activation", activation, ACTIVATIONS)
-    _checks.number(name, "negative_slope", negative_slope)
+    _checks.activation(name, activation, negative_slope, activations.PIECEWISE)
 
 
 def _check_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from gankern.core import activations
 from gankern.core.dispatch import short
 from gankern.core.native import nodes
 from gankern.core.torch_internals import autocasting, transformed
 from gankern.functional import _checks
 from gankern.ops import bias_act as _ops
 
-ACTIVATIONS = tuple(_ops.ACTIVATIONS)
+ACTIVATIONS = tuple(activations.ACTIVATIONS)
 
 
 def bias_act(
@@ -24,7 +25,7 @@ def bias_act(
     bias: Tensor | None = None,
     *,
     dim: int = 1,
-    activation: str = "linear",
+    activation: str | None = "linear",
     negative_slope: float = 0.2,
     gain: float = 1.0,
     clamp: float | None = None,
@@ -44,7 +45,8 @@ def bias_act(
             for float64).
         bias: [channels], of x's dtype and device; None for none.
         dim: the channels' dimension.
-        activation: "linear", "relu", "leaky_relu", "tanh", "sigmoid", "elu", "selu", "softplus" or "silu".
+        activation: "linear", "relu", "leaky_relu", "tanh", "sigmoid", "elu", "selu", "softplus" or "silu";
+            None is "linear".
         negative_slope: of "leaky_relu", for negative arguments.
         gain: a finite factor.
         clamp: greater than 0; None for none. The gradient is 0 where the result, in x's dtype, is at the clamp.
@@ -72,7 +74,7 @@ def bias_act(
         _checks.number(name, "clamp", clamp, above=0)
     if bias is not None and bias.dtype != x.dtype:  # under autocast
         bias = bias.to(x.dtype)
-    return _ops.bias_act(x, bias, dim, activation, negative_slope, gain, clamp, implementation)
+    return _ops.bias_act(x, bias, dim, activation or "linear", negative_slope, gain, clamp, implementation)
 
 
 def _for_torch(x: Tensor, implementation: str | None) -> bool:
@@ -168,7 +170,6 @@ def check_channels(name: str, x: Tensor, bias: Tensor | None, dim: int) -> int:
     return dim
 
 
-def check_options(name: str, activation: str, negative_slope: float, gain: float) -> None:
-    _checks.choice(name, "activation", activation, ACTIVATIONS)
-    _checks.number(name, "negative_slope", negative_slope)
+def check_options(name: str, activation: str | None, negative_slope: float, gain: float) -> None:
+    _checks.activation(name, activation, negative_slope, ACTIVATIONS)
     _checks.number(name, "gain", gain)

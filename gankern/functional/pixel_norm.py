@@ -5,12 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
+from gankern.core.activations import PIECEWISE
 from gankern.core.native import nodes
 from gankern.functional import _checks
 from gankern.functional.bias_act import bias_act, check_channels
 from gankern.ops.pixel_norm import pixel_norm as _pixel_norm
-
-ACTIVATIONS = ("linear", "relu", "leaky_relu")
 
 
 def pixel_norm(x: Tensor, eps: float = 1e-8, dim: int = 1, *, implementation: str | None = None) -> Tensor:
@@ -54,7 +53,7 @@ def bias_act_pixel_norm(
     bias: Tensor | None = None,
     *,
     dim: int = 1,
-    activation: str = "leaky_relu",
+    activation: str | None = "leaky_relu",
     negative_slope: float = 0.2,
     gain: float = 1.0,
     eps: float = 1e-8,
@@ -71,7 +70,7 @@ def bias_act_pixel_norm(
         x: as :func:`pixel_norm`'s.
         bias: [channels], of x's dtype and device; None for none.
         dim: the channels' dimension.
-        activation: "leaky_relu", "relu" or "linear".
+        activation: "leaky_relu", "relu" or "linear"; None is "linear".
         negative_slope: of "leaky_relu", for negative arguments. (Where it is negative, y does not tell the sign of
             x + b: this is then :func:`bias_act` followed by :func:`pixel_norm`.)
         gain: a finite factor; it matters beside eps only.
@@ -117,8 +116,7 @@ def bias_act_pixel_norm(
     return _pixel_norm(x, bias, dim, activation, negative_slope, gain, eps, implementation)
 
 
-def check_options(name: str, activation: str, negative_slope: float, gain: float, eps: float) -> None:
-    _checks.choice(name, "activation", activation, ACTIVATIONS)
-    _checks.number(name, "negative_slope", negative_slope)
+def check_options(name: str, activation: str | None, negative_slope: float, gain: float, eps: float) -> None:
+    _checks.activation(name, activation, negative_slope, PIECEWISE)
     _checks.number(name, "gain", gain)
     _checks.number(name, "eps", eps, least=0)

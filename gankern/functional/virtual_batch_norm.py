@@ -8,13 +8,12 @@ from typing import Any
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
+from gankern.core import activations
 from gankern.core.dispatch import short
 from gankern.core.native import nodes
 from gankern.functional import _checks
 from gankern.ops.virtual_batch_norm import virtual_batch_norm as _virtual_batch_norm
 from gankern.ops.virtual_batch_norm import virtual_batch_norm_statistics as _virtual_batch_norm_statistics
-
-ACTIVATIONS = (None, "relu", "leaky_relu")
 
 
 def virtual_batch_norm(
@@ -57,7 +56,7 @@ def virtual_batch_norm(
             the reference batch itself is normalised.
         weight, bias: [C] or None, of any floating dtype: gamma (None: 1) and beta (None: 0).
         eps: not negative; added to the variance.
-        activation: None, "relu" or "leaky_relu": applied to y, in the same pass.
+        activation: None or "linear" for none, "relu" or "leaky_relu": applied to y, in the same pass.
         negative_slope: of "leaky_relu".
         implementation: see the module.
 
@@ -103,7 +102,7 @@ def virtual_batch_norm(
         )
     check_options(name, eps, activation, negative_slope)
     own_share = 0.0 if ref_count is None else 1 / (ref_count + 1)
-    slope = {None: 1.0, "relu": 0.0, "leaky_relu": float(negative_slope)}[activation]
+    slope = activations.slope(activation, negative_slope)
     return _virtual_batch_norm(x, ref_mean, ref_mean_square, own_share, weight, bias, float(eps), slope, implementation)
 
 
@@ -145,8 +144,7 @@ def virtual_batch_norm_statistics(x: Tensor, *, implementation: str | None = Non
 
 def check_options(name: str, eps: float, activation: str | None, negative_slope: float) -> None:
     _checks.number(name, "eps", eps, least=0)
-    _checks.choice(name, "activation", activation, ACTIVATIONS)
-    _checks.number(name, "negative_slope", negative_slope)
+    _checks.activation(name, activation, negative_slope, activations.PIECEWISE)
 
 
 def _check_map(name: str, x: Tensor) -> None:

@@ -1,18 +1,20 @@
 """Operators and gradients of bias, activation, gain and clamp, in one pass each.
 
 Kernels: csrc/cpu/bias_act.cpp and gankern/triton/bias_act.py; csrc/cpu/activation.h has the formulas of the
-activations. What the backward needs is kept: the result, or for some activations the input.
+activations, gankern/core/activations.py their table. What the backward needs is kept: the result, or for some
+activations the input.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gankern.core import autograd, native, registry
+from gankern.core import activations, autograd, native, registry
+from gankern.core.activations import Activation
 from gankern.core.torch_internals import transformed
 from gankern.reference.bias_act import bias_act as reference
 
@@ -20,29 +22,8 @@ NAME = "bias_act"
 primitive = registry.declare(NAME, gradient_order=2)
 
 
-@dataclass(frozen=True)
-class Activation:
-    index: int  # in every kernel's table
-    keeps_input: bool  # for the backward; else the result, which costs nothing where the next layer keeps it anyway
-    curved: bool  # whether it has a second derivative
-
-
-ACTIVATIONS = {
-    "linear": Activation(0, False, False),
-    "relu": Activation(1, False, False),
-    "leaky_relu": Activation(2, False, False),
-    "tanh": Activation(3, False, True),
-    "sigmoid": Activation(4, False, True),
-    "elu": Activation(5, False, True),
-    "selu": Activation(6, False, True),
-    "softplus": Activation(7, False, True),
-    "silu": Activation(8, True, True),
-}
-# Of a negative slope: the result's sign does not tell that of the input.
-_FOLDED = Activation(9, True, False)
-
 native.nodes.set_activations(
-    [(name, a.index, a.keeps_input, a.curved) for name, a in {**ACTIVATIONS, "folded": _FOLDED}.items()]
+    [*map(astuple, activations.ACTIVATIONS.values()), ("folded", *astuple(activations.LEAKY_RELU_OF_INPUT)[1:])]
 )
 
 _ARGUMENTS = "int dim, int activation, float negative_slope, float gain, float? clamp"
@@ -127,7 +108,7 @@ def _double_backward(options, needed, grad_grads, grads, saved):
 
 
 def _pieces(options):
-    return not options[1].curved and options[1] is not ACTIVATIONS["linear"]
+    return not options[1].curved and options[1].name != "linear"
 
 
 autograd.Rule(NAME, _forward, _saved, _backward, _double_backward, pieces=_pieces)
@@ -150,9 +131,7 @@ class _InPlace(autograd._Forward):
 def _options(
     chosen: str, dim: int, name: str, negative_slope: float, gain: float, clamp: float | None
 ) -> tuple[str, Activation, tuple]:
-    activation = ACTIVATIONS[name]
-    if name == "leaky_relu" and negative_slope < 0:
-        activation = _FOLDED
+    activation = activations.row(name, negative_slope)
     return chosen, activation, (dim, activation.index, negative_slope, gain, clamp)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gankern.core import autograd, registry
+from gankern.core import activations, autograd, registry
 from gankern.core.dispatch import refuse_gradient_order
 from gankern.reference.pixel_norm import pixel_norm as reference
 
@@ -84,7 +84,7 @@ def pixel_norm(
     x: Tensor,
     bias: Tensor | None,
     dim: int,
-    activation: str,
+    activation: str | None,
     negative_slope: float,
     gain: float,
     eps: float,
@@ -94,5 +94,5 @@ def pixel_norm(
     chosen = primitive.select(x, implementation)
     if chosen == "reference":
         return reference(x, bias, dim, activation, negative_slope, gain, eps)
-    negative = {"linear": 1.0, "relu": 0.0, "leaky_relu": negative_slope}[activation]
+    negative = activations.slope(activation, negative_slope)
     return autograd.differentiate(NAME, (chosen, dim, gain, gain * negative, eps), x, bias)[0]

@@ -26,7 +26,7 @@ def bias_act(
     x: Tensor,
     bias: Tensor | None,
     dim: int,
-    activation: str,
+    activation: str | None,
     negative_slope: float,
     gain: float,
     clamp: float | None,
@@ -42,7 +42,7 @@ def bias_act(
         shape = [1] * x.ndim
         shape[dim] = -1
         x = x + bias.to(x.dtype).view(shape)
-    y = ACTIVATIONS[activation](x, negative_slope)
+    y = ACTIVATIONS[activation or "linear"](x, negative_slope)
     if gain != 1:
         y = y * gain
     if clamp is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def pixel_norm(
-    x: Tensor, bias: Tensor | None, dim: int, activation: str, negative_slope: float, gain: float, eps: float
+    x: Tensor, bias: Tensor | None, dim: int, activation: str | None, negative_slope: float, gain: float, eps: float
 ) -> Tensor:
     """y = a / sqrt(mean(a^2) + eps) with a = act(x + bias) gain and the mean over dimension ``dim``, which bias lies
     along. float16 and bfloat16 are computed in float32.

@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gankern.core.activations import KERNELS
 from gankern.triton.launch import (
     Blocks,
     ceil_div,
@@ -44,19 +45,8 @@ BLOCKS = Blocks(
     {"BLOCK": 2048, "num_warps": 8},
     {"BLOCK": 4096, "num_warps": 8},
 )
-# What ACT is, in the order of their numbers, which csrc/cpu/activation.h shares.
-ACTIVATIONS = (
-    "linear",
-    "relu",
-    "leaky_relu",
-    "tanh",
-    "sigmoid",
-    "elu",
-    "selu",
-    "softplus",
-    "silu",
-    "leaky_relu_of_input",  # of a negative slope
-)
+# What ACT is, by number.
+ACTIVATIONS = tuple(row.name for row in KERNELS)
 
 # ---- activations ------------------------------------------------------------------------------------------------
 
@@ -383,8 +373,10 @@ def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     """Calls that launch every form of the kernel."""
     x, bias = torch.empty(2, 4, 64, 64, dtype=dtype, device=device), torch.empty(4, dtype=dtype, device=device)
     # All activations in the type that mostly runs, and the longest in the others.
-    for activation in range(len(ACTIVATIONS)) if dtype == torch.float32 else (2, 7, 8):
-        options = 1, activation, 0.2, 1.5, 256.0
+    for row in KERNELS:
+        if dtype != torch.float32 and row.name not in ("leaky_relu", "softplus", "silu"):
+            continue
+        options = 1, row.index, 0.2, 1.5, 256.0
         forward(x, bias, *options)
         backward(x, x, bias, *options, True)
         double_backward(x, bias, x, x, bias, *options, True, True, True)

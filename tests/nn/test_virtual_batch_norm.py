@@ -188,6 +188,17 @@ def test_a_layer_twice_in_a_network():
         model(torch.randn(2, 4))
 
 
+def test_a_layer_is_a_network_too():
+    """The reference batch set for the layer itself, by the formula of the paper."""
+    x, reference = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(6, 4, 5, dtype=torch.float64)
+    layer = gnn.VirtualBatchNorm1d(4, dtype=torch.float64)
+    gnn.set_reference_batch(layer, reference)
+    own, share = [x.pow(k).mean(2, keepdim=True) for k in (1, 2)], 1 / 7
+    mean, square = (share * a + (1 - share) * reference.pow(k).mean((0, 2))[:, None] for k, a in enumerate(own, 1))
+    right = (x - mean) / (square - mean**2 + layer.eps).sqrt() * layer.weight[:, None] + layer.bias[:, None]
+    torch.testing.assert_close(layer(x), right)
+
+
 def test_part_of_another_network(batch):
     model = gnn.set_reference_batch(network(), batch)
     with pytest.raises(ValueError, match="layer '0.1' has a reference batch already, through the Sequential"):

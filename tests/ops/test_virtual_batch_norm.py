@@ -340,7 +340,7 @@ X, ONES = torch.ones(2, 3, 4), torch.ones(3)
         ((X, ONES, ONES, 3, torch.ones(4)), {}, "weight has shape"),
         ((X, ONES, ONES, 0), {}, "ref_count is 0; .* at least 1, or None"),
         ((X, ONES, ONES, 3), {"eps": -1e-5}, "eps is -1e-05"),
-        ((X, ONES, ONES, 3), {"activation": "gelu"}, "accepted are None, 'relu', 'leaky_relu'"),
+        ((X, ONES, ONES, 3), {"activation": "gelu"}, "accepted are 'linear', 'relu', 'leaky_relu', None"),
         ((X, ONES, ONES, 3), {"activation": "leaky_relu", "negative_slope": math.inf}, "negative_slope is inf"),
         ((torch.ones(3), ONES, ONES, 3), {}, "it must be"),
     ],

@@ -89,10 +89,11 @@ class BatchNormAct1d(BatchNormAct):
 class BatchNormAct2d(BatchNormAct):
     """:class:`torch.nn.BatchNorm2d` and the activation behind it in one pass, exact to the second order.
 
-    ``activation`` is None, "relu" or "leaky_relu" (with ``negative_slope``). All other arguments, their order and
-    defaults, the statistics and the keys of the state_dict are BatchNorm2d's: a checkpoint of either loads into the
-    other. Under DistributedDataParallel statistics are each process's own, as BatchNorm2d's are; there is no
+    ``activation`` is None or "linear", "relu" or "leaky_relu" (with ``negative_slope``). All other arguments, their
+    order and defaults, the statistics and the keys of the state_dict are BatchNorm2d's: a checkpoint of either loads
+    into the other. Under DistributedDataParallel statistics are each process's own, as BatchNorm2d's are; there is no
     synchronised form.
+
     Formula, errors and gradient order: :func:`gankern.functional.batch_norm_act`.
 
     >>> norm = BatchNormAct2d(64, negative_slope=0.2)

@@ -76,7 +76,7 @@ class BiasAct(Biased):
     def __init__(
         self,
         num_channels: int,
-        activation: str = "linear",
+        activation: str | None = "linear",
         *,
         negative_slope: float = 0.2,
         gain: float = 1.0,

@@ -50,7 +50,7 @@ class BiasActPixelNorm(Biased):
     def __init__(
         self,
         num_channels: int,
-        activation: str = "leaky_relu",
+        activation: str | None = "leaky_relu",
         *,
         negative_slope: float = 0.2,
         gain: float = 1.0,

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import gankern.functional as GF
+from gankern.core import activations
 from gankern.core.threads import PerThread
 from gankern.core.torch_internals import transformed
 from gankern.functional import _checks
+from gankern.functional.virtual_batch_norm import check_options
 from gankern.reference.virtual_batch_norm import virtual_batch_norm as reference
 
 _HOW = (
@@ -44,12 +46,7 @@ class _VirtualBatchNorm(nn.Module):
     ) -> None:
         super().__init__()
         _checks.whole(type(self).__name__, "num_features", num_features)
-        if activation not in (None, "relu", "leaky_relu"):
-            raise ValueError(
-                f"{type(self).__name__}: activation is {activation!r}; accepted are None, 'relu', 'leaky_relu'"
-            )
-        _checks.number(type(self).__name__, "eps", eps, least=0)
-        _checks.number(type(self).__name__, "negative_slope", negative_slope)
+        check_options(type(self).__name__, eps, activation, negative_slope)
         _checks.implementation(type(self).__name__, implementation)
         self.num_features = num_features
         self.eps = eps
@@ -83,11 +80,11 @@ class _VirtualBatchNorm(nn.Module):
                 f"{self.num_features} channels"
             )
         if self._network is not None and self._network.forward.value.running:
-            return self._reference(x)
+            return self._normalize_reference(x)
         mean, mean_square, count = self._statistics()
         return self._normalize(x, mean, mean_square, count if self.count_itself else None)
 
-    def _reference(self, x: Tensor) -> Tensor:
+    def _normalize_reference(self, x: Tensor) -> Tensor:
         """The reference batch itself: its statistics, kept for the forward that follows, and alone."""
         if self._now.value is not None:
             raise RuntimeError(
@@ -125,7 +122,7 @@ class _VirtualBatchNorm(nn.Module):
 
     def _normalize(self, x: Tensor, mean: Tensor, mean_square: Tensor, count: int | Tensor | None) -> Tensor:
         if isinstance(count, Tensor):
-            slope = {None: 1.0, "relu": 0.0, "leaky_relu": self.negative_slope}[self.activation]
+            slope = activations.slope(self.activation, self.negative_slope)
             share = 1 / (count.double() + 1)
             return reference(x, mean, mean_square, share, self.weight, self.bias, self.eps, slope)
         return GF.virtual_batch_norm(
@@ -193,7 +190,7 @@ class VirtualBatchNorm2d(_VirtualBatchNorm):
         num_features: C.
         eps: not negative; added to the variance.
         affine: have a weight and a bias.
-        activation: None, "relu" or "leaky_relu", in the same pass.
+        activation: None or "linear" for none, "relu" or "leaky_relu", in the same pass.
         negative_slope: of "leaky_relu".
         count_itself: an example is part of its own statistics; without, it is reference batch norm.
         implementation: see :mod:`gankern.functional`.
