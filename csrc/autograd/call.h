@@ -21,6 +21,12 @@
 
 namespace gankern::nodes {
 
+// Whether a transform of torch.func is at work.
+inline bool transformed() {
+  return c10::impl::tls_local_dispatch_key_set().included_.has(
+      c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
+
 // Whether nothing transforms, traces or watches what is called now: no torch.func transform, no mode, no
 // tracer, and no test that wants Python's way.
 bool plain();

@@ -18,7 +18,7 @@ constexpr int kDevices = 2, kDtypes = 4;
 
 // Set up once, by `start`.
 PyObject *names[kPrimitives], *registry, *thread, *wish, *last, *forward_ad, *level, *own_mode;
-bool enabled = true;
+bool enabled = false;  // until `start`
 
 // What "auto" is on a device for a dtype; asked once.
 struct Choice {
@@ -36,12 +36,7 @@ PyObject* start(PyObject* const* in) {
   registry = Py_NewRef(in[1]);
   forward_ad = Py_NewRef(in[2]);
   level = PyUnicode_InternFromString("_current_level");
-  Py_RETURN_NONE;
-}
-
-// (gankern.core.zeros.witness)
-PyObject* set_witness(PyObject* const* in) {
-  witness_function = Py_NewRef(in[0]);
+  enabled = true;
   Py_RETURN_NONE;
 }
 
@@ -134,11 +129,11 @@ PyMODINIT_FUNC PyInit__nodes() {
   static std::vector<PyMethodDef> methods;
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "gankern._nodes", "Differentiable calls in C++.",
                                    -1};
-  methods = {method("start", entry<start, 3>), method("set_witness", entry<set_witness, 1>),
-             method("set_own_mode", entry<set_own_mode, 1>), method("enable", entry<enable, 1>)};
-  for (auto add :
-       {add_batch_norm_act, add_bias_act, add_convolution, add_gradient_penalty, add_minibatch_discrimination,
-        add_minibatch_stddev, add_pixel_norm, add_spectral_norm, add_upfirdn2d, add_virtual_batch_norm})
+  methods = {method("start", entry<start, 3>), method("set_own_mode", entry<set_own_mode, 1>),
+             method("enable", entry<enable, 1>)};
+  for (auto add : {add_batch_norm_act, add_bias_act, add_convolution, add_gradient_penalty,
+                   add_minibatch_discrimination, add_minibatch_stddev, add_pixel_norm, add_spectral_norm,
+                   add_upfirdn2d, add_virtual_batch_norm, add_zeros})
     add(&methods);
   methods.push_back({nullptr, nullptr, 0, nullptr});
   definition.m_methods = methods.data();

@@ -1,21 +1,14 @@
 #include "node.h"
 
-#include <c10/core/SafePyObject.h>
-#include <torch/csrc/Exceptions.h>
-#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/python_cpp_function.h>
-#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/variable.h>
-#include <torch/csrc/utils/object_ptr.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
 #include <mutex>
 
-namespace gankern::nodes {
+#include "zeros.h"
 
-PyObject* witness_function = nullptr;
+namespace gankern::nodes {
 
 namespace {
 
@@ -54,44 +47,6 @@ struct Third final : OfRule {
   using OfRule::OfRule;
   std::string name() const override { return std::string("GankernThirdOrder_") + rule->primitive(); }
   variable_list apply(variable_list&&) override { rule->refuse_third_order(); }
-};
-
-// A gankern.core.zeros.Witness of a backward that is being recorded, or nothing.
-class Witness {
- public:
-  Witness() = default;
-  // `root`: the node of the forward.
-  explicit Witness(const NodePtr& root) {
-    const pybind11::gil_scoped_acquire gil;
-    THPObjectPtr node(torch::autograd::functionToPyObject(root));
-    THPObjectPtr seen(node ? PyObject_CallOneArg(witness_function, node.get()) : nullptr);
-    check(seen.get());
-    if (seen.get() == Py_None) return;
-    THPObjectPtr token(PyObject_GetAttrString(seen.get(), "token"));
-    check(token.get());
-    token_ = THPVariable_Unpack(token.get());
-    seen_ = std::make_unique<c10::SafePyObject>(seen.release(), getPyInterpreter());
-  }
-
-  explicit operator bool() const { return bool(seen_); }
-  const Tensor& token() const { return token_; }
-  // A gradient has come to the node that has the token.
-  void note() const {
-    const pybind11::gil_scoped_acquire gil;
-    THPObjectPtr none(PyObject_CallMethod(seen_->ptr(getPyInterpreter()), "note", nullptr));
-    check(none.get());
-  }
-
- private:
-  static void check(PyObject* result) {
-    if (result) return;
-    python_error error;
-    error.persist();
-    throw error;
-  }
-
-  std::unique_ptr<c10::SafePyObject> seen_;
-  Tensor token_;
 };
 
 // Of a gradient of first order. Keeps the gradients of the outputs, then what the forward kept.
@@ -157,7 +112,7 @@ struct First final : OfRule {
         second->depends_on(t);
         second->saved.emplace_back(t, false);
       }
-      if (rule->pieces() && witness_function) {
+      if (rule->pieces()) {
         second->witness = Witness(getptr());
         if (second->witness) second->depends_on(second->witness.token());
       }

@@ -82,9 +82,6 @@ Pointer owned(N* node) {
     return Pointer::unsafe_steal_from_new(node);
 }
 
-// gankern.core.zeros.witness, set once at import.
-extern PyObject* witness_function;
-
 // Forward mode has no rule for what runs in a backward: an error, rather than a tangent that is quietly lost.
 void refuse_tangents(const char* primitive, const Tensors& tensors);
 

@@ -8,7 +8,7 @@
 namespace gankern::nodes {
 
 // Counts up where what Python passes to a function here changes: gankern/core/native.py has the same number.
-constexpr int kInterface = 1;
+constexpr int kInterface = 2;
 
 // In the order of kNames in module.cpp.
 enum Primitive : int {
@@ -39,5 +39,6 @@ void add_pixel_norm(std::vector<PyMethodDef>* methods);
 void add_spectral_norm(std::vector<PyMethodDef>* methods);
 void add_upfirdn2d(std::vector<PyMethodDef>* methods);
 void add_virtual_batch_norm(std::vector<PyMethodDef>* methods);
+void add_zeros(std::vector<PyMethodDef>* methods);
 
 }  // namespace gankern::nodes

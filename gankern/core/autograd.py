@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from gankern.core import native, zeros
+from gankern.core import zeros
 from gankern.core.dispatch import refuse_gradient_order
-
-native.nodes.set_witness(zeros.witness)  # the C++ nodes ask it as _Forward does
 
 Tensors = Sequence[Tensor | None]
 
@@ -103,20 +101,20 @@ class _Forward(Function):
         if first_order_only():
             result = rule.backward(ctx.options, needed, grads, saved)
         else:
-            seen = zeros.witness(ctx) if rule.pieces(ctx.options) else None
-            token = None if seen is None else seen.token
-            result = apply(_Backward, ctx.name, ctx.options, needed, len(grads), seen, *grads, *saved, token)
+            result = apply(_Backward, ctx.name, ctx.options, needed, len(grads), *grads, *saved)
+            if rule.pieces(ctx.options):
+                result = tuple(y if y is None else zeros.carry(y, ctx) for y in result)
         return None, None, *result
 
 
 class _Backward(Function):
     @staticmethod
-    def forward(name: str, options: tuple, needed: Sequence[bool], outputs: int, seen: Any, *tensors: Any) -> Any:
-        return tuple(RULES[name].backward(options, needed, tensors[:outputs], tensors[outputs:-1]))
+    def forward(name: str, options: tuple, needed: Sequence[bool], outputs: int, *tensors: Any) -> Any:
+        return tuple(RULES[name].backward(options, needed, tensors[:outputs], tensors[outputs:]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.name, ctx.options, _, ctx.outputs, ctx.seen, *tensors, _ = inputs
+        ctx.name, ctx.options, _, ctx.outputs, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.present = tuple(x is not None for x in tensors)
         ctx.save_for_backward(*tensors)
@@ -124,18 +122,16 @@ class _Backward(Function):
     @staticmethod
     def backward(ctx: Any, *grad_grads: Tensor | None) -> Any:
         if all(h is None for h in grad_grads):
-            return (None,) * (6 + len(ctx.present))
-        if ctx.seen is not None:
-            ctx.seen.note()
+            return (None,) * (4 + len(ctx.present))
         rule = RULES[ctx.name]
-        needed = _needed(ctx, skip=5) if rule.asks_engine else ctx.needs_input_grad[5:-1]
+        needed = _needed(ctx, skip=4) if rule.asks_engine else ctx.needs_input_grad[4:]
         tensors = (*grad_grads, *ctx.saved_tensors)
         if first_order_only():
             n, m = len(grad_grads), len(grad_grads) + ctx.outputs
             result = rule.double_backward(ctx.options, needed, tensors[:n], tensors[n:m], tensors[m:])
         else:
             result = apply(_DoubleBackward, ctx.name, ctx.options, needed, len(grad_grads), ctx.outputs, *tensors)
-        return None, None, None, None, None, *result, None
+        return None, None, None, None, *result
 
 
 class _DoubleBackward(Function):

@@ -74,7 +74,7 @@ def _constant_in_input(original: Callable[..., Any], grad: Tensor, input: Tensor
     derivative there is zero: torch's own kernel, told that the input is a constant, does not record it."""
     result = original(grad, input.detach(), *options)
     if input.requires_grad and torch.is_grad_enabled():
-        result = zeros.carry(result, torch.autograd.graph.get_gradient_edge(input).node)
+        result = zeros.carry(result, input)
     return result
 
 

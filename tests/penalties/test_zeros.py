@@ -1,6 +1,9 @@
 """A parameter has a gradient of a penalty, one of zeros, or none, exactly where it has with torch's double backward."""
 
+import contextlib
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ import gankern
 import gankern.functional as GF
 import gankern.nn as gnn
 from gankern import penalties
+from gankern.core import native
 
 
 def conv(channels_in=3, channels_out=4, kernel=3, stride=1, padding=1):
@@ -191,8 +195,15 @@ GNN = {
 }  # fmt: skip
 
 
+@pytest.fixture(params=["C++", "Python"])
+def way(request):
+    """Who makes the zeros."""
+    with native.python_gradients() if request.param == "Python" else contextlib.nullcontext():
+        yield
+
+
 @pytest.mark.parametrize("name", GNN)
-def test_layers(name):
+def test_layers(name, way):
     torch.manual_seed(0)
     critic = GNN[name](None).double()
     twin = GNN[name]("reference").double()
@@ -202,7 +213,7 @@ def test_layers(name):
 
 @pytest.mark.parametrize("activation", ["linear", "relu", "leaky_relu", "tanh", "silu"])
 @pytest.mark.parametrize("clamp", [None, 0.5])
-def test_bias_act(activation, clamp):
+def test_bias_act(activation, clamp, way):
     def run(implementation):
         weight = X[0].mean((1, 2)).clone().requires_grad_()
         bias = torch.zeros(3, dtype=torch.float64, requires_grad=True)
@@ -217,7 +228,7 @@ def test_bias_act(activation, clamp):
     equal(run(None), run("reference"))
 
 
-def test_zeros_of_one_of_two_gradients():
+def test_zeros_of_one_of_two_gradients(way):
     """A penalty on one of two gradients: zeros go where its own graph goes."""
 
     def run(fast):
@@ -277,15 +288,21 @@ def test_lazy_r1_trains_as_torch(optimizer):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_nothing_is_kept():
-    """After a penalty neither the critic nor its graph is held by what made the zeros."""
-    import gc
-    import weakref
-
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_kept(way, fails):
+    """After a penalty neither the critic nor its graph is held by what made the zeros, nor after one that failed."""
     critic = build("convolutions")
     with gankern.fast_double_backward():
         by_hand(copy.deepcopy(critic)).backward()
-        by_hand(critic).backward()
+        if fails:
+            x = X.clone().requires_grad_()
+            y = critic(x).sum()
+            x.register_hook(lambda g: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                torch.autograd.grad(y, x, create_graph=True)
+            del x, y
+        else:
+            by_hand(critic).backward()
     gone = weakref.ref(critic[0].bias)
     del critic
     gc.collect()
