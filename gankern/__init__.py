@@ -4,17 +4,22 @@
 says what runs on this machine and what does not, with the reasons.
 """
 
+import sys
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gankern import data, diagnostics, filters, functional, losses, metrics, models, nn, penalties, training
+    from gankern import data, diagnostics, functional, losses, metrics, models, nn, penalties, theory, training
     from gankern.acceleration import accelerate, restore
     from gankern.acceleration.upsampling import replace_upsampling
     from gankern.core.dispatch import last_implementation, use_implementation
     from gankern.core.double_backward import fast_double_backward
     from gankern.core.memory import keep_freed_memory
     from gankern.core.precision import convolution_precision, get_convolution_precision, set_convolution_precision
+    from gankern.functional import filters
 
 __version__ = "0.1.0"
 
@@ -38,6 +43,7 @@ __all__ = [
     "replace_upsampling",
     "restore",
     "set_convolution_precision",
+    "theory",
     "training",
     "use_implementation",
 ]
@@ -68,9 +74,26 @@ _MODULES = frozenset(
         "models",
         "nn",
         "penalties",
+        "theory",
         "training",
     )
 )
+
+# Name -> the module that is at home elsewhere and can be imported by that name too.
+_AT_HOME = {"gankern.filters": "gankern.functional.filters"}
+
+
+class _Elsewhere(MetaPathFinder, Loader):
+    """Imports a module of ``_AT_HOME`` by its public name: the very module, and only when it is asked for."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in _AT_HOME else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        sys.modules[module.__name__] = import_module(_AT_HOME[module.__name__])
+
+
+sys.meta_path.insert(0, _Elsewhere())
 
 if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists
 

@@ -24,6 +24,7 @@ PACKAGES = (
     "models",
     "nn",
     "penalties",
+    "theory",
     "training",
 )
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 import gankern.functional as GF
-from gankern import filters
-from gankern.functional import _checks
+from gankern.functional import _checks, filters
 
 
 class _Filter(nn.Module):
