@@ -174,7 +174,8 @@ class HistoricalAverage:
     """‖θ − (1/t)·Σᵢ θᵢ‖² over the parameters θ of one player (Salimans 2016, §3.3).
 
     Call it once a step: it takes the present θ into the average (i = 1..t, the present one included) and
-    returns the penalty, whose gradient flows into θ and not into the average.
+    returns the penalty, whose gradient flows into θ and not into the average. ``update`` and ``penalty`` are the two
+    halves of that, for a step whose batch goes through the networks in parts.
 
     >>> theta = torch.nn.Parameter(torch.tensor([1.0]))
     >>> average = HistoricalAverage([theta])
@@ -190,13 +191,20 @@ class HistoricalAverage:
         self.averages = [torch.zeros_like(p) for p in self.parameters]
         self.steps = 0
 
-    def __call__(self) -> Tensor:
+    def update(self) -> None:
+        """Takes the present parameters into the average."""
         self.steps += 1
-        penalties = []
         for parameter, average in zip(self.parameters, self.averages, strict=True):
             average.lerp_(parameter.detach(), 1.0 / self.steps)
-            penalties.append((parameter - average).square().sum())
-        return torch.stack(penalties).sum()
+
+    def penalty(self) -> Tensor:
+        """The squared distance to the average as it is, a scalar."""
+        pairs = zip(self.parameters, self.averages, strict=True)
+        return torch.stack([(parameter - average).square().sum() for parameter, average in pairs]).sum()
+
+    def __call__(self) -> Tensor:
+        self.update()
+        return self.penalty()
 
     def state_dict(self) -> dict:
         return {"steps": self.steps, "averages": self.averages}

@@ -120,9 +120,33 @@ def train(
     ] = None,
     beta1: Annotated[float | None, _config(OPTIMISATION, "beta1", "Adam's first decay")] = None,
     beta2: Annotated[float | None, _config(OPTIMISATION, "beta2", "Adam's second decay")] = None,
+    momentum: Annotated[float | None, _config(OPTIMISATION, "momentum", "of sgd, at first")] = None,
+    momentum_end: Annotated[float | None, _config(OPTIMISATION, "momentum_end", "what it rises to, linearly")] = None,
+    momentum_steps: Annotated[int | None, _config(OPTIMISATION, "momentum_steps", "over so many steps")] = None,
+    lr_decay: Annotated[
+        float | None, _config(OPTIMISATION, "lr_decay", "the learning rates are divided by this after each step")
+    ] = None,
+    lr_floor: Annotated[float | None, _config(OPTIMISATION, "lr_floor", "and never fall below this")] = None,
     n_critic: Annotated[int | None, _config(OPTIMISATION, "n_critic", "discriminator steps a generator step")] = None,
     gradient_penalty: Annotated[
         float | None, _config(OPTIMISATION, "gradient_penalty", "weight of WGAN-GP's penalty")
+    ] = None,
+    zero_centered: Annotated[
+        float | None,
+        _config(OPTIMISATION, "zero_centered", "weight of the penalty with target 0 between real and fake"),
+    ] = None,
+    dragan: Annotated[
+        float | None, _config(OPTIMISATION, "dragan", "weight of DRAGAN's penalty, around real images")
+    ] = None,
+    r1: Annotated[float | None, _config(OPTIMISATION, "r1", "weight of the penalty at real images")] = None,
+    r2: Annotated[float | None, _config(OPTIMISATION, "r2", "weight of the penalty at generated images")] = None,
+    penalty_every: Annotated[
+        int | None,
+        _config(
+            OPTIMISATION,
+            "penalty_every",
+            "all penalties at every so many discriminator steps, with so many times the weight",
+        ),
     ] = None,
     clip: Annotated[
         float | None, _config(OPTIMISATION, "clip", "clamp discriminator weights to ± this after each step")
@@ -132,6 +156,28 @@ def train(
     ] = None,
     real_target: Annotated[
         float | None, _config(OPTIMISATION, "real_target", "below 1: one-sided label smoothing")
+    ] = None,
+    noisy_labels: Annotated[
+        float | None,
+        _config(
+            OPTIMISATION, "noisy_labels", "probability that a discriminator step exchanges the labels of real and fake"
+        ),
+    ] = None,
+    instance_noise: Annotated[
+        float | None,
+        _config(
+            OPTIMISATION, "instance_noise", "standard deviation of noise on all images that the discriminator sees"
+        ),
+    ] = None,
+    instance_noise_steps: Annotated[
+        int | None, _config(OPTIMISATION, "instance_noise_steps", "over which it falls linearly to 0; 0: it stays")
+    ] = None,
+    feature_matching: Annotated[
+        float | None, _config(OPTIMISATION, "feature_matching", "weight of feature matching in the generator's loss")
+    ] = None,
+    historical_average: Annotated[
+        float | None,
+        _config(OPTIMISATION, "historical_average", "weight of the distance to the average of all past weights"),
     ] = None,
     grow_steps: Annotated[
         int | None, _config(OPTIMISATION, "grow_steps", "progan: steps to train a resolution, and to fade in the next")

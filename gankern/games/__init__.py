@@ -13,9 +13,18 @@ from gankern import models
 from gankern.core.names import look_up
 from gankern.games._game import Game, Picture, Player, Run
 
-__all__ = ["Game", "Picture", "Player", "Run", "find", "for_points", "names"]
+__all__ = ["ADVERSARIAL_OPTIONS", "Game", "Picture", "Player", "Run", "find", "for_points", "names"]
 
 _ADVERSARIAL = "adversarial"
+
+# The options of every run that only a generator against a discriminator takes, unless a game says so (``Game.takes``).
+ADVERSARIAL_OPTIONS = frozenset(
+    {
+        *("clip", "gradient_penalty", "drift", "zero_centered", "dragan", "r1", "r2", "penalty_every", "n_critic"),
+        *("feature_matching", "historical_average", "noisy_labels", "instance_noise", "instance_noise_steps"),
+        *("grow_steps", "conditioning", "minibatch_discrimination", "generator_norm", "discriminator_norm"),
+    }
+)
 
 
 def names() -> dict[str, str]:

@@ -23,7 +23,7 @@ from gankern.data import ImageSource, Points, files
 from gankern.models import layers as layer_tables
 from gankern.models.conditional import CONDITIONINGS
 
-OPTIMISERS = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
+OPTIMISERS = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop, "sgd": torch.optim.SGD}
 
 # What the networks' forward passes are computed in; None is without autocast.
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,12 +50,27 @@ class Config:
     lr: float = 2e-4
     beta1: float = 0.5
     beta2: float = 0.999
-    optimiser: str = "adam"  # or "rmsprop", which has no use for beta1 and beta2
+    optimiser: str = "adam"  # or "rmsprop" or "sgd", which have no use for beta1 and beta2
+    momentum: float = 0.0  # of "sgd", at first
+    momentum_end: float | None = None  # what it rises to; None: it stays
+    momentum_steps: int = 0  # over so many steps, linearly
     decay_steps: int = 0  # the learning rates fall linearly to 0 over so many steps; 0: they stay
+    lr_decay: float = 1.0  # the learning rates are divided by this after each step
+    lr_floor: float = 0.0  # and never fall below this
     real_target: float = 1.0  # below 1: one-sided label smoothing
     clip: float | None = None  # every discriminator weight is clamped to ±clip after each of its steps
     gradient_penalty: float = 0.0  # λ of WGAN-GP's penalty
     drift: float = 0.0  # weight of the mean square of the real images' logits
+    zero_centered: float = 0.0  # weights of the other penalties of gankern.penalties
+    dragan: float = 0.0
+    r1: float = 0.0
+    r2: float = 0.0
+    penalty_every: int = 1  # penalties at every so many discriminator steps only, with so many times the weight
+    feature_matching: float = 0.0  # weight of feature matching in the generator's loss
+    historical_average: float = 0.0  # weight of the distance to the average of past weights, for both players
+    noisy_labels: float = 0.0  # probability of a discriminator step with the labels of real and fake exchanged
+    instance_noise: float = 0.0  # standard deviation of noise on all that the discriminator sees
+    instance_noise_steps: int = 0  # over which it falls linearly to 0; 0: it stays
     grow_steps: int = 0  # of a growing model: steps to train a resolution, and to fade in the next
     n_critic: int = 1  # discriminator steps for each generator step
     ema: float | None = None  # decay of the generator average that samples are drawn from; None samples the last one
@@ -98,14 +113,16 @@ class Config:
         look_up(PRECISIONS, self.precision, "precision")
         look_up(COUPLINGS, self.coupled, "coupling (coupled)")
         layer_tables.get(self.layers)
-        for name in ("steps", "batch_size", "n_critic", "threads", "checkpoint_every", "accumulate"):
+        for name in ("steps", "batch_size", "n_critic", "threads", "checkpoint_every", "accumulate", "penalty_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "clip"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {value}")
-        for name in ("gradient_penalty", "drift", "grow_steps", "decay_steps", "evaluate", "minibatch_discrimination"):
+        for name in ("gradient_penalty", "zero_centered", "dragan", "r1", "r2", "drift", "feature_matching",
+                     "historical_average", "instance_noise", "instance_noise_steps", "grow_steps", "decay_steps",
+                     "momentum_steps", "lr_floor", "evaluate", "minibatch_discrimination"):  # fmt: skip
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.evaluate_samples < 100:
@@ -123,10 +140,34 @@ class Config:
             raise ValueError(
                 f"device {self.device!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0 on"
             )
-        for name in ("beta1", "beta2", "ema"):
+        if not 1.0 <= self.lr_decay < float("inf"):
+            raise ValueError(f"lr_decay must be 1 (the learning rates stay) or more, got {self.lr_decay}")
+        if not 0.0 <= self.noisy_labels <= 1.0:
+            raise ValueError(f"noisy_labels must be a probability from 0 to 1, got {self.noisy_labels}")
+        if self.optimiser != "sgd" and (self.momentum or self.momentum_end is not None):
+            raise ValueError(f"momentum is of the optimiser sgd; {self.optimiser} has none")
+        if (self.momentum_end is not None) != (self.momentum_steps > 0):
+            raise ValueError(
+                "momentum_end and momentum_steps go together: what the momentum rises to, and over how long"
+            )
+        for name in ("beta1", "beta2", "ema", "momentum", "momentum_end"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < 1.0:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+
+        self._refuse_what_the_game_has_no_use_for()
+
+    def _refuse_what_the_game_has_no_use_for(self) -> None:
+        game = games.find(self.model)
+        for option in fields(self):
+            if option.name in games.ADVERSARIAL_OPTIONS - game.takes and getattr(self, option.name) != option.default:
+                raise ValueError(
+                    f"{option.name} is an option of a generator against a discriminator ({', '.join(models.MODELS)}); "
+                    f"{self.model} has no use for it"
+                )
+        if self.ema is not None and game.averaged is None:
+            having = [name for name in games.names() if games.find(name).averaged is not None]
+            raise ValueError(f"ema: {self.model} keeps no average; {', '.join(having)} do")
 
     @property
     def sides(self) -> tuple[str, ...]:

@@ -157,6 +157,7 @@ class Game:
     preset: ClassVar[Mapping[str, Any]] = {}  # what differs from Config's defaults
     held_out: ClassVar[float] = 0.0  # the share of the samples, a tensor, that is not trained on
     accumulates: ClassVar[bool] = False
+    takes: ClassVar[frozenset[str]] = frozenset()  # which of games.ADVERSARIAL_OPTIONS it has a use for; others raise
     averaged: ClassVar[str | None] = None  # the network whose moving average is kept where config.ema is set
 
     @dataclass(frozen=True)

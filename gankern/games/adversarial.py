@@ -7,6 +7,7 @@ computed as people write it on torch's layers, and by ``penalties.critic_step`` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -14,11 +15,12 @@ from torch import Tensor
 
 import gankern.nn as gnn
 from gankern import data as data_sets
-from gankern import losses, models
+from gankern import games, losses, models
 from gankern.data import Points
 from gankern.games import _evaluation, _growth
-from gankern.games._critic import DISCRIMINATOR_LOSSES, Objective
+from gankern.games._critic import DISCRIMINATOR_LOSSES, DRAGAN_NOISE, Objective
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run, Samples
+from gankern.models.conditional import Head
 
 REFERENCE = 64  # samples of virtual batch norm's reference batch
 DRAWN = {"images": 64, "points": 2000}  # in a picture
@@ -29,6 +31,7 @@ class Adversarial(Game):
 
     data: ClassVar[str] = "mnist5k"
     accumulates: ClassVar[bool] = True
+    takes: ClassVar[frozenset[str]] = games.ADVERSARIAL_OPTIONS
     averaged: ClassVar[str | None] = "generator"
 
     def __init__(self, run: Run) -> None:
@@ -39,8 +42,25 @@ class Adversarial(Game):
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.players = {"d": Player(("discriminator",), "discriminator"), "g": Player(("generator",), "generator")}
         self.loss = losses.get(config.loss, config.real_target)
-        self.objective = Objective(self.loss, config.gradient_penalty, config.drift)
+        self.objective = Objective(
+            self.loss,
+            config.gradient_penalty,
+            config.drift,
+            config.zero_centered,
+            config.dragan,
+            config.r1,
+            config.r2,
+        )
         self.discriminator_loss = DISCRIMINATOR_LOSSES[run.side]
+        self.step = 0
+        self.averages: dict[str, losses.HistoricalAverage] = {}
+        if config.historical_average:
+            for player, network in (("d", self.discriminator), ("g", self.generator)):
+                self.averages[player] = losses.HistoricalAverage(network.to(run.device).parameters())
+        if config.feature_matching and not any(isinstance(m, Head) for m in self.discriminator.modules()):
+            raise ValueError(
+                f"feature_matching: which features of {config.model}'s discriminator to match is not known"
+            )
 
     def start(self) -> None:
         """Sets the batches that virtual batch norm's statistics are of, if there is such a layer."""
@@ -57,6 +77,7 @@ class Adversarial(Game):
 
     def begin(self, step: int) -> bool:
         """The resolution of the coming step; a new one begins with optimisers that remember nothing (Karras 2018)."""
+        self.step = step
         if not self.config.grow_steps:
             return False
         resolution, alpha = _growth.stage(step, self.config.grow_steps, self.config.side)
@@ -67,39 +88,100 @@ class Adversarial(Game):
         return grows
 
     def moves(self) -> Iterator[tuple[str, Loss]]:
-        for _ in range(self.config.n_critic):
-            yield "d", self._discriminator_loss()
+        for i in range(self.config.n_critic):
+            yield "d", self._discriminator_loss(self.step * self.config.n_critic + i)
             if self.config.clip is not None:
                 losses.clip_weights_(self.discriminator.parameters(), self.config.clip)
         yield "g", self._generator_loss()
 
-    def _discriminator_loss(self) -> Callable[[slice], Tensor]:
+    def _discriminator_loss(self, step: int) -> Callable[[slice], Tensor]:
         config, run = self.config, self.run
+        objective = self.objective.in_turn(step, config.penalty_every)
         real, *labels = run.batch()
         if config.grow_steps:
             growing: Any = self.discriminator
             real = models.fade(data_sets.resize(real, growing.resolution), growing.alpha)
         latents = run.normal(config.latent)
-        alpha = run.uniform() if config.gradient_penalty else None
+        self.seen = [real, *labels]
+        weights = objective.penalties()
+        draws = {f"{name}_alpha": run.uniform() for name in weights if name not in ("r1", "r2")}
+        if "dragan" in weights:
+            draws["noise"] = DRAGAN_NOISE * real.std() * run.uniform(*real.shape[1:])
+        if config.noisy_labels and torch.rand(()) < config.noisy_labels:
+            objective = objective.swapped()
+        noises = [self._noise(real) for _ in range(2)] if self._noise_std() else []
+        historical = self._historical("d")
 
         def loss(part: slice) -> Tensor:
-            labels_, alpha_ = tuple(x[part] for x in labels), None if alpha is None else alpha[part]
+            labels_ = tuple(x[part] for x in labels)
             with torch.no_grad():
                 fake = self.generator(latents[part], *labels_).to(real.dtype)
-            return self.discriminator_loss(self.discriminator, real[part], fake, alpha_, labels_, self.objective)
+            pair = [real[part], fake]
+            if noises:
+                pair = [x + noise[part] for x, noise in zip(pair, noises)]
+            drawn = {name: x[part] for name, x in draws.items()}
+            return self.discriminator_loss(self.discriminator, *pair, drawn, labels_, objective) + historical()
 
         return loss
+
+    def _noise_std(self) -> float:
+        """The standard deviation of the instance noise at this step."""
+        config = self.config
+        steps = config.instance_noise_steps
+        return config.instance_noise * (max(0.0, 1.0 - self.step / steps) if steps else 1.0)
+
+    def _noise(self, like: Tensor) -> Tensor:
+        return self._noise_std() * self.run.normal(*like.shape[1:])
+
+    def _historical(self, player: str) -> Callable[[], Tensor | float]:
+        """The weighted distance of a player's parameters to the average of all that they were before his moves."""
+        if player not in self.averages:
+            return lambda: 0.0
+        self.averages[player].update()
+        return lambda: self.config.historical_average * self.averages[player].penalty()
 
     def _generator_loss(self) -> Callable[[slice], Tensor]:
         run = self.run
         latents = run.normal(self.config.latent)
         labels = [] if run.condition is None else [run.conditions()]
+        real, *of_real = self.seen
+        noises = [self._noise(real) for _ in range(2)] if self._noise_std() else []
+        historical = self._historical("g")
 
         def loss(part: slice) -> Tensor:
             labels_ = tuple(x[part] for x in labels)
-            return self.loss.generator(self.discriminator(self.generator(latents[part], *labels_), *labels_))
+            fake = self.generator(latents[part], *labels_)
+            if noises:
+                fake = fake + noises[0][part]
+            if not self.config.feature_matching:
+                return self.loss.generator(self.discriminator(fake, *labels_)) + historical()
+            with self._features() as features:
+                with torch.no_grad():
+                    seen = real[part] + noises[1][part] if noises else real[part]
+                    self.discriminator(seen, *(x[part] for x in of_real))
+                logits = self.discriminator(fake, *labels_)
+            matched = self.config.feature_matching * losses.feature_matching(*features)
+            return self.loss.generator(logits) + matched + historical()
 
         return loss
+
+    @contextmanager
+    def _features(self) -> Iterator[list[Tensor]]:
+        """What the discriminator's last layer is given in each call within: the features that are matched."""
+        features: list[Tensor] = []
+        (head,) = (m for m in self.discriminator.modules() if isinstance(m, Head))
+        hook = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+        try:
+            yield features
+        finally:
+            hook.remove()
+
+    def extra_state(self) -> dict[str, Any]:
+        return {f"{player}_average": average.state_dict() for player, average in self.averages.items()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        for player, average in self.averages.items():
+            average.load_state_dict(state[f"{player}_average"])
 
     def sample(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Samples for ``latents`` [N, latent], on the CPU, from the averaged generator if there is one."""

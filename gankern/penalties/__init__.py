@@ -32,6 +32,7 @@ from gankern.penalties._objects import (
     R2Penalty,
     ZeroCentered,
 )
+from gankern.penalties._path import PathLength, path_length
 from gankern.penalties._step import CriticStep, critic_step
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "GradientPenalty",
     "Lipschitz",
     "NotCovered",
+    "PathLength",
     "Penalty",
     "R1Penalty",
     "R2Penalty",
@@ -51,6 +53,7 @@ __all__ = [
     "gradient_penalty",
     "interpolate_samples",
     "lipschitz",
+    "path_length",
     "r1_penalty",
     "r2_penalty",
     "zero_centered",

@@ -160,20 +160,28 @@ class Trainer:
                 options |= {"betas": player.betas or (self.config.beta1, self.config.beta2), "fused": True}
             self.optimisers[name] = OPTIMISERS[kind](self.parameters(name), **options)
 
-    def _set_learning_rates(self) -> None:
-        if not self.config.decay_steps:
-            return
-        left = max(0.0, 1.0 - self.steps / self.config.decay_steps)
+    def _set_rates(self) -> None:
+        """The learning rates and momenta of the coming step."""
+        config, steps = self.config, self.steps
+        left = max(0.0, 1.0 - steps / config.decay_steps) if config.decay_steps else 1.0
+        momentum = config.momentum
+        if config.momentum_end is not None:
+            momentum += (config.momentum_end - momentum) * min(1.0, steps / config.momentum_steps)
         for name, optimiser in self.optimisers.items():
             for group in optimiser.param_groups:
-                group["lr"] = (self.game.players[name].lr or self.config.lr) * left
+                lr = self.game.players[name].lr or config.lr
+                if left != 1.0 or config.lr_decay != 1.0:
+                    lr = max(lr * left / config.lr_decay**steps, config.lr_floor)
+                group["lr"] = lr
+                if "dampening" in group:  # SGD; RMSprop's momentum is another, and stays 0
+                    group["momentum"] = momentum
 
     def step(self) -> Step:
         """The moves of one step of the game."""
         with self._own_random_stream():
             if self.game.begin(self.steps):
                 self._new_optimisers()
-            self._set_learning_rates()
+            self._set_rates()
             losses = {}
             seconds = dict.fromkeys(self.game.players, 0.0)
             moves, start = self.game.moves(), self._now()
@@ -280,13 +288,14 @@ class Trainer:
         return perf_counter()
 
 
-KEPT = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "rmsprop": {"step", "square_avg"}}  # of each parameter
+# Of each parameter.
+KEPT = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "rmsprop": {"step", "square_avg"}, "sgd": {"momentum_buffer"}}
 
 
 def _check_optimiser(name: str, optimiser: torch.optim.Optimizer, options: dict) -> None:
     """Raises unless an optimiser that was loaded has this run's ``options``, and keeps what its step counts on."""
     (group,) = optimiser.param_groups
-    for option in options.keys() & group.keys() - {"params", "lr"}:
+    for option in options.keys() & group.keys() - {"params", "lr", *({"momentum"} if "dampening" in group else ())}:
         if group[option] != options[option]:
             raise ValueError(f"{name}: {option} must be {options[option]}, got {shown(group[option])}")
     if not 0.0 <= real(f"{name}: lr", group["lr"]) < float("inf"):

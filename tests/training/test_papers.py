@@ -56,7 +56,7 @@ def test_loss_of_a_linear_critic(side):
     real, fake = torch.randn(2, 5, 3, 2, 2, dtype=torch.float64)
     objective = Objective(losses.get("wasserstein"), gradient_penalty=7.0, drift=0.3)
     alpha = torch.rand(5, dtype=torch.float64)
-    loss = DISCRIMINATOR_LOSSES[side](critic, real, fake, alpha, (), objective)
+    loss = DISCRIMINATOR_LOSSES[side](critic, real, fake, {"gradient_penalty_alpha": alpha}, (), objective)
     weight = critic[1].weight
     d_real, d_fake = real.flatten(1) @ weight[0], fake.flatten(1) @ weight[0]
     expected = d_fake.mean() - d_real.mean() + 7.0 * (weight.norm() - 1.0) ** 2 + 0.3 * d_real.square().mean()
