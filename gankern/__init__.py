@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gankern.core.memory import keep_freed_memory
     from gankern.core.precision import convolution_precision, get_convolution_precision, set_convolution_precision
     from gankern.functional import filters
+    from gankern.training import load_generator
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "get_convolution_precision",
     "keep_freed_memory",
     "last_implementation",
+    "load_generator",
     "losses",
     "metrics",
     "models",
@@ -57,6 +59,7 @@ _LAZY = {
     "get_convolution_precision": "gankern.core.precision",
     "keep_freed_memory": "gankern.core.memory",
     "last_implementation": "gankern.core.dispatch",
+    "load_generator": "gankern.training",
     "replace_upsampling": "gankern.acceleration.upsampling",
     "restore": "gankern.acceleration",
     "set_convolution_precision": "gankern.core.precision",

@@ -22,11 +22,12 @@ COMMANDS = {
     "checkerboard": "Does a generator make checkerboards, and which of its layers does?",
     "train": "Train a GAN, on torch's layers, on gankern's, or on both side by side.",
     "sample": "Draw what a trained generator makes.",
+    "export": "Write a trained generator as ONNX, safetensors or TorchScript.",
 }
 PANELS = {
     "This machine": ("info", "verify", "bench", "report"),
     "Your model": ("accelerate", "checkerboard"),
-    "Training": ("train", "sample"),
+    "Training": ("train", "sample", "export"),
 }
 
 

@@ -14,10 +14,10 @@ from gankern.cli._choose import check_output, choice
 from gankern.cli._fail import fail
 from gankern.core.arguments import seed as check_seed
 from gankern.core.files import write_json
-from gankern.games import Game
 from gankern.models.layers import LAYERS
 from gankern.training import CHECKPOINT, TrainingError, pictures
 from gankern.training import checkpoint as checkpoints
+from gankern.training.export import drawing
 
 
 def checkerboard(
@@ -88,29 +88,9 @@ def _generator(
             raise ValueError(f"{path} holds {' and '.join(saved.trainers)} layers, --layers {side} was asked for")
         game = checkpoints.game(saved, side)
         if game.averaged is None:
-            network, inputs = _drawing(game)
+            network, inputs = drawing(game)
             return network, saved.config, inputs
         return game.average(), saved.config, None
     if ":" not in target:
         raise ValueError(f"{target!r} is neither a file or folder nor module:factory (for instance my_model:Generator)")
     return _target.make(target), None, None
-
-
-def _drawing(game: Game) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    """The network that makes a game's pictures, and what it was called with."""
-    calls: list[tuple[nn.Module, tuple[torch.Tensor, ...]]] = []
-
-    def note(network: nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
-        if isinstance(output, torch.Tensor) and output.ndim == 4:
-            calls.append((network, inputs))
-
-    hooks = [network.register_forward_hook(note) for network in game.networks.values()]
-    try:
-        game.pictures()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not calls:
-        raise ValueError(f"no network of {game.config.model} makes pictures [N, C, H, W]")
-    network, inputs = calls[-1]
-    return network, tuple(x.clone() for x in inputs)

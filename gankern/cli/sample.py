@@ -3,14 +3,17 @@
 import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
-from torch import Tensor
+from rich.progress import Progress
+from torch import Tensor, nn
 
+from gankern import training
 from gankern.cli._choose import check_output, choice
 from gankern.cli._fail import fail
 from gankern.core.arguments import seed as check_seed
@@ -26,7 +29,19 @@ COLUMNS = 8
 def sample(
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a run, or the run's folder", show_default=False)],
     out: Annotated[Path, typer.Option(help="the PNG to write; with --animate the GIF")] = Path("samples.png"),
-    num: Annotated[int, typer.Option(min=1, help="number of images")] = 64,
+    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="how many")] = 64,
+    num: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,  # what --samples was called
+    each: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER|FILE.npz",
+            help="write the samples one by one instead: PNG files in a new folder, or arrays (arr_0: uint8 "
+            "N x H x W x C, and arr_1, the labels, of a conditional model)",
+            show_default="one picture, --out",
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="so many at a time")] = 64,
+    device: Annotated[str, typer.Option(help="where they are computed: cpu, cuda, cuda:1, ...")] = "cpu",
     seed: Annotated[int, typer.Option(help="decides the latents")] = 0,
     interpolate: Annotated[
         bool, typer.Option("--interpolate", help="each row of eight goes from one latent to another")
@@ -50,21 +65,28 @@ def sample(
         str | None, choice(LAYERS, "which side of a comparison", show_default="the last of those there are")
     ] = None,
 ) -> None:
-    """Draw NUM samples from a checkpoint's generator as one picture."""
+    """Draw samples from a checkpoint's generator: as one picture, or with --each one by one."""
     path = checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint
     console = Console()
+    samples = num or samples
     try:
         if interpolate + animate + (arithmetic is not None) > 1:
             raise ValueError("one of --interpolate, --arithmetic and --animate at a time")
+        if each is not None and (animate or interpolate or arithmetic is not None):
+            raise ValueError("--each is of samples alone: no --interpolate, --arithmetic or --animate")
         if animate and out == Path("samples.png"):
             out = out.with_suffix(".gif")
         check_seed("--seed", seed)
-        if not animate:
+        training.check_device(device)
+        if each is not None:
+            pictures.check_each(each)
+        elif not animate:
             pictures.check_can_draw()
-        pictures.format_of(out, pictures.ANIMATIONS if animate else pictures.FORMATS)
-        if not out.parent.is_dir():
-            raise ValueError(f"--out {out}: cannot be written: {os.strerror(errno.ENOENT)}")
-        check_output("--out", out)
+        if each is None:
+            pictures.format_of(out, pictures.ANIMATIONS if animate else pictures.FORMATS)
+            if not out.parent.is_dir():
+                raise ValueError(f"--out {out}: cannot be written: {os.strerror(errno.ENOENT)}")
+            check_output("--out", out)
         saved = checkpoints.load(path)
         if animate:
             frames = sorted((path.parent / "samples").glob("step-*.png"))
@@ -80,33 +102,48 @@ def sample(
             raise ValueError(f"{path} holds {' and '.join(saved.trainers)} layers, --layers {side} was asked for")
         game = checkpoints.game(saved, side)
         if game.averaged is None:
-            if interpolate or arithmetic is not None or label is not None:
+            if interpolate or arithmetic is not None or label is not None or each is not None:
                 raise ValueError(
-                    f"{saved.config.model} draws its samples itself: no --interpolate, --arithmetic or --label"
+                    f"{saved.config.model} draws its samples itself: no --interpolate, --arithmetic, --label or --each"
                 )
             drawn = game.pictures()
             pictures.save_samples(out, drawn)
             told = f"{', '.join(drawn)} of {saved.config.model} after {saved.step} steps: {out}"
             console.print(told, soft_wrap=True, markup=False)
             return
-        latents = torch.randn(num, saved.config.latent, generator=torch.Generator().manual_seed(seed))
+        latents = torch.randn(samples, saved.config.latent, generator=torch.Generator().manual_seed(seed))
         if interpolate:
-            latents = paths(latents)[:num]
+            latents = paths(latents)[:samples]
         elif arithmetic is not None:
             latents = terms(arithmetic, latents)
         labels = _labels(saved.config.num_classes, label, len(latents))
-        with torch.no_grad():
-            samples = game.average()(latents, *labels)
-        if samples.ndim == 2:
+        network = game.average().to(device)
+        batches = _drawn(network, (latents, *labels), batch_size, torch.device(device), console)
+        if each is not None:
+            pictures.save_each(each, batches, *labels)
+            out = each
+        elif saved.config.size is None:
             title = f"{saved.config.model} after {saved.step} steps"
-            pictures.save_samples(out, {title: Picture(samples, modes=POINTS[saved.config.data].modes)})
+            modes = getattr(POINTS.get(saved.config.data), "modes", None)
+            pictures.save_samples(out, {title: Picture(torch.cat(list(batches)), modes=modes)})
         else:
-            pictures.save_grid(out, samples, COLUMNS)
+            pictures.save_grid(out, torch.cat(list(batches)), COLUMNS)
     except (OSError, ValueError, ImportError, TrainingError) as error:
         fail(error)
     console.print(
         f"{len(latents)} samples of {saved.config.model} after {saved.step} steps: {out}", soft_wrap=True, markup=False
     )
+
+
+def _drawn(
+    network: nn.Module, inputs: tuple[Tensor, ...], batch_size: int, device: torch.device, console: Console
+) -> Iterator[Tensor]:
+    """What the network makes of its inputs, a batch at a time, on the CPU; a terminal sees how far it is."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress, torch.no_grad():
+        bar = progress.add_task("drawing", total=len(inputs[0]))
+        for parts in zip(*(x.split(batch_size) for x in inputs)):
+            yield network(*(x.to(device) for x in parts)).cpu()
+            progress.update(bar, advance=len(parts[0]))
 
 
 def _labels(classes: int, label: int | None, number: int) -> tuple[Tensor, ...]:
@@ -149,7 +186,9 @@ def terms(expression: str, latents: Tensor) -> Tensor:
     chosen = [[int(number) for number in part.split(",")] for part in re.split("[+-]", expression)]
     wrong = [number for part in chosen for number in part if number >= len(latents)]
     if wrong:
-        raise ValueError(f"--arithmetic: there are images 0 to {len(latents) - 1}, not {wrong[0]}; --num makes more")
+        raise ValueError(
+            f"--arithmetic: there are images 0 to {len(latents) - 1}, not {wrong[0]}; --samples makes more"
+        )
     means = torch.stack([latents[part].mean(0) for part in chosen])
     length = torch.cat([latents[part] for part in chosen]).norm(dim=1).mean()
     total = (torch.tensor(signs)[:, None] * means).sum(0, keepdim=True)

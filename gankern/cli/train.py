@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,6 +81,25 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="also log to OUT/tensorboard", rich_help_panel=RUN)
     ] = False,
+    keep: Annotated[int | None, _config(RUN, "keep", "earlier checkpoints to keep, in OUT/snapshots")] = None,
+    best: Annotated[
+        str | None,
+        _config(
+            RUN,
+            "best",
+            "keep the best checkpoint by a figure of merit, as OUT/best.pt: fid, swd, ..., or max:NAME, min:NAME",
+            metavar="FIGURE",
+        ),
+    ] = None,
+    start_from: Annotated[
+        str | None,
+        _config(
+            RUN,
+            "start_from",
+            "begin with another run's weights, and its options where none are given here",
+            metavar="RUN",
+        ),
+    ] = None,
     on_error: Annotated[
         str | None,
         _config(RUN, "on_error", "at a broken file of the data: stop, or leave it out", among=("stop", "skip")),
@@ -228,6 +247,8 @@ def train(
         given["options"] = _own_options(option or ()) or None
         if config is not None:
             given |= {n: value for n, value in training.read_options(config).items() if given[n] is None}
+        if start_from is not None and not resume:
+            given = _beginning(start_from, given)
         model, data = given.pop("model"), given.pop("data")
         given_data = data
         if model is None and not (resume and out):
@@ -268,6 +289,13 @@ def train(
         soft_wrap=True,
         markup=False,
     )
+
+
+def _beginning(run: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Options, and where none is given that of the run whose weights are the first ones."""
+    before = asdict(training.find_run(run)[0])
+    left = ("channels", "num_classes", "start_from", "keep", "best", "compare", "layers")  # the data's, and this run's
+    return given | {n: before[n] for n, value in given.items() if value is None and n not in left}
 
 
 def _load(model: str, data: str, size: int | None, conditioning: str | None, on_error: str) -> tuple[Any, Any]:

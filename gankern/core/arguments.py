@@ -76,7 +76,7 @@ def labels(name: str, value: Any, number: int | None = None, classes: int | None
     tensor(name, value)
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise ValueError(f"{name} must be integers, got {shown(value)}")
-    if value.ndim != 1 or (number is not None and len(value) != number):
+    if value.ndim != 1 or (number is not None and value.shape[0] != number):
         wanted = "[N] integers" if number is None else f"{number} integers, one a sample"
         raise ValueError(f"{name} must be {wanted}, got {tuple(value.shape)} of {value.dtype}")
     if value.device.type == "cpu" and not torch.compiler.is_compiling():

@@ -92,6 +92,9 @@ class Config:
     checkpoint_every: int = 200
     options: dict[str, Any] = field(default_factory=dict)  # the game's own, see its Options
     on_error: str = "stop"  # at a broken file of the data; "skip" leaves it out
+    keep: int = 0  # checkpoints that are kept as snapshots, the last ones
+    best: str | None = None  # the figure of merit by which the best checkpoint is kept; see ``best_of``
+    start_from: str | None = None  # another run, whose networks' weights are the first ones
 
     @property
     def side(self) -> int:
@@ -107,7 +110,6 @@ class Config:
         check_seed("seed", self.seed)
         files.check_on_error(self.on_error)
         games.find(self.model).options_of(self.model, self.options)
-        data.check(self.data)
         losses.get(self.loss, self.real_target)
         look_up(OPTIMISERS, self.optimiser, "optimiser")
         look_up(PRECISIONS, self.precision, "precision")
@@ -122,24 +124,18 @@ class Config:
                 raise ValueError(f"{name} must be a positive number, got {value}")
         for name in ("gradient_penalty", "zero_centered", "dragan", "r1", "r2", "drift", "feature_matching",
                      "historical_average", "instance_noise", "instance_noise_steps", "grow_steps", "decay_steps",
-                     "momentum_steps", "lr_floor", "evaluate", "minibatch_discrimination"):  # fmt: skip
+                     "momentum_steps", "lr_floor", "evaluate", "minibatch_discrimination", "keep"):  # fmt: skip
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.evaluate_samples < 100:
             raise ValueError(f"evaluate_samples must be at least 100, got {self.evaluate_samples}")
         if self.grow_steps and self.model not in models.GROWING:
             raise ValueError(f"grow_steps is for {', '.join(models.GROWING)}; {self.model} does not grow")
-        if self.features is not None and not Path(self.features).is_file():
-            raise ValueError(f"features: there is no TorchScript file {self.features}")
-        if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", self.device):
-            raise ValueError(f"device must be cpu, cuda or cuda:N, got {self.device!r}")
-        device = torch.device(self.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {self.device!r}: this torch ({torch.__version__}) finds no CUDA device")
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(
-                f"device {self.device!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0 on"
-            )
+        if self.best is not None:
+            best_of(self.best)
+            if not self.evaluate:
+                raise ValueError(f"best={self.best} needs figures of merit: evaluate must be at least 1 (--evaluate 1)")
+        _check_device_name(self.device)
         if not 1.0 <= self.lr_decay < float("inf"):
             raise ValueError(f"lr_decay must be 1 (the learning rates stay) or more, got {self.lr_decay}")
         if not 0.0 <= self.noisy_labels <= 1.0:
@@ -187,6 +183,51 @@ class Config:
             if getattr(self, name):
                 options[name] = getattr(self, name)
         return options
+
+
+def check_here(config: Config) -> None:
+    """Raises unless this machine has what a run is computed with; a configuration is read where it is not, too."""
+    if config.features is not None and not Path(config.features).is_file():
+        raise ValueError(f"features: there is no TorchScript file {config.features}")
+    check_device(config.device)
+
+
+def check_device(name: str) -> None:
+    """Raises unless that is a device of this machine: cpu, cuda or cuda:N."""
+    _check_device_name(name)
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r}: this torch ({torch.__version__}) finds no CUDA device")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0 on")
+
+
+def _check_device_name(name: str) -> None:
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}")
+
+
+# Figures of merit that are better the higher they are; all others that are known here, the lower.
+HIGHER = ("inception_score", "modes_covered", "high_quality", "precision", "recall", "accuracy", "diversity")
+LOWER = ("fid", "kid", "swd", "sliced_wasserstein", "wasserstein_estimate")
+
+
+def best_of(best: str) -> tuple[str, int]:
+    """The figure of merit by which a checkpoint is the best, and 1 where it is better the higher, -1 the lower.
+
+    What a game has of its own is named with its direction.
+
+    >>> best_of("fid"), best_of("inception_score"), best_of("max:purity")
+    (('fid', -1), ('inception_score', 1), ('purity', 1))
+    """
+    direction, colon, name = best.partition(":")
+    if colon and name and direction in ("min", "max"):
+        return name, 1 if direction == "max" else -1
+    if best in HIGHER + LOWER:
+        return best, 1 if best in HIGHER else -1
+    raise ValueError(
+        f"best must be one of {', '.join(LOWER + HIGHER)}, or min:NAME or max:NAME for another figure, got {best!r}"
+    )
 
 
 def _types(field: Field) -> tuple[type, ...]:
@@ -291,7 +332,7 @@ def preset(model: str) -> Mapping[str, Any]:
 
 
 # What a resumed run may change: how far and how often, not what is computed.
-MAY_CHANGE_ON_RESUME = ("steps", "threads", "checkpoint_every", "evaluate", "tensorboard")
+MAY_CHANGE_ON_RESUME = ("steps", "threads", "checkpoint_every", "evaluate", "tensorboard", "device", "keep", "best")
 
 
 def configure(
@@ -335,7 +376,9 @@ def configure(
         labels = check_labels("labels", labels, len(samples))
     if labels is not None and (options.get("conditioning") is not None or game.needs is not None):
         options["num_classes"] = int(labels.max()) + 1 if len(labels.shape) == 1 else labels.shape[1]
-    return Config(model=model, data=data_name, channels=channels, **options)
+    config = Config(model=model, data=data_name, channels=channels, **options)
+    check_here(config)
+    return config
 
 
 def reconfigure(saved: Config, **given: Any) -> Config:
@@ -347,7 +390,9 @@ def reconfigure(saved: Config, **given: Any) -> Config:
                 f"the checkpoint was trained with {name}={getattr(saved, name)}, not {name}={value}: "
                 f"a resumed run may only change {', '.join(MAY_CHANGE_ON_RESUME)}"
             )
-    return Config(**asdict(saved) | given)
+    config = Config(**asdict(saved) | given)
+    check_here(config)
+    return config
 
 
 # Found out from the data, so a file that has them may be for other data.

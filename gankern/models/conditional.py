@@ -80,7 +80,7 @@ class _WithLabels(nn.Module):
         if labels is None:
             raise ValueError(f"this model has {self.num_classes} classes: call it with labels, [N] integers")
         # Values on another device than the CPU are not looked at, which would wait for it: the lookup itself fails.
-        labels = check_labels("labels", labels, len(tensor("the model's input", x)), self.num_classes)
+        labels = check_labels("labels", labels, tensor("the model's input", x).shape[0], self.num_classes)
         if self.append:
             onehot = F.one_hot(labels, self.num_classes).to(x.dtype)
             onehot = onehot.view(*onehot.shape, *(1 for _ in x.shape[2:])).expand(-1, -1, *x.shape[2:])

@@ -6,18 +6,22 @@ from gankern.games._config import (
     PRECISIONS,
     PRESETS,
     Config,
+    check_device,
     configure,
     read_options,
     reconfigure,
 )
-from gankern.training.checkpoint import Checkpoint, CheckpointError, TrainingError
+from gankern.training.checkpoint import CHECKPOINT, Checkpoint, CheckpointError, TrainingError, load_generator
+from gankern.training.export import KINDS as EXPORTS
+from gankern.training.export import export
 from gankern.training.graphed import GraphedStep
-from gankern.training.loop import CHECKPOINT, Diverged, Interrupted, OutputInUse, OutputLost, find_run, train
+from gankern.training.loop import Diverged, Interrupted, OutputInUse, OutputLost, find_run, train
 from gankern.training.trainer import Trainer
 
 __all__ = [
     "CHECKPOINT",
     "COUPLINGS",
+    "EXPORTS",
     "OPTIMISERS",
     "PRECISIONS",
     "PRESETS",
@@ -31,8 +35,11 @@ __all__ = [
     "OutputLost",
     "Trainer",
     "TrainingError",
+    "check_device",
     "configure",
+    "export",
     "find_run",
+    "load_generator",
     "read_options",
     "reconfigure",
     "train",

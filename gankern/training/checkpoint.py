@@ -15,8 +15,9 @@ import io
 import json
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from gankern.core.arguments import real, shown, whole
 from gankern.core.files import write_bytes
 from gankern.games import Game, Run
 from gankern.games._config import Config
+from gankern.models import layers as layer_tables
 
+CHECKPOINT = "checkpoint.pt"  # in a run's folder
 FORMAT = "gankern-checkpoint"
 VERSION = 3
 
@@ -54,11 +57,16 @@ class Checkpoint:
 
 def save(path: Path | str, checkpoint: Checkpoint) -> None:
     """Write a checkpoint. A crash, a kill or a full disk at any moment leaves the one from before."""
+    write_bytes(path, content_of(checkpoint))
+
+
+def content_of(checkpoint: Checkpoint) -> bytes:
+    """What the file of a checkpoint holds."""
     content = {"format": FORMAT, "version": VERSION, **vars(checkpoint), "config": asdict(checkpoint.config)}
     # Serialised in memory first: torch.save into a full disk dies inside C++ without saying "no space left".
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_bytes(path, _sealed(buffer.getvalue()))
+    return _sealed(buffer.getvalue())
 
 
 # A zip archive ends with a record of 22 bytes, the last two of which are the length of a comment that follows it. The
@@ -87,8 +95,15 @@ def _is_whole(content: bytes) -> bool:
 
 
 def load(path: Path | str) -> Checkpoint:
-    """Read a checkpoint, its tensors to the CPU, and leave the file alone; a CheckpointError says what is wrong."""
+    """Read a checkpoint, or that of a run's folder, its tensors to the CPU, and leave the file alone.
+
+    Raises: CheckpointError, which says what is wrong.
+    """
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"path must be that of a run's folder or of a checkpoint, got {shown(path)}")
     path = Path(path)
+    if path.is_dir():
+        path = path / CHECKPOINT
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     foreign = CheckpointError(f"{path} is not a checkpoint of `gankern train`, or it is damaged")
@@ -159,7 +174,8 @@ def _config(options: dict[str, Any]) -> Config:
 
 # Options that earlier runs of this layout did not have: their defaults are what those runs did.
 LATER = {
-    *("options", "on_error", "momentum", "momentum_end", "momentum_steps", "lr_decay", "lr_floor"),
+    *("options", "on_error", "keep", "best", "start_from"),
+    *("momentum", "momentum_end", "momentum_steps", "lr_decay", "lr_floor"),
     *("zero_centered", "dragan", "r1", "r2", "penalty_every"),
     *("feature_matching", "historical_average", "noisy_labels", "instance_noise", "instance_noise_steps"),
 }
@@ -190,8 +206,29 @@ def restore(part: Any, state: dict | None, path: Path, side: str) -> None:
         raise CheckpointError(f"{path}: the state of the {side} side does not fit: {_sentence(error)}") from error
 
 
-def game(checkpoint: Checkpoint, side: str) -> Game:
+def start_from(path: Path | str, networks: Mapping[str, nn.Module], average: nn.Module | None, side: str) -> None:
+    """Gives networks, and their moving average, the weights that another run's have."""
+    saved = load(path)
+    found = side_of(saved, side)
+    for name, network in networks.items():
+        restore(network, saved.trainers[found].get(name), Path(path), found)
+    if average is not None:
+        averaged = saved.trainers[found].get("average")
+        if averaged is None:  # that run kept none: the average of weights that have not moved is the weights
+            trained = games.find(saved.config.model).averaged
+            averaged = AveragedModel(networks[trained or ""]).state_dict()
+        restore(average, averaged, Path(path), found)
+
+
+def side_of(checkpoint: Checkpoint, layers: str | None = None) -> str:
+    """Which side of a run is looked at: that of the layers, where it was trained, or else the last that there is."""
+    return layers if layers in checkpoint.trainers else checkpoint.config.sides[-1]
+
+
+def game(checkpoint: Checkpoint, side: str, layers: str | None = None) -> Game:
     """The game as it stood, in evaluation mode, on the CPU and without data: for looking at what was trained.
+
+    It is built of the ``layers`` that are named; of those that it was trained on, where none are.
 
     Raises ``CheckpointError`` where the checkpoint lacks something of it, or where a weight is not finite.
     """
@@ -199,7 +236,7 @@ def game(checkpoint: Checkpoint, side: str) -> Game:
     if side not in checkpoint.trainers:
         raise CheckpointError(f"the checkpoint is of {_listed(checkpoint.trainers)} layers, not of {side}")
     state = checkpoint.trainers[side]
-    played = games.find(config.model)(Run(config, side))
+    played = games.find(config.model)(Run(config, layers or side))
     parts: dict[str, nn.Module] = dict(played.networks)
     if config.ema is not None and played.averaged is not None:
         parts["average"] = played.shown = AveragedModel(played.networks[played.averaged])
@@ -216,9 +253,53 @@ def game(checkpoint: Checkpoint, side: str) -> Game:
     return played
 
 
-def generator(checkpoint: Checkpoint, side: str) -> nn.Module:
-    """The generator that samples are drawn from, in evaluation mode: the averaged one if there is one.
+def generator(checkpoint: Checkpoint, side: str, layers: str | None = None, averaged: bool = True) -> nn.Module:
+    """The network that samples are drawn from, in evaluation mode: the averaged one if there is one and it is wanted.
 
-    Raises ``CheckpointError`` where the checkpoint does not have that, or where a weight is not finite.
+    Raises ``CheckpointError`` where the checkpoint does not have that, or where a weight is not finite; ``ValueError``
+    where no network of the game is called with latents.
     """
-    return game(checkpoint, side).average()
+    played = game(checkpoint, side, layers)
+    if played.averaged is None:
+        for name in ("generator", "decoder"):
+            if name in played.networks:
+                return played.networks[name]
+    network = played.average() if averaged or played.averaged is None else played.networks[played.averaged]
+    return network.module if isinstance(network, AveragedModel) else network
+
+
+def load_generator(
+    path: Path | str, layers: str | None = None, averaged: bool = True, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """The generator that a run trained, in evaluation mode.
+
+    Args:
+        path: a run's folder, or one of its checkpoints.
+        layers: "torch" or "gankern", what it is built of; by default what it was trained on. The weights are the same:
+            on torch's layers it is a network of ``torch.nn`` alone. Of a comparison it is that side, by default
+            gankern's.
+        averaged: the moving average of its weights, where the run kept one (``ema``); or else the last weights.
+        device: where it is put, whatever it was trained on.
+
+    It is called with latents [N, latent], and with labels [N] where the run was conditional, and gives images
+    [N, C, size, size] in [-1, 1], or points [N, 2]. ``gankern.training.find_run(path)[0]`` is the run's configuration,
+    which has ``latent``, ``num_classes`` and ``size``. In games that draw more than latents (the codes of InfoGAN, the
+    classes of AC-GAN) it takes what the game's page says.
+
+    Raises: CheckpointError (a RuntimeError) where there is no checkpoint, or it cannot be used; ValueError where the
+    layers have another name, or the game has no generator.
+
+    >>> from gankern import data, training
+    >>> images = data.load("digits")
+    >>> config = training.configure("dcgan", "digits", images, steps=1, width=4, latent=8)
+    >>> _ = training.train(config, images, "digits of a run")
+    >>> generator = load_generator("digits of a run")
+    >>> generator(torch.randn(3, 8)).shape
+    torch.Size([3, 1, 8, 8])
+    """
+    if layers is not None:
+        layer_tables.get(layers)
+    if not isinstance(device, str | torch.device):
+        raise TypeError(f"device must be a torch.device or its name, got {shown(device)}")
+    saved = load(path)
+    return generator(saved, side_of(saved, layers), layers, averaged).to(device)

@@ -19,17 +19,16 @@ from gankern.core import files
 from gankern.core.arguments import shown
 from gankern.data import ImageSource, Points
 from gankern.games import Picture
-from gankern.games._config import Config
+from gankern.games._config import Config, best_of
 from gankern.training import checkpoint as checkpoints
 from gankern.training import parallel, pictures
 from gankern.training import record as records
-from gankern.training.checkpoint import Checkpoint, CheckpointError, TrainingError
+from gankern.training.checkpoint import CHECKPOINT, Checkpoint, CheckpointError, TrainingError
 from gankern.training.log import Log
 from gankern.training.progress import progress
 from gankern.training.trainer import Step, Trainer
 
-CHECKPOINT = "checkpoint.pt"
-CONFIG = "config.json"
+CONFIG, BEST, SNAPSHOTS = "config.json", "best.pt", "snapshots"
 
 
 class OutputInUse(TrainingError):
@@ -64,7 +63,9 @@ def train(
 
     ``samples`` are images [N, C, H, W] in [−1, 1], with ``labels`` [N] for a conditional model, or points. ``out`` gets
     checkpoint.pt, config.json, log.csv, samples.png (and samples/, one picture a checkpoint), losses.png and
-    record.json; with ``config.evaluate`` metrics.csv and metrics.png. With ``config.compare`` the model is trained
+    record.json; with ``config.evaluate`` metrics.csv and metrics.png; with ``config.keep`` the last checkpoints in
+    snapshots/, and with ``config.best`` the one with the best figure, best.pt. With ``config.start_from`` the networks
+    begin with the weights of another run's. With ``config.compare`` the model is trained
     twice, in lockstep: each step on one set of layers, then on the other, the order changing from step to step, so that
     what else the machine does falls on both alike.
 
@@ -95,6 +96,9 @@ def train(
                 raise CheckpointError(
                     f"{out / CHECKPOINT} is of step {saved.step}, and the state of its {side} side of {trainer.steps}"
                 )
+    elif config.start_from is not None:
+        for side, trainer in trainers.items():
+            checkpoints.start_from(config.start_from, trainer.game.networks, trainer.average, side)
     done = saved.step if saved else 0
     if done > config.steps:
         raise CheckpointError(f"{out} is at step {done}, beyond the {config.steps} asked for: raise --steps")
@@ -130,7 +134,9 @@ def train(
                     log.append_figures(step, {side: evaluate(trainer.game) for side, trainer in trainers.items()})
                 log.flush()
                 states = {side: trainer.state_dict() for side, trainer in trainers.items()}
-                checkpoints.save(out / CHECKPOINT, Checkpoint(config, step, log.state_dict(), states))
+                content = checkpoints.content_of(Checkpoint(config, step, log.state_dict(), states))
+                files.write_bytes(out / CHECKPOINT, content)
+                _keep(config, out, step, content, log.figures)
                 log.picture(step, draw(picture_of(step)))
 
         if saved is not None:  # whoever ended the run may have done it while this was being drawn
@@ -199,6 +205,22 @@ def _run(
             )
 
 
+def _keep(config: Config, out: Path, step: int, content: bytes, figures: list[dict]) -> None:
+    """Leaves the checkpoint of a step as a snapshot too, and as the best one, where that is asked for."""
+    if config.keep and step:
+        files.write_bytes(out / SNAPSHOTS / f"step-{step:06}.pt", content)
+        for old in sorted((out / SNAPSHOTS).glob("step-*.pt"))[: -config.keep]:
+            old.unlink()
+    if config.best is not None and figures and figures[-1]["step"] == step:
+        name, sign = best_of(config.best)
+        rows = [row[config.sides[-1]] for row in figures]
+        if name not in rows[-1]:
+            raise ValueError(f"best: there is no figure {name!r}; there are: {', '.join(rows[-1])}")
+        earlier = [sign * row[name] for row in rows[:-1] if name in row]
+        if all(sign * rows[-1][name] > value for value in earlier):
+            files.write_bytes(out / BEST, content)
+
+
 def _check_finite(trainers: dict[str, Trainer], step: int, out: Path) -> None:
     for side, trainer in trainers.items():
         if trainer.processes.largest(not trainer.is_finite()):
@@ -229,16 +251,16 @@ def _control(config: Config, samples: Tensor | ImageSource | Points, labels: Ten
     return [trainer.step() for _ in range(min(records.CONTROL_STEPS, config.steps))]
 
 
-def find_run(out: Path) -> tuple[Config, Checkpoint | None]:
+def find_run(out: Path | str) -> tuple[Config, Checkpoint | None]:
     """What to continue in a run's folder: its configuration, and its checkpoint, or None where it died before its first
-    one and begins anew.
+    one and begins anew. ``out`` may be a checkpoint, too.
 
     Raises ``CheckpointError`` where there is no run, or its checkpoint cannot be used.
     """
     out = Path(out)
     if (out / CONFIG).is_file() and died_at_once(out):
         return checkpoints.read_config(out / CONFIG), None
-    saved = checkpoints.load(out / CHECKPOINT)
+    saved = checkpoints.load(out if out.is_file() else out / CHECKPOINT)
     return saved.config, saved
 
 

@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gankern.core import extras
 from gankern.core.arguments import shown
-from gankern.core.files import write_bytes
+from gankern.core.files import check_can_write, write_bytes
 from gankern.games import Picture
 from gankern.training.trainer import Step
 
@@ -86,6 +86,56 @@ def grid(images: Tensor, columns: int = 8, gap: int = 2) -> np.ndarray:
         left = gap + (i % columns) * (width + gap)
         picture[top : top + height, left : left + width] = image
     return picture
+
+
+def pixels(images: Tensor) -> np.ndarray:
+    """Images [N, C, H, W] in [-1, 1] as uint8 [N, H, W, C], rounded; what lies outside is cut off.
+
+    >>> import torch
+    >>> pixels(torch.tensor([-2.0, -1.0, 0.0, 1.0]).view(1, 1, 1, 4)).ravel().tolist()
+    [0, 0, 128, 255]
+    """
+    return (images.float().clamp(-1.0, 1.0) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def check_each(path: Path | str) -> None:
+    """Raises where :func:`save_each` could not write: before long work."""
+    path = Path(path)
+    if path.suffix == ".npz":
+        check_can_write(path)
+        return
+    extras.load("PIL.Image", "pictures one by one")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file: pictures one by one go into a folder, or arrays into a FILE.npz")
+    if path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"{path} is not empty: name a new folder, so that it has these samples alone")
+
+
+def save_each(path: Path | str, batches: Iterable[Tensor], labels: Tensor | None = None) -> None:
+    """Samples one by one: images as PNG files in a folder, or, where the path ends with .npz, all as arrays.
+
+    ``arr_0`` is uint8 [N, H, W, C] (of points float32 [N, 2]), and ``arr_1`` the labels [N], as the usual programs for
+    FID take them.
+    """
+    path = Path(path)
+    check_each(path)
+    if path.suffix == ".npz":
+        arrays = [np.concatenate([pixels(b) if b.ndim == 4 else b.float().numpy() for b in batches])]
+        arrays += [] if labels is None else [labels.numpy()]
+        buffer = io.BytesIO()
+        np.savez(buffer, *arrays)
+        write_bytes(path, buffer.getvalue())
+        return
+    Image = extras.load("PIL.Image", "pictures one by one")
+    number = 0
+    for batch in batches:
+        if batch.ndim != 4 or batch.shape[1] not in (1, 3):
+            raise ValueError(f"pictures are images of 1 or 3 channels, got {shown(batch)}: name a FILE.npz for others")
+        for image in pixels(batch):
+            buffer = io.BytesIO()
+            Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
+            write_bytes(path / f"{number:06}.png", buffer.getvalue())
+            number += 1
 
 
 def save_grid(path: Path | str, images: Tensor, columns: int = 8) -> None:

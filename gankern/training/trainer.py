@@ -16,7 +16,7 @@ from gankern.core.arguments import real, shown, tensor, whole
 from gankern.data import EndlessBatches, EndlessPoints, ImageSource, Points
 from gankern.data.batches import part_of
 from gankern.games import Run
-from gankern.games._config import COUPLINGS, OPTIMISERS, PRECISIONS, Config, check_samples
+from gankern.games._config import COUPLINGS, OPTIMISERS, PRECISIONS, Config, check_here, check_samples
 from gankern.models import layers as layer_tables
 from gankern.training import parallel
 
@@ -73,6 +73,7 @@ class Trainer:
     ):
         if not isinstance(config, Config):
             raise TypeError(f"config must be a Config, got {shown(config)}")
+        check_here(config)
         self.config = config
         layer_tables.get(layers)
         check_samples(samples)

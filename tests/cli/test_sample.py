@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from gankern import data, games, training
 from gankern.cli import app as whole_app
-from gankern.cli.checkerboard import _drawing as drawing
 from gankern.cli.sample import COLUMNS, paths, sample, terms
 from gankern.training import CHECKPOINT, checkpoint
+from gankern.training.export import drawing
 
 app = typer.Typer()
 app.command()(sample)
