@@ -12,7 +12,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from gankern import training
+from gankern import data, training
 from gankern.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def group():
 
 
 @pytest.mark.parametrize("place", COMMANDS)
-def test_command(group, place, tmp_path, monkeypatch):
+def test_command(group, place, trained, tmp_path, monkeypatch):
     """The command takes all of it; a run is configured, with its data, as far as the first step."""
     arguments = COMMANDS[place]
     with group.make_context("gankern", list(arguments)) as context:
@@ -100,9 +100,42 @@ def test_command(group, place, tmp_path, monkeypatch):
         asked = []
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(training, "train", lambda settings, *_: asked.append(settings))
+        if "--start-from" in arguments:
+            stand_in(trained, arguments[arguments.index("--start-from") + 1])
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
-        assert asked[0].model == arguments[1]
+        assert asked[0].model == (arguments[1] if not arguments[1].startswith("-") else "wgan_gp")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run for the commands that look at one: small, of both sets of layers."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    images = data.load("digits")
+    options = dict(width=4, latent=8, steps=1, batch_size=8, threads=1, compare=True)
+    training.train(training.configure("wgan_gp", "digits", images, **options), images, folder)
+    return folder
+
+
+def stand_in(run, name):
+    """The run under the name that a command calls it by."""
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).symlink_to(run, target_is_directory=True)
+
+
+LOOKING = {place: words for place, words in COMMANDS.items() if words[0] in ("sample", "export")}
+
+
+@pytest.mark.parametrize("place", LOOKING)
+def test_a_command_that_looks_at_a_run(trained, place, tmp_path, monkeypatch):
+    """It runs to its end, on a small run of that name, with fewer samples."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["20" if word.isdigit() and int(word) > 100 else word for word in LOOKING[place]]
+    runs = [Path(word) for word in arguments[1:] if word.startswith("runs/")]
+    for run in runs:
+        stand_in(trained, run)
+    result = CliRunner().invoke(app, arguments)
+    assert runs and result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("place", MENTIONS)
