@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import itertools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +14,11 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from gankern.acceleration import _known, _layers, _spectral
-from gankern.acceleration._code import names_used
+from gankern.acceleration._code import functions_held, names_used
 from gankern.acceleration._compiled import inside_compiled_parts, is_compiled
 from gankern.acceleration._layers import Followed, Left, Replaced
 from gankern.acceleration._report import Report, Row
-from gankern.acceleration._root import Plan, root_forward
+from gankern.acceleration._root import Plan, Usefulness, root_forward
 from gankern.acceleration._verify import copy_of, ran
 from gankern.acceleration._verify import verify as _verify
 from gankern.core.torch_internals import refuse_scripting
@@ -91,7 +90,8 @@ Leaf = tuple[Callable[..., Any], str]
 
 _CONVOLUTION = "torch's kernels; double backward without what it does not need"
 _ENGINE = "gankern's convolution where it is faster for the shape"
-_BATCH_NORM = "gankern's batch norm where it is faster"
+_MEAN = "gankern's convolution, with a 2x2 mean where one follows"
+_BATCH_NORM = "gankern's batch norm where it is faster, with a ReLU or LeakyReLU where one follows"
 _PIECEWISE = "double backward without zeros"
 
 # By the function that torch's module has as forward.
@@ -147,15 +147,6 @@ def _same_method(module: nn.Module, cls: type, name: str) -> bool:
     return isinstance(module, cls) and getattr(type(module), name) is getattr(cls, name)
 
 
-def _halves(module: nn.Module) -> bool:
-    return (
-        _same_method(module, nn.AvgPool2d, "forward")
-        and _layers._is(module.kernel_size, 2)
-        and _layers._is(module.stride, 2)
-        and _layers._is(module.padding, 0)
-    )
-
-
 def _doubles(module: nn.Module) -> bool:
     if not _same_method(module, nn.Upsample, "forward"):
         return False
@@ -163,31 +154,9 @@ def _doubles(module: nn.Module) -> bool:
     return module.mode in ("nearest", "nearest-exact") and factor is not None and _layers._is(factor, 2)
 
 
-def _is_batch_norm(module: nn.Module) -> bool:
-    return type(module).forward is nn.BatchNorm2d.forward
-
-
-def _is_activation(module: nn.Module) -> bool:
-    return type(module).forward in (nn.ReLU.forward, nn.LeakyReLU.forward)
-
-
-def _is_pair(first: nn.Module, second: nn.Module) -> bool:
-    return (_is_first_half(first) and _halves(second)) or (_is_batch_norm(first) and _is_activation(second))
-
-
-_FIRST_ORDER = {"conv2d", "conv_transpose2d", "interpolate"}
-_ACTIVATIONS = {"relu", "relu_", "leaky_relu", "leaky_relu_"}
-_FUNCTIONS = {
-    "avg_pool2d",
-    "adaptive_avg_pool2d",
-    "interpolate",
-    "max_pool2d",
-    "conv2d",
-    "conv_transpose2d",
-    "relu",
-    "relu_",
-    "leaky_relu",
-    "leaky_relu_",
+_FIRST_ORDER = {"conv2d", "conv_transpose2d", "interpolate", "upsample", "upsample_nearest", "batch_norm"}
+_FUNCTIONS = _FIRST_ORDER | {
+    *("avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "relu", "relu_", "leaky_relu", "leaky_relu_"),
 }
 
 
@@ -206,7 +175,6 @@ class _Work:
         self.modules = [
             (n, m) for n, m in root.named_modules() if (chosen is None or n in chosen) and id(m) not in compiled
         ]
-        self.pairs = self.calls = False  # whether to meet functions: always, or for their second derivative
 
     def row(self, name: str, before: str, after: str | None, note: str = "") -> None:
         self.report.rows.append(Row(name, before, after, note))
@@ -214,7 +182,6 @@ class _Work:
     def run(self) -> None:
         for name, module in self.compiled:
             self.row(name, _describe(module), None, "compiled by torch.compile already")
-        firsts = self._first_halves()
         group = self._spectral()
         for name, module in self.modules:
             if any(
@@ -226,9 +193,9 @@ class _Work:
                 continue
             leaf = LEAVES.get(type(module).forward)
             if leaf is not None:
-                self._leaf(name, module, leaf, firsts.get(id(module)))
+                self._leaf(name, module, leaf)
             elif _doubles(module):
-                self._upsample(name, module, firsts)
+                self._upsample(name, module)
             else:
                 self._own_code(name, module)
         self._others()
@@ -324,26 +291,7 @@ class _Work:
 
     # ---- layers ----------------------------------------------------------------------------------------------
 
-    def _first_halves(self) -> dict[int, Followed]:
-        """The convolutions that a mean may follow, and the batch norms that an activation may: behind them in a
-        Sequential, or somewhere in the code (or beside them in the module) that calls them."""
-        firsts: dict[int, Followed] = {}
-        for _, module in self.modules:
-            children = list(module.children())
-            if type(module).forward is nn.Sequential.forward:
-                candidates = [a for a, b in itertools.pairwise(children) if _is_pair(a, b)]
-            elif type(module).forward in LEAVES:
-                continue
-            else:
-                used = names_used(module)
-                means = "avg_pool2d" in used or any(_halves(child) for child in children)
-                activations = used & _ACTIVATIONS or any(_is_activation(child) for child in children)
-                inside = [*children, *(g for c in children if isinstance(c, nn.ModuleList) for g in c)]
-                candidates = [c for c in inside if (means and _is_first_half(c)) or (activations and _is_batch_norm(c))]
-            firsts.update((id(child), Followed()) for child in candidates)
-        return firsts
-
-    def _leaf(self, name: str, module: nn.Module, leaf: Leaf, followed: Followed | None) -> None:
+    def _leaf(self, name: str, module: nn.Module, leaf: Leaf) -> None:
         function, what = leaf
         before = _describe(module)
         own = "_conv_forward" in module.__dict__ or not _same_method(module, nn.Conv2d, "_conv_forward")
@@ -353,21 +301,17 @@ class _Work:
             what = _CONVOLUTION
         if what in ONLY_SECOND_ORDER and not self.fast:
             return self.row(name, before, None, "fast_double_backward=False")
-        note = ""
-        if followed is not None:
-            self.pairs = True
-            if isinstance(module, nn.Conv2d):
-                what = "gankern's convolution, with the 2x2 mean behind it where there is one"
-            else:
-                what = "gankern's batch norm where it is faster, with the activation behind it"
-        constants = {_layers.conv2d_forward: (followed, Left()), _layers.batch_norm_forward: (followed,)}.get(
-            function, ()
-        )
+        constants: tuple[Any, ...] = ()
+        if function is _layers.conv2d_forward:
+            followed = Followed() if _is_first_half(module) else None
+            constants = followed, Left()
+            what = what if followed is None else _MEAN
+        elif function is _layers.batch_norm_forward:
+            constants = (Followed(),)
         _replace(module, "forward", function, *constants)
-        self.row(name, before, what, note)
+        self.row(name, before, what)
 
-    def _upsample(self, name: str, module: nn.Module, firsts: dict[int, Followed]) -> None:
-        self.pairs = True
+    def _upsample(self, name: str, module: nn.Module) -> None:
         _replace(module, "forward", _layers.upsample_forward)
         self.row(name, "nearest upsampling by 2", "one with the 3x3 convolution behind it where there is one")
 
@@ -388,7 +332,7 @@ class _Work:
                 and not any(row.layer == name for row in self.report.rows)
             ):
                 self.row(name, type(module).__name__, None, f"code of its own: {reason}")
-        used = names_used(module) & _FUNCTIONS
+        used = (names_used(module) | functions_held(module)) & _FUNCTIONS
         if isinstance(module, nn.Conv2d):
             used = used | {"conv2d"}
         elif isinstance(module, nn.ConvTranspose2d):
@@ -396,18 +340,16 @@ class _Work:
         if not used:
             return None
         calls = ", ".join(sorted(used))
-        self.pairs |= bool(used & _FIRST_ORDER)
-        self.calls = True
         if not (used & _FIRST_ORDER or self.fast):
             return self.row(name, f"{type(module).__name__} calls {calls}", None, "fast_double_backward=False")
-        if {"avg_pool2d", "conv2d"} <= used:
-            _replace(module, "forward", _layers.own_forward, Followed())
+        if used & {"conv2d", "batch_norm"}:
+            _replace(module, "forward", _layers.own_forward, Followed(), Followed())
         self.row(name, f"{type(module).__name__} calls {calls}", "gankern's where they are faster", "met while it runs")
 
     def _root(self, group: SpectralNormGroup | None) -> None:
         refuse_scripting(self.root, "accelerated model", "call gankern.restore first")
         _change(self.root, Scriptable())
-        plan = Plan(group, self.pairs, self.calls and self.fast, self.fast)
+        plan = Plan(group, self.fast, Usefulness())
         _replace(self.root, "forward", root_forward, plan, self.root.__dict__.get("forward"))
 
 

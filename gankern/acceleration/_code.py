@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
 import types
 import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 _LIBRARIES = ("torch", "gankern")
@@ -23,6 +26,25 @@ def names_used(module: nn.Module) -> frozenset[str]:
     """All names that the methods of a module's class (below torch's own) refer to, and those of the plain functions
     beside them that these call."""
     return _names(type(module))
+
+
+def functions_held(module: nn.Module) -> frozenset[str]:
+    """The names of torch's functions that a module holds as attributes (``self.activation = F.relu``), also within
+    functools.partial, lists and dicts, and of those that a function which it holds refers to."""
+    names: set[str] = set()
+    pending: list[Any] = [v for k, v in module.__dict__.items() if not (k.startswith("_") and isinstance(v, dict))]
+    for value in pending:  # which grows
+        if isinstance(value, functools.partial):
+            pending.append(value.func)
+        elif isinstance(value, (list, tuple, dict)):
+            pending += list(value.values() if isinstance(value, dict) else value)[:100]
+        elif isinstance(value, (types.FunctionType, types.BuiltinFunctionType)):
+            name = value.__name__
+            if any(getattr(place, name, None) is value for place in (F, torch)):
+                names.add(name)
+            else:
+                _collect(value, set(), names)
+    return frozenset(names)
 
 
 def functions_used(cls: type) -> tuple[types.FunctionType, ...]:

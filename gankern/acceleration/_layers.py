@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -72,8 +72,8 @@ def conv2d(
         if result is not None:
             return result
     input = settled(input)
-    if kind == "same" and pad == 1 and state.followed is not None:
-        deferred = _wait_for_mean(state.followed, input, weight, bias)
+    if kind == "same" and pad == 1 and state.followed[0] is not None:
+        deferred = _wait_for_mean(state.followed[0], input, weight, bias)
         if deferred is not None:
             return deferred
     return _conv2d(kind, pad, input, weight, bias, stride, padding, dilation, groups)
@@ -133,13 +133,17 @@ def _is(value: Any, number: int) -> bool:
 
 
 class Followed:
-    """Whether a first half has a second one behind it (a convolution a 2x2 mean, a batch norm an activation): found out
-    while it runs, until it is clear that it has none."""
+    """Whether a first half has a second one behind it (a convolution a 2x2 mean, a batch norm an activation), wherever
+    in the model that is called: found out while it runs, until it is clear that it has none."""
 
     patience = 4
 
     def __init__(self) -> None:
         self.misses = 0
+
+    @property
+    def waits(self) -> bool:
+        return self.misses < self.patience
 
     def __reduce__(self):
         return Followed, ()
@@ -156,9 +160,9 @@ class Left:
 
 def _wait_for_mean(followed: Followed | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Deferred | None:
     """The result of a 3x3 convolution with padding 1, which a 2x2 mean may follow."""
-    if followed is None or followed.misses >= followed.patience or not may_defer(x):
+    if followed is None or not followed.waits or not may_defer(x):
         return None
-    if x.shape[1] != weight.shape[1] or x.dtype != weight.dtype or x.device != weight.device:
+    if x.ndim != 4 or x.shape[1] != weight.shape[1] or x.dtype != weight.dtype or x.device != weight.device:
         return None  # torch's own error
     size = torch.Size((x.shape[0], weight.shape[0], *x.shape[2:]))
     return defer("convolution", size, _without_mean, x, weight, bias, followed)
@@ -193,7 +197,7 @@ def interpolate(
     antialias: bool = False,
 ) -> Tensor:
     arguments = (size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
-    if may_defer(input) and _is_double(input, size, scale_factor, mode, antialias):
+    if may_defer(input) and input.ndim == 4 and _is_double(input, size, scale_factor, mode, antialias):
         n, c, height, width = input.shape
         return defer("upsample", torch.Size((n, c, 2 * height, 2 * width)), F.interpolate, input, *arguments)
     return F.interpolate(settled(input), *arguments)
@@ -228,19 +232,21 @@ def avg_pool2d(
 LARGE = 131072
 
 
-def _is_faster(module: nn.Module, x: Tensor) -> bool:
+def _is_faster(
+    x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None, training: bool
+) -> bool:
     if x.dtype not in (torch.float32, torch.float64) or x.ndim < 2 or not plain():
         return False
-    if any(t is not None and t.dtype != x.dtype for t in (module.weight, module.bias, module.running_mean)):
+    if any(t is not None and t.dtype != x.dtype for t in (weight, bias, mean, var)):
         return False
-    if (module.running_mean is None) != (module.running_var is None):
+    if (mean is None) != (var is None) or (weight is None) != (bias is None):
         return False
-    if x.numel() <= x.shape[1] or (module.weight is None) != (module.bias is None):
+    if x.numel() <= x.shape[1]:
         return False  # one value a channel: torch's own error
     if matters(x):
         return True
     return (
-        module.training
+        training
         and x.device.type == "cpu"
         and x.numel() >= LARGE
         and (x.is_contiguous() or (torch.is_grad_enabled() and x.requires_grad))
@@ -251,15 +257,40 @@ def _normalize(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    module: nn.modules.batchnorm._BatchNorm,
+    of: nn.modules.batchnorm._BatchNorm | _Statistics,
     followed: Followed | None,
     counts: bool = True,
     activation: str | None = None,
     slope: float = 0.0,
 ) -> Tensor:
-    """torch.nn.BatchNorm and an activation; ``counts``: whether it has a part in the running statistics."""
+    """Batch norm and an activation; ``counts``: whether it has a part in the running statistics."""
     if followed is not None and activation is None:
         followed.misses += 1
+    mean, var, training, momentum = of.now(counts) if isinstance(of, _Statistics) else _now(of, counts)
+    if mean is not None and var is not None:
+        # torch's kernel saves these and updates them unseen; a forward by it may still wait for its backward.
+        mean, var = mean.data, var.data
+    return GF.batch_norm_act(
+        x, mean, var, weight, bias, training, momentum, of.eps, activation=activation, negative_slope=slope
+    )
+
+
+class _Statistics(NamedTuple):
+    """What a call of F.batch_norm says of them."""
+
+    mean: Tensor | None
+    var: Tensor | None
+    training: bool
+    momentum: float
+    eps: float
+
+    def now(self, counts: bool) -> tuple[Tensor | None, Tensor | None, bool, float]:
+        kept = counts or not self.training
+        return self.mean if kept else None, self.var if kept else None, self.training, self.momentum
+
+
+def _now(module: nn.modules.batchnorm._BatchNorm, counts: bool) -> tuple[Tensor | None, Tensor | None, bool, float]:
+    """The same of torch's layer, which counts its calls."""
     mean, var, momentum = module.running_mean, module.running_var, module.momentum
     training = module.training or (mean is None and var is None)
     if module.training and module.track_running_stats:
@@ -269,24 +300,46 @@ def _normalize(
             momentum = 1 / float(module.num_batches_tracked)
     if training and not (counts and module.track_running_stats):
         mean = var = None
-    if mean is not None and var is not None:
-        # torch's kernel saves these and updates them unseen; a forward by it may still wait for its backward.
-        mean, var = mean.data, var.data
-    return GF.batch_norm_act(
-        x, mean, var, weight, bias, training, momentum or 0.0, module.eps, activation=activation, negative_slope=slope
-    )
+    return mean, var, training, momentum or 0.0
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    input, followed = settled(input), state.followed[1]
+    tensors = (running_mean, running_var, weight, bias)
+    told = type(training) is bool and type(momentum) is float and type(eps) is float and eps > 0
+    ordinary = told and (training or running_mean is not None) and all(_is_vector(t, input) for t in tensors)
+    if not ordinary or autocasting(input.device.type) or not _is_faster(input, *tensors, training):
+        return F.batch_norm(input, *tensors, training, momentum, eps)
+    statistics = _Statistics(running_mean, running_var, training, momentum, eps)
+    if followed is not None and followed.waits and may_defer(input):
+        return defer("batch norm", input.shape, _normalize, input, weight, bias, statistics, followed, True)
+    return _normalize(input, weight, bias, statistics, None)
+
+
+def _is_vector(t: Any, x: Tensor) -> bool:
+    """Whether it has a value for each channel of x: of anything else torch's own error, or nothing, is known."""
+    return t is None or (isinstance(t, Tensor) and x.ndim > 1 and t.shape == x.shape[1:2] and t.device == x.device)
 
 
 def _activate(name: str, input: Tensor, slope: float, inplace: bool) -> Tensor | None:
     if not is_half(input, "batch norm"):
         return None
-    x, weight, bias, module, followed, counts = fuse(input)
+    x, weight, bias, of, followed, counts = fuse(input)
     followed.misses = 0
-    result = _normalize(x, weight, bias, module, followed, counts, name, slope)
+    result = _normalize(x, weight, bias, of, followed, counts, name, slope)
     if inplace:
         input.pair.result = result
     else:  # who still wants it without the activation gets it, and it is not counted twice
-        input.pair.arguments = (x, weight, bias, module, followed, False)
+        input.pair.arguments = (x, weight, bias, of, followed, False)
     return result
 
 
@@ -325,6 +378,7 @@ HANDLERS.update(
         torch.conv2d: conv2d,
         torch.conv_transpose2d: conv_transpose2d,
         F.interpolate: interpolate,
+        F.batch_norm: batch_norm,
         F.avg_pool2d: avg_pool2d,
         F.adaptive_avg_pool2d: _settling(_functions.adaptive_avg_pool2d),
         torch.max_pool2d: _settling(_functions.max_pool2d),
@@ -332,6 +386,7 @@ HANDLERS.update(
         torch.relu: relu,
         Tensor.relu: relu,
         F.relu_: _relu_,
+        torch.relu_: _relu_,
         Tensor.relu_: _relu_,
         F.leaky_relu: leaky_relu,
         F.leaky_relu_: _leaky_relu_,
@@ -361,8 +416,8 @@ def leaf(
             return type(module).forward(module, *args, **kwargs)
         if not state.intercepting:
             return function(module, *args, **kwargs)
-        if state.waiting is not None:
-            settle(args[-1] if args else None)
+        if state.waiting:
+            settle(args[-1] if args else None, pure=not getattr(module, "inplace", False))
         if state.fused and getattr(module, "inplace", False):
             preserve()
         with torch._C.DisableTorchFunction():
@@ -393,7 +448,7 @@ def _is_known(kind: str, x: Tensor, weight: Tensor) -> bool:
 def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, input: Tensor) -> Tensor:
     weight = module.weight
     padding: int | str | tuple[int, ...] = module.padding
-    unpaired = followed is None or followed.misses >= followed.patience
+    unpaired = followed is None or not followed.waits or not state.intercepting
     if unpaired and not state.double and type(input) is Tensor:
         how = (input.shape, weight.shape, module.stride, padding, module.dilation, module.groups)
         if how == left.how:
@@ -405,7 +460,7 @@ def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, inp
     if module.padding_mode != "zeros":
         input = F.pad(settled(input), module._reversed_padding_repeated_twice, mode=module.padding_mode)
         padding = 0
-    before, state.followed = state.followed, followed if followed is not None and unwatched(module) else None
+    before, state.followed = state.followed, (followed if unwatched(module) else None, None)
     try:
         return conv2d(input, weight, module.bias, module.stride, padding, module.dilation, module.groups)
     finally:
@@ -452,10 +507,11 @@ def convolution_forward(module: Any, input: Tensor, *output_size: Any) -> Tensor
 @functools.partial(leaf, constants=1, stands_for=(nn.BatchNorm2d,))
 def batch_norm_forward(module: nn.BatchNorm2d, followed: Followed | None, input: Tensor) -> Tensor:
     input = settled(input)
-    if not _is_faster(module, input) or autocasting(input.device.type):
+    tensors = (module.running_mean, module.running_var, module.weight, module.bias)
+    if not _is_faster(input, *tensors, module.training) or autocasting(input.device.type):
         return type(module).forward(module, input)
     module._check_input_dim(input)
-    if followed is not None and followed.misses < followed.patience and unwatched(module) and may_defer(input):
+    if followed is not None and followed.waits and unwatched(module) and may_defer(input):
         return defer("batch norm", input.shape, _normalize, input, module.weight, module.bias, module, followed, True)
     return _normalize(input, module.weight, module.bias, module, None)
 
@@ -528,11 +584,11 @@ def upsample_forward(module: nn.Upsample, input: Tensor) -> Tensor:
     )
 
 
-def own_forward(module: nn.Module, followed: Followed, *args: Any, **kwargs: Any) -> Any:
-    """Of a module that calls both halves of a convolution and a 2x2 mean by itself."""
-    if torch.compiler.is_compiling():
+def own_forward(module: nn.Module, convolution: Followed, norm: Followed, *args: Any, **kwargs: Any) -> Any:
+    """Of a module that calls convolutions or batch norms by itself."""
+    if torch.compiler.is_compiling() or not state.intercepting:
         return type(module).forward(module, *args, **kwargs)
-    before, state.followed = state.followed, followed
+    before, state.followed = state.followed, (convolution, norm)
     try:
         return type(module).forward(module, *args, **kwargs)
     finally:

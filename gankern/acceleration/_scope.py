@@ -6,8 +6,9 @@ call that may be the first half of a fused pair is deferred: a :class:`Deferred`
 next operation, which either completes the pair or makes it compute what was called for. So nothing has to be known or
 proved about the code between the two, and it does not matter who else holds the tensor:
 
-- at most one value is deferred at a time, and only until the next operation of any kind, so nothing can overwrite what
-  it is to be computed from;
+- a value waits until the next operation that is not known to leave everything else as it is (a closed list: PURE), so
+  nothing can overwrite what it is to be computed from; one that changes something itself (a batch norm's running
+  statistics) waits for the very next operation alone;
 - whoever else uses it later gets the value, computed then with the same gradient;
 - it is a node of the autograd graph by itself, for the case that it meets an operation that does not announce itself
   (a custom ``autograd.Function``).
@@ -40,8 +41,10 @@ class _State(threading.local):
         self.intercepting = False
         self.grad_mode = True  # when that began; another one is of a block without gradients, or a Function's forward
         self.double = False  # whether the gradient may be differentiated
-        self.waiting: weakref.ref[Deferred] | None = None  # deferred by the last operation
-        self.followed: Any = None  # what the next convolution that a module calls by itself is told: _layers.Followed
+        self.waiting: tuple[weakref.ref[Deferred], ...] = ()  # what is deferred, in the order of the calls
+        # What the convolutions and batch norms that a module calls by itself are told: _layers.Followed of each.
+        self.followed: tuple[Any, Any] = (None, None)
+        self.met = False  # whether watching torch's functions was of use since it began
         self.fused: tuple[weakref.ref[Deferred], ...] = ()  # first halves of pairs that ran, which one may still hold
 
 
@@ -86,12 +89,14 @@ def _as_it_is(x: Tensor) -> Tensor:
 
 
 class Pair:
-    """The first half of a pair: how to compute it alone, and what its second half has to know."""
+    """The first half of a pair: how to compute it alone, and what its second half has to know. ``lasts``: whether it
+    changes nothing, so that it does not matter when it is computed as long as its arguments are what they were."""
 
-    __slots__ = ("arguments", "compute", "kind", "place", "result", "versions")
+    __slots__ = ("arguments", "compute", "kind", "lasts", "place", "result", "versions")
 
     def __init__(self, kind: str, compute: Callable[..., Tensor], arguments: tuple) -> None:
         self.kind, self.compute, self.arguments = kind, compute, arguments
+        self.lasts = kind in LASTING
         self.place = place(arguments[0].device)
         self.versions = [x._version for x in arguments if isinstance(x, Tensor)]
         self.result: Tensor | None = None
@@ -169,6 +174,9 @@ class _Connection(torch.autograd.Function):
         return None, None, None, *(next(found) if x.requires_grad else None for x in ctx.inputs)
 
 
+# Kinds of pairs whose first half changes nothing.
+LASTING = ("upsample", "convolution")
+
 _tensor: Any = Tensor  # whose attributes, on the class, are descriptors: the stubs show what a tensor has there
 _METADATA = {
     _tensor.shape.__get__,
@@ -191,7 +199,7 @@ def defer(kind: str, size: torch.Size, compute: Callable[..., Tensor], *argument
     else:
         result = Tensor._make_wrapper_subclass(Deferred, size, dtype=like.dtype, device=like.device)
     result.pair = pair
-    state.waiting = weakref.ref(result)
+    state.waiting = (*state.waiting, weakref.ref(result))
     return result
 
 
@@ -201,7 +209,6 @@ def may_defer(x: Tensor) -> bool:
         state.intercepting
         and torch.is_grad_enabled() == state.grad_mode
         and type(x) is Tensor
-        and x.ndim == 4
         and x.is_floating_point()
         and x.device.type in ("cpu", "cuda")
         and plain()
@@ -216,13 +223,20 @@ def plain() -> bool:
     return autograd.recording.recorder is None and not (torch.compiler.is_compiling() or transformed() or recomputed())
 
 
-def settle(but: Any = None) -> None:
-    """Computes the value that waits, except where it is ``but``, which is about to be used."""
-    reference, state.waiting = state.waiting, None
-    if reference is not None:
-        waiting = reference()
-        if waiting is not None and waiting is not but:
-            waiting.value()
+def settle(but: Any = None, pure: bool = False) -> None:
+    """Before an operation: computes what waits, except ``but``, which is about to be used; and of what lasts only that
+    which the operation could touch: nothing, where it is ``pure``."""
+    waiting, state.waiting = state.waiting, ()
+    kept = []
+    for reference in waiting:
+        first = reference()
+        if first is None or first is but or first.pair.result is not None:
+            continue
+        if pure and first.pair.lasts:
+            kept.append(reference)
+        else:
+            first.value()
+    state.waiting = tuple(kept)
 
 
 def settled(x: Any) -> Any:
@@ -244,6 +258,7 @@ def fuse(first: Deferred) -> tuple:
     """The arguments of the first half of a pair that runs now."""
     first.pair.check()
     state.fused = (*state.fused, weakref.ref(first))
+    state.met = True
     return first.pair.arguments
 
 
@@ -262,6 +277,26 @@ def _may_overwrite(func: Any, args: tuple, kwargs: dict) -> bool:
     return inplace or name == "__set__" or "out" in kwargs or any(x is True for x in (*args[1:], *kwargs.values()))
 
 
+def _listed(names: str, *owners: Any) -> set[Any]:
+    return {getattr(owner, name) for name in names.split() for owner in owners if hasattr(owner, name)}
+
+
+# Operations that change nothing: no tensor, no buffer, no state of random numbers.
+PURE = _METADATA | {
+    *_listed(
+        "add sub mul div true_divide neg abs square sqrt rsqrt exp log pow reciprocal tanh sigmoid mean sum var norm "
+        "matmul mm mv bmm dot view reshape view_as reshape_as flatten permute transpose t squeeze unsqueeze expand "
+        "expand_as chunk split narrow contiguous detach cat stack numel clone to type_as float double "
+        "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __pow__ __neg__ __matmul__ "
+        "__getitem__",
+        torch,
+        Tensor,
+    ),
+    *_listed("linear normalize softmax softplus tanh sigmoid conv1d conv2d conv3d", torch.nn.functional, torch),
+    *(getattr(_tensor, name).__get__ for name in ("data", "requires_grad", "is_cuda", "grad_fn", "T", "mT")),
+    torch._C._set_grad_enabled,
+}
+
 HANDLERS: dict[Any, Callable[..., Any]] = {}
 
 
@@ -273,13 +308,17 @@ class Interception(TorchFunctionMode):
         if torch.compiler.is_compiling() or func in _METADATA:
             return func(*args, **kwargs)
         handler = None if transformed() or recomputed() else HANDLERS.get(func)
-        if state.waiting is not None:
-            settle(None if handler is None else args[0] if args else kwargs.get("input"))
+        if state.waiting:
+            if handler is None:
+                settle(pure=func in PURE and kwargs.get("out") is None)
+            else:
+                settle(args[0] if args else kwargs.get("input"), not _may_overwrite(func, args, kwargs))
         if state.fused and _may_overwrite(func, args, kwargs):
             preserve()
         if handler is not None:
             result = handler(*args, **kwargs)
             if result is not NotImplemented:
+                state.met |= state.double
                 return result
         return func(*args, **kwargs)
 

@@ -240,8 +240,8 @@ def method(module: Any, normalizer: Normalizer, *args: Any, **kwargs: Any) -> An
         if normalizer._prepared is not None:
             normalizer._prepared.value.clear()
         return original(module, family.method)(*args, **kwargs)
-    if state.waiting is not None:
-        settle(args[0] if args else None)
+    if state.waiting:
+        settle(args[0] if args else None, pure=True)  # what waits has its weight already
     with torch._C.DisableTorchFunction():
         weight = normalizer.weight(module)
     if family.v is None:

@@ -770,7 +770,7 @@ def test_no_trace_of_a_deferred_value_outside():
     x = torch.randn(2, 16, 8, 8)
     y = net(x)
     assert type(y) is torch.Tensor
-    assert _scope.state.waiting is None
+    assert not _scope.state.waiting
     assert not _scope.state.fused
     assert not _scope.state.intercepting
     torch.testing.assert_close(
