@@ -21,6 +21,8 @@ import gankern.functional as GF
 from gankern.acceleration._code import original
 from gankern.acceleration._layers import leaf
 from gankern.acceleration._read import Joined, Node, Reader, Unknown, Value, axes_of, holds, node, numbers_in
+from gankern.acceleration._scope import say
+from gankern.core.dispatch import last_implementation
 
 INPUT = "(input)"
 
@@ -224,7 +226,10 @@ def known_forward(module: nn.Module, known: Known, *args: Any, **kwargs: Any) ->
     if len(args) == 1 and not kwargs and _is_taken(x := args[0]) and not torch.compiler.is_compiling():
         found = known.find(module, x.shape)
         if found is not None and (x.is_contiguous() or not found.views) and _fits(module, x):
-            return found.run(module, x)
+            result = found.run(module, x)
+            say(f"gankern: {found.name} ({last_implementation(found.name)})")
+            return result
+    say("its own code", "another size, type or code than what is known")
     return original(module)(*args, **kwargs)
 
 

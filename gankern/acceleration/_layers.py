@@ -23,16 +23,19 @@ from gankern.acceleration._scope import (
     defer,
     fuse,
     is_half,
+    joined,
     may_defer,
     plain,
     preserve,
+    say,
     settle,
     settled,
     state,
 )
+from gankern.core.dispatch import last_implementation
 from gankern.core.torch_internals import autocasting, recomputed, transformed
 from gankern.functional.convolution import kind_of
-from gankern.ops.convolution import convolution, is_known
+from gankern.ops.convolution import convolution, is_known, ways_for
 
 
 class Replaced(functools.partial):
@@ -40,6 +43,7 @@ class Replaced(functools.partial):
     the module into copies and pickles. ``name`` is the method's, and to who asks its signature is that too."""
 
     name = "forward"
+    whole = False  # whether what it calls is a part of it, for the report
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -70,6 +74,7 @@ def conv2d(
         small, *_ = fuse(input)
         result = convolution("upsample", small, weight, bias)
         if result is not None:
+            joined(input, _ran("upsample", small, weight) + ", in one with the upsampling")
             return result
     input = settled(input)
     if kind == "same" and pad == 1 and state.followed[0] is not None:
@@ -95,13 +100,36 @@ def _kind_of_shape(shape: torch.Size, *arguments: Any) -> tuple[str | None, int]
 
 def _conv2d(kind, pad, input, weight, bias, stride, padding, dilation, groups) -> Tensor:
     if autocasting(input.device.type):
+        say("torch", "autocast")
         return GF.conv2d(input, weight, bias, stride, padding, dilation, groups)
     result = None
     if kind is not None:
         result = convolution(kind, input, weight, bias, pad)
-    if result is None and matters(input):
-        result = _functions.convolution(input, weight, bias, stride, padding, dilation, False, 0, groups)
+    if result is not None and kind is not None:
+        say(_ran(kind, input, weight))
+    else:
+        result = _by_torch(kind, input, weight, bias, stride, padding, dilation, False, 0, groups)
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups) if result is None else result
+
+
+def _ran(kind: str, x: Tensor, weight: Tensor) -> str:
+    """Which implementation of a convolution ran, and which way of it forward and for the two gradients."""
+    ran = last_implementation("convolution")
+    if ran != "cpu" or state.log is None:
+        return f"gankern: {kind}, by torch's 4x4 convolution"
+    ways = ", ".join(f"{which} {way}" for which, way in ways_for(kind, x, weight).items())
+    return f"gankern: {kind} ({ran}: {ways})"
+
+
+def _by_torch(kind: str | None, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor | None:
+    """The form with a second derivative of its own where that may be asked for; else None, for torch's."""
+    why = "no kernel of ours for this form" if kind is None else "torch is faster for this shape, as measured"
+    result = _functions.convolution(x, weight, bias, *options) if matters(x) else None
+    say(_SECOND if result is not None else "torch", why)
+    return result
+
+
+_SECOND = "torch, with a second derivative of gankern's"
 
 
 def conv_transpose2d(
@@ -117,14 +145,18 @@ def conv_transpose2d(
     input = settled(input)
     arguments = (stride, padding, output_padding, groups, dilation)
     if autocasting(input.device.type):
+        say("torch", "autocast")
         return GF.conv_transpose2d(input, weight, bias, *arguments)
     result = None
     values = ((stride, 2), (padding, 1), (output_padding, 0), (dilation, 1))
     fits = weight.shape[2:] == (4, 4) and groups == 1 and all(_is(value, number) for value, number in values)
     if fits:
         result = convolution("transposed", input, weight, bias)
-    if result is None and matters(input):
-        result = _functions.convolution(input, weight, bias, stride, padding, dilation, True, output_padding, groups)
+    if result is not None:
+        say(_ran("transposed", input, weight))
+    else:
+        kind = "transposed" if fits else None
+        result = _by_torch(kind, input, weight, bias, stride, padding, dilation, True, output_padding, groups)
     return F.conv_transpose2d(input, weight, bias, *arguments) if result is None else result
 
 
@@ -199,8 +231,14 @@ def interpolate(
     arguments = (size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
     if may_defer(input) and input.ndim == 4 and _is_double(input, size, scale_factor, mode, antialias):
         n, c, height, width = input.shape
-        return defer("upsample", torch.Size((n, c, 2 * height, 2 * width)), F.interpolate, input, *arguments)
+        return defer("upsample", torch.Size((n, c, 2 * height, 2 * width)), _interpolated, input, *arguments)
+    say("torch", "not nearest by 2" if may_defer(input) else "nothing is fused here")
     return F.interpolate(settled(input), *arguments)
+
+
+def _interpolated(input: Tensor, *arguments: Any) -> Tensor:
+    say("torch", "no 3x3 convolution follows")
+    return F.interpolate(input, *arguments)
 
 
 def avg_pool2d(
@@ -219,10 +257,17 @@ def avg_pool2d(
             followed.misses = 0
             result = convolution("downsample", *arguments)
             if result is not None:
+                joined(input, _ran("downsample", *arguments[:2]) + ", in one with the convolution")
                 return result
     input = settled(input)
+    _say_second(input)
     constants = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     return _functions.avg_pool2d(input, *constants)
+
+
+def _say_second(x: Tensor) -> None:
+    """Of an operation whose first derivative is torch's."""
+    say(*((_SECOND,) if matters(x) else ("torch", "only its second derivative is ours, and none is asked for")))
 
 
 # ---- batch norm and activations ---------------------------------------------------------------------------------
@@ -230,6 +275,7 @@ def avg_pool2d(
 # Values from which on ours is faster in training (measured); torch's is in evaluation, and without a backward where
 # channels lie last.
 LARGE = 131072
+NOT_FASTER = f"ours is faster in training from {LARGE} values on, and under a penalty"
 
 
 def _is_faster(
@@ -270,9 +316,12 @@ def _normalize(
     if mean is not None and var is not None:
         # torch's kernel saves these and updates them unseen; a forward by it may still wait for its backward.
         mean, var = mean.data, var.data
-    return GF.batch_norm_act(
+    result = GF.batch_norm_act(
         x, mean, var, weight, bias, training, momentum, of.eps, activation=activation, negative_slope=slope
     )
+    if activation is None:
+        say(f"gankern: batch norm ({last_implementation('batch_norm_act')})")
+    return result
 
 
 class _Statistics(NamedTuple):
@@ -318,6 +367,7 @@ def batch_norm(
     told = type(training) is bool and type(momentum) is float and type(eps) is float and eps > 0
     ordinary = told and (training or running_mean is not None) and all(_is_vector(t, input) for t in tensors)
     if not ordinary or autocasting(input.device.type) or not _is_faster(input, *tensors, training):
+        say("torch", NOT_FASTER)
         return F.batch_norm(input, *tensors, training, momentum, eps)
     statistics = _Statistics(running_mean, running_var, training, momentum, eps)
     if followed is not None and followed.waits and may_defer(input):
@@ -336,6 +386,7 @@ def _activate(name: str, input: Tensor, slope: float, inplace: bool) -> Tensor |
     x, weight, bias, of, followed, counts = fuse(input)
     followed.misses = 0
     result = _normalize(x, weight, bias, of, followed, counts, name, slope)
+    joined(input, f"gankern: batch norm + {name} ({last_implementation('batch_norm_act')})")
     if inplace:
         input.pair.result = result
     else:  # who still wants it without the activation gets it, and it is not counted twice
@@ -345,12 +396,20 @@ def _activate(name: str, input: Tensor, slope: float, inplace: bool) -> Tensor |
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     result = _activate("relu", input, 0.0, inplace)
-    return _functions.relu(settled(input), inplace) if result is None else result
+    if result is not None:
+        return result
+    input = settled(input)
+    _say_second(input)
+    return _functions.relu(input, inplace)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     result = _activate("leaky_relu", input, negative_slope, inplace) if negative_slope > 0 else None
-    return _functions.leaky_relu(settled(input), negative_slope, inplace) if result is None else result
+    if result is not None:
+        return result
+    input = settled(input)
+    _say_second(input)
+    return _functions.leaky_relu(input, negative_slope, inplace)
 
 
 # ---- the functions that a model calls by itself -------------------------------------------------------------
@@ -360,7 +419,9 @@ def _settling(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """For a function that completes no pair."""
 
     def run(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return function(settled(input), *args, **kwargs)
+        input = settled(input)
+        _say_second(input)
+        return function(input, *args, **kwargs)
 
     return run
 
@@ -449,7 +510,7 @@ def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, inp
     weight = module.weight
     padding: int | str | tuple[int, ...] = module.padding
     unpaired = followed is None or not followed.waits or not state.intercepting
-    if unpaired and not state.double and type(input) is Tensor:
+    if unpaired and not state.double and type(input) is Tensor and state.log is None:
         how = (input.shape, weight.shape, module.stride, padding, module.dilation, module.groups)
         if how == left.how:
             return module._conv_forward(input, weight, module.bias)
@@ -487,6 +548,7 @@ def conv_transpose2d_forward(module: nn.ConvTranspose2d, input: Tensor, output_s
 def convolution_forward(module: Any, input: Tensor, *output_size: Any) -> Tensor:
     """Of one and three dimensions, either direction: torch's, with a cheap second derivative."""
     input = settled(input)
+    _say_second(input)
     if matters(input) and not output_size and module.padding_mode == "zeros":
         result = _functions.convolution(
             input,
@@ -509,6 +571,7 @@ def batch_norm_forward(module: nn.BatchNorm2d, followed: Followed | None, input:
     input = settled(input)
     tensors = (module.running_mean, module.running_var, module.weight, module.bias)
     if not _is_faster(input, *tensors, module.training) or autocasting(input.device.type):
+        say("torch", NOT_FASTER)
         return type(module).forward(module, input)
     module._check_input_dim(input)
     if followed is not None and followed.waits and unwatched(module) and may_defer(input):
@@ -520,7 +583,7 @@ _RELU, _LEAKY_RELU = nn.ReLU.forward, nn.LeakyReLU.forward
 
 
 def relu_forward(module: nn.ReLU, input: Tensor) -> Tensor:
-    plain_call = torch.compiler.is_compiling() or not (state.double or state.intercepting)
+    plain_call = torch.compiler.is_compiling() or not (state.double or state.intercepting or state.log)
     if plain_call and type(module).forward is _RELU:  # nothing to do, at the least cost
         return F.relu(input, module.inplace)
     return _relu_forward(module, input)
@@ -532,7 +595,7 @@ def _relu_forward(module: nn.ReLU, input: Tensor) -> Tensor:
 
 
 def leaky_relu_forward(module: nn.LeakyReLU, input: Tensor) -> Tensor:
-    plain_call = torch.compiler.is_compiling() or not (state.double or state.intercepting)
+    plain_call = torch.compiler.is_compiling() or not (state.double or state.intercepting or state.log)
     if plain_call and type(module).forward is _LEAKY_RELU:
         return F.leaky_relu(input, module.negative_slope, module.inplace)
     return _leaky_relu_forward(module, input)
@@ -558,8 +621,10 @@ def avg_pool2d_forward(module: nn.AvgPool2d, input: Tensor) -> Tensor:
 
 @functools.partial(leaf, stands_for=(nn.MaxPool2d,))
 def max_pool2d_forward(module: nn.MaxPool2d, input: Tensor) -> Any:
+    input = settled(input)
+    _say_second(input)
     return _functions.max_pool2d(
-        settled(input),
+        input,
         module.kernel_size,
         module.stride,
         module.padding,
@@ -571,7 +636,9 @@ def max_pool2d_forward(module: nn.MaxPool2d, input: Tensor) -> Any:
 
 @functools.partial(leaf, stands_for=(nn.AdaptiveAvgPool2d,))
 def adaptive_avg_pool2d_forward(module: nn.AdaptiveAvgPool2d, input: Tensor) -> Tensor:
-    return _functions.adaptive_avg_pool2d(settled(input), module.output_size)
+    input = settled(input)
+    _say_second(input)
+    return _functions.adaptive_avg_pool2d(input, module.output_size)
 
 
 @functools.partial(leaf, stands_for=(nn.Upsample,))

@@ -129,6 +129,13 @@ class Written:
     value: Value
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """An object that is no module, such as a hook, whose methods are read."""
+
+    of: Any
+
+
 class _Return(Exception):
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -346,8 +353,10 @@ class Reader:
 
     steps = 20_000
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, device: str = "", sets: bool = False) -> None:
         self.root = Module(module, "")
+        self.device = device  # the type of all tensors' device; "" where the code may not ask
+        self.sets = sets  # whether the code may set an attribute of the module itself
         self.guards: dict[Any, Callable[[nn.Module], bool]] = {}
         self.cells: dict[str, Value] = {}
         self.written: dict[str, Written] = {}
@@ -433,6 +442,17 @@ class Reader:
                 raise Unknown(f"self.{name} is None")
             return Module(inner, f"{owner.path}{name}.")
         raise Unknown(f"it has no attribute {name}")
+
+    def held(self, owner: Held, name: str) -> Any:
+        """An attribute of an object that is no module. What is read of it holds for now only."""
+        found = inspect.getattr_static(type(owner.of), name, None)
+        if isinstance(found, staticmethod):
+            return found.__func__
+        if isinstance(found, types.FunctionType):
+            return Method(found, owner)
+        value = getattr(owner.of, "__dict__", {}).get(name, found)
+        raise_unless(is_plain(value), f"its {name} is a {type(value).__name__}")
+        return _fixed(copy.deepcopy(value))
 
     def forward(self, owner: Module) -> Any:
         """The forward of the module's class, whatever stands in its place on the instance."""
@@ -691,6 +711,8 @@ class Reader:
     def member(self, base: Any, name: str) -> Any:
         if isinstance(base, Module):
             return self.attribute(base, name)
+        if isinstance(base, Held):
+            return self.held(base, name)
         if isinstance(base, Value):
             value = self.current(base)
             match name:
@@ -700,6 +722,9 @@ class Reader:
                     return len(value.dims)
                 case "data":
                     return self.detached(base)
+                case "is_cuda":
+                    raise_unless(bool(self.device), "it asks for the device")
+                    return self.device == "cuda"
                 case "T" if len(value.dims) == 2:
                     return self.operation("t", base)
             return Method(name, base)
@@ -795,6 +820,9 @@ class Reader:
                 raise Unknown(str(error)) from error
             raise_unless(is_plain(result) or isinstance(result, range), "a function of Python")
             return result
+        if called is torch.autograd.Variable and len(args) == 1 and not kwargs:
+            raise_unless(isinstance(args[0], Value) and args[0].node[0] == "constant", "it calls Variable")
+            return args[0]
         if called is torch.no_grad and not args and not kwargs:
             return ("no_grad",)
         try:
@@ -810,7 +838,7 @@ class Reader:
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """setattr(inner module, name, tensor), where that is a plain attribute."""
-        inner = isinstance(owner, Module) and owner.path != ""
+        inner = isinstance(owner, Module) and (owner.path != "" or self.sets)
         raise_unless(inner and isinstance(value, Value), "it sets an attribute")
         cls, state = type(owner.module), owner.module.__dict__
         self.plain_class(cls)

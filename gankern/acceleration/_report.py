@@ -23,6 +23,18 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A layer, or a function that a layer's code calls, as a forward met it."""
+
+    layer: str  # whose forward or code it is
+    operation: str  # the layer's kind, or the function: "Conv2d 3x3", "F.relu"
+    count: int  # how often in one forward
+    now: str  # what runs for it: implementation and way
+    why: str = ""  # why not one of ours, or not more of it
+    in_penalty: str = ""  # what runs where the gradient of the inputs is differentiated again, if that is another thing
+
+
+@dataclass(frozen=True)
 class Measured:
     """One pass before and after."""
 
@@ -42,8 +54,10 @@ class Measured:
 class Report:
     """What :func:`gankern.accelerate` did: ``print`` it, or take ``to_dict()``.
 
-    ``module`` is the accelerated module, ``rows`` what was replaced and what was left and why, ``measured`` errors and
-    times where ``verify=`` was given, ``notes`` what concerns the whole module.
+    ``module`` is the accelerated module, ``rows`` what was replaced and what was left and why, ``calls`` every layer
+    with parameters and every call of a function that a forward met, with what ran, where ``example_inputs=`` (or
+    ``verify=``) was given, ``measured`` errors and times where ``verify=`` was given, ``notes`` what concerns the
+    whole module.
     """
 
     name: str
@@ -51,6 +65,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
 
     @property
     def replaced(self) -> list[Row]:
@@ -66,6 +81,7 @@ class Report:
             "module": self.name,
             "replaced": [asdict(row) for row in self.replaced],
             "left": [asdict(row) for row in self.left],
+            "calls": [asdict(call) for call in self.calls],
             "measured": [asdict(m) | {"ratio": m.ratio} for m in self.measured],
             "notes": list(self.notes),
         }
@@ -73,6 +89,8 @@ class Report:
     def __rich__(self) -> Table:
         outer = Table.grid()
         outer.add_row(self._layers())
+        if self.calls:
+            outer.add_row(self._calls())
         if self.measured:
             outer.add_row(self._times())
         for note in self.notes:
@@ -80,13 +98,28 @@ class Report:
         return outer
 
     def _layers(self) -> Table:
-        table = Table(title=f"{self.name}: {len(self.replaced)} replaced, {len(self.left)} left", title_justify="left")
+        ran = ""
+        if self.calls:
+            layers = {call.layer for call in self.calls}
+            reached = sum(row.layer in layers for row in self.replaced)
+            ran = f" ({reached} of them ran)"
+        title = f"{self.name}: {len(self.replaced)} replaced{ran}, {len(self.left)} left"
+        table = Table(title=title, title_justify="left")
         for column in ("layer", "before", "after", "note"):
             table.add_column(column, overflow="fold")
         for row in (*self.replaced, *self.left):
             after = "left as it is" if row.after is None else row.after
             style = "dim" if row.after is None else None
             table.add_row(*(Text(cell) for cell in (row.layer or "(itself)", row.before, after, row.note)), style=style)
+        return table
+
+    def _calls(self) -> Table:
+        table = Table(title="what one forward ran", title_justify="left")
+        for column in ("layer", "operation", "times", "runs as", "why", "under a penalty"):
+            table.add_column(column, overflow="fold", justify="right" if column == "times" else "left")
+        for c in self.calls:
+            cells = (c.layer or "(itself)", c.operation, str(c.count), c.now, c.why, c.in_penalty)
+            table.add_row(*map(Text, cells), style="dim" if c.now == "torch" and not c.in_penalty else None)
         return table
 
     def _times(self) -> Table:

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from gankern.acceleration._compiled import has_compiled_parts
-from gankern.acceleration._scope import Deferred, Interception, preserve, settle, state
+from gankern.acceleration._scope import Deferred, Interception, listed, preserve, say, settle, state
+from gankern.core.dispatch import last_implementation
 from gankern.core.torch_internals import recomputed, transformed
 from gankern.nn.utils._group import SpectralNormGroup
 
@@ -69,13 +70,15 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
     compiled = has_compiled_parts(module)
     try:
         if plan.group is not None and not compiled:
-            plan.group.prepare(module)
+            with listed(f"spectral norm of {len(plan.group)} layers"):
+                plan.group.prepare(module)
+                say(f"gankern: spectral norm, all in one call ({last_implementation('spectral_norm')})")
         # A compiled part may be given what a function mode sees, but not a value that waits.
         kind = None if compiled or intercepting else _kind(module, args, kwargs)
         if kind is None or not plan.usefulness.of(kind):
             return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
         state.intercepting, state.grad_mode, state.met = True, torch.is_grad_enabled(), False
-        with _interception, hooks_see_values(module):
+        with _interception, _hooks_see_values(module):
             result = type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
         settle()
         preserve()
@@ -106,7 +109,7 @@ _FIRST = -1  # the key of a hook before all others: those of torch count from 0
 
 
 @contextlib.contextmanager
-def hooks_see_values(root: nn.Module) -> Iterator[None]:
+def _hooks_see_values(root: nn.Module) -> Iterator[None]:
     """Within it, hooks on the modules inside are given computed tensors, never one that waits."""
     hooked = _hooked.setdefault(root, _Hooked())
     if hooked.registered != RemovableHandle.next_id:
@@ -115,6 +118,7 @@ def hooks_see_values(root: nn.Module) -> Iterator[None]:
         hooked.modules = [m for m in inner if m._forward_hooks or m._backward_hooks or m._backward_pre_hooks]
     added = [m for m in hooked.modules if _FIRST not in m._forward_hooks]
     for module in added:
+        hooks: Any
         for hooks, first in ((module._forward_pre_hooks, _settle_inputs), (module._forward_hooks, _settle_result)):
             hooks[_FIRST] = first
             hooks.move_to_end(_FIRST, last=False)

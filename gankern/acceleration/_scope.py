@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_map_only
 
 from gankern.core import autograd, dispatch, precision
 from gankern.core.native import nodes
-from gankern.core.torch_internals import autocasting, recomputed, transformed
+from gankern.core.torch_internals import above_autograd, autocasting, recomputed, transformed
 from gankern.ops.convolution import primitive
 
 
@@ -44,6 +44,7 @@ class _State(threading.local):
         self.waiting: tuple[weakref.ref[Deferred], ...] = ()  # what is deferred, in the order of the calls
         # What the convolutions and batch norms that a module calls by itself are told: _layers.Followed of each.
         self.followed: tuple[Any, Any] = (None, None)
+        self.log: Any = None  # _log.Log, while a forward is listed
         self.met = False  # whether watching torch's functions was of use since it began
         self.fused: tuple[weakref.ref[Deferred], ...] = ()  # first halves of pairs that ran, which one may still hold
 
@@ -92,11 +93,12 @@ class Pair:
     """The first half of a pair: how to compute it alone, and what its second half has to know. ``lasts``: whether it
     changes nothing, so that it does not matter when it is computed as long as its arguments are what they were."""
 
-    __slots__ = ("arguments", "compute", "kind", "lasts", "place", "result", "versions")
+    __slots__ = ("arguments", "compute", "frame", "kind", "lasts", "place", "result", "versions")
 
     def __init__(self, kind: str, compute: Callable[..., Tensor], arguments: tuple) -> None:
         self.kind, self.compute, self.arguments = kind, compute, arguments
         self.lasts = kind in LASTING
+        self.frame = None if state.log is None else state.log.top
         self.place = place(arguments[0].device)
         self.versions = [x._version for x in arguments if isinstance(x, Tensor)]
         self.result: Tensor | None = None
@@ -112,12 +114,11 @@ class Pair:
         if self.result is None:
             with torch._C.DisableTorchFunction():  # else what is called here would compute what waits: this
                 self.check()
-                device = self.arguments[0].device
-                if place(device) == self.place:
+                device, log = self.arguments[0].device, state.log
+                listed = contextlib.nullcontext() if log is None else log.resumed(self.frame)
+                elsewhere = contextlib.nullcontext() if place(device) == self.place else at(self.place, device)
+                with listed, elsewhere:
                     self.result = self.compute(*self.arguments)
-                else:
-                    with at(self.place, device):
-                        self.result = self.compute(*self.arguments)
             self.arguments = ()
         return self.result
 
@@ -129,7 +130,7 @@ class Deferred(Tensor):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if func in _METADATA:
+        if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         args, kwargs = tree_map_only(Deferred, Deferred.value, (args, kwargs or {}))
@@ -137,9 +138,11 @@ class Deferred(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        # An operation that did not announce itself: its gradient arrives at _Connection.
+        # An operation that did not announce itself: its gradient arrives at _Connection. Autograd is behind us here.
         def plain(x: Deferred) -> Tensor:
-            return x.pair.value().detach()
+            with above_autograd():
+                value = x.pair.value()
+            return value.detach()
 
         with torch.no_grad():
             args, kwargs = tree_map_only(Deferred, plain, (args, kwargs or {}))
@@ -178,7 +181,7 @@ class _Connection(torch.autograd.Function):
 LASTING = ("upsample", "convolution")
 
 _tensor: Any = Tensor  # whose attributes, on the class, are descriptors: the stubs show what a tensor has there
-_METADATA = {
+METADATA = {
     _tensor.shape.__get__,
     _tensor.ndim.__get__,
     _tensor.dtype.__get__,
@@ -258,8 +261,27 @@ def fuse(first: Deferred) -> tuple:
     """The arguments of the first half of a pair that runs now."""
     first.pair.check()
     state.fused = (*state.fused, weakref.ref(first))
-    state.met = True
     return first.pair.arguments
+
+
+def joined(first: Deferred, now: str) -> None:
+    """Says that a pair ran as one: ``now``."""
+    state.met = True
+    if state.log is not None:
+        state.log.say(now, "")
+        if first.pair.frame is not None:
+            first.pair.frame.now, first.pair.frame.why = "in one with what follows", ""
+
+
+def listed(operation: str) -> contextlib.AbstractContextManager[None]:
+    """While an operation of ours runs that is no function of torch, where somebody lists what runs."""
+    return contextlib.nullcontext() if state.log is None else state.log.part(operation)
+
+
+def say(now: str, why: str = "") -> None:
+    """What runs for the operation at hand and why not more, where somebody lists it."""
+    if state.log is not None:
+        state.log.say(now, why)
 
 
 def preserve() -> None:
@@ -282,7 +304,7 @@ def _listed(names: str, *owners: Any) -> set[Any]:
 
 
 # Operations that change nothing: no tensor, no buffer, no state of random numbers.
-PURE = _METADATA | {
+PURE = METADATA | {
     *_listed(
         "add sub mul div true_divide neg abs square sqrt rsqrt exp log pow reciprocal tanh sigmoid mean sum var norm "
         "matmul mm mv bmm dot view reshape view_as reshape_as flatten permute transpose t squeeze unsqueeze expand "
@@ -305,18 +327,21 @@ class Interception(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling() or func in _METADATA:
+        if torch.compiler.is_compiling() or func in METADATA:
             return func(*args, **kwargs)
-        handler = None if transformed() or recomputed() else HANDLERS.get(func)
+        handler, pure = HANDLERS.get(func), func in PURE
+        if transformed() or recomputed():
+            handler, pure = None, False
         if state.waiting:
             if handler is None:
-                settle(pure=func in PURE and kwargs.get("out") is None)
+                settle(pure=pure and kwargs.get("out") is None)
             else:
                 settle(args[0] if args else kwargs.get("input"), not _may_overwrite(func, args, kwargs))
         if state.fused and _may_overwrite(func, args, kwargs):
             preserve()
         if handler is not None:
-            result = handler(*args, **kwargs)
+            with contextlib.nullcontext() if state.log is None else state.log.function(func):
+                result = handler(*args, **kwargs)
             if result is not NotImplemented:
                 state.met |= state.double
                 return result

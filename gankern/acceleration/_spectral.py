@@ -3,6 +3,8 @@ known to compute what ours does."""
 
 from __future__ import annotations
 
+import inspect
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gankern.acceleration._code import original
-from gankern.acceleration._read import Delegated, Reader, Unknown, Value, Written, constant, holds, numbers_in
-from gankern.acceleration._scope import settle, state
+from gankern.acceleration._code import names_used, original
+from gankern.acceleration._read import Delegated, Held, Reader, Unknown, Value, Written, constant, holds, numbers_in
+from gankern.acceleration._scope import listed, say, settle, state
 from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import transformed
 from gankern.nn.utils._requests import Prepared, Request, Rules, normalize
@@ -242,7 +244,8 @@ def method(module: Any, normalizer: Normalizer, *args: Any, **kwargs: Any) -> An
         return original(module, family.method)(*args, **kwargs)
     if state.waiting:
         settle(args[0] if args else None, pure=True)  # what waits has its weight already
-    with torch._C.DisableTorchFunction():
+    with torch._C.DisableTorchFunction(), listed("spectral norm"):
+        say("gankern: spectral norm, with the whole network" if normalizer._prepared else "gankern: spectral norm")
         weight = normalizer.weight(module)
     if family.v is None:
         return weight
@@ -267,9 +270,86 @@ def recognise(module: nn.Module) -> tuple[str | None, str | None]:
         return (name, None) if _is_taken(module, family) else (None, "its tensors are not plain ones of one type")
     cls = type(module)
     named = any(word in cls.__name__.lower() for word in ("spectral", "snconv", "snlinear", "snembedding"))
-    if named and cls.__module__.split(".")[0] not in ("torch", "gankern"):
-        return None, "it does not look like any of ours"
+    if cls.__module__.split(".")[0] not in ("torch", "gankern") and (named or _iterates(module)):
+        return None, "its code is of none of the known forms"
     return None, None
+
+
+# ---- what is left, and why --------------------------------------------------------------------------------------
+
+_NORMS = {"norm", "normalize", "l2normalize", "_l2normalize", "l2_norm", "mv", "matmul", "mm", "dot"}
+
+
+def _iterates(module: nn.Module) -> bool:
+    """Whether it looks as if it normalised a weight spectrally: it keeps a vector of as many values as the weight has
+    outputs, which is not trained, and multiplies or takes norms. Only what the report says depends on it."""
+    kept = {**module.__dict__, **module._buffers, **module._parameters}
+    tensors = {name: x for name, x in kept.items() if isinstance(x, Tensor)}
+    outputs = {x.shape[0] for x in tensors.values() if x.ndim >= 2 and x.requires_grad}
+    vectors = [x for n, x in tensors.items() if x.numel() in outputs and not x.requires_grad and x.numel() > 1]
+    return bool(vectors) and bool(names_used(module) & _NORMS)
+
+
+def hooked(module: nn.Module) -> list[tuple[str, str]]:
+    """The hooks of their own that make a tensor of this layer before each forward: the name, and why they are left."""
+    made = [x for x in module.__dict__.values() if isinstance(x, Tensor)]
+    if not made:
+        return []
+    own = [hook for hook in module._forward_pre_hooks.values() if not _is_torchs(hook)]
+    return [(getattr(hook, "__name__", type(hook).__name__), _why_left(module, hook)) for hook in own]
+
+
+def _is_torchs(hook: Any) -> bool:
+    return (getattr(type(hook), "__module__", "") or "").split(".")[0] in ("torch", "gankern")
+
+
+def _why_left(module: nn.Module, hook: Any) -> str:
+    function = hook if isinstance(hook, types.FunctionType) else inspect.getattr_static(type(hook), "__call__", None)
+    if not isinstance(function, types.FunctionType):
+        return "it is no function in Python"
+    device = next((x.device.type for x in module.parameters(recurse=False)), "")
+    reader = Reader(module, device, sets=True)
+    try:
+        owner = () if function is hook else (Held(hook),)
+        reader.function(function, (*owner, reader.root, ()), {})
+    except Unknown as reason:
+        return f"its code is not known: {reason}"
+    weights = [each.value for each in reader.written.values() if each.way == "attribute" and len(each.value.shape) > 1]
+    for weight in weights:
+        for formula in (_by_norm, _by_normalize):
+            for u in reader.cells.values():
+                if _is_through(reader, formula, weight, u):
+                    return "the gradient goes through its vectors u and v, which are constants in torch's and ours"
+    return "it computes none of the known forms"
+
+
+def _by_norm(weight, u, shape, eps):
+    w = weight.view(shape[0], -1)
+    v = w.t() @ u
+    v = v / (v.norm() + eps)
+    u = w @ v
+    u = u / (u.norm() + eps)
+    return weight / (u.t() @ w @ v), w
+
+
+def _by_normalize(weight, u, shape, eps):
+    w = weight.view(shape[0], -1)
+    v = F.normalize(w.t() @ u, dim=0, eps=eps)
+    u = F.normalize(w @ v, dim=0, eps=eps)
+    return weight / (u.t() @ w @ v), w
+
+
+def _is_through(reader: Reader, formula: Callable[..., Any], weight: Value, u: Value) -> bool:
+    for own in reader.cells.values():
+        if own.node[0] == "constant" or own.shape != weight.shape or u.node is own.node:
+            continue
+        for eps in sorted(numbers_in(weight.node) | {0.0}):
+            try:
+                if weight.node is reader.function(formula, (own, replace(u, cell=None), weight.shape, eps), {})[0].node:
+                    return True
+            except Unknown:
+                continue
+    return False
 
 
 def _has_parts(module: nn.Module, family: Family) -> bool:

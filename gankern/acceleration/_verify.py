@@ -56,16 +56,6 @@ def verify(before: nn.Module, after: nn.Module, inputs: Any, report: Report) -> 
     return any(m.ratio is not None and m.ratio >= GAINED for m in report.measured)
 
 
-def ran(module: nn.Module, inputs: Any) -> set[str]:
-    """The names of the submodules whose forward a call reaches. Works on a copy."""
-    trial, reached = copy_of(module), set()
-    for name, inner in trial.named_modules():
-        inner.register_forward_pre_hook(lambda *_, name=name: reached.add(name))
-    with torch.no_grad(), torch.random.fork_rng():
-        trial(*_fresh(inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
-    return reached
-
-
 class _NotPossible(Exception):
     pass
 
@@ -76,7 +66,7 @@ def _compare(mode: str, before: nn.Module, after: nn.Module, inputs: tuple[Any, 
         seed = torch.random.initial_seed()
         for module in (before, after):
             torch.manual_seed(seed)
-            results.append([*MODES[mode](module, _fresh(inputs)), *(b.clone() for b in module.buffers())])
+            results.append([*MODES[mode](module, fresh(inputs)), *(b.clone() for b in module.buffers())])
     return _error(*results)
 
 
@@ -90,17 +80,17 @@ def _compare_in_double(mode: str, before: nn.Module, after: nn.Module, inputs: t
         before, after = (copy_of(module).double() for module in (before, after))
         after.load_state_dict(before.state_dict())  # the runs so far may have left buffers that differ in rounding
         inputs = tree_map_only(Tensor, double, inputs)
-        MODES[mode](copy_of(before), _fresh(inputs))
+        MODES[mode](copy_of(before), fresh(inputs))
     except (RuntimeError, TypeError, ValueError):
         return None
     return _compare(mode, before, after, inputs)
 
 
 def _once(run: Callable[..., Any], module: nn.Module, inputs: Sequence[Any]) -> Any:
-    return run(module, _fresh(inputs))
+    return run(module, fresh(inputs))
 
 
-def _fresh(inputs: Sequence[Any]) -> tuple[Any, ...]:
+def fresh(inputs: Sequence[Any]) -> tuple[Any, ...]:
     def leaf(x: Tensor) -> Tensor:
         return x.detach().clone().requires_grad_(x.is_floating_point())
 

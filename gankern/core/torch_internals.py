@@ -7,7 +7,9 @@ wherever a transformation is at work, every primitive is its plain-PyTorch form.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -42,6 +44,16 @@ def dispatched() -> bool:
         or torch._C._get_tracing_state() is not None
         or torch.autograd._profiler_enabled()
     )
+
+
+@contextlib.contextmanager
+def above_autograd() -> Iterator[None]:
+    """Within it, autograd records again where torch has passed it already: in a ``__torch_dispatch__``."""
+    key, keys = torch._C.DispatchKey, torch._C.DispatchKeySet
+    passed = keys(key.AutogradFunctionality) | keys(key.ADInplaceOrView)
+    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    with torch._C._ForceDispatchKeyGuard(include, exclude - passed):
+        yield
 
 
 def autocasting(device: str) -> bool:
