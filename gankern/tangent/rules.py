@@ -460,6 +460,8 @@ def _select(tape, func, x, dim, index):
 
 @rule(aten.clone.default)
 def _clone(tape, func, x, **options):
+    if x.is_conj() or x.is_neg():
+        raise NotCovered(_LATER.format(func))
     return _linear(tape, x, func(x, **options), _same, _same)
 
 
@@ -549,6 +551,9 @@ SHAPE_ONLY = {
 }
 # Their results follow from how an argument lies in memory, which for an input of the tape is not as the caller's.
 LAYOUT = {"as_strided", "as_strided_", "as_strided_scatter", "set_", "resize_", "resize_as_"}
+# Views that whoever reads them has to resolve, which torch does where autograd no longer sees it.
+CONJUGATED = {"_conj", "_neg_view"}
+_LATER = "{} conjugates or negates a value where autograd no longer sees it"
 # Linear in their first argument, which is all that depends on anything: they keep nothing.
 LINEAR = {
     *(f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d")),
@@ -641,6 +646,13 @@ def tensors_of(args: Sequence, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
         yield from tensors_of(tuple(kwargs.values()), {})
 
 
+def _complex(args: Sequence, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a tensor, a number or a dtype among an operator's arguments is complex."""
+    if any(isinstance(x, complex) or (isinstance(x, torch.dtype) and x.is_complex) for x in args):
+        return True
+    return any(x.is_complex() for x in tensors_of(args, {})) or (bool(kwargs) and _complex(tuple(kwargs.values()), {}))
+
+
 def untracked(tape, func, args, kwargs):
     """An operator on constants, or within no_grad: its result is a constant."""
     _, name, written, random, _ = _traits(func)
@@ -670,8 +682,10 @@ def record(tape, func, args, kwargs):
         return func(*args, **kwargs)
     if namespace != "aten":
         raise NotCovered(f"the operator {func} is not one that this form knows")
+    if name in CONJUGATED:
+        raise NotCovered(_LATER.format(func))
     known = RULES.get(func)
-    if known is not None and (known in OF_SHAPES or not any(x.is_complex() for x in tensors_of(args, kwargs))):
+    if known is not None and (known in OF_SHAPES or not _complex(args, kwargs)):
         result = known(tape, func, *args, **kwargs)
         if result is not NotImplemented:
             return result
@@ -748,7 +762,7 @@ def _other(tape, func, args, kwargs, name, mutable, view):
         node: Any = Linear(lambda t: func(t, *rest, **kwargs), _transposed(func, shape, rest, kwargs))
     else:
         sets = FLAT.get(name, ()) if name not in BATCH_NORM or _training(name, args) else _FLAT_BATCH_NORM
-        curved = bool(active) and not _is_flat(sets, active)
+        curved = bool(active) and (_complex(args, kwargs) or not _is_flat(sets, active))  # abs of a complex number
         node = Smooth(_with_holes(func, args, kwargs, places), tensors, curved, label)
         tape.save(*tensors_of(args, kwargs))
     tape.add(node, tuple(values), outputs, view)
