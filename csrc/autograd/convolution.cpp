@@ -11,6 +11,7 @@
 
 #include "call.h"
 #include "primitives.h"
+#include "zeros.h"
 
 namespace gankern::nodes {
 namespace convolution {
@@ -28,6 +29,7 @@ struct Kind {
   bool collapsed;
   int64_t stride;   // of torch's own convolution
   bool transposed;  // whether that is a transposed one
+  bool zeros;       // torch's form has a pooling
 };
 std::vector<Kind> kinds;
 enum : int64_t { kTorch = -1, kReference = -2 };  // ways that are no rows
@@ -121,11 +123,12 @@ struct ConvolveBackward final : Recorded {
 
   std::string name() const override { return "GankernBackward_convolution"; }
   torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
-    const Tensor& grad = grads[0];
+    Tensor grad = grads[0];
     if (!grad.defined()) return torch::autograd::variable_list(3);
     refuse_tangents("convolution", grads);
     const Needed needed = asked();
     const Tensors kept = unpack(0, 2);
+    if (plan->kind->zeros && !transpose && at::GradMode::is_enabled()) grad = carry(grad, getptr());
     const Tensor &x = kept[0], &weight = kept[1];
     torch::autograd::variable_list results(3);
     if (needed[0]) results[0] = convolved(plan, !transpose, x.size(2), x.size(3), grad, weight, std::nullopt);
@@ -196,12 +199,12 @@ Tensor weight_gradient_of(const PlanPtr& plan, const Tensor& x, const Tensor& gr
 
 PyObject* ways_function;  // (kind, level, channels in, channels out, pixels) -> its Ways
 
-// ([(name, taps, swap, flip, scale, collapsed, stride, transposed)], that function)
+// ([(name, taps, swap, flip, scale, collapsed, stride, transposed, zeros)], that function)
 PyObject* set_kinds(PyObject* const* in) {
   for (py::handle row : py::reinterpret_borrow<py::list>(in[0])) {
-    const auto [name, taps, swap, flip, scale, collapsed, stride, transposed] =
-        row.cast<std::tuple<std::string, int64_t, bool, bool, double, bool, int64_t, bool>>();
-    kinds.push_back({name, taps, swap, flip, scale, collapsed, stride, transposed});
+    const auto [name, taps, swap, flip, scale, collapsed, stride, transposed, zeros] =
+        row.cast<std::tuple<std::string, int64_t, bool, bool, double, bool, int64_t, bool, bool>>();
+    kinds.push_back({name, taps, swap, flip, scale, collapsed, stride, transposed, zeros});
   }
   ways_function = Py_NewRef(in[1]);
   Py_RETURN_NONE;

@@ -8,7 +8,7 @@
 namespace gankern::nodes {
 
 // Counts up where what Python passes to a function here changes: gankern/core/native.py has the same number.
-constexpr int kInterface = 2;
+constexpr int kInterface = 3;
 
 // In the order of kNames in module.cpp.
 enum Primitive : int {

@@ -220,21 +220,11 @@ Witness::Witness(const NodePtr& root) {
 
 void Witness::note() const { absent_->note(leaves_); }
 
-namespace {
-
-// gankern.core.zeros.carry: (result, the tensor below which the leaves are, or None for the node that runs)
-PyObject* carry(PyObject* const* in) {
-  if (!THPVariable_Check(in[0]) || !plain()) return decline();
-  const Tensor& result = THPVariable_Unpack(in[0]);
-  NodePtr root;
-  if (in[1] == Py_None)
-    root = torch::autograd::get_current_node();
-  else
-    root = torch::autograd::impl::gradient_edge(THPVariable_Unpack(in[1])).function;
+Tensor carry(const Tensor& result, const NodePtr& root) {
   auto* node = new Carry;
   const NodePtr owner = owned(node);
   node->witness = Witness(root);
-  if (!node->witness) return Py_NewRef(in[0]);
+  if (!node->witness) return result;
   node->depends_on(result);
   node->depends_on(node->witness.token());
   Tensor carried = [&] {
@@ -242,11 +232,25 @@ PyObject* carry(PyObject* const* in) {
     return result.view_as(result);
   }();
   torch::autograd::set_history(carried, owner);
-  return THPVariable_Wrap(std::move(carried));
+  return carried;
+}
+
+namespace {
+
+// gankern.core.zeros.carry: (result, the tensor below which the leaves are, or None for the node that runs)
+PyObject* carry_call(PyObject* const* in) {
+  if (!THPVariable_Check(in[0]) || !plain()) return decline();
+  const Tensor& result = THPVariable_Unpack(in[0]);
+  NodePtr root;
+  if (in[1] == Py_None)
+    root = torch::autograd::get_current_node();
+  else
+    root = torch::autograd::impl::gradient_edge(THPVariable_Unpack(in[1])).function;
+  return THPVariable_Wrap(carry(result, root));
 }
 
 }  // namespace
 
-void add_zeros(std::vector<PyMethodDef>* methods) { methods->push_back(method("carry", entry<carry, 2>)); }
+void add_zeros(std::vector<PyMethodDef>* methods) { methods->push_back(method("carry", entry<carry_call, 2>)); }
 
 }  // namespace gankern::nodes

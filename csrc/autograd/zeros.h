@@ -37,4 +37,7 @@ class Witness {
   Tensor token_;
 };
 
+// A result with a witness behind it, for the node of its forward; the result itself where there is no witness.
+Tensor carry(const Tensor& result, const NodePtr& root);
+
 }  // namespace gankern::nodes

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from gankern.core import autograd, dispatch, native, precision, registry
+from gankern.core import autograd, dispatch, native, precision, registry, zeros
 from gankern.core.dispatch import ANY_ORDER, FLOATING, Implementation, Primitive
 from gankern.core.torch_internals import transformed
 from gankern.ops.convolution_ways import MEASURED
@@ -61,11 +61,12 @@ class Kind:
     flip: bool = True  # whether the transpose reads the taps back to front
     scale: float = 1.0  # from the rows' result to this kind's
     collapsed: bool = False  # has the way "collapsed"
+    zeros: bool = False  # torch's form is a pooling, with a second derivative of zeros by its input: see core.zeros
 
 
 KINDS = {
     "upsample": Kind(3, {"nine": Row(0, 1, "highest")}, collapsed=True),
-    "downsample": Kind(3, {"nine": Row(1, 0, "highest")}, scale=0.25, collapsed=True),
+    "downsample": Kind(3, {"nine": Row(1, 0, "highest")}, scale=0.25, collapsed=True, zeros=True),
     "same": Kind(3, {"tiles2": Row(2, 2, "highest"), "tiles4": Row(3, 3, "high")}),
     "strided": Kind(4, {"tiles2": Row(4, 6, "highest"), "tiles4": Row(5, 7, "medium")}, flip=False),
     "transposed": Kind(4, {"tiles2": Row(6, 4, "highest"), "tiles4": Row(7, 5, "medium")}, swap=True, flip=False),
@@ -217,7 +218,7 @@ _DIRECT = {
 
 native.nodes.set_convolution_kinds(
     [
-        (name, k.taps, k.swap, k.flip, k.scale, k.collapsed, _DIRECT[name].stride, _DIRECT[name].transposed)
+        (name, k.taps, k.swap, k.flip, k.scale, k.collapsed, _DIRECT[name].stride, _DIRECT[name].transposed, k.zeros)
         for name, k in KINDS.items()
     ],
     _nodes_ways,
@@ -324,6 +325,8 @@ class _Convolve(Function):
             return (None,) * 7
         for_x, for_weight, for_bias = autograd._needed(ctx, skip=4)
         x, weight = ctx.saved_tensors
+        if KINDS[ctx.options[0]].zeros and not ctx.transpose and not autograd.first_order_only():
+            grad = zeros.carry(grad)
         grad_x = grad_weight = None
         if for_x:
             size = x.shape[2:]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gankern.reference._eps import plus_eps
+
 
 def batch_norm_act(
     x: Tensor,
@@ -42,7 +44,7 @@ def batch_norm_act(
     else:
         mean = x.new_zeros(x.shape[1]) if running_mean is None else running_mean.to(x.dtype)
         var = kept_var = torch.ones_like(mean) if running_var is None else running_var.to(x.dtype)
-    rstd = (var + eps).rsqrt()
+    rstd = plus_eps(var, eps).rsqrt()
     y = (x - along(mean)) * along(rstd)
     if weight is not None:
         y = y * along(weight)

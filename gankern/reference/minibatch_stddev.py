@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gankern.reference._eps import plus_eps
+
 
 def minibatch_stddev(
     x: Tensor, group_size: int, num_channels: int, strided: bool, unbiased: bool, eps: float
@@ -23,7 +25,7 @@ def minibatch_stddev(
     y = y if strided else y.transpose(0, 1)
     difference = y - y.mean(0)
     variance = difference.square().sum(0) / (group_size - 1 if unbiased else group_size)
-    stddev = (variance + eps).sqrt().mean(2)
+    stddev = plus_eps(variance, eps).sqrt().mean(2)
     per_sample = stddev.repeat(group_size, 1) if strided else stddev.repeat_interleave(group_size, 0)
     per_sample = per_sample.reshape(x.shape[0], num_channels, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
     return torch.cat([x, per_sample.to(x.dtype)], 1)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gankern.reference._eps import plus_eps
+
 
 def pixel_norm(
     x: Tensor, bias: Tensor | None, dim: int, activation: str | None, negative_slope: float, gain: float, eps: float
@@ -26,4 +28,4 @@ def pixel_norm(
         x = F.leaky_relu(x, negative_slope)
     if gain != 1:
         x = x * gain
-    return (x * torch.rsqrt(x.square().mean(dim, keepdim=True) + eps)).to(dtype)
+    return (x * torch.rsqrt(plus_eps(x.square().mean(dim, keepdim=True), eps))).to(dtype)

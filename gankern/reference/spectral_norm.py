@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gankern.reference._eps import plus_eps
+
 
 def spectral_norm(
     weight: Tensor,
@@ -26,7 +28,7 @@ def spectral_norm(
 
     def normalize(x: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(x)
-        return x / (norm + eps if add_eps else norm.clamp_min(eps))
+        return x / (plus_eps(norm, eps) if add_eps else norm.clamp_min(eps))
 
     with torch.no_grad():
         constant = matrix.detach()  # of forward mode too

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gankern.reference._eps import plus_eps
+
 
 def _channels(vector: Tensor, x: Tensor) -> Tensor:
     return vector.reshape(1, -1, *[1] * (x.ndim - 2))
@@ -42,7 +44,7 @@ def virtual_batch_norm(
     # In two steps: what the mean loses in x's precision is subtracted from the difference, which is small.
     coarse = mean.detach().to(wide.dtype)
     y = (wide - coarse) - (mean - coarse).to(wide.dtype)
-    y = y * (variance + eps).rsqrt().to(wide.dtype)
+    y = y * plus_eps(variance, eps).rsqrt().to(wide.dtype)
     if weight is not None:
         y = y * _channels(weight.to(wide.dtype), x)
     if bias is not None:

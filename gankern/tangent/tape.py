@@ -35,6 +35,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gankern.core import autograd
+from gankern.ops.convolution import KINDS
 from gankern.tangent import reached, rules
 from gankern.tangent.nodes import INPUT, WEIGHT, Bilinear, Gate, Kernel, Linear, Node, NotCovered
 
@@ -340,7 +341,10 @@ class Tape(TorchDispatchMode):
         """A convolution of this library: ops.convolution calls this in its own place."""
         arguments = options, height, width, x, weight, bias
         return self._apart(
-            (x, weight, bias), lambda: run(*arguments), lambda y: rules.engine_convolution(self, *arguments, y)
+            (x, weight, bias),
+            lambda: run(*arguments),
+            lambda y: rules.engine_convolution(self, *arguments, y),
+            KINDS[options[0]].zeros,
         )
 
     def __enter__(self):

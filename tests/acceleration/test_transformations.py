@@ -97,6 +97,17 @@ def exported_with_a_batch(net):
     return torch.export.export(net, (X,), dynamic_shapes=shapes).module()(X[:2])
 
 
+def in_onnxruntime(net):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    net = copy.deepcopy(net).float()
+    shapes = {"x": {0: torch.export.Dim("batch", min=2, max=64)}}
+    program = torch.onnx.export(net, (X.float(),), dynamo=True, dynamic_shapes=shapes, verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": X[:2].float().numpy()})
+    return torch.from_numpy(y)
+
+
 def mapped(net):
     return torch.func.vmap(net)(torch.stack([X, 2 * X]))
 
@@ -149,6 +160,7 @@ GIVES = [
     traced,
     exported,
     exported_with_a_batch,
+    in_onnxruntime,
     mapped,
     per_sample,
     ensemble,

@@ -183,7 +183,29 @@ def on_meta(name, training):
     return (), ()
 
 
-TRANSFORMATIONS = [traced, exported, per_sample, ensemble, pushed, dual, of_weights, on_meta]
+def in_onnxruntime(name, training):
+    """In single precision, which is what that computes convolutions in; for batches of the exported size and of another.
+    A sample of zeros is in them: the exporter's optimiser takes small constants for zero."""
+    if training:
+        pytest.skip("an ONNX program has no state to train")
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    module = made(name).float()
+    x = image(name).float()
+    shapes = ({0: torch.export.Dim("batch", min=2, max=64)},)
+    program = torch.onnx.export(module, (x,), dynamo=True, dynamic_shapes=shapes, verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected, found = [], []
+    for samples in (x, torch.cat([torch.zeros_like(x), x.flip(0)])):
+        (ours,) = session.run(None, {session.get_inputs()[0].name: samples.numpy()})
+        right = made(name)(samples.double())
+        scale = 2e-7 / 1e-9 * right.abs().max()  # two roundings, where close() allows 1e-9
+        expected.append(right / scale)
+        found.append(torch.from_numpy(ours).double() / scale)
+    return found, expected
+
+
+TRANSFORMATIONS = [traced, exported, per_sample, ensemble, pushed, dual, of_weights, on_meta, in_onnxruntime]
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

@@ -249,6 +249,53 @@ def test_zeros_of_one_of_two_gradients(way):
     equal(run(True), run(False))
 
 
+DOWNSAMPLING = {
+    "linear behind": lambda: flat(gnn.ConvDownsample2d(3, 8, 3), nn.Flatten(), nn.Linear(128, 1)),
+    "twice": lambda: flat(gnn.ConvDownsample2d(3, 8, 3), gnn.ConvDownsample2d(8, 8, 3), conv(8, 1, 2, 1, 0)),
+    "convolutions around": lambda: flat(conv(3, 8), gnn.ConvDownsample2d(8, 8, 3), conv(8, 1, 4, 1, 0)),
+    "activation behind": lambda: flat(gnn.ConvDownsample2d(3, 8, 3), gnn.LeakyReLU(), conv(8, 1, 4, 1, 0)),
+    "equalized": lambda: flat(gnn.EqualizedConv2d(3, 8, 3, resample="downsample"), conv(8, 1, 4, 1, 0)),
+    "upsampling": lambda: flat(gnn.UpsampleConv2d(3, 8, 3), conv(8, 1, 16, 1, 0)),  # none: torch's has no zeros either
+}
+
+
+@pytest.mark.parametrize("gradients_of", ["nodes", "python"])
+@pytest.mark.parametrize("way", ["auto", "double_backward", "by hand"])
+@pytest.mark.parametrize("name", DOWNSAMPLING)
+def test_pooling_inside_of_a_convolution(name, way, gradients_of):
+    torch.manual_seed(0)
+    critic = DOWNSAMPLING[name]().double()
+    twin = copy.deepcopy(critic)
+
+    def penalty():
+        return by_hand(critic) if way == "by hand" else penalties.r1_penalty(critic, X, weight=2.0, method=way)
+
+    with native.python_gradients() if gradients_of == "python" else contextlib.nullcontext():
+        ours = gradients(penalty(), critic)
+    with gankern.use_implementation("reference"):
+        equal(ours, gradients(by_hand(twin), twin))
+
+
+@pytest.mark.parametrize("wanted", [["x"], ["weight"], ["bias"], ["x", "weight"]])
+@pytest.mark.parametrize("gradients_of", ["nodes", "python"])
+def test_each_gradient_of_a_convolution_with_a_pooling_has_zeros(wanted, gradients_of):
+    """Whichever gradient it is that is differentiated again, of the convolution's input, weight or bias."""
+
+    def run(implementation):
+        torch.manual_seed(0)
+        layer = nn.Conv2d(3, 8, 3).double()
+        x, scale = X.clone().requires_grad_(), torch.ones((), dtype=torch.float64, requires_grad=True)
+        tensors = {"x": x, "weight": layer.weight, "bias": layer.bias}
+        y = GF.conv2d_downsample(x, layer.weight, layer.bias, implementation=implementation) * scale
+        found = torch.autograd.grad(y.sum(), [tensors[name] for name in wanted], create_graph=True)
+        sum(g.square().sum() for g in found).backward()
+        return [x.grad, layer.weight.grad, layer.bias.grad, scale.grad]
+
+    with native.python_gradients() if gradients_of == "python" else contextlib.nullcontext():
+        ours = run(None)
+    equal(ours, run("reference"))
+
+
 def test_no_convolution_of_zeros():
     """What makes the zeros costs no pass: the second backward has as many convolutions as without them."""
     from torch.utils._python_dispatch import TorchDispatchMode
