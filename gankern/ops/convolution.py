@@ -326,7 +326,7 @@ class _Convolve(Function):
         for_x, for_weight, for_bias = autograd._needed(ctx, skip=4)
         x, weight = ctx.saved_tensors
         if KINDS[ctx.options[0]].zeros and not ctx.transpose and not autograd.first_order_only():
-            grad = zeros.carry(grad)
+            grad = zeros.carry(grad, ctx)
         grad_x = grad_weight = None
         if for_x:
             size = x.shape[2:]
