@@ -251,6 +251,8 @@ PyObject* carry_call(PyObject* const* in) {
 
 }  // namespace
 
-void add_zeros(std::vector<PyMethodDef>* methods) { methods->push_back(method("carry", entry<carry_call, 2>)); }
+void add_zeros(std::vector<PyMethodDef>* methods) {
+  methods->push_back(method("carry", entry<carry_call, 2>));
+}
 
 }  // namespace gankern::nodes
