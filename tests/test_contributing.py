@@ -11,7 +11,13 @@ from gankern.core.dispatch import Primitive
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
-WITHOUT = {"gankern/triton/convolution.py"}  # torch's own convolutions run on a GPU
+WITHOUT = {
+    "gankern/triton/convolution.py",  # torch's own convolutions run on a GPU
+    # The kernels of batch norm are those of instance norm too, and tested as such.
+    "csrc/cpu/instance_norm_act.h",
+    "csrc/cpu/instance_norm_act.cpp",
+    "csrc/cpu/testing/instance_norm_act.cpp",
+}
 
 
 def listed(placeholder):

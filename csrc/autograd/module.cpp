@@ -12,8 +12,9 @@ namespace gankern::nodes {
 namespace {
 
 constexpr const char* kNames[kPrimitives] = {
-    "batch_norm_act",   "bias_act",   "convolution",   "gradient_penalty", "minibatch_discrimination",
-    "minibatch_stddev", "pixel_norm", "spectral_norm", "upfirdn2d",        "virtual_batch_norm"};
+    "batch_norm_act",           "bias_act",         "convolution", "gradient_penalty", "instance_norm_act",
+    "minibatch_discrimination", "minibatch_stddev", "pixel_norm",  "spectral_norm",    "upfirdn2d",
+    "virtual_batch_norm"};
 constexpr int kDevices = 2, kDtypes = 4;
 
 // Set up once, by `start`.
@@ -132,8 +133,8 @@ PyMODINIT_FUNC PyInit__nodes() {
   methods = {method("start", entry<start, 3>), method("set_own_mode", entry<set_own_mode, 1>),
              method("enable", entry<enable, 1>)};
   for (auto add : {add_batch_norm_act, add_bias_act, add_convolution, add_gradient_penalty,
-                   add_minibatch_discrimination, add_minibatch_stddev, add_pixel_norm, add_spectral_norm,
-                   add_upfirdn2d, add_virtual_batch_norm, add_zeros})
+                   add_instance_norm_act, add_minibatch_discrimination, add_minibatch_stddev, add_pixel_norm,
+                   add_spectral_norm, add_upfirdn2d, add_virtual_batch_norm, add_zeros})
     add(&methods);
   methods.push_back({nullptr, nullptr, 0, nullptr});
   definition.m_methods = methods.data();

@@ -16,6 +16,7 @@ enum Primitive : int {
   kBiasAct,
   kConvolution,
   kGradientPenalty,
+  kInstanceNormAct,
   kMinibatchDiscrimination,
   kMinibatchStddev,
   kPixelNorm,
@@ -33,6 +34,7 @@ void add_batch_norm_act(std::vector<PyMethodDef>* methods);
 void add_bias_act(std::vector<PyMethodDef>* methods);
 void add_convolution(std::vector<PyMethodDef>* methods);
 void add_gradient_penalty(std::vector<PyMethodDef>* methods);
+void add_instance_norm_act(std::vector<PyMethodDef>* methods);
 void add_minibatch_discrimination(std::vector<PyMethodDef>* methods);
 void add_minibatch_stddev(std::vector<PyMethodDef>* methods);
 void add_pixel_norm(std::vector<PyMethodDef>* methods);

@@ -243,10 +243,11 @@ struct Problem {
 
   // A channel in double, value by value.
   Moment moment_again(int64_t c) const {
-    const int64_t step = in.channels_last ? in.channels : 1, n = in.plane;
+    const int64_t own = in.channels / in.instances, step = in.channels_last ? own : 1, n = in.plane;
+    const int64_t first = in.channels_last ? c / own * own * n + c % own : c * n;
     const auto each = [&](auto f) {
       for (int64_t i = 0; i < in.samples; ++i) {
-        const T* p = inputs[0] + i * in.channels * n + (in.channels_last ? c : c * n);
+        const T* p = inputs[0] + i * in.channels * n + first;
         for (int64_t s = 0; s < n; ++s) f(double(widen(p[s * step])));
       }
     };
@@ -503,8 +504,9 @@ struct Planes : Problem<T> {
 
 // ---- rows ----------------------------------------------------------------------------------------------
 
-// x as [rows, columns], `width` neighbouring columns a channel. A block is a range of channels, a part a
-// range of rows, of whole samples where these have affine values of their own.
+// x as [rows, columns], `width` neighbouring columns a channel; of several instances, one such matrix behind
+// the other. A block is a range of an instance's channels, a part a range of rows, of whole samples where these
+// have affine values of their own.
 template <class T>
 struct Rows : Problem<T> {
   using P = Problem<T>;
@@ -512,19 +514,20 @@ struct Rows : Problem<T> {
   using typename P::A;
   using typename P::V;
 
-  int64_t rows, columns, width, sample_rows, block_channels, parts;
+  int64_t rows, columns, width, sample_rows, own_channels, block_channels, parts;
 
   Rows(const BatchNormAct& b, Channel<A>* c, const void* out, const void* out1, int tensors)
       : P(b, c, out, out1) {
     sample_rows = in.channels_last ? in.plane : 1;
     width = in.channels_last ? 1 : in.plane;
     rows = in.samples * sample_rows;
-    columns = in.channels * width;
+    own_channels = in.channels / in.instances;
+    columns = own_channels * width;
     const int64_t bytes = tensors * int64_t(sizeof(T));
     // Blocks of whole cache lines, at least two of them, where that makes them fit into the cache.
     const int64_t least = max(1, 128 / (int64_t(sizeof(T)) * width));
     const int64_t fits = kCacheBytes / (rows * width * bytes);
-    const int64_t most = max(1, kColumns / width);
+    const int64_t most = max(1, min(kColumns / width, own_channels));
     parts = 1;
     block_channels = most;
     if (fits >= least) {
@@ -532,23 +535,24 @@ struct Rows : Problem<T> {
       // Enough blocks for the threads.
       while (block_channels >= 2 * least && in.channels < block_channels * kManyChannels) block_channels /= 2;
     } else {
-      const int64_t block_bytes = rows * min(block_channels, in.channels) * width * bytes;
+      const int64_t block_bytes = rows * block_channels * width * bytes;
       parts = min(min(block_bytes / kPartBytes, rows / kPartRows), kMaxParts);
       if (per_sample) parts = min(parts, in.samples);
       parts = max(parts, 1);
     }
   }
-  int64_t blocks() const { return ceil_div(in.channels, block_channels); }
+  int64_t blocks() const { return in.instances * ceil_div(own_channels, block_channels); }
   int64_t slots() const { return per_sample ? in.samples : parts; }
   int64_t padded() const { return ceil_div(block_channels * width, L) * L; }
   int64_t partial_size(int sums) const { return max(slots(), parts) * sums * padded(); }
 
   struct Block {
-    int64_t channel, channels, column, columns;
+    int64_t channel, channels, column, columns;  // the column as its distance from the first value of all
   };
   Block block(int64_t b) const {
-    const int64_t first = b * block_channels, count = min(block_channels, in.channels - first);
-    return {first, count, first * width, count * width};
+    const int64_t each = ceil_div(own_channels, block_channels), instance = b / each;
+    const int64_t first = b % each * block_channels, count = min(block_channels, own_channels - first);
+    return {instance * own_channels + first, count, instance * rows * columns + first * width, count * width};
   }
   int64_t first_row(int64_t part) const {
     return per_sample ? in.samples * part / parts * sample_rows : rows * part / parts;

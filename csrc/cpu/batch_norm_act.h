@@ -1,4 +1,7 @@
 // Batch normalisation and a (leaky) ReLU in one pass each way. See batch_norm_act.cpp for how.
+//
+// Instance normalisation is that of one sample that has N C channels: each sample's channels are channels of
+// their own.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +15,7 @@ namespace gankern {
 struct BatchNormAct {
   int64_t samples, channels, plane;  // x is [samples, channels, plane], or
   bool channels_last;                // [samples, plane, channels]
+  int64_t instances = 1;             // channels_last, one sample: [instances, plane, channels / instances]
   bool per_sample;                   // affine values are [samples, channels] instead of [channels]
   bool training;                     // statistics are x's own, and so part of the gradient
   double eps;

@@ -2,30 +2,16 @@
 #include "../cpu/batch_norm_act.h"
 
 #include "common.h"
+#include "feature_map.h"
 
 namespace gankern {
 namespace {
 
 constexpr const char* kName = "batch_norm_act";
 
-// [N, C, ...] whose memory is that of [N, ..., C], without gaps.
-bool channels_last(const Tensor& x) {
-  const auto sizes = x.sizes(), strides = x.strides();
-  int64_t expected = 1;
-  const auto fits = [&](int64_t d) {
-    if (sizes[d] != 1 && strides[d] != expected) return false;
-    expected *= sizes[d];
-    return true;
-  };
-  if (!fits(1)) return false;
-  for (int64_t d = x.dim() - 1; d > 1; --d)
-    if (!fits(d)) return false;
-  return fits(0);
-}
-
 Operand images_of(const Tensor& x) {
   STD_TORCH_CHECK(x.dim() >= 2, kName, ": x must have 2 dimensions or more, got ", x.dim());
-  return channels_last(x) ? Operand(x) : compact(x);
+  return channels_lie_last(x) ? Operand(x) : compact(x);
 }
 
 // The problem in the kernels' own layouts. The tensors that own the memory stay alive in here.

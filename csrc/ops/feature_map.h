@@ -14,6 +14,21 @@ inline bool lies_channels_last(const Tensor& x) {
   return x.size(1) > 1 && x.stride(1) == 1;
 }
 
+// [N, C, ...] whose memory is that of [N, ..., C], without gaps.
+inline bool channels_lie_last(const Tensor& x) {
+  const auto sizes = x.sizes(), strides = x.strides();
+  int64_t expected = 1;
+  const auto fits = [&](int64_t d) {
+    if (sizes[d] != 1 && strides[d] != expected) return false;
+    expected *= sizes[d];
+    return true;
+  };
+  if (!fits(1)) return false;
+  for (int64_t d = x.dim() - 1; d > 1; --d)
+    if (!fits(d)) return false;
+  return fits(0);
+}
+
 inline MemoryFormat memory_format(int64_t dim, bool channels_last) {
   if (!channels_last) return MemoryFormat::Contiguous;
   return dim == 5 ? MemoryFormat::ChannelsLast3d : MemoryFormat::ChannelsLast;

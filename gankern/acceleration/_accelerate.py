@@ -94,6 +94,7 @@ _CONVOLUTION = "torch's kernels; double backward without what it does not need"
 _ENGINE = "gankern's convolution where it is faster for the shape"
 _MEAN = "gankern's convolution, with a 2x2 mean where one follows"
 _BATCH_NORM = "gankern's batch norm where it is faster, with a ReLU or LeakyReLU where one follows"
+_INSTANCE_NORM = "gankern's instance norm where it is faster, with a ReLU or LeakyReLU where one follows"
 _PIECEWISE = "double backward without zeros"
 
 # By the function that torch's module has as forward.
@@ -105,6 +106,7 @@ LEAVES: dict[Any, Leaf] = {
         for cls in (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d)
     },
     nn.BatchNorm2d.forward: (_layers.batch_norm_forward, _BATCH_NORM),  # that of all dimensions
+    nn.InstanceNorm2d.forward: (_layers.instance_norm_forward, _INSTANCE_NORM),  # likewise
     nn.ReLU.forward: (_layers.relu_forward, _PIECEWISE),
     nn.LeakyReLU.forward: (_layers.leaky_relu_forward, _PIECEWISE),
     nn.AvgPool2d.forward: (_layers.avg_pool2d_forward, _PIECEWISE),
@@ -156,7 +158,8 @@ def _doubles(module: nn.Module) -> bool:
     return module.mode in ("nearest", "nearest-exact") and factor is not None and _layers._is(factor, 2)
 
 
-_FIRST_ORDER = {"conv2d", "conv_transpose2d", "interpolate", "upsample", "upsample_nearest", "batch_norm"}
+_NORMS = {"batch_norm", "instance_norm"}
+_FIRST_ORDER = _NORMS | {"conv2d", "conv_transpose2d", "interpolate", "upsample", "upsample_nearest"}
 _FUNCTIONS = _FIRST_ORDER | {
     *("avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "relu", "relu_", "leaky_relu", "leaky_relu_"),
 }
@@ -310,7 +313,7 @@ class _Work:
             followed = Followed() if _is_first_half(module) else None
             constants = followed, Left()
             what = what if followed is None else _MEAN
-        elif function is _layers.batch_norm_forward:
+        elif function in (_layers.batch_norm_forward, _layers.instance_norm_forward):
             constants = (Followed(),)
         _replace(module, "forward", function, *constants)
         self.row(name, before, what)
@@ -346,7 +349,7 @@ class _Work:
         calls = ", ".join(sorted(used))
         if not (used & _FIRST_ORDER or self.fast):
             return self.row(name, f"{type(module).__name__} calls {calls}", None, "fast_double_backward=False")
-        if used & {"conv2d", "batch_norm"}:
+        if used & ({"conv2d"} | _NORMS):
             _replace(module, "forward", _layers.own_forward, Followed(), Followed())
         self.row(name, f"{type(module).__name__} calls {calls}", "gankern's where they are faster", "met while it runs")
 
@@ -373,11 +376,11 @@ def accelerate(
     """Makes a model that somebody else wrote faster, and changes nothing else.
 
     Replaces, on the instances of the layers and never in their classes, what gankern computes faster: spectral norm in
-    all its forms, convolutions with what resamples before or behind them, batch norm with its activation, layers that
-    compute what one of gankern's does, and the second derivatives that a gradient penalty needs. Results, gradients and
-    buffers are those of before within rounding. Parameters, buffers, hooks, types, state_dict keys and the optimisers
-    that hold the parameters are not touched; the module can be copied, pickled, moved, wrapped and compiled as before.
-    docs/accelerate.md lists what is replaced, and what is left and why.
+    all its forms, convolutions with what resamples before or behind them, batch and instance norm with their
+    activation, layers that compute what one of gankern's does, and the second derivatives that a gradient penalty
+    needs. Results, gradients and buffers are those of before within rounding. Parameters, buffers, hooks, types,
+    state_dict keys and the optimisers that hold the parameters are not touched; the module can be copied, pickled,
+    moved, wrapped and compiled as before. docs/accelerate.md lists what is replaced, and what is left and why.
 
     Args:
         module: a module, or one wrapped in DistributedDataParallel or DataParallel.

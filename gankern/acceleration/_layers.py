@@ -165,7 +165,7 @@ def _is(value: Any, number: int) -> bool:
 
 
 class Followed:
-    """Whether a first half has a second one behind it (a convolution a 2x2 mean, a batch norm an activation), wherever
+    """Whether a first half has a second one behind it (a convolution a 2x2 mean, a norm an activation), wherever
     in the model that is called: found out while it runs, until it is clear that it has none."""
 
     patience = 4
@@ -275,6 +275,7 @@ def _say_second(x: Tensor) -> None:
 # Values from which on ours is faster in training (measured); torch's is in evaluation, and without a backward where
 # channels lie last.
 LARGE = 131072
+SMALL = 4096  # likewise of instance norm, for which torch repeats statistics and affine values, or copies x
 NOT_FASTER = f"ours is faster in training from {LARGE} values on, and under a penalty"
 
 
@@ -303,15 +304,23 @@ def _normalize(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    of: nn.modules.batchnorm._BatchNorm | _Statistics,
+    of: nn.modules.batchnorm._BatchNorm | _Statistics | _OfEach,
     followed: Followed | None,
     counts: bool = True,
     activation: str | None = None,
     slope: float = 0.0,
 ) -> Tensor:
-    """Batch norm and an activation; ``counts``: whether it has a part in the running statistics."""
+    """A norm and an activation; ``counts``: whether it has a part in the running statistics."""
     if followed is not None and activation is None:
         followed.misses += 1
+    if isinstance(of, _OfEach):
+        mean, var = (of.mean, of.var) if counts else (None, None)
+        result = GF.instance_norm_act(
+            *(x, mean, var, weight, bias, True, of.momentum, of.eps), activation=activation, negative_slope=slope
+        )
+        if activation is None:
+            say(f"gankern: instance norm ({last_implementation('instance_norm_act')})")
+        return result
     mean, var, training, momentum = of.now(counts) if isinstance(of, _Statistics) else _now(of, counts)
     if mean is not None and var is not None:
         # torch's kernel saves these and updates them unseen; a forward by it may still wait for its backward.
@@ -322,6 +331,15 @@ def _normalize(
     if activation is None:
         say(f"gankern: batch norm ({last_implementation('batch_norm_act')})")
     return result
+
+
+class _OfEach(NamedTuple):
+    """What instance norm, by each sample's own statistics, is told of the running ones."""
+
+    mean: Tensor | None
+    var: Tensor | None
+    momentum: float
+    eps: float
 
 
 class _Statistics(NamedTuple):
@@ -371,8 +389,45 @@ def batch_norm(
         return F.batch_norm(input, *tensors, training, momentum, eps)
     statistics = _Statistics(running_mean, running_var, training, momentum, eps)
     if followed is not None and followed.waits and may_defer(input):
-        return defer("batch norm", input.shape, _normalize, input, weight, bias, statistics, followed, True)
+        return defer("norm", input.shape, _normalize, input, weight, bias, statistics, followed, True)
     return _normalize(input, weight, bias, statistics, None)
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    input = settled(input)
+    tensors = (running_mean, running_var, weight, bias)
+    told = use_input_stats is True and type(momentum) is float and type(eps) is float and eps > 0
+    ordinary = told and isinstance(input, Tensor) and all(_is_vector(t, input) for t in tensors)
+    if not ordinary or autocasting(input.device.type) or not _is_faster_for_each(input, *tensors):
+        say("torch", NOT_FASTER)
+        return F.instance_norm(input, *tensors, use_input_stats, momentum, eps)
+    of, followed = _OfEach(running_mean, running_var, momentum, eps), state.followed[1]
+    if followed is not None and followed.waits and may_defer(input):
+        return defer("norm", input.shape, _normalize, input, weight, bias, of, followed, True)
+    return _normalize(input, weight, bias, of, None)
+
+
+def _is_faster_for_each(
+    x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> bool:
+    if x.dtype not in (torch.float32, torch.float64) or x.ndim < 3 or not plain():
+        return False
+    if any(t is not None and t.dtype != x.dtype for t in (weight, bias, mean, var)):
+        return False
+    if (mean is None) != (var is None) or (weight is None) != (bias is None):
+        return False
+    if x.shape[1] == 0 or x.shape[2:].numel() < 2:
+        return False  # torch's own error
+    return matters(x) or (x.device.type == "cpu" and x.numel() >= SMALL)
 
 
 def _is_vector(t: Any, x: Tensor) -> bool:
@@ -381,12 +436,13 @@ def _is_vector(t: Any, x: Tensor) -> bool:
 
 
 def _activate(name: str, input: Tensor, slope: float, inplace: bool) -> Tensor | None:
-    if not is_half(input, "batch norm"):
+    if not is_half(input, "norm"):
         return None
     x, weight, bias, of, followed, counts = fuse(input)
     followed.misses = 0
     result = _normalize(x, weight, bias, of, followed, counts, name, slope)
-    joined(input, f"gankern: batch norm + {name} ({last_implementation('batch_norm_act')})")
+    kind = "instance" if isinstance(of, _OfEach) else "batch"
+    joined(input, f"gankern: {kind} norm + {name} ({last_implementation(f'{kind}_norm_act')})")
     if inplace:
         input.pair.result = result
     else:  # who still wants it without the activation gets it, and it is not counted twice
@@ -440,6 +496,7 @@ HANDLERS.update(
         torch.conv_transpose2d: conv_transpose2d,
         F.interpolate: interpolate,
         F.batch_norm: batch_norm,
+        F.instance_norm: instance_norm,
         F.avg_pool2d: avg_pool2d,
         F.adaptive_avg_pool2d: _settling(_functions.adaptive_avg_pool2d),
         torch.max_pool2d: _settling(_functions.max_pool2d),
@@ -575,8 +632,34 @@ def batch_norm_forward(module: nn.BatchNorm2d, followed: Followed | None, input:
         return type(module).forward(module, input)
     module._check_input_dim(input)
     if followed is not None and followed.waits and unwatched(module) and may_defer(input):
-        return defer("batch norm", input.shape, _normalize, input, module.weight, module.bias, module, followed, True)
+        return defer("norm", input.shape, _normalize, input, module.weight, module.bias, module, followed, True)
     return _normalize(input, module.weight, module.bias, module, None)
+
+
+@functools.partial(leaf, constants=1, stands_for=(nn.InstanceNorm2d,))
+def instance_norm_forward(module: nn.InstanceNorm2d, followed: Followed | None, input: Tensor) -> Tensor:
+    input = settled(input)
+    own = type(module)._apply_instance_norm is not nn.InstanceNorm2d._apply_instance_norm
+    batch = module._get_no_batch_dim() + 1
+    if own or input.ndim != batch or input.shape[1] != module.num_features:  # or torch's own error, or warning
+        say("torch", NOT_FASTER)
+        return type(module).forward(module, input)
+    module._check_input_dim(input)
+    before = state.followed
+    state.followed = before[0], followed if unwatched(module) else None
+    try:
+        return instance_norm(
+            input,
+            module.running_mean,
+            module.running_var,
+            module.weight,
+            module.bias,
+            module.training or not module.track_running_stats,
+            module.momentum or 0.0,
+            module.eps,
+        )
+    finally:
+        state.followed = before
 
 
 _RELU, _LEAKY_RELU = nn.ReLU.forward, nn.LeakyReLU.forward
@@ -652,7 +735,7 @@ def upsample_forward(module: nn.Upsample, input: Tensor) -> Tensor:
 
 
 def own_forward(module: nn.Module, convolution: Followed, norm: Followed, *args: Any, **kwargs: Any) -> Any:
-    """Of a module that calls convolutions or batch norms by itself."""
+    """Of a module that calls convolutions or norms by itself."""
     if torch.compiler.is_compiling() or not state.intercepting:
         return type(module).forward(module, *args, **kwargs)
     before, state.followed = state.followed, (convolution, norm)

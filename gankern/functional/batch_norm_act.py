@@ -93,19 +93,16 @@ def batch_norm_act(
     if len(shape) < 2 or shape[1] == 0:
         raise ValueError(f"{NAME}: x has shape {tuple(shape)}; it must be [N, C] or [N, C, ...] with a channel or more")
     check_options(NAME, momentum, eps, activation, negative_slope)
-    _check_affine(x, weight, bias)
+    check_affine(NAME, x, weight, bias)
     own = training or (running_mean is None and running_var is None)
-    _check_running(x, running_mean, running_var, updated=training)
+    check_running(NAME, x, running_mean, running_var, updated=training)
     values = x.numel()
     if own and values == shape[1]:
         raise ValueError(f"{NAME}: expected more than 1 value per channel when training, got input size {tuple(shape)}")
     slope = activations.slope(activation, negative_slope)
     y, stats = _batch_norm_act(x, weight, bias, running_mean, running_var, own, eps, slope, implementation)
     if training and running_mean is not None and values:
-        mean, _, var = stats.unbind()  # no gradient reaches them: no need for torch.no_grad()
-        running: Any = ((running_mean, mean), (running_var, var))  # both are there: see _check_running
-        for kept, new in running:
-            kept.lerp_(new if new.dtype == kept.dtype else new.to(kept.dtype), momentum)
+        update_running(running_mean, running_var, stats, momentum)
     return y
 
 
@@ -115,40 +112,47 @@ def check_options(name: str, momentum: float, eps: float, activation: str | None
     _checks.activation(name, activation, negative_slope, activations.PIECEWISE)
 
 
-def _check_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+def update_running(running_mean: Any, running_var: Any, stats: Tensor, momentum: float) -> None:
+    """Takes mean and unbiased variance of ``stats``, [3, C], up into checked running statistics."""
+    mean, _, var = stats.unbind()  # no gradient reaches them: no need for torch.no_grad()
+    for kept, new in ((running_mean, mean), (running_var, var)):
+        kept.lerp_(new if new.dtype == kept.dtype else new.to(kept.dtype), momentum)
+
+
+def check_affine(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     for name, values in (("weight", weight), ("bias", bias)):
         if values is None:
             continue
-        _checks.floating(NAME, name, values)
+        _checks.floating(op, name, values)
         shape, given = x.shape, values.shape
         if given != shape[1:2] and given != shape[:2]:
             raise ValueError(
-                f"{NAME}: {name} has shape {tuple(given)}; for x of shape {tuple(shape)} it must be "
+                f"{op}: {name} has shape {tuple(given)}; for x of shape {tuple(shape)} it must be "
                 f"({shape[1]},), or ({shape[0]}, {shape[1]}) for each sample's own"
             )
         half = x.dtype in HALF
         if values.device != x.device or not (values.dtype == x.dtype or (half and values.dtype == torch.float32)):
             wanted = f"{short(x.dtype)}{' or float32' if half else ''} on {x.device}"
-            raise ValueError(f"{NAME}: {name} is {short(values.dtype)} on {values.device}; x needs {wanted}")
+            raise ValueError(f"{op}: {name} is {short(values.dtype)} on {values.device}; x needs {wanted}")
     if weight is not None and bias is not None and weight.shape != bias.shape:
         raise ValueError(
-            f"{NAME}: weight has shape {tuple(weight.shape)} and bias {tuple(bias.shape)}; they must have the same"
+            f"{op}: weight has shape {tuple(weight.shape)} and bias {tuple(bias.shape)}; they must have the same"
         )
 
 
-def _check_running(x: Tensor, mean: Tensor | None, var: Tensor | None, updated: bool) -> None:
+def check_running(op: str, x: Tensor, mean: Tensor | None, var: Tensor | None, updated: bool) -> None:
     if (mean is None) != (var is None):
         missing = "running_mean" if mean is None else "running_var"
-        raise ValueError(f"{NAME}: {missing} is None and the other is not; give both or neither")
+        raise ValueError(f"{op}: {missing} is None and the other is not; give both or neither")
     if mean is None:
         return
     values: Any
     for name, values in (("running_mean", mean), ("running_var", var)):
-        _checks.floating(NAME, name, values)
+        _checks.floating(op, name, values)
         if values.shape != x.shape[1:2] or values.device != x.device:
             raise ValueError(
-                f"{NAME}: {name} has shape {tuple(values.shape)} on {values.device}; for x of shape {tuple(x.shape)} "
+                f"{op}: {name} has shape {tuple(values.shape)} on {values.device}; for x of shape {tuple(x.shape)} "
                 f"it must be ({x.shape[1]},) on {x.device}"
             )
         if updated:
-            _checks.writable(NAME, name, values)
+            _checks.writable(op, name, values)

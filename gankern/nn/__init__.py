@@ -28,6 +28,12 @@ from gankern.nn.modules.convolution import (
     SubpixelConv2d,
     UpsampleConv2d,
 )
+from gankern.nn.modules.instance_norm_act import (
+    InstanceNorm2d,
+    InstanceNormAct1d,
+    InstanceNormAct2d,
+    InstanceNormAct3d,
+)
 from gankern.nn.modules.minibatch_discrimination import MinibatchDiscrimination
 from gankern.nn.modules.minibatch_stddev import MinibatchStdDev
 from gankern.nn.modules.pixel_norm import BiasActPixelNorm, PixelNorm
@@ -59,6 +65,10 @@ __all__ = [
     "EqualizedLinear",
     "FIRDownsample2d",
     "FIRUpsample2d",
+    "InstanceNorm2d",
+    "InstanceNormAct1d",
+    "InstanceNormAct2d",
+    "InstanceNormAct3d",
     "LeakyReLU",
     "MinibatchDiscrimination",
     "MinibatchStdDev",

@@ -69,7 +69,10 @@ _NORMS = (
     *(gnn.VirtualBatchNorm1d, gnn.VirtualBatchNorm2d, gnn.VirtualBatchNorm3d),  # by the reference batch, and its own
 )
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_INSTANCE_NORMS = (
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, gnn.InstanceNorm2d),
+    *(gnn.InstanceNormAct1d, gnn.InstanceNormAct2d, gnn.InstanceNormAct3d),
+)
 _BATCH_NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, gnn.BatchNorm2d, gnn.BatchNormAct1d, gnn.BatchNormAct2d),
     *(gnn.BatchNormAct3d, gnn.ConditionalBatchNorm2d),

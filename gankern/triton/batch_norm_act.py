@@ -15,6 +15,7 @@ taken about the mean of a range's first values.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -52,12 +53,14 @@ def _channels(channels, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def _offsets(m, c, channels, plane, LAST: tl.constexpr):
-    """Where value m (of samples times plane) of channel c is."""
+def _offsets(m, c, inner, plane, LAST: tl.constexpr):
+    """Where value m (of samples times plane) of channel c is. Of more channels than the ``inner`` ones of a position,
+    those behind are of an instance of its own, which has one sample."""
     n = m // plane
     if LAST:
-        return m[:, None] * channels + c.to(tl.int64)[None, :]
-    return (n * channels * plane + (m - n * plane))[:, None] + (c.to(tl.int64) * plane)[None, :]
+        behind = (c // inner).to(tl.int64) * inner * plane + c % inner
+        return m[:, None] * inner + behind[None, :]
+    return (n * inner * plane + (m - n * plane))[:, None] + (c.to(tl.int64) * plane)[None, :]
 
 
 @triton.jit
@@ -70,6 +73,7 @@ def _moments_kernel(
     x,
     partial,  # [splits, 3, C]: number, mean and squares about it
     channels,
+    inner,
     plane,
     count,  # values of a channel
     chunk,  # values of a range
@@ -85,7 +89,7 @@ def _moments_kernel(
 
     m = begin + tl.arange(0, BLOCK_M)
     inside = (m < end)[:, None] & inside_c
-    first = _load(x, _offsets(m, c, channels, plane, LAST), inside, SUM)
+    first = _load(x, _offsets(m, c, inner, plane, LAST), inside, SUM)
     about = tl.sum(first, 0) / tl.minimum(end - begin, BLOCK_M).to(SUM)
     # Once more: the first sum rounds by its size, this one by that of the differences.
     about += tl.sum(tl.where(inside, first - about[None, :], 0.0), 0) / tl.minimum(end - begin, BLOCK_M).to(SUM)
@@ -95,7 +99,7 @@ def _moments_kernel(
     for start in range(0, chunk, BLOCK_M):
         m = begin + start + tl.arange(0, BLOCK_M)
         inside = (m < end)[:, None] & inside_c
-        d = _load(x, _offsets(m, c, channels, plane, LAST), inside, SUM)
+        d = _load(x, _offsets(m, c, inner, plane, LAST), inside, SUM)
         d = tl.where(inside, d - about[None, :], 0.0)
         sums += d
         squares += d * d
@@ -145,6 +149,7 @@ def _reduce_kernel(
     stats,
     partial,  # [groups * splits, sums, C]
     channels,
+    inner,
     plane,
     group,  # values of a channel in a group: all, or a sample's
     splits,  # of a group
@@ -175,7 +180,7 @@ def _reduce_kernel(
     for step in range(0, chunk, BLOCK_M):
         m = begin + step + tl.arange(0, BLOCK_M)
         inside = (m < end)[:, None] & mask[None, :]
-        where = _offsets(m, c, channels, plane, LAST)
+        where = _offsets(m, c, inner, plane, LAST)
         w = _load(x, where, inside, SUM) - mean
         g = _gate(w * k + beta, _load(grad, where, inside, SUM), SLOPE)
         sum_g += g
@@ -298,6 +303,7 @@ def _apply_kernel(
     out,  # y, dx or dg
     out_x,  # double backward: dx
     channels,
+    inner,
     plane,
     group,
     splits,
@@ -332,7 +338,7 @@ def _apply_kernel(
     for step in range(0, chunk, BLOCK_M):
         m = begin + step + tl.arange(0, BLOCK_M)
         inside = (m < end)[:, None] & mask[None, :]
-        where = _offsets(m, c, channels, plane, LAST)
+        where = _offsets(m, c, inner, plane, LAST)
         w = _load(x, where, inside, SUM) - mean
         z = w * k + beta
         if ORDER == "forward":
@@ -353,12 +359,24 @@ def _apply_kernel(
 
 
 class _Call:
-    """A tensor x, how it is split, and what all kernels take."""
+    """A tensor x, how it is split, and what all kernels take. With ``instances`` it is one sample, whose channels are
+    those of all samples of x."""
 
-    def __init__(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, slope: float, others=()) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        slope: float,
+        others: Sequence[Tensor | None] = (),
+        instances: bool = False,
+    ) -> None:
         self.last = not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
         self.x = x if self.last else contiguous(x)
         self.samples, self.channels = x.shape[:2]
+        if instances:
+            self.samples, self.channels = 1, self.samples * self.channels
+        self.inner = x.shape[1] if self.last else self.channels
         self.plane = math.prod(x.shape[2:])
         self.count = self.samples * self.plane
         given = [v for v in (weight, bias, *others) if v is not None]
@@ -370,7 +388,7 @@ class _Call:
         self.block_m, self.block_c = COLUMNS if self.last else LINES
         self.blocks = ceil_div(self.channels, self.block_c)
         self.group = self.count // max(self.groups, 1)
-        splits = min(ceil_div(self.group, VALUES * self.block_m), PROGRAMS // (self.blocks * max(self.groups, 1)))
+        splits = min(ceil_div(self.group, VALUES * self.block_m), PROGRAMS // max(self.blocks * self.groups, 1))
         self.chunk = ceil_div(ceil_div(self.group, max(splits, 1)), self.block_m) * self.block_m
         self.splits = ceil_div(self.group, max(self.chunk, 1))
         self.tile = {"LAST": self.last, "SUM": sum_type(x.dtype)}
@@ -400,6 +418,7 @@ class _Call:
             self.x,
             partial,
             self.channels,
+            self.inner,
             self.plane,
             self.count,
             chunk,
@@ -433,6 +452,7 @@ class _Call:
             stats,
             partial,
             self.channels,
+            self.inner,
             self.plane,
             self.group,
             self.splits,
@@ -478,6 +498,7 @@ class _Call:
             out,
             out_x,
             self.channels,
+            self.inner,
             self.plane,
             self.group,
             self.splits,

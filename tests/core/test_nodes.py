@@ -31,6 +31,15 @@ CALLS = {
     "minibatch_stddev": (lambda x: GF.minibatch_stddev(x, 2, 2), [(4, 4, 2, 2)]),
     "batch_norm_act": (lambda x, w, b: _batch_norm(x, w, b, True), [(3, 4, 5), (4,), (4,)]),
     "batch_norm_act, evaluated": (lambda x, w, b: _batch_norm(x, w, b, False), [(3, 4, 5), (3, 4), (3, 4)]),
+    "instance_norm_act": (
+        lambda x, w, b: GF.instance_norm_act(x, None, None, *_widened(x, w, b), activation="leaky_relu"),
+        [(3, 4, 5), (4,), (4,)],
+    ),
+    "instance_norm_act, adaptive": (
+        lambda x, w, b: GF.instance_norm_act(x, None, None, *_widened(x, w, b), activation="relu"),
+        [(3, 4, 5, 2), (3, 4), (3, 4)],
+    ),
+    "instance_norm_act, no values": (lambda x: GF.instance_norm_act(x), [(3, 4, 5)]),
     "batch_norm_act, no statistics": (lambda x: GF.batch_norm_act(x, None, None, training=True), [(3, 4, 5)]),
     "l1_similarity": (lambda m: GF.l1_similarity(m, include_self=True), [(4, 2, 3)]),
     "l1_similarity, two sets": (lambda m, other: GF.l1_similarity(m, other), [(4, 2, 3), (3, 2, 3)]),
@@ -72,6 +81,10 @@ def _batch_norm(x, w, b, training):
     mean, var = (torch.full((4,), v, dtype=torch.promote_types(x.dtype, torch.float32)) for v in (0.1, 1.2))
     w, b = (t.to(mean.dtype) for t in (w, b))
     return GF.batch_norm_act(x, mean, var, w, b, training, activation="leaky_relu")
+
+
+def _widened(x, *values):
+    return [v.to(torch.promote_types(x.dtype, torch.float32)) for v in values]
 
 
 def _taps(x):

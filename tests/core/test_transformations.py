@@ -49,6 +49,12 @@ CALLS = {
         (4,),
         (4,),
     ),
+    "instance_norm_act": (
+        lambda x, w, b, i: GF.instance_norm_act(x, None, None, w, b, activation="leaky_relu", implementation=i),
+        IMAGES,
+        (4,),
+        (4,),
+    ),
     "virtual_batch_norm": (
         lambda x, m, s, w, i: GF.virtual_batch_norm(
             x, m, m * m + s * s + 0.1, 8, w, activation="relu", implementation=i

@@ -252,6 +252,49 @@ def batch_norm_act(draw: Draw) -> Call:
                 constants=statistics, wide=statistics, written=statistics, rounds=activation is None, options=options)  # fmt: skip
 
 
+def instance_norm_act(draw: Draw) -> Call:
+    shape = (
+        draw.choice((1, 2, 5)),
+        draw.randint(1, 12),
+        draw.randint(3, 9),
+        *(draw.randint(1, 6) for _ in range(draw.randrange(3))),
+    )
+    own = draw.random() < 0.3  # a gain and a bias for each sample
+    affine = (shape[0], shape[1]) if own else (shape[1],)
+    activation, slope = draw.choice((None, None, "relu", "leaky_relu")), draw.choice((0.01, 0.2))
+    eps, momentum = draw.choice((1e-5, 0.1)), draw.choice((0.1, 0.0, 1.0, 0.37))
+    options = dict(momentum=momentum, eps=eps, activation=activation, negative_slope=slope)
+    kept = draw.random() < 0.3
+
+    def right(x, running_mean, running_var, weight, bias):
+        over, count = list(range(2, x.ndim)), x[0, 0].numel()
+        mean = x.mean(over, keepdim=True)
+        var = (x - mean).square().mean(over, keepdim=True)
+        if running_mean is not None:
+            with torch.no_grad():
+                running_mean.mul_(1 - momentum).add_(momentum * mean.mean(0).flatten())
+                running_var.mul_(1 - momentum).add_(momentum * var.mean(0).flatten() * count / (count - 1))
+        y = (x - mean) / (var + eps).sqrt()
+
+        def spread(v):
+            return v.reshape(*v.shape, *[1] * (x.ndim - 2))
+
+        y = y if weight is None else y * spread(weight)
+        y = y if bias is None else y + spread(bias)
+        return _activate(y, activation, slope)
+
+    tensors: Tensors = {
+        "x": draw.values(shape) + 0.5,
+        "running_mean": draw.values((shape[1],)) if kept else None,
+        "running_var": draw.positive((shape[1],)) if kept else None,
+        "weight": draw.maybe(draw.values(affine), 0.7),
+        "bias": draw.maybe(draw.values(affine), 0.7),
+    }
+    statistics = ("running_mean", "running_var")
+    return Call(tensors, lambda implementation, **t: GF.instance_norm_act(**t, **options, implementation=implementation), right,
+                constants=statistics, wide=statistics, written=statistics, rounds=activation is None, options=options)  # fmt: skip
+
+
 def virtual_batch_norm(draw: Draw) -> Call:
     shape = _map(draw)
     count = draw.choice((None, 1, 7, 64))
@@ -486,6 +529,7 @@ TABLE = (
     minibatch_discrimination,
     gradient_penalty,
     batch_norm_act,
+    instance_norm_act,
     virtual_batch_norm,
     virtual_batch_norm_statistics,
     upfirdn2d,

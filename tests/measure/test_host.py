@@ -27,6 +27,7 @@ OPERATORS = {
     "bias_act: leaky_relu alone": (["aten::leaky_relu"], ["aten::leaky_relu_backward"]),
     "pixel_norm": (["gankern::pixel_norm"], ["gankern::pixel_norm_backward"]),
     "batch_norm_act": (["gankern::batch_norm_act"], ["gankern::batch_norm_act_backward"]),
+    "instance_norm_act": (["gankern::instance_norm_act"], ["gankern::instance_norm_act_backward"]),
     "minibatch_stddev": (["gankern::minibatch_stddev"], ["gankern::minibatch_stddev_backward"]),
     "minibatch_discrimination": (["gankern::minibatch_discrimination"], ["gankern::minibatch_discrimination_backward"]),
     "virtual_batch_norm": (["gankern::virtual_batch_norm"], ["gankern::virtual_batch_norm_backward"]),

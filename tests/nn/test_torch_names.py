@@ -32,6 +32,7 @@ OURS = {  # name: torch's signature, where Python cannot tell it
     "BatchNorm2d": None,
     "Conv2d": None,
     "ConvTranspose2d": None,
+    "InstanceNorm2d": None,
     "LeakyReLU": None,
     "ReLU": None,
     "conv2d": "input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1",
@@ -40,7 +41,10 @@ OURS = {  # name: torch's signature, where Python cannot tell it
     "relu": None,
     "spectral_norm": None,
 }
-STANDING_IN = {"functional", "init", "modules", "parametrizations", "utils", "activation", "batchnorm", "conv"}
+STANDING_IN = {
+    *("functional", "init", "modules", "parametrizations", "utils"),
+    *("activation", "batchnorm", "conv", "instancenorm"),
+}
 
 
 def arguments(function, text=None):

@@ -14,10 +14,12 @@ using Doubles = std::vector<double>;
 struct Shape {
   int64_t samples, channels, plane;
   bool last, per_sample, training;
+  int64_t instances = 1;
   int64_t size() const { return samples * channels * plane; }
   int64_t affine() const { return channels * (per_sample ? samples : 1); }
   int64_t at(int64_t n, int64_t c, int64_t s) const {
-    return last ? (n * plane + s) * channels + c : (n * channels + c) * plane + s;
+    const int64_t own = channels / instances;  // of more than one instance there is one sample
+    return last ? ((n + c / own) * plane + s) * own + c % own : (n * channels + c) * plane + s;
   }
 };
 
@@ -76,7 +78,7 @@ struct Call {
     const Shape& s = in.shape;
     BatchNormAct b{};
     b.samples = s.samples, b.channels = s.channels, b.plane = s.plane;
-    b.channels_last = s.last, b.per_sample = s.per_sample, b.training = s.training;
+    b.instances = s.instances, b.channels_last = s.last, b.per_sample = s.per_sample, b.training = s.training;
     b.eps = kEpsilon, b.negative_slope = kSlope;
     b.x = x.data(), b.weight = weight.data(), b.bias = bias.data(), b.stats = stats.data();
     b.running_mean = mean.data(), b.running_var = var.data();
@@ -165,10 +167,10 @@ void test_problem(const Shape& shape, const std::vector<Placement>& placements,
     Call<T> first(inputs, Placement::kHeap);
     first.run(kernels, threads(1));
     char what[128];
-    std::snprintf(what, sizeof what, "%s, %s, [%lld, %lld, %lld]%s%s%s", isa, dtype_name<T>(),
+    std::snprintf(what, sizeof what, "%s, %s, [%lld, %lld, %lld], %lld instances%s%s%s", isa, dtype_name<T>(),
                   (long long)shape.samples, (long long)shape.channels, (long long)shape.plane,
-                  shape.last ? ", last" : "", shape.per_sample ? ", per sample" : "",
-                  shape.training ? "" : ", evaluation");
+                  (long long)shape.instances, shape.last ? ", last" : "",
+                  shape.per_sample ? ", per sample" : "", shape.training ? "" : ", evaluation");
     compare(first, what);
     for (Placement placement : placements) {
       for (int count : counts) {
@@ -188,11 +190,9 @@ void test_problem(const Shape& shape, const std::vector<Placement>& placements,
 void test_batch_norm_act() {
   const std::vector<Placement> all(std::begin(kPlacements), std::end(kPlacements));
   // Few channels in parts; columns in blocks; rows in parts.
-  const std::vector<Shape> shared = {{3, 2, 5000, false, false, true},
-                                     {3, 2, 5000, false, true, true},
-                                     {5, 37, 9, false, true, true},
-                                     {2, 40, 20000, true, false, true},
-                                     {3, 40, 10000, true, true, true}};
+  const std::vector<Shape> shared = {{3, 2, 5000, false, false, true}, {3, 2, 5000, false, true, true},
+                                     {5, 37, 9, false, true, true},    {2, 40, 20000, true, false, true},
+                                     {3, 40, 10000, true, true, true}, {1, 80, 20000, true, false, true, 2}};
   if (kRacesOnly) {
     for (const Shape& shape : shared) test_problem<float>(shape, {Placement::kHeap}, {2, 5});
     return;
@@ -205,6 +205,9 @@ void test_batch_norm_act() {
         for (bool per_sample : {false, true})
           for (bool training : {false, true})
             test_problem<T>({samples, channels, plane, last, per_sample, training}, all, {1, 3});
+    for (const auto& [own, plane] :
+         std::vector<std::tuple<int64_t, int64_t>>{{1, 5}, {3, 67}, {17, 4}, {700, 3}})
+      test_problem<T>({1, 3 * own, plane, true, false, true, 3}, all, {1, 3});
   });
   for (const Shape& shape : shared) test_problem<float>(shape, {Placement::kGuarded}, {2, -3});
 }
