@@ -40,10 +40,22 @@ def _triton_missing() -> str | None:
 TRITON_MISSING = _triton_missing()
 
 
+def _native_missing(primitive: str) -> str | None:
+    """Why there are no C++ kernels of a primitive."""
+    if NATIVE_MISSING or any(x.startswith(f"gankern::{primitive}") for x in _kernels()):
+        return NATIVE_MISSING
+    return "the native library was built from other sources, which had no such primitive; reinstall gankern"
+
+
+@functools.cache
+def _kernels() -> list[str]:
+    return torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
+
+
 def declare(name: str, *, gradient_order: int, dtypes: tuple[torch.dtype, ...] = FLOATING) -> Primitive:
     """A primitive with this library's usual tiers: Triton, C++ on the CPU, and the reference."""
     triton_devices = ("cuda", "cpu") if interpreting() else ("cuda",)
-    cpu = Implementation("cpu", ("cpu",), dtypes, gradient_order, NATIVE_MISSING)
+    cpu = Implementation("cpu", ("cpu",), dtypes, gradient_order, _native_missing(name))
     triton = Implementation("triton", triton_devices, dtypes, gradient_order, TRITON_MISSING)
     reference = Implementation("reference", (), (), ANY_ORDER)
     return Primitive(name, (cpu, triton, reference))

@@ -83,3 +83,16 @@ def test_a_call_by_another_tier_is_the_operator():
         device = torch.device("cpu" if implementation == "cpu" else "cuda")
         operator = registry.kernel(implementation, "bias_act", "backward", device)
         assert operator is torch.ops.gankern.bias_act_backward.default
+
+
+@pytest.mark.skipif(registry.NATIVE_MISSING is not None, reason="there is no native library")
+def test_a_library_without_the_primitive_is_not_declared():
+    from gankern.core.dispatch import Primitive
+
+    try:
+        primitive = registry.declare("of_tomorrow", gradient_order=2)
+        with pytest.raises(ValueError, match="built from other sources"):
+            primitive.select(torch.zeros(2), "cpu")
+        assert primitive.select(torch.zeros(2), "auto") != "cpu"
+    finally:
+        Primitive.registry.pop("of_tomorrow")
