@@ -243,7 +243,7 @@ def _device_cases(device: str) -> list[tuple[str, Any, int]]:
             (f"bias_act_pixel_norm {label}", shape, GF.bias_act_pixel_norm, eager_pixel_norm, 5),
             (f"batch_norm_act {label}", shape, lambda x, b: GF.batch_norm_act(x, None, None, b, b, training=True),
              eager_batch_norm, 5),
-            (f"minibatch_stddev {label}", shape, lambda x, b: GF.minibatch_stddev(x, 4), eager_stddev, 5),
+            (f"minibatch_stddev {label}", shape, lambda x, b: GF.minibatch_stddev(x, group_size=4), eager_stddev, 5),
             (f"virtual_batch_norm {label}", shape,
              lambda x, b: GF.virtual_batch_norm(x, mean[: x.shape[1]], mean[: x.shape[1]] + 1, 64, b, b), None, 5),
             (f"upfirdn2d up {label}", (shape[0] // 2, shape[1] // 2, *shape[2:]),
@@ -394,7 +394,7 @@ def variants(record: Record, where: str) -> None:
     triton = {"implementation": "triton"}
     runs = {
         "bias_act": lambda x: GF.bias_act(x, x[0, :, 0, 0].contiguous(), **triton),
-        "minibatch_stddev": lambda x: GF.minibatch_stddev(x, 4, **triton),
+        "minibatch_stddev": lambda x: GF.minibatch_stddev(x, group_size=4, **triton),
         "upfirdn2d": lambda x: GF.upfirdn2d(x, taps, up=2, padding=(2, 1, 2, 1), **triton),
         "minibatch_discrimination": lambda x: GF.minibatch_discrimination(m.flatten(1), kernel, **triton),
     }

@@ -88,7 +88,7 @@ def _as_pixel_norm(reader: Reader, x: Value, result: Any, views: bool) -> Iterat
 
 
 def _run_pixel_norm(eps: float, module: nn.Module, x: Tensor) -> Tensor:
-    return GF.pixel_norm(x, eps)
+    return GF.pixel_norm(x, eps=eps)
 
 
 def _as_stddev(reader: Reader, x: Value, result: Any, views: bool) -> Iterator[Found]:
@@ -109,7 +109,7 @@ def _as_stddev(reader: Reader, x: Value, result: Any, views: bool) -> Iterator[F
 
 def _run_stddev(options: tuple, module: nn.Module, x: Tensor) -> Tensor:
     group, channels, layout, unbiased, eps = options
-    return GF.minibatch_stddev(x, group, channels, layout=layout, unbiased=unbiased, eps=eps)
+    return GF.minibatch_stddev(x, group_size=group, num_channels=channels, layout=layout, unbiased=unbiased, eps=eps)
 
 
 def _as_discrimination(reader: Reader, x: Value, result: Any, views: bool) -> Iterator[Found]:

@@ -88,5 +88,7 @@ def activation(function: str, value: Any, negative_slope: Any, accepted: Iterabl
     number(function, "negative_slope", negative_slope)
 
 
-def implementation(function: str, value: Any) -> None:
+def implementation(function: str, value: str | None) -> str | None:
+    """Raises where value names no implementation; returns it."""
     choice(function, "implementation", value, (None, *NAMES))
+    return value

@@ -29,7 +29,7 @@ def batch_norm_act(
     eps: float = 1e-5,
     *,
     activation: str | None = None,
-    negative_slope: float = 0.01,
+    negative_slope: float = 0.2,
     implementation: str | None = None,
 ) -> Tensor:
     r"""Batch normalisation as :func:`torch.nn.functional.batch_norm`, and an activation in the same pass.

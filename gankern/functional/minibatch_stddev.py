@@ -15,9 +15,9 @@ INDIVISIBLE = ("raise", "largest_divisor", "whole_batch")
 
 def minibatch_stddev(
     x: Tensor,
+    *,
     group_size: int = 4,
     num_channels: int = 1,
-    *,
     layout: str = "strided",
     unbiased: bool = False,
     on_indivisible: str = "raise",

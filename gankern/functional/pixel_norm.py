@@ -12,7 +12,7 @@ from gankern.functional.bias_act import bias_act, check_channels
 from gankern.ops.pixel_norm import pixel_norm as _pixel_norm
 
 
-def pixel_norm(x: Tensor, eps: float = 1e-8, dim: int = 1, *, implementation: str | None = None) -> Tensor:
+def pixel_norm(x: Tensor, *, eps: float = 1e-8, dim: int = 1, implementation: str | None = None) -> Tensor:
     r"""Normalises the channels of each pixel to a mean square of 1,
     :math:`y = x / \sqrt{\mathrm{mean}_c\, x^2 + \epsilon}`.
 
@@ -109,8 +109,8 @@ def bias_act_pixel_norm(
                 gain=gain,
                 implementation=implementation,
             ),
-            eps,
-            dim,
+            eps=eps,
+            dim=dim,
             implementation=implementation,
         )
     return _pixel_norm(x, bias, dim, activation, negative_slope, gain, eps, implementation)

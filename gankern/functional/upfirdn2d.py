@@ -168,8 +168,8 @@ def fir_upsample_conv2d(
     weight: Tensor,
     bias: Tensor | None,
     filter: Tensor,
-    up: int = 2,
     *,
+    up: int = 2,
     implementation: str | None = None,
 ) -> Tensor:
     r"""Upsamples with a FIR filter and then convolves, [N, C, H, W] to [N, K, H * up, W * up], in the order that costs
@@ -207,8 +207,8 @@ def fir_downsample_conv2d(
     weight: Tensor,
     bias: Tensor | None,
     filter: Tensor,
-    down: int = 2,
     *,
+    down: int = 2,
     implementation: str | None = None,
 ) -> Tensor:
     r"""Convolves and then downsamples with a FIR filter, [N, C, H, W] to [N, K, H // down, W // down], in the order

@@ -23,10 +23,10 @@ def virtual_batch_norm(
     ref_count: float | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
+    *,
     eps: float = 1e-5,
     activation: str | None = None,
     negative_slope: float = 0.2,
-    *,
     implementation: str | None = None,
 ) -> Tensor:
     r"""Normalises each example with statistics of a fixed reference batch and of itself, then applies an activation.

@@ -12,7 +12,7 @@ from typing import Any, TypedDict, Unpack
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from gankern.core.names import look_up
+from gankern.core.names import look_up, with_options_of
 from gankern.models import layers as layer_tables
 from gankern.models._sizes import check_positive, check_size
 from gankern.models.conditional import NORMS, Conditioning, GeneratorNorms, Head, apply_norm_act, generator_norms
@@ -104,60 +104,6 @@ class Options(TypedDict, total=False):
     discriminator_norm: str
 
 
-def dcgan(
-    size: int = 64,
-    channels: int = 3,
-    latent: int = 100,
-    width: int = 64,
-    layers: str = "torch",
-    **options: Unpack[Options],
-) -> GAN:
-    """DCGAN for images of ``size`` × ``size``, 8, 16, 32, ...; ``width`` channels at half that size.
-
-    3,576,704 + 2,765,568 parameters at the defaults. ``options``: see :mod:`gankern.models`.
-
-    >>> sum(p.numel() for p in dcgan().discriminator.parameters())
-    2765568
-    """
-    return _build(size, channels, latent, width, spectral=False, layers=layers, **options)
-
-
-def wgan(
-    size: int = 64,
-    channels: int = 3,
-    latent: int = 100,
-    width: int = 64,
-    layers: str = "torch",
-    **options: Unpack[Options],
-) -> GAN:
-    """The first Wasserstein GAN (Arjovsky 2017, arXiv 1701.07875): DCGAN's networks, the discriminator as a critic.
-
-    What makes it a WGAN is how it is trained: the Wasserstein loss, every critic weight clipped to ±0.01 after each
-    step (:func:`gankern.losses.clip_weights_`), RMSProp, five critic steps a generator step.
-    """
-    return _build(size, channels, latent, width, spectral=False, layers=layers, **options)
-
-
-def sn_dcgan(
-    size: int = 64,
-    channels: int = 3,
-    latent: int = 128,
-    width: int = 64,
-    layers: str = "torch",
-    **options: Unpack[Options],
-) -> GAN:
-    """DCGAN with a spectrally normalised discriminator and no batch normalisation in it.
-
-    This is the plain form of Miyato 2018's network for images: 4×4 stride-2 convolutions only, without the
-    3×3 ones between them, and a LeakyReLU slope of 0.2, as in DCGAN, where Miyato has 0.1.
-
-    >>> gan = sn_dcgan(size=32, channels=1, layers="gankern")
-    >>> sorted(gan.discriminator.state_dict())[-2:]
-    ['main.4.parametrizations.weight.0._v', 'main.4.parametrizations.weight.original']
-    """
-    return _build(size, channels, latent, width, spectral=True, layers=layers, **options)
-
-
 def _build(
     size: int,
     channels: int,
@@ -191,3 +137,60 @@ def _build(
     if spectral:
         discriminator = layer_tables.normalise_spectrally(discriminator, table)
     return labels.wrap(GAN(generator, discriminator, latent))
+
+
+@with_options_of(_build)
+def dcgan(
+    size: int = 64,
+    channels: int = 3,
+    latent: int = 100,
+    width: int = 64,
+    layers: str = "torch",
+    **options: Unpack[Options],
+) -> GAN:
+    """DCGAN for images of ``size`` × ``size``, 8, 16, 32, ...; ``width`` channels at half that size.
+
+    3,576,704 + 2,765,568 parameters at the defaults. ``options``: see :mod:`gankern.models`.
+
+    >>> sum(p.numel() for p in dcgan().discriminator.parameters())
+    2765568
+    """
+    return _build(size, channels, latent, width, spectral=False, layers=layers, **options)
+
+
+@with_options_of(_build)
+def wgan(
+    size: int = 64,
+    channels: int = 3,
+    latent: int = 100,
+    width: int = 64,
+    layers: str = "torch",
+    **options: Unpack[Options],
+) -> GAN:
+    """The first Wasserstein GAN (Arjovsky 2017, arXiv 1701.07875): DCGAN's networks, the discriminator as a critic.
+
+    What makes it a WGAN is how it is trained: the Wasserstein loss, every critic weight clipped to ±0.01 after each
+    step (:func:`gankern.losses.clip_weights_`), RMSProp, five critic steps a generator step.
+    """
+    return _build(size, channels, latent, width, spectral=False, layers=layers, **options)
+
+
+@with_options_of(_build)
+def sn_dcgan(
+    size: int = 64,
+    channels: int = 3,
+    latent: int = 128,
+    width: int = 64,
+    layers: str = "torch",
+    **options: Unpack[Options],
+) -> GAN:
+    """DCGAN with a spectrally normalised discriminator and no batch normalisation in it.
+
+    This is the plain form of Miyato 2018's network for images: 4×4 stride-2 convolutions only, without the
+    3×3 ones between them, and a LeakyReLU slope of 0.2, as in DCGAN, where Miyato has 0.1.
+
+    >>> gan = sn_dcgan(size=32, channels=1, layers="gankern")
+    >>> sorted(gan.discriminator.state_dict())[-2:]
+    ['main.4.parametrizations.weight.0._v', 'main.4.parametrizations.weight.original']
+    """
+    return _build(size, channels, latent, width, spectral=True, layers=layers, **options)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gankern.core.names import with_options_of
 from gankern.penalties._common import Select, pairs_of, penalize, random_alpha, samples_of
 
 Critic = Callable[..., Any]
@@ -93,6 +94,7 @@ def gradient_penalty(
     )
 
 
+@with_options_of(gradient_penalty, one_sided=True)
 def lipschitz(critic: Critic, real: Samples, fake: Samples, **options: Any) -> Tensor:
     r"""WGAN-LP's penalty: :func:`gradient_penalty` one-sided, only norms above 1 cost.
 
@@ -107,6 +109,7 @@ def lipschitz(critic: Critic, real: Samples, fake: Samples, **options: Any) -> T
     return gradient_penalty(critic, real, fake, **{"one_sided": True, **options})
 
 
+@with_options_of(gradient_penalty, target=0.0)
 def zero_centered(critic: Critic, real: Samples, fake: Samples, **options: Any) -> Tensor:
     r"""The zero-centred penalty between samples: :func:`gradient_penalty` with target 0.
 
@@ -205,6 +208,7 @@ def _at_samples(
     )
 
 
+@with_options_of(gradient_penalty)
 def dragan(
     critic: Critic,
     real: Samples,

@@ -18,15 +18,16 @@ class Penalty:
     """
 
     function: ClassVar[Any]
-    accepted: ClassVar[list[str]]
+    __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls) -> None:
-        cls.accepted = _options(cls.function)
+        parameters = inspect.signature(cls.function).parameters.values()
+        cls.__signature__ = inspect.Signature([p for p in parameters if p.kind is p.KEYWORD_ONLY])
 
     def __init__(self, **options: Any) -> None:
         for name in options:
-            if name not in self.accepted:
-                there_are = ", ".join(self.accepted)
+            if name not in self.__signature__.parameters:
+                there_are = ", ".join(self.__signature__.parameters)
                 raise TypeError(f"{type(self).__name__}: no option is called {name!r}; there are {there_are}")
         self.options = options
 
@@ -35,15 +36,6 @@ class Penalty:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
-
-
-def _options(function: Any) -> list[str]:
-    """The keyword-only parameters of a penalty; behind ``**options`` are those of gradient_penalty."""
-    parameters = inspect.signature(function).parameters.values()
-    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        names += [name for name in _options(_functions.gradient_penalty) if name not in names]
-    return names
 
 
 class GradientPenalty(Penalty):

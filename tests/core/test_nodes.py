@@ -28,7 +28,7 @@ CALLS = {
     "bias_act, input kept": (lambda x, b: GF.bias_act(x, b, activation="silu"), [(3, 4, 5), (4,)]),
     "pixel_norm": (lambda x: GF.pixel_norm(x), [(3, 4, 5)]),
     "bias_act_pixel_norm": (lambda x, b: GF.bias_act_pixel_norm(x, b, gain=0.7), [(3, 4, 5), (4,)]),
-    "minibatch_stddev": (lambda x: GF.minibatch_stddev(x, 2, 2), [(4, 4, 2, 2)]),
+    "minibatch_stddev": (lambda x: GF.minibatch_stddev(x, group_size=2, num_channels=2), [(4, 4, 2, 2)]),
     "batch_norm_act": (lambda x, w, b: _batch_norm(x, w, b, True), [(3, 4, 5), (4,), (4,)]),
     "batch_norm_act, evaluated": (lambda x, w, b: _batch_norm(x, w, b, False), [(3, 4, 5), (3, 4), (3, 4)]),
     "instance_norm_act": (

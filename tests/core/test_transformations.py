@@ -68,7 +68,7 @@ CALLS = {
         lambda x, i: torch.cat(GF.virtual_batch_norm_statistics(x, implementation=i)),
         IMAGES,
     ),
-    "minibatch_stddev": (lambda x, i: GF.minibatch_stddev(x, 2, implementation=i), IMAGES),
+    "minibatch_stddev": (lambda x, i: GF.minibatch_stddev(x, group_size=2, implementation=i), IMAGES),
     "minibatch_discrimination": (
         lambda x, k, i: GF.minibatch_discrimination(x, 0.3 * k, implementation=i),
         (4, 3),

@@ -10,7 +10,7 @@ def test_options_reach_the_function():
     x = torch.randn(6, 4, 3, 3)
     options = {"layout": "contiguous", "unbiased": True, "on_indivisible": "largest_divisor", "eps": 1e-3}
     layer = gnn.MinibatchStdDev(4, 2, **options)
-    assert torch.equal(layer(x), GF.minibatch_stddev(x, 4, 2, **options))
+    assert torch.equal(layer(x), GF.minibatch_stddev(x, group_size=4, num_channels=2, **options))
     assert layer.extra_repr() == (
         "group_size=4, num_channels=2, layout='contiguous', unbiased=True, on_indivisible='largest_divisor', eps=0.001"
     )

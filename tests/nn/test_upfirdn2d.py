@@ -17,7 +17,7 @@ from gankern import filters
     [
         (gnn.Blur2d(), lambda x: GF.filter2d(x, filters.fir("121"))),
         (gnn.FIRUpsample2d(), lambda x: GF.upsample2d(x, filters.fir("1331"))),
-        (gnn.FIRUpsample2d(3, "kaiser"), lambda x: GF.upsample2d(x, filters.fir("kaiser", factor=3), 3)),
+        (gnn.FIRUpsample2d(3, "kaiser"), lambda x: GF.upsample2d(x, filters.fir("kaiser", factor=3), up=3)),
         (gnn.FIRDownsample2d(2, [1, 2, 1]), lambda x: GF.downsample2d(x, filters.fir("121"))),
     ],
 )

@@ -41,9 +41,10 @@ def by_hand(model, batch, x, count):
             batch, x = layer(batch), layer(x)
             continue
         mean, mean_square = batch.mean((0, 2, 3)), batch.square().mean((0, 2, 3))
-        rest = (layer.weight, layer.bias, layer.eps, layer.activation, layer.negative_slope)
-        x = GF.virtual_batch_norm(x, mean, mean_square, count, *rest, implementation="reference")
-        batch = GF.virtual_batch_norm(batch, mean, mean_square, None, *rest, implementation="reference")
+        affine = layer.weight, layer.bias
+        options = {key: getattr(layer, key) for key in ("eps", "activation", "negative_slope")}
+        x = GF.virtual_batch_norm(x, mean, mean_square, count, *affine, **options, implementation="reference")
+        batch = GF.virtual_batch_norm(batch, mean, mean_square, None, *affine, **options, implementation="reference")
     return x
 
 

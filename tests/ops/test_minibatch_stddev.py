@@ -61,7 +61,9 @@ def results(function, x):
 @pytest.mark.parametrize("implementation", ["reference", None])
 def test_against_numpy(layout, unbiased, implementation):
     x = sample((12, 6, 5, 3))
-    out = GF.minibatch_stddev(x, 4, 2, layout=layout, unbiased=unbiased, implementation=implementation)
+    out = GF.minibatch_stddev(
+        x, group_size=4, num_channels=2, layout=layout, unbiased=unbiased, implementation=implementation
+    )
     assert torch.equal(out[:, :6], x)
     expected = numpy_stddev(x.numpy(), 4, 2, layout, unbiased)[:, :, None, None]
     np.testing.assert_allclose(out[:, 6:].numpy(), np.broadcast_to(expected, (12, 2, 5, 3)), rtol=1e-13)
@@ -104,7 +106,7 @@ def test_gradcheck(layout, unbiased, memory_format):
     x = sample((6, 4, 3, 2), memory_format=memory_format).requires_grad_()
 
     def function(x):
-        return GF.minibatch_stddev(x, 3, 2, layout=layout, unbiased=unbiased)
+        return GF.minibatch_stddev(x, group_size=3, num_channels=2, layout=layout, unbiased=unbiased)
 
     assert gradcheck(function, x) and gradgradcheck(function, x)
 
@@ -130,7 +132,8 @@ def test_any_strides(data):
     x = base[tuple(slice(None, None, step) for step in steps)]
     before = base.clone()
     for mine, right in zip(
-        results(lambda x: GF.minibatch_stddev(x, 2), x), results(lambda x: reference(x, 2, 1, True, False, 1e-8), x)
+        results(lambda x: GF.minibatch_stddev(x, group_size=2), x),
+        results(lambda x: reference(x, 2, 1, True, False, 1e-8), x),
     ):
         torch.testing.assert_close(mine, right)
     assert torch.equal(base, before)
@@ -138,11 +141,11 @@ def test_any_strides(data):
 
 def test_on_indivisible():
     x = sample((6, 2))
-    whole = GF.minibatch_stddev(x, 4, on_indivisible="whole_batch")
+    whole = GF.minibatch_stddev(x, group_size=4, on_indivisible="whole_batch")
     np.testing.assert_allclose(whole[:, 2:].numpy(), numpy_stddev(x.numpy(), 6, 1))
-    divisor = GF.minibatch_stddev(x, 4, on_indivisible="largest_divisor")
+    divisor = GF.minibatch_stddev(x, group_size=4, on_indivisible="largest_divisor")
     np.testing.assert_allclose(divisor[:, 2:].numpy(), numpy_stddev(x.numpy(), 3, 1))
-    smaller = GF.minibatch_stddev(x, 16)
+    smaller = GF.minibatch_stddev(x, group_size=16)
     assert torch.equal(smaller, whole)
 
 
@@ -230,15 +233,19 @@ def test_third_order_raises():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((torch.ones(6, 2), 4), {}, "batch of 6 is not divisible by group_size 4; .*largest_divisor.*whole_batch"),
-        ((torch.ones(4, 6), 4, 4), {}, "num_channels is 4; it must divide the 6 channels"),
-        ((torch.ones(4, 6), 0), {}, "group_size is 0"),
+        (
+            (torch.ones(6, 2),),
+            {"group_size": 4},
+            "batch of 6 is not divisible by group_size 4; .*largest_divisor.*whole_batch",
+        ),
+        ((torch.ones(4, 6),), {"num_channels": 4}, "num_channels is 4; it must divide the 6 channels"),
+        ((torch.ones(4, 6),), {"group_size": 0}, "group_size is 0"),
         ((torch.ones(4),), {}, "x has shape"),
         ((torch.ones(4, 2),), {"eps": -1.0}, "eps is -1.0"),
         ((torch.ones(4, 2),), {"eps": float("nan")}, "eps is nan"),
         ((torch.ones(4, 2),), {"layout": "other"}, "accepted are 'strided', 'contiguous'"),
         ((torch.ones(4, 2),), {"on_indivisible": "ignore"}, "accepted are 'raise', 'largest_divisor', 'whole_batch'"),
-        ((torch.ones(4, 2), 1), {"unbiased": True}, "unbiased variance needs groups of 2"),
+        ((torch.ones(4, 2),), {"group_size": 1, "unbiased": True}, "unbiased variance needs groups of 2"),
     ],
 )
 def test_bad_input(arguments, options, message):

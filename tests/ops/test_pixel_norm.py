@@ -75,7 +75,7 @@ def test_the_definition(implementation):
     right = a / np.sqrt((a**2).mean(1, keepdims=True) + 1e-3)
     y = GF.bias_act_pixel_norm(x, bias, gain=1.5, eps=1e-3, implementation=implementation)
     np.testing.assert_allclose(y.numpy(), right, rtol=1e-13)
-    alone = GF.pixel_norm(x, 1e-3, -1, implementation=implementation)
+    alone = GF.pixel_norm(x, eps=1e-3, dim=-1, implementation=implementation)
     np.testing.assert_allclose(alone.numpy(), x.numpy() / np.sqrt((x.numpy() ** 2).mean(-1, keepdims=True) + 1e-3))
 
 
@@ -158,7 +158,7 @@ class TestSpecialValues:
         assert torch.equal(y, torch.zeros_like(y))
         (dx,) = grad(y, x, torch.ones_like(y))
         torch.testing.assert_close(dx, torch.full_like(dx, 1e4))
-        assert GF.pixel_norm(x, 0.0, implementation=implementation).isnan().all()
+        assert GF.pixel_norm(x, eps=0.0, implementation=implementation).isnan().all()
 
     def test_nan_stays_in_its_pixel(self, implementation):
         for x in (values(2, 5, 33, dtype=torch.float32), values(2, 33, 5, dtype=torch.float32).mT):
@@ -274,7 +274,7 @@ def test_func_transforms():
     [
         (lambda: GF.pixel_norm([1.0]), TypeError, "pixel_norm: x is list"),
         (
-            lambda: GF.pixel_norm(torch.zeros(2, 3), -1e-8),
+            lambda: GF.pixel_norm(torch.zeros(2, 3), eps=-1e-8),
             ValueError,
             "pixel_norm: eps is -1e-08; it must be at least 0",
         ),

@@ -133,7 +133,9 @@ def test_a_binomial_filter_interpolates_bilinearly():
 
 def run(x, filter, options, implementation=None):
     up, down, padding, flip_filter, gain = options
-    return GF.upfirdn2d(x, filter, up, down, padding, flip_filter, gain, implementation=implementation)
+    return GF.upfirdn2d(
+        x, filter, up=up, down=down, padding=padding, flip_filter=flip_filter, gain=gain, implementation=implementation
+    )
 
 
 def results(x, filter, options, implementation):
@@ -470,15 +472,15 @@ def test_convolutions_in_the_cheaper_order(taps, kernel, factor):
     same = [(kernel - 1) // 2, kernel // 2]  # after and before
     edges = [same[1], same[0], same[1], same[0]]
 
-    up = torch.nn.functional.pad(GF.upsample2d(wide, filter, factor), edges)
+    up = torch.nn.functional.pad(GF.upsample2d(wide, filter, up=factor), edges)
     up = torch.nn.functional.conv2d(up, weight, bias)
     up = up[:, :, border * factor :, border * factor :][:, :, : 9 * factor, : 10 * factor]
-    torch.testing.assert_close(GF.fir_upsample_conv2d(x, weight, bias, filter, factor), up)
+    torch.testing.assert_close(GF.fir_upsample_conv2d(x, weight, bias, filter, up=factor), up)
 
     down = torch.nn.functional.conv2d(torch.nn.functional.pad(wide, edges), weight)
-    down = GF.downsample2d(down, filter, factor)[:, :, border // factor :, border // factor :]
+    down = GF.downsample2d(down, filter, down=factor)[:, :, border // factor :, border // factor :]
     down = down[:, :, : 9 // factor, : 10 // factor] + bias[:, None, None]
-    torch.testing.assert_close(GF.fir_downsample_conv2d(x, weight, bias, filter, factor), down)
+    torch.testing.assert_close(GF.fir_downsample_conv2d(x, weight, bias, filter, down=factor), down)
 
 
 # ---- bad input ----------------------------------------------------------------------------------------------
@@ -528,12 +530,12 @@ def test_bad_input(arguments, options, error, says):
 
 def test_bad_input_of_the_others():
     with pytest.raises(ValueError, match="upsample2d: up is 0"):
-        GF.upsample2d(X, F4, 0)
+        GF.upsample2d(X, F4, up=0)
     with pytest.raises(ValueError, match=r"downsample2d: x has shape \(5, 6\)"):
         GF.downsample2d(X[0, 0], F4)
     with pytest.raises(ValueError, match="fir_upsample_conv2d: x has 2 channels .* weight takes 3"):
         GF.fir_upsample_conv2d(X, torch.ones(4, 3, 3, 3), None, F4)
     with pytest.raises(ValueError, match=r"fir_downsample_conv2d: down is \(2, 1\); it must be one integer"):
-        GF.fir_downsample_conv2d(X, torch.ones(4, 2, 3, 3), None, F4, (2, 1))
+        GF.fir_downsample_conv2d(X, torch.ones(4, 2, 3, 3), None, F4, down=(2, 1))
     with pytest.raises(ValueError, match="(?s)has no .cuda. implementation.*cpu: .*triton: .*reference: can"):
         GF.filter2d(X, F4, implementation="cuda")

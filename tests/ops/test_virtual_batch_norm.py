@@ -309,7 +309,9 @@ def test_compile():
     def step(x, mean, mean_square, weight, bias):
         own = GF.virtual_batch_norm_statistics(x)
         return (
-            GF.virtual_batch_norm(x, mean + own[0], mean_square + own[1], 3, weight, bias, 1e-5, "relu").square().sum()
+            GF.virtual_batch_norm(x, mean + own[0], mean_square + own[1], 3, weight, bias, activation="relu")
+            .square()
+            .sum()
         )
 
     torch._dynamo.reset()

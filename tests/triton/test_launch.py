@@ -193,7 +193,7 @@ def test_every_variant_of_block_sizes_is_right(device):
     m = x[:, :, :5, 0].contiguous()
     calls = {
         "bias_act": lambda: GF.bias_act(x, bias, implementation="triton"),
-        "minibatch_stddev": lambda: GF.minibatch_stddev(x, 4, num_channels=2, implementation="triton"),
+        "minibatch_stddev": lambda: GF.minibatch_stddev(x, group_size=4, num_channels=2, implementation="triton"),
         "upfirdn2d": lambda: GF.upfirdn2d(x, taps, up=2, padding=(2, 1, 2, 1), implementation="triton"),
         "minibatch_discrimination": lambda: minibatch_discrimination.forward(m, None, False),
     }

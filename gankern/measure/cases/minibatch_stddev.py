@@ -24,7 +24,7 @@ def _make(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, devic
 
 
 def _run(implementation: str | None, inputs: Sequence[Tensor], **options: Any) -> Tensor:
-    return GF.minibatch_stddev(inputs[0], GROUP, eps=EPS, implementation=implementation, **options)
+    return GF.minibatch_stddev(inputs[0], group_size=GROUP, eps=EPS, implementation=implementation, **options)
 
 
 def _appended(x: Tensor, variance: Tensor) -> Tensor:

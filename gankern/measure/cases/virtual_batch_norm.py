@@ -38,9 +38,8 @@ def _run(
     activation: str | None = "leaky_relu",
 ) -> Tensor:
     x, mean, mean_square, weight, bias = inputs
-    return GF.virtual_batch_norm(
-        x, mean, mean_square, count, weight, bias, EPS, activation, SLOPE, implementation=implementation
-    )
+    options: Any = {"eps": EPS, "activation": activation, "negative_slope": SLOPE, "implementation": implementation}
+    return GF.virtual_batch_norm(x, mean, mean_square, count, weight, bias, **options)
 
 
 def _statistics(implementation: str | None, inputs: Sequence[Tensor]) -> list[Tensor]:

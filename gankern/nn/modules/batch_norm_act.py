@@ -32,17 +32,16 @@ class BatchNormAct(_NormBase):
         dtype: torch.dtype | None = None,
         *,
         activation: str | None = "leaky_relu",
-        negative_slope: float = 0.01,
+        negative_slope: float = 0.2,
         implementation: str | None = None,
     ) -> None:
         name = type(self).__name__
         _checks.whole(name, "num_features", num_features)
         check_options(name, 0.0 if momentum is None else momentum, eps, activation, negative_slope)
-        _checks.implementation(name, implementation)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         self.activation = activation
         self.negative_slope = negative_slope
-        self.implementation = implementation
+        self.implementation = _checks.implementation(name, implementation)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._normalize(input, self.weight, self.bias)
@@ -113,7 +112,7 @@ class BatchNormAct3d(BatchNormAct):
 class BatchNorm2d(nn.BatchNorm2d):
     """:class:`torch.nn.BatchNorm2d` in every respect, on kernels whose second order is as fast as their first.
 
-    ``SyncBatchNorm.convert_sync_batchnorm`` takes it for what it is.
+    ``SyncBatchNorm.convert_sync_batchnorm`` takes it for what it is. ``implementation``: see :mod:`gankern.functional`.
 
     >>> BatchNorm2d(64)(torch.randn(8, 64, 16, 16)).shape
     torch.Size([8, 64, 16, 16])
@@ -124,6 +123,23 @@ class BatchNorm2d(nn.BatchNorm2d):
     negative_slope = 1.0
     implementation: str | None = None
     _normalize = BatchNormAct._normalize
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        implementation: str | None = None,
+    ) -> None:
+        without: Any = {} if bias else {"bias": False}  # not every torch has the argument
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **without)
+        self.implementation = _checks.implementation("BatchNorm2d", implementation)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._normalize(input, self.weight, self.bias)
@@ -160,7 +176,7 @@ class ConditionalBatchNorm2d(BatchNormAct):
         dtype: torch.dtype | None = None,
         *,
         activation: str | None = None,
-        negative_slope: float = 0.01,
+        negative_slope: float = 0.2,
         implementation: str | None = None,
     ) -> None:
         super().__init__(

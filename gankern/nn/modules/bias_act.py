@@ -12,36 +12,58 @@ from gankern.functional.bias_act import check_options
 
 class ReLU(nn.ReLU):
     """:class:`torch.nn.ReLU`, computed by :func:`gankern.functional.relu`: its second derivative does not exist, rather
-    than being zeros.
+    than being zeros. ``implementation``: see :mod:`gankern.functional`.
 
     >>> ReLU(inplace=True)(torch.tensor([-1.0, 2.0]))
     tensor([0., 2.])
     """
 
+    implementation: str | None = None  # also of pickles that are older than it
+
+    def __init__(self, inplace: bool = False, *, implementation: str | None = None) -> None:
+        super().__init__(inplace)
+        self.implementation = _checks.implementation("ReLU", implementation)
+
     def forward(self, input: Tensor) -> Tensor:
-        return GF.relu(input, self.inplace)
+        return GF.relu(input, self.inplace, implementation=self.implementation)
 
 
 class LeakyReLU(nn.LeakyReLU):
     """:class:`torch.nn.LeakyReLU`, computed by :func:`gankern.functional.leaky_relu`: its second derivative does not
-    exist, rather than being zeros.
+    exist, rather than being zeros. ``implementation``: see :mod:`gankern.functional`.
 
     >>> LeakyReLU(0.5)(torch.tensor([-1.0, 2.0]))
     tensor([-0.5000,  2.0000])
     """
 
+    implementation: str | None = None
+
+    def __init__(
+        self, negative_slope: float = 1e-2, inplace: bool = False, *, implementation: str | None = None
+    ) -> None:
+        super().__init__(negative_slope, inplace)
+        self.implementation = _checks.implementation("LeakyReLU", implementation)
+
     def forward(self, input: Tensor) -> Tensor:
-        return GF.leaky_relu(input, self.negative_slope, self.inplace)
+        return GF.leaky_relu(input, self.negative_slope, self.inplace, implementation=self.implementation)
 
 
 class Biased(nn.Module):
     """A bias, which starts at zero, and what the function that uses it is told."""
 
+    implementation: str | None = None
+
     def __init__(
-        self, num_channels: int, bias: bool, device: torch.device | str | None, dtype: torch.dtype | None
+        self,
+        num_channels: int,
+        bias: bool,
+        implementation: str | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
         _checks.whole(type(self).__name__, "num_channels", num_channels)
+        self.implementation = _checks.implementation(type(self).__name__, implementation)
         self.num_channels = num_channels
         empty = torch.empty(num_channels, device=device, dtype=dtype) if bias else None
         self.bias = None if empty is None else nn.Parameter(empty)
@@ -66,6 +88,7 @@ class BiasAct(Biased):
         num_channels: of dimension 1.
         activation, negative_slope, gain, clamp: as the function's.
         bias: whether there is one.
+        implementation: see :mod:`gankern.functional`.
 
     Shape: [N, num_channels, ...] to the same.
 
@@ -82,10 +105,11 @@ class BiasAct(Biased):
         gain: float = 1.0,
         clamp: float | None = None,
         bias: bool = True,
+        implementation: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_channels, bias, device, dtype)
+        super().__init__(num_channels, bias, implementation, device, dtype)
         check_options("BiasAct", activation, negative_slope, gain)
         if clamp is not None:
             _checks.number("BiasAct", "clamp", clamp, above=0)
@@ -100,6 +124,7 @@ class BiasAct(Biased):
             negative_slope=self.negative_slope,
             gain=self.gain,
             clamp=self.clamp,
+            implementation=self.implementation,
         )
 
     def extra_repr(self) -> str:

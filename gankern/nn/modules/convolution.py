@@ -20,12 +20,35 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 class Conv2d(nn.Conv2d):
     """torch.nn.Conv2d (same arguments, initialisation and state_dict keys) by :func:`gankern.functional.conv2d`.
+    ``implementation``: see :mod:`gankern.functional`.
 
     >>> Conv2d(8, 16, 3, padding=1)(torch.randn(2, 8, 32, 32)).shape
     torch.Size([2, 16, 32, 32])
     """
 
     weight_scale = 1.0
+    implementation: str | None = None  # also of pickles that are older than it
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        implementation: str | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self.implementation = _checks.implementation(type(self).__name__, implementation)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: int | str | tuple[int, ...] = self.padding
@@ -33,8 +56,9 @@ class Conv2d(nn.Conv2d):
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         return GF.conv2d(
-            input, weight, bias, self.stride, padding, self.dilation, self.groups, weight_scale=self.weight_scale
-        )
+            input, weight, bias, self.stride, padding, self.dilation, self.groups,
+            weight_scale=self.weight_scale, implementation=self.implementation,
+        )  # fmt: skip
 
 
 _warned = False
@@ -45,11 +69,14 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     :func:`gankern.functional.conv_transpose2d`.
 
     Where the stride does not divide the kernel, some results are sums of more products than their neighbours, which
-    shows as a checkerboard (Odena et al. 2016): the first such layer of the process warns.
+    shows as a checkerboard (Odena et al. 2016): the first such layer of the process warns. ``implementation``: see
+    :mod:`gankern.functional`.
 
     >>> ConvTranspose2d(8, 16, 4, 2, 1)(torch.randn(2, 8, 16, 16)).shape
     torch.Size([2, 16, 32, 32])
     """
+
+    implementation: str | None = None
 
     def __init__(
         self,
@@ -65,21 +92,14 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         padding_mode: PaddingMode = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        implementation: str | None = None,
     ) -> None:
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            bias,
-            dilation,
-            padding_mode,
-            device,
-            dtype,
-        )
+            in_channels, out_channels, kernel_size, stride, padding,
+            output_padding, groups, bias, dilation, padding_mode, device, dtype,
+        )  # fmt: skip
+        self.implementation = _checks.implementation("ConvTranspose2d", implementation)
         global _warned
         uneven = any(k % s for k, s in zip(self.kernel_size, self.stride) if s > 1)
         if uneven and not _warned:
@@ -101,7 +121,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         )  # fmt: skip
         return GF.conv_transpose2d(
             input, self.weight, self.bias, self.stride, self.padding,  # type: ignore[arg-type]
-            output_padding, self.groups, self.dilation,
+            output_padding, self.groups, self.dilation, implementation=self.implementation,
         )  # fmt: skip
 
 
@@ -109,6 +129,7 @@ class _Resampling(nn.Conv2d):
     """What the two layers that change the resolution share: parameters as torch.nn.Conv2d has them."""
 
     weight_scale = 1.0
+    implementation: str | None = None
 
     def __init__(
         self,
@@ -118,8 +139,11 @@ class _Resampling(nn.Conv2d):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        implementation: str | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding="same", bias=bias, device=device, dtype=dtype)
+        self.implementation = _checks.implementation(type(self).__name__, implementation)
         _check_odd(type(self).__name__, self.kernel_size)
 
 
@@ -136,7 +160,7 @@ class UpsampleConv2d(_Resampling):
 
     Args:
         in_channels, out_channels, kernel_size, bias, device, dtype: as in torch.nn.Conv2d; kernel_size is odd.
-        scale_factor, mode: as in :func:`gankern.functional.upsample_conv2d`.
+        scale_factor, mode, implementation: as in :func:`gankern.functional.upsample_conv2d`.
 
     >>> UpsampleConv2d(8, 16)(torch.randn(2, 8, 16, 16)).shape
     torch.Size([2, 16, 32, 32])
@@ -153,8 +177,9 @@ class UpsampleConv2d(_Resampling):
         *,
         scale_factor: float = 2,
         mode: str = "nearest",
+        implementation: str | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, bias, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, bias, device, dtype, implementation=implementation)
         check_upsampling("UpsampleConv2d", scale_factor, mode)
         self.scale_factor, self.mode = scale_factor, mode
 
@@ -166,6 +191,7 @@ class UpsampleConv2d(_Resampling):
             scale_factor=self.scale_factor,
             mode=self.mode,
             weight_scale=self.weight_scale,
+            implementation=self.implementation,
         )
 
     def extra_repr(self) -> str:
@@ -180,13 +206,16 @@ class ConvDownsample2d(_Resampling):
 
     Args:
         in_channels, out_channels, kernel_size, bias, device, dtype: as in torch.nn.Conv2d; kernel_size is odd.
+        implementation: see :mod:`gankern.functional`.
 
     >>> ConvDownsample2d(8, 16)(torch.randn(2, 8, 16, 16)).shape
     torch.Size([2, 16, 8, 8])
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return GF.conv2d_downsample(input, self.weight, self.bias, weight_scale=self.weight_scale)
+        return GF.conv2d_downsample(
+            input, self.weight, self.bias, weight_scale=self.weight_scale, implementation=self.implementation
+        )
 
 
 def _equalize(layer: EqualizedConv2d | EqualizedLinear, fan_in: int, gain: float) -> None:
@@ -211,6 +240,7 @@ class EqualizedConv2d(Conv2d):
         resample: None; "upsample" and "downsample" make it a :class:`UpsampleConv2d` and a :class:`ConvDownsample2d`
             (stride, dilation, groups and padding_mode then stay as they are by default, the kernel is odd, and
             padding is that of "same", which need not be said).
+        implementation: see :mod:`gankern.functional`.
 
     >>> EqualizedConv2d(8, 16, 3, resample="upsample")(torch.randn(2, 8, 16, 16)).shape
     torch.Size([2, 16, 32, 32])
@@ -234,20 +264,12 @@ class EqualizedConv2d(Conv2d):
         *,
         gain: float = math.sqrt(2),
         resample: str | None = None,
+        implementation: str | None = None,
     ) -> None:
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+            device, dtype, implementation=implementation,
+        )  # fmt: skip
         if resample not in (None, "upsample", "downsample"):
             raise ValueError(
                 f"EqualizedConv2d: resample is {resample!r}; accepted are None, 'upsample' and 'downsample'"
@@ -271,7 +293,9 @@ class EqualizedConv2d(Conv2d):
         if self.resample is None:
             return super().forward(input)
         function = GF.upsample_conv2d if self.resample == "upsample" else GF.conv2d_downsample
-        return function(input, self.weight, self.bias, weight_scale=self.weight_scale)
+        return function(
+            input, self.weight, self.bias, weight_scale=self.weight_scale, implementation=self.implementation
+        )
 
     def extra_repr(self) -> str:
         resample = f", resample={self.resample!r}" if self.resample else ""
@@ -284,6 +308,7 @@ class EqualizedLinear(nn.Linear):
     Args:
         in_features, ..., dtype: as in torch.nn.Linear.
         gain: He's sqrt(2); ProGAN has sqrt(2) / 4 in its first and 1 in its last layer.
+        implementation: "reference" alone: it is torch's own matrix product, and there are no kernels of ours.
 
     >>> EqualizedLinear(8, 16)(torch.randn(2, 8)).shape
     torch.Size([2, 16])
@@ -291,6 +316,7 @@ class EqualizedLinear(nn.Linear):
 
     gain: float
     weight_scale: float
+    implementation: str | None = None
 
     def __init__(
         self,
@@ -301,8 +327,11 @@ class EqualizedLinear(nn.Linear):
         dtype: torch.dtype | None = None,
         *,
         gain: float = math.sqrt(2),
+        implementation: str | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
+        _checks.choice("EqualizedLinear", "implementation", implementation, (None, "auto", "reference"))
+        self.implementation = implementation
         _equalize(self, self.in_features, gain)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -316,7 +345,7 @@ class EqualizedLinear(nn.Linear):
         return f"{super().extra_repr()}, gain={self.gain:.4g}"
 
 
-class SubpixelConv2d(nn.Conv2d):
+class SubpixelConv2d(Conv2d):
     r"""Upsamples by a convolution at low resolution that makes r * r channels for each of its outputs, which a pixel
     shuffle then spreads out: the convolution costs r * r times less than after upsampling.
 
@@ -329,6 +358,7 @@ class SubpixelConv2d(nn.Conv2d):
         padding, dilation, groups, bias, padding_mode, device, dtype: torch.nn.Conv2d's, at low resolution.
         icnr: start as a convolution followed by nearest-neighbour upsampling (:func:`gankern.nn.init.icnr_`); otherwise
             as torch.nn.Conv2d does.
+        implementation: see :mod:`gankern.functional`.
 
     Shape: x is [N, in_channels, H, W], the result [N, out_channels, H' r, W' r], with H' and W' torch.nn.Conv2d's.
 
@@ -356,6 +386,7 @@ class SubpixelConv2d(nn.Conv2d):
         icnr: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        implementation: str | None = None,
     ) -> None:
         if not isinstance(upscale_factor, int) or upscale_factor < 1:
             raise ValueError(
@@ -364,18 +395,9 @@ class SubpixelConv2d(nn.Conv2d):
         self.upscale_factor = upscale_factor
         self.icnr = icnr
         super().__init__(
-            in_channels,
-            out_channels * upscale_factor**2,
-            kernel_size,
-            1,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
+            in_channels, out_channels * upscale_factor**2, kernel_size, 1, padding, dilation, groups, bias,
+            padding_mode, device, dtype, implementation=implementation,
+        )  # fmt: skip
 
     def reset_parameters(self) -> None:
         super().reset_parameters()

@@ -118,7 +118,6 @@ class MinibatchDiscrimination(nn.Module):
         for name, size in (("in_features", in_features), ("num_kernels", num_kernels), ("kernel_dim", kernel_dim)):
             _checks.whole("MinibatchDiscrimination", name, size)
         _checks.choice("MinibatchDiscrimination", "reduction", reduction, ("sum", "mean"))
-        _checks.implementation("MinibatchDiscrimination", implementation)
         if process_group is not None and not global_batch:
             raise ValueError("MinibatchDiscrimination: process_group is for global_batch=True, which is False")
         self.in_features = in_features
@@ -129,7 +128,7 @@ class MinibatchDiscrimination(nn.Module):
         self.weight_norm = weight_norm
         self.global_batch = global_batch
         self.process_group = process_group
-        self.implementation = implementation
+        self.implementation = _checks.implementation("MinibatchDiscrimination", implementation)
         kernel = torch.empty(in_features, num_kernels, kernel_dim, device=device, dtype=dtype)
         if weight_norm:
             self.theta = nn.Parameter(kernel)

@@ -37,20 +37,19 @@ class MinibatchStdDev(nn.Module):
     ) -> None:
         super().__init__()
         check_options("MinibatchStdDev", group_size, num_channels, layout, on_indivisible, eps)
-        _checks.implementation("MinibatchStdDev", implementation)
         self.group_size = group_size
         self.num_channels = num_channels
         self.layout = layout
         self.unbiased = unbiased
         self.on_indivisible = on_indivisible
         self.eps = eps
-        self.implementation = implementation
+        self.implementation = _checks.implementation("MinibatchStdDev", implementation)
 
     def forward(self, x: Tensor) -> Tensor:
         return GF.minibatch_stddev(
             x,
-            self.group_size,
-            self.num_channels,
+            group_size=self.group_size,
+            num_channels=self.num_channels,
             layout=self.layout,
             unbiased=self.unbiased,
             on_indivisible=self.on_indivisible,

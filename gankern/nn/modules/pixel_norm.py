@@ -13,20 +13,23 @@ from gankern.nn.modules.bias_act import Biased
 
 class PixelNorm(nn.Module):
     r"""Normalises the channels of each pixel to a mean square of 1: :func:`gankern.functional.pixel_norm`. Has no
-    parameters.
+    parameters. ``implementation``: see :mod:`gankern.functional`.
 
     >>> PixelNorm()(torch.tensor([[3.0, 4.0]]))
     tensor([[0.8485, 1.1314]])
     """
 
-    def __init__(self, eps: float = 1e-8, dim: int = 1) -> None:
+    implementation: str | None = None
+
+    def __init__(self, eps: float = 1e-8, dim: int = 1, *, implementation: str | None = None) -> None:
         super().__init__()
+        self.implementation = _checks.implementation("PixelNorm", implementation)
         _checks.number("PixelNorm", "eps", eps, least=0)
         _checks.whole("PixelNorm", "dim", dim, least=-64)  # of up to 64 dimensions
         self.eps, self.dim = eps, dim
 
     def forward(self, input: Tensor) -> Tensor:
-        return GF.pixel_norm(input, self.eps, self.dim)
+        return GF.pixel_norm(input, eps=self.eps, dim=self.dim, implementation=self.implementation)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}, dim={self.dim}"
@@ -40,6 +43,7 @@ class BiasActPixelNorm(Biased):
         num_channels: of dimension 1.
         activation, negative_slope, gain, eps: as the function's.
         bias: whether there is one.
+        implementation: see :mod:`gankern.functional`.
 
     Shape: [N, num_channels, ...] to the same.
 
@@ -56,10 +60,11 @@ class BiasActPixelNorm(Biased):
         gain: float = 1.0,
         eps: float = 1e-8,
         bias: bool = True,
+        implementation: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_channels, bias, device, dtype)
+        super().__init__(num_channels, bias, implementation, device, dtype)
         check_options("BiasActPixelNorm", activation, negative_slope, gain, eps)
         self.activation, self.negative_slope, self.gain, self.eps = activation, negative_slope, gain, eps
 
@@ -72,6 +77,7 @@ class BiasActPixelNorm(Biased):
             negative_slope=self.negative_slope,
             gain=self.gain,
             eps=self.eps,
+            implementation=self.implementation,
         )
 
     def extra_repr(self) -> str:

@@ -18,9 +18,8 @@ class _Filter(nn.Module):
     def __init__(self, filter: str | Sequence[float] | Tensor, factor: int, implementation: str | None) -> None:
         super().__init__()
         _checks.whole(type(self).__name__, "scale_factor", factor)
-        _checks.implementation(type(self).__name__, implementation)
         self.name = filter if isinstance(filter, str) else None
-        self.implementation = implementation
+        self.implementation = _checks.implementation(type(self).__name__, implementation)
         self.register_buffer("filter", filters.fir(filter, factor=factor), persistent=False)
 
     def extra_repr(self) -> str:
@@ -73,7 +72,7 @@ class FIRUpsample2d(_Filter):
         self.scale_factor = scale_factor
 
     def forward(self, x: Tensor) -> Tensor:
-        return GF.upsample2d(x, self.filter, self.scale_factor, implementation=self.implementation)
+        return GF.upsample2d(x, self.filter, up=self.scale_factor, implementation=self.implementation)
 
     def extra_repr(self) -> str:
         return f"scale_factor={self.scale_factor}, {super().extra_repr()}"
@@ -105,7 +104,7 @@ class FIRDownsample2d(_Filter):
         self.scale_factor = scale_factor
 
     def forward(self, x: Tensor) -> Tensor:
-        return GF.downsample2d(x, self.filter, self.scale_factor, implementation=self.implementation)
+        return GF.downsample2d(x, self.filter, down=self.scale_factor, implementation=self.implementation)
 
     def extra_repr(self) -> str:
         return f"scale_factor={self.scale_factor}, {super().extra_repr()}"

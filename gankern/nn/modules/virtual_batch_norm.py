@@ -47,14 +47,13 @@ class _VirtualBatchNorm(nn.Module):
         super().__init__()
         _checks.whole(type(self).__name__, "num_features", num_features)
         check_options(type(self).__name__, eps, activation, negative_slope)
-        _checks.implementation(type(self).__name__, implementation)
         self.num_features = num_features
         self.eps = eps
         self.affine = affine
         self.activation = activation
         self.negative_slope = negative_slope
         self.count_itself = count_itself
-        self.implementation = implementation
+        self.implementation = _checks.implementation(type(self).__name__, implementation)
         for name in ("weight", "bias"):
             value = torch.empty(num_features, device=device, dtype=dtype) if affine else None
             self.register_parameter(name, None if value is None else nn.Parameter(value))
@@ -132,9 +131,9 @@ class _VirtualBatchNorm(nn.Module):
             count,
             self.weight,
             self.bias,
-            self.eps,
-            self.activation,
-            self.negative_slope,
+            eps=self.eps,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
             implementation=self.implementation,
         )
 

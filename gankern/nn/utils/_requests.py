@@ -25,6 +25,7 @@ class Rules(NamedTuple):
     training: bool
     dtype: torch.dtype
     device: torch.device
+    implementation: str | None = None
 
 
 class Request(NamedTuple):
@@ -54,6 +55,7 @@ def normalize(requests: Sequence[Request]) -> list[Tensor]:
             training=rules.training,
             dialect=rules.dialect,
             sigmas=[r.sigma for r in asked],
+            implementation=rules.implementation,
         )
         for i, weight in zip(members, weights):
             results[i] = weight

@@ -20,6 +20,7 @@ from torch.nn.utils.spectral_norm import (
 from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import refuse_scripting
 from gankern.core.torch_names import stand_in
+from gankern.functional import _checks
 from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim, normalize
 
 
@@ -46,6 +47,7 @@ class SpectralNorm(Prepared, TorchHook):
     ``torch.nn.utils.remove_spectral_norm`` and torch's state_dict hooks know it."""
 
     dialect = "hook"
+    implementation: str | None = None
 
     @property
     def _names(self) -> StateNames:
@@ -61,7 +63,15 @@ class SpectralNorm(Prepared, TorchHook):
         # Where v comes first and is not kept, the iteration does not read it: any values do.
         v = weight.new_zeros(weight.numel() // u.numel()) if names.v is None else self._state(module, names.v)
         training = module.training if training is None else training
-        rules = Rules(self.dialect, self.n_power_iterations, self.eps, training, weight.dtype, weight.device)
+        rules = Rules(
+            self.dialect,
+            self.n_power_iterations,
+            self.eps,
+            training,
+            weight.dtype,
+            weight.device,
+            self.implementation,
+        )
         sigma = None if names.sigma is None else self._state(module, names.sigma)
         return Request(rules, weight, u.view(-1), v, self.dim % weight.ndim, sigma)
 
@@ -112,6 +122,7 @@ def spectral_norm(
     dim: int | None = None,
     *,
     dialect: str = "hook",
+    implementation: str | None = None,
 ) -> nn.Module:
     r"""Divides a parameter by its spectral norm before every forward: :func:`torch.nn.utils.spectral_norm`, faster.
 
@@ -131,6 +142,7 @@ def spectral_norm(
         dialect: whose numbers and state_dict keys to keep: "hook" (torch: ``weight_orig``, ``weight_u``, ``weight_v``),
             "wrapper" (``weight_bar``, ``weight_u``, ``weight_v``; iterates in evaluation too), "biggan" (``weight``,
             ``u0``, ``sv0``; evaluation iterates without keeping u).
+        implementation: see :mod:`gankern.functional`.
 
     Returns: the module. Gradient order: 2.
 
@@ -140,8 +152,8 @@ def spectral_norm(
     >>> sorted(layer.state_dict())
     ['bias', 'weight_orig', 'weight_u', 'weight_v']
     """
-    if dialect not in STATE_NAMES:
-        raise ValueError(f"spectral_norm: dialect is {dialect!r}; accepted are {', '.join(STATE_NAMES)}")
+    _checks.choice("spectral_norm", "dialect", dialect, STATE_NAMES)
+    _checks.implementation("spectral_norm", implementation)
     if dim is None:
         dim = default_dim(module) if dialect == "hook" else 0
     weight = check(module, name, n_power_iterations, eps, dim)
@@ -151,6 +163,7 @@ def spectral_norm(
     refuse_scripting(module, "spectral_norm", "take it off with torch.nn.utils.remove_spectral_norm")
     hook = SpectralNorm(name, n_power_iterations, dim, eps)
     hook.dialect = dialect
+    hook.implementation = implementation
     names = STATE_NAMES[dialect]
     height = weight.shape[dim]
     with torch.no_grad():

@@ -15,6 +15,7 @@ import gankern.functional as GF
 from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import refuse_scripting
 from gankern.core.torch_names import stand_in
+from gankern.functional import _checks
 from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim, normalize
 
 __getattr__, __dir__, __all__ = stand_in(__name__, torch_parametrizations, ["SpectralNorm", "spectral_norm"])
@@ -24,14 +25,42 @@ class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
     """The parametrization that :func:`spectral_norm` registers: torch's, with its buffers ``_u`` and ``_v``."""
 
     takes_layer = False
+    implementation: str | None = None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        n_power_iterations: int = 1,
+        dim: int = 0,
+        eps: float = 1e-12,
+        *,
+        implementation: str | None = None,
+    ) -> None:
+        self.implementation = _checks.implementation("spectral_norm", implementation)
+        super().__init__(weight, n_power_iterations, dim, eps)
 
     def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
         if weight_mat.dtype not in FLOATING:
             return super()._power_method(weight_mat, n_power_iterations)
-        GF.spectral_norm(weight_mat.detach(), self._u, self._v, n_power_iterations=n_power_iterations, eps=self.eps)
+        GF.spectral_norm(
+            weight_mat.detach(),
+            self._u,
+            self._v,
+            n_power_iterations=n_power_iterations,
+            eps=self.eps,
+            implementation=self.implementation,
+        )
 
     def request(self, weight: Tensor) -> Request:
-        rules = Rules("parametrization", self.n_power_iterations, self.eps, self.training, weight.dtype, weight.device)
+        rules = Rules(
+            "parametrization",
+            self.n_power_iterations,
+            self.eps,
+            self.training,
+            weight.dtype,
+            weight.device,
+            self.implementation,
+        )
         return Request(rules, weight, self._u, self._v, self.dim)
 
     def ready(self, weight: Tensor) -> bool:
@@ -50,7 +79,13 @@ refuse_scripting(SpectralNorm, "spectral_norm", "take it off with torch.nn.utils
 
 
 def spectral_norm(
-    module: nn.Module, name: str = "weight", n_power_iterations: int = 1, eps: float = 1e-12, dim: int | None = None
+    module: nn.Module,
+    name: str = "weight",
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    dim: int | None = None,
+    *,
+    implementation: str | None = None,
 ) -> nn.Module:
     r"""Keeps a parameter divided by its spectral norm: :func:`torch.nn.utils.parametrizations.spectral_norm`, faster.
 
@@ -67,6 +102,7 @@ def spectral_norm(
         n_power_iterations: iterations at each use of the parameter while training, at least 1.
         eps: greater than 0.
         dim: the dimension of the outputs; None is 0, and 1 for transposed convolutions.
+        implementation: see :mod:`gankern.functional`.
 
     Returns: the module. Gradient order: 2.
 
@@ -78,7 +114,8 @@ def spectral_norm(
     """
     dim = default_dim(module) if dim is None else dim
     weight = check(module, name, n_power_iterations, eps, dim)
-    nn.utils.parametrize.register_parametrization(module, name, SpectralNorm(weight, n_power_iterations, dim, eps))
+    normalizer = SpectralNorm(weight, n_power_iterations, dim, eps, implementation=implementation)
+    nn.utils.parametrize.register_parametrization(module, name, normalizer)
     _shorten(type(module), name)
     return module
 
@@ -116,4 +153,4 @@ def _hooked(module: nn.Module) -> bool:
 
 
 if TYPE_CHECKING:  # a name that is above stays gankern's
-    from torch.nn.utils.parametrizations import *  # noqa: F403
+    from torch.nn.utils.parametrizations import *  # type: ignore[assignment]  # noqa: F403
