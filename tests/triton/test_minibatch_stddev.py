@@ -45,7 +45,9 @@ def test_every_order(shape, group, channels, layout, memory_format, dtype, devic
     unbiased = layout == "contiguous"
 
     def triton(x):
-        return GF.minibatch_stddev(x, group, channels, layout=layout, unbiased=unbiased, implementation="triton")
+        return GF.minibatch_stddev(
+            x, group_size=group, num_channels=channels, layout=layout, unbiased=unbiased, implementation="triton"
+        )
 
     def plain(x):
         return reference(x, group, channels, layout == "strided", unbiased, 1e-8)

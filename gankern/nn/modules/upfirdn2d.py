@@ -35,6 +35,7 @@ class Blur2d(_Filter):
 
     Shape: [N, C, H, W], and the same of the result. Gradient order: any.
 
+    >>> import torch
     >>> Blur2d()(torch.randn(2, 8, 16, 16)).shape
     torch.Size([2, 8, 16, 16])
     """
@@ -57,6 +58,7 @@ class FIRUpsample2d(_Filter):
 
     Shape: x is [N, C, H, W], the result [N, C, H * scale_factor, W * scale_factor]. Gradient order: any.
 
+    >>> import torch
     >>> FIRUpsample2d()(torch.randn(2, 8, 16, 16)).shape
     torch.Size([2, 8, 32, 32])
     """
@@ -89,6 +91,7 @@ class FIRDownsample2d(_Filter):
 
     Shape: x is [N, C, H, W], the result [N, C, H // scale_factor, W // scale_factor]. Gradient order: any.
 
+    >>> import torch
     >>> FIRDownsample2d()(torch.randn(2, 8, 16, 16)).shape
     torch.Size([2, 8, 8, 8])
     """
