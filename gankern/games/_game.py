@@ -79,10 +79,12 @@ class Run:
         samples: Samples | None = None,
         condition: Tensor | ImageSource | None = None,
         batches: Iterator | None = None,
+        mean: Callable[[Tensor], Tensor] = Tensor.detach,
     ) -> None:
         self.config, self.side, self.device, self.share = config, layers, torch.device(device), share
         self.layers: Layers = layer_tables.get(layers)
         self.samples, self.condition, self.batches = samples, condition, batches
+        self.mean = mean  # over the processes, of what each has of its part of the batch
 
     @property
     def images(self) -> Tensor | ImageSource:
@@ -166,6 +168,7 @@ class Game:
 
     networks: dict[str, nn.Module]
     players: dict[str, Player]
+    optimisers: dict[str, torch.optim.Optimizer]  # by player, put there by the loop
 
     def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config

@@ -46,8 +46,8 @@ class MinibatchDiscrimination(gnn.MinibatchDiscrimination):
 class UpsampleConv2d(nn.Conv2d):
     """Nearest-neighbour upsampling by 2, then the convolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3):
-        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, bias: bool = True):
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.interpolate(x, scale_factor=2, mode="nearest"))

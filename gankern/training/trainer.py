@@ -89,7 +89,7 @@ class Trainer:
         condition = None
         if labels is not None and (config.conditioning is not None or kind.needs is not None):
             condition = labels.to(self.device)
-        run = Run(config, layers, self.device, share, samples, condition)
+        run = Run(config, layers, self.device, share, samples, condition, mean=self.processes.mean)
         if isinstance(samples, Points):
             self.batches: Any = EndlessPoints(samples, config.batch_size, config.seed, share)
         else:
@@ -153,7 +153,7 @@ class Trainer:
         return list(dict.fromkeys(p for network in networks for p in network.parameters()))
 
     def _new_optimisers(self) -> None:
-        self.optimisers = {}
+        self.optimisers = self.game.optimisers = {}
         for name, player in self.game.players.items():
             kind = player.optimiser or self.config.optimiser
             options: dict[str, Any] = {"lr": player.lr or self.config.lr}

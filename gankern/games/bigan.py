@@ -1,0 +1,224 @@
+"""BiGAN and ALI: a generator and its inverse, by a discriminator of pairs (Donahue 2016, arXiv 1605.09782; Dumoulin
+2016, arXiv 1606.00704).
+
+    L_D   = E softplus(-D(x, E(x))) + E softplus(D(G(z), z))
+    L_G,E = E softplus(D(x, E(x))) + E softplus(-D(G(z), z))
+
+The encoder E sees no z of an image, and the generator G no image of a z; at the optimum they are each other's inverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gankern import losses
+from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
+from gankern.games._networks import read_classes
+from gankern.models.layers import Layers
+
+
+class OnPairs(nn.Module):
+    """(x, z) -> logits [N]: what is made of an image beside what is made of a latent, and a network on both."""
+
+    def __init__(self, image: nn.Module, latent: nn.Module, both: nn.Module):
+        super().__init__()
+        self.image, self.latent, self.both = image, latent, both
+
+    def forward(self, images: Tensor, latents: Tensor) -> Tensor:
+        return self.both(torch.cat([self.image(images), self.latent(latents)], 1)).flatten()
+
+
+class Maxout(nn.Module):
+    """A layer of twice the features, and of each two the larger."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).unflatten(1, (-1, 2)).amax(2)
+
+
+def bigan_networks(channels: int, size: int, latent: int, width: int, layers: Layers) -> dict[str, nn.Module]:
+    """The paper's for MNIST at ``width`` 1024: two hidden layers each."""
+    pixels = channels * size * size
+
+    def hidden(sizes: tuple[int, ...], slope: float, norm: bool) -> list[nn.Module]:
+        modules: list[nn.Module] = []
+        for inputs, outputs in pairwise(sizes):
+            modules.append(layers.linear(inputs, outputs, bias=not norm))
+            modules.append(layers.batch_norm_act_1d(outputs, slope) if norm else layers.leaky_relu(slope, inplace=True))
+        return modules
+
+    return {
+        "generator": nn.Sequential(
+            *hidden((latent, width, width), 0.0, norm=True),
+            layers.linear(width, pixels),
+            nn.Tanh(),
+            nn.Unflatten(1, (channels, size, size)),
+        ),
+        "encoder": nn.Sequential(
+            nn.Flatten(), *hidden((pixels, width, width), 0.2, norm=True), layers.linear(width, latent)
+        ),
+        "discriminator": OnPairs(
+            nn.Flatten(),
+            nn.Identity(),
+            nn.Sequential(*hidden((pixels + latent, width, width), 0.2, norm=False), layers.linear(width, 1)),
+        ),
+    }
+
+
+class Untied(nn.Module):
+    """A bias for each channel and pixel, then tanh."""
+
+    def __init__(self, *shape: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.bias).tanh()
+
+
+# (kernel, stride) of ALI's layers for 32x32, and how many times its narrowest width their features are.
+ALI = ((5, 1, 1), (4, 2, 2), (4, 1, 4), (4, 2, 8), (4, 1, 16))
+
+
+def ali_networks(channels: int, latent: int, width: int, layers: Layers) -> dict[str, nn.Module]:
+    """ALI's for CIFAR-10 at ``width`` 512. The encoder gives a mean and the logarithm of a standard deviation."""
+    narrow = width // 16
+    generator: list[nn.Module] = [nn.Unflatten(1, (latent, 1, 1))]
+    encoder: list[nn.Module] = []
+    image: list[nn.Module] = []
+    maps = channels
+    for i, (kernel, stride, times) in enumerate(ALI):
+        outputs = times * narrow
+        encoder += [layers.conv(maps, outputs, kernel, stride, bias=False), layers.batch_norm_act(outputs, 0.1)]
+        image += [nn.Dropout(0.5 if i else 0.2), Maxout(layers.conv(maps, 2 * outputs, kernel, stride))]
+        maps = outputs
+    encoder += [layers.conv(width, width, 1, bias=False), layers.batch_norm_act(width, 0.1)]
+    maps = latent
+    for (kernel, stride, _), times in zip(ALI[::-1], (8, 4, 2, 1, 1)):
+        outputs = times * narrow
+        generator += [layers.conv_transpose(maps, outputs, kernel, stride, bias=False)]
+        generator += [layers.batch_norm_act(outputs, 0.1)]
+        maps = outputs
+    generator += [layers.conv(maps, maps, 1, bias=False), layers.batch_norm_act(maps, 0.1)]
+    generator += [layers.conv(maps, channels, 1, bias=False), Untied(channels, 32, 32)]
+
+    def maxouts(*sizes: int) -> list[nn.Module]:
+        return [m for i, o in pairwise(sizes) for m in (nn.Dropout(0.5), Maxout(layers.linear(i, 2 * o)))]
+
+    return {
+        "generator": nn.Sequential(*generator),
+        "encoder": nn.Sequential(*encoder, layers.conv(width, 2 * latent, 1), nn.Flatten()),
+        "discriminator": OnPairs(
+            nn.Sequential(*image, nn.Flatten()),
+            nn.Sequential(*maxouts(latent, width, width)[1:]),
+            nn.Sequential(*maxouts(*[2 * width] * 3), nn.Dropout(0.5), layers.linear(2 * width, 1)),
+        ),
+    }
+
+
+class BiGAN(Game):
+    """A generator and its inverse."""
+
+    family: ClassVar[str] = "encoders"
+    held_out: ClassVar[float] = 0.2
+    preset: ClassVar[Mapping[str, Any]] = {
+        "loss": "non_saturating",
+        "latent": 16,
+        "width": 256,
+        "lr": 2e-4,
+        "steps": 20000,
+        "checkpoint_every": 2000,
+        "evaluate": 1,
+    }
+
+    @dataclass(frozen=True)
+    class Options:
+        ali: bool = False  # ALI's networks for 32x32, and an encoder that draws its latents
+        d_lr: float = 1e-3
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        config = self.config
+        if self.options.ali:
+            if config.side != 32 or config.width % 16:
+                raise ValueError(
+                    f"bigan: ALI's networks are for 32x32 and a width that is a multiple of 16, got {config.side}x"
+                    f"{config.side} and {config.width}"
+                )
+            self.networks = ali_networks(config.channels, config.latent, config.width, run.layers)
+        else:
+            self.networks = bigan_networks(config.channels, config.side, config.latent, config.width, run.layers)
+        self.players = {
+            "d": Player(("discriminator",), "discriminator", lr=self.options.d_lr),
+            "g": Player(("generator", "encoder"), "generator and encoder"),
+        }
+        self.loss = losses.get(config.loss, config.real_target)
+
+    def latents(self) -> Tensor:
+        return self.run.normal(self.config.latent) if self.options.ali else self.run.uniform(self.config.latent, low=-1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """E(x): ALI's draws from N(mean, std^2) while it trains, and gives the mean in evaluation."""
+        codes = self.networks["encoder"](images)
+        if not self.options.ali:
+            return codes
+        mean, log_std = codes.chunk(2, 1)
+        return mean + log_std.exp() * self.run.normal(self.config.latent) if self.networks["encoder"].training else mean
+
+    def moves(self) -> Iterator[tuple[str, Loss]]:
+        generator, discriminator = self.networks["generator"], self.networks["discriminator"]
+        images, *_ = self.run.batch()
+        latents = self.latents()
+        with torch.no_grad():
+            codes, fakes = self.encode(images), generator(latents)
+        yield "d", self.loss.discriminator(discriminator(images, codes), discriminator(fakes, latents))
+
+        latents = self.latents()
+        inferred, made = discriminator(images, self.encode(images)), discriminator(generator(latents), latents)
+        yield "g", self.loss.generator(-inferred) + self.loss.generator(made)
+
+    def drawn(self, number: int) -> Tensor:
+        random, size = torch.Generator().manual_seed(self.config.seed), (number, self.config.latent)
+        latents = (
+            torch.randn(size, generator=random) if self.options.ali else 2 * torch.rand(size, generator=random) - 1
+        )
+        return latents.to(self.run.device)
+
+    def _held_out(self, number: int) -> tuple[Tensor, Tensor]:
+        _, where = self.run.held_out(self.held_out)
+        return self.run.images[where[:number]].to(self.run.device), where[:number]
+
+    def pictures(self) -> dict[str, Picture]:
+        with self.evaluating():
+            drawn = {"samples": Picture(self.networks["generator"](self.drawn(64)).cpu())}
+            if self.run.samples is not None:
+                images, _ = self._held_out(32)
+                again = self.networks["generator"](self.encode(images))
+                rows = [part for pair in zip(images.split(8), again.split(8)) for part in pair]
+                drawn["held-out images x, and G(E(x)) below"] = Picture(torch.cat(rows).cpu())
+        return drawn
+
+    def figures(self) -> Figures:
+        """``r2``: of E(G(z)) for z, the mean over the coordinates; ``class_kept``: for how many of the held-out images
+        a classifier of real images sees in G(E(x)) what it sees in x; ``reconstruction``: their mean square error."""
+        latents = self.drawn(1000)
+        images, _ = self._held_out(1000)
+        with self.evaluating():
+            inverse = self.encode(self.networks["generator"](latents))
+            again = self.networks["generator"](self.encode(images))
+        residual, spread = (inverse - latents).square().mean(0), latents.var(0, correction=0)
+        before, after = (read_classes(x.cpu(), self.config.data, self.config.side) for x in (images, again))
+        return {
+            "r2": (1 - residual / spread).mean().item(),
+            "class_kept": (before == after).float().mean().item(),
+            "reconstruction": (again - images).square().mean().item(),
+        }

@@ -1,0 +1,198 @@
+"""VAE-GAN: an auto-encoder whose error is measured in the discriminator's features (Larsen 2016, arXiv 1512.09300).
+
+The encoder gives a mean and a log variance, z = mean + std * eps; f(x) are the features of a middle layer of the
+discriminator D, and z_p is drawn from N(0, I):
+
+    L_prior = KL(N(mean, std^2) | N(0, I))         L_rec = 1/2 |f(x) - f(Dec(z))|^2         both summed, not averaged
+    D minimises        softplus(-D(x)) + softplus(D(Dec(z))) + softplus(D(Dec(z_p)))
+    Dec minimises      gamma L_rec + softplus(-D(Dec(z))) + softplus(-D(Dec(z_p)))
+    Enc minimises      L_prior + L_rec
+
+L_rec never trains the features that it is measured with. With the option ``vae`` there is no discriminator, and encoder
+and decoder together minimise L_prior + 1/(2 s^2) |x - Dec(z)|^2: the plain variational auto-encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gankern import data, metrics
+from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
+from gankern.games._networks import read_classes
+from gankern.models.layers import Layers
+
+FROM, TO = 0, 3  # the classes of the attribute vector: of shapes, from the circle to the ring
+
+
+def networks(
+    channels: int, size: int, latent: int, width: int, hidden: int, kernel: int, layers: Layers
+) -> dict[str, nn.Module]:
+    """The paper's at ``width`` 256, ``hidden`` 1024 and ``kernel`` 5: three halvings, and no bias before batch norm."""
+    start, thin, middle = size // 8, max(16, width // 8), width if size >= 64 else width * 3 // 4
+    down: dict[str, Any] = {"stride": 2, "padding": (kernel - 1) // 2, "bias": False}
+    up = down | {"output_padding": kernel % 2}
+
+    def halvings(maps: tuple[int, ...], slope: float = 0.0) -> list[nn.Module]:
+        pairs = pairwise(maps)
+        return [m for i, o in pairs for m in (layers.conv(i, o, kernel, **down), layers.batch_norm_act(o, slope))]
+
+    def dense(inputs: int, outputs: int) -> list[nn.Module]:
+        return [layers.linear(inputs, outputs, bias=False), layers.batch_norm_act_1d(outputs)]
+
+    decoder = [*dense(latent, width * start**2), nn.Unflatten(1, (width, start, start))]
+    for inputs, outputs in pairwise((width, middle, width // 2, thin)):
+        decoder += [layers.conv_transpose(inputs, outputs, kernel, **up), layers.batch_norm_act(outputs)]
+    *features, last_norm = halvings((thin, width // 2, middle, width))
+    return {
+        "encoder": nn.Sequential(
+            *halvings((channels, width // 4, width // 2, width)),
+            nn.Flatten(),
+            *dense(width * start**2, hidden),
+            layers.linear(hidden, 2 * latent),
+        ),
+        "decoder": nn.Sequential(*decoder, layers.conv(thin, channels, 5, padding=2), nn.Tanh()),
+        # Up to the third halving, before its batch norm.
+        "features": nn.Sequential(layers.conv(channels, thin, 5, padding=2), layers.relu(inplace=True), *features),
+        "head": nn.Sequential(
+            last_norm, nn.Flatten(), *dense(width * start**2, hidden // 2), layers.linear(hidden // 2, 1)
+        ),
+    }
+
+
+class VAEGAN(Game):
+    """Errors in the discriminator's features."""
+
+    family: ClassVar[str] = "encoders"
+    data: ClassVar[str] = "shapes"
+    preset: ClassVar[Mapping[str, Any]] = {
+        "loss": "non_saturating",
+        "size": 32,
+        "latent": 32,
+        "width": 64,
+        "lr": 3e-4,
+        "steps": 3000,
+        "checkpoint_every": 500,
+        "evaluate": 6,
+    }
+
+    @dataclass(frozen=True)
+    class Options:
+        gamma: float = 1e-3  # weight of L_rec to the decoder, beside what the discriminator says
+        vae: bool = False  # the plain variational auto-encoder
+        pixel_std: float = 0.3  # s of the plain one
+        hidden: int = 128  # features before the codes, and twice those before the logit
+        kernel: int = 4  # of what halves and doubles; the paper's is 5
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        config, options = self.config, self.options
+        if config.side < 16 or config.side % 8:
+            raise ValueError(f"vaegan: images of a size that can be halved three times, from 16 on; got {config.side}")
+        if options.kernel not in (4, 5):
+            raise ValueError(f"vaegan: option kernel must be 4 or 5, got {options.kernel}")
+        if config.width % 8:
+            raise ValueError(f"vaegan: width must be a multiple of 8, got {config.width}")
+        self.networks = networks(
+            config.channels, config.side, config.latent, config.width, options.hidden, options.kernel, run.layers
+        )
+        if options.vae:
+            del self.networks["features"], self.networks["head"]
+            self.players = {"v": Player(("encoder", "decoder"), "auto-encoder")}
+        else:
+            self.players = {
+                "d": Player(("features", "head"), "discriminator"),
+                "g": Player(("decoder",), "decoder"),
+                "e": Player(("encoder",), "encoder"),
+            }
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """z drawn for each image [N, latent], and L_prior, the mean over the images."""
+        mean, log_var = self.networks["encoder"](images).chunk(2, 1)
+        prior = 0.5 * (mean.square() + log_var.exp() - 1.0 - log_var).sum(1).mean()
+        return mean + (0.5 * log_var).exp() * self.run.normal(self.config.latent), prior
+
+    def moves(self) -> Iterator[tuple[str, Loss]]:
+        options, decoder = self.options, self.networks["decoder"]
+        images, *_ = self.run.batch()
+        if options.vae:
+            latents, prior = self.encode(images)
+            yield "v", prior + squares(images - decoder(latents)) / options.pixel_std**2
+            return
+        features, head = self.networks["features"], self.networks["head"]
+
+        def look(x: Tensor) -> Tensor:
+            return head(features(x)).flatten()
+
+        with torch.no_grad():
+            latents, _ = self.encode(images)
+            again, fresh = decoder(latents), decoder(self.run.normal(self.config.latent))
+        yield "d", F.softplus(-look(images)).mean() + F.softplus(look(again)).mean() + F.softplus(look(fresh)).mean()
+
+        with torch.no_grad():
+            target = features(images)
+        seen, fresh = features(decoder(latents)), look(decoder(self.run.normal(self.config.latent)))
+        adversarial = F.softplus(-head(seen)).mean() + F.softplus(-fresh).mean()
+        yield "g", options.gamma * squares(seen - target) + adversarial
+
+        latents, prior = self.encode(images)
+        yield "e", prior + squares(features(decoder(latents)) - target)
+
+    def means(self, images: Tensor) -> Tensor:
+        """The mean of each image's code; in evaluation."""
+        return torch.cat([self.networks["encoder"](x.to(self.run.device)).chunk(2, 1)[0] for x in images.split(250)])
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return torch.cat([self.networks["decoder"](z).cpu() for z in codes.split(250)])
+
+    def looked_at(self) -> tuple[Tensor, Tensor, Tensor]:
+        """1,000 images, their labels, and the mean code of the class TO less that of the class FROM."""
+        where = torch.arange(len(self.run.images))[-1000:]
+        images, labels = self.run.images[where], data.labels(self.config.data)[where]
+        codes = self.means(images).cpu()
+        return images, labels, codes[labels == TO].mean(0) - codes[labels == FROM].mean(0)
+
+    def pictures(self) -> dict[str, Picture]:
+        latents = torch.randn(64, self.config.latent, generator=torch.Generator().manual_seed(self.config.seed))
+        with self.evaluating():
+            drawn = {"samples": Picture(self.decode(latents.to(self.run.device)))}
+            if self.run.samples is not None:
+                images, labels, vector = self.looked_at()
+                again = self.decode(self.means(images[:32]))
+                rows = [part for pair in zip(images[:32].split(8), again.split(8)) for part in pair]
+                drawn["images, and their reconstructions below"] = Picture(torch.cat(rows))
+                codes = self.means(images[labels == FROM][:8])
+                steps = torch.linspace(0.0, 1.5, 8).to(codes.device)
+                path = codes[:, None] + steps[:, None] * vector.to(codes.device)
+                drawn[f"the class {FROM}, and more and more of the vector to {TO}"] = Picture(
+                    self.decode(path.flatten(0, 1))
+                )
+        return drawn
+
+    def figures(self) -> Figures:
+        """Of 1,000 images' reconstructions: ``high_frequency``, the energy of the finest Laplacian band as a share of
+        the images'; ``class_kept``, how often a classifier sees the right class; ``pixel_error``, the mean square. And
+        ``flipped``: how often it sees the class TO in images of FROM whose codes had the vector added."""
+        with self.evaluating():
+            images, labels, vector = self.looked_at()
+            codes = self.means(images)
+            again, moved = self.decode(codes), self.decode(codes[labels == FROM] + vector.to(codes.device))
+        fine, real = (metrics.laplacian_pyramid(x)[0].square().mean().item() for x in (again, images))
+        seen, seen_moved = (read_classes(x, self.config.data, self.config.side) for x in (again, moved))
+        return {
+            "high_frequency": fine / real,
+            "class_kept": (seen == labels).float().mean().item(),
+            "pixel_error": (again - images).square().mean().item(),
+            "flipped": (seen_moved == TO).float().mean().item(),
+        }
+
+
+def squares(difference: Tensor) -> Tensor:
+    """Half the sum of squares of a sample, the mean over the samples."""
+    return 0.5 * difference.square().flatten(1).sum(1).mean()
