@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from gankern import metrics
@@ -34,8 +33,3 @@ def read_classes(images: Tensor, data: str, size: int, seed: int = 1) -> Tensor:
     logits = metrics.trained(data, size, seed)(images.clamp(-1.0, 1.0)).logits
     assert logits is not None
     return logits.argmax(1)
-
-
-def spread_within(images: Tensor, classes: Tensor) -> float:
-    """The mean over classes and pixels of the standard deviation within a class."""
-    return torch.stack([images[classes == c].std(0).mean() for c in classes.unique()]).mean().item()

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gankern import losses
+from gankern import losses, metrics
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
-from gankern.games._networks import read_classes, small_generator, spread_within
+from gankern.games._networks import read_classes, small_generator
 from gankern.models.layers import Layers
 
 
@@ -142,6 +142,7 @@ class ACGAN(Game):
         images = self.sample(asked, config.seed)
         real = run.images[torch.arange(min(5000, len(run.images)))]
         return {
-            "label_accuracy": (read_classes(images, config.data, config.side) == asked).float().mean().item(),
-            "diversity": spread_within(images, asked) / spread_within(real, run.labels[: len(real)].cpu()),
+            "label_accuracy": metrics.label_accuracy(asked, read_classes(images, config.data, config.side)),
+            "diversity": metrics.within_class_diversity(images, asked)
+            / metrics.within_class_diversity(real, run.labels[: len(real)].cpu()),
         }

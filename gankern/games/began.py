@@ -69,9 +69,9 @@ class BEGAN(Game):
         "size": 32,
         "latent": 32,
         "width": 16,
-        "lr": 3e-4,
+        "lr": 5e-4,
         "batch_size": 16,
-        "steps": 3000,
+        "steps": 2000,
         "checkpoint_every": 500,
         "evaluate": 1,
     }
@@ -79,7 +79,7 @@ class BEGAN(Game):
     @dataclass(frozen=True)
     class Options:
         diversity: float = 0.5  # gamma
-        rate: float = 1e-3  # lambda
+        rate: float = 0.02  # lambda; the paper's is 1e-3, in a hundred times as many steps
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)

@@ -26,8 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gankern import data, losses
-from gankern.core import extras
+from gankern import data, losses, metrics
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._networks import fully_connected, small_generator
 from gankern.models.layers import Layers
@@ -175,20 +174,6 @@ class InfoGAN(Game):
         guesses = real[:, : options.classes].argmax(1).cpu()
         labels = data.condition(self.config.data, self.run.images, "labels", self.config.on_error)[:]
         return {
-            "information": log(options.classes) - F.cross_entropy(logits, classes).item(),
-            "assignment_accuracy": assignment_accuracy(guesses, labels),
+            "information": metrics.mutual_information_bound(logits, classes),
+            "assignment_accuracy": metrics.assignment_accuracy(guesses, labels),
         }
-
-
-def assignment_accuracy(codes: Tensor, labels: Tensor) -> float:
-    """The accuracy of the best assignment of codes [N] to labels [N], each code to another label (Hungarian method).
-
-    >>> assignment_accuracy(torch.tensor([1, 1, 0, 2]), torch.tensor([5, 5, 3, 3]))
-    0.75
-    """
-    linear_sum_assignment = extras.load("scipy.optimize", "assignment_accuracy", "train").linear_sum_assignment
-
-    table = torch.zeros(int(codes.max()) + 1, int(labels.max()) + 1)
-    table.index_put_((codes, labels), torch.ones(len(codes)), accumulate=True)
-    rows, columns = linear_sum_assignment(-table.numpy())
-    return table[rows, columns].sum().item() / len(codes)

@@ -76,10 +76,11 @@ class VAEGAN(Game):
         "size": 32,
         "latent": 32,
         "width": 64,
-        "lr": 3e-4,
-        "steps": 3000,
+        "lr": 1e-3,
+        "batch_size": 16,
+        "steps": 2000,
         "checkpoint_every": 500,
-        "evaluate": 6,
+        "evaluate": 4,
     }
 
     @dataclass(frozen=True)

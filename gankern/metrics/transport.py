@@ -1,6 +1,7 @@
 """Distances between distributions that are costs of transport: Wasserstein-1, exactly, and as a critic estimates it."""
 
 from collections.abc import Callable
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -37,21 +38,33 @@ def wasserstein_estimate(
     return means[0] - means[1]
 
 
-def earth_movers_distance(real: Tensor, fake: Tensor) -> float:
+@overload
+def earth_movers_distance(real: Tensor, fake: Tensor, plan: Literal[False] = False) -> float: ...
+@overload
+def earth_movers_distance(real: Tensor, fake: Tensor, plan: Literal[True]) -> tuple[float, Tensor]: ...
+def earth_movers_distance(real: Tensor, fake: Tensor, plan: bool = False) -> float | tuple[float, Tensor]:
     """The Wasserstein-1 distance between two sets of points [N, D] and [M, D], exactly, by Euclidean distance.
 
     All points of a set weigh the same. For D = 1 it is the area between the two distribution functions, in N·log N
     time; else a linear program (the package POT), in about N³ time: a few thousand points take seconds.
 
-    >>> earth_movers_distance(torch.tensor([[0.0], [1.0]]), torch.tensor([[5.0], [6.0]]))
+    With ``plan`` a pair: the distance, and the best plan γ [N, M], fp64, how much of real point i is moved to fake
+    point j. Its rows sum to 1/N, its columns to 1/M, and the distance is Σ_ij γ_ij ‖x_i − y_j‖.
+
+    >>> earth_movers_distance(torch.tensor([[0.0], [1.0]]), torch.tensor([[6.0], [5.0]]))
     5.0
+    >>> earth_movers_distance(torch.tensor([[0.0], [1.0]]), torch.tensor([[6.0], [5.0]]), plan=True)[1]
+    tensor([[0.0000, 0.5000],
+            [0.5000, 0.0000]], dtype=torch.float64)
     """
     real = as_matrix("earth_movers_distance", "real", real)
     fake = as_matrix("earth_movers_distance", "fake", fake)
     check_same("earth_movers_distance", real, fake)
     if real.shape[1] == 1:
-        return _one_dimensional(real[:, 0], fake[:, 0]).item()
-    return _linear_program(real, fake)
+        distance = _one_dimensional(real[:, 0], fake[:, 0]).item()
+        return (distance, _one_dimensional_plan(real[:, 0], fake[:, 0])) if plan else distance
+    distance, moved = _linear_program(real, fake)
+    return (distance, moved) if plan else distance
 
 
 def _one_dimensional(real: Tensor, fake: Tensor) -> Tensor:
@@ -61,10 +74,20 @@ def _one_dimensional(real: Tensor, fake: Tensor) -> Tensor:
     return ((below_real - below_fake).abs() * points.diff()).sum()
 
 
-def _linear_program(real: Tensor, fake: Tensor) -> float:
+def _one_dimensional_plan(real: Tensor, fake: Tensor) -> Tensor:
+    """What is at a quantile of one goes to that quantile of the other; a point of weight 1/N is M parts of 1/(N·M)."""
+    n, m = len(real), len(fake)
+    borders = torch.cat([torch.arange(0, n * m, m), torch.arange(0, n * m, n)]).unique().to(real.device)
+    parts = torch.cat([borders, borders.new_tensor([n * m])]).diff()
+    moved = real.new_zeros(n, m)
+    moved[real.argsort()[borders // m], fake.argsort()[borders // n]] = parts.double() / (n * m)
+    return moved
+
+
+def _linear_program(real: Tensor, fake: Tensor) -> tuple[float, Tensor]:
     ot = extras.load("ot", f"earth_movers_distance in {real.shape[1]} dimensions")
     cost = torch.cdist(real, fake, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
-    distance, log = ot.emd2([], [], cost, numItermax=100 * max(100_000, cost.size), log=True)
+    moved, log = ot.emd([], [], cost, numItermax=100 * max(100_000, cost.size), log=True)
     if log["warning"]:
         raise RuntimeError(f"earth_movers_distance: the linear program was not solved: {log['warning']}")
-    return float(distance)
+    return float(log["cost"]), torch.from_numpy(moved).to(real.device)
