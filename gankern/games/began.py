@@ -112,9 +112,9 @@ class BEGAN(Game):
         of_fake = self.error(self.networks["generator"](self.run.uniform(latent, low=-1.0)))
         yield "g", of_fake
 
-        gap = self.run.mean((options.diversity * of_real - of_fake).detach().float())
+        gap = self.run.mean((options.diversity * of_real - of_fake).detach().to(self.k.dtype))
         self.k = (self.k + options.rate * gap).clamp(0.0, 1.0)
-        of_now = self.run.mean(of_real.detach().float()) + gap.abs()
+        of_now = self.run.mean(of_real.detach().to(self.k.dtype)) + gap.abs()
         before = self.convergence
         self.convergence = torch.where(before == 0, of_now, torch.lerp(before, of_now, 0.05))
 

@@ -91,3 +91,19 @@ def test_wrong_options():
         made("unrolled", optimiser="rmsprop")
     with pytest.raises(ValueError, match="in one process; got 2"):
         made("unrolled", share=(0, 2))
+
+
+def test_mrgan_takes_reconstructions_for_real():
+    """The sign of the second term: a discriminator that likes G(E(x)) more makes the regulariser smaller."""
+    game = made("mrgan")
+    assert sum(p.numel() for p in game.networks["encoder"].parameters()) == 2 * 128 + 128 + 128 * 129 + 256 * 129
+    real = torch.randn(6, 2)
+    game.networks["encoder"], game.networks["generator"] = nn.Identity(), nn.Sequential()  # G(E(x)) = x
+    values = []
+    for logit in (-1.0, 2.0):
+        game.networks["discriminator"] = lambda x, logit=logit: torch.full((len(x), 1), logit)
+        values.append(game.regulariser(real).item())
+        assert values[-1] == pytest.approx(0.2 * F.softplus(torch.tensor(-logit)).item())
+    assert values[1] < values[0]
+    game.networks["generator"] = lambda z: z + 3.0
+    assert game.regulariser(real).item() == pytest.approx(values[1] + 0.2 * 18.0, rel=1e-5)
