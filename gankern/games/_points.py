@@ -43,10 +43,10 @@ class OnPoints(Game):
         "loss": "minimax",
         "latent": 256,
         "width": 128,
-        "lr": 1e-4,
+        "lr": 1e-3,
         "batch_size": 256,
-        "steps": 5000,
-        "checkpoint_every": 1000,
+        "steps": 2500,
+        "checkpoint_every": 500,
         "evaluate": 1,
     }
 

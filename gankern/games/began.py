@@ -141,10 +141,10 @@ class BEGAN(Game):
         return drawn
 
     def figures(self) -> Figures:
-        """``convergence``: M, a moving average over some twenty steps; ``k``; ``fid``: of 1,000 samples, in features of
-        a classifier of the data."""
-        number = min(1000, len(self.run.images))
-        extract = metrics.trained(self.config.data, self.config.side)
+        """``convergence``: M, a moving average over some twenty steps; ``k``; ``fid``: in features of a classifier of
+        the data."""
+        number = min(self.config.evaluate_samples, len(self.run.images))
+        extract = metrics.trained(self.config.data, self.config.side, seed=1)
         real, fake = (extract(x).features for x in (self.run.images[torch.arange(number)], self.sample(number)))
         return {
             "convergence": self.convergence.item(),

@@ -25,13 +25,13 @@ from gankern.games._points import OnPoints, tanh_network
 class MRGAN(OnPoints):
     """A GAN that has to reconstruct, too."""
 
-    preset: ClassVar[Mapping[str, Any]] = {**OnPoints.preset, "loss": "non_saturating", "lr": 1e-3}
+    preset: ClassVar[Mapping[str, Any]] = {**OnPoints.preset, "loss": "non_saturating"}
 
     @dataclass(frozen=True)
     class Options:
         distance: float = 0.2  # w_1
         adversarial: float = 0.2  # w_2
-        g_lr: float = 1e-3  # of generator and encoder
+        g_lr: float = 1e-2  # of generator and encoder
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)

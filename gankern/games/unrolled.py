@@ -88,7 +88,7 @@ class Unrolled(OnPoints):
     @dataclass(frozen=True)
     class Options:
         unroll: int = 5  # K
-        g_lr: float = 1e-3
+        g_lr: float = 1e-2
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)

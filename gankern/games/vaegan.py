@@ -153,8 +153,8 @@ class VAEGAN(Game):
         return torch.cat([self.networks["decoder"](z).cpu() for z in codes.split(250)])
 
     def looked_at(self) -> tuple[Tensor, Tensor, Tensor]:
-        """1,000 images, their labels, and the mean code of the class TO less that of the class FROM."""
-        where = torch.arange(len(self.run.images))[-1000:]
+        """Images, their labels, and the mean code of the class TO less that of the class FROM."""
+        where = torch.arange(len(self.run.images))[-self.config.evaluate_samples :]
         images, labels = self.run.images[where], data.labels(self.config.data)[where]
         codes = self.means(images).cpu()
         return images, labels, codes[labels == TO].mean(0) - codes[labels == FROM].mean(0)
@@ -177,7 +177,7 @@ class VAEGAN(Game):
         return drawn
 
     def figures(self) -> Figures:
-        """Of 1,000 images' reconstructions: ``high_frequency``, the energy of the finest Laplacian band as a share of
+        """Of images' reconstructions: ``high_frequency``, the energy of the finest Laplacian band as a share of
         the images'; ``class_kept``, how often a classifier sees the right class; ``pixel_error``, the mean square. And
         ``flipped``: how often it sees the class TO in images of FROM whose codes had the vector added."""
         with self.evaluating():
