@@ -161,6 +161,8 @@ class Config:
                     f"{option.name} is an option of a generator against a discriminator ({', '.join(models.MODELS)}); "
                     f"{self.model} has no use for it"
                 )
+        if game.own_loss and (self.loss != preset(self.model)["loss"] or self.real_target != 1.0):
+            raise ValueError(f"loss and real_target: the losses of {self.model} are its own, and take no other")
         if self.ema is not None and game.averaged is None:
             having = [name for name in games.names() if games.find(name).averaged is not None]
             raise ValueError(f"ema: {self.model} keeps no average; {', '.join(having)} do")

@@ -160,6 +160,7 @@ class Game:
     held_out: ClassVar[float] = 0.0  # the share of the samples, a tensor, that is not trained on
     accumulates: ClassVar[bool] = False
     takes: ClassVar[frozenset[str]] = frozenset()  # which of games.ADVERSARIAL_OPTIONS it has a use for; others raise
+    own_loss: ClassVar[bool] = False  # whether its losses are its own: options loss and real_target are refused
     averaged: ClassVar[str | None] = None  # the network whose moving average is kept where config.ema is set
 
     @dataclass(frozen=True)

@@ -19,16 +19,15 @@ RADIUS, SHARE = 10.0, 0.01  # a mode is covered if 1 % of the samples are within
 def tanh_network(inputs: int, outputs: int, width: int, layers: Layers) -> nn.Sequential:
     """inputs -> width -> width -> outputs with tanh; orthogonal weights of gain 1.4, biases 0 (the notebook of Metz
     2016, arXiv 1611.02163)."""
-    network = nn.Sequential(
-        layers.linear(inputs, width, bias=False),
-        layers.bias_act(width, "tanh"),
-        layers.linear(width, width, bias=False),
-        layers.bias_act(width, "tanh"),
-        layers.linear(width, outputs),
-    )
-    for layer in network[::2]:
-        nn.init.orthogonal_(layer.weight, gain=1.4)
-    nn.init.zeros_(network[-1].bias)
+    modules: list[nn.Module] = []
+    for before in (inputs, width):
+        modules += [layers.linear(before, width, bias=False), layers.bias_act(width, "tanh")]
+    network = nn.Sequential(*modules, layers.linear(width, outputs))
+    for name, parameter in network.named_parameters():
+        if name.endswith("weight"):
+            nn.init.orthogonal_(parameter, gain=1.4)
+        else:
+            nn.init.zeros_(parameter)
     return network
 
 

@@ -63,6 +63,7 @@ class BEGAN(Game):
 
     family: ClassVar[str] = "modes and stability"
     data: ClassVar[str] = "shapes"
+    own_loss: ClassVar[bool] = True
     averaged: ClassVar[str | None] = "generator"
     preset: ClassVar[Mapping[str, Any]] = {
         "loss": "non_saturating",

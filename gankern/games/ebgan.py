@@ -71,6 +71,7 @@ class EBGAN(Game):
     """An auto-encoder's error is the energy."""
 
     family: ClassVar[str] = "modes and stability"
+    own_loss: ClassVar[bool] = True
     averaged: ClassVar[str | None] = "generator"
     preset: ClassVar[Mapping[str, Any]] = {
         "loss": "non_saturating",

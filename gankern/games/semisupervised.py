@@ -81,6 +81,7 @@ class SemiSupervised(Game):
 
     family: ClassVar[str] = "codes and conditions"
     needs: ClassVar[str | None] = "labels"
+    own_loss: ClassVar[bool] = True
     held_out: ClassVar[float] = 0.25
     preset: ClassVar[Mapping[str, Any]] = {
         "loss": "non_saturating",

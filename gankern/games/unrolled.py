@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +85,8 @@ def unrolled_value(discriminator: nn.Module, rule: Adam, real: Tensor, fake: Ten
 
 class Unrolled(OnPoints):
     """A generator that looks ahead."""
+
+    own_loss: ClassVar[bool] = True
 
     @dataclass(frozen=True)
     class Options:

@@ -71,6 +71,7 @@ class VAEGAN(Game):
 
     family: ClassVar[str] = "encoders"
     data: ClassVar[str] = "shapes"
+    own_loss: ClassVar[bool] = True
     preset: ClassVar[Mapping[str, Any]] = {
         "loss": "non_saturating",
         "size": 32,

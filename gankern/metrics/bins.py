@@ -53,8 +53,9 @@ def different_bins(real: Tensor, fake: Tensor, bins: int = 100, level: float = 0
     seed = check_seed("different_bins: seed", seed) % 2**32  # scikit-learn takes no larger ones
     cluster = extras.load("sklearn.cluster", "different_bins")
     means = cluster.KMeans(bins, n_init=1, random_state=seed).fit(real.cpu().numpy())
-    counts = [torch.from_numpy(means.predict(x.cpu().numpy())).long().bincount(minlength=bins) for x in (real, fake)]
-    return compare_histograms(*counts, level=level)
+    cells = (torch.from_numpy(means.predict(x.cpu().numpy())).long() for x in (real, fake))
+    of_real, of_fake = (cell.bincount(minlength=bins) for cell in cells)
+    return compare_histograms(of_real, of_fake, level)
 
 
 def compare_histograms(real: Tensor, fake: Tensor, level: float = 0.05) -> DifferentBins:

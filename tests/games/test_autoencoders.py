@@ -110,6 +110,13 @@ def test_losses_of_pairs():
     assert game.players["g"].networks == ("generator", "encoder")
 
 
+@pytest.mark.parametrize("name", ["ebgan", "began", "vaegan"])
+@pytest.mark.parametrize("option", [{"loss": "hinge"}, {"real_target": 0.9}])
+def test_another_loss_is_refused(name, option):
+    with pytest.raises(ValueError, match=f"the losses of {name} are its own"):
+        made(name, torch.zeros(2, 3, 32, 32), **option)
+
+
 def test_wrong_sizes_and_options():
     images = torch.zeros(2, 3, 20, 20)
     for name, text in (("ebgan", "halved three times"), ("began", "power of two"), ("vaegan", "halved three times")):
