@@ -65,7 +65,7 @@ _SPATIAL = (
     *(gnn.Blur2d, gnn.FIRDownsample2d, gnn.FIRUpsample2d),
 )
 _NORMS = (
-    *(nn.GroupNorm, nn.LocalResponseNorm, nn.Softmax2d, gnn.PixelNorm),
+    *(nn.GroupNorm, nn.LocalResponseNorm, gnn.PixelNorm),
     *(gnn.VirtualBatchNorm1d, gnn.VirtualBatchNorm2d, gnn.VirtualBatchNorm3d),  # by the reference batch, and its own
 )
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -145,7 +145,7 @@ def _doubt(module: nn.Module, samples: int, dimensions: int) -> str | None:
     cls = _class(module)
     if cls in _COUPLED:
         return "couples the samples of a batch"
-    if _APART.get(cls) is not cls.forward:
+    if cls not in _APART or _APART[cls] is not cls.forward:
         return "is of a type whose code is not known to keep samples apart"
     if _changed(module):
         return "has hooks, or methods of its own, that are not known to keep samples apart"

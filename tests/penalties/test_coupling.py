@@ -70,6 +70,10 @@ COUPLED = {
     "batch norm": lambda: plain(nn.BatchNorm2d(4)),
     "softmax over the batch": lambda: plain(nn.Softmax(0)),
     "softmax with a negative dimension": lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.Softmax(-2), nn.Linear(4, 1)),
+    "softmax of maps, over what is no batch to it": lambda: nn.Sequential(
+        nn.Flatten(2), nn.Softmax2d(), nn.Flatten(), nn.Linear(192, 1)
+    ),
+    "scripted": lambda: torch.jit.script(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Linear(192, 1))),
     "hook": lambda: hooked(plain()),
     "overridden": lambda: overridden(plain()),
     "function": lambda: (lambda x: (x - x.mean(0)).flatten(1).square().sum(1)),
