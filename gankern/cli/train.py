@@ -54,7 +54,7 @@ def train(
         str | None,
         choice(
             (*data_sets.DATASETS, *data_sets.POINTS),
-            "images: a name or a folder; for models of points 8gaussians, 25gaussians or swiss_roll",
+            "images: a name, a folder or a zip file; for models of points 8gaussians, 25gaussians or swiss_roll",
             metavar="NAME|FOLDER",
             show_default="the model's own",
             rich_help_panel=RUN,
@@ -104,6 +104,19 @@ def train(
         str | None,
         _config(RUN, "on_error", "at a broken file of the data: stop, or leave it out", among=("stop", "skip")),
     ] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="mirror real images, left to right, half of the time", rich_help_panel=RUN)
+    ] = False,
+    augment: Annotated[
+        str | None,
+        _config(
+            RUN,
+            "augment",
+            "differentiable augmentation of what the discriminator sees, such as color,translation,cutout",
+            metavar="LIST",
+        ),
+    ] = None,
+    workers: Annotated[int | None, _config(MACHINE, "workers", "threads that read images")] = None,
     size: Annotated[int | None, _config(NETWORKS, "size", "side of the images, a power of two", "the data's")] = None,
     resize: Annotated[
         bool, typer.Option("--resize", help="resize the data's images to --size", rich_help_panel=NETWORKS)
@@ -241,7 +254,7 @@ def train(
     options = locals()
     given = {field.name: options.get(field.name) for field in fields(training.Config)}
     # A switch that is left out is not a wish for its opposite.
-    given |= {"compare": compare or None, "tensorboard": tensorboard or None}
+    given |= {"compare": compare or None, "tensorboard": tensorboard or None, "flip": flip or None}
     console = Console()
     try:
         given["options"] = _own_options(option or ()) or None
@@ -263,7 +276,12 @@ def train(
             before, saved = training.find_run(out)
             settings = training.reconfigure(before, model=model, data=given_data, **given)
             samples, labels = _load(
-                settings.model, settings.data, settings.size, settings.conditioning, settings.on_error
+                settings.model,
+                settings.data,
+                settings.size,
+                settings.conditioning,
+                settings.on_error,
+                settings.channels if settings.size and Path(settings.data).exists() else None,
             )
         else:
             assert model is not None and data is not None  # seen to above
@@ -298,9 +316,11 @@ def _beginning(run: str, given: dict[str, Any]) -> dict[str, Any]:
     return given | {n: before[n] for n, value in given.items() if value is None and n not in left}
 
 
-def _load(model: str, data: str, size: int | None, conditioning: str | None, on_error: str) -> tuple[Any, Any]:
+def _load(
+    model: str, data: str, size: int | None, conditioning: str | None, on_error: str, channels: int | None = None
+) -> tuple[Any, Any]:
     kind = "labels" if conditioning is not None else games.find(model).needs
-    samples = data_sets.load(data, size, on_error=on_error, kind=kind)
+    samples = data_sets.load(data, size, channels, on_error=on_error, kind=kind)
     return samples, None if kind is None else data_sets.condition(data, samples, kind, on_error)
 
 
@@ -310,7 +330,8 @@ def _short(data: str) -> str:
     >>> _short("digits"), _short("/data/my photos/")
     ('digits', 'my photos')
     """
-    return Path(data).resolve().name or "data"
+    path = Path(data).resolve()
+    return (path.stem if path.suffix == ".zip" else path.name) or "data"
 
 
 def _own_options(given: Sequence[str]) -> dict[str, Any]:

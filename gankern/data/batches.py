@@ -1,5 +1,7 @@
 """Batches without end: epoch after epoch in a new random order, from a seed, stopped and resumed anywhere."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 
@@ -23,12 +25,16 @@ def part_of(batch_size: int, share: tuple[int, int]) -> slice:
     return slice(index * size, (index + 1) * size)
 
 
+Batch = Tensor | tuple[Tensor, Tensor]
+
+
 class EndlessBatches:
     """Yields [batch_size, C, H, W] for ever: each epoch a new permutation, less its incomplete last batch.
 
     With ``labels`` [N] it yields pairs (images, labels). With ``share`` (i, n) it yields the i-th of n equal parts of
     every batch: what one of n processes sees of a batch that they share. It has a random stream of its own, so what
-    else is drawn in a program does not move it. ``state_dict`` holds all that the following batches depend on.
+    else is drawn in a program does not move it. ``state_dict`` holds all that the following batches depend on. With
+    ``workers`` so many threads read a batch, and the next one while this one is used: what is read must allow that.
 
     >>> batches = EndlessBatches(torch.arange(6.0).view(6, 1, 1, 1), batch_size=2, seed=0)
     >>> next(batches).shape
@@ -42,6 +48,7 @@ class EndlessBatches:
         seed: int,
         labels: Tensor | ImageSource | None = None,
         share: tuple[int, int] = (0, 1),
+        workers: int = 0,
     ):
         if not isinstance(images, Tensor | ImageSource):
             raise TypeError(f"images must be a tensor or an ImageSource, got {shown(images)}")
@@ -56,22 +63,37 @@ class EndlessBatches:
         self.labels = labels
         self.batch_size = batch_size
         self.share = part_of(batch_size, share)
+        workers = whole("workers", workers, least=0)
+        self.pool = ThreadPoolExecutor(workers + 1, "gankern-reads") if workers else None
+        self.workers = workers
         self.random = torch.Generator().manual_seed(check_seed("seed", seed))
         self._new_epoch()
 
     def _new_epoch(self) -> None:
+        self.ahead: tuple[int, Future[Batch]] | None = None  # a batch's position, and the batch that is being read
         self.order = torch.randperm(len(self.images), generator=self.random)
         self.position = 0
 
     def __iter__(self) -> "EndlessBatches":
         return self
 
-    def __next__(self) -> Tensor | tuple[Tensor, Tensor]:
+    def __next__(self) -> Batch:
         if self.position + self.batch_size > len(self.order):
             self._new_epoch()
-        chosen = self.order[self.position : self.position + self.batch_size][self.share]
+        ahead, position = self.ahead, self.position
         self.position += self.batch_size
-        return self.images[chosen] if self.labels is None else (self.images[chosen], self.labels[chosen])
+        batch = ahead[1].result() if ahead is not None and ahead[0] == position else self._read(position)
+        if self.pool is not None and self.position + self.batch_size <= len(self.order):
+            self.ahead = self.position, self.pool.submit(self._read, self.position)
+        return batch
+
+    def _read(self, position: int) -> Batch:
+        chosen = self.order[position : position + self.batch_size][self.share]
+        if self.pool is None:
+            images = self.images[chosen]
+        else:
+            images = torch.cat(list(self.pool.map(self.images.__getitem__, chosen.chunk(self.workers))))
+        return images if self.labels is None else (images, self.labels[chosen])
 
     def state_dict(self) -> dict:
         return {"order": self.order, "position": self.position, "random": self.random.get_state()}
@@ -84,5 +106,5 @@ class EndlessBatches:
             raise ValueError(f"the saved order does not have each of the {number} images once")
         position = whole("the saved position", state["position"], 0, number)
         self.random.set_state(tensor("the saved random state", state["random"]))
-        self.order = order.clone()
+        self.order, self.ahead = order.clone(), None
         self.position = position

@@ -4,10 +4,12 @@ A file that cannot be read is never passed over in silence: it stops the loading
 for, is logged and left out.
 """
 
+import io
 import logging
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +38,7 @@ class BrokenFile(UnusableFile):
 
 
 class ImageFolder(ImageSource):
-    """The pictures below ``folder``, in the order of their paths, read when they are asked for.
+    """The pictures below ``folder``, or in a zip file, in the order of their paths, read when they are asked for.
 
     Black is −1 and white is 1, whatever a file's number of bits: grey pictures of 12 or 16 bits keep their precision
     (colours of 16 bits are read to 8). Palettes and CMYK become RGB; a camera's note on which side is up (EXIF) is
@@ -46,7 +48,7 @@ class ImageFolder(ImageSource):
     Args:
         size: crop each picture to its centre square and resize it to size × size. Without it, all pictures must be
             square and of one size already.
-        channels: 3 (RGB) or 1 (grey): pictures of other kinds are converted.
+        channels: 3 (RGB) or 1 (grey): pictures of other kinds are converted; None is 1 where all of them are grey.
         on_error: "stop" raises at the first broken file; "skip" logs it and leaves it out.
         verify: decode every picture once now, so that a broken one is found before a training begins and not hours
             into it. Without it only the headers are read, and a picture broken further on stops at its first use.
@@ -60,13 +62,15 @@ class ImageFolder(ImageSource):
         self,
         folder: Path | str,
         size: int | None = None,
-        channels: int = 3,
+        channels: int | None = 3,
         on_error: str = "stop",
         verify: bool = True,
     ):
-        size, skip = _checked(size, channels, on_error)
-        found = _pictures(folder)
-        self.folder, self.mode, self.resizes = Path(folder), MODES[channels], size is not None
+        size, skip = _checked(size, 3 if channels is None else channels, on_error)
+        self.folder, found = _below(folder)
+        if channels is None:
+            channels = 1 if all(map(_is_grey, found)) else 3
+        self.mode, self.resizes = MODES[channels], size is not None
         self.paths: list[Path] = []
         side = size
         for path in found:
@@ -269,6 +273,49 @@ def _check_folder(folder: Path | str) -> None:
         raise TypeError(f"folder must be a path, got {shown(folder)}")
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
+
+
+class ZipMember(PurePosixPath):
+    """A file in a zip file: its path is that of the zip file, and its own in there."""
+
+    archive: zipfile.ZipFile
+    name_in_archive: str
+
+    @classmethod
+    def of(cls, archive: zipfile.ZipFile, name: str) -> "ZipMember":
+        member = cls(str(archive.filename), name)
+        member.archive, member.name_in_archive = archive, name
+        return member
+
+    def open(self, mode: str = "rb") -> io.BytesIO:
+        return io.BytesIO(self.archive.read(self.name_in_archive))
+
+
+def _below(folder: Path | str) -> tuple[Any, list[Any]]:
+    """A folder or a zip file, and the pictures below it. Of a zip file that holds one folder it is that folder."""
+    if not isinstance(folder, str | Path) or not Path(folder).is_file():
+        return Path(folder) if isinstance(folder, str) else folder, _pictures(folder)
+    try:
+        archive = zipfile.ZipFile(folder)
+    except zipfile.BadZipFile as error:
+        raise BrokenFile(f"{folder} is neither a folder nor a zip file of pictures: {error}") from error
+    names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]  # where macOS keeps its notes
+    found = sorted(ZipMember.of(archive, name) for name in names if name.lower().endswith(SUFFIXES))
+    if not found:
+        raise FileNotFoundError(f"there are no pictures ({', '.join(SUFFIXES)}) in {folder}")
+    top = PurePosixPath(str(folder))
+    while len({path.relative_to(top).parts[0] for path in found}) == 1 and len(found[0].relative_to(top).parts) > 1:
+        top = top / found[0].relative_to(top).parts[0]
+    return top, found
+
+
+def _is_grey(path: Path) -> bool:
+    """Whether a picture has no colours, by its header; a broken one has none to lose."""
+    try:
+        with _opened(path) as image:
+            return image.mode in ("1", "L", "LA", "La", "I", *WIDE)
+    except BrokenFile:
+        return True
 
 
 def _pictures(folder: Path | str) -> list[Path]:

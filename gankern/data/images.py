@@ -75,16 +75,18 @@ DATASETS: dict[str, Callable[..., Tensor | ImageSource]] = {
 
 
 def check(name: str | Path) -> None:
-    """Raise a ValueError with the nearest names unless ``name`` is a data set or an existing folder."""
+    """Raise a ValueError with the nearest names unless ``name`` is a data set, or an existing folder or zip file."""
     known = {**DATASETS, **POINTS}
     if not isinstance(name, str | Path):
         raise TypeError(f"data must be a name or the path of a folder, got {shown(name)}")
     name = str(name)
-    if name not in known and not Path(name).is_dir():
+    if name not in known and not Path(name).is_dir() and not Path(name).is_file():
         try:
             look_up(known, name, "data")
         except ValueError as error:
-            raise ValueError(f"{error}, or the path of a folder of images or of CIFAR-10's python files") from None
+            raise ValueError(
+                f"{error}, or the path of a folder of images (or a zip file), or of CIFAR-10's python files"
+            ) from None
 
 
 def load(
@@ -97,7 +99,8 @@ def load(
     """Images [N, C, H, W] float32 in [−1, 1]: a data set by its name, or a folder by its path. Or points, by name.
 
     A folder is of CIFAR-10's python files if one is there, or else of pictures, which are read as they are used: the
-    result is then an ``ImageSource``, which stands wherever an image tensor may. ``size`` and ``channels`` (1 or 3)
+    result is then an ``ImageSource``, which stands wherever an image tensor may, of one channel where all are grey. A
+    zip file of pictures is as good as a folder of them. ``size`` and ``channels`` (1 or 3)
     resize and convert where the data are of others. ``on_error`` is what to do about broken files: "stop" or "skip".
     The names in ``POINTS`` give those ``Points``, which have neither. ``kind`` is the condition that the images are
     wanted with: a folder is read as one of "pairs" (``ImagePairs``) or of "unpaired" pictures of two domains
@@ -126,7 +129,10 @@ def load(
     elif any((Path(name) / file).exists() for file in files.CIFAR10_FILES):
         images, _ = files.cifar10(name, on_error)
     else:
-        return _FOLDERS.get(kind or "", files.ImageFolder)(name, size, channels or 3, on_error)
+        folder = _FOLDERS.get(kind or "")
+        if folder is not None:
+            return folder(name, size, channels or 3, on_error)
+        return files.ImageFolder(name, size, channels, on_error)
     images = resize(images, size or images.shape[2])
     if channels not in (None, images.shape[1]):
         images = images.mean(1, keepdim=True) if channels == 1 else images.expand(-1, 3, -1, -1)

@@ -20,6 +20,8 @@ from gankern.core.arguments import seed as check_seed
 from gankern.core.arguments import shown
 from gankern.core.names import look_up
 from gankern.data import ImageSource, Points, files
+from gankern.data.augment import parse as parse_augment
+from gankern.data.given import labels as labels_of
 from gankern.models import layers as layer_tables
 from gankern.models.conditional import CONDITIONINGS
 
@@ -92,6 +94,9 @@ class Config:
     checkpoint_every: int = 200
     options: dict[str, Any] = field(default_factory=dict)  # the game's own, see its Options
     on_error: str = "stop"  # at a broken file of the data; "skip" leaves it out
+    flip: bool = False  # real images are mirrored, left to right, half of the time
+    augment: str | None = None  # differentiable augmentation of what the discriminator sees: see gankern.data.augment
+    workers: int = 0  # threads that read images
     keep: int = 0  # checkpoints that are kept as snapshots, the last ones
     best: str | None = None  # the figure of merit by which the best checkpoint is kept; see ``best_of``
     start_from: str | None = None  # another run, whose networks' weights are the first ones
@@ -124,13 +129,18 @@ class Config:
                 raise ValueError(f"{name} must be a positive number, got {value}")
         for name in ("gradient_penalty", "zero_centered", "dragan", "r1", "r2", "drift", "feature_matching",
                      "historical_average", "instance_noise", "instance_noise_steps", "grow_steps", "decay_steps",
-                     "momentum_steps", "lr_floor", "evaluate", "minibatch_discrimination", "keep"):  # fmt: skip
+                     "momentum_steps", "lr_floor", "evaluate", "minibatch_discrimination", "keep",
+                     "workers"):  # fmt: skip
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.evaluate_samples < 100:
             raise ValueError(f"evaluate_samples must be at least 100, got {self.evaluate_samples}")
         if self.grow_steps and self.model not in models.GROWING:
             raise ValueError(f"grow_steps is for {', '.join(models.GROWING)}; {self.model} does not grow")
+        if self.augment is not None:
+            parse_augment(self.augment)
+        if self.size is None and (self.flip or self.augment is not None):
+            raise ValueError("flip and augment are for images, not for points")
         if self.best is not None:
             best_of(self.best)
             if not self.evaluate:
@@ -337,14 +347,24 @@ def preset(model: str) -> Mapping[str, Any]:
 MAY_CHANGE_ON_RESUME = ("steps", "threads", "checkpoint_every", "evaluate", "tensorboard", "device", "keep", "best")
 
 
-def configure(
-    model: str, data_name: str, samples: Tensor | ImageSource | Points, labels: Tensor | None = None, **given: Any
-) -> Config:
-    """The model's preset for these images ([N, C, H, W]) or points, changed by every option that is not None.
-
-    ``labels`` [N] are needed for an option ``conditioning``.
-    """
+def taken(model: str, conditioning: str | None, samples: Any, labels: Any) -> tuple[Any, Any]:
+    """Samples and labels of any kind as a run takes them; the samples' own labels, where it needs some."""
+    samples = data.wrap(samples)
     check_samples(samples)
+    if labels is None and (conditioning is not None or games.find(model).needs == "labels"):
+        labels = labels_of(samples)
+    elif labels is not None and not isinstance(labels, Tensor | ImageSource):
+        labels = torch.as_tensor(labels)
+    return samples, labels
+
+
+def configure(model: str, data_name: str, samples: Any, labels: Any = None, **given: Any) -> Config:
+    """The model's preset for these images or points, changed by every option that is not None.
+
+    ``samples`` are anything that :func:`gankern.data.wrap` takes, and ``data_name`` is what they are called: a name of
+    your own. ``labels`` [N] are needed for an option ``conditioning``; a data set's own are taken where none are given.
+    """
+    samples, labels = taken(model, given.get("conditioning"), samples, labels)
     game = games.find(model)
     options = dict(preset(model), threads=torch.get_num_threads())
     options.update((name, value) for name, value in given.items() if value is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,13 +55,16 @@ class OnImages:
         chosen = torch.randperm(len(images), generator=random)[:number]
         self.real = images[chosen].cpu()
         self.labels = None if config.conditioning is None or labels is None else labels[chosen].cpu()
-        self.extract = self._extractor()
+        self.extract = self._extractor(images, labels)
         self.features = self.extract(self.real).features
 
-    def _extractor(self) -> metrics.Extractor:
+    def _extractor(self, images: Tensor | ImageSource, labels: Tensor | None) -> metrics.Extractor:
         config = self.config
+        of_names = config.data in data.DATASETS or Path(config.data).exists()
         if config.features is not None:
             extract = metrics.load(config.features)
+        elif not of_names and labels is not None and labels.ndim == 1:  # data of one's own
+            extract = metrics.train_classifier((images, labels))[0]
         else:
             try:
                 extract = metrics.trained(config.data, config.size)

@@ -108,7 +108,11 @@ class Run:
         """The next real samples, (x,), or with their condition, (x, y): this process's part, on the device."""
         assert self.batches is not None  # a game without data is there to be looked at, and makes no move
         batch = next(self.batches)
-        return tuple(x.to(self.device) for x in (batch if isinstance(batch, tuple) else (batch,)))
+        parts = tuple(x.to(self.device) for x in (batch if isinstance(batch, tuple) else (batch,)))
+        if not self.config.flip:
+            return parts
+        mirrored = self.own(torch.rand(self.config.batch_size)).view(-1, 1, 1, 1) < 0.5
+        return tuple(torch.where(mirrored, x.flip(3), x) if x.ndim == 4 else x for x in parts)  # both of a pair
 
     def conditions(self) -> Tensor:
         """What generated samples are conditioned on: drawn from the data, as often as they are there."""

@@ -17,6 +17,7 @@ import gankern.nn as gnn
 from gankern import data as data_sets
 from gankern import games, losses, models
 from gankern.data import Points
+from gankern.data.augment import augment, draw, parse
 from gankern.games import _evaluation, _growth
 from gankern.games._critic import DISCRIMINATOR_LOSSES, DRAGAN_NOISE, Objective
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run, Samples
@@ -110,19 +111,29 @@ class Adversarial(Game):
         if config.noisy_labels and torch.rand(()) < config.noisy_labels:
             objective = objective.swapped()
         noises = [self._noise(real) for _ in range(2)] if self._noise_std() else []
+        augments = [self._augmentation() for _ in range(2)]
         historical = self._historical("d")
 
         def loss(part: slice) -> Tensor:
             labels_ = tuple(x[part] for x in labels)
             with torch.no_grad():
                 fake = self.generator(latents[part], *labels_).to(real.dtype)
-            pair = [real[part], fake]
+            pair = [self._augmented(x, drawn, part) for x, drawn in zip((real[part], fake), augments)]
             if noises:
                 pair = [x + noise[part] for x, noise in zip(pair, noises)]
             drawn = {name: x[part] for name, x in draws.items()}
             return self.discriminator_loss(self.discriminator, *pair, drawn, labels_, objective) + historical()
 
         return loss
+
+    def _augmentation(self) -> dict[str, Tensor]:
+        """The random numbers of the augmentation of a batch; none where there is none."""
+        names = () if self.config.augment is None else parse(self.config.augment)
+        return draw(names, self.run.uniform)
+
+    @staticmethod
+    def _augmented(images: Tensor, drawn: dict[str, Tensor], part: slice) -> Tensor:
+        return augment(images, {name: numbers[part] for name, numbers in drawn.items()})
 
     def _noise_std(self) -> float:
         """The standard deviation of the instance noise at this step."""
@@ -146,18 +157,20 @@ class Adversarial(Game):
         labels = [] if run.condition is None else [run.conditions()]
         real, *of_real = self.seen
         noises = [self._noise(real) for _ in range(2)] if self._noise_std() else []
+        augments = [self._augmentation() for _ in range(2 if self.config.feature_matching else 1)]
         historical = self._historical("g")
 
         def loss(part: slice) -> Tensor:
             labels_ = tuple(x[part] for x in labels)
-            fake = self.generator(latents[part], *labels_)
+            fake = self._augmented(self.generator(latents[part], *labels_), augments[0], part)
             if noises:
                 fake = fake + noises[0][part]
             if not self.config.feature_matching:
                 return self.loss.generator(self.discriminator(fake, *labels_)) + historical()
             with self._features() as features:
                 with torch.no_grad():
-                    seen = real[part] + noises[1][part] if noises else real[part]
+                    seen = self._augmented(real[part], augments[1], part)
+                    seen = seen + noises[1][part] if noises else seen
                     self.discriminator(seen, *(x[part] for x in of_real))
                 logits = self.discriminator(fake, *labels_)
             matched = self.config.feature_matching * losses.feature_matching(*features)

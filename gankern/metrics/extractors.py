@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -120,16 +121,26 @@ def trained(name: str = "mnist5k", size: int | None = None, seed: int = 0) -> Ex
     return train_classifier(name, size, seed=seed)[0]
 
 
-def train_classifier(name: str, size: int | None = None, steps: int = 250, seed: int = 0) -> tuple[Extractor, float]:
-    """The classifier after ``steps`` batches of 100, and its accuracy on the images that it was not trained on."""
+def train_classifier(
+    name: str | tuple[Tensor | ImageSource, Tensor], size: int | None = None, steps: int = 250, seed: int = 0
+) -> tuple[Extractor, float]:
+    """The classifier after ``steps`` batches of 100, and its accuracy on the images that it was not trained on.
+
+    ``name`` is a data set's, or a pair of images [N, C, H, W] and labels [N] of one's own.
+    """
     steps, seed = whole("train_classifier: steps", steps, least=1), check_seed("train_classifier: seed", seed)
-    images = data.load(name, size)
-    labels = data.condition(name, images, "labels")
+    images: Any
+    labels: Any
+    if isinstance(name, tuple):
+        images, labels = name
+    else:
+        images = data.load(name, size)
+        labels = data.condition(name, images, "labels")
     assert not isinstance(images, data.Points) and isinstance(labels, Tensor)  # points have no labels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         chosen = torch.randperm(len(images))[:5000]
-        images, labels = images[chosen], labels[chosen]
+        images, labels = images[chosen].cpu(), labels[chosen].cpu()
         split = len(images) * 4 // 5
         network = Classifier(images.shape[-1], images.shape[1], int(labels.max()) + 1)
         optimiser = torch.optim.Adam(network.parameters())

@@ -174,7 +174,7 @@ def _config(options: dict[str, Any]) -> Config:
 
 # Options that earlier runs of this layout did not have: their defaults are what those runs did.
 LATER = {
-    *("options", "on_error", "keep", "best", "start_from"),
+    *("options", "on_error", "keep", "best", "start_from", "flip", "augment", "workers"),
     *("momentum", "momentum_end", "momentum_steps", "lr_decay", "lr_floor"),
     *("zero_centered", "dragan", "r1", "r2", "penalty_every"),
     *("feature_matching", "historical_average", "noisy_labels", "instance_noise", "instance_noise_steps"),

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from types import FrameType, SimpleNamespace
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,7 +20,7 @@ from gankern.core import files
 from gankern.core.arguments import shown
 from gankern.data import ImageSource, Points
 from gankern.games import Picture
-from gankern.games._config import Config, best_of
+from gankern.games._config import Config, best_of, taken
 from gankern.training import checkpoint as checkpoints
 from gankern.training import parallel, pictures
 from gankern.training import record as records
@@ -53,15 +54,16 @@ class Interrupted(TrainingError):
 
 def train(
     config: Config,
-    samples: Tensor | ImageSource | Points,
+    samples: Any,
     out: Path | str,
     saved: Checkpoint | None = None,
     console: Console | None = None,
-    labels: Tensor | None = None,
+    labels: Any = None,
 ) -> dict | None:
     """Train ``config.model`` on ``samples``, and return the record that it leaves.
 
-    ``samples`` are images [N, C, H, W] in [−1, 1], with ``labels`` [N] for a conditional model, or points. ``out`` gets
+    ``samples`` are images, with ``labels`` [N] for a conditional model, or points: anything that
+    :func:`gankern.data.wrap` takes, tensors [N, C, H, W] in [-1, 1] and torch's data sets among it. ``out`` gets
     checkpoint.pt, config.json, log.csv, samples.png (and samples/, one picture a checkpoint), losses.png and
     record.json; with ``config.evaluate`` metrics.csv and metrics.png; with ``config.keep`` the last checkpoints in
     snapshots/, and with ``config.best`` the one with the best figure, best.pt. With ``config.start_from`` the networks
@@ -86,6 +88,7 @@ def train(
         raise TypeError(f"saved must be a Checkpoint or None, got {shown(saved)}")
     out = Path(out)
     pictures.check_can_draw()
+    samples, labels = taken(config.model, config.conditioning, samples, labels)
     torch.set_num_threads(config.threads)
     processes = parallel.start(config.device)
     trainers = {side: Trainer(config, side, samples, labels, processes) for side in config.sides}

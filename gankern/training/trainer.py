@@ -13,10 +13,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gankern import games, models
 from gankern.core.arguments import labels as check_labels
 from gankern.core.arguments import real, shown, tensor, whole
-from gankern.data import EndlessBatches, EndlessPoints, ImageSource, Points
+from gankern.data import EndlessBatches, EndlessPoints, Points
 from gankern.data.batches import part_of
 from gankern.games import Run
-from gankern.games._config import COUPLINGS, OPTIMISERS, PRECISIONS, Config, check_here, check_samples
+from gankern.games._config import COUPLINGS, OPTIMISERS, PRECISIONS, Config, check_here, taken
 from gankern.models import layers as layer_tables
 from gankern.training import parallel
 
@@ -67,8 +67,8 @@ class Trainer:
         self,
         config: Config,
         layers: str,
-        samples: Tensor | ImageSource | Points,
-        labels: Tensor | ImageSource | None = None,
+        samples: Any,
+        labels: Any = None,
         processes: parallel.Processes | None = None,
     ):
         if not isinstance(config, Config):
@@ -76,7 +76,7 @@ class Trainer:
         check_here(config)
         self.config = config
         layer_tables.get(layers)
-        check_samples(samples)
+        samples, labels = taken(config.model, config.conditioning, samples, labels)
         if config.conditioning is not None:
             number = None if isinstance(samples, Points) else len(samples)
             labels = check_labels("labels", labels, number, config.num_classes)
@@ -97,7 +97,12 @@ class Trainer:
                 chosen, _ = run.held_out(kind.held_out)
                 samples, condition = samples[chosen], None if condition is None else condition[chosen]
             self.batches = EndlessBatches(
-                samples.to(self.device), config.batch_size, config.seed, labels=condition, share=share
+                samples.to(self.device),
+                config.batch_size,
+                config.seed,
+                labels=condition,
+                share=share,
+                workers=config.workers,
             )
         run.batches = self.batches
 
