@@ -28,6 +28,12 @@ def transformed() -> bool:
     )
 
 
+def functional() -> bool:
+    """Whether a torch.func transform is at work outside of torch.compile, under which a function may not write to what
+    was made outside of it."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def recomputed() -> bool:
     """Whether somebody else keeps what autograd saves: activation checkpointing without re-entry runs a forward again
     and counts on the same tensors in the same order; torch.autograd.graph.save_on_cpu moves them."""

@@ -25,6 +25,11 @@ def virtual():
     return net
 
 
+def virtual_in_training():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, **F64), gnn.VirtualBatchNorm2d(4, activation="relu").double())
+    return gnn.set_reference_batch(net, values(5, 4, 6, 6, seed=3))
+
+
 IMAGES = (4, 4, 6, 6)
 # Every module that gankern has in place of or beside torch's: how it is made, and the shape that it takes.
 MODULES = {
@@ -51,6 +56,7 @@ MODULES = {
     "SubpixelConv2d": (lambda: gnn.SubpixelConv2d(4, 3, 3, 2, **F64), IMAGES),
     "UpsampleConv2d": (lambda: gnn.UpsampleConv2d(4, 3, 3, **F64), IMAGES),
     "VirtualBatchNorm2d": (virtual, IMAGES),
+    "VirtualBatchNorm2d in training": (virtual_in_training, IMAGES),
     "spectral_norm": (
         lambda: gnn.utils.spectral_norm(nn.Conv2d(4, 3, 3, **F64)),
         IMAGES,
@@ -214,7 +220,7 @@ TRANSFORMATIONS = [traced, exported, per_sample, ensemble, pushed, dual, of_weig
 @pytest.mark.parametrize("transformation", TRANSFORMATIONS, ids=lambda f: f.__name__)
 def test_transformation(transformation, name, training):
     if training and name == "VirtualBatchNorm2d":
-        pytest.skip("it trains with a reference batch, which runs through the network before each forward")
+        pytest.skip("it trains with a reference batch")
     found, expected = transformation(name, training)
     close(found, expected)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import gankern.functional as GF
 from gankern.core import activations
 from gankern.core.threads import PerThread
-from gankern.core.torch_internals import transformed
+from gankern.core.torch_internals import functional, transformed
 from gankern.functional import _checks
 from gankern.functional.virtual_batch_norm import check_options
 from gankern.reference.virtual_batch_norm import virtual_batch_norm as reference
@@ -92,10 +92,11 @@ class _VirtualBatchNorm(nn.Module):
             )
         mean, mean_square = GF.virtual_batch_norm_statistics(x, implementation=self.implementation)
         self._now.value = mean, mean_square, len(x)
-        with torch.no_grad():
-            self.ref_mean.copy_(mean)
-            self.ref_mean_square.copy_(mean_square)
-            self.ref_count.fill_(len(x))
+        if not functional():  # where nothing may be written to; state_dict() brings the buffers up to date
+            with torch.no_grad():
+                self.ref_mean.copy_(mean)
+                self.ref_mean_square.copy_(mean_square)
+                self.ref_count.fill_(len(x))
         return self._normalize(x, mean, mean_square, None)
 
     def _statistics(self) -> tuple[Tensor, Tensor, int | Tensor]:
