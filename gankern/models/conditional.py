@@ -66,6 +66,7 @@ class Head(nn.Module):
         return logits + (self.embedding(labels) * features).sum(1)
 
 
+@apart
 class _WithLabels(nn.Module):
     """A network called with inputs and labels. Checks the labels, and appends them to the inputs if that is asked."""
 

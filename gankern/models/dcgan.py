@@ -36,6 +36,7 @@ def channel_table(size: int, width: int) -> list[int]:
     return [width * min(2**i, LARGEST_MULTIPLE) for i in range(halvings)]
 
 
+@apart
 class DCGANGenerator(nn.Module):
     """[N, latent] → 4×4 → 8×8 → ... → [N, channels, size, size] in [−1, 1], by transposed convolutions."""
 

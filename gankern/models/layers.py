@@ -23,7 +23,7 @@ import gankern.functional as GF
 import gankern.nn as gnn
 import gankern.nn.utils.parametrizations
 from gankern.core.names import look_up
-from gankern.nn.coupling import apart
+from gankern.nn.coupling import apart, coupled
 from gankern.nn.utils import group_spectral_norm
 
 PIXEL_NORM_EPS = 1e-8
@@ -33,6 +33,7 @@ PIXEL_NORM_EPS = 1e-8
 # The torch column, where torch.nn has no such module
 
 
+@coupled
 class MinibatchDiscrimination(gnn.MinibatchDiscrimination):
     """Parameters and options of gnn.MinibatchDiscrimination, computed as published: with an [N, N, B, C] tensor."""
 
@@ -88,6 +89,7 @@ class BatchNormAct1d(nn.BatchNorm1d):
         return F.leaky_relu(super().forward(x), self.negative_slope, inplace=True)
 
 
+@apart
 class BiasAct(nn.Module):
     """A bias for each channel, then an activation by its name in torch.nn.functional."""
 
@@ -100,6 +102,7 @@ class BiasAct(nn.Module):
         return self.activation(x + self.bias.view(-1, *(1 for _ in x.shape[2:])))
 
 
+@apart
 class ConditionalBatchNormAct2d(nn.BatchNorm2d):
     """Batch norm whose scale and shift are looked up by label, then ReLU (Dumoulin 2017, arXiv 1610.07629)."""
 
@@ -208,6 +211,7 @@ class PixelNormConv(nn.Module):
         return pixel_norm(F.leaky_relu(x, 0.2, inplace=True))
 
 
+@coupled
 class MinibatchStdDev(nn.Module):
     """One more channel: the standard deviation over a group of samples, averaged (Karras 2018, §3)."""
 

@@ -29,6 +29,7 @@ class Maxout(nn.Module):
         return self.linear(x).view(-1, self.out_features, PIECES).amax(2)
 
 
+@apart
 class MLPGenerator(nn.Module):
     """[N, latent] → two hidden layers with ReLU → [N, *shape] in [−1, 1]."""
 

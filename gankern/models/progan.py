@@ -69,6 +69,7 @@ class _Growing(nn.Module):
         self.resize(int(state[0]), float(state[1]))
 
 
+@apart
 class ProGANGenerator(_Growing):
     """[N, latent] → pixel norm → 4×4 → 8×8 → ... → [N, channels, R, R] at the present resolution R.
 

@@ -18,6 +18,7 @@ from gankern.models.layers import Layers
 from gankern.nn.coupling import apart
 
 
+@apart
 class GeneratorBlock(nn.Module):
     """Batch norm → ReLU → nearest ×2 → 3×3 → batch norm → ReLU → 3×3, plus nearest ×2 → 1×1 of the input."""
 
@@ -66,6 +67,7 @@ class DiscriminatorBlock(nn.Module):
         return y + self.shortcut(F.avg_pool2d(x, 2) if self.downsample else x)
 
 
+@apart
 class ResNetGenerator(nn.Module):
     """[N, latent] → 4×4×maps[0] → a block for each further entry of ``maps`` → [N, channels, size, size] in [−1, 1]."""
 

@@ -1,8 +1,10 @@
 """Whether the samples of a batch stay apart in a network: whether each result is a function of its own sample alone.
 
-It is known of a network whose every module is of a type whose code is known (torch's layers, this library's, its
-models, and what says so by :func:`apart`), runs that code, and has no hooks that could do more. Of anything else it is
-not known. No name of a class is read, and nothing is tried out.
+The one place that is asked: by a critic's step that would join two batches, by processes and parts of a batch (which
+layers see a part of it), by penalties (batch norm). It is known of a network whose every module is of a type whose code
+is known (torch's layers, this library's, its models, and what says so by :func:`apart` or :func:`coupled`), runs that
+code, and has no hooks that could do more. Of anything else it is not known. No name of a class is read, and nothing is
+tried out.
 """
 
 from __future__ import annotations
@@ -44,6 +46,14 @@ def apart(cls: Class) -> Class:
     return cls
 
 
+def coupled(cls: Class) -> Class:
+    """Says of a module's class, as a decorator, that its ``forward`` couples the samples of a batch, and no more: given
+    a batch (dimension 0 of each input), it gives a result for each sample, in their order, which may depend on all."""
+    _COUPLED[cls] = cls.forward
+    return cls
+
+
+_COUPLED: dict[type, Callable] = {}
 _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(gnn.Conv2d, gnn.ConvTranspose2d, gnn.ConvDownsample2d, gnn.UpsampleConv2d, gnn.EqualizedConv2d),
@@ -83,7 +93,8 @@ for _cls in (
     nn.Flatten, nn.LayerNorm, nn.RMSNorm,
 ):  # fmt: skip
     apart(_cls)
-_COUPLED = (gnn.MinibatchDiscrimination, gnn.MinibatchStdDev)
+for _cls in (gnn.MinibatchDiscrimination, gnn.MinibatchStdDev):
+    coupled(_cls)
 
 _HOOKS = (TorchSpectralNorm, SpectralNorm, WeightNorm)  # which see weights, and no samples
 
@@ -92,6 +103,29 @@ def is_training_batch_norm(module: nn.Module) -> bool:
     """Whether a module normalises by the statistics of the batch that it is given: torch's and this library's."""
     normalises = isinstance(module, (nn.modules.batchnorm._BatchNorm, BatchNormAct))
     return normalises and (module.training or module.running_mean is None)
+
+
+def _counts_batches(module: nn.Module) -> bool:
+    """Whether it has a part in the statistics of each batch while it trains."""
+    return isinstance(module, _INSTANCE_NORMS) and module.track_running_stats
+
+
+def coupled_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """The layers, by name, that couple the samples of a batch while they train: in which a sample's result, or what the
+    layer keeps, depends on the others."""
+    return {
+        name: module
+        for name, module in _modules(unwrapped(network), "")
+        if _class(module) in _COUPLED
+        or isinstance(module, (nn.modules.batchnorm._BatchNorm, BatchNormAct))
+        or _counts_batches(module)
+    }
+
+
+def unknown_layers(network: nn.Module) -> dict[str, str]:
+    """The layers, by name, of which it is not known whether they couple the samples of a batch; and why."""
+    found = ((name, module, _unknown(module)) for name, module in _modules(unwrapped(network), ""))
+    return {name: f"{type(module).__name__} {reason}" for name, module, reason in found if reason is not None}
 
 
 def unwrapped(network: Any) -> Any:
@@ -141,17 +175,25 @@ def _class(module: nn.Module) -> Any:
     return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
 
 
-def _doubt(module: nn.Module, samples: int, dimensions: int) -> str | None:
+def _unknown(module: nn.Module) -> str | None:
     cls = _class(module)
-    if cls in _COUPLED:
-        return "couples the samples of a batch"
-    if cls not in _APART or _APART[cls] is not cls.forward:
+    known = _APART.get(cls, _COUPLED.get(cls))
+    if known is None or known is not cls.forward:
         return "is of a type whose code is not known to keep samples apart"
     if _changed(module):
         return "has hooks, or methods of its own, that are not known to keep samples apart"
+    return None
+
+
+def _doubt(module: nn.Module, samples: int, dimensions: int) -> str | None:
+    if _class(module) in _COUPLED:
+        return "couples the samples of a batch"
+    unknown = _unknown(module)
+    if unknown is not None:
+        return unknown
     if is_training_batch_norm(module):
         return "normalises by the batch"
-    if issubclass(cls, _INSTANCE_NORMS) and module.training and module.track_running_stats:
+    if module.training and _counts_batches(module):
         return "keeps statistics of each batch"
     if isinstance(module, nn.modules.conv._ConvNd) and dimensions != len(module.kernel_size) + 2:
         return "may be called without a batch dimension"

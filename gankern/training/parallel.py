@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from gankern.core import extras
-from gankern.models import layers
-from gankern.nn import MinibatchDiscrimination, MinibatchStdDev
+from gankern.nn.coupling import coupled_layers, unknown_layers
 
 
 class Processes:
@@ -145,20 +144,21 @@ class _SumScatter(Function):
         return _Gather.apply(grad)
 
 
-COUPLED = (nn.modules.batchnorm._NormBase, MinibatchStdDev, layers.MinibatchStdDev, MinibatchDiscrimination)
-
-
-def coupled_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """The layers, by name, whose result for a sample depends on the rest of its batch."""
-    return {name: layer for name, layer in network.named_modules() if isinstance(layer, COUPLED)}
-
-
 def couple_globally(network: nn.Module) -> nn.Module:
     """Makes every batch-coupled layer, while it trains, see the batches of all processes: in their order, as one.
 
     Their inputs are gathered, every process computes the layer for all samples and goes on with its own. It costs the
     exchange of feature maps; the numbers are those of one process with the whole batch, to any order of gradient.
+
+    Raises: ValueError where it is not known of a layer whether it couples the samples of a batch.
     """
+    unknown = unknown_layers(network)
+    if unknown:
+        name, reason = next(iter(unknown.items()))
+        raise ValueError(
+            f"coupled='global': layer {name!r} of {type(network).__name__} may couple the samples of a batch: {reason}"
+            f"; say it of its class with gankern.nn.coupling.apart or .coupled"
+        )
 
     def gather(layer: nn.Module, inputs: tuple) -> tuple:
         return tuple(_Gather.apply(x) for x in inputs) if layer.training else inputs

@@ -1,5 +1,6 @@
 """One game in training: its networks, their optimisers, its batches and its random stream."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from gankern.data.batches import part_of
 from gankern.games import Run
 from gankern.games._config import COUPLINGS, OPTIMISERS, PRECISIONS, Config, check_here, taken
 from gankern.models import layers as layer_tables
+from gankern.nn import coupling
 from gankern.training import parallel
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -115,6 +117,8 @@ class Trainer:
             for network in self.game.networks.values():
                 network.to(self.device)
             self.game.start()
+        if config.accumulate > 1:
+            self._warn_of_parts()
         if self.processes.number > 1 and COUPLINGS[config.coupled]:
             for network in self.game.networks.values():
                 parallel.couple_globally(network)
@@ -150,6 +154,21 @@ class Trainer:
             raise ValueError(
                 f"a batch of {batch_size} does not go evenly into {self.processes.number} processes times "
                 f"{self.config.accumulate} parts: take a batch_size that is a multiple of {parts}"
+            )
+
+    def _warn_of_parts(self) -> None:
+        """Parts of a batch have the numbers of the whole where nothing couples its samples."""
+        found = [
+            f"{name or 'itself'} of the {network_name}"
+            for network_name, network in self.game.networks.items()
+            for name in (*coupling.coupled_layers(network), *coupling.unknown_layers(network))
+        ]
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            warnings.warn(
+                f"accumulate is {self.config.accumulate}: {found[0]}{more} couples the samples of a batch, or may, and "
+                f"sees a part of each: other numbers than those of the whole batch",
+                stacklevel=3,
             )
 
     def parameters(self, player: str) -> list[nn.Parameter]:

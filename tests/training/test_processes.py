@@ -3,12 +3,17 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+import gankern.nn as gnn
 from gankern import data, models, training
+from gankern.models import layers
+from gankern.nn import coupling
 from gankern.training import checkpoint as checkpoints
 from gankern.training import parallel
 
@@ -130,6 +135,46 @@ def test_coupled_layers_are_found():
     assert names("progan", size=8) == [[], ["blocks.0.0"]]
     assert names("dcgan", size=16, minibatch_discrimination=2)[1] == ["head.similarity", "main.3"]
     assert names("sn_dcgan", size=8, generator_norm="virtual") == [[], []]
+
+
+class Centred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+def test_what_is_not_known_to_couple_is_refused():
+    with pytest.raises(ValueError, match=r"coupled='global': layer '1' of Sequential may couple .*Centred.*apart or"):
+        parallel.couple_globally(nn.Sequential(nn.Linear(2, 2), Centred()))
+    hooked = nn.Sequential(nn.Linear(2, 2))
+    hooked[0].register_forward_hook(lambda module, args, output: output - output.mean(0))
+    with pytest.raises(ValueError, match="hooks, or methods of its own"):
+        parallel.couple_globally(hooked)
+
+
+def test_coupled_layers_of_torch():
+    """One service says which they are: batch norm, instance norm that keeps statistics, what says so of itself."""
+    net = nn.ModuleDict(
+        {
+            "batch": nn.BatchNorm1d(2), "fused": gnn.BatchNormAct2d(2), "own": layers.MinibatchStdDev(),
+            "kept": nn.InstanceNorm2d(2, track_running_stats=True), "alone": nn.InstanceNorm2d(2), "linear": nn.Linear(2, 2),
+            "virtual": gnn.VirtualBatchNorm2d(2), "similar": gnn.MinibatchDiscrimination(2, 2, 2),
+        }
+    )  # fmt: skip
+    assert sorted(coupling.coupled_layers(net)) == ["batch", "fused", "kept", "own", "similar"]
+    assert coupling.unknown_layers(net) == {}
+
+
+def test_parts_of_a_batch_are_warned_of():
+    def trainer(model, **options):
+        samples = data.load("8gaussians") if model == "wgan_gp_toy" else torch.randn(64, 3, 8, 8)
+        config = training.Config(model, width=4, batch_size=8, latent=2, accumulate=2, **options)
+        return training.Trainer(config, "gankern", samples)
+
+    with pytest.warns(UserWarning, match="accumulate is 2: .* couples the samples of a batch, or may"):
+        trainer("progan", size=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer("wgan_gp_toy")
 
 
 def test_a_process_alone():
