@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map_only
 
 import gankern.functional as GF
@@ -606,7 +607,9 @@ def convolution_forward(module: Any, input: Tensor, *output_size: Any) -> Tensor
     """Of one and three dimensions, either direction: torch's, with a cheap second derivative."""
     input = settled(input)
     _say_second(input)
-    if matters(input) and not output_size and module.padding_mode == "zeros":
+    batched = input.ndim == len(module.kernel_size) + 2
+    # Asked before the weight is read, which may be computed anew at each reading: torch's forward reads it again.
+    if batched and matters(input) and not output_size and module.padding_mode == "zeros" and module.padding != "same":
         result = _functions.convolution(
             input,
             module.weight,
@@ -626,6 +629,9 @@ def convolution_forward(module: Any, input: Tensor, *output_size: Any) -> Tensor
 @functools.partial(leaf, constants=1, stands_for=(nn.BatchNorm2d,))
 def batch_norm_forward(module: nn.BatchNorm2d, followed: Followed | None, input: Tensor) -> Tensor:
     input = settled(input)
+    if parametrize.is_parametrized(module):  # each reading may compute its tensors anew
+        say("torch", NOT_FASTER)
+        return type(module).forward(module, input)
     tensors = (module.running_mean, module.running_var, module.weight, module.bias)
     if not _is_faster(input, *tensors, module.training) or autocasting(input.device.type):
         say("torch", NOT_FASTER)

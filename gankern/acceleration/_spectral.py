@@ -98,8 +98,14 @@ def _full(module: nn.Module, name: str) -> str:
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor:
+    """One of a module's tensors as it is kept: looking at it computes nothing, as a parametrised attribute would."""
     owner, _, inner = _full(module, name).rpartition(".")
-    return getattr(getattr(module, owner) if owner else module, inner)
+    holder = module._modules.get(owner) if owner else module
+    if holder is not None:
+        for kept in (holder.__dict__, holder._parameters, holder._buffers):
+            if inner in kept:
+                return kept[inner]
+    raise AttributeError(f"it keeps no {_full(module, name)}")
 
 
 # ---- what the code does -----------------------------------------------------------------------------------------

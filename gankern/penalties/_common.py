@@ -103,7 +103,10 @@ def penalize(
                 raise
             unexpected = f"{type(error).__name__}: {error}"
             _log_fallback(name, unexpected)
-    handed = _hand_out_to(critic, *_by_double_backward(name, arguments), passed_by=False)
+    # A static graph takes the first backward through its forward for the one that fills all gradients: not this one.
+    passed_by = isinstance(critic, nn.parallel.DistributedDataParallel) and critic.static_graph
+    arguments = (critic.module if passed_by else critic, *arguments[1:])
+    handed = _hand_out_to(critic, *_by_double_backward(name, arguments), passed_by=passed_by)
     if unexpected is not None:
         tangent.refuse(critic, unexpected)
     return handed
@@ -175,7 +178,31 @@ def _hand_out_to(
         critic.reducer._rebuild_buckets()  # after the first step, once: not possible when gradients are expected
         critic.require_forward_param_sync = True
         critic.reducer.prepare_for_backward([handed] if critic.find_unused_parameters else [])
+        if critic.static_graph and not critic._static_graph_delay_allreduce_enqueued:
+            handed = autograd.apply(_FirstOfStaticGraph, handed, weakref.ref(critic))
     return handed
+
+
+class _FirstOfStaticGraph(Function):
+    """Inputs: value, DistributedDataParallel by a weak reference. Output: the value. As in torch's own forward: in the
+    first backward of a static graph all gradients are reduced together, at its end."""
+
+    @staticmethod
+    def forward(value: Tensor, reference: Any) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        _, ctx.reference = inputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        parallel = ctx.reference()
+        if parallel is not None and not parallel._static_graph_delay_allreduce_enqueued:
+            parallel._static_graph_delay_allreduce_enqueued = True
+            torch.autograd.Variable._execution_engine.queue_callback(parallel.reducer._delay_all_reduce)
+        return grad, None
 
 
 class _HandOut(Function):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gankern.core.arguments import floats, shown, whole
 from gankern.core.arguments import seed as check_seed
+from gankern.core.evaluation import evaluating
 from gankern.theory._checks import numbers
 
 
@@ -88,9 +89,7 @@ def lipschitz_bound(network: nn.Module) -> float:
     if not isinstance(network, nn.Module):
         raise TypeError(f"lipschitz_bound: network must be a module, got {shown(network)}")
     bound, found = 1.0, False
-    training = network.training
-    network.eval()  # spectral norm moves on in training mode, wherever its weight is looked at
-    try:
+    with evaluating(network):  # spectral norm moves on in training mode, wherever its weight is looked at
         for name, module in network.named_modules():
             if "parametrizations" in name.split("."):  # what a weight is made of, as it is used is looked at
                 continue
@@ -99,8 +98,6 @@ def lipschitz_bound(network: nn.Module) -> float:
                 found = True
             elif next(module.parameters(recurse=False), None) is not None:
                 raise TypeError(f"lipschitz_bound: network has a {type(module).__name__}; only linear layers are known")
-    finally:
-        network.train(training)
     if not found:
         raise ValueError("lipschitz_bound: network has no linear layer")
     return bound

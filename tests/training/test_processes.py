@@ -166,15 +166,16 @@ def test_coupled_layers_of_torch():
 
 def test_parts_of_a_batch_are_warned_of():
     def trainer(model, **options):
-        samples = data.load("8gaussians") if model == "wgan_gp_toy" else torch.randn(64, 3, 8, 8)
-        config = training.Config(model, width=4, batch_size=8, latent=2, accumulate=2, **options)
+        of = "8gaussians" if model == "wgan_gp_toy" else "digits"
+        samples = data.load(of)
+        config = training.configure(model, of, samples, None, **COMMON | {"batch_size": 8, "accumulate": 2} | options)
         return training.Trainer(config, "gankern", samples)
 
     with pytest.warns(UserWarning, match="accumulate is 2: .* couples the samples of a batch, or may"):
-        trainer("progan", size=8)
+        trainer("progan", width=8, grow_steps=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trainer("wgan_gp_toy")
+        trainer("wgan_gp_toy", width=16, latent=2)
 
 
 def test_a_process_alone():

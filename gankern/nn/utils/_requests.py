@@ -114,14 +114,14 @@ def default_dim(module: nn.Module) -> int:
 
 def check(module: nn.Module, name: str, n_power_iterations: int, eps: float, dim: int) -> Tensor:
     """The weight to normalize; raises where the arguments do not fit it."""
+    if is_normalized(module, name):
+        raise ValueError(f"spectral_norm: {name!r} of this {type(module).__name__} is spectrally normalized already")
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
         names = [n for n, _ in module.named_parameters(recurse=False)] or ["none"]
         raise ValueError(
             f"spectral_norm: {type(module).__name__} has no parameter {name!r}; its parameters are {', '.join(names)}"
         )
-    if is_normalized(module, name):
-        raise ValueError(f"spectral_norm: {name!r} of this {type(module).__name__} is spectrally normalized already")
     if is_lazy(weight):
         raise ValueError(f"spectral_norm: {name!r} is not initialized yet; run one forward pass first")
     if weight.dtype not in FLOATING:
