@@ -103,8 +103,9 @@ def _tensor(module: nn.Module, name: str) -> Tensor:
     holder = module._modules.get(owner) if owner else module
     if holder is not None:
         for kept in (holder.__dict__, holder._parameters, holder._buffers):
-            if inner in kept:
-                return kept[inner]
+            found = kept.get(inner)
+            if isinstance(found, Tensor):
+                return found
     raise AttributeError(f"it keeps no {_full(module, name)}")
 
 

@@ -93,8 +93,8 @@ for _cls in (
     nn.Flatten, nn.LayerNorm, nn.RMSNorm,
 ):  # fmt: skip
     apart(_cls)
-for _cls in (gnn.MinibatchDiscrimination, gnn.MinibatchStdDev):
-    coupled(_cls)
+coupled(gnn.MinibatchDiscrimination)
+coupled(gnn.MinibatchStdDev)
 
 _HOOKS = (TorchSpectralNorm, SpectralNorm, WeightNorm)  # which see weights, and no samples
 

@@ -105,7 +105,8 @@ def penalize(
             _log_fallback(name, unexpected)
     # A static graph takes the first backward through its forward for the one that fills all gradients: not this one.
     passed_by = isinstance(critic, nn.parallel.DistributedDataParallel) and critic.static_graph
-    arguments = (critic.module if passed_by else critic, *arguments[1:])
+    if isinstance(critic, nn.parallel.DistributedDataParallel) and passed_by:
+        arguments = (critic.module, *arguments[1:])
     handed = _hand_out_to(critic, *_by_double_backward(name, arguments), passed_by=passed_by)
     if unexpected is not None:
         tangent.refuse(critic, unexpected)
