@@ -29,7 +29,7 @@ def instance_norm_act(
     eps: float = 1e-5,
     *,
     activation: str | None = None,
-    negative_slope: float = 0.01,
+    negative_slope: float = 0.2,
     implementation: str | None = None,
 ) -> Tensor:
     r"""Instance normalisation as :func:`torch.nn.functional.instance_norm`, and an activation in the same pass.
@@ -67,6 +67,7 @@ def instance_norm_act(
         ValueError, TypeError: naming the argument, what came and what is accepted. Also, as torch's, where a channel of
             a sample has one position alone: its own mean is all that there is in it.
 
+    >>> import torch
     >>> x = torch.randn(1, 64, 16, 16)
     >>> instance_norm_act(x, activation="relu").shape
     torch.Size([1, 64, 16, 16])

@@ -30,7 +30,7 @@ class InstanceNormAct(_NormBase):
         dtype: torch.dtype | None = None,
         *,
         activation: str | None = "leaky_relu",
-        negative_slope: float = 0.01,
+        negative_slope: float = 0.2,
         implementation: str | None = None,
     ) -> None:
         name = type(self).__name__
@@ -121,6 +121,23 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     negative_slope = 1.0
     implementation: str | None = None
     _normalize = InstanceNormAct._normalize
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        implementation: str | None = None,
+    ) -> None:
+        without: Any = {} if bias else {"bias": False}  # not every torch has the argument
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **without)
+        self.implementation = _checks.implementation("InstanceNorm2d", implementation)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._normalize(input)
