@@ -33,10 +33,14 @@ from gankern.acceleration._scope import (
     settled,
     state,
 )
+from gankern.core import activations
 from gankern.core.dispatch import last_implementation
 from gankern.core.torch_internals import autocasting, recomputed, transformed
+from gankern.functional.batch_norm_act import update_running
 from gankern.functional.convolution import kind_of
+from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
 from gankern.ops.convolution import convolution, is_known, ways_for
+from gankern.ops.instance_norm_act import instance_norm_act as _instance_norm_act
 
 
 class Replaced(functools.partial):
@@ -316,9 +320,7 @@ def _normalize(
         followed.misses += 1
     if isinstance(of, _OfEach):
         mean, var = (of.mean, of.var) if counts else (None, None)
-        result = GF.instance_norm_act(
-            *(x, mean, var, weight, bias, True, of.momentum, of.eps), activation=activation, negative_slope=slope
-        )
+        result = _norm_of_each(x, mean, var, weight, bias, of, activation, slope)
         if activation is None:
             say(f"gankern: instance norm ({last_implementation('instance_norm_act')})")
         return result
@@ -326,11 +328,39 @@ def _normalize(
     if mean is not None and var is not None:
         # torch's kernel saves these and updates them unseen; a forward by it may still wait for its backward.
         mean, var = mean.data, var.data
-    result = GF.batch_norm_act(
-        x, mean, var, weight, bias, training, momentum, of.eps, activation=activation, negative_slope=slope
-    )
+    if matters(x):  # to any order, as the original's
+        each = activations.slope(activation, slope)
+        own = training or mean is None
+        result, stats = _batch_norm_act(x, weight, bias, mean, var, own, of.eps, each, None, any_order=True)
+        if training and mean is not None:
+            update_running(mean, var, stats, momentum)
+    else:
+        result = GF.batch_norm_act(
+            x, mean, var, weight, bias, training, momentum, of.eps, activation=activation, negative_slope=slope
+        )
     if activation is None:
         say(f"gankern: batch norm ({last_implementation('batch_norm_act')})")
+    return result
+
+
+def _norm_of_each(
+    x: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    of: _OfEach,
+    activation: str | None,
+    slope: float,
+) -> Tensor:
+    if not matters(x):
+        return GF.instance_norm_act(
+            *(x, mean, var, weight, bias, True, of.momentum, of.eps), activation=activation, negative_slope=slope
+        )
+    each = activations.slope(activation, slope)
+    result, stats = _instance_norm_act(x, weight, bias, of.eps, each, None, any_order=True)
+    if mean is not None:
+        update_running(mean, var, stats.mean(1), of.momentum)
     return result
 
 

@@ -48,6 +48,9 @@ class Rule:
     # Of options: whether the result goes through a function that is linear in pieces. torch's second order then has
     # zeros for all tensors before it, where it has nothing else; here the leaves have.
     pieces: Callable[[tuple], bool] = lambda options: False
+    # (options, *saved) -> the first output in plain PyTorch, where the tensors are saved first. Then there is every
+    # order: a second one that is itself differentiated is computed by it.
+    plain: Callable[..., Tensor] | None = None
 
     def __post_init__(self) -> None:
         RULES[self.name] = self
@@ -129,6 +132,8 @@ class _Backward(Function):
         if first_order_only():
             n, m = len(grad_grads), len(grad_grads) + ctx.outputs
             result = rule.double_backward(ctx.options, needed, tensors[:n], tensors[n:m], tensors[m:])
+        elif rule.plain is not None:
+            result = _plain_double_backward(rule, ctx.options, grad_grads, ctx.saved_tensors, ctx.outputs)
         else:
             result = apply(_DoubleBackward, ctx.name, ctx.options, needed, len(grad_grads), ctx.outputs, *tensors)
         return None, None, None, None, *result
@@ -148,6 +153,29 @@ class _DoubleBackward(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         raise refuse_gradient_order(ctx.name, 2)
+
+
+def _plain_double_backward(
+    rule: Rule, options: tuple, grad_grads: Tensors, tensors: Tensors, outputs: int
+) -> list[Tensor | None]:
+    """Rule.double_backward in plain PyTorch, with gradients of its own. ``tensors``: gradients of the outputs, then
+    what was saved. Views stand for them, so that a derivative by one leaves out how the others depend on it."""
+    assert rule.plain is not None
+    with torch.enable_grad():
+        own = [t if t is None or not t.requires_grad else t.view_as(t) for t in tensors]
+        y = rule.plain(options, *own[outputs:])
+        pairs = [(t, h) for t, h in zip(own[outputs:], grad_grads) if t is not None and h is not None]
+        wanted = [t for t, _ in pairs if t.requires_grad]
+        found = torch.autograd.grad(y, wanted, own[0], create_graph=True, allow_unused=True) if wanted else ()
+        directions = [h for t, h in pairs if t.requires_grad]
+        flows = [(g, h) for g, h in zip(found, directions) if g is not None and g.requires_grad]
+        asked = [t for t in own if t is not None and t.requires_grad]
+        result: dict[int, Tensor | None] = {}
+        if flows and asked:
+            gradients, theirs = zip(*flows)
+            second = torch.autograd.grad(gradients, asked, theirs, create_graph=True, allow_unused=True)
+            result = {id(t): g for t, g in zip(asked, second)}
+    return [None if t is None else result.get(id(t)) for t in own]
 
 
 def _needed(ctx: Any, skip: int) -> tuple[bool, ...]:

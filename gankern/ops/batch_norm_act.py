@@ -11,6 +11,7 @@ statistics take up. weight and bias are in that dtype too, [C] or [N, C]. ``trai
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gankern.core import autograd, registry
@@ -112,15 +113,27 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     return grad_grad, None, grad_x, grad_weight if needed_weight and h is not None else None, None, None
 
 
-autograd.Rule(
-    NAME,
-    _forward,
-    _saved,
-    _backward,
-    _double_backward,
-    non_differentiable=(1,),
-    pieces=lambda options: options[3] != 1,  # the slope
-)
+def _plain(options, x, weight, bias, stats):
+    """By torch's own batch norm, for who stands in its place: its third derivative takes the statistics that it saved
+    for constants."""
+    _, training, eps, negative_slope = options
+    mean, var = (None, None) if training else (stats[0], stats[2])
+    y = F.batch_norm(x, mean, var, weight, bias, training, 0.0, eps)
+    return y if negative_slope == 1 else F.leaky_relu(y, negative_slope)
+
+
+ANY_ORDER = f"{NAME}, any order"  # for who may not refuse a third one, at the price of nodes in Python
+for _name, _of_any_order in ((NAME, None), (ANY_ORDER, _plain)):
+    autograd.Rule(
+        _name,
+        _forward,
+        _saved,
+        _backward,
+        _double_backward,
+        non_differentiable=(1,),
+        pieces=lambda options: options[3] != 1,  # the slope
+        plain=_of_any_order,
+    )
 
 
 def batch_norm_act(
@@ -133,6 +146,7 @@ def batch_norm_act(
     eps: float,
     negative_slope: float,
     implementation: str | None,
+    any_order: bool = False,
 ) -> tuple[Tensor, ...]:
     """The result and its statistics, for checked arguments. Affine values are of any dtype."""
     dtype = accumulation_dtype(x)
@@ -145,4 +159,5 @@ def batch_norm_act(
     if chosen == "reference":
         return reference(x, weight, bias, running_mean, running_var, training, eps, negative_slope)
     options = (chosen, training, eps, negative_slope)
-    return autograd.differentiate(NAME, options, x, weight, bias, running_mean, running_var)
+    name = ANY_ORDER if any_order else NAME
+    return autograd.differentiate(name, options, x, weight, bias, running_mean, running_var)

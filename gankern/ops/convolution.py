@@ -258,6 +258,14 @@ def _weight_gradient_by_torch(kind, padding, x, grad):
     return _uncollapse(kind, result) if collapsed else result
 
 
+def _images(x: Tensor) -> int:
+    """By which a way is chosen. A compiled program is for batches of any size: it has the way of a usual one."""
+    return _COMPILED_BATCH if torch.compiler.is_compiling() else x.shape[0]
+
+
+_COMPILED_BATCH = 16
+
+
 def _way(options: tuple, which: str, x: Tensor, channels_in: int, channels_out: int, pixels: int) -> str:
     kind, _, _, level, forced = options
     if forced is not None:
@@ -277,7 +285,7 @@ def _convolve(options: tuple, transpose: bool, height: int, width: int, x, weigh
     kind = KINDS[name]
     first, second = weight.shape[:2]
     channels = (first, second) if kind.swap else (second, first)  # of the kind: in, out
-    pixels = x.shape[0] * min(x.shape[2] * x.shape[3], height * width)
+    pixels = _images(x) * min(x.shape[2] * x.shape[3], height * width)
     way = _way(options, "transpose" if transpose else "forward", x, *channels, pixels)
     if way in kind.rows:
         row = kind.rows[way].transpose if transpose else kind.rows[way].forward
@@ -294,7 +302,7 @@ def _weight_gradient(options: tuple, x, grad):
     """The gradient of the weight for the map's input x and the gradient of its result."""
     name, padding, scale, _, _ = options
     kind = KINDS[name]
-    pixels = x.shape[0] * min(x.shape[2] * x.shape[3], grad.shape[2] * grad.shape[3])
+    pixels = _images(x) * min(x.shape[2] * x.shape[3], grad.shape[2] * grad.shape[3])
     way = _way(options, "weight", x, x.shape[1], grad.shape[1], pixels)
     if way in kind.rows:
         row = kind.rows[way].forward
@@ -451,7 +459,7 @@ def _level(x: Tensor) -> str:
 def _ways(options: tuple, x: Tensor, weight: Tensor, height: int, width: int) -> list[str]:
     first, second = weight.shape[:2]
     channels = (first, second) if KINDS[options[0]].swap else (second, first)
-    pixels = x.shape[0] * min(x.shape[2] * x.shape[3], height * width)
+    pixels = _images(x) * min(x.shape[2] * x.shape[3], height * width)
     return [_way(options, which, x, *channels, pixels) for which in PASSES]
 
 

@@ -11,6 +11,7 @@ statistics take up. weight and bias are in that dtype too, [C] or [N, C].
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from gankern.core import autograd, registry
@@ -88,15 +89,25 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     return grad_grad, None, grad_x if moves_x else None, of_weight, None, None
 
 
-autograd.Rule(
-    NAME,
-    _forward,
-    _saved,
-    _backward,
-    _double_backward,
-    non_differentiable=(1,),
-    pieces=lambda options: options[2] != 1,  # the slope
-)
+def _plain(options, x, weight, bias, stats):
+    """By torch's own instance norm: see batch_norm_act's."""
+    _, eps, negative_slope = options
+    y = F.instance_norm(x, None, None, weight, bias, True, 0.0, eps)
+    return y if negative_slope == 1 else F.leaky_relu(y, negative_slope)
+
+
+ANY_ORDER = f"{NAME}, any order"  # for who may not refuse a third one, at the price of nodes in Python
+for _name, _of_any_order in ((NAME, None), (ANY_ORDER, _plain)):
+    autograd.Rule(
+        _name,
+        _forward,
+        _saved,
+        _backward,
+        _double_backward,
+        non_differentiable=(1,),
+        pieces=lambda options: options[2] != 1,  # the slope
+        plain=_of_any_order,
+    )
 
 
 def instance_norm_act(
@@ -106,6 +117,7 @@ def instance_norm_act(
     eps: float,
     negative_slope: float,
     implementation: str | None,
+    any_order: bool = False,
 ) -> tuple[Tensor, ...]:
     """The result and its statistics, for checked arguments. Affine values are of any dtype."""
     dtype = accumulation_dtype(x)
@@ -113,4 +125,5 @@ def instance_norm_act(
     chosen = primitive.select(x, implementation)
     if chosen == "reference":
         return reference(x, weight, bias, eps, negative_slope)
-    return autograd.differentiate(NAME, (chosen, eps, negative_slope), x, weight, bias)
+    name = ANY_ORDER if any_order else NAME
+    return autograd.differentiate(name, (chosen, eps, negative_slope), x, weight, bias)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gankern.reference._eps import plus_eps
+
 
 def instance_norm_act(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, negative_slope: float
@@ -34,7 +36,7 @@ def instance_norm_act(
         var, kept_var = squares / count, squares / (count - 1)
     else:
         mean = var = kept_var = x.new_zeros(x.shape[:2])
-    rstd = (var + eps).rsqrt()
+    rstd = plus_eps(var, eps).rsqrt()
     y = (x - along(mean)) * along(rstd)
     if weight is not None:
         y = y * along(weight)

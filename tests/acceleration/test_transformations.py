@@ -517,3 +517,40 @@ def test_round_trip(norm):
     gankern.restore(run)
     torch.testing.assert_close(twin(X), net(X), rtol=1e-6, atol=1e-6)
     assert twin.state_dict().keys() == net.state_dict().keys() and "forward" not in twin.__dict__
+
+
+THIRD = {
+    "batch norm": lambda: nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Tanh()),
+    "batch norm and relu": lambda: nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)),
+    "batch norm and leaky relu": lambda: nn.Sequential(nn.BatchNorm2d(4), nn.LeakyReLU(0.2, inplace=True), nn.Tanh()),
+    "without affine values": lambda: nn.Sequential(nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Tanh()),
+    "without statistics": lambda: nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False), nn.Tanh()),
+    "instance norm": lambda: nn.Sequential(nn.Conv2d(4, 4, 3), nn.InstanceNorm2d(4, affine=True), nn.Tanh()),
+    "instance norm and relu": lambda: nn.Sequential(
+        nn.InstanceNorm2d(4, affine=True, track_running_stats=True), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Tanh()
+    ),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", THIRD)
+def test_third_derivatives(name, training):
+    torch.manual_seed(0)
+    net = THIRD[name]().double().train(training)
+    twin = copy.deepcopy(net)
+    gankern.accelerate(twin)
+
+    def derivatives(model):
+        x = X.clone().requires_grad_()
+        (first,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad((first * X.cos()).sum(), x, create_graph=True)
+        # A penalty on the second one: by the input and the parameters.
+        third = torch.autograd.grad(second.square().sum(), [x, *model.parameters()], allow_unused=True)
+        return first, second, [torch.zeros(()) if g is None else g for g in third], list(model.buffers())
+
+    for found, expected in zip(derivatives(twin), derivatives(net)):
+        found, expected = (
+            [g if g.any() else torch.zeros((), dtype=g.dtype) for g in gs] if isinstance(gs, list) else gs
+            for gs in (found, expected)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8, check_dtype=False)

@@ -458,6 +458,25 @@ def test_compile(kind):
             torch.testing.assert_close(compiled(x, w, b), right)
 
 
+@pytest.mark.parametrize("implementation", [None, "reference"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compiled_program_is_for_batches_of_any_size(kind, implementation):
+    """One graph for the first size, one for all others, one for a batch of one: as torch's own convolution."""
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+
+    def function(x, w, b):
+        return KINDS[kind][0](x, w, b, implementation=implementation)
+
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    for batch in (2, 3, 5, 64, 33, 1, 7):
+        x, w, b = (t.detach() for t in tensors(kind, batch, 16, 16, 8, 8, torch.float32))
+        torch.testing.assert_close(compiled(x, w, b), function(x, w, b), rtol=1e-4, atol=1e-4)
+    assert counter.frame_count <= 3
+
+
 @native
 def test_opcheck():
     x, w, b = (t.detach() for t in tensors("same", 2, 5, 6, 6, 6, torch.float32))
