@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -13,12 +13,15 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from gankern import training
+from gankern import data, training
 from gankern.cli._choose import check_output, choice
 from gankern.cli._fail import fail
 from gankern.core.arguments import seed as check_seed
 from gankern.data import POINTS
-from gankern.games import Picture
+from gankern.diagnostics.latent import LEAST, truncated
+from gankern.diagnostics.latent import attribute as latent_attribute
+from gankern.games import Picture, Run
+from gankern.models.conditional import CONDITIONINGS
 from gankern.models.layers import LAYERS
 from gankern.training import CHECKPOINT, TrainingError, pictures
 from gankern.training import checkpoint as checkpoints
@@ -57,6 +60,28 @@ def sample(
     animate: Annotated[
         bool, typer.Option("--animate", help="the pictures that the run made while it trained, as one GIF")
     ] = False,
+    sweep: Annotated[
+        str | None, typer.Option(help="of a game with codes: c1, c2, ..., from one end to the other", metavar="CODE")
+    ] = None,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="a grid with a class a column, or of --label alone")
+    ] = False,
+    caption: Annotated[
+        list[str] | None, typer.Option(help="of a game with captions: what to draw; repeat", metavar="TEXT")
+    ] = None,
+    reconstruct: Annotated[
+        bool, typer.Option("--reconstruct", help="of a game with an encoder: images of the data, and what comes back")
+    ] = False,
+    attribute: Annotated[
+        str | None,
+        typer.Option(
+            help="of a game with an encoder, and data with labels: images of class B, and with what A has more in mean",
+            metavar="A-B",
+        ),
+    ] = None,
+    truncation: Annotated[
+        float | None, typer.Option(help="numbers of latents beyond ± this are drawn again", metavar="LIMIT")
+    ] = None,
     label: Annotated[
         int | None,
         typer.Option(help="of a conditional model: images of this class", show_default="one of each in turn"),
@@ -70,10 +95,13 @@ def sample(
     console = Console()
     samples = num or samples
     try:
-        if interpolate + animate + (arithmetic is not None) > 1:
-            raise ValueError("one of --interpolate, --arithmetic and --animate at a time")
-        if each is not None and (animate or interpolate or arithmetic is not None):
-            raise ValueError("--each is of samples alone: no --interpolate, --arithmetic or --animate")
+        ways = {"interpolate": interpolate, "arithmetic": arithmetic is not None, "animate": animate,
+                "sweep": sweep is not None, "classes": classes, "caption": bool(caption), "reconstruct": reconstruct,
+                "attribute": attribute is not None}  # fmt: skip
+        if sum(ways.values()) > 1:
+            raise ValueError(f"one of --{', --'.join(ways)} at a time, got --{', --'.join(w for w in ways if ways[w])}")
+        if each is not None and any(ways.values()):
+            raise ValueError(f"--each is of samples alone: no --{', --'.join(ways)}")
         if animate and out == Path("samples.png"):
             out = out.with_suffix(".gif")
         check_seed("--seed", seed)
@@ -101,6 +129,24 @@ def sample(
         if side not in saved.trainers:
             raise ValueError(f"{path} holds {' and '.join(saved.trainers)} layers, --layers {side} was asked for")
         game = checkpoints.game(saved, side)
+        if classes and label is not None and not 0 <= label < saved.config.num_classes:
+            raise ValueError(f"--label must be from 0 to {saved.config.num_classes - 1}, got {label}")
+        picture = None
+        if sweep is not None:
+            picture = game.able("draw_sweep")(sweep, seed)
+        elif classes:
+            picture = game.able("draw_classes")(label, seed)
+        elif caption:
+            picture = game.able("draw_captions")(caption, seed)
+        elif reconstruct or attribute is not None:
+            picture = _through_codes(game, attribute, min(samples, 64), seed)
+        if picture is not None:
+            pictures.save_grid(out, picture.batch, picture.columns)
+            told = f"{len(picture.batch)} images of {saved.config.model} after {saved.step} steps: {out}"
+            console.print(told, soft_wrap=True, markup=False)
+            return
+        if truncation is not None and game.averaged is None:
+            raise ValueError(f"--truncation is for generators of latents alone; {saved.config.model} draws its own")
         if game.averaged is None:
             if interpolate or arithmetic is not None or label is not None or each is not None:
                 raise ValueError(
@@ -112,15 +158,17 @@ def sample(
             console.print(told, soft_wrap=True, markup=False)
             return
         latents = torch.randn(samples, saved.config.latent, generator=torch.Generator().manual_seed(seed))
+        if truncation is not None:
+            latents = truncated(latents, truncation, torch.Generator().manual_seed(seed + 1))
         if interpolate:
             latents = paths(latents)[:samples]
         elif arithmetic is not None:
             latents = terms(arithmetic, latents)
-        labels = _labels(saved.config.num_classes, label, len(latents))
+        labels = _labels(saved.config, label, len(latents))
         network = game.average().to(device)
         batches = _drawn(network, (latents, *labels), batch_size, torch.device(device), console)
         if each is not None:
-            pictures.save_each(each, batches, *labels)
+            pictures.save_each(each, batches, *(x for x in labels if x.ndim == 1))
             out = each
         elif saved.config.size is None:
             title = f"{saved.config.model} after {saved.step} steps"
@@ -146,8 +194,41 @@ def _drawn(
             progress.update(bar, advance=len(parts[0]))
 
 
-def _labels(classes: int, label: int | None, number: int) -> tuple[Tensor, ...]:
-    """What the generator is called with beside latents."""
+def _through_codes(game: Any, attribute: str | None, number: int, seed: int) -> Picture:
+    """Rows of images of the data, what an encoder and decoder make of them, and what with an attribute more."""
+    encode, config = game.able("encode"), game.config
+    samples: Any = data.load(config.data, config.size, on_error=config.on_error, kind=game.needs)
+    where = torch.arange(len(samples))
+    if game.held_out:
+        _, where = Run(config, config.sides[-1], samples=samples).held_out(game.held_out)
+    vector = None
+    if attribute is not None:
+        labels = data.condition(config.data, samples, "labels", config.on_error)[where]
+        named = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", attribute)
+        of_class = [where[labels == int(name)] for name in named.groups()] if named else []
+        if len(of_class) != 2 or any(len(found) < LEAST for found in of_class):
+            raise ValueError(
+                f"--attribute must be A-B, two classes of {config.data} from 0 to {int(labels.max())} with {LEAST} "
+                f"images at least, got {attribute!r}"
+            )
+        where = of_class[1]
+        vector = latent_attribute(*(encode(samples[found[:1000]]) for found in of_class))
+    order = torch.randperm(len(where), generator=torch.Generator().manual_seed(seed))[: max(8, number // 3 // 8 * 8)]
+    images = samples[where[order]]
+    codes = encode(images)
+    rows = [images, game.decode(codes)] + ([] if vector is None else [game.decode(codes + vector)])
+    parts = [part for eight in zip(*(row.split(COLUMNS) for row in rows)) for part in eight]
+    return Picture(torch.cat(parts), min(COLUMNS, len(images)))
+
+
+def _labels(config: Any, label: int | None, number: int) -> tuple[Tensor, ...]:
+    """What the generator is called with beside latents: labels, or the first vectors of the data."""
+    classes = config.num_classes
+    if config.conditioning and (kind := CONDITIONINGS[config.conditioning]) != "labels":
+        if label is not None:
+            raise ValueError(f"--label is for a model of labels; this one is conditional on {kind}")
+        vectors = data.condition(config.data, data.load(config.data, config.size), kind)
+        return (vectors[torch.arange(number) % len(vectors)],)
     if not classes:
         if label is not None:
             raise ValueError("--label is for a model that was trained with --conditioning; this one was not")

@@ -15,6 +15,7 @@ from gankern import data as data_sets
 from gankern import games, losses, models, training
 from gankern.cli._choose import choice, completing
 from gankern.cli._fail import fail
+from gankern.core.names import look_up
 from gankern.models import layers as layer_tables
 from gankern.models.conditional import CONDITIONINGS, NORMS
 from gankern.training import record
@@ -124,7 +125,7 @@ def train(
     latent: Annotated[int | None, _config(NETWORKS, "latent", "length of the latent vectors")] = None,
     width: Annotated[int | None, _config(NETWORKS, "width", "channels at half the size of the images")] = None,
     conditioning: Annotated[
-        str | None, _config(NETWORKS, "conditioning", "train with the data's labels", among=CONDITIONINGS)
+        str | None, _config(NETWORKS, "conditioning", "train with the data's labels, or vectors", among=CONDITIONINGS)
     ] = None,
     minibatch_discrimination: Annotated[
         int | None, _config(NETWORKS, "minibatch_discrimination", "similarity features of the discriminator")
@@ -287,6 +288,8 @@ def train(
             assert model is not None and data is not None  # seen to above
             saved = None
             wanted = given["size"] if resize or (config is not None and size is None) else None
+            if data in data_sets.AT_ANY_SIZE:
+                wanted = given["size"] or training.PRESETS.get(model, games.find(model).preset).get("size")
             samples, labels = _load(model, data, wanted, given.get("conditioning"), given["on_error"] or "stop")
             settings = training.configure(model, data, samples, labels, **given)
         result = training.train(settings, samples, out, saved, console, labels)
@@ -319,7 +322,10 @@ def _beginning(run: str, given: dict[str, Any]) -> dict[str, Any]:
 def _load(
     model: str, data: str, size: int | None, conditioning: str | None, on_error: str, channels: int | None = None
 ) -> tuple[Any, Any]:
-    kind = "labels" if conditioning is not None else games.find(model).needs
+    conditioning = conditioning or training.PRESETS.get(model, games.find(model).preset).get("conditioning")
+    kind = games.find(model).needs
+    if conditioning is not None:
+        kind = look_up(CONDITIONINGS, conditioning, "conditioning")
     samples = data_sets.load(data, size, channels, on_error=on_error, kind=kind)
     return samples, None if kind is None else data_sets.condition(data, samples, kind, on_error)
 

@@ -53,6 +53,7 @@ _DRAWN: dict[str, tuple[Callable[[int], ImageSource], int]] = {
     "turning": (drawn.Turning, 32),
     "photos": (drawn.Photos, 32),
 }
+AT_ANY_SIZE = tuple(_DRAWN)  # without being resized
 
 
 def _draws(name: str) -> Callable[..., ImageSource]:

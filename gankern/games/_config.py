@@ -76,7 +76,7 @@ class Config:
     grow_steps: int = 0  # of a growing model: steps to train a resolution, and to fade in the next
     n_critic: int = 1  # discriminator steps for each generator step
     ema: float | None = None  # decay of the generator average that samples are drawn from; None samples the last one
-    conditioning: str | None = None  # how labels come in: projection or concatenation; None trains without
+    conditioning: str | None = None  # how labels or vectors come in, see models.conditional; None trains without
     num_classes: int = 0  # of the labels; the length of another condition
     minibatch_discrimination: int = 0  # similarity features of the discriminator
     generator_norm: str | None = None  # None is the model's own
@@ -274,6 +274,17 @@ def check_samples(samples: Any) -> None:
         )
 
 
+def check_condition(kind: str, condition: Any, number: int, length: int | None = None) -> Any:
+    """The condition of a kind of CONDITIONINGS: labels [N] below ``length``, or vectors [N, length]."""
+    if kind == "labels":
+        return check_labels("labels", condition, number, length)
+    if not isinstance(condition, Tensor | ImageSource) or len(condition.shape) != 2 or len(condition) != number:
+        raise ValueError(f"{kind} must be [{number}, M], got {shown(condition)}")
+    if length is not None and condition.shape[1] != length:
+        raise ValueError(f"{kind} must be [{number}, {length}], got {tuple(condition.shape)}")
+    return condition
+
+
 # What differs from Config's defaults, at widths that train in minutes on a CPU.
 PRESETS: dict[str, dict[str, Any]] = {
     # Without momentum the two players do not chase each other in circles, and a larger step is stable.
@@ -348,11 +359,14 @@ MAY_CHANGE_ON_RESUME = ("steps", "threads", "checkpoint_every", "evaluate", "ten
 
 
 def taken(model: str, conditioning: str | None, samples: Any, labels: Any) -> tuple[Any, Any]:
-    """Samples and labels of any kind as a run takes them; the samples' own labels, where it needs some."""
+    """Samples and labels, or another condition, of any kind as a run takes them; the samples' own, where it needs some."""
     samples = data.wrap(samples)
     check_samples(samples)
-    if labels is None and (conditioning is not None or games.find(model).needs == "labels"):
+    kind = CONDITIONINGS.get(conditioning or "", games.find(model).needs)
+    if labels is None and kind == "labels":
         labels = labels_of(samples)
+    elif labels is None and kind is not None and isinstance(samples, ImageSource):
+        labels = samples.conditions.get(kind)
     elif labels is not None and not isinstance(labels, Tensor | ImageSource):
         labels = torch.as_tensor(labels)
     return samples, labels
@@ -392,10 +406,10 @@ def configure(model: str, data_name: str, samples: Any, labels: Any = None, **gi
                 f"pass --size {height}, or --resize to resize the images"
             )
     if options.get("conditioning") is not None:
-        look_up(CONDITIONINGS, options["conditioning"], "conditioning")
+        kind = look_up(CONDITIONINGS, options["conditioning"], "conditioning")
         if labels is None or isinstance(samples, Points):
-            raise ValueError(f"conditioning={options['conditioning']} needs labels, and {data_name} has none")
-        labels = check_labels("labels", labels, len(samples))
+            raise ValueError(f"conditioning={options['conditioning']} needs {kind}, and {data_name} has none")
+        labels = check_condition(kind, labels, len(samples))
     if labels is not None and (options.get("conditioning") is not None or game.needs is not None):
         options["num_classes"] = int(labels.max()) + 1 if len(labels.shape) == 1 else labels.shape[1]
     config = Config(model=model, data=data_name, channels=channels, **options)

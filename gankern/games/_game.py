@@ -231,6 +231,25 @@ class Game:
         """What is drawn at each checkpoint, always of the same latents; the first one is ``samples.png``."""
         return {}
 
+    # What `gankern sample` draws of a game that can: a method each, which a game has or has not.
+    DRAWS: ClassVar[Mapping[str, str]] = {
+        "draw_sweep": "codes to sweep",  # (code, seed) -> Picture
+        "draw_classes": "classes to draw a grid of",  # (label or None, seed) -> Picture
+        "draw_captions": "captions",  # (texts, seed) -> Picture
+        "encode": "an encoder",  # images -> codes, and decode, codes -> images; on the CPU
+    }
+
+    def able(self, method: str) -> Any:
+        """One of the methods of ``DRAWS``; a ValueError that says which games have it."""
+        found = getattr(self, method, None)
+        if found is None:
+            from gankern import games
+
+            having = [name for name in games.names() if hasattr(games.find(name), method)]
+            what = self.DRAWS[method].removeprefix("an ")
+            raise ValueError(f"{self.config.model} has no {what}; {', '.join(having)} have")
+        return found
+
     @classmethod
     def evaluator(cls, config: Config, samples: Samples, condition: Any = None) -> Callable[[Any], Figures]:
         """A function game -> figures of merit, made once for all sides of a comparison."""

@@ -72,6 +72,14 @@ class AAE(Game):
         yield "d", self.loss.discriminator(discriminator(prior).flatten(), discriminator(codes).flatten())
         yield "e", self.loss.generator(discriminator(encoder(images)).flatten())
 
+    def encode(self, images: Tensor) -> Tensor:
+        with self.evaluating():
+            return self.networks["encoder"](images.to(self.run.device)).cpu()
+
+    def decode(self, codes: Tensor) -> Tensor:
+        with self.evaluating():
+            return self.networks["decoder"](codes.to(self.run.device)).cpu()
+
     def _held_out(self, number: int) -> Tensor:
         _, where = self.run.held_out(self.held_out)
         return self.run.images[where[:number]].to(self.run.device)

@@ -128,11 +128,13 @@ class ACGAN(Game):
         with self.evaluating():
             return self.generate(noise.to(self.run.device), classes.to(self.run.device)).cpu()
 
-    def pictures(self) -> dict[str, Picture]:
+    def draw_classes(self, label: int | None, seed: int) -> Picture:
         classes = self.config.num_classes
-        return {
-            "a class a column": Picture(self.sample(torch.arange(8 * classes) % classes, self.config.seed), classes)
-        }
+        asked = torch.arange(8 * classes) % classes if label is None else torch.full((64,), label)
+        return Picture(self.sample(asked, seed), classes if label is None else 8)
+
+    def pictures(self) -> dict[str, Picture]:
+        return {"a class a column": self.draw_classes(None, self.config.seed)}
 
     def figures(self) -> Figures:
         """``label_accuracy``: how often a classifier of real images sees the class that was asked for; and

@@ -21,7 +21,7 @@ from gankern.data.augment import augment, draw, parse
 from gankern.games import _evaluation, _growth
 from gankern.games._critic import DISCRIMINATOR_LOSSES, DRAGAN_NOISE, Objective
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run, Samples
-from gankern.models.conditional import Head
+from gankern.models.conditional import CONDITIONINGS, Head
 
 REFERENCE = 64  # samples of virtual batch norm's reference batch
 DRAWN = {"images": 64, "points": 2000}  # in a picture
@@ -202,12 +202,28 @@ class Adversarial(Game):
         with self.evaluating():
             return torch.cat([self.average()(*parts) for parts in zip(*(x.split(256) for x in arguments))]).cpu()
 
+    def draw_classes(self, label: int | None, seed: int) -> Picture:
+        """A class a column, a latent a row; or many of one class."""
+        config = self.config
+        if not config.conditioning or CONDITIONINGS[config.conditioning] != "labels":
+            raise ValueError(f"{config.model} has classes to draw a grid of only where it was trained with labels")
+        latents = torch.randn(8 if label is None else 64, config.latent, generator=torch.Generator().manual_seed(seed))
+        if label is not None:
+            return Picture(self.sample(latents, torch.full((64,), label)))
+        classes = torch.arange(config.num_classes)
+        images = self.sample(latents.repeat_interleave(len(classes), 0), classes.repeat(8))
+        return Picture(images, len(classes))
+
     def pictures(self) -> dict[str, Picture]:
         config, points = self.config, self.config.size is None
         number = DRAWN["points" if points else "images"]
         latents = torch.randn(number, config.latent, generator=torch.Generator().manual_seed(config.seed))
         labels, columns = None, 8
-        if config.conditioning:
+        if config.conditioning and CONDITIONINGS[config.conditioning] != "labels":
+            if self.run.condition is None:
+                return {}  # the vectors that samples are drawn for are the data's
+            labels = self.run.condition[torch.arange(number) % len(self.run.condition)]
+        elif config.conditioning:
             labels = torch.arange(number) % config.num_classes
             columns = config.num_classes if config.num_classes <= 16 else columns  # a column for each class
         return {"samples": Picture(self.sample(latents, labels), columns, getattr(self.run.samples, "modes", None))}

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gankern import data, losses, metrics
+from gankern.core.names import look_up
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._networks import fully_connected, small_generator
 from gankern.models.layers import Layers
@@ -152,6 +153,11 @@ class InfoGAN(Game):
         with self.evaluating():
             images = self.generate(*(x.to(self.run.device) for x in (noise, classes, numbers))).cpu()
         return Picture(images, columns)
+
+    def draw_sweep(self, code: str, seed: int) -> Picture:
+        """c1 is the class, c2 and on the numbers."""
+        known = {"c1": None, **{f"c{i + 2}": i for i in range(self.options.numbers)}}
+        return self.sweep(look_up(known, code, "code"), seed=seed)
 
     def pictures(self) -> dict[str, Picture]:
         numbers = {f"number {i + 1}": self.sweep(i) for i in range(self.options.numbers)}

@@ -4,7 +4,8 @@ All for images but ``wgan_gp_toy``, which is for points in the plane. What paper
 builders that have them:
 
 - ``num_classes``: labels; ``generator(latents, labels)`` and ``discriminator(images, labels)``, labels [N] integers.
-- ``conditioning``: how labels come in; "projection" or "concatenation", see :mod:`gankern.models.conditional`.
+- ``conditioning``: how labels come in; "projection" or "concatenation", see :mod:`gankern.models.conditional`. With
+  "vector_projection" or "vector_concatenation" the condition is vectors [N, num_classes] of real numbers.
 - ``minibatch_discrimination``: how many similarity features the discriminator's last layer gets besides its own.
 - ``generator_norm``: "batch" or "virtual", the normalisation of the generator; ``discriminator_norm`` that of DCGAN's
   discriminator, or "none". With "virtual" set the reference batch once:

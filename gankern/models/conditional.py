@@ -1,9 +1,12 @@
-"""What labels do to a model: the two published ways, for every model here.
+"""What labels, or vectors of numbers, do to a model: the two published ways, for every model here.
 
 *Concatenation* (Mirza & Osindero 2014, arXiv 1411.1784): one-hot labels are appended to the latents, and as constant
 channels to the discriminator's images. *Projection* (Miyato & Koyama 2018, arXiv 1802.05637): the logit gains the inner
 product of the features with an embedding of the label, and the generator's batch norms are conditional on it; a
 generator without batch norm gets the one-hot labels appended to its latents.
+
+A vector of real numbers (attributes, say) takes the place of the one-hot labels: *vector_concatenation* appends it as
+it is, *vector_projection* maps it linearly where labels are looked up (in the discriminator; generators append it).
 """
 
 from collections.abc import Callable
@@ -14,14 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gankern.core.arguments import floats, shown, tensor, whole
 from gankern.core.arguments import labels as check_labels
-from gankern.core.arguments import tensor, whole
 from gankern.core.names import look_up
 from gankern.models.gan import GAN
 from gankern.models.layers import CONDITIONAL, Layers
 from gankern.nn.coupling import apart
 
-CONDITIONINGS = {"projection": "projection", "concatenation": "concatenation"}
+# How a condition comes in -> what it is, as gankern.data calls it.
+CONDITIONINGS = {
+    "projection": "labels",
+    "concatenation": "labels",
+    "vector_projection": "attributes",
+    "vector_concatenation": "attributes",
+}
 NORMS = {"batch": lambda layers: layers.batch_norm_act, "virtual": lambda layers: layers.virtual_batch_norm_act}
 
 
@@ -35,7 +44,8 @@ class Head(nn.Module):
     """Features [N, F] → logits [N]: a linear layer, and what papers put before and beside it.
 
     ``minibatch_discrimination`` is the number of similarity features appended (Salimans 2016, with kernels of
-    dimension 5). With ``num_classes`` the logit gains ⟨embedding of the label, features⟩.
+    dimension 5). With ``num_classes`` the logit gains ⟨embedding of the label, features⟩; for vectors [N, num_classes]
+    in place of labels the embedding is the linear map that one-hot labels would see.
     """
 
     def __init__(
@@ -63,15 +73,19 @@ class Head(nn.Module):
         logits = self.linear(self.similarity(features) if self.similarity else features).flatten()
         if self.embedding is None:
             return logits
-        return logits + (self.embedding(labels) * features).sum(1)
+        assert labels is not None  # whoever wraps the network has seen to that
+        vectors = labels @ self.embedding.weight if labels.is_floating_point() else self.embedding(labels)
+        return logits + (vectors * features).sum(1)
 
 
 @apart
 class _WithLabels(nn.Module):
-    """A network called with inputs and labels. Checks the labels, and appends them to the inputs if that is asked."""
+    """A network called with inputs and labels, or ``vectors`` [N, num_classes]. Checks these, and appends them to the
+    inputs if that is asked."""
 
-    def __init__(self, network: nn.Module, num_classes: int, append: bool, pass_on: bool):
+    def __init__(self, network: nn.Module, num_classes: int, append: bool, pass_on: bool, vectors: bool):
         super().__init__()
+        self.vectors = vectors
         self.network = network
         self.num_classes = num_classes
         self.append = append
@@ -79,19 +93,27 @@ class _WithLabels(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         if labels is None:
+            if self.vectors:
+                raise ValueError(f"this model has a condition: call it with vectors [N, {self.num_classes}]")
             raise ValueError(f"this model has {self.num_classes} classes: call it with labels, [N] integers")
-        # Values on another device than the CPU are not looked at, which would wait for it: the lookup itself fails.
-        labels = check_labels("labels", labels, tensor("the model's input", x).shape[0], self.num_classes)
+        number = tensor("the model's input", x).shape[0]
+        if self.vectors:
+            if floats("the condition", labels).shape != (number, self.num_classes):
+                raise ValueError(f"the condition must be [{number}, {self.num_classes}], got {shown(labels)}")
+            labels = labels.to(x.dtype)
+        else:
+            # Values on another device than the CPU are not looked at, which would wait for it: the lookup itself fails.
+            labels = check_labels("labels", labels, number, self.num_classes)
         if self.append:
-            onehot = F.one_hot(labels, self.num_classes).to(x.dtype)
-            onehot = onehot.view(*onehot.shape, *(1 for _ in x.shape[2:])).expand(-1, -1, *x.shape[2:])
-            x = torch.cat([x, onehot], 1)
+            beside = labels if self.vectors else F.one_hot(labels, self.num_classes).to(x.dtype)
+            beside = beside.view(*beside.shape, *(1 for _ in x.shape[2:])).expand(-1, -1, *x.shape[2:])
+            x = torch.cat([x, beside], 1)
         return self.network(x, labels) if self.pass_on else self.network(x)
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """How a model of ``num_classes`` classes (0: none) takes its labels.
+    """How a model of ``num_classes`` classes, or of vectors of that length (0: none), takes its condition.
 
     ``conditional_norms`` says whether its generator has batch norms that can be conditional.
     """
@@ -106,14 +128,18 @@ class Conditioning:
             raise ValueError(f"num_classes must be 0 (no labels) or more, got {self.num_classes}")
 
     @property
+    def vectors(self) -> bool:
+        return CONDITIONINGS[self.how] != "labels"
+
+    @property
     def head_classes(self) -> int:
         """Classes that the discriminator's head embeds."""
-        return self.num_classes if self.how == "projection" else 0
+        return self.num_classes if self.how in ("projection", "vector_projection") else 0
 
     @property
     def norm_classes(self) -> int:
         """Classes that the generator's batch norms know."""
-        return self.head_classes if self.conditional_norms else 0
+        return self.head_classes if self.conditional_norms and not self.vectors else 0
 
     @property
     def latent_classes(self) -> int:
@@ -129,9 +155,11 @@ class Conditioning:
         """The model whose networks are called with labels; the model itself if there are no classes."""
         if not self.num_classes:
             return gan
-        generator = _WithLabels(gan.generator, self.num_classes, bool(self.latent_classes), bool(self.norm_classes))
+        generator = _WithLabels(
+            gan.generator, self.num_classes, bool(self.latent_classes), bool(self.norm_classes), self.vectors
+        )
         discriminator = _WithLabels(
-            gan.discriminator, self.num_classes, bool(self.image_classes), bool(self.head_classes)
+            gan.discriminator, self.num_classes, bool(self.image_classes), bool(self.head_classes), self.vectors
         )
         return replace(gan, generator=generator, discriminator=discriminator, num_classes=self.num_classes)
 

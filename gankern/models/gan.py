@@ -9,7 +9,8 @@ from torch import nn
 class GAN:
     """``generator``: [N, latent] → images [N, C, H, W] in [−1, 1]. ``discriminator``: images → logits [N].
 
-    With ``num_classes`` both are called with labels too: ``generator(latents, labels)``, labels [N] integers.
+    With ``num_classes`` both are called with labels too: ``generator(latents, labels)``, labels [N] integers, or
+    vectors [N, num_classes] where the conditioning is of vectors.
     """
 
     generator: nn.Module

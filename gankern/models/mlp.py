@@ -17,16 +17,16 @@ PIECES = 5
 
 @apart
 class Maxout(nn.Module):
-    """The largest of ``PIECES`` linear functions, for each feature (Goodfellow 2013, arXiv 1302.4389)."""
+    """The largest of ``pieces`` linear functions, for each feature (Goodfellow 2013, arXiv 1302.4389)."""
 
-    def __init__(self, in_features: int, out_features: int, layers: Layers):
+    def __init__(self, in_features: int, out_features: int, layers: Layers, pieces: int = PIECES):
         super().__init__()
-        self.linear = layers.linear(in_features, out_features * PIECES)
-        self.out_features = out_features
+        self.linear = layers.linear(in_features, out_features * pieces)
+        self.out_features, self.pieces = out_features, pieces
         _initialise(self.linear, 0.005)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x).view(-1, self.out_features, PIECES).amax(2)
+        return self.linear(x).view(-1, self.out_features, self.pieces).amax(2)
 
 
 @apart

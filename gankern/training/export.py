@@ -24,6 +24,7 @@ from gankern.core.arguments import shown
 from gankern.core.files import check_can_write, write_bytes
 from gankern.core.names import look_up
 from gankern.games import Game
+from gankern.models.conditional import CONDITIONINGS
 from gankern.training import checkpoint as checkpoints
 from gankern.training.checkpoint import Checkpoint, TrainingError
 
@@ -90,7 +91,11 @@ def inputs_of(game: Game, number: int = BATCH) -> tuple[Tensor, ...]:
     if game.averaged is None:
         return tuple(x[:number] for x in drawing(game)[1])
     latents = torch.randn(number, config.latent, generator=torch.Generator().manual_seed(0))
-    return (latents, torch.arange(number) % config.num_classes) if config.conditioning else (latents,)
+    if config.conditioning is None:
+        return (latents,)
+    if CONDITIONINGS[config.conditioning] != "labels":
+        return latents, torch.randn(number, config.num_classes, generator=torch.Generator().manual_seed(1))
+    return latents, torch.arange(number) % config.num_classes
 
 
 def drawing(game: Game) -> tuple[nn.Module, tuple[Tensor, ...]]:

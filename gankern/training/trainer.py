@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gankern import games, models
-from gankern.core.arguments import labels as check_labels
 from gankern.core.arguments import real, shown, tensor, whole
 from gankern.data import EndlessBatches, EndlessPoints, Points
 from gankern.data.batches import part_of
 from gankern.games import Run
-from gankern.games._config import COUPLINGS, OPTIMISERS, PRECISIONS, Config, check_here, taken
+from gankern.games._config import COUPLINGS, OPTIMISERS, PRECISIONS, Config, check_condition, check_here, taken
 from gankern.models import layers as layer_tables
+from gankern.models.conditional import CONDITIONINGS
 from gankern.nn import coupling
 from gankern.training import parallel
 
@@ -79,9 +79,8 @@ class Trainer:
         self.config = config
         layer_tables.get(layers)
         samples, labels = taken(config.model, config.conditioning, samples, labels)
-        if config.conditioning is not None:
-            number = None if isinstance(samples, Points) else len(samples)
-            labels = check_labels("labels", labels, number, config.num_classes)
+        if config.conditioning is not None and not isinstance(samples, Points):
+            labels = check_condition(CONDITIONINGS[config.conditioning], labels, len(samples), config.num_classes)
         self.processes = processes or parallel.Processes(config.device)
         self.device = self.processes.device
         self.steps = 0

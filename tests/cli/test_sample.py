@@ -135,11 +135,13 @@ def played(tmp_path_factory):
     """A run of one step of every game that draws its samples itself."""
     folder = tmp_path_factory.mktemp("games")
     names = [name for name in games.names() if games.find(name).averaged is None]
-    images = data.load("digits")
+    quick = {"gan_cls": {"options": {"encoder_steps": 1}}}
     for name in names:
-        needs = games.find(name).needs
-        labels = None if needs is None else data.condition("digits", images, needs)
-        config = training.configure(name, "digits", images, labels, steps=1, batch_size=8, threads=1)
+        game = games.find(name)
+        images = data.load(game.data, game.preset.get("size"))
+        labels = None if game.needs is None else data.condition(game.data, images, game.needs)
+        options = {"steps": 1, "batch_size": 8, "threads": 1, "evaluate": 0} | quick.get(name, {})
+        config = training.configure(name, game.data, images, labels, **options)
         training.train(config, images, folder / name, labels=labels)
     assert names
     return {name: folder / name for name in names}

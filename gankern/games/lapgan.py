@@ -1,0 +1,170 @@
+"""LAPGAN: a Laplacian pyramid of GANs, each of which adds what one level lacks (Denton 2015, arXiv 1506.05751).
+
+Of an image's pyramid I_0, I_1, ... (each half the size of the one before), l_k = up(I_{k+1}) is the coarse image of
+level k and h_k = I_k - l_k its residual. There is one GAN a level, trained on its own:
+
+    G_k(z_k, l_k) -> h~_k,    D_k sees l_k + h_k, or l_k + h~_k, with one and the same l_k
+
+and the last, coarsest one is a GAN of small images. Sampling goes up: I~_k = up(I~_{k+1}) + G_k(z_k, up(I~_{k+1})).
+In training l_k is always of real images. A residual reaches from -2 to 2: no tanh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import gankern.functional as GF
+from gankern import losses, metrics, models
+from gankern.functional import filters
+from gankern.games._game import Figures, Game, Loss, Picture, Player, Run, Samples
+from gankern.models.layers import Layers
+
+COARSEST = 8
+
+
+class WithClass(nn.Module):
+    """Beside its maps [N, C, s, s] the network sees a plane that is a function of the class, if there are any."""
+
+    def __init__(self, network: nn.Module, size: int, classes: int, layers: Layers):
+        super().__init__()
+        self.network, self.classes = network, classes
+        if classes:
+            self.plane = nn.Sequential(
+                layers.linear(classes, size * size), layers.relu(), nn.Unflatten(1, (1, size, size))
+            )
+
+    def forward(self, maps: Tensor, *labels: Tensor) -> Tensor:
+        planes = [self.plane(F.one_hot(y, self.classes).to(maps.dtype)) for y in labels]
+        return self.network(torch.cat([maps, *planes], 1))
+
+
+def level_generator(channels: int, size: int, width: int, classes: int, layers: Layers) -> WithClass:
+    """A plane of noise, the coarse image (and a plane of the class) -> a residual."""
+    inputs = 1 + channels + (classes > 0)
+    network = nn.Sequential(
+        layers.conv(inputs, width, 7, padding=3), layers.relu(inplace=True),
+        layers.conv(width, width, 7, padding=3), layers.relu(inplace=True),
+        layers.conv(width, channels, 5, padding=2),
+    )  # fmt: skip
+    return WithClass(network, size, classes, layers)
+
+
+def level_discriminator(channels: int, size: int, width: int, classes: int, layers: Layers) -> WithClass:
+    """A coarse image plus a residual (and a plane of the class) -> logits [N]."""
+    last = (size - 4 - 5) // 2 + 1
+    network = nn.Sequential(
+        layers.conv(channels + (classes > 0), width, 5), layers.relu(inplace=True),
+        layers.conv(width, width, 5, 2), layers.relu(inplace=True),
+        nn.Dropout(0.5), nn.Flatten(), layers.linear(width * last**2, 1), nn.Flatten(0),
+    )  # fmt: skip
+    return WithClass(network, size, classes, layers)
+
+
+class LAPGAN(Game):
+    """A GAN for each level of a pyramid."""
+
+    family: ClassVar[str] = "large images"
+    data: ClassVar[str] = "shapes"
+    takes: ClassVar[frozenset[str]] = frozenset({"conditioning"})
+    preset: ClassVar[Mapping[str, Any]] = {
+        "loss": "non_saturating", "size": 32, "latent": 64, "width": 16, "batch_size": 32, "lr": 5e-4, "steps": 1500,
+        "checkpoint_every": 250, "evaluate": 6, "evaluate_samples": 1000,
+    }  # fmt: skip
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        config, layers = self.config, run.layers
+        if config.side < 2 * COARSEST or config.side & (config.side - 1):
+            raise ValueError(f"lapgan: images of a power of two from {2 * COARSEST} on, got {config.side}")
+        if config.conditioning not in (None, "concatenation"):
+            raise ValueError(f"lapgan: conditioning must be concatenation, or left out, got {config.conditioning}")
+        self.classes = config.num_classes if config.conditioning else 0
+        self.sizes = [config.side >> k for k in range((config.side // COARSEST).bit_length())]  # of the levels
+        coarsest = models.gan(COARSEST, config.channels, config.latent, 40 * config.width, run.side,
+                              num_classes=self.classes)  # fmt: skip
+        self.networks, self.players = {}, {}
+        for size in self.sizes[:-1]:
+            shape = (config.channels, size, config.width, self.classes, layers)
+            self.networks |= {f"generator_{size}": level_generator(*shape),
+                              f"discriminator_{size}": level_discriminator(*shape)}  # fmt: skip
+        self.networks |= {
+            f"generator_{COARSEST}": coarsest.generator, f"discriminator_{COARSEST}": coarsest.discriminator
+        }  # fmt: skip
+        for size in self.sizes:
+            self.players |= {f"d{size}": Player((f"discriminator_{size}",)), f"g{size}": Player((f"generator_{size}",))}
+        self.loss = losses.get(config.loss, config.real_target)
+        how, taps = "reference" if run.side == "torch" else None, filters.fir("1331")
+        self.down = lambda x: GF.downsample2d(x, taps.to(x), 2, implementation=how)
+        self.up = lambda x: GF.upsample2d(x, taps.to(x), 2, implementation=how)  # the transpose of down, times 4
+
+    def moves(self) -> Iterator[tuple[str, Loss]]:
+        image: Any
+        image, *labels = self.run.batch()
+        for size in self.sizes:
+            judge = self.networks[f"discriminator_{size}"]
+            smaller = self.down(image) if size > COARSEST else None
+            make = partial(self.make, size, None if smaller is None else self.up(smaller), *labels)
+            with torch.no_grad():
+                fake = make()
+            yield f"d{size}", self.loss.discriminator(judge(image, *labels), judge(fake, *labels))
+            yield f"g{size}", self.loss.generator(judge(make(), *labels))
+            image = smaller
+
+    def make(self, size: int, coarse: Tensor | None, *labels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """G(z) on the coarsest level, l + G(z, l) above it."""
+        generate = self.networks[f"generator_{size}"]
+        if coarse is None:
+            return generate(self.run.normal(self.config.latent) if noise is None else noise, *labels)
+        if noise is None:
+            noise = self.run.uniform(1, size, size, low=-1.0)
+        return coarse + generate(torch.cat([noise.to(coarse), coarse], 1), *labels)
+
+    def sample(self, number: int, seed: int = 0, labels: Tensor | None = None) -> list[Tensor]:
+        """Images of all levels, the coarsest first, of one draw, on the CPU."""
+        random, device = torch.Generator().manual_seed(seed), self.run.device
+        if self.classes and labels is None:
+            labels = torch.arange(number) % self.classes
+        told = [] if labels is None else [labels.to(device)]
+        with self.evaluating():
+            latents = torch.randn(number, self.config.latent, generator=random).to(device)
+            levels = [self.make(COARSEST, None, *told, noise=latents)]
+            for size in self.sizes[-2::-1]:
+                noise = 2 * torch.rand(number, 1, size, size, generator=random) - 1
+                levels.append(self.make(size, self.up(levels[-1]), *told, noise=noise))
+        return [level.cpu() for level in levels]
+
+    def draw_classes(self, label: int | None, seed: int) -> Picture:
+        if not self.classes:
+            raise ValueError("lapgan has classes to draw a grid of only where it was trained with labels")
+        asked = torch.arange(8 * self.classes) % self.classes if label is None else torch.full((64,), label)
+        return Picture(self.sample(len(asked), seed, asked)[-1], self.classes if label is None else 8)
+
+    def pictures(self) -> dict[str, Picture]:
+        """Each sample on its way up: a level a row, blurred first and then clear."""
+        levels, side = self.sample(16, self.config.seed), self.config.side
+        rows = [F.interpolate(level, size=(side, side)) for level in levels]
+        halves = [row[part] for part in (slice(0, 8), slice(8, 16)) for row in rows]
+        return {f"from {COARSEST}x{COARSEST} up, a level a row": Picture(torch.cat(halves))}
+
+    @classmethod
+    def evaluator(cls, config: Any, samples: Samples, condition: Any = None) -> Callable[[Any], Figures]:
+        """``swd_SIZE`` of each band of the pyramid: sliced Wasserstein distance x 1000 of samples to real images; and
+        ``swd_SIZE_single``, of the coarsest GAN's images at full size, interpolated."""
+        real = samples[torch.arange(min(config.evaluate_samples, len(samples)))]  # type: ignore[index, arg-type]
+
+        def figures(game: LAPGAN) -> Figures:
+            levels = game.sample(len(real), 1)
+            single = F.interpolate(levels[0], size=(config.side, config.side), mode="bilinear", align_corners=False)
+            found: Figures = {}
+            for ending, images in (("", levels[-1]), ("_single", single)):
+                distances = metrics.laplacian_swd(real, images.clamp(-1, 1).to(real.dtype), 32, 128)
+                found |= {f"swd_{size}{ending}": distance for size, distance in distances.items()}
+            return found
+
+        return figures

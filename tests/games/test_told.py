@@ -1,0 +1,254 @@
+"""Games that are told what to draw: cGAN on vectors, and text to image. The papers' sizes, formulas, bad input."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gankern import data, games, models, training
+from gankern.data import drawn
+from gankern.games import Run
+from gankern.games._scenes import HEADS, SceneReader, in_place
+from gankern.games._text import TextEncoder, embed_jointly, same_texts
+from gankern.games.cgan import PaperDiscriminator, PaperGenerator
+from gankern.games.gan_cls import Discriminator, Generator
+from gankern.models.layers import LAYERS
+
+
+def count(*networks):
+    return sum(p.numel() for network in networks for p in network.parameters())
+
+
+def made(name, samples, condition, layers="torch", **options):
+    config = training.configure(name, options.pop("data", "x"), samples, condition, **options)
+    return games.find(name)(Run(config, layers, samples=samples, condition=condition))
+
+
+# ---- vectors as conditions of the models
+
+
+@pytest.mark.parametrize("layers", ["torch", "gankern"])
+@pytest.mark.parametrize("name", ["gan", "dcgan", "sn_dcgan", "wgan_gp"])
+def test_a_one_hot_vector_is_a_label(layers, name):
+    """The networks of vectors hold what those of labels hold, and give the same for one-hot vectors."""
+    shape = {"size": 16, "channels": 1, "latent": 4, "width": 4, "layers": layers, "num_classes": 3}
+    labels, images, latents = torch.tensor([0, 2, 1, 2]), torch.randn(4, 1, 16, 16), torch.randn(4, 4)
+    for how in ("concatenation", "projection"):
+        of_labels, of_vectors = (models.build(name, **shape, conditioning=f"{v}{how}") for v in ("", "vector_"))
+        pairs = [("discriminator", images)] + ([("generator", latents)] if how == "concatenation" else [])
+        for network, x in pairs:
+            a, b = getattr(of_labels, network).eval(), getattr(of_vectors, network).eval()
+            b.load_state_dict(a.state_dict())
+            torch.testing.assert_close(b(x, F.one_hot(labels, 3).float()), a(x, labels))
+        vectors = torch.randn(4, 3)
+        one, other = of_vectors.generator(latents, vectors), of_vectors.generator(latents, 2 * vectors)
+        assert one.isfinite().all() and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (None, r"call it with vectors \[N, 3\]"),
+        (torch.tensor([0, 1]), "the condition must be floating point|the condition"),
+        (torch.zeros(2, 4), r"the condition must be \[2, 3\], got"),
+        (torch.zeros(3, 3), r"the condition must be \[2, 3\], got"),
+    ],
+)
+def test_wrong_vectors(wrong, message):
+    gan = models.dcgan(8, 1, 4, 2, num_classes=3, conditioning="vector_projection")
+    for network, x in ((gan.generator, torch.zeros(2, 4)), (gan.discriminator, torch.zeros(2, 1, 8, 8))):
+        with pytest.raises((ValueError, TypeError), match=message):
+            network(x, wrong)
+
+
+def test_existing_models_train_on_attributes_and_resume(tmp_path, same):
+    shapes = data.load("shapes", 16)
+    attributes = data.condition("shapes", shapes, "attributes")
+    options = {"latent": 4, "width": 2, "batch_size": 8, "threads": 1, "conditioning": "vector_projection"}
+    config = training.configure("sn_dcgan", "shapes", shapes, attributes, steps=3, **options)
+    assert config.num_classes == 13
+    training.train(config, shapes, tmp_path / "a", labels=attributes)
+    training.train(training.reconfigure(config, steps=2), shapes, tmp_path / "b", labels=attributes)
+    saved = training.checkpoint.load(tmp_path / "b" / training.CHECKPOINT)
+    training.train(training.reconfigure(config, steps=3), shapes, tmp_path / "b", saved, labels=attributes)
+    a, b = (training.checkpoint.load(tmp_path / f / training.CHECKPOINT) for f in "ab")
+    assert same(a.trainers, b.trainers)
+
+
+def test_labels_and_attributes_are_not_mistaken():
+    shapes = data.load("shapes", 16)
+    attributes, labels = (data.condition("shapes", shapes, kind) for kind in ("attributes", "labels"))
+    with pytest.raises(ValueError, match=r"attributes must be \[100000, M\]"):
+        training.configure("dcgan", "shapes", shapes, labels, conditioning="vector_projection")
+    with pytest.raises((ValueError, TypeError), match="labels must be"):
+        training.configure("dcgan", "shapes", shapes, attributes, conditioning="projection")
+
+
+# ---- cGAN
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_parameters_of_the_paper(layers):
+    layers = LAYERS[layers]
+    with torch.device("meta"):
+        assert count(PaperGenerator((1, 28, 28), 100, 10, False, layers)) == 972_784
+        assert count(PaperGenerator((1, 28, 28), 100, 10, True, layers)) == 2_413_984
+        assert count(PaperDiscriminator(784, 10, layers)) == 1_224_351
+        assert count(TextEncoder(128)) == 73_088
+        assert count(Generator(32, 3, 64, 128, 64, 32, False, layers)) == 436_224
+        assert count(Discriminator(32, 3, 128, 64, 32, False, layers)) == 200_896
+        assert count(Generator(64, 3, 100, 1024, 128, 128, True, layers)) == 18_909_699
+        assert count(Discriminator(64, 3, 1024, 128, 64, True, layers)) == 4_032_321
+
+
+@pytest.mark.parametrize("networks", ["mlp", "dcgan", "sn_dcgan"])
+@pytest.mark.parametrize("conditioning", ["concatenation", "projection"])
+def test_cgan_on_labels(networks, conditioning):
+    images, labels = data.load("digits", size=16)[:64], data.labels("digits")[:64]
+    options = {"batch_size": 8, "width": 4, "threads": 1, "conditioning": conditioning, "size": 16, "latent": 8}
+    config = training.configure("cgan", "digits", images, labels, options={"networks": networks}, **options)
+    trainer = training.Trainer(config, "gankern", images, labels)
+    trainer.step()
+    drawn = trainer.game.pictures()
+    assert trainer.is_finite() and drawn["one class a column"].columns == 10
+    assert drawn["one class a column"].batch.shape == (80, 1, 16, 16)
+
+
+def test_real_images_come_with_their_own_vectors_and_fakes_with_theirs():
+    shapes = data.load("shapes", 8)
+    attributes = data.condition("shapes", shapes, "attributes")
+    known = {tuple(a.tolist()): image for a, image in zip(attributes[:64], shapes[:64])}
+    images, vectors = shapes[:64], attributes[:64]
+    config = training.configure("cgan", "shapes", images, vectors, batch_size=8, width=2, latent=4, size=8, threads=1)
+    trainer = training.Trainer(config, "torch", images, vectors)
+    seen, made = [], []
+    judge, generate = trainer.game.judge, trainer.game.generate
+    trainer.game.judge = lambda x, y: (seen.append((x, y)), judge(x, y))[1]
+    trainer.game.generate = lambda z, y: (made.append((generate(z, y), y)), made[-1][0])[1]
+    trainer.step()
+    real, fake, again = seen
+    assert all(torch.equal(known[tuple(y.tolist())], x) for x, y in zip(*real))
+    for (x, y), (image, vector) in zip((fake, again), made):
+        assert torch.equal(x, image) and torch.equal(y, vector)
+
+
+# ---- text to image
+
+
+def scene_trainer(layers="torch", **options):
+    samples = data.load("captions", 16)
+    captions = data.condition("captions", samples, "captions")
+    config = training.configure("gan_cls", "captions", samples, captions, batch_size=8, width=4, latent=4, size=16,
+                                threads=1, options={"encoder_steps": 1} | options)  # fmt: skip
+    return training.Trainer(config, layers, samples, captions)
+
+
+@pytest.mark.parametrize(("mismatched", "interpolated"), [(1.0, 1.0), (0.0, 0.5), (2.0, 0.0)])
+def test_losses_by_their_formulas(mismatched, interpolated):
+    """Each player's loss from what the discriminator was asked, in its order."""
+    game = scene_trainer(mismatched=mismatched, interpolated=interpolated).game
+    game.step, asked = 1, []
+    texts = torch.randint(1, 27, (8, 5, 64))  # no two alike
+    game.run.batch = lambda: (torch.randn(8, 3, 16, 16), texts)
+    game.networks["discriminator"].register_forward_hook(lambda _, inputs, out: asked.append((*inputs, out)))
+    moves = game.moves()
+    player, loss = next(moves)
+    (real, codes, right), (fake, of_fake, generated), *wrong = asked
+    assert player == "d" and torch.equal(codes, of_fake) and not fake.requires_grad
+    expected = F.softplus(-right).mean() + 0.5 * F.softplus(generated).mean()
+    assert len(wrong) == (mismatched > 0)
+    for image, others, logits in wrong:  # a real image with another's text
+        assert torch.equal(image, real) and torch.equal(others[1:], codes[:-1])
+        expected = expected + 0.5 * mismatched * F.softplus(logits).mean()
+    torch.testing.assert_close(loss, expected)
+    asked.clear()
+    player, loss = next(moves)
+    (_, own, generated), *between = asked
+    assert player == "g" and torch.equal(own, codes) and len(between) == (interpolated > 0)
+    expected = F.softplus(-generated).mean()
+    for _, mixed, logits in between:
+        torch.testing.assert_close(mixed, 0.5 * codes[:4] + 0.5 * codes[4:])
+        expected = expected + interpolated * F.softplus(-logits).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_the_same_text_is_no_mismatch():
+    game = scene_trainer().game
+    game.step, asked = 1, []
+    several = torch.randint(1, 27, (4, 5, 64))
+    several = several[torch.tensor([0, 0, 1, 1, 1, 2, 3, 0])]  # 1, 3 and 4 have the text of the one before, 0 that of 7
+    game.run.batch = lambda: (torch.randn(8, 3, 16, 16), several)
+    game.networks["discriminator"].register_forward_hook(lambda _, inputs, out: asked.append(out))
+    _, loss = next(game.moves())
+    right, generated, wrong = asked
+    expected = F.softplus(-right).mean() + 0.5 * F.softplus(generated).mean()
+    torch.testing.assert_close(loss, expected + 0.5 * F.softplus(wrong)[[2, 5, 6, 7]].mean())
+    assert same_texts(several)[0].tolist() == [True, True, False, False, False, False, False, True]
+
+
+def test_the_encoder_is_trained_before_the_first_step_and_left_alone():
+    trainer = scene_trainer(encoder_steps=2)
+    before = [p.clone() for p in trainer.game.networks["encoder"].parameters()]
+    trainer.step()
+    after = [p.clone() for p in trainer.game.networks["encoder"].parameters()]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after))
+    trainer.step()
+    assert all(torch.equal(a, b) for a, b in zip(after, trainer.game.networks["encoder"].parameters()))
+
+
+def test_joint_embedding_tells_texts_of_images():
+    """Images that are one number each, and texts that spell it: after training, a text fits its own image best."""
+    torch.manual_seed(0)
+    images = torch.eye(4).repeat(8, 1)
+    texts = torch.arange(1, 5).repeat(8)[:, None, None].expand(-1, 5, 6)
+    encoder, look = TextEncoder(8), torch.nn.Linear(4, 8)
+    fit = []
+    for steps in (0, 60):
+        embed_jointly(encoder, look, images, texts, steps, 16)
+        codes = encoder(texts[:4, 0])
+        fit.append((codes[:, None] - codes).square().sum(2)[~torch.eye(4, dtype=torch.bool)].min().item())
+    assert fit[1] > 10 * fit[0]
+
+
+def test_what_scenes_are_read_for():
+    scenes = drawn.Scenes(32)
+    scene = scenes.scenes(torch.arange(200))
+    answers = in_place(scene)
+    for n in range(200):
+        text = drawn.describe(scene, n)[0]
+        if " left of " in text or " above " in text or not any(r in text for r in drawn.RELATIONS):
+            assert answers["kind"][n] == scene.kind[n] and answers["colour"][n] == scene.colour[n]
+        else:  # right of, below: the other shape is the one that is left, or on top
+            assert answers["kind"][n] == scene.other_kind[n] and answers["other_colour"][n] == scene.colour[n]
+        assert answers["axis"][n] == (-1 if scene.relation[n] < 0 else int(" above " in text or " below " in text))
+
+
+def test_reading_right_and_wrong_answers():
+    """A reader that is handed the answers scores 1, and one that has shapes exchanged has no relation right."""
+    reader = SceneReader.__new__(SceneReader)
+    scene = drawn.Scenes(32).scenes(torch.arange(300))
+    answers = in_place(scene)
+
+    def told(answers):
+        return {n: F.one_hot(answers[n].clamp(min=0), k).float().mul(9).log_softmax(1) for n, k in HEADS.items()}
+
+    reader.read = lambda images: told(answers)
+    assert reader.score(torch.zeros(300), scene) == {"shape": 1.0, "relation": 1.0}
+    exchanged = answers | {"colour": answers["other_colour"].clamp(min=0), "other_colour": answers["colour"]}
+    reader.read = lambda images: told(exchanged)
+    two = scene.relation >= 0
+    same_colour = (answers["colour"] == answers["other_colour"])[two].float().mean().item()
+    assert reader.score(torch.zeros(300), scene)["relation"] == pytest.approx(same_colour)
+
+
+def test_wrong_data_and_options():
+    images = torch.zeros(8, 3, 32, 32)
+    with pytest.raises(ValueError, match="gan_cls needs captions, and x has none"):
+        training.configure("gan_cls", "x", images)
+    with pytest.raises(
+        ValueError, match="data: shapes has no captions; it has attributes. Data with captions: captions"
+    ):
+        data.condition("shapes", data.load("shapes"), "captions")
+    with pytest.raises(ValueError, match="a power of two from 16 on, got 8"):
+        made("gan_cls", torch.zeros(8, 3, 8, 8), torch.zeros(8, 5, 64, dtype=torch.long), size=8)
+    with pytest.raises(ValueError, match="option networks dcgan, sn_dcgan or mlp; got .* 'unet'"):
+        made("cgan", images, torch.zeros(8, 13), size=32, options={"networks": "unet"})
