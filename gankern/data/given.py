@@ -118,8 +118,9 @@ class _Form:
             return pixels.float() / 127.5 - 1.0
         if not pixels.is_floating_point():
             raise ValueError(f"{name} must be of uint8 or of floating-point numbers, got {shown(pixels)}")
-        pixels = pixels.float()
-        low, high = (x.item() for x in pixels.aminmax()) if pixels.numel() else (self.low, self.high)
+        pixels = pixels.to(torch.get_default_dtype())
+        known = pixels.numel() and not pixels.is_meta  # which has a shape and no values
+        low, high = (x.item() for x in pixels.aminmax()) if known else (self.low, self.high)
         slack = SLACK * (self.high - self.low)
         if not (self.low - slack <= low and high <= self.high + slack):
             hint = "" if self.asked else "; gankern.data.wrap(samples, value_range=(black, white)) says what they mean"

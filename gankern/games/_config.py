@@ -359,7 +359,7 @@ MAY_CHANGE_ON_RESUME = ("steps", "threads", "checkpoint_every", "evaluate", "ten
 
 
 def taken(model: str, conditioning: str | None, samples: Any, labels: Any) -> tuple[Any, Any]:
-    """Samples and labels, or another condition, of any kind as a run takes them; the samples' own, where it needs some."""
+    """Samples and labels, or another condition, as a run takes them; the samples' own, where it needs some."""
     samples = data.wrap(samples)
     check_samples(samples)
     kind = CONDITIONINGS.get(conditioning or "", games.find(model).needs)
