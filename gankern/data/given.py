@@ -178,7 +178,7 @@ def _all_at_once(samples: Tensor | np.ndarray, form: _Form) -> Tensor | ImageSou
         images = images.permute(0, 3, 1, 2)
     plain = images.dtype == torch.float32 and not form.asked and form.size is None and form.channels is None
     ranged = form._in_range("samples", images)
-    if images.is_floating_point():
+    if images.is_floating_point() and not images.is_meta:  # which has a shape and no values
         lowest, highest = (x.item() for x in images.aminmax())
         form.check_not_halved("samples", images.dtype, lowest, highest)
     if plain and isinstance(samples, Tensor) and ranged.shape == samples.shape:

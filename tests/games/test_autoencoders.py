@@ -93,7 +93,7 @@ def test_divergence_of_the_prior_and_who_is_trained_on_what():
 
 
 def test_losses_of_pairs():
-    images = torch.rand(64, 1, 8, 8)
+    images = 2 * torch.rand(64, 1, 8, 8) - 1
     game = made("bigan", images, samples=images, width=8)
     game.run.batches = iter([images])
     told = []
