@@ -23,11 +23,14 @@ COMMANDS = {
     "train": "Train a GAN, on torch's layers, on gankern's, or on both side by side.",
     "sample": "Draw what a trained generator makes.",
     "export": "Write a trained generator as ONNX, safetensors or TorchScript.",
+    "theory": "The page of theory: every figure computed and drawn.",
+    "play": "GANs in the plane, recorded while they train, as one HTML file.",
 }
 PANELS = {
     "This machine": ("info", "verify", "bench", "report"),
     "Your model": ("accelerate", "checkerboard"),
     "Training": ("train", "sample", "export"),
+    "Teaching": ("theory", "play"),
 }
 
 

@@ -55,7 +55,7 @@ def train(
         str | None,
         choice(
             (*data_sets.DATASETS, *data_sets.POINTS),
-            "images: a name, a folder or a zip file; for models of points 8gaussians, 25gaussians or swiss_roll",
+            f"images: a name, a folder or a zip file; for models of points {', '.join(data_sets.POINTS)}",
             metavar="NAME|FOLDER",
             show_default="the model's own",
             rich_help_panel=RUN,

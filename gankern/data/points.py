@@ -1,4 +1,4 @@
-"""Distributions in the plane whose modes are known: the toy sets of WGAN-GP (Gulrajani 2017, arXiv 1704.00028).
+"""Distributions in the plane: the toy sets of WGAN-GP (Gulrajani 2017, arXiv 1704.00028), and three simpler ones.
 
 Each is without end: ``sample`` draws as many points as are asked for.
 """
@@ -43,6 +43,19 @@ def _swiss_roll(number: int, random: torch.Generator | None = None) -> Tensor:
     return (roll + 0.25 * torch.randn(number, 2, generator=random)) / 7.5
 
 
+def _ring(number: int, random: torch.Generator | None = None) -> Tensor:
+    """Radius 1.4, the angle uniform, noise of std 0.05."""
+    angle = 2 * pi * torch.rand(number, generator=random)
+    circle = 1.4 * torch.stack([angle.cos(), angle.sin()], 1)
+    return circle + 0.05 * torch.randn(number, 2, generator=random)
+
+
+def _line(number: int, random: torch.Generator | None = None) -> Tensor:
+    """From (−1.4, −0.7) to (1.4, 0.7), uniform, noise of std 0.05."""
+    along = 2.0 * torch.rand(number, 1, generator=random) - 1.0
+    return along * torch.tensor([1.4, 0.7]) + 0.05 * torch.randn(number, 2, generator=random)
+
+
 _turns = torch.arange(8) * (2 * pi / 8)
 _steps = torch.arange(-2.0, 3.0)
 
@@ -50,8 +63,16 @@ _steps = torch.arange(-2.0, 3.0)
 EIGHT_GAUSSIANS = _mixture(2.0 / 1.414 * torch.stack([_turns.cos(), _turns.sin()], 1), 0.02 / 1.414)
 TWENTY_FIVE_GAUSSIANS = _mixture(2.0 / 2.828 * torch.cartesian_prod(_steps, _steps), 0.05 / 2.828)
 SWISS_ROLL = Points(_swiss_roll)
+RING, LINE, TWO_BLOBS = Points(_ring), Points(_line), _mixture(torch.tensor([[-1.0, -0.5], [1.0, 0.5]]), 0.25)
 
-POINTS = {"8gaussians": EIGHT_GAUSSIANS, "25gaussians": TWENTY_FIVE_GAUSSIANS, "swiss_roll": SWISS_ROLL}
+POINTS = {
+    "8gaussians": EIGHT_GAUSSIANS,
+    "25gaussians": TWENTY_FIVE_GAUSSIANS,
+    "swiss_roll": SWISS_ROLL,
+    "ring": RING,
+    "line": LINE,
+    "two_blobs": TWO_BLOBS,
+}
 
 
 class EndlessPoints:

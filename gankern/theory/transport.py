@@ -40,8 +40,9 @@ class TransportPlan:
     """How to move p onto q at the least cost, and the proof that nothing is cheaper.
 
     ``plan`` [N, M] is what goes from i to j. The potentials [N] and [M] satisfy f_i + g_j ≤ cost_ij, and
-    Σ f·p + Σ g·q = ``cost``: no plan can cost less (linear programming duality). Where f = −g they are a critic:
-    E_p f − E_q f is the distance, f being 1-Lipschitz (Kantorovich and Rubinstein).
+    Σ f·p + Σ g·q = ``cost``: no plan can cost less (linear programming duality). Where the cost is a distance,
+    x ↦ min_j (cost(x, y_j) − g_j), j over the places with q_j > 0, is the best critic: 1-Lipschitz, and its mean under
+    p less that under q is the distance (Kantorovich and Rubinstein).
     """
 
     plan: Tensor
