@@ -105,10 +105,15 @@ class Run:
         return order[number:], order[:number]
 
     def batch(self) -> tuple[Tensor, ...]:
-        """The next real samples, (x,), or with their condition, (x, y): this process's part, on the device."""
+        """The next real samples, (x,), or with their condition, (x, y): this process's part, on the device, of the
+        networks' dtype."""
         assert self.batches is not None  # a game without data is there to be looked at, and makes no move
         batch = next(self.batches)
-        parts = tuple(x.to(self.device) for x in (batch if isinstance(batch, tuple) else (batch,)))
+        dtype = torch.get_default_dtype()  # images that are drawn or read are float32
+        parts = tuple(
+            x.to(self.device, dtype if x.is_floating_point() else None)
+            for x in (batch if isinstance(batch, tuple) else (batch,))
+        )
         if not self.config.flip:
             return parts
         mirrored = self.own(torch.rand(self.config.batch_size)).view(-1, 1, 1, 1) < 0.5

@@ -67,14 +67,42 @@ class ConvDownsample2d(nn.Conv2d):
 
 @apart
 class BatchNormAct2d(nn.BatchNorm2d):
-    """Batch norm, then a leaky ReLU; ReLU at slope 0."""
+    """Batch norm, then a leaky ReLU; ReLU at slope 0, nothing at None."""
 
-    def __init__(self, channels: int, negative_slope: float = 0.0):
+    def __init__(self, channels: int, negative_slope: float | None = 0.0):
         super().__init__(channels)
         self.negative_slope = negative_slope
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(super().forward(x), self.negative_slope, inplace=True)
+        return _activated(super().forward(x), self.negative_slope)
+
+
+def _activated(x: Tensor, negative_slope: float | None) -> Tensor:
+    return x if negative_slope is None else F.leaky_relu(x, negative_slope, inplace=True)
+
+
+@apart
+class InstanceNormAct2d(nn.InstanceNorm2d):
+    """Instance norm without weights, then a leaky ReLU; ReLU at slope 0, nothing at None."""
+
+    def __init__(self, channels: int, negative_slope: float | None = 0.0):
+        super().__init__(channels)
+        self.negative_slope = negative_slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _activated(super().forward(x), self.negative_slope)
+
+
+@apart
+class BatchNormPReLU2d(nn.BatchNorm2d):
+    """Batch norm, then a PReLU of one slope, ``slope``."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.slope = nn.Parameter(torch.full((1,), 0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.prelu(super().forward(x), self.slope)
 
 
 @apart
@@ -233,12 +261,18 @@ class MinibatchStdDev(nn.Module):
 # The gankern column, where gankern.nn has the operations but not the module
 
 
-def _act(negative_slope: float) -> dict:
+def _act(negative_slope: float | None) -> dict:
+    if negative_slope is None:
+        return {"activation": None}
     return {"activation": "leaky_relu" if negative_slope else "relu", "negative_slope": negative_slope}
 
 
-def batch_norm_act(channels: int, negative_slope: float = 0.0) -> nn.Module:
+def batch_norm_act(channels: int, negative_slope: float | None = 0.0) -> nn.Module:
     return gnn.BatchNormAct2d(channels, **_act(negative_slope))
+
+
+def instance_norm_act(channels: int, negative_slope: float | None = 0.0) -> nn.Module:
+    return gnn.InstanceNormAct2d(channels, **_act(negative_slope))
 
 
 def batch_norm_act_1d(channels: int, negative_slope: float = 0.0) -> nn.Module:
@@ -302,6 +336,9 @@ class Layers:
     bias_act: Callable[..., nn.Module]
     batch_norm_act: Callable[..., nn.Module]
     batch_norm_act_1d: Callable[..., nn.Module]
+    batch_norm_prelu: Callable[..., nn.Module]
+    instance_norm_act: Callable[..., nn.Module]
+    prelu: Callable[..., nn.Module]
     virtual_batch_norm_act: Callable[..., nn.Module]
     conditional_batch_norm_act: Callable[..., nn.Module]
     equalized_linear: Callable[..., nn.Module]
@@ -327,6 +364,9 @@ TORCH = Layers(
     bias_act=BiasAct,
     batch_norm_act=BatchNormAct2d,
     batch_norm_act_1d=BatchNormAct1d,
+    batch_norm_prelu=BatchNormPReLU2d,
+    instance_norm_act=InstanceNormAct2d,
+    prelu=nn.PReLU,
     # How the network's reference batch comes through the layers is not for every model to write again; the arithmetic
     # is plain PyTorch.
     virtual_batch_norm_act=partial(virtual_batch_norm_act, implementation="reference"),
@@ -354,6 +394,7 @@ GANKERN = replace(
     bias_act=gnn.BiasAct,
     batch_norm_act=batch_norm_act,
     batch_norm_act_1d=batch_norm_act_1d,
+    instance_norm_act=instance_norm_act,
     conditional_batch_norm_act=partial(gnn.ConditionalBatchNorm2d, activation="relu"),
     virtual_batch_norm_act=virtual_batch_norm_act,
     equalized_linear=gnn.EqualizedLinear,

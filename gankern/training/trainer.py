@@ -222,7 +222,8 @@ class Trainer:
             if self.average is not None and self.game.averaged is not None:
                 self.average.update_parameters(self.game.networks[self.game.averaged])
         self.steps += 1
-        values = self.processes.mean(torch.stack([losses[name] for name in self.game.players])).tolist()
+        none = torch.zeros((), device=self.device)  # of a player who did not move
+        values = self.processes.mean(torch.stack([losses.get(name, none) for name in self.game.players])).tolist()
         return Step(dict(zip(self.game.players, values)), seconds)
 
     def _minimise(self, player: str, loss: Tensor | Callable[[slice], Tensor]) -> Tensor:

@@ -1,0 +1,219 @@
+"""CycleGAN: two domains translated into each other, without pairs (Zhu 2017, arXiv 1703.10593).
+
+G: A -> B and F: B -> A, a discriminator of patches for each domain:
+
+    L_G = E (D_B(G(a)) - 1)^2 + E (D_A(F(b)) - 1)^2 + cycle (|F(G(a)) - a| + |G(F(b)) - b|)
+          + identity cycle (|G(b) - b| + |F(a) - a|)
+    L_D = 1/2 [E (D(real) - 1)^2 + E D(fake)^2]        for each domain
+
+``loss`` "non_saturating" has the cross entropy in place of the squares. The discriminators are given fakes of a pool:
+once 50 are kept, each new one is, with probability one half, put into the pool for an old one, which is given instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import pi
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gankern import losses
+from gankern.core.names import look_up
+from gankern.data.drawn import LENGTH, _Domain
+from gankern.data.drawn import with_stripes as drawn_with_stripes
+from gankern.data.shapes import coverage
+from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
+from gankern.games._networks import read_classes
+from gankern.games.pix2pix import detail
+from gankern.models.cyclegan import translator
+from gankern.models.pix2pix import patchgan
+
+HELD_OUT = 200
+POOL = 50
+
+# Least squares are without their half in the generator's loss: the paper's.
+OBJECTIVES = {
+    "least_squares": (losses.least_squares_discriminator, lambda fake: 2 * losses.least_squares_generator(fake)),
+    "non_saturating": (
+        lambda real, fake: 0.5 * losses.cross_entropy_discriminator(real, fake),
+        losses.non_saturating_generator,
+    ),
+}
+
+
+class ImagePool:
+    """The last images that were put in, of which old ones are given back for new ones."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.images: Tensor | None = None
+
+    def exchange(self, images: Tensor, coins: Tensor, places: Tensor) -> Tensor:
+        """For each image itself, or an old one in whose place it is put: where the pool is full and its coin, from
+        [0, 1), is below one half, the one at its place."""
+        if self.size == 0:
+            return images
+        given = []
+        for image, coin, place in zip(images.detach(), coins.tolist(), places.tolist(), strict=True):
+            kept = 0 if self.images is None else len(self.images)
+            if kept < self.size:
+                self.images = image[None].clone() if self.images is None else torch.cat([self.images, image[None]])
+                given.append(image)
+            elif coin < 0.5:
+                assert self.images is not None  # it is full
+                given.append(self.images[place].clone())
+                self.images[place] = image
+            else:
+                given.append(image)
+        return torch.stack(given)
+
+
+class CycleGAN(Game):
+    """Two domains, without pairs."""
+
+    family: ClassVar[str] = "image to image"
+    needs: ClassVar[str | None] = "unpaired"
+    data: ClassVar[str] = "plain"
+    preset: ClassVar[Mapping[str, Any]] = {
+        "loss": "least_squares",
+        "latent": 1,
+        "width": 16,
+        "size": 32,
+        "lr": 2e-4,
+        "batch_size": 8,
+        "steps": 1000,
+        "checkpoint_every": 250,
+        "evaluate": 4,
+    }
+
+    @dataclass(frozen=True)
+    class Options:
+        cycle: float = 10.0
+        identity: float = 0.0  # as a share of ``cycle``; the paper has 0.5 for paintings
+        blocks: int = 3  # of the translators; 9 at 256 pixels, 6 at 128
+        strided: int = 2  # convolutions of stride 2 of the discriminators; 3 are PatchGAN 70
+        pool: int = POOL
+        upsample: str = "transposed"  # or "nearest", without the uneven overlap
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        config, options = self.config, self.options
+        if config.side % 4 or config.side < 16:
+            raise ValueError(f"cyclegan: images of a size that can be halved twice, from 16 on; got {config.side}")
+        if options.pool < 0 or options.cycle < 0 or options.identity < 0:
+            raise ValueError("cyclegan: options pool, cycle and identity must be 0 or more")
+        if run.condition is not None and tuple(run.condition.shape[1:]) != tuple(run.images.shape[1:]):
+            raise ValueError(
+                f"cyclegan: images of the two domains must be of one shape, got {tuple(run.images.shape[1:])} and "
+                f"{tuple(run.condition.shape[1:])}"
+            )
+
+        def generator():
+            return translator(config.channels, config.width, options.blocks, options.upsample, run.layers)
+
+        def discriminator():
+            return patchgan(config.channels, config.width, options.strided, "instance", run.layers)
+
+        self.networks = {"a_to_b": generator(), "b_to_a": generator(), "d_a": discriminator(), "d_b": discriminator()}
+        self.players = {
+            "g": Player(("a_to_b", "b_to_a"), "translators"),
+            "d": Player(("d_a", "d_b"), "discriminators"),
+        }
+        self.of_discriminator, self.of_generator = look_up(OBJECTIVES, config.loss, "loss of cyclegan")
+        self.pools = {"a": ImagePool(options.pool), "b": ImagePool(options.pool)}
+
+    def moves(self) -> Iterator[tuple[str, Loss]]:
+        options, networks = self.options, self.networks
+        a, b = self.run.batch()
+        fake_b, fake_a = networks["a_to_b"](a), networks["b_to_a"](b)
+        loss = self.of_generator(networks["d_b"](fake_b)) + self.of_generator(networks["d_a"](fake_a))
+        if options.cycle:
+            again = (networks["b_to_a"](fake_b) - a).abs().mean() + (networks["a_to_b"](fake_a) - b).abs().mean()
+            loss = loss + options.cycle * again
+        if options.identity:
+            same = (networks["a_to_b"](b) - b).abs().mean() + (networks["b_to_a"](a) - a).abs().mean()
+            loss = loss + options.identity * options.cycle * same
+        yield "g", loss
+
+        of_both = []
+        for name, real, fake in (("a", a, fake_a), ("b", b, fake_b)):
+            batch = self.config.batch_size
+            coins, places = self.run.own(torch.rand(batch)), self.run.own(torch.randint(max(options.pool, 1), (batch,)))
+            fake = self.pools[name].exchange(fake.detach(), coins, places)
+            of_both.append(self.of_discriminator(networks[f"d_{name}"](real), networks[f"d_{name}"](fake)))
+        yield "d", of_both[0] + of_both[1]
+
+    def extra_state(self) -> dict[str, Any]:
+        return {name: torch.empty(0) if pool.images is None else pool.images for name, pool in self.pools.items()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        for name, images in state.items():
+            self.pools[name].images = images.to(self.run.device) if len(images) else None
+
+    def translate(self, images: Tensor, network: str = "a_to_b") -> Tensor:
+        """Images [N, C, H, W] of one domain as those of the other, on the CPU; ``network`` is "a_to_b" or "b_to_a"."""
+        like = next(self.networks[network].parameters())
+        with self.evaluating():
+            return torch.cat([self.networks[network](part.to(like)).cpu() for part in images.split(50)])
+
+    def held(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """(plain, striped, coverage, kind) of the same shapes, never trained on; None where the data are others."""
+        images, indices = self.run.samples, torch.arange(2 * LENGTH, 2 * LENGTH + number)
+        if not isinstance(images, _Domain) or images.striped:
+            return None
+        factors = images.factors(indices)
+        covered = coverage(factors, self.config.side)
+        return images.read(indices), drawn_with_stripes(images, indices), covered, factors.kind
+
+    def pictures(self) -> dict[str, Picture]:
+        number = 8
+        held = self.held(number)
+        if held is not None:
+            a, b = held[:2]
+        elif self.run.condition is not None:
+            a, b = (source[torch.arange(number)].cpu() for source in (self.run.images, self.run.condition))
+        else:
+            indices, source = torch.arange(number), _Domain(self.config.side, False)
+            a, b = source[indices], drawn_with_stripes(source, indices)
+        to_b, to_a = self.translate(a), self.translate(b, "b_to_a")
+        rows = [a, to_b, self.translate(to_b, "b_to_a"), b, to_a, self.translate(to_a)]
+        return {"a, as b, and back; b, as a, and back": Picture(torch.cat(rows), number)}
+
+    def figures(self) -> Figures:
+        """``cycle``: |F(G(a)) - a| and |G(F(b)) - b|, their mean. On held-out plain and striped shapes also: the energy
+        of the finest Laplacian band of G(plain) as a share of striped's, and of F(striped) as one of plain's; how often
+        a classifier of real images sees the kind that was there; and the mean distance of hues, of a circle of 1."""
+        held = self.held(HELD_OUT)
+        if held is None:
+            assert self.run.condition is not None
+            few = torch.arange(min(HELD_OUT, len(self.run.images), len(self.run.condition)))
+            a, b = self.run.images[few].cpu(), self.run.condition[few].cpu()
+        else:
+            a, b, covered, kind = held
+        to_b, to_a = self.translate(a), self.translate(b, "b_to_a")
+        found = {"cycle": 0.5 * ((self.translate(to_b, "b_to_a") - a).abs() + (self.translate(to_a) - b).abs()).mean()}
+        if held is not None:
+            side = self.config.side
+            found |= {
+                "stripes_of_b": detail(to_b) / detail(b),
+                "stripes_of_a": detail(to_a) / detail(a),
+                "kind_as_b": (read_classes(to_b, "striped", side) == kind).float().mean(),
+                "kind_as_a": (read_classes(to_a, "plain", side) == kind).float().mean(),
+                "hue_error": 0.5 * (hue_distance(to_b, a, covered) + hue_distance(to_a, b, covered)),
+            }
+        return {name: float(value) for name, value in found.items()}
+
+
+def hue_distance(images: Tensor, others: Tensor, covered: Tensor) -> Tensor:
+    """The mean distance between the hues of the mean colours inside the shapes; a circle is 1."""
+    inside = (covered > 0.9).to(images.dtype)
+
+    def hue(x: Tensor) -> Tensor:
+        red, green, blue = ((x * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)).unbind(1)
+        return torch.atan2(3**0.5 * (green - blue), 2 * red - green - blue) / (2 * pi)
+
+    distance = (hue(images) - hue(others)).abs() % 1.0
+    return torch.minimum(distance, 1.0 - distance).mean()

@@ -1,0 +1,172 @@
+"""pix2pix: an image from an image, learnt from pairs (Isola 2016, arXiv 1611.07004).
+
+D sees pairs; a is what is translated, b the image, sp the softplus, and d logits, one for each patch:
+
+    L_D = 1/2 [E sp(-D(a, b)) + E sp(D(a, G(a)))]
+    L_G = E sp(-D(a, G(a))) + 100 E |b - G(a)|
+
+There is no latent vector: dropout is the only noise, and it stays on when images are made, as do the batch's own
+statistics in batch norm.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gankern import losses, metrics
+from gankern.data.drawn import LENGTH, Outlined
+from gankern.data.shapes import coverage
+from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
+from gankern.models.pix2pix import UNet, patchgan
+
+MULTIPLES = (1, 2, 4, 8, 8, 8, 8, 8)  # of the width
+SMALL = (1, 2, 4, 4)  # of images below 64 pixels
+HELD_OUT = 500
+
+
+class Pix2Pix(Game):
+    """An image from an image."""
+
+    family: ClassVar[str] = "image to image"
+    needs: ClassVar[str | None] = "pairs"
+    data: ClassVar[str] = "edges"
+    preset: ClassVar[Mapping[str, Any]] = {
+        "loss": "non_saturating",
+        "latent": 1,
+        "width": 16,
+        "size": 32,
+        "lr": 2e-4,
+        "batch_size": 16,
+        "steps": 2000,
+        "checkpoint_every": 500,
+        "evaluate": 4,
+    }
+
+    @dataclass(frozen=True)
+    class Options:
+        l1_weight: float = 100.0
+        adversarial_weight: float = 1.0  # 0: L1 alone, without a discriminator
+        strided: int = 1  # convolutions of stride 2 of the discriminator: a patch of 34 pixels; 3 are PatchGAN 70
+        dropout: int = 1  # levels of the U-Net that have it; the paper has 3
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        config, options = self.config, self.options
+        if options.l1_weight < 0 or options.adversarial_weight < 0:
+            raise ValueError("pix2pix: options l1_weight and adversarial_weight must be 0 or more")
+        if config.batch_size < 1:
+            raise ValueError(f"pix2pix: batch_size must be at least 1, got {config.batch_size}")
+        halvings = min((config.side & -config.side).bit_length() - 1, len(MULTIPLES))
+        multiples = SMALL if config.side < 64 else MULTIPLES
+        if halvings < 2:
+            raise ValueError(f"pix2pix: images of a size that can be halved twice or more, got {config.side}")
+        widths = [config.width * m for m in multiples[:halvings]]
+        inputs = config.num_classes  # channels of what is translated
+        self.networks = {
+            "generator": UNet(inputs, config.channels, widths, options.dropout, layers=run.layers),
+            "discriminator": patchgan(inputs + config.channels, config.width, options.strided, layers=run.layers),
+        }
+        self.players = {"d": Player(("discriminator",)), "g": Player(("generator",))}
+        self.loss = losses.get(config.loss, config.real_target)
+
+    def moves(self) -> Iterator[tuple[str, Loss]]:
+        options, discriminator = self.options, self.networks["discriminator"]
+        image, given = self.run.batch()
+        fake = self.networks["generator"](given)
+        if options.adversarial_weight:
+            real_logits = discriminator(torch.cat([given, image], 1))
+            fake_logits = discriminator(torch.cat([given, fake.detach()], 1))
+            yield "d", 0.5 * self.loss.discriminator(real_logits, fake_logits)
+        loss = options.l1_weight * (fake - image).abs().mean()
+        if options.adversarial_weight:
+            loss = loss + options.adversarial_weight * self.loss.generator(discriminator(torch.cat([given, fake], 1)))
+        yield "g", loss
+
+    def translate(self, given: Tensor, seed: int = 0) -> Tensor:
+        """Images of what is given [N, C, H, W], on the CPU: with dropout, and with the statistics of each batch of the
+        size that is trained with. The running ones are left alone."""
+        network = copy.deepcopy(self.networks["generator"]).train()
+        like = next(network.parameters())
+        # Dropout draws from the global stream, which goes on afterwards as if nothing had been drawn.
+        with torch.no_grad(), torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+            torch.manual_seed(seed)
+            return torch.cat([network(part.to(like)).cpu() for part in given.split(self.config.batch_size)])
+
+    def held(self, number: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(images, what they are translated from, coverage of the shape), never trained on; None where the data are not
+        ``edges``."""
+        images, indices = self.run.samples, torch.arange(LENGTH, LENGTH + number)
+        if not isinstance(images, Outlined):
+            return None
+        covered = coverage(images.factors(indices), self.config.side)
+        return images.read(indices), images.conditions["edges"].read(indices), covered
+
+    def pictures(self) -> dict[str, Picture]:
+        number = 8
+        held = self.held(number)
+        if held is not None:
+            images, given, _ = held
+        else:
+            source = Outlined(self.config.side) if self.run.condition is None else None
+            condition = source.conditions["edges"] if source is not None else self.run.condition
+            samples = source if source is not None else self.run.images
+            assert condition is not None
+            images, given = samples[torch.arange(number)].cpu(), condition[torch.arange(number)].cpu()
+        made = self.translate(given, self.config.seed)
+        rows = [given.expand(-1, 3, -1, -1) if given.shape[1] == 1 and images.shape[1] == 3 else given, made, images]
+        if rows[0].shape[1] != images.shape[1]:
+            rows = rows[1:]
+        return {"given, made, real": Picture(torch.cat(rows), number)}
+
+    def figures(self) -> Figures:
+        """On held-out outlines: ``l1``; ``saturation``, the mean of it inside the shape as a share of the real images';
+        ``detail``, the energy of the finest Laplacian band likewise; ``iou`` of what stands out from the background
+        with the shape. On other data ``l1`` alone, of the first images."""
+        held = self.held(HELD_OUT)
+        if held is None:
+            assert self.run.condition is not None
+            few = torch.arange(min(HELD_OUT, len(self.run.images)))
+            images, given = self.run.images[few].cpu(), self.run.condition[few].cpu()
+            return {"l1": (self.translate(given, self.config.seed) - images).abs().mean().item()}
+        images, given, covered = held
+        made = self.translate(given, self.config.seed).float()
+        return {
+            "l1": (made - images).abs().mean().item(),
+            "saturation": (saturation(made, covered) / saturation(images, covered)).item(),
+            "detail": (detail(made) / detail(images)).item(),
+            "iou": foreground_iou(made, covered).item(),
+        }
+
+
+def saturation(images: Tensor, covered: Tensor) -> Tensor:
+    """The mean of (largest - smallest) / largest of the three colours inside the shapes."""
+    colours = (images.clamp(-1, 1) + 1) / 2
+    largest, smallest = colours.amax(1, keepdim=True), colours.amin(1, keepdim=True)
+    inside = covered > 0.5
+    return ((largest - smallest) / largest.clamp(min=1e-3))[inside].mean()
+
+
+def detail(images: Tensor) -> Tensor:
+    """The mean square of the finest band of the Laplacian pyramid."""
+    return metrics.laplacian_pyramid(images, min(images.shape[2:]) // 2)[0].square().mean()
+
+
+def foreground_iou(images: Tensor, covered: Tensor) -> Tensor:
+    """Overlap of the shape with what is nearer to the mean colour inside it than to that of its background, the mean
+    over the images."""
+    inside = covered > 0.5
+    outside = ~inside
+
+    def mean(where: Tensor) -> Tensor:
+        return (images * where).sum((2, 3), keepdim=True) / where.sum((2, 3), keepdim=True).clamp(min=1)
+
+    distance = [(images - mean(where)).square().sum(1, keepdim=True) for where in (inside, outside)]
+    found = distance[0] < distance[1]
+    union = (found | inside).sum((1, 2, 3)).clamp(min=1)
+    return ((found & inside).sum((1, 2, 3)) / union).mean()
