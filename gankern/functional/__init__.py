@@ -21,6 +21,7 @@ from gankern.functional.instance_norm_act import instance_norm_act
 from gankern.functional.minibatch_discrimination import l1_similarity, minibatch_discrimination
 from gankern.functional.minibatch_stddev import minibatch_stddev
 from gankern.functional.pixel_norm import bias_act_pixel_norm, pixel_norm
+from gankern.functional.self_attention2d import self_attention2d
 from gankern.functional.spectral_norm import (
     SPECTRAL_NORM_DIALECTS,
     SpectralNormDialect,
@@ -62,6 +63,7 @@ __all__ = [
     "minibatch_stddev",
     "pixel_norm",
     "relu",
+    "self_attention2d",
     "spectral_norm",
     "spectral_norm_group",
     "upfirdn2d",

@@ -18,7 +18,7 @@ from math import pi
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gankern import losses
 from gankern.core.names import look_up
@@ -81,7 +81,6 @@ class CycleGAN(Game):
         "loss": "least_squares",
         "latent": 1,
         "width": 16,
-        "size": 32,
         "lr": 2e-4,
         "batch_size": 8,
         "steps": 1000,
@@ -111,10 +110,10 @@ class CycleGAN(Game):
                 f"{tuple(run.condition.shape[1:])}"
             )
 
-        def generator():
+        def generator() -> nn.Module:
             return translator(config.channels, config.width, options.blocks, options.upsample, run.layers)
 
-        def discriminator():
+        def discriminator() -> nn.Module:
             return patchgan(config.channels, config.width, options.strided, "instance", run.layers)
 
         self.networks = {"a_to_b": generator(), "b_to_a": generator(), "d_a": discriminator(), "d_b": discriminator()}

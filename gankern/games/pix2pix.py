@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gankern import losses, metrics
 from gankern.data.drawn import LENGTH, Outlined
@@ -40,7 +40,6 @@ class Pix2Pix(Game):
         "loss": "non_saturating",
         "latent": 1,
         "width": 16,
-        "size": 32,
         "lr": 2e-4,
         "batch_size": 16,
         "steps": 2000,

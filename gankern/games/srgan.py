@@ -54,7 +54,6 @@ class SRGAN(Game):
         "loss": "non_saturating",
         "latent": 1,
         "width": 16,
-        "size": 48,
         "lr": 1e-3,
         "beta1": 0.9,
         "batch_size": 16,

@@ -154,6 +154,18 @@ class ConditionalBatchNormAct2d(nn.BatchNorm2d):
         return F.relu(x * scale + shift, inplace=True)
 
 
+class LinearBatchNormReLU2d(nn.BatchNorm2d):
+    """Batch norm whose scale and shift are linear maps of a vector, then ReLU (Brock 2018, arXiv 1809.11096)."""
+
+    def __init__(self, channels: int, condition: int):
+        super().__init__(channels, affine=False)
+        self.gain, self.shift = (nn.Linear(condition, channels, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # type: ignore[override]  # it has an argument more
+        x = super().forward(x)
+        return F.relu(x * (1 + self.gain(c))[:, :, None, None] + self.shift(c)[:, :, None, None], inplace=True)
+
+
 @apart
 class EqualizedLinear(nn.Linear):
     """Weights ~ N(0, 1), multiplied by gain/√fan_in at run time."""
@@ -339,6 +351,7 @@ class Layers:
     batch_norm_prelu: Callable[..., nn.Module]
     instance_norm_act: Callable[..., nn.Module]
     prelu: Callable[..., nn.Module]
+    linear_batch_norm_relu: Callable[..., nn.Module]
     virtual_batch_norm_act: Callable[..., nn.Module]
     conditional_batch_norm_act: Callable[..., nn.Module]
     equalized_linear: Callable[..., nn.Module]
@@ -367,6 +380,7 @@ TORCH = Layers(
     batch_norm_prelu=BatchNormPReLU2d,
     instance_norm_act=InstanceNormAct2d,
     prelu=nn.PReLU,
+    linear_batch_norm_relu=LinearBatchNormReLU2d,
     # How the network's reference batch comes through the layers is not for every model to write again; the arithmetic
     # is plain PyTorch.
     virtual_batch_norm_act=partial(virtual_batch_norm_act, implementation="reference"),
@@ -395,6 +409,7 @@ GANKERN = replace(
     batch_norm_act=batch_norm_act,
     batch_norm_act_1d=batch_norm_act_1d,
     instance_norm_act=instance_norm_act,
+    linear_batch_norm_relu=partial(gnn.LinearBatchNorm2d, activation="relu"),
     conditional_batch_norm_act=partial(gnn.ConditionalBatchNorm2d, activation="relu"),
     virtual_batch_norm_act=virtual_batch_norm_act,
     equalized_linear=gnn.EqualizedLinear,

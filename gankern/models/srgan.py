@@ -30,9 +30,7 @@ class Residual(nn.Module):
         return x + self.main(x)
 
 
-def srresnet(
-    channels: int = 3, width: int = 64, blocks: int = 16, layers: str | Layers = "gankern"
-) -> nn.Sequential:
+def srresnet(channels: int = 3, width: int = 64, blocks: int = 16, layers: str | Layers = "gankern") -> nn.Sequential:
     """Images [N, channels, H, W] in [0, 1] → [N, channels, 4 H, 4 W], about [-1, 1].
 
     >>> srresnet(3, 8, 1)(torch.rand(2, 3, 8, 12)).shape
@@ -53,8 +51,10 @@ def srresnet(
     enlarge: list[nn.Module] = []
     for _ in range(2):
         convolution = table.conv(width, 4 * width, 3, 1, 1)
+        assert isinstance(convolution, nn.Conv2d)  # of either set
         gnn.init.icnr_(convolution.weight, 2)
-        nn.init.zeros_(convolution.bias)
+        if convolution.bias is not None:
+            nn.init.zeros_(convolution.bias)
         enlarge += [convolution, nn.PixelShuffle(2), table.prelu()]
     return nn.Sequential(
         table.conv(channels, width, 9, 1, 4),

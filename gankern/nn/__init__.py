@@ -16,14 +16,21 @@ from gankern.nn.modules.batch_norm_act import (
     BatchNormAct1d,
     BatchNormAct2d,
     BatchNormAct3d,
+    ConditionalBatchNorm1d,
     ConditionalBatchNorm2d,
+    ConditionalBatchNorm3d,
+    LinearBatchNorm1d,
+    LinearBatchNorm2d,
+    LinearBatchNorm3d,
 )
 from gankern.nn.modules.bias_act import BiasAct, LeakyReLU, ReLU
 from gankern.nn.modules.convolution import (
     Conv2d,
     ConvDownsample2d,
     ConvTranspose2d,
+    EqualizedConv1d,
     EqualizedConv2d,
+    EqualizedConv3d,
     EqualizedLinear,
     SubpixelConv2d,
     UpsampleConv2d,
@@ -37,6 +44,7 @@ from gankern.nn.modules.instance_norm_act import (
 from gankern.nn.modules.minibatch_discrimination import MinibatchDiscrimination
 from gankern.nn.modules.minibatch_stddev import MinibatchStdDev
 from gankern.nn.modules.pixel_norm import BiasActPixelNorm, PixelNorm
+from gankern.nn.modules.self_attention2d import SelfAttention2d
 from gankern.nn.modules.upfirdn2d import Blur2d, FIRDownsample2d, FIRUpsample2d
 from gankern.nn.modules.virtual_batch_norm import (
     VirtualBatchNorm1d,
@@ -57,11 +65,15 @@ __all__ = [
     "BiasAct",
     "BiasActPixelNorm",
     "Blur2d",
+    "ConditionalBatchNorm1d",
     "ConditionalBatchNorm2d",
+    "ConditionalBatchNorm3d",
     "Conv2d",
     "ConvDownsample2d",
     "ConvTranspose2d",
+    "EqualizedConv1d",
     "EqualizedConv2d",
+    "EqualizedConv3d",
     "EqualizedLinear",
     "FIRDownsample2d",
     "FIRUpsample2d",
@@ -70,10 +82,14 @@ __all__ = [
     "InstanceNormAct2d",
     "InstanceNormAct3d",
     "LeakyReLU",
+    "LinearBatchNorm1d",
+    "LinearBatchNorm2d",
+    "LinearBatchNorm3d",
     "MinibatchDiscrimination",
     "MinibatchStdDev",
     "PixelNorm",
     "ReLU",
+    "SelfAttention2d",
     "SubpixelConv2d",
     "UpsampleConv2d",
     "VirtualBatchNorm1d",

@@ -57,6 +57,7 @@ _COUPLED: dict[type, Callable] = {}
 _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(gnn.Conv2d, gnn.ConvTranspose2d, gnn.ConvDownsample2d, gnn.UpsampleConv2d, gnn.EqualizedConv2d),
+    *(gnn.EqualizedConv1d, gnn.EqualizedConv3d),
     gnn.SubpixelConv2d,
 )
 _POINTWISE = (
@@ -72,7 +73,7 @@ _SPATIAL = (
     *(nn.AdaptiveMaxPool3d, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.PixelShuffle),
     *(nn.PixelUnshuffle, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d),
     *(nn.ReplicationPad2d, nn.ReplicationPad3d, nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
-    *(gnn.Blur2d, gnn.FIRDownsample2d, gnn.FIRUpsample2d),
+    *(gnn.Blur2d, gnn.FIRDownsample2d, gnn.FIRUpsample2d, gnn.SelfAttention2d),
 )
 _NORMS = (
     *(nn.GroupNorm, nn.LocalResponseNorm, gnn.PixelNorm),
@@ -85,7 +86,8 @@ _INSTANCE_NORMS = (
 )
 _BATCH_NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, gnn.BatchNorm2d, gnn.BatchNormAct1d, gnn.BatchNormAct2d),
-    *(gnn.BatchNormAct3d, gnn.ConditionalBatchNorm2d),
+    *(gnn.BatchNormAct3d, gnn.ConditionalBatchNorm1d, gnn.ConditionalBatchNorm2d, gnn.ConditionalBatchNorm3d),
+    *(gnn.LinearBatchNorm1d, gnn.LinearBatchNorm2d, gnn.LinearBatchNorm3d),
 )
 _WITH_DIMENSION = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.Unflatten)
 for _cls in (

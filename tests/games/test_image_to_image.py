@@ -14,10 +14,9 @@ from gankern.games.srgan import decibels, enlarge, shrink
 
 def trainer(name, layers="gankern", size=None, **options):
     game = games.find(name)
-    size = size or game.preset["size"]
     samples = data.load(game.data, size)
     condition = None if game.needs is None else data.condition(game.data, samples, game.needs)
-    options = {"batch_size": 2, "threads": 1, "steps": 1, "evaluate": 0, "width": 4, "size": size} | options
+    options = {"batch_size": 2, "threads": 1, "steps": 1, "evaluate": 0, "width": 4} | options
     config = training.configure(name, game.data, samples, condition, **options)
     return training.Trainer(config, layers, samples, condition)
 

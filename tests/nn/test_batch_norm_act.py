@@ -121,3 +121,36 @@ class TestConditional:
     def test_bad_number_of_classes(self):
         with pytest.raises(ValueError, match="num_classes is 0"):
             gnn.ConditionalBatchNorm2d(4, 0)
+
+
+@pytest.mark.parametrize(
+    ("ours", "shape"),
+    [(gnn.LinearBatchNorm1d, (6, 4)), (gnn.LinearBatchNorm1d, (6, 4, 5)), (gnn.LinearBatchNorm2d, (6, 4, 5, 3)),
+     (gnn.LinearBatchNorm3d, (6, 4, 2, 5, 3))],
+)  # fmt: skip
+def test_conditional_on_a_vector(ours, shape):
+    norm = ours(4, 7, activation="relu").double()
+    x, c = torch.randn(shape, dtype=torch.float64), torch.randn(6, 7, dtype=torch.float64)
+    over = (...,) + (None,) * (len(shape) - 2)
+    right = F.batch_norm(x, None, None, training=True)
+    right = torch.relu(right * (1 + c @ norm.gain.weight.T)[over] + (c @ norm.shift.weight.T)[over])
+    torch.testing.assert_close(norm(x, c), right)
+    dimensions = [0, *range(2, len(shape))]
+    torch.testing.assert_close(norm.running_mean, 0.1 * x.mean(dimensions))
+    assert set(dict(norm.named_parameters())) == {"gain.weight", "shift.weight"}
+    with pytest.raises(ValueError, match=rf"{ours.__name__}: c is torch.float64 of shape \(6, 6\)"):
+        norm(x, c[:, :6])
+
+
+@pytest.mark.parametrize(
+    ("ours", "shape"), [(gnn.ConditionalBatchNorm1d, (6, 4, 5)), (gnn.ConditionalBatchNorm3d, (6, 4, 2, 5, 3))]
+)
+def test_conditional_on_classes_in_other_dimensions(ours, shape):
+    norm = ours(4, 3).double()
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    x, y = torch.randn(shape, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1, 0])
+    over = (...,) + (None,) * (len(shape) - 2)
+    right = F.batch_norm(x, None, None, training=True) * norm.weight[y][over] + norm.bias[y][over]
+    torch.testing.assert_close(norm(x, y), right)
+    with pytest.raises(ValueError, match=f"{ours.__name__}: y has classes from 0 to 3"):
+        norm(x, y + (y == 2))

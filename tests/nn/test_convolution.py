@@ -144,3 +144,18 @@ def test_subpixel_convolutions_are_convolutions_with_a_pixel_shuffle():
     assert "upscale_factor=2" in repr(layer)
     with pytest.raises(ValueError, match="SubpixelConv2d: upscale_factor is 1.5"):
         gnn.SubpixelConv2d(5, 4, 3, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "size"), [(gnn.EqualizedConv1d, nn.Conv1d, (9,)), (gnn.EqualizedConv3d, nn.Conv3d, (5, 6, 7))]
+)
+def test_equalised_in_other_dimensions(ours, theirs, size):
+    torch.manual_seed(0)
+    layer = ours(4, 6, 3, padding=1, groups=2, gain=1.5).double()
+    assert layer.weight.std().item() == pytest.approx(1, abs=0.2) and not layer.bias.any()
+    plain = theirs(4, 6, 3, padding=1, groups=2).double()
+    plain.load_state_dict({"weight": layer.weight * 1.5 / (2 * 3 ** len(size)) ** 0.5, "bias": layer.bias})
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), plain(x))
+    with pytest.raises(ValueError, match=f"{ours.__name__}: implementation is 'cpu'"):
+        ours(4, 6, 3, implementation="cpu")

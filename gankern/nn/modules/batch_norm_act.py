@@ -156,14 +156,15 @@ class ConditionalBatchNorm2d(BatchNormAct):
     are [num_classes, num_features], ones and zeros at the start. ``forward(x, y)`` takes classes y [N] of an integer
     dtype, or weights over the classes [N, num_classes], for mixtures of them. Where affine values come from something
     else, such as BigGAN's linear maps of latent and embedding, call
-    ``gankern.functional.batch_norm_act(x, mean, var, 1 + gain(z), bias(z), training)`` with [N, C] of each.
+    ``gankern.functional.batch_norm_act(x, mean, var, 1 + gain(z), bias(z), training)`` with [N, C] of each, or see
+    :class:`LinearBatchNorm2d`.
 
     >>> norm = ConditionalBatchNorm2d(64, 10, activation="relu")
     >>> norm(torch.randn(8, 64, 16, 16), torch.randint(10, (8,))).shape
     torch.Size([8, 64, 16, 16])
     """
 
-    dimensions = (4,)
+    dimensions: tuple[int, ...] = (4,)
 
     def __init__(
         self,
@@ -191,7 +192,7 @@ class ConditionalBatchNorm2d(BatchNormAct):
             negative_slope=negative_slope,
             implementation=implementation,
         )
-        _checks.whole("ConditionalBatchNorm2d", "num_classes", num_classes)
+        _checks.whole(type(self).__name__, "num_classes", num_classes)
         self.num_classes = num_classes
         self.affine = True
         self.weight = nn.Parameter(torch.empty(num_classes, num_features, device=device, dtype=dtype))
@@ -202,20 +203,20 @@ class ConditionalBatchNorm2d(BatchNormAct):
         if y.is_floating_point():
             if y.shape != (x.shape[0], self.num_classes):
                 raise ValueError(
-                    f"ConditionalBatchNorm2d: y has shape {tuple(y.shape)}; weights over classes must be "
+                    f"{type(self).__name__}: y has shape {tuple(y.shape)}; weights over classes must be "
                     f"[{x.shape[0]}, {self.num_classes}]"
                 )
             return self._normalize(x, y.to(self.weight.dtype) @ self.weight, y.to(self.bias.dtype) @ self.bias)
         if y.shape != (x.shape[0],) or y.dtype == torch.bool:
             raise ValueError(
-                f"ConditionalBatchNorm2d: y is {y.dtype} of shape {tuple(y.shape)}; it must be [{x.shape[0]}] of "
+                f"{type(self).__name__}: y is {y.dtype} of shape {tuple(y.shape)}; it must be [{x.shape[0]}] of "
                 f"integers, the samples' classes"
             )
         # On a GPU looking would wait for it; there the lookup itself stops with an assertion.
         looks = y.device.type == "cpu" and len(y) and not torch.compiler.is_compiling()
         if looks and not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
             raise ValueError(
-                f"ConditionalBatchNorm2d: y has classes from {int(y.min())} to {int(y.max())}; they must be from 0 to "
+                f"{type(self).__name__}: y has classes from {int(y.min())} to {int(y.max())}; they must be from 0 to "
                 f"{self.num_classes - 1}"
             )
         return self._normalize(x, nn.functional.embedding(y, self.weight), nn.functional.embedding(y, self.bias))
@@ -223,3 +224,90 @@ class ConditionalBatchNorm2d(BatchNormAct):
     def extra_repr(self) -> str:
         features, rest = super().extra_repr().split(", ", 1)
         return f"{features}, num_classes={self.num_classes}, {rest}"
+
+
+class _LinearBatchNorm(BatchNormAct):
+    """See :class:`LinearBatchNorm2d`."""
+
+    def __init__(
+        self,
+        num_features: int,
+        condition_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+        negative_slope: float = 0.2,
+        implementation: str | None = None,
+    ) -> None:
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            False,
+            track_running_stats,
+            device,
+            dtype,
+            activation=activation,
+            negative_slope=negative_slope,
+            implementation=implementation,
+        )
+        _checks.whole(type(self).__name__, "condition_features", condition_features)
+        self.condition_features = condition_features
+        self.gain = nn.Linear(condition_features, num_features, bias=False, device=device, dtype=dtype)
+        self.shift = nn.Linear(condition_features, num_features, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # type: ignore[override]  # it has an argument more
+        if not c.is_floating_point() or c.shape != (x.shape[0], self.condition_features):
+            raise ValueError(
+                f"{type(self).__name__}: c is {c.dtype} of shape {tuple(c.shape)}; it must be floating point, "
+                f"[{x.shape[0]}, {self.condition_features}]"
+            )
+        return self._normalize(x, 1 + self.gain(c), self.shift(c))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, condition_features={self.condition_features}"
+
+
+class LinearBatchNorm1d(_LinearBatchNorm):
+    """As :class:`LinearBatchNorm2d`, for x of [N, C] or [N, C, L]."""
+
+    dimensions = (2, 3)
+
+
+class LinearBatchNorm2d(_LinearBatchNorm):
+    r"""Conditional batch normalisation by a vector of each sample's, as BigGAN has it, and an activation, in one pass.
+
+    :math:`y_n = \mathrm{act}\big((1 + W_\gamma c_n) (x_n - \mu)/\sqrt{\sigma^2 + \epsilon} + W_\beta c_n\big)`; the
+    statistics are those of all samples together, as :class:`torch.nn.BatchNorm2d`'s.
+
+    Source: Brock et al. 2018, arXiv 1809.11096. ``gain`` and ``shift`` are linear layers without a bias, so that
+    spectral norm finds them. ``forward(x, c)`` takes c [N, condition_features] of a floating-point dtype.
+
+    >>> norm = LinearBatchNorm2d(64, 20, activation="relu")
+    >>> norm(torch.randn(8, 64, 16, 16), torch.randn(8, 20)).shape
+    torch.Size([8, 64, 16, 16])
+    """
+
+    dimensions = (4,)
+
+
+class LinearBatchNorm3d(_LinearBatchNorm):
+    """As :class:`LinearBatchNorm2d`, for x of [N, C, D, H, W]."""
+
+    dimensions = (5,)
+
+
+class ConditionalBatchNorm1d(ConditionalBatchNorm2d):
+    """As :class:`ConditionalBatchNorm2d`, for x of [N, C] or [N, C, L]."""
+
+    dimensions = (2, 3)
+
+
+class ConditionalBatchNorm3d(ConditionalBatchNorm2d):
+    """As :class:`ConditionalBatchNorm2d`, for x of [N, C, D, H, W]."""
+
+    dimensions = (5,)

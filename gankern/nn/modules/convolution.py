@@ -218,7 +218,9 @@ class ConvDownsample2d(_Resampling):
         )
 
 
-def _equalize(layer: EqualizedConv2d | EqualizedLinear, fan_in: int, gain: float) -> None:
+def _equalize(
+    layer: EqualizedConv1d | EqualizedConv2d | EqualizedConv3d | EqualizedLinear, fan_in: int, gain: float
+) -> None:
     _checks.number(type(layer).__name__, "gain", gain)
     layer.gain, layer.weight_scale = gain, gain / math.sqrt(fan_in)
     nn.init.normal_(layer.weight)
@@ -300,6 +302,100 @@ class EqualizedConv2d(Conv2d):
     def extra_repr(self) -> str:
         resample = f", resample={self.resample!r}" if self.resample else ""
         return f"{super().extra_repr()}, gain={self.gain:.4g}{resample}"
+
+
+class EqualizedConv1d(nn.Conv1d):
+    """As :class:`EqualizedConv2d`, in one dimension: fan_in = in_channels / groups * kernel length.
+
+    Args:
+        in_channels, ..., dtype: as in torch.nn.Conv1d.
+        gain: He's sqrt(2); 1 for layers without an activation.
+        implementation: "reference" alone: it is torch's own convolution, and there are no kernels of ours.
+
+    >>> EqualizedConv1d(8, 16, 3, padding=1)(torch.randn(2, 8, 20)).shape
+    torch.Size([2, 16, 20])
+    """
+
+    gain: float
+    weight_scale: float
+    implementation: str | None = None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: int | tuple[int] | str = 0,
+        dilation: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        gain: float = math.sqrt(2),
+        implementation: str | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        _checks.choice("EqualizedConv1d", "implementation", implementation, (None, "auto", "reference"))
+        self.implementation = implementation
+        _equalize(self, self.weight[0].numel(), gain)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight * self.weight_scale, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gain={self.gain:.4g}"
+
+
+class EqualizedConv3d(nn.Conv3d):
+    """As :class:`EqualizedConv2d`, in three dimensions: fan_in = in_channels / groups * the kernel's three sizes.
+
+    Args:
+        in_channels, ..., dtype: as in torch.nn.Conv3d.
+        gain: He's sqrt(2); 1 for layers without an activation.
+        implementation: "reference" alone: it is torch's own convolution, and there are no kernels of ours.
+
+    >>> EqualizedConv3d(4, 8, 3, padding=1)(torch.randn(2, 4, 5, 6, 7)).shape
+    torch.Size([2, 8, 5, 6, 7])
+    """
+
+    gain: float
+    weight_scale: float
+    implementation: str | None = None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int, int],
+        stride: int | tuple[int, int, int] = 1,
+        padding: int | tuple[int, int, int] | str = 0,
+        dilation: int | tuple[int, int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        gain: float = math.sqrt(2),
+        implementation: str | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        _checks.choice("EqualizedConv3d", "implementation", implementation, (None, "auto", "reference"))
+        self.implementation = implementation
+        _equalize(self, self.weight[0].numel(), gain)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight * self.weight_scale, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gain={self.gain:.4g}"
 
 
 class EqualizedLinear(nn.Linear):

@@ -1,0 +1,235 @@
+"""BigGAN-deep (Brock 2018, arXiv 1809.11096): bottleneck blocks, one embedding for all norms, attention at 64x64.
+
+| resolution, ch 128 | generator | discriminator |
+|---|---|---|
+| 128 | 50,244,484 | 34,590,210 |
+| 256 | 55,736,708 | 38,247,426 |
+| 512 | 56,019,780 | 38,301,122 |
+
+(Published checkpoints have a last layer of ch outputs, of which three are used: 144,125 parameters more.)
+
+Every weight of both networks has a spectral norm of one. Weights are drawn orthogonally. The condition c is the latent
+and the class's embedding side by side, [z, embed(y)], given whole to every norm: batch norm by 1 + W c and W' c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import gankern.nn as gnn
+from gankern.core.arguments import whole
+from gankern.models import layers as layer_tables
+from gankern.models._sizes import SizeError
+from gankern.models.gan import GAN
+from gankern.models.layers import Layers, normalise_spectrally
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Widths in multiples of ch: of the maps before, between and after the blocks, and behind how many there is
+    attention. In the generator every second block doubles the map, in the discriminator every first of two halves it.
+    """
+
+    generator: tuple[int, ...]
+    discriminator: tuple[int, ...]
+    generator_attention: int
+    discriminator_attention: int
+
+
+ARCHITECTURES = {
+    32: Architecture((4,) * 7, (4,) * 7, 4, 2),  # a small one, not of the paper: attention at 16x16
+    128: Architecture((16, 16, 16, 16, 8, 8, 4, 4, 2, 2, 1), (1, 2, 2, 4, 4, 8, 8, 16, 16, 16, 16), 8, 2),
+    256: Architecture((16, 16, 16, 16, 8, 8, 8, 8, 4, 4, 2, 2, 1), (1, 2, 2, 4, 4, 8, 8, 8, 8, 16, 16, 16, 16), 8, 4),
+    512: Architecture(
+        (16, 16, 16, 16, 8, 8, 8, 8, 4, 4, 2, 2, 1, 1, 1), (1, 1, 1, 2, 2, 4, 4, 8, 8, 8, 8, 16, 16, 16, 16), 8, 6
+    ),
+}
+SHRINK = 4  # of a bottleneck
+
+
+class GeneratorBlock(nn.Module):
+    """cBN ReLU 1x1, cBN ReLU [x 2] 3x3, cBN ReLU 3x3, cBN ReLU 1x1; beside it the first channels of x [x 2]."""
+
+    def __init__(self, before: int, after: int, condition: int, doubles: bool, table: Layers) -> None:
+        super().__init__()
+        inner = before // SHRINK
+        self.after, self.doubles = after, doubles
+        self.norms = nn.ModuleList(table.linear_batch_norm_relu(n, condition) for n in (before, inner, inner, inner))
+        second = table.upsample_conv(inner, inner, 3) if doubles else table.conv(inner, inner, 3, padding=1)
+        self.convolutions = nn.ModuleList(
+            [table.conv(before, inner, 1), second, table.conv(inner, inner, 3, padding=1), table.conv(inner, after, 1)]
+        )
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        y = x
+        for norm, convolution in zip(self.norms, self.convolutions):
+            y = convolution(norm(y, c))
+        skip = x[:, : self.after]
+        return y + (F.interpolate(skip, scale_factor=2, mode="nearest") if self.doubles else skip)
+
+
+class DiscriminatorBlock(nn.Module):
+    """ReLU 1x1, ReLU 3x3, ReLU 3x3, ReLU [mean of 2x2] 1x1; beside it x [mean] and, of it, the channels that it has
+    too few of."""
+
+    def __init__(self, before: int, after: int, halves: bool, table: Layers) -> None:
+        super().__init__()
+        inner = after // SHRINK
+        self.halves = halves
+        self.main = nn.Sequential(
+            table.relu(),
+            table.conv(before, inner, 1),
+            table.relu(inplace=True),
+            table.conv(inner, inner, 3, padding=1),
+            table.relu(inplace=True),
+            table.conv(inner, inner, 3, padding=1),
+            table.relu(inplace=True),
+        )
+        self.last = table.conv(inner, after, 1)
+        self.more = table.conv(before, after - before, 1) if after > before else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.main(x)
+        if self.halves:
+            y, x = F.avg_pool2d(y, 2), F.avg_pool2d(x, 2)
+        skip = x if self.more is None else torch.cat([x, self.more(x)], 1)
+        return self.last(y) + skip
+
+
+class Generator(nn.Module):
+    """(latents [N, latent], classes [N]) → images [N, channels, size, size] in [-1, 1]."""
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        attention: int,
+        channels: int,
+        latent: int,
+        embedding: int,
+        num_classes: int,
+        table: Layers,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        condition = latent + embedding
+        self.embed = nn.Embedding(num_classes, embedding)
+        self.first = table.linear(condition, 16 * widths[0])
+        self.blocks = nn.ModuleList()
+        for i, (before, after) in enumerate(pairwise(widths)):
+            self.blocks.append(GeneratorBlock(before, after, condition, i % 2 == 1, table))
+        self.attention_at = attention
+        self.attention = gnn.SelfAttention2d(widths[attention])
+        self.norm = table.batch_norm_act(widths[-1])
+        self.last = table.conv(widths[-1], channels, 3, padding=1)
+
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        check_labels(labels, self.num_classes)
+        c = torch.cat([latents, self.embed(labels)], 1)
+        x = self.first(c).unflatten(1, (-1, 4, 4))
+        for i, block in enumerate(self.blocks):
+            if i == self.attention_at:
+                x = self.attention(x)
+            x = block(x, c)
+        return self.last(self.norm(x)).tanh()
+
+
+class Discriminator(nn.Module):
+    """(images [N, channels, size, size], classes [N]) → logits [N], by projection."""
+
+    def __init__(self, widths: Sequence[int], attention: int, channels: int, num_classes: int, table: Layers) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.first = table.conv(channels, widths[0], 3, padding=1)
+        self.blocks = nn.ModuleList()
+        for i, (before, after) in enumerate(pairwise(widths)):
+            self.blocks.append(DiscriminatorBlock(before, after, i % 2 == 0, table))
+        self.attention_at = attention
+        self.attention = gnn.SelfAttention2d(widths[attention])
+        self.relu = table.relu()
+        self.last = table.linear(widths[-1], 1)
+        self.embed = nn.Embedding(num_classes, widths[-1])
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        check_labels(labels, self.num_classes)
+        x = self.first(images)
+        for i, block in enumerate(self.blocks):
+            if i == self.attention_at:
+                x = self.attention(x)
+            x = block(x)
+        features = self.relu(x).sum((2, 3))
+        return self.last(features).squeeze(1) + (self.embed(labels) * features).sum(1)
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raises for labels that are no classes; on a GPU looking would wait for it, and the lookup itself asserts."""
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; they must be [N] of integers")
+    looks = labels.device.type == "cpu" and len(labels) and not torch.compiler.is_compiling()
+    if looks and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"labels are from {int(labels.min())} to {int(labels.max())}; they must be from 0 to {num_classes - 1}"
+        )
+
+
+def biggan_deep(
+    size: int = 128,
+    channels: int = 3,
+    latent: int = 128,
+    width: int = 128,
+    num_classes: int = 1000,
+    embedding: int = 128,
+    layers: str = "torch",
+) -> GAN:
+    """BigGAN-deep for images of 128, 256 or 512 pixels (or 32, a small one of its kind).
+
+    ``width`` is the paper's ch, a multiple of 4. Sample by :func:`truncated` latents.
+
+    >>> gan = biggan_deep(32, width=4, latent=8, embedding=8, num_classes=5)
+    >>> labels = torch.tensor([0, 4])
+    >>> gan.discriminator(gan.generator(torch.randn(2, 8), labels), labels).shape
+    torch.Size([2])
+    """
+    if whole("size", size) not in ARCHITECTURES:
+        raise SizeError(f"biggan_deep has networks for sizes {', '.join(map(str, ARCHITECTURES))}, got {size}")
+    for name, value in (("channels", channels), ("latent", latent), ("num_classes", num_classes)):
+        whole(name, value, least=1)
+    whole("embedding", embedding, least=1)
+    if whole("width", width, least=4) % SHRINK:
+        raise ValueError(f"width must be a multiple of {SHRINK}, by which blocks are narrowed; got {width}")
+    table, shape = layer_tables.get(layers), ARCHITECTURES[size]
+    maps = [[width * m for m in widths] for widths in (shape.generator, shape.discriminator)]
+    generator = Generator(maps[0], shape.generator_attention, channels, latent, embedding, num_classes, table)
+    discriminator = Discriminator(maps[1], shape.discriminator_attention, channels, num_classes, table)
+    for network in (generator, discriminator):
+        network.apply(initialise)
+        normalise_spectrally(network, table)
+    return GAN(generator, discriminator, latent, num_classes)
+
+
+def initialise(module: nn.Module) -> None:
+    """Orthogonal weights, the discriminator's embedding among them; biases 0."""
+    if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+        if module.weight.device.type != "meta":
+            nn.init.orthogonal_(module.weight)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # a tensor, where there is one
+
+
+def truncated(size: Sequence[int], limit: float | None, generator: torch.Generator | None = None) -> Tensor:
+    """Latents from N(0, 1) of which every component beyond ``limit`` is drawn again, not scaled; None: none is.
+
+    >>> truncated((1000, 8), 0.5).abs().max() <= 0.5
+    tensor(True)
+    """
+    if limit is not None and not limit > 0:
+        raise ValueError(f"truncated: limit must be above 0, or None, got {limit}")
+    z = torch.randn(*size, generator=generator)
+    while limit is not None and (beyond := z.abs() > limit).any():
+        z[beyond] = torch.randn(int(beyond.sum()), generator=generator)
+    return z

@@ -1,0 +1,130 @@
+"""Self-attention: against the formula written out in fp64, first and second order, by blocks of every size."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import grad, gradcheck, gradgradcheck
+
+import gankern.functional as GF
+import gankern.nn as gnn
+from gankern.ops import attention
+
+
+def tensors(n=2, c=16, h=6, w=8, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((n, c, h, w), (c // 8, c), (c // 8, c, 1, 1), (c // 2, c), (c, c // 2), ())
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in sizes]
+
+
+def by_hand(x, theta, phi, g, out, gamma):
+    """Position by position: the sum over keys is that of a softmax over the keys."""
+    theta, phi, g, out = (w.flatten(1) for w in (theta, phi, g, out))
+    q = torch.einsum("dc,nchw->ndhw", theta, x).flatten(2)
+    k = F.max_pool2d(torch.einsum("dc,nchw->ndhw", phi, x), 2).flatten(2)
+    v = F.max_pool2d(torch.einsum("ec,nchw->nehw", g, x), 2).flatten(2)
+    table = torch.einsum("ndi,ndj->nij", q, k)
+    weights = table.exp() / table.exp().sum(2, keepdim=True)
+    found = torch.einsum("nij,nej->nei", weights, v)
+    return x + gamma * torch.einsum("ce,nei->nci", out, found).view_as(x)
+
+
+def every_order(function, inputs):
+    inputs = [v.detach().requires_grad_() for v in inputs]
+    y = function(*inputs)
+    g = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y).requires_grad_()
+    first = grad(y, inputs, g, create_graph=True)
+    hs = [torch.linspace(0.5, 2, f.numel(), dtype=f.dtype).view_as(f) for f in first]
+    return [y, *first, *grad(first, [*inputs, g], hs)]
+
+
+@pytest.mark.parametrize("block", [1, 5, 40, 1 << 20])
+def test_every_order_is_the_formulas(block, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", block)
+    for size in ((2, 16, 6, 8), (3, 8, 2, 2), (1, 16, 5, 7)):
+        right = every_order(by_hand, tensors(*size))
+        for function in (GF.self_attention2d, lambda *v: GF.self_attention2d(*v, implementation="reference")):
+            for a, b in zip(every_order(function, tensors(*size)), right, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_by_differences():
+    assert gradcheck(GF.self_attention2d, tensors(1, 8, 4, 4), fast_mode=True)
+    assert gradgradcheck(GF.self_attention2d, tensors(1, 8, 4, 4), fast_mode=True)
+
+
+def test_no_table_is_stored(monkeypatch):
+    """Of 32x32 positions a table has 262,144 numbers; the largest tensor that is made has no more than a block."""
+    monkeypatch.setattr(attention, "BLOCK", 4096)
+    sizes = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            sizes.extend(r.numel() for r in (result if isinstance(result, tuple | list) else [result])
+                         if isinstance(r, torch.Tensor))  # fmt: skip
+            return result
+
+    inputs = tensors(1, 8, 32, 32, torch.float32)
+    with Watch():
+        every_order(GF.self_attention2d, inputs)
+    assert max(sizes) <= 1024 * 8
+
+
+def test_a_penalty_through_it_trains_its_weights():
+    torch.manual_seed(0)
+    layer = gnn.SelfAttention2d(16).double()
+    layer.gamma.data.fill_(0.7)
+    x = torch.randn(2, 16, 6, 6, dtype=torch.float64, requires_grad=True)
+
+    def penalty(function):
+        (g,) = grad(function(x).square().sum(), x, create_graph=True)
+        return grad(g.square().sum(), list(layer.parameters()))
+
+    weights = lambda: (layer.theta.weight, layer.phi.weight, layer.g.weight, layer.out.weight, layer.gamma)  # noqa: E731
+    torch.testing.assert_close(penalty(layer), penalty(lambda x: by_hand(x, *weights())), rtol=1e-8, atol=1e-8)
+    with pytest.raises(RuntimeError, match="order 2"):
+        (a,) = grad(layer(x).square().sum(), x, create_graph=True)
+        (b,) = grad(a.square().sum(), x, create_graph=True)
+        grad(b.square().sum(), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_narrow_dtypes(dtype):
+    inputs = [0.3 * v.detach() for v in tensors(dtype=dtype)]
+    right = by_hand(*(v.double() for v in inputs))
+    y = GF.self_attention2d(*inputs)
+    assert y.dtype == dtype and (y - right).abs().max() <= 16 * torch.finfo(dtype).eps * right.abs().max()
+
+
+def test_the_module_has_the_papers_parameters_and_takes_spectral_norm():
+    for channels, count in ((64, 5_121), (128, 20_481), (256, 81_921), (512, 327_681)):
+        with torch.device("meta"):
+            assert sum(p.numel() for p in gnn.SelfAttention2d(channels).parameters()) == count
+    layer = gnn.SelfAttention2d(16)
+    x = torch.randn(2, 16, 4, 4)
+    assert torch.equal(layer(x), x)  # gamma is 0
+    for child in (layer.theta, layer.phi, layer.g, layer.out):
+        torch.nn.utils.parametrizations.spectral_norm(child)
+    layer.gamma.data.fill_(1.0)
+    assert not torch.equal(layer(x), x)
+
+
+X = torch.ones(1, 8, 4, 4)
+W = {"theta": torch.ones(1, 8), "phi": torch.ones(1, 8), "g": torch.ones(4, 8), "out": torch.ones(8, 4)}
+BAD = [
+    ({"x": torch.ones(1, 8, 1, 4)}, "x has shape .*height and width of 2 or more"),
+    ({"x": torch.ones(8, 4, 4)}, "x has shape"),
+    ({"theta": torch.ones(1, 7)}, r"theta has shape \(1, 7\); .*\[1, 8\]"),
+    ({"phi": torch.ones(2, 8)}, r"phi has shape \(2, 8\); .*\[1, 8\]"),
+    ({"g": torch.ones(4, 8, 3, 3)}, "g has shape"),
+    ({"out": torch.ones(8, 5)}, r"out has shape \(8, 5\); .*\[8, 4\]"),
+    ({"g": torch.ones(4, 8, dtype=torch.float64)}, "g is torch.float64"),
+    ({"gamma": torch.ones(2)}, "gamma has shape"),
+    ({"implementation": "cuda"}, "implementation is 'cuda'"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "says"), BAD, ids=[says for _, says in BAD])
+def test_bad_input_is_named(wrong, says):
+    with pytest.raises((ValueError, TypeError), match=f"self_attention2d: .*{says}"):
+        GF.self_attention2d(**{"x": X, **W, "gamma": torch.ones(()), **wrong})
