@@ -54,7 +54,7 @@ def page(found: dict[str, dict[str, Any]], template: str | None = None) -> str:
     """The page in Markdown (or another ``template``), its numbers from what the figures ``found``; a minus sign where a
     number has one."""
     text = (_TEMPLATE.read_text(encoding="utf-8") if template is None else template).format(**found)
-    return re.sub(r"(?<=[\s|(])-(?=\d)", "\N{MINUS SIGN}", text)
+    return re.sub(r"(?<![^\s|(])-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def write(folder: Path) -> Iterator[Path]:

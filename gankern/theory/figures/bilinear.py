@@ -19,10 +19,18 @@ FORMULAS = {
 }
 
 
+def growth(path: torch.Tensor) -> float:
+    """By how much a step multiplies the radius, turns left out: from the areas between one position and the next, which
+    a linear step multiplies by its determinant."""
+    before, after = path[:-1], path[1:]
+    area = (before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]).abs()
+    return (area[-1] / area[0]).item() ** (0.5 / (len(area) - 1))
+
+
 def compute() -> dict[str, Any]:
     paths = {rule: bilinear_path(rule, eta=ETA, steps=STEPS) for rule in BILINEAR_RULES}
     average = paths["alternating"].cumsum(0) / torch.arange(1, STEPS + 2)[:, None]
-    factors = {rule: (path[-1].norm() / path[0].norm()).item() ** (1 / STEPS) for rule, path in paths.items()}
+    factors = {rule: growth(path) for rule, path in paths.items()}
     paths |= {"averaging": average}
     rows = [
         (
