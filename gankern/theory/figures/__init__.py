@@ -7,6 +7,7 @@ have ``{figure[number]:format}`` for every number: none is typed in.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -54,7 +55,15 @@ def page(found: dict[str, dict[str, Any]], template: str | None = None) -> str:
     """The page in Markdown (or another ``template``), its numbers from what the figures ``found``; a minus sign where a
     number has one."""
     text = (_TEMPLATE.read_text(encoding="utf-8") if template is None else template).format(**found)
-    return re.sub(r"(?<![^\s|(])-(?=\d)", "\N{MINUS SIGN}", text)
+    text = re.sub(r"(?<![^\s|(])-(?=\d)", "\N{MINUS SIGN}", re.sub(r"(?<=\d)%", " %", text))
+    return "\n\n".join(map(_filled, text.rstrip("\n").split("\n\n"))) + "\n"
+
+
+def _filled(paragraph: str) -> str:
+    """A paragraph with its lines of one length again; headings, pictures and tables as they are."""
+    if paragraph.lstrip().startswith(("#", "!", "|")):
+        return paragraph
+    return textwrap.fill(" ".join(paragraph.split()), 124, break_long_words=False, break_on_hyphens=False)
 
 
 def write(folder: Path) -> Iterator[Path]:

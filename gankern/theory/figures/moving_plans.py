@@ -28,8 +28,9 @@ def compute() -> dict[str, Any]:
         "by_cdf": wasserstein_by_cdf(X, P, Q),
         "dual": (potential @ (P - Q)).item(),
         "steepest": ((potential[:, None] - potential).abs() / cost.clamp(min=1e-9)).max().item(),
-        "row_error": max((plan.sum(1) - P).abs().max().item() for plan in plans.values()),
-        "column_error": max((plan.sum(0) - Q).abs().max().item() for plan in plans.values()),
+        "error": max(
+            max((plan.sum(1) - P).abs().max(), (plan.sum(0) - Q).abs().max()).item() for plan in plans.values()
+        ),
         "plans": plans,
         "potential": potential,
         "costs": (bad, greedy, least),
