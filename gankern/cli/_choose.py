@@ -1,15 +1,17 @@
 """Options that several commands share, and their checks."""
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import typer
+from rich.console import Console
 
 import gankern.functional  # noqa: F401 (declares the primitives)
 from gankern.core.dispatch import Primitive, check_environment
-from gankern.core.files import check_can_write
+from gankern.core.files import check_can_write, write_json
 from gankern.core.names import look_up
 
 DEVICES = ("cpu", "cuda")
@@ -41,9 +43,29 @@ def completing(names: Iterable[str]) -> Callable[[str], list[str]]:
 PRIMITIVES = choice(Primitive.registry, "a primitive; repeat for several", metavar="NAME", show_default="all")
 
 
+# One meaning for all commands.
+JSON = typer.Option(
+    "--json", metavar="FILE", help="write the results as JSON; with - to the terminal, and tables to the error stream"
+)
+TERMINAL = Path("-")
+
+
+def console_beside(json_file: Path | None) -> Console:
+    """Where tables go: the terminal, unless that gets the JSON."""
+    return Console(stderr=json_file == TERMINAL)
+
+
+def write_results(json_file: Path | None, value: Any) -> None:
+    """What --json asks for."""
+    if json_file == TERMINAL:
+        print(json.dumps(value, indent=1))
+    elif json_file is not None:
+        write_json(json_file, value)
+
+
 def check_output(option: str, path: Path | None) -> None:
     """Raises a ValueError where a file could not be written: asked before what goes into it is worked for."""
-    if path is None:
+    if path is None or (path == TERMINAL and option == "--json"):
         return
     try:
         check_can_write(path)

@@ -6,17 +6,15 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from torch import Tensor, nn
 
 import gankern
 from gankern.cli import _target
-from gankern.cli._choose import check_output
+from gankern.cli._choose import JSON, check_output, console_beside, write_results
 from gankern.cli._fail import fail
 from gankern.core import memory
 from gankern.core.arguments import seed as check_seed
 from gankern.core.dispatch import check_environment
-from gankern.core.files import write_json
 
 
 def accelerate(
@@ -38,7 +36,7 @@ def accelerate(
     only: Annotated[list[str] | None, typer.Option(help="a submodule, as in gankern.accelerate; repeat")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="a submodule that is left as it is; repeat")] = None,
     fast_double_backward: Annotated[bool, typer.Option(help="as in gankern.accelerate")] = True,
-    json: Annotated[Path | None, typer.Option(help="also write the report, JSON")] = None,
+    json: Annotated[Path | None, JSON] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads", show_default="torch's")] = None,
     seed: Annotated[int, typer.Option(help="decides weights and inputs")] = 0,
 ) -> None:
@@ -65,11 +63,10 @@ def accelerate(
             fast_double_backward=fast_double_backward,
             verify=tuple(inputs) if inputs else None,
         )
-        if json:
-            write_json(json, report.to_dict())
+        write_results(json, report.to_dict())
     except (OSError, ValueError, TypeError, ImportError, RuntimeError, AttributeError) as error:
         fail(error)
-    console = Console()
+    console = console_beside(json)
     console.print(report)
     if not inputs:
         console.print("Nothing was measured: give --input, such as --input 8,3,32,32.", soft_wrap=True)

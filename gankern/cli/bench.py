@@ -13,10 +13,20 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from gankern.cli._choose import DEVICES, PRIMITIVES, check_device, check_output, check_primitives, choice
+from gankern.cli._choose import (
+    DEVICES,
+    JSON,
+    PRIMITIVES,
+    TERMINAL,
+    check_device,
+    check_output,
+    check_primitives,
+    choice,
+    console_beside,
+    write_results,
+)
 from gankern.cli._fail import fail
 from gankern.core import memory
-from gankern.core.files import write_json
 from gankern.core.names import look_up
 from gankern.measure import benchmark, host, steps
 from gankern.measure.cases import Case, all_cases
@@ -24,7 +34,7 @@ from gankern.measure.report.compare import Change, compare
 from gankern.measure.report.record import Record, load
 
 MODELS = (*dict.fromkeys(step.model for step in steps.STEPS), "all")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
 def bench(
@@ -34,7 +44,8 @@ def bench(
         choice(MODELS, "a model's whole training step; repeat for several", show_default="none"),
     ] = None,
     device: Annotated[str, choice(DEVICES, "where it runs")] = "cpu",
-    dtype: Annotated[str, choice(DTYPES, "of the tensors")] = "float32",
+    precision: Annotated[str, choice(PRECISIONS, "of the tensors")] = "fp32",
+    dtype: Annotated[str | None, typer.Option(hidden=True)] = None,  # what --precision was called, by torch's names
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads", show_default="torch's")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="one or two shapes a primitive, a second each, one peer compiled")
@@ -49,7 +60,7 @@ def bench(
         bool, typer.Option("--full", help="all primitives, all models' steps, scaling; one peer compiled")
     ] = False,
     compiled: Annotated[bool, typer.Option(help="also time each peer under torch.compile")] = True,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the record to this file")] = None,
+    json_file: Annotated[Path | None, JSON] = None,
     against: Annotated[
         Path | None, typer.Option(help="an earlier record: name what became slower, and exit with 1 if anything did")
     ] = None,
@@ -73,8 +84,9 @@ def bench(
     try:
         check_primitives(op)
         check_device(device)
-        if dtype not in DTYPES:
-            raise ValueError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
+        named = {str(kind).removeprefix("torch."): name for name, kind in PRECISIONS.items()}
+        precision = named.get(dtype, dtype) if dtype is not None else precision
+        look_up(PRECISIONS, precision, "precision")
         if quick and full:
             raise ValueError("--quick and --full exclude each other")
         model, scaling = (["all"], True) if full else (model, scaling)
@@ -91,14 +103,14 @@ def bench(
     kept = memory.keep_freed_memory()
     if device == "cpu":
         memory.refuse_more_than_there_is()
-    console = Console()
+    console = console_beside(json_file)
     bandwidth, rate = benchmark.copy_bandwidth(device), benchmark.multiply_add_rate(device)
     seconds = 1.0 if quick or full else 3.0
     primitives = [c for c in all_cases() if not op or c.primitive in op] if op or full or not model else []
     cases = [c for c in primitives if c.bench and (c.quick or not quick)]
     options: dict[str, Any] = {"device": device, "compiled": compiled}
     measure = partial(
-        benchmark.measure, dtype=DTYPES[dtype], bandwidth=bandwidth, rate=rate, seconds=seconds, **options
+        benchmark.measure, dtype=PRECISIONS[precision], bandwidth=bandwidth, rate=rate, seconds=seconds, **options
     )
     # What is measured, by what it is called.
     work: dict[str, Callable[[], benchmark.Result]] = {
@@ -139,8 +151,8 @@ def bench(
             results.append(once())
             if earlier is not None:
                 results[-1] = _confirmed(results[-1], earlier, once)
-            if json_file is not None:
-                write_json(json_file, record(results))  # a run that is stopped keeps what it has
+            if json_file not in (None, TERMINAL):
+                write_results(json_file, record(results))  # a run that is stopped keeps what it has
             progress.advance(bar)
         breakdowns = {}
         for step in wanted:
@@ -148,7 +160,7 @@ def bench(
             breakdowns[step.name] = {v: steps.breakdown(step, v, device) for v in ("torch", benchmark.OURS)}
 
     limits = f"copy {bandwidth / 1e9:.1f} GB/s, {rate / 1e9:.0f} G multiply-adds/s"
-    console.print(f"{limits}, {torch.get_num_threads()} threads, {dtype}")
+    console.print(f"{limits}, {torch.get_num_threads()} threads, {precision}")
     # What a narrow terminal has no room for comes last.
     columns = ["case", "mode", "ratio", "gankern ms", "peer ms", "peer", "95 %", "of limit", "memory", "ran"]
     columns = columns[: 10 if console.width >= 150 else 6 if console.width >= 110 else 4]
@@ -172,8 +184,8 @@ def bench(
                 console.print(f"{r.case}, {r.mode}: {name} cannot: {contender.failure}", style="dim")
     if wanted:
         _print_breakdowns(console, breakdowns)
+    write_results(json_file, record(results, breakdowns))
     if json_file is not None:
-        write_json(json_file, record(results, breakdowns))
         console.print(f"record written to {json_file}", markup=False)
     if earlier is not None:
         _print_changes(console, compare(earlier, results))
@@ -182,7 +194,7 @@ def bench(
 def _host(primitives: list[str] | None, device: str, json_file: Path | None) -> None:
     """Measures and prints what calls cost the host."""
     torch.set_num_threads(1)
-    console = Console()
+    console = console_beside(json_file)
     cases = host.cases(primitives)
     work = [(case, mode) for mode in host.MODES for case in cases]
     costs = []
@@ -202,7 +214,7 @@ def _host(primitives: list[str] | None, device: str, json_file: Path | None) -> 
         console.print(f"{mode}: geometric mean {host.geometric_mean([c for c in costs if c.mode == mode]):.2f}")
     if json_file is not None:
         content = {"environment": benchmark.environment(), "settings": {}, "results": []}
-        write_json(json_file, content | {"host": [asdict(cost) for cost in costs]})
+        write_results(json_file, content | {"host": [asdict(cost) for cost in costs]})
         console.print(f"record written to {json_file}")
 
 

@@ -5,15 +5,13 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from torch import nn
 
 from gankern import diagnostics, training
 from gankern.cli import _target
-from gankern.cli._choose import check_output, choice
+from gankern.cli._choose import JSON, check_output, choice, console_beside, write_results
 from gankern.cli._fail import fail
 from gankern.core.arguments import seed as check_seed
-from gankern.core.files import write_json
 from gankern.models.layers import LAYERS
 from gankern.training import CHECKPOINT, TrainingError, pictures
 from gankern.training import checkpoint as checkpoints
@@ -29,7 +27,7 @@ def checkerboard(
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="also write a picture (PNG, JPEG, WebP)")] = None,
-    json: Annotated[Path | None, typer.Option(help="also write the numbers, JSON")] = None,
+    json: Annotated[Path | None, JSON] = None,
     layers: Annotated[
         str | None, choice(LAYERS, "which side of a comparison", show_default="the last of those there are")
     ] = None,
@@ -64,11 +62,10 @@ def checkerboard(
         report = diagnostics.checkerboard(generator, inputs, latent=latent, samples=samples, seed=seed)
         if out:
             report.save_picture(out)
-        if json:
-            write_json(json, report.to_dict())
+        write_results(json, report.to_dict())
     except (OSError, ValueError, TypeError, ImportError, TrainingError) as error:
         fail(error)
-    console = Console()
+    console = console_beside(json)
     console.print(report.table())
     if report.clean:
         console.print("No checkerboard: every stage treats its phases alike.", soft_wrap=True)

@@ -1,9 +1,9 @@
 """gankern info: what runs here, what does not, and why."""
 
 import importlib.metadata
-import json
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gankern.functional  # noqa: F401 (declares the primitives)
+from gankern.cli._choose import TERMINAL, check_output, write_results
 from gankern.cli._fail import fail
 from gankern.core import memory
 from gankern.core.dispatch import Primitive, check_environment
@@ -58,11 +59,19 @@ def advice() -> list[str]:
 
 
 def info(
-    json_output: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="write JSON instead of tables: to FILE, or to the terminal without one")
+    ] = False,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="where --json writes", show_default=False)
+    ] = None,
 ) -> None:
     """Versions, instruction set, which implementation of what is available and why not, and allocator advice."""
     try:
         check_environment()
+        if file is not None and not json_output:
+            raise ValueError(f"{file}: only --json writes to a file")
+        check_output("--json", file)
     except ValueError as error:
         fail(error)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -82,7 +91,7 @@ def info(
         "advice": advice(),
     }
     if json_output:
-        print(json.dumps(facts, indent=1))
+        write_results(file or TERMINAL, facts)
         return
     console = Console()
     table = Table(title="gankern", show_header=False)

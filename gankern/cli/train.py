@@ -4,21 +4,25 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, fields
+from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from gankern import data as data_sets
 from gankern import games, losses, models, training
 from gankern.cli._choose import choice, completing
 from gankern.cli._fail import fail
 from gankern.core.names import look_up
+from gankern.games import Run
 from gankern.models import layers as layer_tables
 from gankern.models.conditional import CONDITIONINGS, NORMS
 from gankern.training import record
+from gankern.training.progress import header
 
 
 def _preset(name: str) -> str:
@@ -62,7 +66,10 @@ def train(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="output folder", show_default="runs/MODEL-DATA", rich_help_panel=RUN)
+        Path | None,
+        typer.Option(
+            help="output folder", show_default="runs/MODEL-DATA, or the next of that name", rich_help_panel=RUN
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -76,7 +83,14 @@ def train(
         bool,
         typer.Option("--compare", help="train on torch's and gankern's layers in lockstep", rich_help_panel=RUN),
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out", rich_help_panel=RUN)] = False,
+    run: Annotated[str | None, typer.Argument(hidden=True)] = None,  # --resume RUN, where MODEL is named too
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="continue a run: --resume RUN, or the one in --out", rich_help_panel=RUN),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what would be trained on what, and stop", rich_help_panel=RUN)
+    ] = False,
     seed: Annotated[int | None, _config(RUN, "seed", "decides weights, batches and latents")] = None,
     checkpoint_every: Annotated[int | None, _config(RUN, "checkpoint_every", "steps between checkpoints")] = None,
     tensorboard: Annotated[
@@ -261,6 +275,10 @@ def train(
         given["options"] = _own_options(option or ()) or None
         if config is not None:
             given |= {n: value for n, value in training.read_options(config).items() if given[n] is None}
+        if resume:
+            given["model"], out = _to_resume(given["model"], run, out)
+        elif run is not None:
+            raise ValueError(f"unexpected argument {run!r}: only --resume takes a run's folder")
         if start_from is not None and not resume:
             given = _beginning(start_from, given)
         model, data = given.pop("model"), given.pop("data")
@@ -272,7 +290,8 @@ def train(
             return
         if model is not None:
             data = data or ("8gaussians" if model in models.FOR_POINTS else games.find(model).data)
-        out = out or Path("runs") / f"{model}-{_short(data or '')}"
+        if out is None:
+            out = _default(f"{model}-{_short(data or '')}", resume)
         if resume:
             before, saved = training.find_run(out)
             settings = training.reconfigure(before, model=model, data=given_data, **given)
@@ -292,6 +311,9 @@ def train(
                 wanted = given["size"] or training.PRESETS.get(model, games.find(model).preset).get("size")
             samples, labels = _load(model, data, wanted, given.get("conditioning"), given["on_error"] or "stop")
             settings = training.configure(model, data, samples, labels, **given)
+        if dry_run:
+            _say(settings, samples, labels, out, saved, console)
+            return
         result = training.train(settings, samples, out, saved, console, labels)
     except training.Interrupted as stop:
         console.print(str(stop), soft_wrap=True, markup=False)
@@ -310,6 +332,57 @@ def train(
         soft_wrap=True,
         markup=False,
     )
+
+
+def _to_resume(model: str | None, run: str | None, out: Path | None) -> tuple[str | None, Path | None]:
+    """MODEL and the folder, of what was given beside --resume: a path may stand in MODEL's place."""
+    if run is None and model is not None and model not in games.names():
+        model, run = None, model
+    if run is None:
+        if model is None and out is None:
+            raise ValueError("--resume: which run? gankern train --resume RUN")
+        return model, out
+    folder = Path(run)
+    if out is not None and out != folder:
+        raise ValueError(f"--resume {run} and --out {out}: a run goes on in its own folder; leave --out out")
+    if folder.is_file() and folder.name != training.CHECKPOINT:
+        raise ValueError(f"{run}: a run goes on from its folder. --start-from {run} begins a new one with its weights")
+    return model, folder.parent if folder.is_file() else folder
+
+
+def _default(name: str, resume: bool) -> Path:
+    """runs/NAME; where that is taken the next of runs/NAME-2, ..., or to resume the last of those there are."""
+    folders = chain([Path("runs") / name], (Path("runs") / f"{name}-{number}" for number in count(2)))
+    there = list(takewhile(lambda folder: folder.exists(), folders))
+    if resume:
+        return there[-1] if there else Path("runs") / name
+    free = next((folder for folder in there if not any(folder.iterdir()) or training.died_at_once(folder)), None)
+    return free or Path("runs") / (f"{name}-{len(there) + 1}" if there else name)
+
+
+def _say(
+    settings: training.Config,
+    samples: Any,
+    labels: Any,
+    out: Path,
+    saved: training.Checkpoint | None,
+    console: Console,
+) -> None:
+    """What --dry-run tells."""
+    game = games.find(settings.model)(Run(settings, settings.sides[-1], samples=samples, condition=labels))
+    weights = sum(p.numel() for network in game.networks.values() for p in network.parameters())
+    states = {"adam": 2, "rmsprop": 1}.get(settings.optimiser, int(settings.momentum > 0.0))
+    own = weights * 4 * (2 + states)
+    if settings.ema is not None and game.averaged is not None:
+        own += sum(p.numel() for p in game.networks[game.averaged].parameters()) * 4
+    data = samples.numel() * samples.element_size() if isinstance(samples, Tensor) else 0
+    console.print(header(settings, samples, game.networks, saved.step if saved else 0), soft_wrap=True, markup=False)
+    console.print(
+        f"memory: {own * len(settings.sides) / 2**20:.1f} MiB of weights, gradients and the optimisers' state, "
+        f"{data / 2**20:.1f} MiB of data; what the layers keep for backward comes on top",
+        soft_wrap=True,
+    )
+    console.print(f"to {out}; nothing was trained or written (--dry-run)", soft_wrap=True, markup=False)
 
 
 def _beginning(run: str, given: dict[str, Any]) -> dict[str, Any]:

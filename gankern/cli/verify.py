@@ -5,13 +5,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from gankern.cli._choose import DEVICES, PRIMITIVES, check_device, check_output, check_primitives, choice
+from gankern.cli._choose import (
+    DEVICES,
+    JSON,
+    PRIMITIVES,
+    check_device,
+    check_output,
+    check_primitives,
+    choice,
+    console_beside,
+    write_results,
+)
 from gankern.cli._fail import fail
-from gankern.core.files import write_json
 from gankern.measure import verification
 from gankern.measure.benchmark import environment
 from gankern.measure.cases import all_cases
@@ -21,7 +29,7 @@ def verify(
     op: Annotated[list[str] | None, PRIMITIVES] = None,
     device: Annotated[str, choice(DEVICES, "where it runs")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="fewer shapes, fp32 and bf16 only")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the results to this file")] = None,
+    json_file: Annotated[Path | None, JSON] = None,
 ) -> None:
     """Hold each primitive x implementation x dtype x derivative against fp64, beside plain PyTorch's own error.
 
@@ -33,7 +41,7 @@ def verify(
         check_output("--json", json_file)
     except ValueError as error:
         fail(error)
-    console = Console()
+    console = console_beside(json_file)
     checks = []
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("verifying", total=None)
@@ -55,8 +63,7 @@ def verify(
             table.add_row(*key, *figures, "[green]pass" if passed else f"[bold red]FAIL[/] {worst.case}")
         console.print(table)
     failed = sum(not c.passed for c in checks)
-    if json_file is not None:
-        write_json(json_file, {"environment": environment(), "checks": [asdict(c) for c in checks]})
+    write_results(json_file, {"environment": environment(), "checks": [asdict(c) for c in checks]})
     if not checks:
         known = ", ".join(sorted({c.primitive for c in all_cases()}))
         fail(f"nothing to verify: no implementation but the reference takes {device} tensors (primitives: {known}; "

@@ -15,7 +15,7 @@ from gankern.training.checkpoint import CHECKPOINT, Checkpoint, CheckpointError,
 from gankern.training.export import KINDS as EXPORTS
 from gankern.training.export import export
 from gankern.training.graphed import GraphedStep
-from gankern.training.loop import Diverged, Interrupted, OutputInUse, OutputLost, find_run, train
+from gankern.training.loop import Diverged, Interrupted, OutputInUse, OutputLost, died_at_once, find_run, train
 from gankern.training.trainer import Trainer
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "TrainingError",
     "check_device",
     "configure",
+    "died_at_once",
     "export",
     "find_run",
     "load_generator",

@@ -202,8 +202,7 @@ def _run(
             save(step)
         if signal_number:
             raise Interrupted(
-                f"stopped after step {step} of {config.steps}; to continue: "
-                f"gankern train {config.model} --resume --out {out}",
+                f"stopped after step {step} of {config.steps}; to continue: gankern train --resume {out}",
                 signal_number,
             )
 
@@ -288,12 +287,12 @@ def _folder(config: Config, out: Path, resuming: bool) -> Iterator[Callable]:
         except OSError as error:
             advice = "make room and start again"
             if (out / CHECKPOINT).exists():
-                advice = (
-                    f"{out / CHECKPOINT} is whole. Make room, then: gankern train {config.model} --resume --out {out}"
-                )
+                advice = f"{out / CHECKPOINT} is whole. Make room, then: gankern train --resume {out}"
             raise OutputLost(f"cannot write to {out}: {error.strerror or error}; {advice}") from error
 
-    in_use = OutputInUse(f"{out} is in use: pass --resume to continue the run in it, or another --out")
+    in_use = OutputInUse(
+        f"{out} is in use: gankern train --resume {out} continues the run in it; or pass another --out"
+    )
     if out.exists() and not out.is_dir():
         raise in_use
     out.mkdir(parents=True, exist_ok=True)

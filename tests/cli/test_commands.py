@@ -69,7 +69,7 @@ def test_bench_record(tmp_path):
         (("verify", "--op", "spectral"), "unknown primitive 'spectral'; did you mean spectral_norm?"),
         (("bench", "--op", "spectral_nrom"), "did you mean spectral_norm"),
         (("verify", "--device", "tpu"), "unknown device 'tpu'; there are: cpu, cuda"),
-        (("bench", "--dtype", "int8"), "unknown dtype 'int8'; there are: float32"),
+        (("bench", "--dtype", "int8"), "unknown precision 'int8'"),
     ],
 )
 def test_wrong_arguments_give_one_line(arguments, message):
@@ -78,3 +78,29 @@ def test_wrong_arguments_give_one_line(arguments, message):
     assert message in run.stderr
     assert "Traceback" not in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_json_means_one_thing(tmp_path, monkeypatch):
+    """A file, or - for the terminal; the tables are then on the other stream."""
+    from typer.testing import CliRunner
+
+    from gankern.cli import app
+
+    check = verification.Check("spectral_norm", "case", "cpu", "float32", "forward", 0.1, 0.1, 0.2, True)
+    monkeypatch.setattr(verification, "verify", lambda *_: iter([check]))
+    model = tmp_path / "mine.py"
+    model.write_text("from torch import nn\ndef g(): return nn.Sequential(nn.ConvTranspose2d(4, 1, 4, 2, 1))\n")
+    commands = {
+        "verify": ["verify"],
+        "accelerate": ["accelerate", f"{model}:g"],
+        "checkerboard": ["checkerboard", f"{model}:g", "--samples", "2"],
+        "info": ["info"],
+    }
+    for name, command in commands.items():
+        file = tmp_path / f"{name}.json"
+        result = CliRunner().invoke(app, [*command, "--json", str(file)])
+        assert result.exit_code == 0, result.output
+        printed = CliRunner().invoke(app, [*command, "--json", "-"])
+        assert printed.exit_code == 0, printed.output
+        assert json.loads(printed.stdout).keys() == json.loads(file.read_text()).keys()
+    assert CliRunner().invoke(app, ["info", "facts.json"]).exit_code == 2

@@ -54,7 +54,13 @@ def test_a_command_s_help(name):
 
 def test_defaults_are_shown():
     page = words(shown("train", "--help"))
-    for default in ("(torch's)", "(runs/MODEL-DATA)", "(200, or the model's own)", "(fp32)", "(the data's)"):
+    for default in (
+        "(torch's)",
+        "(runs/MODEL-DATA, or the next of that name)",
+        "(200, or the model's own)",
+        "(fp32)",
+        "(the data's)",
+    ):
         assert f"[default: {default}]" in page, default
     assert "[default: (all)]" in words(shown("verify", "--help"))
     assert "[default: (one of each in turn)]" in words(shown("sample", "--help"))
@@ -74,7 +80,7 @@ def test_choices_are_shown():
         assert choices in page, choices
     for name in (*losses.LOSSES, "projection", "concatenation", "none"):
         assert name in page, name
-    assert "cpu|cuda" in shown("verify", "--help") and "float64" in shown("bench", "--help")
+    assert "cpu|cuda" in shown("verify", "--help") and "fp64" in shown("bench", "--help")
 
 
 def test_every_option_of_a_run_is_an_option_of_the_command():
@@ -96,7 +102,7 @@ def test_version():
         ("train --layers ", {"torch", "gankern"}),
         ("train --loss h", {"hinge"}),
         ("train --data dig", {"digits"}),
-        ("bench --dtype bf", {"bfloat16"}),
+        ("bench --precision bf", {"bf16"}),
         ("verify --op pixel", {"pixel_norm"}),
         ("verify --qu", {"--quick"}),
         ("sample --layers g", {"gankern"}),

@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from gankern import games
+from gankern import data, games, training
 from gankern.cli.sample import sample
 from gankern.cli.train import train
 from gankern.training import CHECKPOINT, checkpoint
@@ -148,7 +148,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
         result = run("sn_dcgan", "--resume", "--out", out, "--steps", 4)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert says(result, f"cannot write to {out}", "checkpoint.pt is whole", "--resume --out")
+    assert says(result, f"cannot write to {out}", "checkpoint.pt is whole", "--resume ")
     assert (out / CHECKPOINT).read_bytes() == before
     assert not list(out.glob("*.tmp"))
     assert run("sn_dcgan", "--resume", "--out", out, "--steps", 4).exit_code == 0
@@ -184,7 +184,7 @@ def test_a_signal_leaves_a_valid_checkpoint(tmp_path, number):
     process.send_signal(number)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 128 + number, output
-    assert f"gankern train sn_dcgan --resume --out {out}" in output
+    assert f"gankern train --resume {out}" in output
     assert "Traceback" not in output
 
     step = checkpoint.load(out / CHECKPOINT).step
@@ -210,3 +210,62 @@ def test_a_run_on_a_folder_is_below_runs(tmp_path, monkeypatch):
         assert [path.name for path in (tmp_path / "here" / "runs").iterdir()] == [expected]
         (tmp_path / "here" / "runs").rename(tmp_path / f"done-{len(str(given))}")
     assert len(list(photos.iterdir())) == 8
+
+
+def test_repeated_runs_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(3):
+        assert run("sn_dcgan", *SMALL, "--steps", 1).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "sn_dcgan-digits",
+        "sn_dcgan-digits-2",
+        "sn_dcgan-digits-3",
+    ]
+    assert run("sn_dcgan", "--data", "digits", "--resume", "--steps", 2).exit_code == 0  # the last one
+    steps = [checkpoint.load(path).step for path in sorted((tmp_path / "runs").iterdir())]
+    assert steps == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--resume", "RUN"],
+        ["sn_dcgan", "--resume", "RUN"],
+        ["--resume", "RUN/checkpoint.pt"],
+        ["RUN", "--resume"],
+        ["--resume", "--out", "RUN"],
+        ["--resume", "RUN", "--out", "RUN"],
+    ],
+)
+def test_resume_understands_a_path(tmp_path, arguments):
+    out = tmp_path / "run"
+    assert run("sn_dcgan", *SMALL, "--steps", 1, "--out", out).exit_code == 0
+    result = run(*(word.replace("RUN", str(out)) for word in arguments), "--steps", 2)
+    assert result.exit_code == 0, result.output
+    assert checkpoint.load(out).step == 2
+
+
+def test_wrong_resumes(tmp_path):
+    out = tmp_path / "run"
+    assert run("sn_dcgan", *SMALL, "--steps", 1, "--keep", 1, "--out", out).exit_code == 0
+    assert says(run("--resume"), "which run? gankern train --resume RUN")
+    assert says(run("sn_dcgan", str(out)), "only --resume takes a run's folder")
+    assert says(run("--resume", out, "--out", tmp_path / "other"), "a run goes on in its own folder")
+    assert says(run("--resume", out / "snapshots" / "step-000001.pt"), "--start-from")
+    assert says(run("--resume", tmp_path / "nowhere"), "there is no checkpoint")
+    assert says(run("dcgan", "--resume", out), "model=sn_dcgan, not model=dcgan")
+
+
+def test_dry_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("sn_dcgan", *SMALL, "--dry-run", "--steps", 7)
+    assert result.exit_code == 0 and not list(tmp_path.iterdir())
+    text = " ".join(result.output.split())
+    config = training.configure("sn_dcgan", "digits", data.load("digits"), width=4, latent=8)
+    network = games.find("sn_dcgan")(games.Run(config, "gankern"))
+    weights = {name: sum(p.numel() for p in net.parameters()) for name, net in network.networks.items()}
+    for name, number in weights.items():
+        assert f"{name} {number:,}" in text
+    total = (sum(weights.values()) * 4 + weights["generator"]) * 4 / 2**20  # weight, gradient, Adam's two; the average
+    assert f"memory: {total:.1f} MiB" in text and "to runs/sn_dcgan-digits; nothing was trained" in text
+    assert "1,797 images 1x8x8" in text and "7 steps of 16 samples" in text and "cpu, fp32" in text

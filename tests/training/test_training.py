@@ -193,7 +193,7 @@ def test_weights_that_are_not_finite_are_never_saved(images, tmp_path, monkeypat
 
 def test_output_folder_in_use(images, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(training.OutputInUse, match=r"in use: pass --resume .* or another --out"):
+    with pytest.raises(training.OutputInUse, match=r"in use: gankern train --resume .*; or pass another --out"):
         training.train(config(images, steps=1), images, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
