@@ -2,6 +2,7 @@
 # make test  set-up, then all linters and tests
 # make wheels  what a release consists of, to dist/
 # make fuzz cases that are drawn against formulas, for SECONDS (two hours)
+# make docs  the docs as a site, to site/
 # make gpu   on a CUDA machine: build, GPU tests, GPU benchmarks, records to $OUT
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -9,7 +10,7 @@ RUN ?= runs/wgan_gp-$(shell date +%Y%m%d-%H%M%S)
 # Narrower and faster than the paper's: strokes of digits after two minutes on two cores.
 RECIPE ?= --width 16 --lr 1e-3 --n-critic 2 --ema 0.99 --steps 220 --checkpoint-every 55 --evaluate 2
 
-.PHONY: run test fuzz build lint gpu bench wheels clean
+.PHONY: run test fuzz build docs lint gpu bench wheels clean
 
 run: build
 	$(BIN)/gankern verify --quick
@@ -36,6 +37,9 @@ wheels: build
 	rm -rf dist build/lib* build/bdist*
 	PYTHONPATH=scripts $(BIN)/python -c "import build_backend; build_backend.build_sdist('dist')"
 	for native in 0 1; do GANKERN_BUILD_NATIVE=$$native $(BIN)/pip wheel --no-build-isolation --no-deps -w dist dist/*.tar.gz || exit 1; done
+
+docs: build
+	$(BIN)/mkdocs build --strict
 
 bench: build
 	$(BIN)/gankern bench --quick

@@ -37,9 +37,9 @@ FIGURES = {
     "modes_covered": "modes covered",
     "high_quality": "within 3 std",
     "sliced_wasserstein": "sliced W",
-    "fid": "FID",
-    "inception_score": "IS",
-    "kid": "KID",
+    "fid_own_classifier": "FID, own classifier",
+    "inception_score_own_classifier": "IS, own classifier",
+    "kid_own_classifier": "KID, own classifier",
     "swd": "SWD x 1000",
 }
 

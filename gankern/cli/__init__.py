@@ -22,6 +22,7 @@ COMMANDS = {
     "checkerboard": "Does a generator make checkerboards, and which of its layers does?",
     "train": "Train a GAN, on torch's layers, on gankern's, or on both side by side.",
     "sample": "Draw what a trained generator makes.",
+    "evaluate": "FID, KID, precision, recall and other figures of a run or of a folder of pictures.",
     "export": "Write a trained generator as ONNX, safetensors or TorchScript.",
     "theory": "The page of theory: every figure computed and drawn.",
     "play": "GANs in the plane, recorded while they train, as one HTML file.",
@@ -29,7 +30,7 @@ COMMANDS = {
 PANELS = {
     "This machine": ("info", "verify", "bench", "report"),
     "Your model": ("accelerate", "checkerboard"),
-    "Training": ("train", "sample", "export"),
+    "Training": ("train", "sample", "evaluate", "export"),
     "Teaching": ("theory", "play"),
 }
 

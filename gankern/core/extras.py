@@ -18,6 +18,8 @@ EXTRAS = {
     "scipy": ("scipy", "filters"),
     "sklearn": ("scikit-learn", "train"),
     "tensorboard": ("tensorboard", "train"),
+    "torch_fidelity": ("torch-fidelity", "fidelity"),
+    "torchmetrics": ("torchmetrics", "metrics"),
 }
 
 

@@ -79,11 +79,12 @@ class OnImages:
     def __call__(self, game: Adversarial) -> Figures:
         fake = game.sample(self.latents, self.labels)
         found = self.extract(fake.clamp(-1.0, 1.0))
-        figures = {"fid": metrics.frechet_distance(self.features, found.features)}
+        suffix = self.extract.suffix  # what the figures are called that compare with no paper's
+        figures = {f"fid{suffix}": metrics.frechet_distance(self.features, found.features)}
         subset = min(1000, len(fake) // 2)
-        figures["kid"] = metrics.kernel_distance(self.features, found.features, 20, subset)[0]
+        figures[f"kid{suffix}"] = metrics.kernel_distance(self.features, found.features, 20, subset)[0]
         if found.logits is not None:
-            figures["inception_score"] = metrics.inception_score(found.logits)[0]
+            figures[f"inception_score{suffix}"] = metrics.inception_score(found.logits)[0]
         real = data.resize(self.real, fake.shape[-1])
         if fake.shape[-1] >= 16:
             distances = metrics.laplacian_swd(real, fake, patches=SWD_PATCHES, projections=128)

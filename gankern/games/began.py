@@ -142,13 +142,13 @@ class BEGAN(Game):
         return drawn
 
     def figures(self) -> Figures:
-        """``convergence``: M, a moving average over some twenty steps; ``k``; ``fid``: in features of a classifier of
-        the data."""
+        """``convergence``: M, a moving average over some twenty steps; ``k``; ``fid_own_classifier``: in
+        features of a classifier of the data."""
         number = min(self.config.evaluate_samples, len(self.run.images))
         extract = metrics.trained(self.config.data, self.config.side, seed=1)
         real, fake = (extract(x).features for x in (self.run.images[torch.arange(number)], self.sample(number)))
         return {
             "convergence": self.convergence.item(),
             "k": self.k.item(),
-            "fid": metrics.frechet_distance(real, fake),
+            "fid_own_classifier": metrics.frechet_distance(real, fake),
         }

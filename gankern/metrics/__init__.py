@@ -13,6 +13,7 @@ from gankern.metrics.labels import (
 from gankern.metrics.modes import ModeCoverage, mode_coverage
 from gankern.metrics.nearest import Nearest, beside_nearest, memorisation, nearest_examples
 from gankern.metrics.parzen import choose_sigma, parzen_log_likelihood
+from gankern.metrics.scores import image_figures, precision_recall
 from gankern.metrics.swd import laplacian_pyramid, laplacian_swd, sliced_wasserstein
 from gankern.metrics.transport import earth_movers_distance, wasserstein_estimate
 
@@ -29,6 +30,7 @@ __all__ = [
     "different_bins",
     "earth_movers_distance",
     "frechet_distance",
+    "image_figures",
     "inception_score",
     "kernel_distance",
     "label_accuracy",
@@ -41,6 +43,7 @@ __all__ = [
     "mutual_information_bound",
     "nearest_examples",
     "parzen_log_likelihood",
+    "precision_recall",
     "psnr",
     "sliced_wasserstein",
     "ssim",

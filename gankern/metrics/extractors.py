@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gankern import data
+from gankern.core import extras
 from gankern.core.arguments import seed as check_seed
 from gankern.core.arguments import shown, whole
 from gankern.core.evaluation import evaluating
@@ -20,6 +21,8 @@ from gankern.data import ImageSource
 from gankern.metrics._checks import batches, check_samples
 
 BATCH = 100
+INCEPTION, CLASSIFIER = "Inception", "own classifier"
+PUBLISHED = "inception-2015-12-05.pt (TorchScript) or pt_inception-2015-12-05-6726825d.pth"  # what the files are called
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,12 @@ class Extractor:
 
     network: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
     prepare: Callable[[Tensor], Tensor] | None = None
+    name: str = "own features"  # what its figures are of: "Inception" is the published one, and compares with papers
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its figures end with: nothing, of the published Inception alone."""
+        return "" if self.name == INCEPTION else "_" + self.name.replace(" ", "_")
 
     def __post_init__(self) -> None:
         if not callable(self.network):
@@ -79,17 +88,65 @@ class Extractor:
 
 
 def load(path: Path | str, prepare: Callable[[Tensor], Tensor] | None = None) -> Extractor:
-    """The network of a TorchScript file (``torch.jit.save``), which returns features or a pair (features, logits)."""
+    """The network of a file: the published Inception, or any that returns features or a pair (features, logits).
+
+    Of the Inception of FID (the weights of 2015) both published files are known by what they hold, and each gets images
+    as it wants them: the TorchScript file of StyleGAN's authors, and the weights of pytorch-fid and torch-fidelity,
+    which need the package torch-fidelity for the network. Any other file must be TorchScript (``torch.jit.save``), and
+    is given images as they are, or what ``prepare`` makes of them.
+    """
     if not isinstance(path, str | Path):
         raise TypeError(f"path must be that of a TorchScript file, got {shown(path)}")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no TorchScript file {path}")
     try:
-        network = torch.jit.load(path, map_location="cpu")
+        network: Any = torch.jit.load(path, map_location="cpu")
     except RuntimeError as error:
-        raise ValueError(f"{path} is not a TorchScript file (made by torch.jit.save), or it is damaged") from error
+        return _of_weights(path, error)
+    arguments = {argument.name for argument in network._c._get_method("forward").schema.arguments}
+    if {"return_features", "no_output_bias"} <= arguments:
+        return Extractor(_Inception(network), prepare or as_bytes, INCEPTION)
     return Extractor(network, prepare)
+
+
+def _of_weights(path: Path, error: RuntimeError) -> Extractor:
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a file of somebody else's can fail in any way
+        raise ValueError(f"{path} is not a TorchScript file (made by torch.jit.save), or it is damaged") from error
+    keys = set(weights) if isinstance(weights, dict) else set()
+    if not {"Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight", "fc.weight"} <= keys:
+        raise ValueError(f"{path} holds weights, and not those of the Inception of FID: it is published as {PUBLISHED}")
+    if weights["fc.weight"].shape != (1008, 2048):
+        raise ValueError(
+            f"{path} holds an Inception with {len(weights['fc.weight'])} classes, torchvision's; that of FID has 1008, "
+            f"and is published as {PUBLISHED}"
+        )
+    fidelity = extras.load("torch_fidelity.feature_extractor_inceptionv3", "the Inception of weights alone")
+    network = fidelity.FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+    )
+    return Extractor(network, as_bytes, INCEPTION)
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as the Inception of FID takes them: uint8, and three channels. It resizes them by itself."""
+    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    return (images.clamp(-1.0, 1.0) * 127.5 + 127.5).round().to(torch.uint8)
+
+
+class _Inception(nn.Module):
+    """StyleGAN's file: its features, and the logits of its classes without their bias, as published scores have it."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        probabilities = self.network(images, no_output_bias=True)
+        # Whose logarithms are logits: the softmax of them is what they are of.
+        return self.network(images, return_features=True), probabilities.clamp_min(1e-37).log()
 
 
 class Classifier(nn.Module):
@@ -152,7 +209,7 @@ def train_classifier(
             loss.backward()
             optimiser.step()
             schedule.step()
-    extractor = Extractor(network.eval().requires_grad_(False))
+    extractor = Extractor(network.eval().requires_grad_(False), name=CLASSIFIER)
     logits = extractor(images[split:]).logits
     assert logits is not None  # a Classifier returns them
     return extractor, (logits.argmax(1) == labels[split:]).double().mean().item()

@@ -216,6 +216,7 @@ def _keep(config: Config, out: Path, step: int, content: bytes, figures: list[di
     if config.best is not None and figures and figures[-1]["step"] == step:
         name, sign = best_of(config.best)
         rows = [row[config.sides[-1]] for row in figures]
+        name = next((found for found in rows[-1] if found.removesuffix("_own_classifier") == name), name)
         if name not in rows[-1]:
             raise ValueError(f"best: there is no figure {name!r}; there are: {', '.join(rows[-1])}")
         earlier = [sign * row[name] for row in rows[:-1] if name in row]

@@ -29,12 +29,29 @@ LABELS = {
     "fid": "FID",
     "kid": "KID",
     "inception_score": "Inception score",
+    "kid_std": "KID's standard deviation",
+    "inception_score_std": "Inception score's standard deviation",
     "swd": "sliced Wasserstein distance x 1000",
     "wasserstein_estimate": "critic's Wasserstein estimate",
     "modes_covered": "modes covered",
     "high_quality": "share within 3 std of a mode",
     "sliced_wasserstein": "sliced Wasserstein distance",
 }
+
+
+OWN = {"_own_classifier": "own classifier", "_own_features": "own features"}  # whose figures compare with no paper's
+
+
+def label(name: str) -> str:
+    """What a figure of merit is called in tables and pictures.
+
+    >>> label("fid"), label("fid_own_classifier"), label("purity")
+    ('FID', 'FID, own classifier', 'purity')
+    """
+    for ending, words in OWN.items():
+        if name.endswith(ending):
+            return f"{label(name.removesuffix(ending))}, {words}"
+    return LABELS.get(name, name)
 
 
 def format_of(path: Path | str, formats: dict[str, str] = FORMATS) -> str:
@@ -196,7 +213,7 @@ def save_figure_curves(path: Path | str, figures: Sequence[dict[str, Any]]) -> N
         for side, style in zip(sides, ("o-", "s--"), strict=False):
             found = [(row["step"], row[side][name]) for row in figures if name in row[side]]
             axes.plot(*zip(*found, strict=True), style, markersize=3, linewidth=0.8, label=side)
-        axes.set_ylabel(LABELS.get(name, name), fontsize="small")
+        axes.set_ylabel(label(name), fontsize="small")
         axes.grid(alpha=0.3)
         axes.legend(loc="upper right")
     axes.set_xlabel("step")

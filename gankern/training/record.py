@@ -161,7 +161,7 @@ def table(record: dict) -> Table:
         result.add_section()
         found = [record["figures"][side] for side in sides]
         for name in found[0]:
-            result.add_row(pictures.LABELS.get(name, name), *(f"{values[name]:.4g}" for values in found))
+            result.add_row(pictures.label(name), *(f"{values[name]:.4g}" for values in found))
     return result
 
 

@@ -89,7 +89,9 @@ def test_json_means_one_thing(tmp_path, monkeypatch):
     check = verification.Check("spectral_norm", "case", "cpu", "float32", "forward", 0.1, 0.1, 0.2, True)
     monkeypatch.setattr(verification, "verify", lambda *_: iter([check]))
     model = tmp_path / "mine.py"
-    model.write_text("from torch import nn\ndef g(): return nn.Sequential(nn.ConvTranspose2d(4, 1, 4, 2, 1))\n")
+    model.write_text(
+        "from torch import nn\ndef g(): return nn.Sequential(nn.ConvTranspose2d(4, 2, 4), nn.ConvTranspose2d(2, 1, 4, 2, 1))\n"
+    )
     commands = {
         "verify": ["verify"],
         "accelerate": ["accelerate", f"{model}:g"],

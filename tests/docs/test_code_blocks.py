@@ -133,7 +133,7 @@ def stand_in(run, name):
     Path(name).symlink_to(run, target_is_directory=True)
 
 
-LOOKING = {place: words for place, words in COMMANDS.items() if words[0] in ("sample", "export")}
+LOOKING = {place: words for place, words in COMMANDS.items() if words[0] in ("sample", "evaluate", "export")}
 
 
 @pytest.mark.parametrize("place", LOOKING)

@@ -1,0 +1,150 @@
+"""gankern evaluate: the figures that papers report, of a run's samples or of a folder of pictures."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+from torch import Tensor
+
+from gankern import data, metrics, training
+from gankern.cli._choose import JSON, check_output, choice, console_beside, write_results
+from gankern.cli._fail import fail
+from gankern.core.arguments import seed as check_seed
+from gankern.data import ImageSource
+from gankern.models.layers import LAYERS
+from gankern.training import checkpoint as checkpoints
+from gankern.training import pictures
+
+MOST = 50_000  # samples of a run, where there are as many real images
+
+
+def evaluate(
+    fake: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|FOLDER",
+            help="a run (its folder or a checkpoint), or a folder or zip file of pictures",
+            show_default=False,
+        ),
+    ],
+    real: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[REAL]",
+            help="a folder or zip file of real pictures, or a data set's name",
+            show_default="the run's",
+        ),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="the file of the Inception of FID (inception-2015-12-05.pt, or pt_inception-2015-12-05-6726825d.pth), "
+            "or a TorchScript file of other features",
+            show_default="a classifier of REAL's labels, trained first",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="how many of each", show_default="as many as there are of both")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="crop and resize both to this", show_default="no")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="samples of a run at a time")] = 64,
+    device: Annotated[str, typer.Option(help="where a run's samples are computed: cpu, cuda, cuda:1, ...")] = "cpu",
+    layers: Annotated[
+        str | None, choice(LAYERS, "which side of a comparison", show_default="the last of those there are")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="decides latents, and which images are taken")] = 0,
+    json_file: Annotated[Path | None, JSON] = None,
+) -> None:
+    """FID, KID, Inception score, precision, recall and sliced Wasserstein distance of two sets of images.
+
+    They compare with published figures where --features is the published Inception. Without it FID and the like are of
+    a classifier of the real images' labels and are called that, and without labels only the sliced Wasserstein distance
+    is computed.
+    """
+    console = console_beside(json_file)
+    try:
+        check_seed("--seed", seed)
+        check_output("--json", json_file)
+        training.check_device(device)
+        extractor = None if features is None else metrics.load(features)
+        is_run = (fake.is_file() and fake.suffix == ".pt") or (fake / training.CHECKPOINT).is_file()
+        saved = checkpoints.load(fake) if is_run else None
+        if saved is None and not fake.exists():
+            raise FileNotFoundError(f"there is no run and no folder {fake}")
+        if real is None:
+            if saved is None:
+                raise ValueError("REAL is missing: what are the pictures to be compared with?")
+            real = saved.config.data
+        side = saved.config.size if saved is not None and size is None else size
+        genuine = _images(real, side, None if saved is None else saved.config.channels)
+        others: Tensor | ImageSource
+        if saved is None:
+            others = _images(str(fake), size, genuine.shape[1])
+        else:
+            number = min(samples or MOST, len(genuine))
+            others = _samples(saved, layers, number, seed, batch_size, device)
+        number = min(len(genuine), len(others), samples or MOST)
+        random = torch.Generator().manual_seed(seed)
+        genuine, others = (x[torch.randperm(len(x), generator=random)[:number]] for x in (genuine, others))
+        if extractor is None:
+            extractor = _classifier(real, genuine.shape[-1])
+        found = metrics.image_figures(genuine, others, extractor, seed)
+    except (OSError, ValueError, TypeError, ImportError, training.TrainingError) as error:
+        fail(error)
+    table = Table("figure", "value", title=f"{fake} beside {real}, {number} images of each")
+    for name, value in found.items():
+        if not name.removesuffix(extractor.suffix if extractor else "").endswith("_std"):
+            deviation = found.get(f"{name.removesuffix(extractor.suffix)}_std{extractor.suffix}") if extractor else None
+            table.add_row(_label(name), f"{value:.4g}" + ("" if deviation is None else f" ± {deviation:.2g}"))
+    console.print(table)
+    if features is None:
+        console.print(
+            "No figure here compares with a paper's: those are of the published Inception, --features FILE.",
+            soft_wrap=True,
+        )
+    if not found:
+        fail("the images are too small for a sliced Wasserstein distance, and there is nothing to take features with")
+    content: dict[str, Any] = {"fake": str(fake), "real": real, "samples": number, "seed": seed}
+    write_results(json_file, content | {"features": extractor.name if extractor else None, "figures": found})
+
+
+def _images(name: str, size: int | None, channels: int | None) -> Tensor | ImageSource:
+    images = data.load(name, size, channels if Path(name).exists() else None)
+    if isinstance(images, data.Points):
+        raise ValueError(f"{name} are points in the plane; these figures are of images")
+    return images
+
+
+def _samples(
+    saved: training.Checkpoint, layers: str | None, number: int, seed: int, batch_size: int, device: str
+) -> Tensor:
+    config = saved.config
+    side = checkpoints.side_of(saved, layers)
+    if checkpoints.game(saved, side).averaged is None or config.size is None:
+        raise ValueError(f"{config.model} makes no images of latents alone: its own figures are in record.json")
+    generator = checkpoints.generator(saved, side).to(device)
+    random = torch.Generator().manual_seed(seed)
+    made = []
+    with torch.no_grad():
+        for start in range(0, number, batch_size):
+            latents = torch.randn(min(batch_size, number - start), config.latent, generator=random)
+            labels: tuple[Tensor, ...] = ()
+            if config.conditioning is not None:
+                labels = (torch.randint(config.num_classes, (len(latents),), generator=random).to(device),)
+            made.append(generator(latents.to(device), *labels).clamp(-1.0, 1.0).cpu())
+    return torch.cat(made)
+
+
+def _classifier(real: str, size: int) -> metrics.Extractor | None:
+    """A classifier of the real images, or None where they have no labels."""
+    try:
+        return metrics.trained(real, size)
+    except ValueError:
+        return None
+
+
+def _label(name: str) -> str:
+    band = name.removeprefix("swd_")
+    return f"of the band of {band} pixels" if band != name else pictures.label(name)
