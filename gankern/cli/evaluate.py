@@ -13,6 +13,7 @@ from gankern.cli._choose import JSON, check_output, choice, console_beside, writ
 from gankern.cli._fail import fail
 from gankern.core.arguments import seed as check_seed
 from gankern.data import ImageSource
+from gankern.models.conditional import CONDITIONINGS
 from gankern.models.layers import LAYERS
 from gankern.training import checkpoint as checkpoints
 from gankern.training import pictures
@@ -78,18 +79,20 @@ def evaluate(
                 raise ValueError("REAL is missing: what are the pictures to be compared with?")
             real = saved.config.data
         side = saved.config.size if saved is not None and size is None else size
-        genuine = _images(real, side, None if saved is None else saved.config.channels)
+        everything = genuine = _images(real, side, None if saved is None else saved.config.channels)
+        labels = None if features is not None else _labels(real, everything)
         others: Tensor | ImageSource
         if saved is None:
             others = _images(str(fake), size, genuine.shape[1])
         else:
             number = min(samples or MOST, len(genuine))
             others = _samples(saved, layers, number, seed, batch_size, device)
+            others = others if size is None else data.resize(others, size)
         number = min(len(genuine), len(others), samples or MOST)
         random = torch.Generator().manual_seed(seed)
         genuine, others = (x[torch.randperm(len(x), generator=random)[:number]] for x in (genuine, others))
-        if extractor is None:
-            extractor = _classifier(real, genuine.shape[-1])
+        if extractor is None and labels is not None:
+            extractor = metrics.train_classifier((everything, labels))[0]
         found = metrics.image_figures(genuine, others, extractor, seed)
     except (OSError, ValueError, TypeError, ImportError, training.TrainingError) as error:
         fail(error)
@@ -124,6 +127,8 @@ def _samples(
     side = checkpoints.side_of(saved, layers)
     if checkpoints.game(saved, side).averaged is None or config.size is None:
         raise ValueError(f"{config.model} makes no images of latents alone: its own figures are in record.json")
+    if config.conditioning is not None and CONDITIONINGS[config.conditioning] != "labels":
+        raise ValueError(f"{config.model} was trained with vectors of the data: gankern sample --each, and the folder then")
     generator = checkpoints.generator(saved, side).to(device)
     random = torch.Generator().manual_seed(seed)
     made = []
@@ -137,12 +142,13 @@ def _samples(
     return torch.cat(made)
 
 
-def _classifier(real: str, size: int) -> metrics.Extractor | None:
-    """A classifier of the real images, or None where they have no labels."""
+def _labels(real: str, images: Tensor | ImageSource) -> Tensor | None:
+    """The labels of the real images, or None where they have none."""
     try:
-        return metrics.trained(real, size)
+        found = data.condition(real, images, "labels")
     except ValueError:
         return None
+    return found if isinstance(found, Tensor) and found.ndim == 1 else None
 
 
 def _label(name: str) -> str:

@@ -56,11 +56,15 @@ class Player:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is drawn: images [N, C, H, W] in [-1, 1], ``columns`` a row, or points [N, 2] before the true ``modes``."""
+    """What is drawn: images [N, C, H, W] in [-1, 1], ``columns`` a row, or points [N, 2] before the true ``modes``.
+
+    ``rows`` are the names of the rows, from the top.
+    """
 
     batch: Tensor
     columns: int = 8
     modes: Tensor | None = None
+    rows: tuple[str, ...] = ()
 
 
 class Run:

@@ -16,7 +16,7 @@ from torch import Tensor
 import gankern.nn as gnn
 from gankern import data as data_sets
 from gankern import games, losses, models
-from gankern.data import Points
+from gankern.data import ImageFolder, Points
 from gankern.data.augment import augment, draw, parse
 from gankern.games import _evaluation, _growth
 from gankern.games._critic import DISCRIMINATOR_LOSSES, DRAGAN_NOISE, Objective
@@ -24,6 +24,7 @@ from gankern.games._game import Figures, Game, Loss, Picture, Player, Run, Sampl
 from gankern.models.conditional import CONDITIONINGS, Head
 
 REFERENCE = 64  # samples of virtual batch norm's reference batch
+NAMED = 16  # classes that have a row each
 DRAWN = {"images": 64, "points": 2000}  # in a picture
 
 
@@ -54,6 +55,7 @@ class Adversarial(Game):
         )
         self.discriminator_loss = DISCRIMINATOR_LOSSES[run.side]
         self.step = 0
+        self.seen: list[Tensor] = []  # the real samples of the last move of the discriminator, and their labels
         self.averages: dict[str, losses.HistoricalAverage] = {}
         if config.historical_average:
             for player, network in (("d", self.discriminator), ("g", self.generator)):
@@ -155,7 +157,7 @@ class Adversarial(Game):
         run = self.run
         latents = run.normal(self.config.latent)
         labels = [] if run.condition is None else [run.conditions()]
-        real, *of_real = self.seen
+        real, *of_real = self.seen or [latents]  # which only what is seen with real samples looks at
         noises = [self._noise(real) for _ in range(2)] if self._noise_std() else []
         augments = [self._augmentation() for _ in range(2 if self.config.feature_matching else 1)]
         historical = self._historical("g")
@@ -218,15 +220,25 @@ class Adversarial(Game):
         config, points = self.config, self.config.size is None
         number = DRAWN["points" if points else "images"]
         latents = torch.randn(number, config.latent, generator=torch.Generator().manual_seed(config.seed))
-        labels, columns = None, 8
+        labels, rows = None, tuple[str, ...]()
         if config.conditioning and CONDITIONINGS[config.conditioning] != "labels":
             if self.run.condition is None:
                 return {}  # the vectors that samples are drawn for are the data's
             labels = self.run.condition[torch.arange(number) % len(self.run.condition)]
+        elif config.conditioning and config.num_classes <= NAMED:  # a row for each class, of the same eight latents
+            labels = torch.arange(config.num_classes).repeat_interleave(8)
+            latents = latents[:8].repeat(config.num_classes, 1)
+            rows = self._class_names()
         elif config.conditioning:
             labels = torch.arange(number) % config.num_classes
-            columns = config.num_classes if config.num_classes <= 16 else columns  # a column for each class
-        return {"samples": Picture(self.sample(latents, labels), columns, getattr(self.run.samples, "modes", None))}
+        modes = getattr(self.run.samples, "modes", None)
+        return {"samples": Picture(self.sample(latents, labels), modes=modes, rows=rows)}
+
+    def _class_names(self) -> tuple[str, ...]:
+        """Of a folder's class folders their names, of other data the numbers."""
+        samples = self.run.samples
+        names = samples.classes if isinstance(samples, ImageFolder) else range(self.config.num_classes)
+        return tuple(map(str, names))
 
     @classmethod
     def evaluator(cls, config: Any, samples: Samples, condition: Any = None) -> Callable[[Any], Figures]:

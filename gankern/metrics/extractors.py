@@ -168,13 +168,18 @@ class Classifier(nn.Module):
         return features, self.output(features)
 
 
-@cache
 def trained(name: str = "mnist5k", size: int | None = None, seed: int = 0) -> Extractor:
     """A small classifier of a data set that has labels, trained now, in seconds: the extractor where none is handed in.
 
     Four fifths of (at most 5,000 of) the images are for training. One seed gives one network, on one machine with one
     number of threads. Scores with it compare with others of the same network alone. Kept for the life of the process.
     """
+    # A relative path is another folder from another place.
+    return _kept(name if name in data.DATASETS else str(Path(name).resolve()), size, seed)
+
+
+@cache
+def _kept(name: str, size: int | None, seed: int) -> Extractor:
     return train_classifier(name, size, seed=seed)[0]
 
 

@@ -116,12 +116,13 @@ def train(
         raise CheckpointError(f"{out / CHECKPOINT}: its history is not of a loss and a time of {', '.join(titles)}")
     evaluate = games.find(config.model).evaluator(config, samples, labels) if config.evaluate else None
 
-    def draw(path: Path) -> dict[str, Picture]:
+    def draw(path: Path, step: int, figures: list[dict], beside: bool = False) -> dict[str, Picture]:
         drawn = {side: trainer.game.pictures() for side, trainer in trainers.items()}
         several = any(len(found) > 1 for found in drawn.values())
         titled = {f"{n}, {side}" if several else side: p for side, found in drawn.items() for n, p in found.items()}
         if titled:
-            pictures.save_samples(path, titled)
+            real = _real(samples) if beside and all(p.batch.ndim == 4 for p in titled.values()) else {}
+            pictures.save_samples(path, titled | real, _title(config, step, figures))
         return titled
 
     with _folder(config, out, resuming=saved is not None) as writing, _stop_on_signal() as stop:
@@ -140,11 +141,11 @@ def train(
                 content = checkpoints.content_of(Checkpoint(config, step, log.state_dict(), states))
                 files.write_bytes(out / CHECKPOINT, content)
                 _keep(config, out, step, content, log.figures)
-                log.picture(step, draw(picture_of(step)))
+                log.picture(step, draw(picture_of(step), step, log.figures))
 
         if saved is not None:  # whoever ended the run may have done it while this was being drawn
             with writing():
-                draw(picture_of(done))
+                draw(picture_of(done), done, log.figures)
         try:
             with progress(config, samples, game.networks, done, console) as advance:
 
@@ -159,7 +160,7 @@ def train(
                 log.close()
 
         with writing():
-            draw(out / "samples.png")
+            draw(out / "samples.png", config.steps, log.figures, beside=True)
             pictures.save_loss_curves(out / "losses.png", log.steps, titles)
             if log.figures:
                 pictures.save_figure_curves(out / "metrics.png", log.figures)
@@ -172,6 +173,22 @@ def train(
             )
             files.write_json(out / "record.json", record)
     return record
+
+
+def _title(config: Config, step: int, figures: list[dict]) -> str:
+    """What a picture of samples is of: the model, the step, and the first figure of merit, if it is of this step."""
+    title = f"{config.model} on {config.data}, step {step:,}"
+    if figures and figures[-1]["step"] == step and figures[-1][config.sides[-1]]:
+        name, value = next(iter(figures[-1][config.sides[-1]].items()))
+        title += f", {pictures.label(name)} {value:.3g}"
+    return title
+
+
+def _real(samples: Any) -> dict[str, Picture]:
+    """Some of the images that are trained on, to be seen beside what was made of them."""
+    if isinstance(samples, Points) or samples.shape[1] not in (1, 3):
+        return {}
+    return {"real images": Picture(samples[torch.arange(min(64, len(samples)))].cpu())}
 
 
 def _run(

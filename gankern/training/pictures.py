@@ -165,19 +165,56 @@ def save_grid(path: Path | str, images: Tensor, columns: int = 8) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def save_samples(path: Path | str, drawn: dict[str, Picture]) -> None:
-    """One titled grid of images, or scatter plot of points, for each entry, from left to right.
+def save_samples(path: Path | str, drawn: dict[str, Picture], title: str = "") -> None:
+    """One titled grid of images, or scatter plot of points, for each entry, from left to right, under one title.
 
-    Points [N, 2] are drawn with the true modes [K, 2] behind them, if there are any.
+    Every pixel of an image is a square of whole pixels of the picture. Points [N, 2] are drawn with the true modes
+    [K, 2] behind them, if there are any.
     """
+    if all(picture.batch.ndim == 4 for picture in drawn.values()):
+        _save_grids(path, drawn, title)
+        return
     figure = _figure(6 * len(drawn), 6.4)
-    for axes, (title, picture) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
+    for axes, (name, picture) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True):
         if picture.batch.ndim == 2:
             _scatter(axes, picture.batch, picture.modes)
         else:
             axes.imshow(grid(picture.batch, picture.columns), interpolation="nearest")
             axes.axis("off")
-        axes.set_title(title)
+        axes.set_title(name)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+SMALLEST, LINE, LETTER = 384, 24, 9  # of a grid's width, a line of text, and a letter, in pixels
+
+
+def _save_grids(path: Path | str, drawn: dict[str, Picture], title: str) -> None:
+    """Grids from left to right, pixel by pixel, with a line above each and names beside rows."""
+    blocks = []
+    for picture in drawn.values():
+        small = grid(picture.batch, picture.columns)
+        scale = max(1, round(SMALLEST / small.shape[1]))
+        margin = LETTER * max(map(len, picture.rows), default=0) + (LETTER if picture.rows else 0)
+        blocks.append((small.repeat(scale, 0).repeat(scale, 1), margin, scale * (picture.batch.shape[2] + 2), scale))
+    height = max(len(pixels) for pixels, *_ in blocks) + (2 if title else 1) * LINE
+    width = sum(pixels.shape[1] + margin for pixels, margin, *_ in blocks) + LETTER * (len(blocks) - 1)
+    width = max(width, LETTER * len(title))
+    figure = _matplotlib("figure").Figure(figsize=(width / 100, height / 100), dpi=100)
+
+    def write(text: str, x: float, y: float, **how: Any) -> None:
+        figure.text(x / width, 1.0 - y / height, text, fontsize=10, va="center", **how)
+
+    if title:
+        write(title, width / 2, LINE / 2, ha="center", weight="bold")
+    top, left = (2 if title else 1) * LINE, 0
+    for (name, picture), (pixels, margin, row, scale) in zip(drawn.items(), blocks):
+        left += margin
+        figure.figimage(pixels, left, height - top - len(pixels), origin="upper")
+        write(name, left + pixels.shape[1] / 2, top - LINE / 2, ha="center")
+        for i, text in enumerate(picture.rows):
+            write(text, left - LETTER / 2, top + 2 * scale + (i + 0.5) * row - scale, ha="right")
+        left += pixels.shape[1] + LETTER
     _save(figure, path)
 
 

@@ -282,3 +282,36 @@ def test_signals_are_put_back(images, tmp_path):
         assert stop.signal == signal.SIGTERM
         assert signal.getsignal(signal.SIGINT) is before  # a second one is no longer caught
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sample_grids_are_whole_pixels_under_a_title(tmp_path):
+    """Each pixel of an image is one square of one colour in the file, and the rows have room for their names."""
+    from matplotlib.image import imread
+
+    from gankern.games import Picture
+
+    levels = torch.randint(256, (16, 3, 8, 8), generator=torch.Generator().manual_seed(0)).float() / 127.5 - 1.0
+    plain = Picture(levels)
+    named = Picture(levels, rows=("cat", "a dog"))
+    pictures.save_samples(tmp_path / "x.png", {"one": plain, "two": named}, "a model, step 3")
+    image = imread(tmp_path / "x.png")[:, :, :3]
+    small = pictures.grid(levels)
+    scale = round(pictures.SMALLEST / small.shape[1])
+    expected = (small.repeat(scale, 0).repeat(scale, 1) * 255).round() / 255
+    top, height, width = 2 * pictures.LINE, len(expected), expected.shape[1]
+    assert abs(image[top : top + height, :width] - expected).max() <= 1.01 / 255
+    left = width + pictures.LETTER + pictures.LETTER * 6
+    assert abs(image[top : top + height, left : left + width] - expected).max() <= 1.01 / 255
+    assert image.shape[:2] == (top + height, left + width)
+    assert (image[:top] < 0.5).any() and (image[top:, width + 5 : left - 5] < 0.5).any()  # title, names
+
+
+def test_a_conditional_run_s_picture_has_a_row_for_each_class(images, tmp_path):
+    labels = data.labels("digits")
+    configuration = config(images, labels=labels, conditioning="projection", steps=1)
+    trainer = training.Trainer(configuration, "gankern", images, labels)
+    (picture,) = trainer.game.pictures().values()
+    assert picture.rows == tuple("0123456789") and picture.batch.shape[0] == 80
+    latents = torch.randn(64, configuration.latent, generator=torch.Generator().manual_seed(configuration.seed))[:8]
+    expected = trainer.sample(latents, torch.full((8,), 3))
+    torch.testing.assert_close(picture.batch[24:32], expected, rtol=1e-4, atol=1e-5)
