@@ -128,7 +128,9 @@ def _samples(
     if checkpoints.game(saved, side).averaged is None or config.size is None:
         raise ValueError(f"{config.model} makes no images of latents alone: its own figures are in record.json")
     if config.conditioning is not None and CONDITIONINGS[config.conditioning] != "labels":
-        raise ValueError(f"{config.model} was trained with vectors of the data: gankern sample --each, and the folder then")
+        raise ValueError(
+            f"{config.model} was trained with vectors of the data: gankern sample --each, and the folder then"
+        )
     generator = checkpoints.generator(saved, side).to(device)
     random = torch.Generator().manual_seed(seed)
     made = []

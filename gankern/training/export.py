@@ -25,7 +25,6 @@ from gankern.core.files import check_can_write, write_bytes
 from gankern.core.names import look_up
 from gankern.games import Game
 from gankern.models.conditional import CONDITIONINGS
-from gankern.models.conditional import CONDITIONINGS
 from gankern.training import checkpoint as checkpoints
 from gankern.training.checkpoint import Checkpoint, TrainingError
 
@@ -50,8 +49,8 @@ def export(
         layers: which side of a comparison.
         averaged: the moving average of the weights, where there is one.
 
-    The ONNX file has the inputs "latents" and, of a conditional model, "labels" (or vectors, by that name), the output "images", and any batch
-    size. The safetensors file has the keys of ``load_generator(path, layers="torch")``. Both hold the run's
+    The ONNX file has the inputs "latents" and, of a conditional model, "labels" (or vectors), the output "images", and
+    any batch size. The safetensors file has the keys of ``load_generator(path, layers="torch")``. Both hold the run's
     configuration: as JSON in the metadata "config".
 
     Returns the file's path, and the largest difference between what it gives and what the run's generator gives.
