@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "Train a GAN, on torch's layers, on gankern's, or on both side by side.",
     "sample": "Draw what a trained generator makes.",
     "evaluate": "FID, KID, precision, recall and other figures of a run or of a folder of pictures.",
+    "edit": "Find an image among what a generator makes, and paint on it there.",
     "export": "Write a trained generator as ONNX, safetensors or TorchScript.",
     "theory": "The page of theory: every figure computed and drawn.",
     "play": "GANs in the plane, recorded while they train, as one HTML file.",
@@ -30,7 +31,7 @@ COMMANDS = {
 PANELS = {
     "This machine": ("info", "verify", "bench", "report"),
     "Your model": ("accelerate", "checkerboard"),
-    "Training": ("train", "sample", "evaluate", "export"),
+    "Training": ("train", "sample", "edit", "evaluate", "export"),
     "Teaching": ("theory", "play"),
 }
 

@@ -196,7 +196,7 @@ def _drawn(
 
 def _through_codes(game: Any, attribute: str | None, number: int, seed: int) -> Picture:
     """Rows of images of the data, what an encoder and decoder make of them, and what with an attribute more."""
-    encode, config = game.able("encode"), game.config
+    (encode, decode), config = game.able("coding")(), game.config
     samples: Any = data.load(config.data, config.size, on_error=config.on_error, kind=game.needs)
     where = torch.arange(len(samples))
     if game.held_out:
@@ -216,7 +216,7 @@ def _through_codes(game: Any, attribute: str | None, number: int, seed: int) -> 
     order = torch.randperm(len(where), generator=torch.Generator().manual_seed(seed))[: max(8, number // 3 // 8 * 8)]
     images = samples[where[order]]
     codes = encode(images)
-    rows = [images, game.decode(codes)] + ([] if vector is None else [game.decode(codes + vector)])
+    rows = [images, decode(codes)] + ([] if vector is None else [decode(codes + vector)])
     parts = [part for eight in zip(*(row.split(COLUMNS) for row in rows)) for part in eight]
     return Picture(torch.cat(parts), min(COLUMNS, len(images)))
 

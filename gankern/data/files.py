@@ -358,6 +358,15 @@ def _as_images(pictures: Iterable[tuple[Path, "Pillow.Image"]], shape: tuple[int
     return scaled(torch.from_numpy(pixels).clamp_(0.0, 255.0).permute(0, 3, 1, 2)).contiguous()
 
 
+def read_picture(path: Path | str, size: int, channels: int = 3) -> Tensor:
+    """One picture as [1, channels, size, size] in [-1, 1]: its centre square, resized. Raises ``BrokenFile``."""
+    size, _ = whole("read_picture: size", size, least=1), _checked(None, channels, "stop")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no picture {path}")
+    picture = _picture(Path(path), MODES[channels])
+    return _as_images([(Path(path), picture)], (1, channels, size, size), resizes=True)
+
+
 def _size(path: Path) -> tuple[int, int]:
     """Width and height as its header has them."""
     Image = _pillow("Image").Image

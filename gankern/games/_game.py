@@ -245,8 +245,17 @@ class Game:
         "draw_sweep": "codes to sweep",  # (code, seed) -> Picture
         "draw_classes": "classes to draw a grid of",  # (label or None, seed) -> Picture
         "draw_captions": "captions",  # (texts, seed) -> Picture
-        "encode": "an encoder",  # images -> codes, and decode, codes -> images; on the CPU
+        "coding": "an encoder",  # () -> functions images -> codes and codes -> images, made by `quietly`
     }
+
+    def quietly(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A function of a batch as one of any number, in evaluation mode, from the CPU to the CPU."""
+
+        def quiet(batch: Tensor) -> Tensor:
+            with self.evaluating():
+                return torch.cat([function(part.to(self.run.device)).cpu() for part in batch.split(250)])
+
+        return quiet
 
     def able(self, method: str) -> Any:
         """One of the methods of ``DRAWS``; a ValueError that says which games have it."""

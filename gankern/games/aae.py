@@ -9,7 +9,7 @@ Three moves on one batch:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -72,13 +72,8 @@ class AAE(Game):
         yield "d", self.loss.discriminator(discriminator(prior).flatten(), discriminator(codes).flatten())
         yield "e", self.loss.generator(discriminator(encoder(images)).flatten())
 
-    def encode(self, images: Tensor) -> Tensor:
-        with self.evaluating():
-            return self.networks["encoder"](images.to(self.run.device)).cpu()
-
-    def decode(self, codes: Tensor) -> Tensor:
-        with self.evaluating():
-            return self.networks["decoder"](codes.to(self.run.device)).cpu()
+    def coding(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return self.quietly(self.networks["encoder"]), self.quietly(self.networks["decoder"])
 
     def _held_out(self, number: int) -> Tensor:
         _, where = self.run.held_out(self.held_out)

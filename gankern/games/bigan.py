@@ -9,7 +9,7 @@ The encoder E sees no z of an image, and the generator G no image of a z; at the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -173,6 +173,9 @@ class BiGAN(Game):
             return codes
         mean, log_std = codes.chunk(2, 1)
         return mean + log_std.exp() * self.run.normal(self.config.latent) if self.networks["encoder"].training else mean
+
+    def coding(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return self.quietly(self.encode), self.quietly(self.networks["generator"])
 
     def moves(self) -> Iterator[tuple[str, Loss]]:
         generator, discriminator = self.networks["generator"], self.networks["discriminator"]

@@ -14,7 +14,7 @@ and decoder together minimise L_prior + 1/(2 s^2) |x - Dec(z)|^2: the plain vari
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -119,6 +119,11 @@ class VAEGAN(Game):
         mean, log_var = self.networks["encoder"](images).chunk(2, 1)
         prior = 0.5 * (mean.square() + log_var.exp() - 1.0 - log_var).sum(1).mean()
         return mean + (0.5 * log_var).exp() * self.run.normal(self.config.latent), prior
+
+    def coding(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """By the means of the codes."""
+        encoder = self.networks["encoder"]
+        return self.quietly(lambda images: encoder(images).chunk(2, 1)[0]), self.quietly(self.networks["decoder"])
 
     def moves(self) -> Iterator[tuple[str, Loss]]:
         options, decoder = self.options, self.networks["decoder"]
