@@ -37,7 +37,7 @@ def edit(
     out: Annotated[Path, typer.Option(help=f"the picture to write: {PARTS}, side by side")] = Path("edited.png"),
     steps: Annotated[int, typer.Option(min=1, help="to find the image, and for the stroke")] = 100,
     starts: Annotated[int, typer.Option(min=1, help="latents to begin from")] = 8,
-    stay: Annotated[float, typer.Option(min=0.0, help="how dear it is to leave the latent that was found")] = 0.1,
+    stay: Annotated[float, typer.Option(min=0.0, help="how dear it is to leave the latent that was found")] = 3.0,
     seed: Annotated[int, typer.Option(help="decides the latents")] = 0,
     layers: Annotated[
         str | None, choice(LAYERS, "which side of a comparison", show_default="the last of those there are")

@@ -107,7 +107,7 @@ def edit(
     *,
     steps: int = 100,
     lr: float = 0.1,
-    stay: float = 0.1,
+    stay: float = 3.0,
 ) -> Tensor:
     r"""Latents [N, D] near those given whose images have the colour under the mask: Adam on :math:`\lVert m (G(z) -
     c)\rVert^2 / \sum m + \mathrm{stay} \cdot \mathrm{mean}(z - z_0)^2`, the first a mean over the masked values.
@@ -117,7 +117,7 @@ def edit(
     Args:
         mask: [H, W] or [N, 1, H, W] from 0 to 1: where the stroke is.
         colour: [C] in [-1, 1], or an image to be like there.
-        stay: the authors' 10, for latents in [-1, 1] that are many; a tenth where they are from N(0, 1).
+        stay: the authors' 10 is for latents in [-1, 1]; these are from N(0, 1), and move farther.
     """
     mask, colour = _stroke("edit", mask, colour, latents)
     start, z = latents.detach(), latents.detach().clone().requires_grad_()
