@@ -70,7 +70,7 @@ class BEGAN(Game):
         "size": 32,
         "latent": 32,
         "width": 16,
-        "lr": 5e-4,
+        "lr": 1e-3,
         "batch_size": 16,
         "steps": 2000,
         "checkpoint_every": 500,

@@ -134,16 +134,15 @@ class BiGAN(Game):
         "loss": "non_saturating",
         "latent": 16,
         "width": 256,
-        "lr": 2e-4,
-        "steps": 20000,
-        "checkpoint_every": 2000,
+        "lr": 1e-3,
+        "steps": 6000,
+        "checkpoint_every": 1500,
         "evaluate": 1,
     }
 
     @dataclass(frozen=True)
     class Options:
         ali: bool = False  # ALI's networks for 32x32, and an encoder that draws its latents
-        d_lr: float = 1e-3
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
@@ -158,7 +157,7 @@ class BiGAN(Game):
         else:
             self.networks = bigan_networks(config.channels, config.side, config.latent, config.width, run.layers)
         self.players = {
-            "d": Player(("discriminator",), "discriminator", lr=self.options.d_lr),
+            "d": Player(("discriminator",), "discriminator"),
             "g": Player(("generator", "encoder"), "generator and encoder"),
         }
         self.loss = losses.get(config.loss, config.real_target)

@@ -77,7 +77,7 @@ class VAEGAN(Game):
         "size": 32,
         "latent": 32,
         "width": 64,
-        "lr": 1e-3,
+        "lr": 5e-4,
         "batch_size": 16,
         "steps": 2000,
         "checkpoint_every": 500,
@@ -86,7 +86,7 @@ class VAEGAN(Game):
 
     @dataclass(frozen=True)
     class Options:
-        gamma: float = 1e-3  # weight of L_rec to the decoder, beside what the discriminator says
+        gamma: float = 0.01  # weight of L_rec to the decoder, beside what the discriminator says
         vae: bool = False  # the plain variational auto-encoder
         pixel_std: float = 0.3  # s of the plain one
         hidden: int = 128  # features before the codes, and twice those before the logit
