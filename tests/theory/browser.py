@@ -1,6 +1,7 @@
 """Chromium without a window, spoken to over a pipe in its own protocol (DevTools): no package is needed for it."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -27,11 +28,10 @@ class Browser:
         read, theirs_out = os.pipe()
         theirs_in, write = os.pipe()
 
-        def ends():  # the protocol's are 3 and 4
-            os.dup2(theirs_in, 13)
-            os.dup2(theirs_out, 14)
-            os.dup2(13, 3)
-            os.dup2(14, 4)
+        def ends():  # the protocol's are 3 and 4, which may be any of ours until now
+            high = [fcntl.fcntl(end, fcntl.F_DUPFD, 100) for end in (theirs_in, theirs_out)]
+            os.dup2(high[0], 3)
+            os.dup2(high[1], 4)
 
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
         options += ["--disable-dev-shm-usage", "--hide-scrollbars", f"--user-data-dir={folder}"]

@@ -274,6 +274,8 @@ def test_in_a_browser(tab, made, width, dark):
     step = "document.getElementById('step').textContent"
     assert tab.ask(step) == "step 0 of 6"
     assert tab.ask("document.documentElement.scrollWidth") <= width
+    tab.ask("document.getElementById('step').textContent = 'step 12000 of 12000'")  # the longest words still fit
+    assert tab.ask("document.documentElement.scrollWidth") <= width
     tab.press("ArrowRight")
     assert tab.ask(step) == "step 1 of 6"
     tab.press("End")
