@@ -23,6 +23,7 @@ def draw(name, number, seed=0):
             0.02 / 1.414,
         ),
         ("25gaussians", [(2 * i / 2.828, 2 * j / 2.828) for i in range(-2, 3) for j in range(-2, 3)], 0.05 / 2.828),
+        ("two_blobs", [(-1.0, -0.5), (1.0, 0.5)], 0.25),
     ],
 )
 def test_mixtures(name, modes, std):
@@ -44,6 +45,18 @@ def test_swiss_roll_is_scikit_learns():
     theirs = make_swiss_roll(20_000, noise=0.25, random_state=1)[0][:, [0, 2]] / 7.5
     for project in (lambda p: p[:, 0], lambda p: p[:, 1], lambda p: np.hypot(*p.T), lambda p: p.sum(1)):
         assert stats.ks_2samp(project(ours), project(theirs)).pvalue > 1e-3
+
+
+def test_the_ring_and_the_line():
+    ring, line = draw("ring", 20_000), draw("line", 20_000)
+    around = torch.atan2(ring[:, 1], ring[:, 0]) / (2 * np.pi) + 0.5
+    assert stats.kstest(around.numpy(), "uniform").pvalue > 1e-4
+    # The noise is round, so the radius is Rice distributed.
+    assert stats.kstest(ring.norm(dim=1).numpy(), stats.rice(1.4 / 0.05, scale=0.05).cdf).pvalue > 1e-4
+    direction = torch.tensor([1.4, 0.7]).double() / np.hypot(1.4, 0.7)
+    across = line @ torch.stack([-direction[1], direction[0]])
+    assert stats.kstest(across.numpy() / 0.05, "norm").pvalue > 1e-4
+    assert (line @ direction).abs().quantile(0.5).item() == pytest.approx(0.5 * np.hypot(1.4, 0.7), rel=0.03)
 
 
 @pytest.mark.parametrize("name", POINTS)
