@@ -58,18 +58,18 @@ class OnPoints(Game):
             "discriminator": tanh_network(config.channels, 1, config.width, run.layers),
         }
 
-    def sample(self, number: int) -> Tensor:
+    def drawn(self, number: int) -> Tensor:
         latents = torch.randn(number, self.config.latent, generator=torch.Generator().manual_seed(self.config.seed))
         with self.evaluating():
             return self.average()(latents.to(self.run.device)).cpu()
 
     def pictures(self) -> dict[str, Picture]:
-        return {"samples": Picture(self.sample(2000), modes=getattr(self.run.samples, "modes", None))}
+        return {"samples": Picture(self.drawn(2000), modes=getattr(self.run.samples, "modes", None))}
 
     def figures(self) -> Figures:
         """Of 2,000 samples: ``modes_covered``, those with 2.5 % of the samples within ten standard deviations;
         ``within``, the share of samples that are within ten of some mode; and the distance to as many real ones."""
-        points, fake, random = self.run.samples, self.sample(2000), torch.Generator().manual_seed(0)
+        points, fake, random = self.run.samples, self.drawn(2000), torch.Generator().manual_seed(0)
         assert isinstance(points, Points)
         figures: Figures = {}
         if points.modes is not None and points.std is not None:

@@ -64,7 +64,6 @@ class BEGAN(Game):
     family: ClassVar[str] = "modes and stability"
     data: ClassVar[str] = "shapes"
     own_loss: ClassVar[bool] = True
-    averaged: ClassVar[str | None] = "generator"
     preset: ClassVar[Mapping[str, Any]] = {
         "loss": "non_saturating",
         "size": 32,
@@ -125,14 +124,16 @@ class BEGAN(Game):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.k, self.convergence = (state[name].to(self.run.device) for name in ("k", "convergence"))
 
-    def sample(self, number: int) -> Tensor:
+    def drawn(self, number: int) -> Tensor:
         random = torch.Generator().manual_seed(self.config.seed)
         latents = 2 * torch.rand(number, self.config.latent, generator=random) - 1
         with self.evaluating():
-            return torch.cat([self.average()(z).cpu() for z in latents.to(self.run.device).split(250)]).clamp(-1, 1)
+            return torch.cat(
+                [self.networks["generator"](z).cpu() for z in latents.to(self.run.device).split(250)]
+            ).clamp(-1, 1)
 
     def pictures(self) -> dict[str, Picture]:
-        drawn = {"samples": Picture(self.sample(64))}
+        drawn = {"samples": Picture(self.drawn(64))}
         if self.run.samples is not None:
             images = self.run.images[torch.arange(32)].to(self.run.device)
             with self.evaluating():
@@ -146,7 +147,7 @@ class BEGAN(Game):
         features of a classifier of the data."""
         number = min(self.config.evaluate_samples, len(self.run.images))
         extract = metrics.trained(self.config.data, self.config.side, seed=1)
-        real, fake = (extract(x).features for x in (self.run.images[torch.arange(number)], self.sample(number)))
+        real, fake = (extract(x).features for x in (self.run.images[torch.arange(number)], self.drawn(number)))
         return {
             "convergence": self.convergence.item(),
             "k": self.k.item(),

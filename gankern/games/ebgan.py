@@ -122,13 +122,13 @@ class EBGAN(Game):
         energies, codes = self.energy(generator(self.run.normal(latent)))
         yield "g", energies.mean() + self.options.repelling * repelling_term(codes)
 
-    def sample(self, number: int) -> Tensor:
+    def drawn(self, number: int) -> Tensor:
         latents = torch.randn(number, self.config.latent, generator=torch.Generator().manual_seed(self.config.seed))
         with self.evaluating():
             return self.average()(latents.to(self.run.device))
 
     def pictures(self) -> dict[str, Picture]:
-        fakes = self.sample(64)
+        fakes = self.drawn(64)
         drawn = {"samples": Picture(fakes.cpu())}
         if self.run.samples is not None:
             images = self.run.images[torch.arange(16)].to(self.run.device)
@@ -142,7 +142,7 @@ class EBGAN(Game):
         """``energy_real``, ``energy_fake``: D; ``margin``; ``least_class``: of 1,000 samples the share of the class
         that a classifier of real images sees least; ``squared_cosine``: PT of their codes."""
         config = self.config
-        images, fakes = self.run.images[torch.arange(min(1000, len(self.run.images)))], self.sample(1000)
+        images, fakes = self.run.images[torch.arange(min(1000, len(self.run.images)))], self.drawn(1000)
         with self.evaluating():
             real, (fake, codes) = self.energy(images.to(self.run.device))[0], self.energy(fakes)
         seen = read_classes(fakes.cpu(), config.data, config.side)

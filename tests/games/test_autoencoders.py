@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from gankern import data, games, training
+from gankern.cli import app
 from gankern.games import Run
 from gankern.games.ebgan import repelling_term
+from gankern.training import checkpoint
 
 
 def count(*networks):
@@ -126,3 +129,18 @@ def test_wrong_sizes_and_options():
         made("bigan", images, options={"ali": True})
     with pytest.raises(ValueError, match="kernel must be 4 or 5, got 3"):
         made("vaegan", torch.zeros(2, 3, 32, 32), options={"kernel": 3})
+
+
+def test_samples_of_a_checkpoint_are_of_the_latents_that_it_was_trained_on(tmp_path):
+    """BEGAN's latents are uniform: a checkpoint of it is drawn by its own pictures, and not from normal latents."""
+    images = data.load("digits")
+    config = training.configure(
+        "began", "digits", images, size=8, width=4, latent=4, steps=1, batch_size=8, evaluate=0, threads=1
+    )
+    training.train(config, images, tmp_path / "run")
+    command = CliRunner().invoke(app, ["sample", str(tmp_path / "run"), "--out", str(tmp_path / "samples.png")])
+    assert command.exit_code == 0, command.output
+    with pytest.raises(ValueError, match="no network that makes samples of latents alone"):
+        checkpoint.game(checkpoint.load(tmp_path / "run" / training.CHECKPOINT), "gankern").average()
+    with pytest.raises(ValueError, match="ema: began keeps no average"):
+        made("began", images, size=8, ema=0.9)
