@@ -104,7 +104,7 @@ class GANCLS(Game):
     needs: ClassVar[str | None] = "captions"
     data: ClassVar[str] = "captions"
     preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "non_saturating", "size": 32, "latent": 64, "width": 32, "lr": 5e-4, "steps": 3000,
+        "loss": "non_saturating", "size": 32, "latent": 64, "width": 32, "lr": 5e-4, "batch_size": 32, "steps": 2000,
         "checkpoint_every": 500,
     }  # fmt: skip
 
@@ -112,7 +112,7 @@ class GANCLS(Game):
     class Options:
         mismatched: float = 1.0  # weight of the term of mismatched texts; 0 is without CLS
         interpolated: float = 1.0  # weight of the term of codes between two texts; 0 is without INT
-        encoder_steps: int = 600  # of the text encoder, before the first step
+        encoder_steps: int = 400  # of the text encoder, before the first step
         paper: bool = False  # the authors' networks: residual blocks, biases, codes of 1024, projected to 128
 
     def __init__(self, run: Run) -> None:

@@ -276,7 +276,7 @@ def test_options_that_make_no_sense(images, options, message):
 
 @pytest.mark.parametrize("name", sorted(games.ADVERSARIAL_OPTIONS))
 def test_a_game_that_has_no_use_for_an_option_says_so(images, name):
-    value = {"conditioning": "projection", "generator_norm": "virtual", "discriminator_norm": "virtual"}.get(name, 2)
+    value = {"conditioning": "projection", "augment": "translation"}.get(name, "virtual" if "norm" in name else 2)
     value = 0.5 if name == "noisy_labels" else value
     with pytest.raises(ValueError, match=f"{name} is .*infogan has no use for it|grow_steps is for progan"):
         training.configure("infogan", "digits", images, data.labels("digits")[:64], **{name: value})
