@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from typer.testing import CliRunner
 
 from gankern import data, games, models, training
+from gankern.cli import app
 from gankern.data import drawn
 from gankern.games import Run
 from gankern.games._scenes import HEADS, SceneReader, in_place
@@ -252,3 +254,14 @@ def test_wrong_data_and_options():
         made("gan_cls", torch.zeros(8, 3, 8, 8), torch.zeros(8, 5, 64, dtype=torch.long), size=8)
     with pytest.raises(ValueError, match="option networks dcgan, sn_dcgan or mlp; got .* 'unet'"):
         made("cgan", images, torch.zeros(8, 13), size=32, options={"networks": "unet"})
+
+
+def test_a_checkpoint_of_another_game(tmp_path):
+    """One line that names both, and the run is as it was."""
+    images = data.load("digits")
+    config = training.configure("aae", "digits", images, steps=1, width=8, batch_size=8, threads=1, evaluate=0)
+    training.train(config, images, tmp_path / "run")
+    before = (tmp_path / "run" / training.CHECKPOINT).read_bytes()
+    result = CliRunner().invoke(app, ["train", "infogan", "--resume", "--out", str(tmp_path / "run")])
+    assert result.exit_code == 2 and "trained with model=aae, not model=infogan" in " ".join(result.output.split())
+    assert (tmp_path / "run" / training.CHECKPOINT).read_bytes() == before
