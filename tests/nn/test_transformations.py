@@ -48,6 +48,8 @@ MODULES = {
     "EqualizedLinear": (lambda: gnn.EqualizedLinear(4, 3, **F64), (6, 4)),
     "FIRDownsample2d": (lambda: gnn.FIRDownsample2d().double(), IMAGES),
     "FIRUpsample2d": (lambda: gnn.FIRUpsample2d().double(), IMAGES),
+    "InstanceNorm2d": (lambda: gnn.InstanceNorm2d(4, affine=True, **F64), IMAGES),
+    "InstanceNormAct1d": (lambda: gnn.InstanceNormAct1d(4, **F64), (4, 4, 6)),
     "InstanceNormAct2d": (lambda: gnn.InstanceNormAct2d(4, affine=True, activation="relu", **F64), IMAGES),
     "InstanceNormAct3d": (lambda: gnn.InstanceNormAct3d(4, negative_slope=0.2, **F64), (4, 4, 3, 3, 2)),
     "LeakyReLU": (lambda: gnn.LeakyReLU(0.2), IMAGES),

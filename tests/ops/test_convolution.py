@@ -461,7 +461,8 @@ def test_compile(kind):
 @pytest.mark.parametrize("implementation", [None, "reference"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_compiled_program_is_for_batches_of_any_size(kind, implementation):
-    """One graph for the first size, one for all others, one for a batch of one: as torch's own convolution."""
+    """One graph for the first size, one for all others, one for a batch of one; torch's own convolution has one more, for
+    large batches."""
     from torch._dynamo.testing import CompileCounter
 
     torch._dynamo.reset()
@@ -474,7 +475,7 @@ def test_a_compiled_program_is_for_batches_of_any_size(kind, implementation):
     for batch in (2, 3, 5, 64, 33, 1, 7):
         x, w, b = (t.detach() for t in tensors(kind, batch, 16, 16, 8, 8, torch.float32))
         torch.testing.assert_close(compiled(x, w, b), function(x, w, b), rtol=1e-4, atol=1e-4)
-    assert counter.frame_count <= 3
+    assert counter.frame_count <= (4 if implementation else 3)
 
 
 @native
