@@ -56,6 +56,14 @@ def kind_of(weight: Tensor, stride: Ints, padding: Ints | str, dilation: Ints, g
     return None, 0
 
 
+def _check_tensors(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Their shapes and dtypes are torch's to check."""
+    _checks.tensor(name, "input", input)
+    _checks.tensor(name, "weight", weight)
+    if bias is not None:
+        _checks.tensor(name, "bias", bias)
+
+
 def _scaled(convolve: Callable[[Tensor | None], Tensor], bias: Tensor | None, scale: float) -> Tensor:
     """convolve(bias) with its weight scaled, without a scaled copy of the weight: the result is scaled instead."""
     if scale == 1:
@@ -130,6 +138,7 @@ def conv2d(
             weight_scale=weight_scale,
             implementation=implementation,
         )
+    _check_tensors("conv2d", input, weight, bias)
     _checks.number("conv2d", "weight_scale", weight_scale)
     x, weight, bias = _cast(input, weight, bias)
     kind, pad = kind_of(weight, stride, padding, dilation, groups)
@@ -209,6 +218,7 @@ def conv_transpose2d(
             weight_scale=weight_scale,
             implementation=implementation,
         )
+    _check_tensors("conv_transpose2d", input, weight, bias)
     _checks.number("conv_transpose2d", "weight_scale", weight_scale)
     x, weight, bias = _cast(input, weight, bias)
     arguments = _pair(stride), _pair(padding), _pair(output_padding), _pair(dilation), groups

@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from gankern.core import autograd
 from gankern.core.dispatch import short
+from gankern.functional import _checks
 from gankern.nn.coupling import is_training_batch_norm
 from gankern.ops.gradient_penalty import penalty_and_direction
 from gankern.penalties import _double_backward
@@ -63,7 +64,9 @@ def penalize(
         raise ValueError(f"{name}: reduction is {reduction!r}; accepted are 'mean' and 'sum'")
     if method not in METHODS:
         raise ValueError(f"{name}: method is {method!r}; accepted are {', '.join(map(repr, METHODS))}")
-    if not target >= 0:
+    _checks.number(name, "weight", weight)
+    _checks.number(name, "target", target)
+    if target < 0:
         raise ValueError(f"{name}: target is {target}; it must be 0 or more")
     if not torch.is_grad_enabled():
         where = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"

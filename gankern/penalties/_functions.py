@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gankern.core.names import with_options_of
+from gankern.functional import _checks
 from gankern.penalties._common import Select, pairs_of, penalize, random_alpha, samples_of
 
 Critic = Callable[..., Any]
@@ -192,6 +193,7 @@ def _at_samples(
     critic_kwargs: Mapping[str, Any] | None,
     select: Select,
 ) -> Tensor:
+    _checks.number(name, "weight", weight)
     return penalize(
         name,
         critic,
@@ -234,6 +236,7 @@ def dragan(
     >>> dragan(torch.nn.Linear(3, 1), torch.randn(4, 3)).shape
     torch.Size([])
     """
+    _checks.number("dragan", "noise", noise)
     reals = samples_of("dragan", "real", real)
     noisy = []
     for r in reals:
@@ -262,6 +265,7 @@ def drift(outputs: Tensor, *, weight: float = 0.001, reduction: str = "mean") ->
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"drift: reduction is {reduction!r}; accepted are 'mean' and 'sum'")
+    _checks.number("drift", "weight", weight)
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
         raise TypeError("drift: outputs must be a floating-point tensor: what the critic returned for real samples")
     squares = outputs.to(torch.promote_types(outputs.dtype, torch.float32)).square()

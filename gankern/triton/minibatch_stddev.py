@@ -98,11 +98,16 @@ def _positions_kernel(
             tl.store(out + n * result_size + result_at, tangent, mask=inside)
     mean /= count
     mean_h /= count
+    rest = tl.zeros([BLOCK], SUM)  # what the mean lost in x's precision: the mean of the differences
+    for i in range(group_size):
+        n = _sample(m, i, groups, group_size, STRIDED)
+        rest += tl.load(x + n * size + at, mask=inside, other=0.0).to(SUM) - mean
+    rest /= count
     variance = tl.zeros([BLOCK], SUM)
     q = tl.zeros([BLOCK], SUM)
     for i in range(group_size):
         n = _sample(m, i, groups, group_size, STRIDED)
-        d = tl.load(x + n * size + at, mask=inside, other=0.0).to(SUM) - mean
+        d = tl.load(x + n * size + at, mask=inside, other=0.0).to(SUM) - mean - rest
         variance += d * d
         if ORDER == "double_backward":
             q += d * tl.load(h + n * size + at, mask=inside, other=0.0).to(SUM)
@@ -116,7 +121,7 @@ def _positions_kernel(
         slope = term / sigma
         for i in range(group_size):
             n = _sample(m, i, groups, group_size, STRIDED)
-            d = tl.load(x + n * size + at, mask=inside, other=0.0).to(SUM) - mean
+            d = tl.load(x + n * size + at, mask=inside, other=0.0).to(SUM) - mean - rest
             if ORDER == "backward":
                 g = tl.load(grad + n * result_size + result_at, mask=inside, other=0.0).to(SUM)
                 result = g + scale * d

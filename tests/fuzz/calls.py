@@ -1,4 +1,4 @@
-"""Calls with one argument that is wrong: a ValueError or TypeError that names it, and never a crash."""
+"""Calls of functions and penalties with one argument that is wrong: a ValueError or TypeError that names it, and never a crash."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from drawing import Draw, Problem
 
 import gankern.functional as GF
+import gankern.penalties as gp
 
 # By what an argument is. Torch's own options of convolutions are torch's to check.
 WRONG = {
@@ -40,17 +41,30 @@ EXAMPLES = {
     "fir_upsample_conv2d": lambda x, c: (x, x[:, :, :3, :3], c, c),
     "fir_downsample_conv2d": lambda x, c: (x, x[:, :, :3, :3], c, c),
     "spectral_norm": lambda x, c: (x, c, x[0].flatten()),
+    "conv2d": lambda x, c: (x, x[:, :, :3, :3], c),
+    "conv_transpose2d": lambda x, c: (x, x[:, :, :4, :4], c),
+    "instance_norm_act": lambda x, c: (x, c, c.square() + 1, c, c),
+    "spectral_norm_group": lambda x, c: ([x], [c], [x[0].flatten()]),
     "upsample_conv2d": lambda x, c: (x, x[:, :, :3, :3], c),
     "conv2d_downsample": lambda x, c: (x, x[:, :, :3, :3], c),
 }
+PENALTIES = {
+    name: lambda x, c: (_critic, x, x + 1)
+    for name in ("gradient_penalty", "zero_centered", "lipschitz")
+} | {name: lambda x, c: (_critic, x) for name in ("r1_penalty", "r2_penalty", "dragan")}  # fmt: skip
+
+
+def _critic(x: torch.Tensor) -> torch.Tensor:
+    return x.square().flatten(1).sum(1)
 
 
 def case(seed: int) -> Problem:
     draw = Draw(seed)
-    name = draw.choice(tuple(EXAMPLES))
-    function = getattr(GF, name)
+    of, examples = draw.choice(((GF, EXAMPLES), (GF, EXAMPLES), (gp, PENALTIES)))
+    name = draw.choice(tuple(examples))
+    function = getattr(of, name)
     # Four of everything, so that one set of tensors fits all.
-    given = EXAMPLES[name](draw.values((4, 4, 6, 6)), draw.values((4,)))
+    given = examples[name](draw.values((4, 4, 6, 6)), draw.values((4,)))
     parameters = inspect.signature(function).parameters
     arguments = dict(zip(parameters, given))
     changeable = [p for p, q in parameters.items() if q.annotation in WRONG]
@@ -66,6 +80,8 @@ def case(seed: int) -> Problem:
         function(**{**arguments, changed: value})
     except (ValueError, TypeError) as error:
         return None if changed in str(error) else f"{text}: its message does not name it: {error}"
+    except RuntimeError as error:  # torch's own, of its convolutions
+        return None if name.startswith("conv") and changed in str(error) else f"{text}: RuntimeError: {error}"
     except Exception as error:
         return f"{text}: {type(error).__name__}: {error}"
     return f"{text}: accepted"

@@ -20,7 +20,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 # What continuous integration runs of each family: a thousand in all.
-CASES = {"primitives": 400, "penalties": 200, "accelerated": 100, "calls": 250, "threads": 50}
+CASES = {
+    "primitives": 350, "penalties": 150, "accelerated": 100, "calls": 200, "threads": 50, "modules": 100, "files": 50,
+}  # fmt: skip
 FAMILIES = tuple(CASES)
 
 

@@ -41,6 +41,7 @@ class LeakyReLU(nn.LeakyReLU):
     def __init__(
         self, negative_slope: float = 1e-2, inplace: bool = False, *, implementation: str | None = None
     ) -> None:
+        _checks.number("LeakyReLU", "negative_slope", negative_slope)
         super().__init__(negative_slope, inplace)
         self.implementation = _checks.implementation("LeakyReLU", implementation)
 
