@@ -110,6 +110,19 @@ def _launch(primitive: str, launcher: str) -> _Launch:
     return _Launch(_launcher(primitive, launcher), _operator(primitive, launcher))
 
 
+def _resolved(argument: Any) -> Any:
+    """A negated view as the values that it has: what the dispatcher makes of it where it is asked."""
+    if isinstance(argument, torch.Tensor):
+        return argument.resolve_neg() if argument.is_neg() else argument
+    return [*map(_resolved, argument)] if isinstance(argument, (list, tuple)) else argument
+
+
+@functools.cache
+def _interpreted(primitive: str, launcher: str) -> Callable[..., Any]:
+    """Of Triton's interpreter, which reads tensors as they lie in memory."""
+    return lambda *arguments: _launcher(primitive, launcher)(*map(_resolved, arguments))
+
+
 def _operator(primitive: str, launcher: str) -> Callable[..., Any]:
     name = primitive if launcher == "forward" else f"{primitive}_{launcher}"
     return getattr(torch.ops.gankern, name).default
@@ -121,7 +134,7 @@ def kernel(implementation: str, primitive: str, launcher: str, device: torch.dev
     interpreter, since the operator's kernel for CPU tensors is the C++ one."""
     if implementation == "triton":
         if device.type == "cpu":
-            return _launcher(primitive, launcher)
+            return _interpreted(primitive, launcher)
         if not torch_internals.dispatched():
             return _launch(primitive, launcher)
     return _operator(primitive, launcher)

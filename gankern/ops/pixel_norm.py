@@ -83,9 +83,7 @@ def _again(options, x, bias):
     return bias is None and positive == negative == 1
 
 
-autograd.Rule(
-    NAME, _forward, lambda options, tensors, outputs: outputs, _backward, _double_backward, again=_again
-)
+autograd.Rule(NAME, _forward, lambda options, tensors, outputs: outputs, _backward, _double_backward, again=_again)
 
 
 def pixel_norm(
