@@ -41,6 +41,10 @@ def on_config(config: Any) -> Any:
         {"Commands": [{name: f"commands/{name}.md"} for name in COMMANDS]},
         {"API": [{title: f"api/{title}.md"} for title in API]},
     ]
+    listed = re.findall(r"[\w/]+\.md", str(config.nav))
+    others = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in listed]
+    if others:
+        config.nav.append({"More": [page.name for page in others]})
     # What lies in a folder of pages of its own is listed by its files.
     for folder, title in (("models", "Models, one by one"), ("games", "Games, one by one")):
         pages = sorted((ROOT / "docs" / folder).glob("*.md"))

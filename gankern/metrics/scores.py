@@ -5,6 +5,7 @@ published Inception weights, which are given as a file; :func:`gankern.metrics.l
 images to be like. Precision and recall (Kynkäänniemi 2019, arXiv 1904.06991) are computed here.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -116,7 +117,9 @@ def _of_features(
     features = {which: torch.cat(parts) for which, parts in kept.items()}
     number = min(map(len, features.values()))
     figures = {"fid": fid.compute().item()}
-    with torch.random.fork_rng(devices=[]):  # torchmetrics draws from torch's own stream
+    # torchmetrics draws from torch's own stream, and warns that it keeps the features that are kept here anyway.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric .* will save all extracted features", UserWarning)
         torch.manual_seed(seed)
         subset = min(KID_SUBSET, number)
         kid = KernelInceptionDistance(_Given(len(features["real"][0])), subsets=KID_SUBSETS, subset_size=subset)
