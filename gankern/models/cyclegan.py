@@ -43,6 +43,7 @@ def translator(
     7x7, two 3x3 of stride 2, ``blocks`` residual blocks of 4 * width channels, and back, by transposed 3x3 convolutions
     as published, whose overlap is uneven, or by ``upsample="nearest"``: doubled pixels and a 3x3 convolution.
 
+    >>> import torch
     >>> translator(3, 8, 1)(torch.randn(1, 3, 16, 24)).shape
     torch.Size([1, 3, 16, 24])
     """

@@ -33,6 +33,7 @@ class Residual(nn.Module):
 def srresnet(channels: int = 3, width: int = 64, blocks: int = 16, layers: str | Layers = "gankern") -> nn.Sequential:
     """Images [N, channels, H, W] in [0, 1] → [N, channels, 4 H, 4 W], about [-1, 1].
 
+    >>> import torch
     >>> srresnet(3, 8, 1)(torch.rand(2, 3, 8, 12)).shape
     torch.Size([2, 3, 32, 48])
     """
@@ -74,6 +75,7 @@ def discriminator(
 ) -> nn.Sequential:
     """Images [N, channels, size, size] → logits [N, 1]: eight 3x3 convolutions, every other one of stride 2.
 
+    >>> import torch
     >>> discriminator(32, 3, 8, 16)(torch.randn(2, 3, 32, 32)).shape
     torch.Size([2, 1])
     """
