@@ -46,10 +46,13 @@ class DiscriminatorBlock(nn.Module):
     The ``first`` block of a network has no ReLU before its first convolution: it sees the image.
     """
 
-    def __init__(self, before: int, after: int, layers: Layers, downsample: bool, first: bool = False):
+    def __init__(
+        self, before: int, after: int, layers: Layers, downsample: bool, first: bool = False, wide: bool = False
+    ):
         super().__init__()
-        # WGAN-GP's inner channels: those of the input where a block downsamples, except in the first block.
-        inner = after if first else before
+        # WGAN-GP's inner channels: those of the input where a block downsamples, except in the first block. A ``wide``
+        # block, as SN-GAN's of ImageNet and SAGAN's are, has those of its result.
+        inner = after if first or wide else before
         self.downsample = downsample
         self.relu1 = nn.Identity() if first else layers.relu()
         self.conv1 = layers.conv(before, inner, 3, padding=1)
