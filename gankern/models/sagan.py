@@ -88,6 +88,7 @@ def sagan(
 ) -> GAN:
     """SAGAN for images of 128 pixels, or of 32; ``width`` is the paper's ch.
 
+    >>> import torch
     >>> gan = sagan(32, width=4, latent=8, num_classes=5)
     >>> labels = torch.tensor([0, 4])
     >>> gan.discriminator(gan.generator(torch.randn(2, 8), labels), labels).shape
