@@ -19,14 +19,12 @@ from gankern.acceleration._code import functions_held, names_used
 from gankern.acceleration._compiled import inside_compiled_parts, is_compiled
 from gankern.acceleration._layers import Followed, Left, Replaced
 from gankern.acceleration._report import Call, Report, Row
-from gankern.acceleration._root import Plan, Usefulness, root_forward
+from gankern.acceleration._root import CHANGES, Gains, Leaves, Plan, root_forward
 from gankern.acceleration._verify import copy_of, fresh
 from gankern.acceleration._verify import verify as _verify
 from gankern.core.torch_internals import refuse_scripting
 from gankern.nn.utils._group import OURS, SpectralNormGroup, is_taken, normalizers
 from gankern.nn.utils._requests import Prepared
-
-CHANGES = "_gankern_changes"  # of a module: what restore() undoes, in __dict__, so that it goes into copies and pickles
 
 
 @dataclass(frozen=True)
@@ -174,6 +172,7 @@ class _Work:
 
     def __init__(self, root: nn.Module, report: Report, chosen: set[str] | None, fast: bool) -> None:
         self.root, self.report, self.fast = root, report, fast
+        self.replaced: list[nn.Module] = []  # whose forward is another one for what it may gain
         self.names = {id(m): n for n, m in root.named_modules()}
         compiled = inside_compiled_parts(root)
         self.compiled = [(n, m) for n, m in root.named_modules() if is_compiled(m)]
@@ -259,18 +258,26 @@ class _Work:
                 continue
             members.append((owner, normalizer))
             self.row(name, before, "gankern's spectral norm", "with the whole network")
+        own: list[tuple[str, nn.Module, str]] = []
         for name, module in self.modules:
             family, refusal = _spectral.recognise(module)
             if refusal is not None:
                 self.row(name, type(module).__name__, None, f"spectral norm of its own: {refusal}")
             for hook, reason in _spectral.hooked(module):
                 self.row(name, f"{_describe(module)}, its weight is made by {hook}", None, f"{hook}: {reason}")
-            if family is None:
+            if family is not None:
+                own.append((name, module, family))
+        large = sum(_spectral.values(m, family) for _, m, family in own) >= _spectral.FROM * len(own)
+        for name, module, family in own:
+            before = f"{type(module).__name__}: {_spectral.FAMILIES[family].name}"
+            if not large:
+                self.row(
+                    name, before, None, f"spectral norm of its own: below {_spectral.FROM} values a layer it is faster"
+                )
                 continue
             normalizer = _spectral.Normalizer(family)
             _replace(module, _spectral.FAMILIES[family].method, _spectral.method, normalizer)
             members.append((module, normalizer))
-            before = f"{type(module).__name__}: {_spectral.FAMILIES[family].name}"
             self.row(name, before, "gankern's spectral norm", "with the whole network")
         members = self._not_shared(members)
         return SpectralNormGroup(self.root, members) if members else None
@@ -315,11 +322,15 @@ class _Work:
             what = what if followed is None else _MEAN
         elif function in (_layers.batch_norm_forward, _layers.instance_norm_forward):
             constants = (Followed(),)
-        _replace(module, "forward", function, *constants)
+        self._forward(module, function, *constants)
         self.row(name, before, what)
 
+    def _forward(self, module: nn.Module, function: Callable[..., Any], *constants: Any) -> None:
+        _replace(module, "forward", function, *constants)
+        self.replaced.append(module)
+
     def _upsample(self, name: str, module: nn.Module) -> None:
-        _replace(module, "forward", _layers.upsample_forward)
+        self._forward(module, _layers.upsample_forward)
         self.row(name, "nearest upsampling by 2", "one with the 3x3 convolution behind it where there is one")
 
     def _own_code(self, name: str, module: nn.Module) -> None:
@@ -350,13 +361,14 @@ class _Work:
         if not (used & _FIRST_ORDER or self.fast):
             return self.row(name, f"{type(module).__name__} calls {calls}", None, "fast_double_backward=False")
         if used & ({"conv2d"} | _NORMS):
-            _replace(module, "forward", _layers.own_forward, Followed(), Followed())
+            self._forward(module, _layers.own_forward, Followed(), Followed())
         self.row(name, f"{type(module).__name__} calls {calls}", "gankern's where they are faster", "met while it runs")
 
     def _root(self, group: SpectralNormGroup | None) -> None:
         refuse_scripting(self.root, "accelerated model", "call gankern.restore first")
         _change(self.root, Scriptable())
-        plan = Plan(group, self.fast, Usefulness())
+        leaves = [(m, m.__dict__["forward"]) for m in self.replaced if m is not self.root]
+        plan = Plan(group, self.fast, Leaves(leaves), Gains())
         _replace(self.root, "forward", root_forward, plan, self.root.__dict__.get("forward"))
 
 
@@ -428,6 +440,11 @@ def accelerate(
         if not report.replaced:
             report.notes.append("Nothing in it can be made faster: it was left alone.")
             _untouched.add(root)
+        elif verify is None and report.calls and not report.gains:
+            _restore(root, inside)
+            report.notes.append("Nothing is gained for these inputs: it was left alone.")
+            _untouched.add(root)
+            report.rows = [Row(r.layer, r.before, None, _also(_kept(r), "nothing gained")) for r in report.rows]
         elif verify is not None and pristine is not None:
             gained = _verify(pristine, root, verify, report)
             if not gained:

@@ -29,13 +29,17 @@ def _calls_compiled(module: nn.Module) -> bool:
     return any(_made_by_compile(f) for f in (*module.__dict__.values(), *functions_used(type(module))) if callable(f))
 
 
+def compiles() -> bool:
+    """Whether this process has compiled anything, or begun to."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    # What runs without a compiler, torch's own disabled functions, is there too, with None.
+    return dynamo is not None and any(backend is not None for backend in dynamo.cached_backends.values())
+
+
 def has_compiled_parts(root: nn.Module) -> bool:
     """Whether a forward of ``root`` may come into compiled code. Asked at each forward, since a part can be compiled at
     any time, but answered at once in a process that has compiled nothing."""
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    if dynamo is None or not dynamo.cached_backends:
-        return False
-    return any(is_compiled(m) or _calls_compiled(m) for m in root.modules())
+    return compiles() and any(is_compiled(m) or _calls_compiled(m) for m in root.modules())
 
 
 def inside_compiled_parts(root: nn.Module) -> set[int]:

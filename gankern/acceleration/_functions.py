@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from gankern.acceleration._scope import plain, state
+from gankern.acceleration._scope import gain, plain, state
 from gankern.core import autograd, zeros
 from gankern.core.double_backward import _convolution_double_backward
 from gankern.core.torch_internals import autocasting
@@ -34,6 +34,22 @@ def matters(x: Tensor) -> bool:
         and plain()
         and not autocasting(x.device.type)
     )
+
+
+# Values from which on a second derivative of our own is worth what its calls cost, by type of device. Measured on the
+# CPU; on GPUs, where the host's time decides, it is what as many microseconds of memory traffic make.
+FROM = {"cpu": 2**18, "cuda": 2**22}
+
+
+def pays(x: Tensor) -> bool:
+    """Whether the gradient of what is made of x may be differentiated twice and x is large enough to gain by ours."""
+    if not matters(x) or x.numel() < FROM.get(x.device.type, 2**22):
+        return False
+    gain(x.numel() * VALUE)
+    return True
+
+
+VALUE = 2e-4  # microseconds that a fused or an absent pass over a value is taken to be worth
 
 
 # ---- convolutions -------------------------------------------------------------------------------------------
@@ -205,14 +221,14 @@ _ADAPTIVE_AVG_POOL2D = Piecewise(
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
-    if not matters(input):
+    if not pays(input):
         return torch.relu_(input) if inplace else torch.relu(input)
     return autograd.apply(*((_PiecewiseInPlace, _RELU_) if inplace else (_Piecewise, _RELU)), (), input)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     # torch refuses the in-place form with a negative slope when it differentiates: that is left to it.
-    if not matters(input) or (inplace and negative_slope < 0):
+    if not pays(input) or (inplace and negative_slope < 0):
         return F.leaky_relu(input, negative_slope, inplace)
     function = (_PiecewiseInPlace, _LEAKY_RELU_) if inplace else (_Piecewise, _LEAKY_RELU)
     return autograd.apply(*function, (negative_slope,), input)
@@ -228,7 +244,7 @@ def avg_pool2d(
     divisor_override: int | None = None,
 ) -> Tensor:
     constants = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    if not matters(input):
+    if not pays(input):
         return F.avg_pool2d(input, *constants)
     kernel = _numbers(kernel_size, 2)
     constants = (kernel, [] if stride is None else _numbers(stride, 2), _numbers(padding, 2), *constants[3:])
@@ -237,7 +253,7 @@ def avg_pool2d(
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
     size: Any = _numbers(output_size, 2) if output_size is not None else [None]
-    if not matters(input) or None in size or size == [1, 1]:  # that is a mean, in torch too
+    if not pays(input) or None in size or size == [1, 1]:  # that is a mean, in torch too
         return F.adaptive_avg_pool2d(input, output_size)
     return autograd.apply(_Piecewise, _ADAPTIVE_AVG_POOL2D, (size,), input)
 
@@ -251,7 +267,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    if return_indices or not matters(input):
+    if return_indices or not pays(input):
         return F.max_pool2d(  # type: ignore[call-overload]  # torch's stubs take return_indices as a literal alone
             input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
         )

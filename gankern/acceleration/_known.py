@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gankern.functional as GF
 from gankern.acceleration._code import original
 from gankern.acceleration._layers import leaf
-from gankern.acceleration._read import Joined, Node, Reader, Unknown, Value, axes_of, holds, node, numbers_in
+from gankern.acceleration._read import INPUT, Joined, Node, Reader, Unknown, Value, axes_of, holds, node, numbers_in
 from gankern.acceleration._scope import say
 from gankern.core.dispatch import last_implementation
-
-INPUT = "(input)"
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,31 @@ def _similarity(x, kernel, kernels, own):
 
 def _mean_similarity(x, kernel, kernels, own):
     return _similarity(x, kernel, kernels, own) / (x.shape[0] - own)
+
+
+def _bias_act(x, bias, name, slope, gain, clamp):
+    if bias is not None:
+        x = x + bias.reshape([1, x.shape[1]] + [1] * (x.ndim - 2))
+    if name == "leaky_relu":
+        x = F.leaky_relu(x, slope)
+    elif name == "relu":
+        x = F.relu(x)
+    if gain != 1:
+        x = x * gain
+    if clamp is not None:
+        x = x.clamp(-clamp, clamp)
+    return x
+
+
+def _upfirdn2d(x, filter, up, down, before, after, flip):
+    n, c, h, w = x.shape
+    x = F.pad(x.reshape(n, c, h, 1, w, 1), [0, up - 1, 0, 0, 0, up - 1])
+    x = F.pad(x.reshape(n, c, h * up, w * up), [max(before, 0), max(after, 0), max(before, 0), max(after, 0)])
+    x = x[:, :, max(-before, 0) : x.shape[2] - max(-after, 0), max(-before, 0) : x.shape[3] - max(-after, 0)]
+    if not flip:
+        filter = filter.flip([0, 1])
+    x = F.conv2d(x, filter[None, None].repeat(c, 1, 1, 1), groups=c)
+    return x[:, :, ::down, ::down]
 
 
 # ---- what code may be -------------------------------------------------------------------------------------------
@@ -154,6 +179,87 @@ def _run_discrimination(options: tuple, module: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([x, similarity], 1) if appended else similarity
 
 
+def _as_bias_act(reader: Reader, x: Value, result: Any, views: bool) -> Iterator[Found]:
+    if not isinstance(result, Value) or result.dims != x.dims or len(x.shape) < 2:
+        return
+    biases: list[Any] = [(n, c) for n, c in reader.cells.items() if c.shape and math.prod(c.shape) == x.shape[1]]
+    kinds = _kinds(result.node)
+    names = [name for name in ("leaky_relu", "relu") if name in kinds]
+    if len(names) != 1 or len(reader.cells) > 1:
+        return
+    numbers = sorted(n for n in numbers_in(result.node) if math.isfinite(n))
+    slopes = [n for n in numbers if n >= 0] if names == ["leaky_relu"] else [0.0]
+    clamps = [n for n in numbers if n > 0] if "clamp" in kinds else [None]
+    for (bias, cell), slope, gain, clamp in itertools.product(
+        biases if reader.cells else [(None, None)], slopes, {*numbers, 1.0}, clamps
+    ):
+        own = None if cell is None else Value(cell.node, ((cell.dims[-1] if len(cell.dims) == 1 else _axis(cell)),))
+        if result.same(_ours(reader, _bias_act, x, own, names[0], slope, gain, clamp)):
+            options = (bias, names[0], slope, gain, clamp)
+            yield Found("bias_act", functools.partial(_run_bias_act, options), False)
+
+
+def _axis(cell: Value) -> Any:
+    """The one dimension of a tensor such as [1, channels, 1, 1] that is not of size 1."""
+    return next((axes for axes in cell.dims if axes), ())
+
+
+def _kinds(of: Any) -> set[str]:
+    """The names of the operations in an expression."""
+    found, seen, pending = set(), set(), [of]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, Node):
+            if part in seen:
+                continue
+            seen.add(part)
+            found.add(part[0])
+        if isinstance(part, tuple):
+            pending += part
+    return found
+
+
+def _run_bias_act(options: tuple, module: nn.Module, x: Tensor) -> Tensor:
+    name, activation, slope, gain, clamp = options
+    bias = None if name is None else getattr(module, name).reshape(-1)
+    return GF.bias_act(x, bias, activation=activation, negative_slope=slope, gain=gain, clamp=clamp)
+
+
+def _as_upfirdn2d(reader: Reader, x: Value, result: Any, views: bool) -> Iterator[Found]:
+    if not isinstance(result, Value) or len(x.shape) != 4 or len(result.shape) != 4 or len(reader.cells) != 1:
+        return
+    ((name, filter),) = reader.cells.items()
+    if len(filter.shape) != 2 or filter.node[0] != "constant" or "filtered" not in _kinds(result.node):
+        return
+    pads, steps, starts = _resampling(result.node)
+    ups = {1, *(after + 1 for axes, before, after in pads if axes[0] == "after" and before == 0)}
+    edges = [(before, after) for axes, before, after in pads if axes[0] != "after"] or [(0, 0)]
+    befores = {0, *(before for before, _ in edges), *(-n for n in starts)}
+    afters = {0, *(after for _, after in edges), *(range(-max(filter.shape), 0) if 1 in steps else ())}
+    for up, down, before, after, flip in itertools.product(ups, {1, *steps}, befores, afters, (False, True)):
+        if result.same(_ours(reader, _upfirdn2d, x, filter, up, down, before, after, flip)):
+            options = (name, up, down, (before, after, before, after), flip)
+            yield Found("upfirdn2d", functools.partial(_run_upfirdn2d, options), True)
+
+
+def _resampling(of: Node) -> tuple[list[Any], list[int], list[int]]:
+    """What an expression pads by, and by which steps and from where it takes parts."""
+    pads, steps, starts = [], [], []
+    while isinstance(of, Node) and of[0] in ("padded", "part", "filtered"):
+        if of[0] == "padded":
+            pads.append(of[2:])
+        elif of[0] == "part":
+            starts.append(of[3])
+            steps.append(of[4])
+        of = of[1]
+    return pads, steps, starts
+
+
+def _run_upfirdn2d(options: tuple, module: nn.Module, x: Tensor) -> Tensor:
+    name, up, down, padding, flip = options
+    return GF.upfirdn2d(x, getattr(module, name), up, down, padding, flip)
+
+
 def _ours(reader: Reader, formula: Callable[..., Any], *arguments: Any) -> Value | None:
     try:
         return reader.function(formula, arguments, {})
@@ -161,14 +267,14 @@ def _ours(reader: Reader, formula: Callable[..., Any], *arguments: Any) -> Value
         return None
 
 
-FORMS = (_as_pixel_norm, _as_stddev, _as_discrimination)
+FORMS = (_as_pixel_norm, _as_stddev, _as_discrimination, _as_bias_act, _as_upfirdn2d)
 
 
 # ---- the layer --------------------------------------------------------------------------------------------------
 
 
-def read(module: nn.Module, shape: Sequence[int]) -> Reading:
-    reader = Reader(module)
+def read(module: nn.Module, shape: Sequence[int], device: str = "cpu", dtype: torch.dtype | None = None) -> Reading:
+    reader = Reader(module, device, dtype=torch.float32 if dtype is None else dtype)
     try:
         reader.guard("forward", _same_forward(type(module).forward))
         forward = reader.forward(reader.root)
@@ -201,13 +307,13 @@ class Known:
     def __reduce__(self):
         return Known, ()
 
-    def find(self, module: nn.Module, shape: torch.Size) -> Found | None:
-        key = shape, module.training
+    def find(self, module: nn.Module, x: Tensor) -> Found | None:
+        key = x.shape, module.training, x.device.type, x.dtype
         reading = self.readings.get(key)
         if reading is None or not holds(reading.guards, module):
             if reading is None and len(self.readings) >= self.most:
                 return None
-            reading = self.readings[key] = read(module, shape)
+            reading = self.readings[key] = read(module, x.shape, x.device.type, x.dtype)
         return reading.found
 
 
@@ -224,7 +330,7 @@ def _is_taken(x: Any) -> bool:
 @functools.partial(leaf, constants=1)
 def known_forward(module: nn.Module, known: Known, *args: Any, **kwargs: Any) -> Any:
     if len(args) == 1 and not kwargs and _is_taken(x := args[0]) and not torch.compiler.is_compiling():
-        found = known.find(module, x.shape)
+        found = known.find(module, x)
         if found is not None and (x.is_contiguous() or not found.views) and _fits(module, x):
             result = found.run(module, x)
             say(f"gankern: {found.name} ({last_implementation(found.name)})")
@@ -236,12 +342,22 @@ def known_forward(module: nn.Module, known: Known, *args: Any, **kwargs: Any) ->
 def _fits(module: nn.Module, x: Tensor) -> bool:
     return all(
         type(p) in (Tensor, nn.Parameter) and p.dtype == x.dtype and p.device == x.device and p.is_contiguous()
-        for p in module._parameters.values()
-        if p is not None
+        for p in (*module._parameters.values(), *module._buffers.values())
+        if p is not None and p.is_floating_point()
     )
 
 
 MAPS = [(8, 4, 3, 5), (4, 4, 2, 2), (6, 4, 2, 2), (2, 4, 2, 2), (16, 4, 4, 4), (1, 4, 2, 2)]
+
+
+def _shapes(module: nn.Module) -> Sequence[tuple[int, ...]]:
+    """Of inputs as a layer with such tensors is given them."""
+    vectors = [p.numel() for p in module.parameters() if p.numel() == max(p.shape, default=0)]
+    rows = [(n, p.shape[0]) for p in module.parameters() if p.ndim > 1 and p.numel() > max(p.shape) for n in (8, 2)]
+    if vectors:
+        return [(n, vectors[0], size, size) for n, size in ((8, 4), (2, 6), (1, 2))]
+    filters = any(b.ndim == 2 for b in module.buffers() if b is not None)
+    return rows or ([(2, 4, 16, 16), (3, 2, 12, 20), (1, 1, 16, 16)] if filters else MAPS)
 
 
 def recognise(module: nn.Module) -> tuple[str | None, str]:
@@ -251,8 +367,7 @@ def recognise(module: nn.Module) -> tuple[str | None, str]:
         return None, "it has layers inside"
     if isinstance(inspect.getattr_static(type(module), "forward"), staticmethod):
         return None, "its forward is a static method"  # which the compiler does not tell from another function
-    rows = [(n, p.shape[0]) for p in module.parameters() if p.ndim > 1 for n in (8, 2)]
-    shapes: Sequence[tuple[int, ...]] = rows or MAPS
+    shapes = _shapes(module)
     before = module.training
     names: set[str | None] = set()
     reasons: list[str] = []

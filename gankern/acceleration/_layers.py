@@ -17,12 +17,13 @@ from torch.utils._pytree import tree_map_only
 import gankern.functional as GF
 from gankern.acceleration import _functions
 from gankern.acceleration._code import original
-from gankern.acceleration._functions import matters
+from gankern.acceleration._functions import VALUE, matters, pays
 from gankern.acceleration._scope import (
     HANDLERS,
     Deferred,
     defer,
     fuse,
+    gain,
     is_half,
     joined,
     may_defer,
@@ -79,7 +80,11 @@ def conv2d(
         small, *_ = fuse(input)
         result = convolution("upsample", small, weight, bias)
         if result is not None:
-            joined(input, _ran("upsample", small, weight) + ", in one with the upsampling")
+            joined(
+                input,
+                _ran("upsample", small, weight) + ", in one with the upsampling",
+                _worth("upsample", small, weight),
+            )
             return result
     input = settled(input)
     if kind == "same" and pad == 1 and state.followed[0] is not None:
@@ -108,13 +113,37 @@ def _conv2d(kind, pad, input, weight, bias, stride, padding, dilation, groups) -
         say("torch", "autocast")
         return GF.conv2d(input, weight, bias, stride, padding, dilation, groups)
     result = None
-    if kind is not None:
+    if kind is not None and _repays(kind, input, weight):
         result = convolution(kind, input, weight, bias, pad)
     if result is not None and kind is not None:
+        gain(0.5 * _worth(kind, input, weight))
         say(_ran(kind, input, weight))
     else:
         result = _by_torch(kind, input, weight, bias, stride, padding, dilation, False, 0, groups)
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups) if result is None else result
+
+
+def _products(kind: str, x: Tensor, weight: Tensor) -> int:
+    """The multiplications that plain PyTorch needs."""
+    return weight.numel() * (x.numel() // max(x.shape[1], 1)) * (4 if kind == "upsample" else 1)
+
+
+PRODUCTS = 2**24  # from which on the table of measured shapes is trusted alone
+
+
+def _repays(kind: str, x: Tensor, weight: Tensor) -> bool:
+    """Whether a small convolution has enough pixels to make up for the transformation of its weight (measured)."""
+    if kind != "same" or x.ndim != 4 or _products(kind, x, weight) >= PRODUCTS:
+        return True
+    return x.numel() >= 8 * x.shape[1] * max(weight.shape[:2])
+
+
+# Microseconds that a fused pair is worth for a thousand products; less than was measured. On GPUs not measured.
+WORTH = {"cpu": 0.006, "cuda": 5e-5}
+
+
+def _worth(kind: str, x: Tensor, weight: Tensor) -> float:
+    return WORTH.get(x.device.type, 0.0) * _products(kind, x, weight) / 1000
 
 
 def _ran(kind: str, x: Tensor, weight: Tensor) -> str:
@@ -129,11 +158,12 @@ def _ran(kind: str, x: Tensor, weight: Tensor) -> str:
 def _by_torch(kind: str | None, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor | None:
     """The form with a second derivative of its own where that may be asked for; else None, for torch's."""
     why = "no kernel of ours for this form" if kind is None else "torch is faster for this shape, as measured"
-    result = _functions.convolution(x, weight, bias, *options) if matters(x) else None
+    result = _functions.convolution(x, weight, bias, *options) if pays(x) else None
     say(_SECOND if result is not None else "torch", why)
     return result
 
 
+_ONLY_SECOND = "only its second derivative is ours, under a penalty and of large tensors"
 _SECOND = "torch, with a second derivative of gankern's"
 
 
@@ -158,6 +188,7 @@ def conv_transpose2d(
     if fits:
         result = convolution("transposed", input, weight, bias)
     if result is not None:
+        gain(0.5 * _worth("transposed", input, weight))
         say(_ran("transposed", input, weight))
     else:
         kind = "transposed" if fits else None
@@ -262,7 +293,9 @@ def avg_pool2d(
             followed.misses = 0
             result = convolution("downsample", *arguments)
             if result is not None:
-                joined(input, _ran("downsample", *arguments[:2]) + ", in one with the convolution")
+                x, weight, _ = arguments
+                ran = _ran("downsample", x, weight)
+                joined(input, f"{ran}, in one with the convolution", _worth("downsample", x, weight))
                 return result
     input = settled(input)
     _say_second(input)
@@ -272,7 +305,7 @@ def avg_pool2d(
 
 def _say_second(x: Tensor) -> None:
     """Of an operation whose first derivative is torch's."""
-    say(*((_SECOND,) if matters(x) else ("torch", "only its second derivative is ours, and none is asked for")))
+    say(*((_SECOND,) if matters(x) and x.numel() >= _functions.FROM.get(x.device.type, 0) else ("torch", _ONLY_SECOND)))
 
 
 # ---- batch norm and activations ---------------------------------------------------------------------------------
@@ -316,8 +349,10 @@ def _normalize(
     slope: float = 0.0,
 ) -> Tensor:
     """A norm and an activation; ``counts``: whether it has a part in the running statistics."""
-    if followed is not None and activation is None:
-        followed.misses += 1
+    if activation is None:
+        gain((10.0 if isinstance(of, _OfEach) else 0.0) + x.numel() * VALUE)
+        if followed is not None:
+            followed.misses += 1
     if isinstance(of, _OfEach):
         mean, var = (of.mean, of.var) if counts else (None, None)
         result = _norm_of_each(x, mean, var, weight, bias, of, activation, slope)
@@ -473,7 +508,7 @@ def _activate(name: str, input: Tensor, slope: float, inplace: bool) -> Tensor |
     followed.misses = 0
     result = _normalize(x, weight, bias, of, followed, counts, name, slope)
     kind = "instance" if isinstance(of, _OfEach) else "batch"
-    joined(input, f"gankern: {kind} norm + {name} ({last_implementation(f'{kind}_norm_act')})")
+    joined(input, f"gankern: {kind} norm + {name} ({last_implementation(f'{kind}_norm_act')})", x.numel() * VALUE)
     if inplace:
         input.pair.result = result
     else:  # who still wants it without the activation gets it, and it is not counted twice
@@ -603,7 +638,7 @@ def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, inp
         if how == left.how:
             return module._conv_forward(input, weight, module.bias)
         kind, _ = _kind(weight, module.stride, padding, module.dilation, module.groups)
-        if kind is None or (input.ndim == 4 and not _is_known(kind, input, weight)):
+        if kind is None or (input.ndim == 4 and not (_is_known(kind, input, weight) and _repays(kind, input, weight))):
             left.how = how
             return module._conv_forward(input, weight, module.bias)
     if module.padding_mode != "zeros":
@@ -639,7 +674,7 @@ def convolution_forward(module: Any, input: Tensor, *output_size: Any) -> Tensor
     _say_second(input)
     batched = input.ndim == len(module.kernel_size) + 2
     # Asked before the weight is read, which may be computed anew at each reading: torch's forward reads it again.
-    if batched and matters(input) and not output_size and module.padding_mode == "zeros" and module.padding != "same":
+    if batched and not output_size and module.padding_mode == "zeros" and module.padding != "same" and pays(input):
         result = _functions.convolution(
             input,
             module.weight,

@@ -37,6 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+INPUT = "(input)"  # the name of the tensor that a layer is given
 Axis = tuple[str, int, int]  # tensor, stride, size; of an axis along which a value is constant: "", 0, size
 
 
@@ -127,6 +128,11 @@ class Written:
 
     way: str
     value: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Device:
+    """That of all tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -353,9 +359,11 @@ class Reader:
 
     steps = 20_000
 
-    def __init__(self, module: nn.Module, device: str = "", sets: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, device: str = "", sets: bool = False, dtype: torch.dtype | None = None
+    ) -> None:
         self.root = Module(module, "")
-        self.device = device  # the type of all tensors' device; "" where the code may not ask
+        self.device, self.dtype = device, dtype  # of all tensors, where the code may ask for them
         self.sets = sets  # whether the code may set an attribute of the module itself
         self.guards: dict[Any, Callable[[nn.Module], bool]] = {}
         self.cells: dict[str, Value] = {}
@@ -398,7 +406,7 @@ class Reader:
         key = owner.path, name
         found = inspect.getattr_static(cls, name, None)
         if isinstance(found, property):
-            self.guard(key, lambda m: inspect.getattr_static(type(_inner(m, owner.path)), name, None) is found)
+            self.guard(key, lambda m: _static(type(_inner(m, owner.path)), name) is found)
             return self.function(found.fget, (owner,), {})
         state = module.__dict__
         if name in state:
@@ -416,7 +424,7 @@ class Reader:
             self.guard(
                 key,
                 lambda m: (
-                    inspect.getattr_static(type(_inner(m, owner.path)), name, None) is found
+                    _static(type(_inner(m, owner.path)), name) is found
                     and (name == "forward" or name not in _inner(m, owner.path).__dict__)
                 ),
             )
@@ -496,7 +504,7 @@ class Reader:
         tree = _tree(code)
         if isinstance(tree, str):
             raise Unknown(f"{function.__name__}: {tree}")
-        if not all(type(x) in PLAIN for x in (*(defaults or ()), *(others or {}).values())):
+        if not all(type(x) in (*PLAIN, tuple) and is_plain(x) for x in (*(defaults or ()), *(others or {}).values())):
             raise Unknown(f"{function.__name__} has a default that is not a number")
         kept = dict(others or {})
         self.guard(
@@ -722,13 +730,19 @@ class Reader:
                     return len(value.dims)
                 case "data":
                     return self.detached(base)
-                case "is_cuda":
+                case "device" | "is_cuda":
                     raise_unless(bool(self.device), "it asks for the device")
-                    return self.device == "cuda"
+                    return Device() if name == "device" else self.device == "cuda"
+                case "dtype":
+                    raise_unless(self.dtype is not None, "it asks for the type")
+                    return self.dtype
                 case "T" if len(value.dims) == 2:
                     return self.operation("t", base)
             return Method(name, base)
-        if isinstance(base, types.ModuleType) and base.__name__.split(".")[0] in ("torch", "math"):
+        if isinstance(base, Device):
+            raise_unless(name == "type", f"it reads .{name} of a device")
+            return self.device
+        if isinstance(base, types.ModuleType) and base.__name__.split(".")[0] in ("torch", "math", "collections"):
             found = getattr(base, name, Unknown)
             raise_unless(found is not Unknown, f"{base.__name__} has no {name}")
             self.guard((base, name), lambda m: getattr(base, name, Unknown) is found)
@@ -755,6 +769,8 @@ class Reader:
     def compare(self, op: ast.cmpop, a: Any, b: Any) -> bool:
         if isinstance(op, (ast.Is, ast.IsNot)) and (a is None or b is None):
             return (a is b) is isinstance(op, ast.Is)
+        if isinstance(op, (ast.Eq, ast.NotEq)) and isinstance(a, torch.dtype) and isinstance(b, torch.dtype):
+            return (a is b) is isinstance(op, ast.Eq)
         function: Any = _COMPARISONS.get(type(op))
         raise_unless(function is not None, "a comparison that is not known")
         try:
@@ -765,17 +781,21 @@ class Reader:
     def item(self, base: Any, index: ast.expr, function: types.FunctionType) -> Any:
         if isinstance(base, Value):
             parts = index.elts if isinstance(index, ast.Tuple) else [index]
-            value, shape, at = self.current(base), [], 0
+            value, shape, at = base, [], 0
             for part in parts:
                 if isinstance(part, ast.Constant) and part.value is None:
                     shape.append(1)
-                elif isinstance(part, ast.Slice) and part.lower is part.upper is part.step is None:
-                    raise_unless(at < len(value.shape), "too many indices")
-                    shape.append(value.shape[at])
+                elif isinstance(part, ast.Slice):
+                    raise_unless(at < len(self.current(value).shape), "too many indices")
+                    start, stop, step = (
+                        None if b is None else self.expression(b, function) for b in (part.lower, part.upper, part.step)
+                    )
+                    value = self.part(value, at, start, stop, 1 if step is None else step)
+                    shape.append(self.current(value).shape[at])
                     at += 1
                 else:
                     raise Unknown("it takes a part of a tensor")
-            return self.reshaped(base, [*shape, *value.shape[at:]])
+            return self.reshaped(value, [*shape, *self.current(value).shape[at:]])
         raise_unless(isinstance(base, (tuple, list)), "it takes a part of something")
 
         def bound(tree: ast.expr | None) -> Any:
@@ -806,6 +826,9 @@ class Reader:
                 raise_unless(len(args) == 2, "getattr with a default")
                 return self.member(args[0], args[1])
             return self.set(args[0], args[1], args[2])
+        if called is isinstance and len(args) == 2 and not kwargs:
+            raise_unless(is_plain(args[0]) and isinstance(args[1], type), "isinstance of something of its own")
+            return isinstance(*args)
         mathematics = isinstance(called, types.BuiltinFunctionType) and called.__module__ == "math"
         if mathematics or any(called is function for function in _BUILTINS):
             if called is len and isinstance(args[0], Value):
@@ -883,6 +906,23 @@ class Reader:
     def reshaped(self, x: Value, shape: Sequence[int]) -> Value:
         return self.view(x, _reshaped(self.current(x), shape))
 
+    def part(self, x: Value, dim: int, start: Any, stop: Any, step: Any) -> Value:
+        """x[start:stop:step] along a dimension."""
+        raise_unless(all(type(b) in (int, type(None)) for b in (start, stop)) and type(step) is int, "another slice")
+        raise_unless(step > 0, "another slice")
+        value = self.current(x)
+        size, dims = value.shape[dim], list(value.dims)
+        kept = range(size)[slice(start, stop, step)]
+        raise_unless(len(kept) > 0, "an empty slice")
+        if len(kept) == size:
+            return self.view(x, dims)
+        axes = dims[dim]
+        if all(tensor == "" for tensor, _, _ in axes):
+            return self.view(x, [*dims[:dim], (("", 0, len(kept)),), *dims[dim + 1 :]])
+        dims[dim] = ((f"part of {axes} from {kept.start} by {kept.step}", 1, len(kept)),)
+        made = node("part", value.node, axes, kept.start, kept.step, len(kept))
+        return replace(self.view(x, dims), node=constant(made) if self.no_grad else made)
+
     def detached(self, x: Value) -> Value:
         value = self.view(x, self.current(x).dims)
         return replace(value, node=constant(value.node))
@@ -925,7 +965,17 @@ def _leaves(values: Any):
             yield value
 
 
+def _static(cls: type, name: str) -> Any:
+    """inspect.getattr_static of a class that has no metaclass, at a tenth of its cost."""
+    for each in cls.__mro__:
+        if name in each.__dict__:
+            return each.__dict__[name]
+    return None
+
+
 def _inner(module: Any, path: str) -> nn.Module:
+    if not path:
+        return module
     for name in path.split(".")[:-1]:
         module = module._modules[name]
     return module
@@ -999,10 +1049,37 @@ def _elementwise(name: str, arity: int) -> Callable[..., Value]:
         pair = _pair(reader, name, *values) if len(values) == 2 else None
         if pair is not None:
             return pair
+        operands = _aligned(operands)
+        values = [v for v in operands if isinstance(v, Value)]
         nodes = [v.node if isinstance(v, Value) else number(v) for v in operands]
         return reader.made(_pointwise(name, *nodes), reader.broadcast(values))
 
     return run
+
+
+def _own_vector(value: Value) -> int | None:
+    """The dimension along which a vector of the module's own lies; None for anything else."""
+    of = value.node[1] if value.node[0] == "constant" else value.node
+    labelled = [d for d, axes in enumerate(value.dims) if axes]
+    return labelled[0] if of[0] == "tensor" and of[1] != INPUT and len(labelled) == 1 else None
+
+
+def _aligned(operands: list[Any]) -> list[Any]:
+    """With a vector of the module's own (a bias) along the other operand's dimension."""
+    if len(operands) != 2 or not all(isinstance(v, Value) for v in operands):
+        return operands
+    for own, other in ((0, 1), (1, 0)):
+        vector, value = operands[own], operands[other]
+        at = _own_vector(vector)
+        if at is None or _own_vector(value) is not None or len(vector.dims) - at > len(value.dims):
+            continue
+        axes = value.dims[at - len(vector.dims)]
+        if not axes or not all(tensor for tensor, _, _ in axes) or math.prod(n for *_, n in axes) != vector.shape[at]:
+            continue
+        dims = tuple(axes if d == at else () for d in range(len(vector.dims)))
+        aligned = Value(node("along", vector.node, vector.dims[at], axes), dims)
+        return [aligned, value] if own == 0 else [value, aligned]
+    return operands
 
 
 def _pair(reader: Reader, name: str, a: Value, b: Value) -> Value | None:
@@ -1211,6 +1288,89 @@ def _cat(reader: Reader, tensors: Any, dim: int = 0) -> Joined:
     return Joined(parts, dim % len(parts[0].dims))
 
 
+def _activation(name: str, slope: float | None) -> Callable[..., Value]:
+    def run(reader: Reader, x: Any, negative_slope: Any = slope, inplace: Any = False) -> Value:
+        value = reader.value(x)
+        raise_unless(type(inplace) is bool and type(negative_slope) in (int, float, type(None)), "an activation")
+        if inplace:  # of what nobody else has
+            held = any(each is x for frame in reader.frames for each in _leaves(frame.values()))
+            raise_unless(x.fresh and not held and not any(each is x for each in reader.seen), "it works in place")
+        options = () if negative_slope is None else (number(negative_slope),)
+        return reader.made(node(name, value.node, *options), value.dims)
+
+    if slope is None:
+        return lambda reader, x, inplace=False: run(reader, x, None, inplace)
+    return run
+
+
+def _clamp(reader: Reader, x: Any, min: Any = None, max: Any = None) -> Value:
+    value = reader.value(x)
+    raise_unless(type(min) in (int, float) and type(max) in (int, float), "a clamp")
+    return reader.made(node("clamp", value.node, number(min), number(max)), value.dims)
+
+
+def _pad(reader: Reader, x: Any, pad: Any, mode: Any = "constant", value: Any = None) -> Value:
+    raise_unless(isinstance(pad, (tuple, list)) and all(type(n) is int for n in pad), "a padding")
+    raise_unless(mode == "constant" and value in (None, 0) and len(pad) % 2 == 0, "a padding that is not of zeros")
+    result, rank = reader.value(x), len(reader.value(x).dims)
+    raise_unless(len(pad) <= 2 * rank, "a padding")
+    for dim in range(rank - len(pad) // 2, rank):
+        before, after = pad[2 * (rank - 1 - dim)], pad[2 * (rank - 1 - dim) + 1]
+        size = result.shape[dim]
+        if min(before, after) < 0:
+            result = reader.part(result, dim, max(-before, 0), size - max(-after, 0), 1)
+            before, after, size = max(before, 0), max(after, 0), result.shape[dim]
+        if before == after == 0:
+            continue
+        dims = list(result.dims)
+        # Of a dimension of size 1, which has no axis: the one before it names it.
+        axes = dims[dim] or (("after", dim and dims[dim - 1]) if dim and dims[dim - 1] else None)
+        raise_unless(axes is not None and all(t != "" for t, *_ in dims[dim]), "a padding of copies")
+        dims[dim] = ((f"padded {axes} by {before}, {after}", 1, before + size + after),)
+        result = reader.made(node("padded", result.node, axes, before, after), dims)
+    return replace(result, fresh=True)
+
+
+def _flip(reader: Reader, x: Any, *dims: Any) -> Value:
+    result = reader.value(x)
+    for dim in sorted(_dims(result, _flat_sizes(dims))):
+        axes = result.dims[dim]
+        if axes:
+            raise_unless(all(tensor for tensor, _, _ in axes), "a flip of copies")
+            turned = list(result.dims)
+            turned[dim] = ((f"flipped {axes}", 1, result.shape[dim]),)
+            result = reader.made(node("flipped", result.node, axes), turned)
+    return replace(result, fresh=True)
+
+
+def _filter(
+    reader: Reader,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: Any = 1,
+) -> Value:
+    """conv2d of each channel by itself with the same kernel."""
+    image, kernel = reader.value(x), reader.value(weight)
+    ones = (1, (1, 1))
+    plain = bias is None and _fixed(stride) in ones and _fixed(padding) in (0, (0, 0)) and _fixed(dilation) in ones
+    raise_unless(plain and len(image.dims) == len(kernel.dims) == 4, "a convolution")
+    one = kernel.shape[1] == 1 and kernel.shape[0] == groups == image.shape[1]
+    raise_unless(one and all(tensor == "" for tensor, _, _ in kernel.dims[0]), "a convolution of several channels")
+    dims, spans = list(image.dims), []
+    for dim in (2, 3):
+        axes, taps = image.dims[dim], kernel.dims[dim]
+        left = image.shape[dim] - kernel.shape[dim] + 1
+        raise_unless(left > 0 and all(tensor for tensor, _, _ in (*axes, *taps)), "a convolution")
+        spans.append((axes, taps))
+        if taps:
+            dims[dim] = ((f"filtered {axes} by {kernel.shape[dim]}", 1, left),)
+    return reader.made(node("filtered", image.node, kernel.node, tuple(spans)), dims)
+
+
 def _itself(reader: Reader, x: Any) -> Value:
     return reader.view(x, reader.value(x).dims)
 
@@ -1224,6 +1384,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "expand": _expand, "repeat": _repeat, "permute": _permute, "transpose": _transpose, "t": _t, "squeeze": _squeeze,
     "unsqueeze": _unsqueeze, "view": _view, "reshape": _reshape, "flatten": _flatten, "unflatten": _unflatten,
     "expand_as": _expand_as, "view_as": _view_as, "size": _size, "cat": _cat, "contiguous": _itself, "clone": _itself,
+    "relu": _activation("relu", None), "leaky_relu": _activation("leaky_relu", 0.01), "clamp": _clamp,
+    "pad": _pad, "flip": _flip, "conv2d": _filter,
     "detach": lambda reader, x: reader.detached(reader.value(x) if x.cell is None else x),
     "dim": lambda reader, x: len(reader.value(x).dims), "numel": lambda reader, x: math.prod(reader.value(x).shape),
 }  # fmt: skip
@@ -1234,7 +1396,7 @@ _FUNCTIONS: dict[Any, str] = {
         ("concat", "cat"), ("concatenate", "cat"), ("absolute", "abs"), ("negative", "neg"), ("subtract", "sub"),
         ("multiply", "mul"), ("divide", "div"), ("true_divide", "div"), ("swapaxes", "transpose"),
     )},
-    F.normalize: "normalize",
+    F.normalize: "normalize", F.relu: "relu", F.leaky_relu: "leaky_relu", F.pad: "pad", F.conv2d: "conv2d",
 }  # fmt: skip
 
 _signature = functools.lru_cache(maxsize=256)(inspect.signature)

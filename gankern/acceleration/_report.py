@@ -75,6 +75,11 @@ class Report:
     def left(self) -> list[Row]:
         return [row for row in self.rows if row.after is None]
 
+    @property
+    def gains(self) -> bool:
+        """Whether anything of ours ran in the forwards that ``calls`` lists."""
+        return any("gankern" in text for call in self.calls for text in (call.now, call.in_penalty))
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {

@@ -14,46 +14,84 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
-from gankern.acceleration._compiled import has_compiled_parts
+from gankern.acceleration._compiled import compiles, has_compiled_parts
 from gankern.acceleration._scope import Deferred, Interception, listed, preserve, say, settle, state
 from gankern.core.dispatch import last_implementation
 from gankern.core.torch_internals import recomputed, transformed
 from gankern.nn.utils._group import SpectralNormGroup
+
+CHANGES = "_gankern_changes"  # of a module: what restore() undoes, in __dict__, so that it goes into copies and pickles
 
 
 @dataclass(frozen=True)
 class Plan:
     group: SpectralNormGroup | None
     fast_double_backward: bool
-    usefulness: Usefulness
+    leaves: Leaves
+    gains: Gains
 
 
-class Usefulness:
-    """Whether torch's functions are watched: a few times for each kind of call, and further where that was of use. It
-    costs a few microseconds an operation, which a small model would notice."""
+class Leaves:
+    """The layers whose forward was replaced for what they may gain; put back for calls in which none does, so that
+    these cost nothing."""
+
+    def __init__(self, replaced: list[tuple[nn.Module, Any]]) -> None:
+        self.replaced, self.there = replaced, True
+
+    def put(self, there: bool) -> None:
+        if self.there is there or compiles():  # the compiler would take it for another program
+            return
+        self.there = there
+        for module, forward in self.replaced:
+            own = module.__dict__.get("forward")
+            if there and own is None and CHANGES in module.__dict__:
+                module.__dict__["forward"] = forward
+            elif not there and own is forward:
+                del module.__dict__["forward"]
+
+
+PLAIN, LEAVES, WATCHED = range(3)  # what a call needs: nothing of ours, the layers' forwards, torch's functions too
+
+
+class Gains:
+    """What each kind of call gains, found out in the first few: by which operations ran and of which sizes, never by a
+    clock, so that the same calls run the same code in every run."""
 
     patience = 4
     most = 64  # kinds of calls that are told apart
+    # Microseconds that it costs to watch an operation, and a forward, and to have a layer's forward replaced; measured.
+    operation, forward, layer = 8.0, 10.0, 4.0
 
     def __init__(self) -> None:
-        self.useless: dict[Any, int] = {}  # how often watching was of no use, by kind of call
+        self.useless: dict[Any, list[int]] = {}  # by kind of call: how often either was of no use
 
     def __reduce__(self):
-        return Usefulness, ()
+        return Gains, ()
 
-    def of(self, key: Any) -> bool:
-        times = self.useless.get(key)
-        return times < self.patience if times is not None else len(self.useless) < self.most
+    def need(self, kind: Any) -> int:
+        times = self.useless.get(kind)
+        if times is None:
+            return WATCHED if len(self.useless) < self.most else LEAVES
+        watching, leaves = times
+        return WATCHED if watching < self.patience else LEAVES if leaves < self.patience else PLAIN
 
-    def note(self, key: Any, met: bool) -> None:
-        self.useless[key] = 0 if met else self.useless.get(key, 0) + 1
+    def note(self, kind: Any, layers: int) -> None:
+        times = self.useless.setdefault(kind, [0, 0])
+        worth = state.gained_by_watching > self.operation * state.watched + self.forward
+        times[0] = 0 if worth else times[0] + 1
+        times[1] = 0 if state.gained - state.gained_by_watching > self.layer * layers else times[1] + 1
 
 
 def _kind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What may decide which operations a forward calls: modes, the sizes of tensors and arguments such as depths."""
-    values = (*args, *kwargs.values()) if kwargs else args
-    parts = [x.shape if isinstance(x, Tensor) else x if type(x) in (int, bool, str) else type(x) for x in values]
-    return module.training, state.double, torch.is_grad_enabled(), *parts
+    modes = module.training, state.double, torch.is_grad_enabled()
+    if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
+        return modes, args[0].shape
+    values = (*args, *kwargs.values())
+    return modes, *(x.shape if isinstance(x, Tensor) else x if type(x) in _DECIDING else type(x) for x in values)
+
+
+_DECIDING = (int, bool, str)
 
 
 _interception = Interception()
@@ -62,7 +100,7 @@ _interception = Interception()
 def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs: Any) -> Any:
     if torch.compiler.is_compiling() or transformed() or recomputed():
         return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
-    double, intercepting, met = state.double, state.intercepting, state.met
+    double, intercepting = state.double, state.intercepting
     if plan.fast_double_backward and not double:
         state.double = torch.is_grad_enabled() and any(
             isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
@@ -75,19 +113,24 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
                 say(f"gankern: spectral norm, all in one call ({last_implementation('spectral_norm')})")
         # A compiled part may be given what a function mode sees, but not a value that waits.
         kind = None if compiled or intercepting else _kind(module, args, kwargs)
-        if kind is None or not plan.usefulness.of(kind):
+        need = LEAVES if kind is None else plan.gains.need(kind)
+        if plan.leaves.there is (need == PLAIN):
+            plan.leaves.put(need != PLAIN)
+        if need < WATCHED:
             return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
-        state.intercepting, state.grad_mode, state.met = True, torch.is_grad_enabled(), False
+        state.intercepting, state.grad_mode = True, torch.is_grad_enabled()
+        state.gained = state.gained_by_watching = 0.0
+        state.watched = 0
         with _interception, _hooks_see_values(module):
             result = type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
         settle()
         preserve()
-        plan.usefulness.note(kind, state.met)
+        plan.gains.note(kind, len(plan.leaves.replaced))
         return tree_map_only(Deferred, Deferred.value, result) if type(result) is not Tensor else result
     finally:
         state.double, state.intercepting = double, intercepting
         if not intercepting:
-            state.waiting, state.fused, state.met = (), (), met
+            state.waiting, state.fused = (), ()
         if plan.group is not None:
             plan.group.clear(module)
 

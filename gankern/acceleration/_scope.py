@@ -45,7 +45,10 @@ class _State(threading.local):
         # What the convolutions and batch norms that a module calls by itself are told: _layers.Followed of each.
         self.followed: tuple[Any, Any] = (None, None)
         self.log: Any = None  # _log.Log, while a forward is listed
-        self.met = False  # whether watching torch's functions was of use since it began
+        # Since the root's forward began, in microseconds: what is taken to be gained, the part of it for which torch's
+        # functions had to be watched, and how many of them were.
+        self.gained = self.gained_by_watching = 0.0
+        self.watched = 0
         self.fused: tuple[weakref.ref[Deferred], ...] = ()  # first halves of pairs that ran, which one may still hold
 
 
@@ -264,9 +267,15 @@ def fuse(first: Deferred) -> tuple:
     return first.pair.arguments
 
 
-def joined(first: Deferred, now: str) -> None:
+def gain(microseconds: float) -> None:
+    """Says what something of ours is taken to be worth, by its size alone: nothing depends on what a clock says."""
+    state.gained += microseconds
+
+
+def joined(first: Deferred, now: str, worth: float) -> None:
     """Says that a pair ran as one: ``now``."""
-    state.met = True
+    state.gained += worth
+    state.gained_by_watching += worth
     if state.log is not None:
         state.log.say(now, "")
         if first.pair.frame is not None:
@@ -329,6 +338,7 @@ class Interception(TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.compiler.is_compiling() or func in METADATA:
             return func(*args, **kwargs)
+        state.watched += 1
         handler, pure = HANDLERS.get(func), func in PURE
         if transformed() or recomputed():
             handler, pure = None, False
@@ -340,10 +350,11 @@ class Interception(TorchFunctionMode):
         if state.fused and _may_overwrite(func, args, kwargs):
             preserve()
         if handler is not None:
+            before = state.gained - state.gained_by_watching
             with contextlib.nullcontext() if state.log is None else state.log.function(func):
                 result = handler(*args, **kwargs)
+            state.gained_by_watching += state.gained - state.gained_by_watching - before
             if result is not NotImplemented:
-                state.met |= state.double
                 return result
         return func(*args, **kwargs)
 

@@ -21,6 +21,9 @@ from gankern.core.torch_internals import transformed
 from gankern.nn.utils._requests import Prepared, Request, Rules, normalize
 
 MOST_ITERATIONS = 16  # that are recognised
+# Values of a layer's weight, on average, from which on ours is faster than code of its own, which is looked up again at
+# each call (measured).
+FROM = 2**16
 
 
 # ---- our formulas, as they are read (see _read.py) ----------------------------------------------------------------
@@ -225,6 +228,11 @@ class Normalizer(Prepared):
             return normalized
         sigma = u.dot(weight.view(len(u), -1).mv(v))
         return weight / sigma.expand_as(weight)
+
+
+def values(module: nn.Module, family: str) -> int:
+    """How many values the weight of a layer of a family has."""
+    return _tensor(module, FAMILIES[family].weight).numel()
 
 
 def _is_taken(module: nn.Module, family: Family) -> bool:

@@ -434,6 +434,52 @@ def test_spectral_norm_of_ones_own(make, iterations):
     assert getattr(plain[0], "calls", 0) == getattr(fast[0], "calls", 0)
 
 
+class Repeating(patterns.IteratingLinear):
+    """BigGAN's layer with ``num_itrs``: in training each iteration goes on from the last, in evaluation from u0."""
+
+    def W_(self):
+        w = self.weight.view(self.weight.size(0), -1)
+        for _ in range(self.num_itrs):
+            with torch.no_grad():
+                v = F.normalize(torch.matmul(self.u0, w), eps=self.eps)
+                u = F.normalize(torch.matmul(v, w.t()), eps=self.eps)
+                if self.training:
+                    self.u0[:] = u
+            sigma = torch.squeeze(torch.matmul(torch.matmul(v, w.t()), u.t()))
+        if self.training:
+            with torch.no_grad():
+                self.sv0[:] = sigma
+        return self.weight / sigma
+
+
+def repeating(layer, iterations):
+    made = Repeating(layer.in_features, layer.out_features)
+    made.num_itrs = iterations
+    return made
+
+
+@pytest.mark.parametrize("iterations", [2, 3, 7])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda layer, n: nn.utils.spectral_norm(layer, n_power_iterations=n),
+        lambda layer, n: nn.utils.parametrizations.spectral_norm(layer, n_power_iterations=n),
+        lambda layer, n: patterns.CopiedWrapper(layer, power_iterations=n),
+        repeating,
+    ],
+    ids=["hook", "parametrization", "wrapper", "biggan"],
+)
+def test_several_iterations(form, iterations):
+    torch.manual_seed(0)
+    plain = nn.Sequential(form(nn.Linear(6, 5), iterations), nn.ReLU(), form(nn.Linear(5, 3), iterations)).double()
+    fast = copy.deepcopy(plain)
+    report = gankern.accelerate(fast)
+    assert {row.layer for row in report.replaced if "spectral norm" in row.after} == {"0", "2"}
+    x = torch.randn(4, 6).double()
+    for a, b in zip(run(plain, x), run(fast, x), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("form", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
 def test_complex_layers_are_left_alone(form):
     torch.manual_seed(0)

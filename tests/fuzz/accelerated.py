@@ -12,6 +12,11 @@ from penalties import draw_critic
 from torch import Tensor, nn
 
 import gankern
+from gankern.acceleration import _functions, _layers, _root, _spectral
+
+# What is for large tensors alone is done for these small ones too.
+_functions.FROM, _layers.PRODUCTS, _spectral.FROM = {"cpu": 0}, 0, 0
+_root.Gains.operation = _root.Gains.forward = _root.Gains.layer = 0.0
 
 
 def _seen(model: nn.Module, x: Tensor, conditions: tuple[Any, ...], seed: int) -> list[Tensor]:

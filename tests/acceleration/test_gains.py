@@ -1,0 +1,174 @@
+"""Accelerate makes nothing slower: what a call gains is known by its operations and their sizes, and where it is nothing
+the layers are their own again."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import gankern
+from gankern.acceleration import _layers
+
+pytestmark = pytest.mark.as_it_is
+
+
+def small():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.AvgPool2d(2), nn.Conv2d(4, 1, 4)
+    )
+
+
+def large():
+    return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(32, 32, 3, padding=1), nn.LeakyReLU(0.2))
+
+
+def replaced(net):
+    return [name for name, m in net.named_modules() if name and "forward" in m.__dict__]
+
+
+def test_layers_of_a_call_that_gains_nothing_are_their_own():
+    torch.manual_seed(0)
+    plain = small()
+    fast = copy.deepcopy(plain)
+    gankern.accelerate(fast)
+    x = torch.randn(2, 3, 8, 8)
+    assert replaced(fast) == ["0", "1", "2", "3", "4"]
+    for _ in range(6):
+        torch.testing.assert_close(fast(x), plain(x))
+    assert replaced(fast) == []
+    assert fast(x).grad_fn.name() == plain(x).grad_fn.name()
+    # Another kind of call is looked at anew: a penalty, other sizes.
+    y = torch.randn(2, 3, 8, 8, requires_grad=True)
+    fast(y)
+    assert replaced(fast) == ["0", "1", "2", "3", "4"]
+    for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        for _ in range(6):
+            twin(x)
+        assert replaced(twin) == [] and replaced(fast) != []
+        twin(x[:1])
+        assert replaced(twin)
+        gankern.restore(twin)
+        twin(x)
+        assert replaced(twin) == []
+    for _ in range(6):
+        fast(x)
+    gankern.restore(fast)
+    assert not any("forward" in m.__dict__ or "_gankern_changes" in m.__dict__ for m in fast.modules())
+
+
+def test_a_restored_part_stays_restored():
+    net = nn.Sequential(small(), nn.Flatten(), nn.Linear(1, 1))
+    gankern.accelerate(net)
+    x = torch.randn(2, 3, 8, 8)
+    for _ in range(6):
+        net(x)
+    gankern.restore(net[0])
+    net(torch.randn(3, 3, 8, 8))
+    assert replaced(net) == []
+
+
+def test_what_gains_goes_on(monkeypatch):
+    kinds = []
+    convolution = _layers.convolution
+    monkeypatch.setattr(_layers, "convolution", lambda kind, *a: (kinds.append(kind), convolution(kind, *a))[1])
+    torch.manual_seed(0)
+    plain, x = large(), torch.randn(4, 32, 16, 16)
+    fast = copy.deepcopy(plain)
+    gankern.accelerate(fast)
+    for _ in range(10):
+        kinds.clear()
+        torch.testing.assert_close(fast(x), plain(x), rtol=1e-4, atol=1e-5)
+        assert kinds == ["upsample"]
+    small_x = torch.randn(1, 32, 2, 2)
+    for _ in range(6):
+        fast(small_x)
+    kinds.clear()
+    torch.testing.assert_close(fast(small_x), plain(small_x), rtol=1e-4, atol=1e-5)
+    assert "upsample" not in kinds  # which would cost more than it saves
+
+
+def test_the_same_calls_run_the_same_code():
+    """Nothing depends on time: two copies give the same bits at every step."""
+    torch.manual_seed(0)
+    nets = [large() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    for net in nets:
+        gankern.accelerate(net)
+    for size in (16, 2, 16, 3):
+        x = torch.randn(2, 32, size, size)
+        for _ in range(6):
+            assert torch.equal(nets[0](x), nets[1](x))
+
+
+def test_a_model_that_gains_nothing_for_the_example_is_left_alone():
+    net = small()
+    report = gankern.accelerate(net, example_inputs=torch.randn(2, 3, 8, 8))
+    if not report.gains:
+        assert not report.replaced and "left alone" in report.notes[-1]
+        assert not any("forward" in m.__dict__ for m in net.modules())
+    assert gankern.accelerate(large(), example_inputs=torch.randn(4, 32, 16, 16)).replaced
+
+
+# ---- a round trip -----------------------------------------------------------------------------------------------
+
+
+class Wide(nn.Module):
+    """Upsampling, batch norm and functions in a block of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        h = nn.functional.relu(self.norm(self.a(nn.functional.interpolate(x, scale_factor=2))))
+        return torch.tanh(self.b(h))
+
+
+def normalised(form):
+    return nn.Sequential(
+        form(nn.Conv2d(8, 8, 3, padding=1)), nn.AvgPool2d(2), nn.LeakyReLU(0.2), nn.Flatten(), form(nn.Linear(128, 1))
+    )
+
+
+NETWORKS = {
+    "generator": Wide,
+    "critic": lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.AvgPool2d(2), nn.ReLU(), nn.Conv2d(8, 1, 4)),
+    "spectral norm, hook": lambda: normalised(nn.utils.spectral_norm),
+    "spectral norm, parametrization": lambda: normalised(nn.utils.parametrizations.spectral_norm),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_round_trip(name):
+    """Accelerated, compiled, trained, evaluated, with another batch, exported and restored: equal throughout."""
+    torch.manual_seed(0)
+    net = NETWORKS[name]().double()
+    twin = copy.deepcopy(net)
+    gankern.accelerate(twin)
+    torch._dynamo.reset()
+    run = torch.compile(twin, backend="eager")
+    x = torch.randn(4, 8, 8, 8, dtype=torch.float64)
+    optimisers = [torch.optim.SGD(n.parameters(), 0.01) for n in (net, twin)]
+    for batch in (x, x[:2]):
+        results = []
+        for model, optimiser in zip((net, run), optimisers):
+            optimiser.zero_grad()
+            y = model(batch)
+            y.square().sum().backward()
+            optimiser.step()
+            results.append(y.detach())
+        torch.testing.assert_close(results[1], results[0], rtol=1e-11, atol=1e-11)
+    net.eval(), twin.eval()
+    torch.testing.assert_close(run(x), net(x), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(twin(x[:1]), net(x[:1]), rtol=1e-11, atol=1e-11)
+    program = torch.export.export(twin, (x,)).module()
+    torch.testing.assert_close(program(x), net(x), rtol=1e-11, atol=1e-11)
+    gankern.restore(run)
+    net.load_state_dict(twin.state_dict())
+    assert torch.equal(twin(x), net(x))
+    assert not any("forward" in m.__dict__ or "_gankern_changes" in m.__dict__ for m in twin.modules())
+    torch._dynamo.reset()
