@@ -1,4 +1,4 @@
-"""Measures every way of every kind of convolution, and writes gankern/ops/convolution_ways.py: what "auto" decides by.
+"""Measures every way of every kind of convolution, and writes gankern/ops/ways/<machine>.json: what "auto" decides by.
 
     python benchmarks/measure_convolution_ways.py [--kinds upsample,same] [--seconds 50]
 
@@ -10,17 +10,18 @@ are over: run it again until it says that nothing is left) is kept from the file
 from __future__ import annotations
 
 import argparse
-import pprint
+import json
+import re
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 import gankern
 from gankern.ops import convolution as ops
+from gankern.ops import convolution_choice as choice
 
-FILE = Path(ops.__file__).with_name("convolution_ways.py")
+FILE = choice.WAYS / f"{choice.machine()}.json"
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # Kind: (images, channels in, channels out, height and width of the smaller image).
 SHAPES = {
@@ -73,7 +74,7 @@ SHAPES["transposed"] = [(n, d, c, h) for n, c, d, h in SHAPES["strided"]]
 
 def problems(kinds: list[str]):
     for kind in kinds:
-        for which in ops.PASSES:
+        for which in choice.PASSES:
             for layout in LAYOUTS:
                 for shape in SHAPES[kind]:
                     yield kind, which, layout, shape
@@ -82,9 +83,9 @@ def problems(kinds: list[str]):
 def steps(kind: str, which: str, layout: str, shape: tuple[int, int, int, int]):
     n, c, d, small = shape
     generator = torch.Generator().manual_seed(0)
-    info = ops.KINDS[kind]
+    info = choice.KINDS[kind]
     height = small * (2 if kind in ("strided", "downsample") else 1)
-    result = ops._result_size(kind, 1, height, height)
+    result = choice.result_size(kind, 1, height, height)
     x = torch.randn(n, c, height, height, generator=generator).contiguous(memory_format=LAYOUTS[layout])
     g = torch.randn(n, d, *result, generator=generator).contiguous(memory_format=LAYOUTS[layout])
     w = torch.randn(*((c, d) if info.swap else (d, c)), info.taps, info.taps, generator=generator)
@@ -122,15 +123,24 @@ def least(functions: dict, seconds: float = 0.4) -> dict[str, float]:
 
 
 def write(table: dict) -> None:
-    header = f'''"""Which way of a convolution is fastest: least milliseconds, of (channels in, channels out,
-pixels of the smaller image times images), for each kind, pass and memory format.
+    measured: dict = {}
+    for (kind, which, layout), shapes in table.items():
+        rows = [[*shape, times] for shape, times in sorted(shapes.items())]
+        measured.setdefault(kind, {}).setdefault(which, {})[layout] = rows
+    about = {
+        "machine": choice.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__.split("+")[0],
+        "unit": "milliseconds, the least; of [channels in, channels out, pixels of the smaller image times images]",
+        "measured": measured,
+    }
+    text = json.dumps(about, indent=2)
+    FILE.write_text(re.sub(r"\[\s+(\d+),\s+(\d+),\s+(\d+),\s+\{\s+([^}]*?)\s+\}\s+\]", _row, text) + "\n")
 
-Written by benchmarks/measure_convolution_ways.py, which says how: {torch.get_num_threads()} threads,
-torch {torch.__version__.split("+")[0]}, {torch.backends.cpu.get_cpu_capability()}.
-"""
 
-MEASURED = '''
-    FILE.write_text(header + pprint.pformat(table, width=118) + "\n")
+def _row(found: re.Match) -> str:
+    """A shape and its ways in one line."""
+    return f"[{found[1]}, {found[2]}, {found[3]}, {{{' '.join(found[4].split())}}}]"
 
 
 def main() -> None:
@@ -140,7 +150,8 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="measure only what the file does not have")
     arguments = parser.parse_args()
     gankern.keep_freed_memory()
-    table = {key: dict(shapes) for key, shapes in ops.MEASURED.items()} if arguments.keep else {}
+    keep = arguments.keep and FILE.is_file()
+    table = {key: dict(shapes) for key, shapes in choice.measured_ways().items()} if keep else {}
     begin, left = time.perf_counter(), 0
     with torch.no_grad():
         for kind, which, layout, shape in problems(arguments.kinds.split(",")):

@@ -210,15 +210,22 @@ PyObject* set_kinds(PyObject* const* in) {
   Py_RETURN_NONE;
 }
 
-const Ways& ways_for(const Kind& kind, const char* level, int64_t in, int64_t out, int64_t pixels) {
-  using Key = std::tuple<const Kind*, std::string, int64_t, int64_t, int64_t>;
+// The answer is kept by numbers alone: a call of a layer that is as the last one compares five of them.
+const Ways& ways_for(const Kind& kind, PyObject* level, int64_t in, int64_t out, int64_t pixels) {
+  using Key = std::tuple<const Kind*, int, int64_t, int64_t, int64_t>;
+  static const Words levels({"highest", "high", "medium"});
   static std::map<Key, Ways> known;  // under the interpreter's lock
-  const Key key{&kind, level, in, out, pixels};
-  const auto found = known.find(key);
-  if (found != known.end()) return found->second;
-  if (known.size() >= 4096) known.clear();
-  const auto ways = py::handle(ways_function)(kind.name, level, in, out, pixels).cast<Ways>();
-  return known[key] = ways;
+  static const std::pair<const Key, Ways>* last = nullptr;
+  const Key key{&kind, levels.find(level), in, out, pixels};
+  if (last && last->first == key) return last->second;
+  auto found = known.find(key);
+  if (found == known.end()) {
+    const auto ways = py::handle(ways_function)(kind.name, py::handle(level), in, out, pixels).cast<Ways>();
+    if (known.size() >= 4096) known.clear();
+    found = known.emplace(key, ways).first;
+  }
+  last = &*found;
+  return last->second;
 }
 
 struct Operands {
@@ -242,19 +249,21 @@ Tensor by_kind(const Kind& kind, const Operands& o, int64_t padding, double scal
   const int64_t height = result(x.size(2)), width = result(x.size(3));
   const int64_t in = weight.size(kind.swap ? 0 : 1), out = weight.size(kind.swap ? 1 : 0);
   const int64_t pixels = x.size(0) * std::min(x.size(2) * x.size(3), height * width);
-  auto plan = std::make_shared<Plan>(Plan{&kind, padding, scale, {}});
+  // Not the engine, but fewer products than plain PyTorch.
+  static const Ways collapsed{{{kTorch, kTorch}, {kTorch, kTorch}, {kTorch, kTorch}}};
+  static PyObject* const highest = PyUnicode_InternFromString("highest");
+  if (!x.is_cpu() && !kind.collapsed) return Tensor();
+  const Ways& ways = !x.is_cpu()
+                         ? collapsed
+                         : ways_for(kind, x.scalar_type() == at::kDouble ? highest : level, in, out, pixels);
   if (x.is_cpu()) {
-    plan->ways =
-        ways_for(kind, x.scalar_type() == at::kDouble ? "highest" : PyUnicode_AsUTF8(level), in, out, pixels);
-    const auto way = [&](Pass pass) { return plan->way(pass, x); };
+    const bool last = is_channels_last(x);
+    const auto way = [&](Pass pass) { return ways[pass][last]; };
     if (way(kForward) == kReference ||
         (way(kForward) == kTorch && way(kTranspose) == kTorch && way(kWeight) == kTorch))
       return Tensor();
-  } else {
-    if (!kind.collapsed) return Tensor();
-    for (auto& pass : plan->ways)
-      pass = {kTorch, kTorch};  // not the engine, but fewer products than plain PyTorch
   }
+  const auto plan = std::make_shared<Plan>(Plan{&kind, padding, scale, ways});
   put_on_record(kConvolution, x.is_cpu());
   const pybind11::gil_scoped_release released;
   return convolved(plan, false, height, width, x, weight, o.bias);

@@ -38,9 +38,9 @@ from gankern.core import activations
 from gankern.core.dispatch import last_implementation
 from gankern.core.torch_internals import autocasting, recomputed, transformed
 from gankern.functional.batch_norm_act import update_running
-from gankern.functional.convolution import kind_of
 from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
-from gankern.ops.convolution import convolution, is_known, ways_for
+from gankern.ops.convolution import convolution, ways_for
+from gankern.ops.convolution_choice import is_known, kind_of
 from gankern.ops.instance_norm_act import instance_norm_act as _instance_norm_act
 
 
@@ -96,16 +96,14 @@ def conv2d(
 
 def _kind(weight: Tensor, *arguments: Any) -> tuple[str | None, int]:
     if torch.compiler.is_compiling():
-        return kind_of(weight, *arguments)
+        return kind_of(weight.shape, *arguments)
     try:
-        return _kind_of_shape(weight.shape, *arguments)
+        return _kind_of(weight.shape, *arguments)
     except TypeError:  # lists
-        return kind_of(weight, *arguments)
+        return kind_of(weight.shape, *arguments)
 
 
-@functools.lru_cache(maxsize=1024)
-def _kind_of_shape(shape: torch.Size, *arguments: Any) -> tuple[str | None, int]:
-    return kind_of(torch.empty(shape, device="meta"), *arguments)
+_kind_of = functools.lru_cache(maxsize=1024)(kind_of)
 
 
 def _conv2d(kind, pad, input, weight, bias, stride, padding, dilation, groups) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,8 @@ from gankern.core.precision import get_convolution_precision
 from gankern.core.torch_internals import autocasting
 from gankern.functional import _checks
 from gankern.ops.convolution import convolution, no_row
+from gankern.ops.convolution_choice import Ints, kind_of
 from gankern.reference import convolution as reference
-
-Ints = int | Sequence[int]
 
 
 def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -29,31 +28,6 @@ def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tenso
     dtype = torch.get_autocast_dtype(device)
     x, weight = (t.to(dtype) if t.dtype in (torch.float32, dtype) else t for t in (x, weight))
     return x, weight, bias.to(dtype) if bias is not None and bias.dtype in (torch.float32, dtype) else bias
-
-
-def _pair(value: Ints | str) -> tuple[int, int] | None:
-    """The two values of an argument of torch's convolutions; None for what it is not."""
-    if isinstance(value, int):
-        return value, value
-    if isinstance(value, str) or not 1 <= len(value) <= 2:
-        return None
-    return value[0], value[-1]
-
-
-def kind_of(weight: Tensor, stride: Ints, padding: Ints | str, dilation: Ints, groups: int) -> tuple[str | None, int]:
-    """The engine's kind of torch's conv2d with these arguments, and its padding; None where it is of none."""
-    if groups != 1 or weight.ndim != 4 or _pair(dilation) != (1, 1):
-        return None, 0
-    strides, pads, taps = _pair(stride), _pair(padding), weight.shape[2:]
-    if padding == "valid":
-        pads = (0, 0)
-    if padding == "same":
-        pads = (1, 1) if taps == (3, 3) else None
-    if taps == (3, 3) and strides == (1, 1) and pads in ((0, 0), (1, 1), (2, 2)):
-        return "same", pads[0]
-    if taps == (4, 4) and strides == (2, 2) and pads == (1, 1):
-        return "strided", 1
-    return None, 0
 
 
 def _check_tensors(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -141,7 +115,7 @@ def conv2d(
     _check_tensors("conv2d", input, weight, bias)
     _checks.number("conv2d", "weight_scale", weight_scale)
     x, weight, bias = _cast(input, weight, bias)
-    kind, pad = kind_of(weight, stride, padding, dilation, groups)
+    kind, pad = kind_of(weight.shape, stride, padding, dilation, groups)
     result = None
     if kind is not None:
         result = convolution(kind, x, weight, bias, pad, weight_scale, implementation)
@@ -221,10 +195,10 @@ def conv_transpose2d(
     _check_tensors("conv_transpose2d", input, weight, bias)
     _checks.number("conv_transpose2d", "weight_scale", weight_scale)
     x, weight, bias = _cast(input, weight, bias)
-    arguments = _pair(stride), _pair(padding), _pair(output_padding), _pair(dilation), groups
+    kind, pad = kind_of(weight.shape, stride, padding, dilation, groups, True, output_padding)
     result = None
-    if weight.shape[2:] == (4, 4) and arguments == ((2, 2), (1, 1), (0, 0), (1, 1), 1):
-        result = convolution("transposed", x, weight, bias, 1, weight_scale, implementation)
+    if kind is not None:
+        result = convolution(kind, x, weight, bias, pad, weight_scale, implementation)
     else:
         no_row(implementation, "4x4 kernels of stride 2, padding 1 and output_padding 0")
     if result is not None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch.compiler import assume_constant_result
 
-from gankern.ops import convolution
+from gankern.ops import convolution_choice
 
 
 @assume_constant_result
 def way_for(*args: Any) -> str:
-    """:func:`gankern.ops.convolution.way_for`."""
-    return convolution.way_for(*args)
+    """:func:`gankern.ops.convolution_choice.way_for`."""
+    return convolution_choice.way_for(*args)

@@ -15,24 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gankern.core import autograd, registry
+from gankern.core.layout import accumulation_dtype, is_dense_channels_last
 from gankern.reference.batch_norm_act import batch_norm_act as reference
 
 NAME = "batch_norm_act"
 primitive = registry.declare(NAME, gradient_order=2)
 
 
-def accumulation_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether a channel's values lie beside the other channels', [N, ..., C], without gaps."""
-    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
-
-
 def empty_like(x: Tensor) -> Tensor:
     """What kernels write: as x lies in memory where they can read it as it lies, else contiguous."""
-    if x.is_contiguous() or is_channels_last(x):
+    if x.is_contiguous() or is_dense_channels_last(x):
         return torch.empty_like(x)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 

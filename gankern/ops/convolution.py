@@ -5,19 +5,14 @@ the data gradient is that map's transpose, the weight gradient is bilinear in th
 derivatives of each of the three are the other two. So two Functions that call each other have every order, and each
 computes only what the running backward asks for.
 
-Each of the three passes has several *ways*: the rows of the engine's table (csrc/cpu/convolution_rows.h), and "torch":
-its direct convolution, for the two kinds that resample with the 4x4 kernel that both steps collapse into. The fastest
-way that the precision allows runs; which that is was measured (gankern/ops/convolution_ways.py). For the forward of
-the kinds that resample there is also "reference", both steps one after the other: where that is fastest, or "torch" is
-in all three passes of another kind, plain PyTorch runs with its own autograd.
+Each of the three passes has several *ways*; the fastest one that the precision allows runs
+(gankern/ops/convolution_choice.py). Where that is "reference" in the forward of a kind that resamples, or "torch" in
+all three passes of another kind, plain PyTorch runs with its own autograd.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,8 +22,10 @@ from torch.autograd import Function
 
 from gankern.core import autograd, dispatch, native, precision, registry, zeros
 from gankern.core.dispatch import ANY_ORDER, FLOATING, Implementation, Primitive
+from gankern.core.layout import has_channels_together
 from gankern.core.torch_internals import transformed
-from gankern.ops.convolution_ways import MEASURED
+from gankern.ops import convolution_choice as choice
+from gankern.ops.convolution_choice import ALLOWED, KINDS, PASSES
 
 NAME = "convolution"
 primitive = Primitive(
@@ -38,111 +35,6 @@ primitive = Primitive(
         Implementation("reference", (), (), ANY_ORDER),
     ),
 )
-
-# ---- the table ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """A pair of rows of the C++ table: of a map and of its transpose."""
-
-    forward: int
-    transpose: int
-    precision: str  # the highest one that allows it
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What is computed. The weight is [out, in, taps, taps], or with ``swap`` [in, out, taps, taps]."""
-
-    taps: int
-    rows: dict[str, Row]
-    swap: bool = False
-    flip: bool = True  # whether the transpose reads the taps back to front
-    scale: float = 1.0  # from the rows' result to this kind's
-    collapsed: bool = False  # has the way "collapsed"
-    zeros: bool = False  # torch's form is a pooling, with a second derivative of zeros by its input: see core.zeros
-
-
-KINDS = {
-    "upsample": Kind(3, {"nine": Row(0, 1, "highest")}, collapsed=True),
-    "downsample": Kind(3, {"nine": Row(1, 0, "highest")}, scale=0.25, collapsed=True, zeros=True),
-    "same": Kind(3, {"tiles2": Row(2, 2, "highest"), "tiles4": Row(3, 3, "high")}),
-    "strided": Kind(4, {"tiles2": Row(4, 6, "highest"), "tiles4": Row(5, 7, "medium")}, flip=False),
-    "transposed": Kind(4, {"tiles2": Row(6, 4, "highest"), "tiles4": Row(7, 5, "medium")}, swap=True, flip=False),
-}
-PASSES = ("forward", "transpose", "weight")
-
-
-# The engine's rows for a kind that a precision allows, the one with the largest tile last.
-ALLOWED = {
-    (name, level): tuple(
-        way
-        for way, row in kind.rows.items()
-        if precision.PRECISIONS.index(row.precision) <= precision.PRECISIONS.index(level)
-    )
-    for name, kind in KINDS.items()
-    for level in precision.PRECISIONS
-}
-
-
-Shape = tuple[int, int, int]  # channels in, channels out, pixels of the smaller image times images
-
-
-def _distance(shape: Shape, measured: Shape) -> float:
-    a, b, p = (abs(math.log2(max(mine, 1) / theirs)) for mine, theirs in zip(shape, measured))
-    return a + b + p / 2
-
-
-@functools.lru_cache(maxsize=4096)
-def is_known(kind: str, channels_in: int, channels_out: int, pixels: int) -> bool:
-    """Whether the measured table tells which way is fastest: with few channels only near a shape in it, and 4x4 kernels
-    not below the smallest shape in it."""
-    if KINDS[kind].taps == 4 and channels_in * channels_out * pixels < 2**19:
-        return False
-    if min(channels_in, channels_out) >= 8:
-        return True
-    shape = (channels_in, channels_out, pixels)
-    return min(_distance(shape, measured) for measured in MEASURED[kind, "forward", "contiguous"]) < 1
-
-
-@functools.lru_cache(maxsize=4096)
-def way_for(
-    kind: str, which: str, level: str, channels_last: bool, channels_in: int, channels_out: int, pixels: int
-) -> str:
-    """The way that was fastest where it was measured nearest to this shape: "torch", "reference" or a row's name.
-
-    ``which`` is one of PASSES, ``pixels`` are those of the smaller of the two images times the number of images.
-    """
-
-    shape = (channels_in, channels_out, pixels)
-    if pixels < 1:
-        return "torch"
-    measured = MEASURED[kind, which, "channels_last" if channels_last else "contiguous"]
-    times = measured[min(measured, key=functools.partial(_distance, shape))]
-    # The collapsed form's errors are up to 2.7 times those of direct convolution: too much for the highest precision.
-    collapsed = KINDS[kind].collapsed and level == "highest"
-    allowed = {"reference", *ALLOWED[kind, level], *(() if collapsed else ("torch",))}
-    if "torch" in allowed and not is_known(kind, *shape):
-        return "torch"
-    return min(allowed & times.keys(), key=times.__getitem__)
-
-
-def _nodes_ways(kind: str, level: str, channels_in: int, channels_out: int, pixels: int) -> list[list[int]]:
-    """For the C++ nodes: of each pass, for contiguous and channels_last images, its row, or -1 and -2 for "torch" and
-    "reference"."""
-
-    def number(which: str, way: str) -> int:
-        if way in ("torch", "reference"):
-            return -1 if way == "torch" else -2
-        row = KINDS[kind].rows[way]
-        return row.transpose if which == "transpose" else row.forward
-
-    return [
-        [number(which, way_for(kind, which, level, last, channels_in, channels_out, pixels)) for last in (False, True)]
-        for which in PASSES
-    ]
-
 
 # ---- the operators --------------------------------------------------------------------------------------
 
@@ -158,13 +50,8 @@ registry.library.define(
 )
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """As the kernels see it."""
-    return x.stride(1) == 1 and not x.is_contiguous()
-
-
 def _fake_row(x, weight, bias, row, height, width, padding, flip, swap, scale, slope):
-    last = is_channels_last(x) or is_channels_last(weight)
+    last = has_channels_together(x) or has_channels_together(weight)
     size = (x.shape[0], weight.shape[1 if swap else 0], height, width)
     memory_format = torch.channels_last if last else torch.contiguous_format
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format)
@@ -199,35 +86,18 @@ def _uncollapse(kind: str, grad: Tensor) -> Tensor:
     return _window_sums(grad.transpose(0, 1).flip(2, 3) if kind == "upsample" else grad / 4)
 
 
-@dataclass(frozen=True)
-class _Direct:
-    """torch's own convolution that computes a kind's forward, with the weight or with the collapsed one."""
-
-    stride: int
-    transposed: bool
-
-
-_DIRECT = {
-    "same": _Direct(1, False),
-    "strided": _Direct(2, False),
-    "transposed": _Direct(2, True),
-    "upsample": _Direct(2, True),
-    "downsample": _Direct(2, False),
-}
-
-
 native.nodes.set_convolution_kinds(
     [
-        (name, k.taps, k.swap, k.flip, k.scale, k.collapsed, _DIRECT[name].stride, _DIRECT[name].transposed, k.zeros)
+        (name, k.taps, k.swap, k.flip, k.scale, k.collapsed, k.stride, k.transposed, k.zeros)
         for name, k in KINDS.items()
     ],
-    _nodes_ways,
+    choice.rows_for,
 )
 
 
 def _convolve_by_torch(kind, transpose, padding, height, width, x, weight, bias):
-    direct = _DIRECT[kind]
-    if KINDS[kind].collapsed:
+    direct = KINDS[kind]
+    if direct.collapsed:
         weight, padding = _collapse(kind, weight), 1
     transposed = direct.transposed != transpose
     more = [0, 0]  # rows and columns of the result than the least that there can be
@@ -239,8 +109,8 @@ def _convolve_by_torch(kind, transpose, padding, height, width, x, weight, bias)
 
 
 def _weight_gradient_by_torch(kind, padding, x, grad):
-    direct, collapsed = _DIRECT[kind], KINDS[kind].collapsed
-    taps, padding = (4, 1) if collapsed else (KINDS[kind].taps, padding)
+    direct = KINDS[kind]
+    taps, padding = (4, 1) if direct.collapsed else (direct.taps, padding)
     shape = (x.shape[1], grad.shape[1]) if direct.transposed else (grad.shape[1], x.shape[1])
     result = torch.ops.aten.convolution_backward(
         grad,
@@ -255,7 +125,7 @@ def _weight_gradient_by_torch(kind, padding, x, grad):
         1,
         [False, True, False],
     )[1]
-    return _uncollapse(kind, result) if collapsed else result
+    return _uncollapse(kind, result) if direct.collapsed else result
 
 
 def _images(x: Tensor) -> int:
@@ -270,12 +140,12 @@ def _way(options: tuple, which: str, x: Tensor, channels_in: int, channels_out: 
     kind, _, _, level, forced = options
     if forced is not None:
         return forced
-    args = (kind, which, level, is_channels_last(x), channels_in, channels_out, pixels)
+    args = (kind, which, level, has_channels_together(x), channels_in, channels_out, pixels)
     if torch.compiler.is_compiling():
         from gankern.ops import _traced  # which loads Dynamo
 
         return _traced.way_for(*args)
-    return way_for(*args)
+    return choice.way_for(*args)
 
 
 def _convolve(options: tuple, transpose: bool, height: int, width: int, x, weight, bias):
@@ -382,14 +252,6 @@ def _call(function: type[Function], kernel, *args):
 # ---- what the functions call ----------------------------------------------------------------------------
 
 
-def _result_size(kind: str, padding: int, height: int, width: int) -> tuple[int, int]:
-    if kind == "same":
-        return height + 2 * padding - 2, width + 2 * padding - 2
-    if kind in ("strided", "downsample"):
-        return height // 2, width // 2
-    return 2 * height, 2 * width
-
-
 def _problem(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> str | None:
     """Why no way but plain PyTorch takes these tensors, which are of a kind."""
     tensors = [t for t in (x, weight, bias) if t is not None]
@@ -401,7 +263,7 @@ def _problem(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None, padding:
         return f"takes {', '.join(dispatch.short(d) for d in FLOATING)}, got {dispatch.short(x.dtype)}"
     if weight.shape[0 if KINDS[kind].swap else 1] != x.shape[1]:
         return "takes a weight of as many input channels as x has"
-    if min(*_result_size(kind, padding, *x.shape[2:]), *x.shape[1:], *weight.shape) < 1:
+    if min(*choice.result_size(kind, padding, *x.shape[2:]), *x.shape[1:], *weight.shape) < 1:
         return "takes images that give at least one pixel, and at least one channel"
     return None
 
@@ -425,7 +287,7 @@ def convolution(
     if wish not in ("auto", "reference") and (wish != "cpu" or missing):
         raise primitive.refuse(wish, {"cpu": missing, "reference": None})
     level = _level(x)
-    height, width = (0, 0) if problem else _result_size(kind, padding, *x.shape[2:])
+    height, width = (0, 0) if problem else choice.result_size(kind, padding, *x.shape[2:])
     forced = None
     if wish == "cpu":
         forced = ALLOWED[kind, level][-1]
@@ -484,25 +346,16 @@ def passes(
 def options_for_torch(x: Tensor, weight: Tensor, arguments: tuple) -> tuple[tuple, int, int] | None:
     """Options and size of the result for a call of aten.convolution with (stride, padding, dilation, transposed,
     output_padding, groups) of which some pass is faster by a row; None if there is none."""
-    stride, padding, dilation, transposed, output_padding, groups = (
-        [*a] if isinstance(a, list) else a for a in arguments
-    )
-    shape = (*weight.shape[2:], *stride, *padding)
-    if x.ndim != 4 or dilation != [1, 1] or groups != 1 or any(output_padding):
+    stride, padding, dilation, transposed, output_padding, groups = arguments
+    kind, pad = choice.kind_of(weight.shape, stride, padding, dilation, groups, transposed, output_padding)
+    if kind is None or x.ndim != 4:
         return None
-    if shape == (4, 4, 2, 2, 1, 1):
-        kind = "transposed" if transposed else "strided"
-    elif shape in ((3, 3, 1, 1, 0, 0), (3, 3, 1, 1, 1, 1), (3, 3, 1, 1, 2, 2)) and not transposed:
-        kind = "same"
-    else:
-        return None
-    pad = padding[0]
     if primitive.wish(None) not in ("auto", "cpu") or _problem(kind, x, weight, None, pad):
         return None
     if primitive.refusals(x.device.type, x.dtype)["cpu"]:
         return None
     options = (kind, pad, 1.0, _level(x), None)
-    size = _result_size(kind, pad, *x.shape[2:])
+    size = choice.result_size(kind, pad, *x.shape[2:])
     if all(way == "torch" for way in _ways(options, x, weight, *size)):
         return None
     return options, *size
@@ -519,4 +372,4 @@ def no_row(implementation: str | None, rows: str) -> None:
 def ways_for(kind: str, x: Tensor, weight: Tensor, padding: int = 1) -> dict[str, str]:
     """For each pass of a kind, the way that "auto" takes for these tensors."""
     options = (kind, padding, 1.0, _level(x), None)
-    return dict(zip(PASSES, _ways(options, x, weight, *_result_size(kind, padding, *x.shape[2:]))))
+    return dict(zip(PASSES, _ways(options, x, weight, *choice.result_size(kind, padding, *x.shape[2:]))))

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gankern.core import autograd, registry
-from gankern.ops.batch_norm_act import accumulation_dtype, empty_affine, empty_like
+from gankern.core.layout import accumulation_dtype
+from gankern.ops.batch_norm_act import empty_affine, empty_like
 from gankern.reference.instance_norm_act import instance_norm_act as reference
 
 NAME = "instance_norm_act"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gankern.core import activations, autograd, registry
 from gankern.core.dispatch import refuse_gradient_order
+from gankern.core.layout import accumulation_dtype
 from gankern.reference.pixel_norm import pixel_norm as reference
 
 NAME = "pixel_norm"
@@ -20,7 +21,7 @@ primitive = registry.declare(NAME, gradient_order=2)
 def _new_scale(x: Tensor, dim: int) -> Tensor:
     """One number a pixel, in the order that the pixels have in memory."""
     pixels = x.numel() // x.shape[dim] if x.numel() else 0
-    return x.new_empty(pixels, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return x.new_empty(pixels, dtype=accumulation_dtype(x))
 
 
 registry.define(

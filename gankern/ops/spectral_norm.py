@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gankern.core import autograd, registry
+from gankern.core.layout import accumulation_dtype
 from gankern.reference.spectral_norm import spectral_norm as reference
 
 NAME = "spectral_norm"
@@ -32,8 +33,7 @@ def state_sizes(weights: Sequence[Tensor], dims: Sequence[int]) -> list[int]:
 
 
 def _fake_forward(weights, us, vs, dims, n_power_iterations, eps, u_first, add_eps):
-    accumulation = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
-    state = weights[0].new_empty(sum(state_sizes(weights, dims)), dtype=accumulation)
+    state = weights[0].new_empty(sum(state_sizes(weights, dims)), dtype=accumulation_dtype(weights[0]))
     return [torch.empty_like(w) for w in weights], state
 
 

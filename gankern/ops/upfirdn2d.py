@@ -20,6 +20,7 @@ from torch.autograd import Function
 
 from gankern.core import autograd, registry
 from gankern.core.dispatch import ANY_ORDER
+from gankern.core.layout import has_whole_pixels
 from gankern.reference.upfirdn2d import upfirdn2d as reference
 
 NAME = "upfirdn2d"
@@ -64,8 +65,7 @@ def geometry(
 
 
 def _fake(x, filter, up, down, start, size, flip_filter, gain):
-    channels_last = x.shape[1] > 1 and x.stride(1) == 1 and x.stride(3) >= x.shape[1]
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    layout = torch.channels_last if has_whole_pixels(x) else torch.contiguous_format
     return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=layout)
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gankern.core.layout import memory_format
+
 INPUT = 1  # a value that depends on the critic's inputs
 WEIGHT = 2  # a value that depends on a parameter
 
@@ -326,12 +328,6 @@ class Kernel(Node):
 
     def pull(self, grads, needed):
         return self.rule.backward(self.options, tuple(needed), tuple(grads), self.saved)
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    if x.dim() == 4 and not x.is_contiguous():
-        return torch.channels_last
-    return torch.contiguous_format
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gankern.core.layout import is_dense_channels_last, memory_format
 from gankern.core.torch_internals import autocasting
 from gankern.ops import convolution as _convolutions
 from gankern.tangent.nodes import (
@@ -27,7 +28,6 @@ from gankern.tangent.nodes import (
     Parts,
     Smooth,
     Sum,
-    memory_format,
     scaled,
     sum_to,
 )
@@ -68,7 +68,11 @@ def _convolution(tape, func, x, weight, bias, *options):
         forward, *_ = _convolutions.passes(options, *size)
         return engine_convolution(tape, options, *size, x, weight, bias, forward(x, weight, bias))
     # Each of the three other passes would lay the weight out anew.
-    kept = weight.contiguous(memory_format=torch.channels_last) if _is_channels_last(x) else weight
+    kept = (
+        weight.contiguous(memory_format=torch.channels_last)
+        if x.is_cpu and x.dim() == 4 and is_dense_channels_last(x)
+        else weight
+    )
     y = func(x, kept, bias, *options)
     backward = aten.convolution_backward.default
 
@@ -97,15 +101,6 @@ def _per_channel(y):
 
 def _sum_per_channel(g):
     return g.sum([0, *range(2, g.dim())])
-
-
-def _is_channels_last(x) -> bool:
-    return (
-        x.dim() == 4
-        and x.device.type == "cpu"
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not x.is_contiguous()
-    )
 
 
 @rule(aten.addmm.default)

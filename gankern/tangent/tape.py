@@ -35,7 +35,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gankern.core import autograd
-from gankern.ops.convolution import KINDS
+from gankern.ops.convolution_choice import KINDS
 from gankern.tangent import reached, rules
 from gankern.tangent.nodes import INPUT, WEIGHT, Bilinear, Gate, Kernel, Linear, Node, NotCovered
 

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gankern.core.layout import has_whole_pixels
 from gankern.triton.launch import Blocks, ceil_div, contiguous, launch, sum_type
 
 BLOCKS = Blocks(  # rows and columns of a tile
@@ -140,7 +141,7 @@ def forward(
 ) -> Tensor:
     """The filtered images; channels_last where x is. Launches: 1."""
     n, c, h, w = x.shape
-    grouped = c > 1 and x.stride(1) == 1 and x.stride(3) >= c
+    grouped = has_whole_pixels(x)
     layout = torch.channels_last if grouped else torch.contiguous_format
     out = torch.empty((n, c, *size), dtype=x.dtype, device=x.device, memory_format=layout)
     if out.numel() == 0:

@@ -1,6 +1,7 @@
 """The convolution engine against torch's direct convolution in fp64, and its own rows against each other never."""
 
 import itertools
+import json
 import math
 from functools import partial
 
@@ -16,6 +17,7 @@ import gankern
 import gankern.functional as GF
 from gankern.core.native import NATIVE_MISSING
 from gankern.ops import convolution as ops
+from gankern.ops import convolution_choice as choice
 
 native = pytest.mark.skipif(bool(NATIVE_MISSING), reason="needs the native library")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -391,15 +393,61 @@ def test_no_row_of_the_others():
         assert gankern.last_implementation("convolution") == "reference"
 
 
+CALLS = [  # a call of torch's, and the kind and padding that it is
+    (F.conv2d, (6, 5, 3, 3), {"padding": 1}, ("same", 1)),
+    (F.conv2d, (6, 5, 3, 3), {"padding": "same"}, ("same", 1)),
+    (F.conv2d, (6, 5, 3, 3), {"padding": "valid"}, ("same", 0)),
+    (F.conv2d, (6, 5, 3, 3), {"padding": (2, 2), "stride": [1]}, ("same", 2)),
+    (F.conv2d, (6, 5, 4, 4), {"padding": 1, "stride": (2, 2)}, ("strided", 1)),
+    (F.conv_transpose2d, (5, 6, 4, 4), {"padding": 1, "stride": 2}, ("transposed", 1)),
+    (F.conv_transpose2d, (5, 6, 4, 4), {"padding": 1, "stride": 2, "output_padding": 1}, (None, 0)),
+    (F.conv_transpose2d, (5, 6, 3, 3), {"padding": 1}, (None, 0)),
+    (F.conv2d, (6, 5, 4, 4), {"padding": "same"}, (None, 0)),
+    (F.conv2d, (6, 5, 3, 3), {"padding": (1, 2)}, (None, 0)),
+    (F.conv2d, (6, 5, 3, 3), {"padding": 3}, (None, 0)),
+    (F.conv2d, (6, 5, 3, 3), {"padding": 1, "dilation": 2}, (None, 0)),
+    (F.conv2d, (6, 5, 3, 3), {"padding": 1, "stride": 2}, (None, 0)),
+    (F.conv2d, (5, 1, 3, 3), {"padding": 1, "groups": 5}, (None, 0)),
+]
+
+
+@pytest.mark.parametrize(("function", "shape", "options", "right"), CALLS)
+def test_which_kind_a_call_is(function, shape, options, right):
+    transposed = function is F.conv_transpose2d
+    every = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **options}
+    assert choice.kind_of(shape, **every, transposed=transposed) == right
+    x, weight = torch.randn(2, 5, 8, 8, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    assert getattr(GF, function.__name__)(x, weight, **options).shape == function(x, weight, **options).shape
+    if right[0]:
+        size = tuple(function(x, weight, **options).shape[2:])
+        assert choice.result_size(*right, 8, 8) == size
+
+
+def test_measured_ways_are_a_file_a_machine(monkeypatch, tmp_path):
+    """Of this machine where there is one, else of the one that was measured; the file says whose it is."""
+    files = sorted(choice.WAYS.glob("*.json"))
+    assert choice.WAYS / f"{choice.FALLBACK}.json" in files
+    for file in files:
+        assert json.loads(file.read_text())["machine"] == file.stem
+    mine = {"machine": choice.machine(), "measured": {"same": {"forward": {"contiguous": [[1, 2, 3, {"torch": 0.5}]]}}}}
+    other = {"machine": choice.FALLBACK, "measured": {}}
+    monkeypatch.setattr(choice, "WAYS", tmp_path)
+    monkeypatch.setattr(choice, "FALLBACK", "other")
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    assert choice.measured_ways.__wrapped__() == {}
+    (tmp_path / f"{choice.machine()}.json").write_text(json.dumps(mine))
+    assert choice.measured_ways.__wrapped__() == {("same", "forward", "contiguous"): {(1, 2, 3): {"torch": 0.5}}}
+
+
 @native
 @pytest.mark.parametrize("which", ["forward", "transpose", "weight"])
 def test_the_table_holds_for_all_kinds(which):
-    for kind in ops.KINDS:
+    for kind in choice.KINDS:
         for layout in ("contiguous", "channels_last"):
-            for shape, times in ops.MEASURED[kind, which, layout].items():
+            for shape, times in choice.measured_ways()[kind, which, layout].items():
                 assert all(n > 0 for n in shape) and all(t > 0 for t in times.values())
-                assert set(times) <= {"torch", "reference", *ops.KINDS[kind].rows}
-                assert {"torch", *ops.KINDS[kind].rows} <= set(times)
+                assert set(times) <= {"torch", "reference", *choice.KINDS[kind].rows}
+                assert {"torch", *choice.KINDS[kind].rows} <= set(times)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -409,7 +457,7 @@ def test_ways_by_torch(kind, monkeypatch):
     for h, w in ((6, 8), (7, 5)):
         for memory_format in FORMATS:
             inputs = tensors(kind, 2, 5, 6, h, w, torch.float32, memory_format)
-            head = ((kind, 1, 1.0, "highest", "torch"), False, *ops._result_size(kind, 1, h, w))
+            head = ((kind, 1, 1.0, "highest", "torch"), False, *choice.result_size(kind, 1, h, w))
             ours = derivatives(partial(ops._Convolve.apply, *head), inputs, torch.float32)
             right = derivatives(KINDS[kind][1], inputs, torch.float64)
             for a, r in zip(ours, right):
@@ -431,7 +479,7 @@ def test_precision():
         exact = GF.conv2d(x.double(), w.double(), b.double(), padding=1, implementation="cpu")
         assert (exact - right).abs().max() < 1e-13
     assert gankern.get_convolution_precision() == "highest"
-    assert ops.ALLOWED["same", "highest"] == ("tiles2",)
+    assert choice.ALLOWED["same", "highest"] == ("tiles2",)
     with pytest.raises(ValueError, match="'highest', 'high', 'medium'"):
         gankern.set_convolution_precision("low")
 

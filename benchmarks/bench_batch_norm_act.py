@@ -1,7 +1,0 @@
-import pytest
-import suite
-
-
-@pytest.mark.parametrize(("case", "mode", "name"), suite.parameters("batch_norm_act"))
-def test_batch_norm_act(benchmark, case, mode, name):
-    suite.run(benchmark, case, mode, name)

@@ -1,0 +1,208 @@
+"""Which kind of convolution a call is, and which way it goes: the one place that answers.
+
+A *kind* is what the engine can compute, a *way* is how: a row of the engine's table (csrc/cpu/convolution_rows.h),
+"torch", its direct convolution (for the two kinds that resample with the 4x4 kernel that both steps collapse into), or
+"reference", both steps one after the other. Which way is fastest was measured: ``ways/`` has a file a machine, written
+by benchmarks/measure_convolution_ways.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gankern.core import precision
+
+Ints = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pair of rows of the C++ table: of a map and of its transpose."""
+
+    forward: int
+    transpose: int
+    precision: str  # the highest one that allows it
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is computed, as torch's own convolution of ``taps``, ``stride`` and ``transposed`` (with the collapsed
+    weight where it is ``collapsed``). The weight is [out, in, taps, taps], or with ``swap`` [in, out, taps, taps]."""
+
+    taps: int
+    rows: dict[str, Row]
+    stride: int = 2
+    transposed: bool = False
+    swap: bool = False
+    flip: bool = True  # whether the transpose reads the taps back to front
+    scale: float = 1.0  # from the rows' result to this kind's
+    collapsed: bool = False
+    zeros: bool = False  # torch's form is a pooling, with a second derivative of zeros by its input: see core.zeros
+
+
+KINDS = {
+    "upsample": Kind(3, {"nine": Row(0, 1, "highest")}, transposed=True, collapsed=True),
+    "downsample": Kind(3, {"nine": Row(1, 0, "highest")}, scale=0.25, collapsed=True, zeros=True),
+    "same": Kind(3, {"tiles2": Row(2, 2, "highest"), "tiles4": Row(3, 3, "high")}, stride=1),
+    "strided": Kind(4, {"tiles2": Row(4, 6, "highest"), "tiles4": Row(5, 7, "medium")}, flip=False),
+    "transposed": Kind(
+        4, {"tiles2": Row(6, 4, "highest"), "tiles4": Row(7, 5, "medium")}, transposed=True, swap=True, flip=False
+    ),
+}
+PASSES = ("forward", "transpose", "weight")
+
+
+# The engine's rows for a kind that a precision allows, the one with the largest tile last.
+ALLOWED = {
+    (name, level): tuple(
+        way
+        for way, row in kind.rows.items()
+        if precision.PRECISIONS.index(row.precision) <= precision.PRECISIONS.index(level)
+    )
+    for name, kind in KINDS.items()
+    for level in precision.PRECISIONS
+}
+
+
+# ---- which kind -----------------------------------------------------------------------------------------
+
+
+def _pair(value: Ints | str) -> tuple[int, int] | None:
+    """The two values of an argument of torch's convolutions; None for what it is not."""
+    if isinstance(value, int):
+        return value, value
+    if isinstance(value, str) or not 1 <= len(value) <= 2:
+        return None
+    return value[0], value[-1]
+
+
+def kind_of(
+    weight: Sequence[int],
+    stride: Ints,
+    padding: Ints | str,
+    dilation: Ints,
+    groups: int,
+    transposed: bool = False,
+    output_padding: Ints = 0,
+) -> tuple[str | None, int]:
+    """The engine's kind of torch's conv2d, or conv_transpose2d, with these arguments and a weight of this shape, and
+    its padding; None where it is of none.
+
+    >>> kind_of((8, 4, 3, 3), 1, 1, 1, 1), kind_of((8, 4, 3, 3), 2, 1, 1, 1)
+    (('same', 1), (None, 0))
+    """
+    if groups != 1 or len(weight) != 4 or _pair(dilation) != (1, 1) or _pair(output_padding) != (0, 0):
+        return None, 0
+    strides, pads, taps = _pair(stride), _pair(padding), tuple(weight[2:])
+    if padding == "valid":
+        pads = (0, 0)
+    if padding == "same":
+        pads = (1, 1) if taps == (3, 3) else None
+    if taps == (4, 4) and strides == (2, 2) and pads == (1, 1):
+        return "transposed" if transposed else "strided", 1
+    if taps == (3, 3) and strides == (1, 1) and pads in ((0, 0), (1, 1), (2, 2)) and not transposed:
+        return "same", pads[0]
+    return None, 0
+
+
+def result_size(kind: str, padding: int, height: int, width: int) -> tuple[int, int]:
+    """Of an image of height times width."""
+    if kind == "same":
+        return height + 2 * padding - 2, width + 2 * padding - 2
+    if kind in ("strided", "downsample"):
+        return height // 2, width // 2
+    return 2 * height, 2 * width
+
+
+# ---- which way ------------------------------------------------------------------------------------------
+
+Shape = tuple[int, int, int]  # channels in, channels out, pixels of the smaller image times images
+WAYS = Path(__file__).with_name("ways")
+FALLBACK = "amd-epyc-avx512"  # where the machine at hand was never measured
+
+
+def machine() -> str:
+    """This machine's name, as its file in ``ways`` is called: processor and vector instructions."""
+    try:
+        model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:  # not Linux
+        model = None
+    words = f"{model[1] if model else 'unknown'} {torch.backends.cpu.get_cpu_capability()}"
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+@functools.cache
+def measured_ways() -> dict[tuple[str, str, str], dict[Shape, dict[str, float]]]:
+    """For each kind, pass and memory format the milliseconds of each way, by shape: those of this machine where it was
+    measured, else those of the one that was."""
+    mine = WAYS / f"{machine()}.json"
+    text = (mine if mine.is_file() else WAYS / f"{FALLBACK}.json").read_text()
+    return {
+        (kind, which, memory_format): {(row[0], row[1], row[2]): row[3] for row in rows}
+        for kind, passes in json.loads(text)["measured"].items()
+        for which, formats in passes.items()
+        for memory_format, rows in formats.items()
+    }
+
+
+def _distance(shape: Shape, measured: Shape) -> float:
+    a, b, p = (abs(math.log2(max(mine, 1) / theirs)) for mine, theirs in zip(shape, measured))
+    return a + b + p / 2
+
+
+@functools.lru_cache(maxsize=4096)
+def is_known(kind: str, channels_in: int, channels_out: int, pixels: int) -> bool:
+    """Whether the measured table tells which way is fastest: with few channels only near a shape in it, and 4x4 kernels
+    not below the smallest shape in it."""
+    if KINDS[kind].taps == 4 and channels_in * channels_out * pixels < 2**19:
+        return False
+    if min(channels_in, channels_out) >= 8:
+        return True
+    shape = (channels_in, channels_out, pixels)
+    return min(_distance(shape, measured) for measured in measured_ways()[kind, "forward", "contiguous"]) < 1
+
+
+@functools.lru_cache(maxsize=4096)
+def way_for(
+    kind: str, which: str, level: str, channels_last: bool, channels_in: int, channels_out: int, pixels: int
+) -> str:
+    """The way that was fastest where it was measured nearest to this shape: "torch", "reference" or a row's name.
+
+    ``which`` is one of PASSES, ``pixels`` are those of the smaller of the two images times the number of images.
+    """
+
+    shape = (channels_in, channels_out, pixels)
+    if pixels < 1:
+        return "torch"
+    measured = measured_ways()[kind, which, "channels_last" if channels_last else "contiguous"]
+    times = measured[min(measured, key=functools.partial(_distance, shape))]
+    # The collapsed form's errors are up to 2.7 times those of direct convolution: too much for the highest precision.
+    collapsed = KINDS[kind].collapsed and level == "highest"
+    allowed = {"reference", *ALLOWED[kind, level], *(() if collapsed else ("torch",))}
+    if "torch" in allowed and not is_known(kind, *shape):
+        return "torch"
+    return min(allowed & times.keys(), key=times.__getitem__)
+
+
+def rows_for(kind: str, level: str, channels_in: int, channels_out: int, pixels: int) -> list[list[int]]:
+    """For the C++ nodes: of each pass, for contiguous and channels_last images, its row, or -1 and -2 for "torch" and
+    "reference"."""
+
+    def number(which: str, way: str) -> int:
+        if way in ("torch", "reference"):
+            return -1 if way == "torch" else -2
+        row = KINDS[kind].rows[way]
+        return row.transpose if which == "transpose" else row.forward
+
+    return [
+        [number(which, way_for(kind, which, level, last, channels_in, channels_out, pixels)) for last in (False, True)]
+        for which in PASSES
+    ]
