@@ -1,4 +1,4 @@
-"""The penalty of norms with pytest-benchmark; and, as a program, penalties of whole critics:
+"""Penalties of whole critics (the primitive alone is in bench_primitives.py):
 
     python benchmarks/bench_gradient_penalty.py [--critic dcgan] [--step] [--seconds 20] [--json FILE]
 
@@ -26,17 +26,6 @@ from gankern import models, penalties
 from gankern.core.files import write_json
 from gankern.measure import benchmark as measuring
 from gankern.measure.benchmark import OURS, Contender, Result
-
-try:
-    import pytest
-    import suite
-
-    @pytest.mark.parametrize(("case", "mode", "name"), suite.parameters("gradient_penalty"))
-    def test_gradient_penalty(benchmark, case, mode, name):
-        suite.run(benchmark, case, mode, name)
-except ImportError:  # run as a program, outside of pytest
-    pass
-
 
 # ---- critics ------------------------------------------------------------------------------------------------
 

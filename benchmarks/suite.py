@@ -17,23 +17,22 @@ keep_freed_memory()
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def parameters(primitive):
-    """(case, mode, contender's name) of all benchmarked cases of a primitive."""
+def parameters():
+    """(case, mode, contender's name) of all benchmarked cases of all primitives."""
     return [
-        pytest.param(case, mode, name, id=f"{case.name}-{mode}-{name}")
+        pytest.param(case, mode, name, id=f"{case.primitive}-{case.name}-{mode}-{name}")
         for case in all_cases()
-        if case.bench and case.primitive == primitive
+        if case.bench
         for mode in benchmark.MODES
         for name in benchmark.candidates_of(case, mode, compiled=True)
     ]
 
 
-def steps(model):
-    """(training step, variant) of a model."""
+def steps():
+    """(training step, variant) of all models."""
     return [
-        pytest.param(step, variant, id=f"{step.name}-{variant}")
+        pytest.param(step, variant, id=f"{step.model}-{step.name}-{variant}")
         for step in training_steps.STEPS
-        if step.model == model
         for variant in training_steps.variants_of(True, device)
     ]
 
