@@ -17,6 +17,7 @@ builders that have them:
 torch.Size([4])
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -45,26 +46,18 @@ MODELS: dict[str, Callable[..., GAN]] = {
 GROWING = ("progan",)
 FOR_POINTS = ("wgan_gp_toy",)
 
-_LABELS = ("num_classes", "conditioning", "minibatch_discrimination")
-_DCGANS = (*_LABELS, "generator_norm", "discriminator_norm")
-
 # What papers add, by the models that have it; size, channels, latent, width and layers have all but those for points.
+_ADDED = ("num_classes", "conditioning", "minibatch_discrimination", "generator_norm", "discriminator_norm")
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "dcgan": _DCGANS,
-    "gan": _LABELS,
-    "progan": (),
-    "sn_dcgan": _DCGANS,
-    "sngan": (*_LABELS, "generator_norm"),
-    "wgan": _DCGANS,
-    "wgan_gp": (*_LABELS, "generator_norm"),
-    "wgan_gp_toy": (),
+    name: tuple(option for option in _ADDED if option in inspect.signature(make).parameters)
+    for name, make in MODELS.items()
 }
 
 
 def build(name: str, **options: Any) -> GAN:
     """The model of that name, with its options; a ValueError if there is none of that name, or no such option of it."""
     make = look_up(MODELS, name, "model")
-    for option in (o for o in ("conditioning", *_DCGANS) if o in options and o not in OPTIONS[name]):
+    for option in (o for o in ("conditioning", *_ADDED) if o in options and o not in OPTIONS[name]):
         having = [model for model, theirs in OPTIONS.items() if option in theirs]
         raise ValueError(f"{name} has no option {option}; {', '.join(having)} have")
     return make(**options)

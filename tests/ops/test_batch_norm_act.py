@@ -5,9 +5,6 @@ the result, plus one of the accumulation dtype times the square root of the redu
 """
 
 import math
-import os
-import subprocess
-import sys
 
 import hypothesis
 import numpy as np
@@ -456,10 +453,8 @@ def test_expanded_gradients():
     torch.testing.assert_close(*both)
 
 
-def all_bits(threads=None):
+def all_bits():
     """Every order's results, for shapes of every layout and way to share out the work."""
-    if threads:
-        torch.set_num_threads(threads)
     bits = []
     for dtype in (torch.float32, torch.float64):
         results.dtype = dtype
@@ -471,30 +466,22 @@ def all_bits(threads=None):
     return bits
 
 
-def test_the_number_of_threads_does_not_matter():
-    before = torch.get_num_threads()
-    try:
-        runs = [all_bits(threads) for threads in (1, 2, 3)]
-    finally:
-        torch.set_num_threads(before)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], run))
+def test_the_number_of_threads_does_not_matter(same_bits):
+    same_bits(all_bits)
 
 
 @pytest.mark.skipif(COMPILED != "cpu", reason="the native library was not built")
 @pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
-def test_every_instruction_set(isa, tmp_path):
+def test_every_instruction_set(isa, tmp_path, on_instruction_set):
     """What this process computes with the best one, each of the others computes too, up to rounding."""
-    script = (
-        "import importlib.util, sys, torch\n"
-        f"spec = importlib.util.spec_from_file_location('cases', {__file__!r})\n"
-        "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases)\n"
-        "one, two = cases.all_bits(1), cases.all_bits(2)\n"
-        "assert all(torch.equal(a, b) for a, b in zip(one, two))\n"
-        f"torch.save(one, {str(tmp_path / 'bits')!r})\n"
+    on_instruction_set(
+        isa,
+        __file__,
+        "torch.set_num_threads(1); one = cases.all_bits()",
+        "torch.set_num_threads(2); two = cases.all_bits()",
+        "assert all(torch.equal(a, b) for a, b in zip(one, two))",
+        f"torch.save(one, {str(tmp_path / 'bits')!r})",
     )
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": isa}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
     for a, b in zip(all_bits(), torch.load(tmp_path / "bits")):
         tolerance = 1e-11 if a.dtype == torch.float64 else 2e-4
         # Where rounding moves a value over the activation's kink, its gradients are others.

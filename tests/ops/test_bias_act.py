@@ -1,9 +1,6 @@
 """Bias, activation, gain and clamp: the reference against closed forms, the kernels against plain PyTorch in fp64."""
 
 import math
-import os
-import subprocess
-import sys
 
 import hypothesis
 import numpy as np
@@ -345,10 +342,8 @@ def test_inputs_are_not_written():
         assert all(torch.equal(h, torch.ones_like(h)) for h in hs)
 
 
-def all_bits(threads=None):
+def all_bits():
     """Every order's results, for both ways through memory, small and large."""
-    if threads:
-        torch.set_num_threads(threads)
     bits = []
     for shape in ((40, 16, 33, 9), (64, 300, 3, 3), (2, 9000), (5, 3, 21000), (16, 64, 66, 66)):
         x, bias = values(*shape, dtype=torch.float32), values(shape[1], dtype=torch.float32, seed=1)
@@ -357,31 +352,22 @@ def all_bits(threads=None):
     return bits
 
 
-def test_the_number_of_threads_does_not_matter():
-    before = torch.get_num_threads()
-    try:
-        runs = [all_bits(threads) for threads in (1, 2, 3)]
-    finally:
-        torch.set_num_threads(before)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], run))
+def test_the_number_of_threads_does_not_matter(same_bits):
+    same_bits(all_bits)
 
 
 @pytest.mark.skipif(COMPILED != "cpu", reason="the native library was not built")
 @pytest.mark.parametrize("isa", ["default", "avx2"])  # the best one is what all other tests run
-def test_every_instruction_set(isa):
-    script = (
-        "import importlib.util, torch\n"
-        f"spec = importlib.util.spec_from_file_location('cases', {__file__!r})\n"
-        "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases)\n"
-        "for dtype in cases.DTYPES:\n"
-        "    for activation in cases.GF.ACTIVATIONS: cases.test_every_activation(activation, dtype)\n"
-        "for shape in cases.SHAPES: cases.test_every_shape(shape, torch.float32)\n"
-        "cases.test_small_arguments_keep_their_digits()\n"
-        "cases.test_the_reference_is_the_closed_form()\n"
+def test_every_instruction_set(isa, on_instruction_set):
+    on_instruction_set(
+        isa,
+        __file__,
+        "for dtype in cases.DTYPES:",
+        "    for activation in cases.GF.ACTIVATIONS: cases.test_every_activation(activation, dtype)",
+        "for shape in cases.SHAPES: cases.test_every_shape(shape, torch.float32)",
+        "cases.test_small_arguments_keep_their_digits()",
+        "cases.test_the_reference_is_the_closed_form()",
     )
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": isa}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
 
 @pytest.mark.skipif(COMPILED != "cpu", reason="the native library was not built")

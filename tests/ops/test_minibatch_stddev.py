@@ -183,17 +183,9 @@ def test_empty(shape):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-def test_threads_do_not_change_bits(memory_format):
-    threads = torch.get_num_threads()
+def test_threads_do_not_change_bits(memory_format, same_bits):
     x = sample((8, 24, 65, 63), torch.float32, memory_format)
-    runs = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            runs.append(results(GF.minibatch_stddev, x))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run))
+    same_bits(lambda: results(GF.minibatch_stddev, x))
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)

@@ -1,9 +1,6 @@
 """Pixel norm, alone and after bias and leaky ReLU: the reference against NumPy, the kernels against PyTorch in fp64."""
 
 import math
-import os
-import subprocess
-import sys
 
 import hypothesis
 import numpy as np
@@ -198,9 +195,7 @@ def test_inputs_are_not_written():
     assert all(torch.equal(h, torch.ones_like(h)) for h in hs)
 
 
-def all_bits(threads=None):
-    if threads:
-        torch.set_num_threads(threads)
+def all_bits():
     bits = []
     for shape in ((40, 16, 33, 9), (64, 300, 3, 3), (500, 300), (16, 64, 66, 66)):
         x, bias = values(*shape, dtype=torch.float32), values(shape[1], dtype=torch.float32, seed=1)
@@ -208,29 +203,20 @@ def all_bits(threads=None):
     return bits
 
 
-def test_the_number_of_threads_does_not_matter():
-    before = torch.get_num_threads()
-    try:
-        runs = [all_bits(threads) for threads in (1, 2, 3)]
-    finally:
-        torch.set_num_threads(before)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], run))
+def test_the_number_of_threads_does_not_matter(same_bits):
+    same_bits(all_bits)
 
 
 @pytest.mark.skipif(COMPILED != "cpu", reason="the native library was not built")
 @pytest.mark.parametrize("isa", ["default", "avx2"])  # the best one is what all other tests run
-def test_every_instruction_set(isa):
-    script = (
-        "import importlib.util, torch\n"
-        f"spec = importlib.util.spec_from_file_location('cases', {__file__!r})\n"
-        "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases)\n"
-        "for dtype in cases.DTYPES:\n"
-        "    for shape in cases.SHAPES: cases.test_every_shape(shape, dtype)\n"
-        "cases.test_the_definition(None)\n"
+def test_every_instruction_set(isa, on_instruction_set):
+    on_instruction_set(
+        isa,
+        __file__,
+        "for dtype in cases.DTYPES:",
+        "    for shape in cases.SHAPES: cases.test_every_shape(shape, dtype)",
+        "cases.test_the_definition(None)",
     )
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": isa}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
 
 @pytest.mark.skipif(COMPILED != "cpu", reason="the native library was not built")

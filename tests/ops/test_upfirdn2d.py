@@ -5,9 +5,6 @@ the result, plus one of the accumulation dtype times the square root of the numb
 """
 
 import math
-import os
-import subprocess
-import sys
 
 import hypothesis
 import numpy as np
@@ -325,9 +322,7 @@ def test_memory_formats(function):
     assert g.is_contiguous(memory_format=torch.channels_last)
 
 
-def all_bits(threads=None):
-    if threads:
-        torch.set_num_threads(threads)
+def all_bits():
     bits = []
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         for layout in LAYOUTS:
@@ -339,33 +334,24 @@ def all_bits(threads=None):
     return bits
 
 
-def test_the_number_of_threads_does_not_matter():
-    before = torch.get_num_threads()
-    try:
-        runs = [all_bits(threads) for threads in (1, 2, 3)]
-    finally:
-        torch.set_num_threads(before)
-    for bits in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], bits))
+def test_the_number_of_threads_does_not_matter(same_bits):
+    same_bits(all_bits)
 
 
 @compiled_only
 @pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
-def test_every_instruction_set(isa, tmp_path):
-    script = (
-        "import importlib.util, sys, torch\n"
-        f"spec = importlib.util.spec_from_file_location('cases', {__file__!r})\n"
-        "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases)\n"
-        "for shape, taps, *options in cases.PROBLEMS:\n"
-        "    for dtype in cases.DTYPES:\n"
-        "        for layout in cases.LAYOUTS:\n"
-        "            filter = (cases.values(*taps, seed=1) * 16).round() / 16\n"
-        "            x = cases.values(*shape, dtype=dtype).to(memory_format=layout)\n"
-        "            cases.assert_as_good_as_torch(x, filter.to(dtype), options)\n"
-        f"torch.save(cases.all_bits(), {str(tmp_path / 'bits')!r})\n"
+def test_every_instruction_set(isa, tmp_path, on_instruction_set):
+    on_instruction_set(
+        isa,
+        __file__,
+        "for shape, taps, *options in cases.PROBLEMS:",
+        "    for dtype in cases.DTYPES:",
+        "        for layout in cases.LAYOUTS:",
+        "            filter = (cases.values(*taps, seed=1) * 16).round() / 16",
+        "            x = cases.values(*shape, dtype=dtype).to(memory_format=layout)",
+        "            cases.assert_as_good_as_torch(x, filter.to(dtype), options)",
+        f"torch.save(cases.all_bits(), {str(tmp_path / 'bits')!r})",
     )
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": isa}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
     for ours, theirs in zip(all_bits(), torch.load(tmp_path / "bits")):
         tolerance = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.02}[ours.dtype]
         torch.testing.assert_close(theirs, ours.detach(), rtol=tolerance, atol=tolerance * ours.abs().max().item())

@@ -61,3 +61,25 @@ def all_cases() -> list[Case]:
 
 # Heights and widths along which the layers of feature maps [16, 64, H, W] are scaled.
 SIDES = (2, 4, 8, 16, 32, 64, 128)
+
+
+LARGE = [(16, 128, 64, 64), (64, 128, 32, 32), (16, 512, 4, 4)]
+
+
+def of_large_maps(case: Callable[..., Case]) -> list[Case]:
+    """``case(name, shape, channels_last, ...)`` of the feature maps of critics in both memory formats, the first one of
+    the quick runs too; and of maps of rising height."""
+    return [
+        *(
+            case(
+                "x".join(map(str, shape)) + (" channels_last" if last else ""),
+                shape,
+                last,
+                verify=False,
+                quick=shape == LARGE[0] and not last,
+            )
+            for shape in LARGE
+            for last in (False, True)
+        ),
+        *(case(f"16x64x{side}x{side}", (16, 64, side, side), along=("height", side)) for side in SIDES),
+    ]

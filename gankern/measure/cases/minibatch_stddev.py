@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import gankern.functional as GF
-from gankern.measure.cases import SIDES, Case, Work
+from gankern.measure.cases import Case, Work, of_large_maps
 
 NAME = "minibatch_stddev"
 GROUP, EPS = 4, 1e-8
@@ -61,20 +61,9 @@ def _verified(name: str, shape: tuple[int, ...], channels_last: bool = False, **
     return Case(NAME, name, partial(_make, shape, channels_last), partial(_run, **options), bench=False, quick=True)
 
 
-LARGE = [(16, 128, 64, 64), (64, 128, 32, 32), (16, 512, 4, 4)]
 CASES = [
-    _case(
-        "x".join(map(str, shape)) + (" channels_last" if last else ""),
-        shape,
-        last,
-        verify=False,
-        quick=shape == LARGE[0] and not last,
-    )
-    for shape in LARGE
-    for last in (False, True)
-] + [
+    *of_large_maps(_case),
     _case("4x2x2x2", (4, 2, 2, 2), host=True),
-    *(_case(f"16x64x{side}x{side}", (16, 64, side, side), along=("height", side)) for side in SIDES),
     _verified("8x6x5x3", (8, 6, 5, 3)),
     _verified("8x18x5x3 channels_last, 3 channels", (8, 18, 5, 3), True, num_channels=3),
     _verified("6x40, unbiased, whole batch", (6, 40), unbiased=True, on_indivisible="whole_batch"),

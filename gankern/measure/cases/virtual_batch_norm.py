@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gankern.functional as GF
-from gankern.measure.cases import SIDES, Case, Work
+from gankern.measure.cases import Case, Work, of_large_maps
 
 NAME = "virtual_batch_norm"
 COUNT, EPS, SLOPE = 64, 1e-5, 0.2
@@ -89,20 +89,9 @@ def _one(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, device
     return _make(shape, channels_last, dtype, device)[:1]
 
 
-LARGE = [(16, 128, 64, 64), (64, 128, 32, 32), (16, 512, 4, 4)]
 CASES = [
-    _case(
-        "x".join(map(str, shape)) + (" channels_last" if last else ""),
-        shape,
-        last,
-        verify=False,
-        quick=shape == LARGE[0] and not last,
-    )
-    for shape in LARGE
-    for last in (False, True)
-] + [
+    *of_large_maps(_case),
     _case("2x4x2x2", (2, 4, 2, 2), host=True),
-    *(_case(f"16x64x{side}x{side}", (16, 64, side, side), along=("height", side)) for side in SIDES),
     _verified("5x6x7x3", (5, 6, 7, 3)),
     _verified("5x18x7x3 channels_last, ReLU", (5, 18, 7, 3), True, activation="relu"),
     _verified("6x40, reference batch norm", (6, 40), count=None, activation=None),

@@ -1,0 +1,42 @@
+"""What the tests of several primitives do alike: other numbers of threads, and other instruction sets."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def same_bits():
+    """Checks that what a function computes has the same bits on one thread, two and three."""
+
+    def check(compute):
+        before, runs = torch.get_num_threads(), []
+        try:
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                runs.append(compute())
+        finally:
+            torch.set_num_threads(before)
+        for run in runs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+    return check
+
+
+@pytest.fixture
+def on_instruction_set():
+    """Runs lines in a process that uses one instruction set, with a file of tests as the module ``cases``."""
+
+    def run(name, file, *lines):
+        head = (
+            "import importlib.util, torch",
+            f"spec = importlib.util.spec_from_file_location('cases', {file!r})",
+            "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases)",
+        )
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": name}
+        subprocess.run([sys.executable, "-c", "\n".join([*head, *lines])], env=environment, check=True)
+
+    return run
