@@ -411,6 +411,7 @@ CALLS = [  # a call of torch's, and the kind and padding that it is
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # of an even kernel: torch's
 @pytest.mark.parametrize(("function", "shape", "options", "right"), CALLS)
 def test_which_kind_a_call_is(function, shape, options, right):
     transposed = function is F.conv_transpose2d
