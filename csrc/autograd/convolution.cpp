@@ -173,7 +173,7 @@ Tensor convolved(const PlanPtr& plan, bool transpose, int64_t height, int64_t wi
   Tensor y;
   {
     const BelowAutograd guard;
-    y = convolve(*plan, transpose, height, width, x, weight, bias);
+    y = or_memory_error([&] { return convolve(*plan, transpose, height, width, x, weight, bias); });
   }
   const Tensor& b = value(bias);
   if (records({&x, &weight, &b})) {
@@ -188,7 +188,7 @@ Tensor weight_gradient_of(const PlanPtr& plan, const Tensor& x, const Tensor& gr
   Tensor y;
   {
     const BelowAutograd guard;
-    y = weight_gradient(*plan, x, grad);
+    y = or_memory_error([&] { return weight_gradient(*plan, x, grad); });
   }
   if (records({&x, &grad})) keep(y, new WeightGradientBackward, plan, {&x, &grad});
   return y;

@@ -1,7 +1,9 @@
 #include "node.h"
 
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
 #include <mutex>
@@ -72,7 +74,7 @@ struct Second final : OfRule {
     Tensors results;
     {
       const BelowAutograd guard;
-      results = rule->double_backward(needed, grad_grads, grads, kept);
+      results = or_memory_error([&] { return rule->double_backward(needed, grad_grads, grads, kept); });
     }
     if (recording) {
       auto* third = new Third(rule);
@@ -93,7 +95,7 @@ struct First final : OfRule {
   variable_list apply(variable_list&& grads) override {
     if (!any_defined(grads)) return variable_list(num_outputs());
     for (Tensor& g : grads) g = dense(g);
-    const Tensors kept = unpack(0, saved.size());
+    const Tensors kept = unpack_kept();
     refuse_tangents(rule->primitive(), grads);
     refuse_tangents(rule->primitive(), kept);
     const Needed needed = asked();
@@ -102,7 +104,7 @@ struct First final : OfRule {
     Tensors results;
     {
       const BelowAutograd guard;
-      results = rule->backward(needed, grads, kept);
+      results = or_memory_error([&] { return rule->backward(needed, grads, kept); });
     }
     if (recording) {
       auto* second = new Second(rule);
@@ -119,6 +121,17 @@ struct First final : OfRule {
       set_outputs(node, results);
     }
     return results;
+  }
+
+ private:
+  Tensors unpack_kept() {
+    const size_t kept = saved.size() - rule->spares();
+    if (!rule->spares()) return unpack(0, kept);
+    try {
+      return unpack(0, kept);
+    } catch (const c10::Error&) {  // one of them was overwritten
+      return rule->again(unpack(kept, saved.size()));
+    }
   }
 };
 
@@ -146,6 +159,14 @@ Needed Recorded::asked() const {
 void Recorded::depends_on(const Tensor& t) {
   add_next_edge(t.defined() && t.requires_grad() ? torch::autograd::impl::gradient_edge(t)
                                                  : torch::autograd::Edge());
+}
+
+void raise_memory_error(const char* what) {
+  const pybind11::gil_scoped_acquire gil;
+  PyErr_SetString(PyExc_MemoryError, what);
+  python_error error;
+  error.persist();
+  throw error;
 }
 
 void refuse_tangents(const char* primitive, const Tensors& tensors) {

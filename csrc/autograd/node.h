@@ -12,6 +12,7 @@
 #include <torch/csrc/python_headers.h>
 
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,11 @@ struct Rule {
 
   // Whether the result goes through a function that is linear in pieces: see gankern/core/zeros.py.
   virtual bool pieces() const { return false; }
+
+  // How many of the tensors that the forward keeps, the last ones, are there only for `again`: what the others
+  // are, computed and recorded anew, for a result that was kept and then overwritten.
+  virtual size_t spares() const { return 0; }
+  virtual Tensors again(const Tensors& /*spares*/) const { return {}; }
 
   [[noreturn]] void refuse_third_order() const;
 
@@ -80,6 +86,18 @@ Pointer owned(N* node) {
     return Pointer(node, torch::autograd::deleteNode);
   else
     return Pointer::unsafe_steal_from_new(node);
+}
+
+// body(), in a backward: a lack of memory becomes Python's MemoryError, where the engine would make a RuntimeError
+// of it.
+[[noreturn]] void raise_memory_error(const char* what);
+template <class Body>
+auto or_memory_error(Body body) -> decltype(body()) {
+  try {
+    return body();
+  } catch (const std::bad_alloc& error) {
+    raise_memory_error(error.what());
+  }
 }
 
 // Forward mode has no rule for what runs in a backward: an error, rather than a tangent that is quietly lost.

@@ -15,9 +15,10 @@ using DoubleBackward = std::tuple<Tensor, Tensor, Tensor>(const std::optional<Te
                                                           const Tensor&, const Tensor&, int64_t, double,
                                                           double);
 
-struct PixelNorm final : Rule {
+struct PixelNorm final : Rule, std::enable_shared_from_this<PixelNorm> {
   int64_t dim;
   double positive, negative, eps;  // the activation's two slopes
+  bool alone;                      // without bias and activation
 
   const char* primitive() const override { return "pixel_norm"; }
 
@@ -32,6 +33,28 @@ struct PixelNorm final : Rule {
     auto [grad_x, grad_bias] =
         op.call(grad, optional(grads[1]), saved[0], saved[1], dim, positive, negative, needed[1]);
     return {std::move(grad_x), needed[1] ? std::move(grad_bias) : Tensor()};
+  }
+
+  // Alone, its input is a result that whoever made it keeps anyway, as torch's formulation does; that does not
+  // keep y, which may then be overwritten.
+  size_t spares() const override { return alone; }
+  Tensors again(const Tensors& spares) const override { return recorded(spares[0], std::nullopt); }
+
+  // y and the scales.
+  Tensors recorded(const Tensor& x, const std::optional<Tensor>& bias) const {
+    Tensor y, scale;
+    {
+      const BelowAutograd below;
+      std::tie(y, scale) = forward(x, bias);
+    }
+    const Tensor& b = value(bias);
+    if (records({&x, &b})) {
+      if (alone)
+        record(shared_from_this(), {&x, &b}, {&y, &scale}, {{y, true}, {scale, true}, {x}});
+      else
+        record(shared_from_this(), {&x, &b}, {&y, &scale}, {{y, true}, {scale, true}});
+    }
+    return {y, scale};
   }
 
   Tensors double_backward(const Needed&, const Tensors& grad_grads, const Tensors& grads,
@@ -60,13 +83,12 @@ PyObject* call(PyObject* const* in) {
   rule->positive = gain;
   rule->negative = gain * (activation == 0 ? 1.0 : activation == 1 ? 0.0 : slope);
   if (!(rule->implementation = selected(kPixelNorm, in[0], in[7]))) return decline();
-  Tensor y, scale;
+  rule->alone = !bias && rule->positive == 1 && rule->negative == 1;
+  Tensor y;
   {
-    const Running running;
-    std::tie(y, scale) = rule->forward(*x, bias);
+    const pybind11::gil_scoped_release released;
+    y = rule->recorded(*x, bias)[0];
   }
-  const Tensor& b = value(bias);
-  if (records({x, &b})) record(rule, {x, &b}, {&y, &scale}, {{y, true}, {scale, true}});
   return THPVariable_Wrap(std::move(y));
 }
 

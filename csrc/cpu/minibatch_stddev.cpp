@@ -13,7 +13,7 @@
 //                  gradient of x_i: k / (D sigma) (h_i - mean h - d_i q / (D sigma^2))
 //
 // All three are one sweep over the positions of a group: a few vectors of each of its samples are read into
-// the L1 cache together, where mean and variance take two passes. Samples that are a power of two apart fall
+// the L1 cache together, where mean and variance take two passes, and the mean of the differences a third. Samples that are a power of two apart fall
 // into one place of the cache, therefore the copy.
 //
 // Traffic: forward reads x and writes the result; backward reads x and g and writes dx; double backward reads
@@ -135,14 +135,16 @@ struct Problem {
       }
     }
     const A share = A(1) / A(G), D = divisor();
-    Vec<A> variance[kCount] = {}, q[kCount] = {};
+    Vec<A> variance[kCount] = {}, q[kCount] = {}, rest[kCount] = {};
     for (int v = 0; v < kCount; ++v) {
       mean[v] *= share;
       mean_h[v] *= share;
     }
+    for (int64_t i = 0; i < G; ++i)
+      for (int v = 0; v < kCount; ++v) rest[v] += x[i * kCount + v] -= mean[v];
     for (int64_t i = 0; i < G; ++i) {
       for (int v = 0; v < kCount; ++v) {
-        const Vec<A> d = x[i * kCount + v] - mean[v];
+        const Vec<A> d = x[i * kCount + v] - rest[v] * share;  // what the mean lost in x's precision
         x[i * kCount + v] = d;
         variance[v] += d * d;
         if constexpr (kOrder == kDoubleBackward) q[v] += h[i * kCount + v] * d;

@@ -51,6 +51,9 @@ class Rule:
     # (options, *saved) -> the first output in plain PyTorch, where the tensors are saved first. Then there is every
     # order: a second one that is itself differentiated is computed by it.
     plain: Callable[..., Tensor] | None = None
+    # (options, *tensors) -> whether it keeps a result that torch's formulation does not. Where that was overwritten
+    # before the backward, it is computed again, from the tensors.
+    again: Callable[..., bool] = lambda options, *tensors: False
 
     def __post_init__(self) -> None:
         RULES[self.name] = self
@@ -94,12 +97,16 @@ class _Forward(Function):
         ctx.mark_non_differentiable(*[output[i] for i in rule.non_differentiable])
         ctx.present = tuple(x is not None for x in tensors)
         ctx.save_for_backward(*rule.saved(ctx.options, tensors, output))
+        compiling = torch.compiler.is_compiling()
+        ctx.spares = None
+        if not compiling and rule.again(ctx.options, *tensors):
+            ctx.spares = [(x, 0 if x is None else x._version) for x in tensors]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         if all(g is None for g in grads):
             return (None,) * (2 + len(ctx.present))
-        rule, saved = RULES[ctx.name], ctx.saved_tensors
+        rule, saved = RULES[ctx.name], _saved_tensors(ctx)
         needed = _needed(ctx, skip=2) if rule.asks_engine else ctx.needs_input_grad[2:]
         if first_order_only():
             result = rule.backward(ctx.options, needed, grads, saved)
@@ -108,6 +115,19 @@ class _Forward(Function):
             if rule.pieces(ctx.options):
                 result = tuple(y if y is None else zeros.carry(y, ctx) for y in result)
         return None, None, *result
+
+
+def _saved_tensors(ctx: Any) -> Tensors:
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        overwritten = "modified by an inplace operation" in str(error)
+        if not overwritten or ctx.spares is None:
+            raise
+        if any(x is not None and x._version != version for x, version in ctx.spares):
+            raise
+    tensors = [x for x, _ in ctx.spares]
+    return RULES[ctx.name].saved(ctx.options, tensors, run(ctx.name, ctx.options, *tensors))
 
 
 class _Backward(Function):

@@ -78,7 +78,13 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     return grad_grad, None, grad_y, grad_scale
 
 
-autograd.Rule(NAME, _forward, lambda options, tensors, outputs: outputs, _backward, _double_backward)
+def _again(options, x, bias):
+    """Alone, its input is a result that whoever made it keeps anyway, as torch's formulation does."""
+    _, _, positive, negative, _ = options
+    return bias is None and positive == negative == 1
+
+
+autograd.Rule(NAME, _forward, lambda options, tensors, outputs: outputs, _backward, _double_backward, again=_again)
 
 
 def pixel_norm(

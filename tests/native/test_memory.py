@@ -54,6 +54,21 @@ for operator, args in operators.recorded(torch.float32):
 torch.set_num_threads(2)
 x, taps = torch.randn(8, 16, 64, 64), torch.ones(4)
 fails("upfirdn2d on threads", lambda: GF.upfirdn2d(x, taps, up=2, implementation="cpu"))
+
+# A backward, of each order: the engine runs it.
+def twice(function, *tensors):
+    def call():
+        found = torch.autograd.grad(function(*tensors).square().sum(), tensors, create_graph=True)
+        torch.autograd.grad(sum(g.square().sum() for g in found), tensors)
+    return call
+
+x, weight, c = torch.randn(4, 16, 8, 8), torch.randn(16, 16, 3, 3), torch.ones(16)
+for t in (x, weight, c):
+    t.requires_grad_()
+fails("backward of minibatch_stddev", twice(lambda x: GF.minibatch_stddev(x, implementation=None), x))
+fails("backward of batch_norm_act", twice(lambda x, c: GF.batch_norm_act(x, None, None, c, c, True), x, c))
+fails("backward of conv2d", twice(lambda x, w: GF.conv2d(x, w, padding=1), x, weight))
+fails("backward of pixel_norm", twice(lambda x: GF.pixel_norm(x), x))
 print(json.dumps(failures))
 """
 
@@ -73,6 +88,8 @@ def test_out_of_memory_is_an_error(tmp_path):
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     failures = json.loads(result.stdout.splitlines()[-1])
     for name in (
+        "backward of minibatch_stddev",
+        "backward of batch_norm_act",
         "batch_norm_act",
         "bias_act_double_backward",
         "convolution_row",

@@ -249,3 +249,22 @@ def test_bad_input(arguments, options, message):
 def test_wrong_type(x):
     with pytest.raises(TypeError, match="minibatch_stddev: x is"):
         GF.minibatch_stddev(x)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("group_size", [2, 4])
+def test_second_order_of_samples_that_are_close(group_size, unbiased):
+    """What the mean loses in single precision is of the differences' size there: it is taken off them again."""
+    x = (1 + 0.05 * torch.randn(4, 6, 5, 5, generator=torch.Generator().manual_seed(0))).float()
+    h = torch.randn(4, 6, 5, 5, generator=torch.Generator().manual_seed(1))
+
+    def gradients(x, h, implementation):
+        x = x.clone().requires_grad_()
+        y = GF.minibatch_stddev(x, group_size=group_size, unbiased=unbiased, implementation=implementation)
+        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return first.detach().double(), torch.autograd.grad((first * h).sum(), x)[0].double()
+
+    right = gradients(x.double(), h.double(), "reference")
+    for ours, plain, exact in zip(gradients(x, h, None), gradients(x, h, "reference"), right):
+        error, theirs = ((g - exact).abs().max().item() for g in (ours, plain))
+        assert error <= 2 * theirs + 4 * torch.finfo(torch.float32).eps * exact.abs().max().item()

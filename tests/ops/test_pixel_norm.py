@@ -1,5 +1,6 @@
 """Pixel norm, alone and after bias and leaky ReLU: the reference against NumPy, the kernels against PyTorch in fp64."""
 
+import contextlib
 import math
 
 import hypothesis
@@ -281,3 +282,41 @@ def test_func_transforms():
 def test_bad_input(call, error, says):
     with pytest.raises(error, match=says):
         call()
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("gradients_of", ["nodes", "python"])
+def test_a_result_may_be_overwritten(gradients_of, order):
+    """torch's formulation keeps the input, not the result: an activation in place behind it is allowed."""
+
+    def run(implementation):
+        x = values(3, 4, 5, 5).requires_grad_()
+        y = GF.pixel_norm(x * 2, implementation=implementation)
+        y = torch.nn.functional.leaky_relu(y, 0.2, inplace=True)
+        (first,) = grad((y * values(3, 4, 5, 5, seed=1)).sum(), x, create_graph=order == 2)
+        return first if order == 1 else grad(first.square().sum(), x)[0]
+
+    with native.python_gradients() if gradients_of == "python" else contextlib.nullcontext():
+        torch.testing.assert_close(run(None), run("reference"))
+
+
+@pytest.mark.parametrize("gradients_of", ["nodes", "python"])
+def test_what_was_overwritten_altogether_is_refused(gradients_of):
+    """The input too, and what keeps its result alone: torch's error, and no other numbers."""
+    with native.python_gradients() if gradients_of == "python" else contextlib.nullcontext():
+        x = values(3, 4, 5, 5).requires_grad_()
+        middle = x * 2
+        y = GF.pixel_norm(middle)
+        y.mul_(2)
+        middle.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+        y = GF.bias_act_pixel_norm(x * 2, values(4, seed=1))
+        if COMPILED == "cpu":
+            y.mul_(2)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                y.sum().backward()
+        y = GF.pixel_norm(x * 2)
+        y.sum().backward()
+        with pytest.raises(RuntimeError, match="second time"):
+            y.sum().backward()
