@@ -180,7 +180,8 @@ class GANCLS(Game):
         """A text a row, a latent a column."""
         spelt = torch.stack([drawn.spell(text) for text in texts])
         latents = torch.randn(8, self.config.latent, generator=torch.Generator().manual_seed(seed))
-        return Picture(self.sample(spelt.repeat_interleave(8, 0), latents.repeat(len(texts), 1)))
+        images = self.sample(spelt.repeat_interleave(8, 0), latents.repeat(len(texts), 1))
+        return Picture(images, rows=tuple(texts))
 
     def pictures(self) -> dict[str, Picture]:
         """A text a row, a latent a column; and from one text to another."""
@@ -190,9 +191,8 @@ class GANCLS(Game):
             codes = self.networks["encoder"](texts)
         way = torch.linspace(0, 1, 8, dtype=codes.dtype, device=codes.device)[:, None]
         between = torch.cat([torch.lerp(a, b, way) for a, b in zip(codes, codes.roll(-1, 0))])
-        rows = "\n".join(", ".join(TEXTS[i : i + 3]) for i in range(0, len(TEXTS), 3))
         return {
-            rows: self.draw_captions(TEXTS, self.config.seed),
+            "a text a row, a latent a column": self.draw_captions(TEXTS, self.config.seed),
             "from each text to the next": Picture(self.sample(between, latents.expand(64, -1))),
         }
 
