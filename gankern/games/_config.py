@@ -368,7 +368,10 @@ def taken(model: str, conditioning: str | None, samples: Any, labels: Any) -> tu
     elif labels is None and kind is not None and isinstance(samples, ImageSource):
         labels = samples.conditions.get(kind)
     elif labels is not None and not isinstance(labels, Tensor | ImageSource):
-        labels = torch.as_tensor(labels)
+        try:
+            labels = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"labels must be integers [N], in a tensor or a list, got {shown(labels)}") from error
     return samples, labels
 
 

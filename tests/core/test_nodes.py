@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gankern.functional as GF
 from gankern.core import native
 from gankern.core.dispatch import last_implementation
-from gankern.ops import convolution
+from gankern.ops import convolution, convolution_choice
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_nodes = pytest.mark.skipif(native.NODES_MISSING is not None, reason=str(native.NODES_MISSING))
@@ -180,7 +180,7 @@ def test_convolutions_are_the_same_to_the_bit_in_any_order(kind, memory_format, 
     if ways != "measured":
         # Another number of channels for each set of ways: the nodes keep the ways of a shape.
         shape = tuple(n + list(chosen).index(ways) + 1 if n > 4 else n for n in shape)
-        monkeypatch.setattr(convolution, "way_for", lambda kind, which, *rest: chosen[ways](which))
+        monkeypatch.setattr(convolution_choice, "way_for", lambda kind, which, *rest: chosen[ways](which))
     generator = torch.Generator().manual_seed(0)
     inside, outside = (shape[0], shape[1]) if name == "transposed" else (shape[1], shape[0])
 

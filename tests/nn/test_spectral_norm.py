@@ -355,7 +355,7 @@ def test_bad_groups_and_dialects():
     for module in (grouped, nn.Sequential(grouped)):
         with pytest.raises(ValueError, match="grouped already"):
             U.group_spectral_norm(module)
-    with pytest.raises(ValueError, match="'torch'; accepted are hook, wrapper, biggan"):
+    with pytest.raises(ValueError, match="'torch'; accepted are 'hook', 'wrapper', 'biggan'"):
         U.spectral_norm(nn.Linear(2, 2), dialect="torch")
 
 

@@ -30,6 +30,12 @@ def virtual_in_training():
     return gnn.set_reference_batch(net, values(5, 4, 6, 6, seed=3))
 
 
+def attention():
+    layer = gnn.SelfAttention2d(4, **F64)
+    nn.init.constant_(layer.gamma, 0.5)
+    return layer
+
+
 IMAGES = (4, 4, 6, 6)
 # Every module that gankern has in place of or beside torch's: how it is made, and the shape that it takes.
 MODULES = {
@@ -45,6 +51,8 @@ MODULES = {
     "ConvDownsample2d": (lambda: gnn.ConvDownsample2d(4, 3, 3, **F64), IMAGES),
     "ConvTranspose2d": (lambda: gnn.ConvTranspose2d(4, 3, 4, 2, 1, **F64), IMAGES),
     "EqualizedConv2d": (lambda: gnn.EqualizedConv2d(4, 3, 3, padding=1, **F64), IMAGES),
+    "EqualizedConv1d": (lambda: gnn.EqualizedConv1d(4, 3, 3, padding=1, **F64), (4, 4, 6)),
+    "EqualizedConv3d": (lambda: gnn.EqualizedConv3d(4, 3, 3, padding=1, **F64), (4, 4, 3, 3, 2)),
     "EqualizedLinear": (lambda: gnn.EqualizedLinear(4, 3, **F64), (6, 4)),
     "FIRDownsample2d": (lambda: gnn.FIRDownsample2d().double(), IMAGES),
     "FIRUpsample2d": (lambda: gnn.FIRUpsample2d().double(), IMAGES),
@@ -52,6 +60,7 @@ MODULES = {
     "InstanceNormAct1d": (lambda: gnn.InstanceNormAct1d(4, **F64), (4, 4, 6)),
     "InstanceNormAct2d": (lambda: gnn.InstanceNormAct2d(4, affine=True, activation="relu", **F64), IMAGES),
     "InstanceNormAct3d": (lambda: gnn.InstanceNormAct3d(4, negative_slope=0.2, **F64), (4, 4, 3, 3, 2)),
+    "SelfAttention2d": (attention, IMAGES),
     "LeakyReLU": (lambda: gnn.LeakyReLU(0.2), IMAGES),
     "MinibatchDiscrimination": (lambda: gnn.MinibatchDiscrimination(4, 3, 2, **F64), (6, 4)),
     "MinibatchStdDev": (lambda: gnn.MinibatchStdDev(2), IMAGES),
@@ -232,7 +241,8 @@ def test_transformation(transformation, name, training):
 def test_every_module_is_in_the_table():
     ours = {n for n in gnn.__all__ if isinstance(getattr(gnn, n), type) and "gankern" in getattr(gnn, n).__module__}
     tested = {name.partition(" ")[0] for name in NAMES} | {"VirtualBatchNorm1d", "VirtualBatchNorm3d"}
-    assert ours <= tested | {"ReLU", "ConditionalBatchNorm2d"}  # which takes labels
+    conditional = {n for n in ours if n.startswith(("ConditionalBatchNorm", "LinearBatchNorm"))}  # labels, a vector
+    assert ours <= tested | {"ReLU"} | conditional
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -48,7 +48,8 @@ def second_launches_go_by_handle():
             for value, address in zip(values, addresses):
                 if isinstance(value, torch.Tensor):
                     value = value.data_ptr()
-                if type(value) is int and value > 2**40:  # an address, of another tensor in either round
+                # An address, of another tensor in either round: they are larger than the examples' sizes.
+                if type(value) is int and value > 2**24:
                     assert type(address) is int and address % 16 == value % 16
                 else:
                     assert value == address and type(value) is type(address), (module, value, address)

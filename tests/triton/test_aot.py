@@ -29,7 +29,8 @@ def test_every_module_with_kernels_is_checked():
     package = Path(aot.__file__).parent
     with_kernels = {path.stem for path in package.glob("*.py") if "\n@triton.jit" in path.read_text()}
     assert with_kernels
-    assert set(aot.modules()) == with_kernels  # that each of its kernels is launched: test_launch.py
+    # That each of its kernels is launched: test_launch.py. Instance norm's launchers have batch norm's kernels.
+    assert set(aot.modules()) == with_kernels | {"instance_norm_act"}
 
 
 @pytest.mark.parametrize(

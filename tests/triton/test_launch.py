@@ -53,13 +53,14 @@ def test_every_launch_binds(module):
     """Every kernel has a binder, and every call of every launcher fits it."""
     source = (PACKAGE / f"{module}.py").read_text()
     kernels = {name: getattr(aot._module(module), name) for name in re.findall(r"^def (\w+_kernel)\(", source, re.M)}
-    binders = {name: binder(kernel) for name, kernel in kernels.items()}
-    launched = set()
+    binders, launched = {}, set()
     for dtype in DTYPES:
         with launch.recorded() as launches:
             aot._module(module).examples(dtype)
         for kernel, _, arguments, constants, num_warps in launches:
             name = kernel.fn.__name__
+            if name not in binders:
+                binders[name] = binder(kernel)
             bound, kinds, rest = binders[name](*arguments, **constants, num_warps=num_warps)
             assert list(bound) == list(inspect.signature(kernel.fn).parameters)
             assert len(kinds) == len(bound) and rest == {"num_warps": num_warps}
@@ -68,7 +69,7 @@ def test_every_launch_binds(module):
             # A fraction would be rounded to fp32.
             assert all(a is None or type(a) is int or isinstance(a, torch.Tensor) for a in arguments)
             launched.add(name)
-    assert launched == set(kernels)
+    assert launched >= set(kernels) and launched
 
 
 class Devices(TorchDispatchMode):
