@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,22 @@ def test_page_and_pictures(file, tmp_path):
     assert "slow &lt;one&gt;" in page  # escaped
     assert "eager, compiled cannot: no memory" in page
     assert "http" not in page.replace("http-equiv", "")  # self-contained
+    assert "{'" not in page and "True" not in page  # words, not Python's
+
+
+def test_a_bar_each_on_a_logarithmic_scale(file, tmp_path):
+    """The page's ratios: contents, what they can be filtered by, and where the bars are."""
+    out = tmp_path / "report"
+    assert CliRunner().invoke(app, ["report", str(file), "--out", str(out)]).exit_code == 0
+    page = (out / "report.html").read_text()
+    bars = re.findall(r'class="mode" data-primitive="(\w+)" data-ended="([\w ]+)"', page)
+    assert bars == [("spectral_norm", "faster")] * 3 + [("spectral_norm", "slower")]
+    assert '<a href="#cpu-spectral_norm">spectral norm</a>' in page and 'id="cpu-spectral_norm"' in page
+    # From 0.5x to 2x: 1x in the middle, 2x at the right end, 2 / 3 at log2(2 / 3) / 2 from there.
+    assert '<i class="faster" style="left:50.0%;right:0.0%">' in page
+    assert '<i class="slower" style="left:20.75%;right:50.0%">' in page
+    for text, place in (("0.5x", 0.0), ("1x", 50.0), ("2x", 100.0)):
+        assert f'<span style="left:{place}%">{text}</span>' in page
 
 
 def test_the_table_between_the_markers(file, tmp_path):

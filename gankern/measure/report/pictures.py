@@ -22,35 +22,6 @@ def _rows(results: Sequence[Result]) -> Figure:
     return Figure(figsize=(9, 1.2 + 0.32 * max(len(results), 1)), layout="constrained")
 
 
-def ratios(record: Record) -> dict[str, Figure]:
-    """For each mode how many times faster than the fastest peer, with the 95 % interval."""
-    figures = {}
-    for mode in dict.fromkeys(r.mode for r in record.results):
-        found = [
-            (r, r.ratio, r.interval)
-            for r in record.results
-            if r.mode == mode and r.ratio and r.interval and r.along is None
-        ]
-        if not found:
-            continue
-        results = [r for r, _, _ in found]
-        figure = _rows(results)
-        axes = figure.subplots()
-        for row, (result, ratio, (low, high)) in enumerate(reversed(found)):
-            colour = GREY if low <= 1 <= high else BLUE if ratio > 1 else RED
-            axes.barh(row, ratio - 1, left=1, color=colour, height=0.7)
-            axes.plot([low, high], [row, row], color="black", linewidth=1)
-            axes.text(max(ratio, high) * 1.04, row, result.verdict, va="center", fontsize=8)
-        axes.set_yticks(range(len(results)), [_label(r) for r in reversed(results)], fontsize=8)
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g} x")
-        axes.set_xlim(min([0.5, *(low for *_, (low, _) in found)]), 2 * max([1.0, *(high for *_, (_, high) in found)]))
-        axes.axvline(1, color="black", linewidth=0.8)
-        axes.set_xlabel(f"times faster than the fastest peer, {mode}")
-        figures[f"ratio, {mode}"] = figure
-    return figures
-
-
 def roofline(record: Record) -> dict[str, Figure]:
     """Operations a second against operations a byte, below the two measured limits."""
     # Operations, and operations a byte.
@@ -197,4 +168,4 @@ def _small_multiples(
 
 
 def pictures(record: Record) -> dict[str, Figure]:
-    return ratios(record) | breakdowns(record) | scaling(record) | limits(record) | roofline(record) | memory(record)
+    return breakdowns(record) | scaling(record) | limits(record) | roofline(record) | memory(record)
