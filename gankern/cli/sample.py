@@ -141,7 +141,10 @@ def sample(
         elif reconstruct or attribute is not None:
             picture = _through_codes(game, attribute, min(samples, 64), seed)
         if picture is not None:
-            pictures.save_grid(out, picture.batch, picture.columns)
+            if picture.rows:  # named ones: the texts beside the images
+                pictures.save_samples(out, {f"{saved.config.model}, step {saved.step:,}": picture})
+            else:
+                pictures.save_grid(out, picture.batch, picture.columns)
             told = f"{len(picture.batch)} images of {saved.config.model} after {saved.step} steps: {out}"
             console.print(told, soft_wrap=True, markup=False)
             return
