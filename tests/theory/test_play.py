@@ -240,7 +240,8 @@ def test_the_command(tmp_path):
         (["--data", "rings"], "ring"),
         (["--loss", "hinge"], "minimax"),
         (["--steps", "3", "--frames", "9"], "--frames must be from 2 to 4"),
-        (["--points", "no.txt"], "no.txt"),
+        (["--points", "no.txt"], "--points no.txt cannot be read: No such file"),
+        (["--points", "picture.png"], "--points picture.png is no text file"),
         (["--points", "bad.txt"], "line 2: two numbers are expected, got 'a b'"),
         (["--points", "one.txt"], "at least two points"),
         (["--points", "nan.txt"], "at least two points of finite numbers"),
@@ -250,6 +251,7 @@ def test_bad_commands(arguments, word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, text in (("bad.txt", "0 0\na b\n"), ("one.txt", "0 0\n"), ("nan.txt", "0 0\nnan 1\n")):
         Path(name).write_text(text)
+    Path("picture.png").write_bytes(b"\x89PNG\xff\xfe")
     result = CliRunner().invoke(app, ["play", *arguments], env={"COLUMNS": "200"})
     assert result.exit_code in (1, 2) and word in result.output.replace("\n", " "), result.output
     assert not Path("play.html").exists()
