@@ -23,6 +23,7 @@ from gankern.data import ImageSource, Points, files
 from gankern.data.augment import parse as parse_augment
 from gankern.data.given import labels as labels_of
 from gankern.models import layers as layer_tables
+from gankern.models._record import RECORDS
 from gankern.models.conditional import CONDITIONINGS
 
 OPTIMISERS = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop, "sgd": torch.optim.SGD}
@@ -285,68 +286,8 @@ def check_condition(kind: str, condition: Any, number: int, length: int | None =
     return condition
 
 
-# What differs from Config's defaults, at widths that train in minutes on a CPU.
-PRESETS: dict[str, dict[str, Any]] = {
-    # Without momentum the two players do not chase each other in circles, and a larger step is stable.
-    "sn_dcgan": {
-        "loss": "hinge",
-        "latent": 128,
-        "width": 16,
-        "lr": 1e-3,
-        "beta1": 0.0,
-        "beta2": 0.99,
-        "ema": 0.99,
-        "steps": 1500,
-    },
-    "dcgan": {"loss": "non_saturating", "latent": 100, "width": 32},
-    "gan": {"loss": "non_saturating", "latent": 100, "width": 600},
-    "wgan": {
-        "loss": "wasserstein",
-        "latent": 100,
-        "width": 32,
-        "optimiser": "rmsprop",
-        "lr": 5e-5,
-        "clip": 0.01,
-        "n_critic": 5,
-    },
-    "wgan_gp": {
-        "loss": "wasserstein",
-        "latent": 128,
-        "width": 32,
-        "lr": 1e-4,
-        "beta1": 0.0,
-        "beta2": 0.9,
-        "n_critic": 5,
-        "gradient_penalty": 10.0,
-    },
-    "wgan_gp_toy": {
-        "loss": "wasserstein",
-        "latent": 2,
-        "width": 512,
-        "lr": 1e-4,
-        "beta1": 0.5,
-        "beta2": 0.9,
-        "n_critic": 5,
-        "gradient_penalty": 0.1,
-        "batch_size": 256,
-        "evaluate": 1,
-        "evaluate_samples": 10_000,
-    },
-    "sngan": {"loss": "hinge", "latent": 128, "width": 16, "beta1": 0.0, "beta2": 0.9, "n_critic": 5},
-    "progan": {
-        "loss": "wasserstein",
-        "latent": 64,
-        "width": 64,
-        "lr": 1e-3,
-        "beta1": 0.0,
-        "beta2": 0.99,
-        "ema": 0.999,
-        "gradient_penalty": 10.0,
-        "drift": 1e-3,
-        "batch_size": 16,
-        "grow_steps": 150,
-    },
-}
+# What differs from Config's defaults.
+PRESETS: dict[str, dict[str, Any]] = {name: dict(record.preset) for name, record in RECORDS.items()}
 
 
 def preset(model: str) -> Mapping[str, Any]:

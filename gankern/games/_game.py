@@ -29,6 +29,7 @@ from gankern.core.names import look_up
 from gankern.data import ImageSource, Points
 from gankern.data.batches import part_of
 from gankern.models import layers as layer_tables
+from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class Game:
     points: ClassVar[bool] = False  # whether it is for points in the plane; else for images
     needs: ClassVar[str | None] = None  # what the data must have beside the samples: see gankern.data.condition
     data: ClassVar[str] = "digits"  # what it is trained on where nothing is said
-    preset: ClassVar[Mapping[str, Any]] = {}  # what differs from Config's defaults
+    preset: ClassVar[Preset] = Preset()  # what differs from Config's defaults
     held_out: ClassVar[float] = 0.0  # the share of the samples, a tensor, that is not trained on
     accumulates: ClassVar[bool] = False
     takes: ClassVar[frozenset[str]] = frozenset()  # which of games.ADVERSARIAL_OPTIONS it has a use for; others raise

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from gankern import metrics
 from gankern.data import Points
 from gankern.games._game import Figures, Game, Picture, Run
+from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
 RADIUS, SHARE = 10.0, 0.025  # a mode is covered if 2.5 % of the samples are within ten standard deviations of it
@@ -38,17 +38,10 @@ class OnPoints(Game):
     points: ClassVar[bool] = True
     data: ClassVar[str] = "8gaussians"
     averaged: ClassVar[str | None] = "generator"
-    preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "minimax",
-        "latent": 256,
-        "width": 128,
-        "lr": 1e-3,
-        "batch_size": 256,
-        "steps": 2500,
-        "decay_steps": 2500,
-        "checkpoint_every": 500,
-        "evaluate": 1,
-    }
+    preset = Preset(
+        loss="minimax", latent=256, width=128, lr=1e-3, batch_size=256, steps=2500, decay_steps=2500,
+        checkpoint_every=500, evaluate=1,
+    )  # fmt: skip
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)

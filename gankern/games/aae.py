@@ -9,8 +9,8 @@ Three moves on one batch:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gankern import losses, metrics
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._networks import fully_connected
+from gankern.models._record import Preset
 
 
 class AAE(Game):
@@ -25,15 +26,7 @@ class AAE(Game):
 
     family: ClassVar[str] = "encoders"
     held_out: ClassVar[float] = 0.2
-    preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "non_saturating",
-        "latent": 8,
-        "width": 128,
-        "lr": 5e-4,
-        "steps": 4000,
-        "checkpoint_every": 500,
-        "evaluate": 8,
-    }
+    preset = Preset(loss="non_saturating", latent=8, width=128, lr=5e-4, steps=4000, checkpoint_every=500, evaluate=8)
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)

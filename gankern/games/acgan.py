@@ -11,10 +11,10 @@ uniformly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from gankern import losses, metrics
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._networks import read_classes, small_generator
+from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
 
@@ -63,15 +64,7 @@ class ACGAN(Game):
 
     family: ClassVar[str] = "codes and conditions"
     needs: ClassVar[str | None] = "labels"
-    preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "non_saturating",
-        "latent": 16,
-        "width": 384,
-        "lr": 2e-4,
-        "steps": 3000,
-        "checkpoint_every": 500,
-        "evaluate": 6,
-    }
+    preset = Preset(loss="non_saturating", latent=16, width=384, lr=2e-4, steps=3000, checkpoint_every=500, evaluate=6)
 
     @dataclass(frozen=True)
     class Options:

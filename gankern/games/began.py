@@ -12,7 +12,7 @@ pictures become better. The decoder is built as the generator is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gankern import metrics
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
+from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
 
@@ -64,17 +65,10 @@ class BEGAN(Game):
     family: ClassVar[str] = "modes and stability"
     data: ClassVar[str] = "shapes"
     own_loss: ClassVar[bool] = True
-    preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "non_saturating",
-        "size": 32,
-        "latent": 32,
-        "width": 16,
-        "lr": 1e-3,
-        "batch_size": 16,
-        "steps": 2000,
-        "checkpoint_every": 500,
-        "evaluate": 1,
-    }
+    preset = Preset(
+        loss="non_saturating", size=32, latent=32, width=16, lr=1e-3, batch_size=16, steps=2000, checkpoint_every=500,
+        evaluate=1,
+    )  # fmt: skip
 
     @dataclass(frozen=True)
     class Options:

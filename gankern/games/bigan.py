@@ -9,10 +9,10 @@ The encoder E sees no z of an image, and the generator G no image of a z; at the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gankern import losses
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._networks import read_classes
+from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
 
@@ -130,15 +131,7 @@ class BiGAN(Game):
 
     family: ClassVar[str] = "encoders"
     held_out: ClassVar[float] = 0.2
-    preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "non_saturating",
-        "latent": 16,
-        "width": 256,
-        "lr": 1e-3,
-        "steps": 6000,
-        "checkpoint_every": 1500,
-        "evaluate": 1,
-    }
+    preset = Preset(loss="non_saturating", latent=16, width=256, lr=1e-3, steps=6000, checkpoint_every=1500, evaluate=1)
 
     @dataclass(frozen=True)
     class Options:

@@ -10,7 +10,7 @@ multiplied with z, as in much public code, is another model; where D is not told
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from gankern import data, losses, models
 from gankern.data import Shapes
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run, Samples
 from gankern.games._networks import explained, read_classes, regressor
+from gankern.models._record import Preset
 from gankern.models.conditional import CONDITIONINGS
 from gankern.models.layers import Layers
 from gankern.models.mlp import Maxout
@@ -67,17 +68,10 @@ class CGAN(Game):
     needs: ClassVar[str | None] = "attributes"
     data: ClassVar[str] = "shapes"
     takes: ClassVar[frozenset[str]] = frozenset({"conditioning"})
-    preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "non_saturating",
-        "conditioning": "vector_concatenation",
-        "size": 32,
-        "latent": 32,
-        "width": 16,
-        "lr": 5e-4,
-        "steps": 3000,
-        "checkpoint_every": 500,
-        "evaluate": 6,
-    }
+    preset = Preset(
+        loss="non_saturating", conditioning="vector_concatenation", size=32, latent=32, width=16, lr=5e-4, steps=3000,
+        checkpoint_every=500, evaluate=6,
+    )  # fmt: skip
 
     @dataclass(frozen=True)
     class Options:

@@ -12,7 +12,7 @@ once 50 are kept, each new one is, with probability one half, put into the pool 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import pi
 from typing import Any, ClassVar
@@ -28,6 +28,7 @@ from gankern.data.shapes import coverage
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._networks import read_classes
 from gankern.games.pix2pix import detail
+from gankern.models._record import Preset
 from gankern.models.cyclegan import translator
 from gankern.models.pix2pix import patchgan
 
@@ -77,16 +78,9 @@ class CycleGAN(Game):
     family: ClassVar[str] = "image to image"
     needs: ClassVar[str | None] = "unpaired"
     data: ClassVar[str] = "plain"
-    preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "least_squares",
-        "latent": 1,
-        "width": 16,
-        "lr": 2e-4,
-        "batch_size": 8,
-        "steps": 1000,
-        "checkpoint_every": 250,
-        "evaluate": 4,
-    }
+    preset = Preset(
+        loss="least_squares", latent=1, width=16, lr=2e-4, batch_size=8, steps=1000, checkpoint_every=250, evaluate=4
+    )
 
     @dataclass(frozen=True)
     class Options:

@@ -12,9 +12,9 @@ the codes s = Enc(G(z)) of a batch of fakes away from one another; it is not for
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from gankern import models
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._networks import fully_connected, read_classes, small_generator
+from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
 
@@ -73,15 +74,7 @@ class EBGAN(Game):
     family: ClassVar[str] = "modes and stability"
     own_loss: ClassVar[bool] = True
     averaged: ClassVar[str | None] = "generator"
-    preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "non_saturating",
-        "latent": 16,
-        "width": 64,
-        "lr": 1e-3,
-        "steps": 8000,
-        "checkpoint_every": 1000,
-        "evaluate": 8,
-    }
+    preset = Preset(loss="non_saturating", latent=16, width=64, lr=1e-3, steps=8000, checkpoint_every=1000, evaluate=8)
 
     @dataclass(frozen=True)
     class Options:

@@ -11,7 +11,7 @@ are no images. phi is trained before the first step and then left alone (_text.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from gankern.data import drawn
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run, Samples
 from gankern.games._scenes import scene_figures
 from gankern.games._text import TextEncoder, embed_jointly
+from gankern.models._record import Preset
 from gankern.models.dcgan import initialise
 from gankern.models.layers import Layers
 
@@ -103,10 +104,9 @@ class GANCLS(Game):
     family: ClassVar[str] = "text to image"
     needs: ClassVar[str | None] = "captions"
     data: ClassVar[str] = "captions"
-    preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "non_saturating", "size": 32, "latent": 64, "width": 32, "lr": 5e-4, "batch_size": 32, "steps": 2000,
-        "checkpoint_every": 500,
-    }  # fmt: skip
+    preset = Preset(
+        loss="non_saturating", size=32, latent=64, width=32, lr=5e-4, batch_size=32, steps=2000, checkpoint_every=500
+    )
 
     @dataclass(frozen=True)
     class Options:

@@ -17,10 +17,10 @@ constant).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from gankern import data, losses, metrics
 from gankern.core.names import look_up
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._networks import fully_connected, small_generator
+from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
 ROWS = 8  # of a picture
@@ -75,15 +76,7 @@ class InfoGAN(Game):
     """Codes that the pictures tell."""
 
     family: ClassVar[str] = "codes and conditions"
-    preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "non_saturating",
-        "latent": 16,
-        "width": 64,
-        "lr": 2e-4,
-        "steps": 4000,
-        "checkpoint_every": 500,
-        "evaluate": 8,
-    }
+    preset = Preset(loss="non_saturating", latent=16, width=64, lr=2e-4, steps=4000, checkpoint_every=500, evaluate=8)
 
     @dataclass(frozen=True)
     class Options:

@@ -11,7 +11,7 @@ In training l_k is always of real images. A residual reaches from -2 to 2: no ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ import gankern.functional as GF
 from gankern import losses, metrics, models
 from gankern.functional import filters
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run, Samples
+from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
 COARSEST = 8
@@ -72,10 +73,10 @@ class LAPGAN(Game):
     family: ClassVar[str] = "large images"
     data: ClassVar[str] = "shapes"
     takes: ClassVar[frozenset[str]] = frozenset({"conditioning"})
-    preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "non_saturating", "size": 32, "latent": 64, "width": 16, "batch_size": 32, "lr": 5e-4, "steps": 1500,
-        "checkpoint_every": 250, "evaluate": 6, "evaluate_samples": 1000,
-    }  # fmt: skip
+    preset = Preset(
+        loss="non_saturating", size=32, latent=64, width=16, batch_size=32, lr=5e-4, steps=1500, checkpoint_every=250,
+        evaluate=6, evaluate_samples=1000,
+    )  # fmt: skip
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)

@@ -10,9 +10,8 @@ The second term has a minus: reconstructions, too, are to be taken for real.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,12 +19,13 @@ from torch import Tensor
 from gankern import losses
 from gankern.games._game import Loss, Player, Run
 from gankern.games._points import OnPoints, tanh_network
+from gankern.models._record import Preset
 
 
 class MRGAN(OnPoints):
     """A GAN that has to reconstruct, too."""
 
-    preset: ClassVar[Mapping[str, Any]] = {**OnPoints.preset, "loss": "non_saturating"}
+    preset = Preset(OnPoints.preset, loss="non_saturating")
 
     @dataclass(frozen=True)
     class Options:

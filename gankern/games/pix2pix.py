@@ -12,9 +12,9 @@ statistics in batch norm.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from gankern import losses, metrics
 from gankern.data.drawn import LENGTH, Outlined
 from gankern.data.shapes import coverage
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
+from gankern.models._record import Preset
 from gankern.models.pix2pix import UNet, patchgan
 
 MULTIPLES = (1, 2, 4, 8, 8, 8, 8, 8)  # of the width
@@ -36,16 +37,9 @@ class Pix2Pix(Game):
     family: ClassVar[str] = "image to image"
     needs: ClassVar[str | None] = "pairs"
     data: ClassVar[str] = "edges"
-    preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "non_saturating",
-        "latent": 1,
-        "width": 16,
-        "lr": 2e-4,
-        "batch_size": 16,
-        "steps": 2000,
-        "checkpoint_every": 500,
-        "evaluate": 4,
-    }
+    preset = Preset(
+        loss="non_saturating", latent=1, width=16, lr=2e-4, batch_size=16, steps=2000, checkpoint_every=500, evaluate=4
+    )
 
     @dataclass(frozen=True)
     class Options:

@@ -11,10 +11,10 @@ The generator matches features: |E f(x) - E f(G(z))|^2, f the last hidden layer 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gankern import losses
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
+from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
 
@@ -83,15 +84,7 @@ class SemiSupervised(Game):
     needs: ClassVar[str | None] = "labels"
     own_loss: ClassVar[bool] = True
     held_out: ClassVar[float] = 0.25
-    preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "non_saturating",
-        "latent": 50,
-        "width": 128,
-        "lr": 1e-3,
-        "steps": 3000,
-        "checkpoint_every": 500,
-        "evaluate": 1,
-    }
+    preset = Preset(loss="non_saturating", latent=50, width=128, lr=1e-3, steps=3000, checkpoint_every=500, evaluate=1)
 
     @dataclass(frozen=True)
     class Options:

@@ -12,9 +12,9 @@ too. Small images are bicubic (with antialiasing, a = -0.5, as MATLAB and Pillow
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from gankern import losses, metrics
 from gankern.data.drawn import _photographs
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games.pix2pix import detail
+from gankern.models._record import Preset
 from gankern.models.srgan import SCALE, discriminator, srresnet
 
 
@@ -50,17 +51,10 @@ class SRGAN(Game):
 
     family: ClassVar[str] = "image to image"
     data: ClassVar[str] = "photos"
-    preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "non_saturating",
-        "latent": 1,
-        "width": 16,
-        "lr": 1e-3,
-        "beta1": 0.9,
-        "batch_size": 16,
-        "steps": 1000,
-        "checkpoint_every": 250,
-        "evaluate": 4,
-    }
+    preset = Preset(
+        loss="non_saturating", latent=1, width=16, lr=1e-3, beta1=0.9, batch_size=16, steps=1000, checkpoint_every=250,
+        evaluate=4,
+    )  # fmt: skip
 
     @dataclass(frozen=True)
     class Options:

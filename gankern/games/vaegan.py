@@ -14,7 +14,7 @@ and decoder together minimise L_prior + 1/(2 s^2) |x - Dec(z)|^2: the plain vari
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from gankern import data, metrics
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._networks import read_classes
+from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
 FROM, TO = 0, 3  # the classes of the attribute vector: of shapes, from the circle to the ring
@@ -72,17 +73,10 @@ class VAEGAN(Game):
     family: ClassVar[str] = "encoders"
     data: ClassVar[str] = "shapes"
     own_loss: ClassVar[bool] = True
-    preset: ClassVar[Mapping[str, Any]] = {
-        "loss": "non_saturating",
-        "size": 32,
-        "latent": 32,
-        "width": 64,
-        "lr": 5e-4,
-        "batch_size": 16,
-        "steps": 2000,
-        "checkpoint_every": 500,
-        "evaluate": 4,
-    }
+    preset = Preset(
+        loss="non_saturating", size=32, latent=32, width=64, lr=5e-4, batch_size=16, steps=2000, checkpoint_every=500,
+        evaluate=4,
+    )  # fmt: skip
 
     @dataclass(frozen=True)
     class Options:

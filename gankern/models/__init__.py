@@ -17,11 +17,14 @@ builders that have them:
 torch.Size([4])
 """
 
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
 from gankern.core.names import look_up
+from gankern.models._record import RECORDS
 from gankern.models._sizes import SizeError
 from gankern.models.dcgan import dcgan, sn_dcgan, wgan
 from gankern.models.gan import GAN
@@ -31,20 +34,14 @@ from gankern.models.progan import fade, progan
 from gankern.models.sngan import sngan
 from gankern.models.wgan_gp import wgan_gp, wgan_gp_toy
 
-MODELS: dict[str, Callable[..., GAN]] = {
-    "dcgan": dcgan,
-    "gan": gan,
-    "progan": progan,
-    "sn_dcgan": sn_dcgan,
-    "sngan": sngan,
-    "wgan": wgan,
-    "wgan_gp": wgan_gp,
-    "wgan_gp_toy": wgan_gp_toy,
-}
+for _file in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_file.name}")
+MODELS: dict[str, Callable[..., GAN]] = {name: record.make for name, record in sorted(RECORDS.items())}
+globals().update(MODELS)  # above are those that type checkers know
 
 # Those whose networks are resized while they train, and those for points in the plane.
-GROWING = ("progan",)
-FOR_POINTS = ("wgan_gp_toy",)
+GROWING = tuple(name for name in MODELS if RECORDS[name].growing)
+FOR_POINTS = tuple(name for name in MODELS if RECORDS[name].for_points)
 
 # What papers add, by the models that have it; size, channels, latent, width and layers have all but those for points.
 _ADDED = ("num_classes", "conditioning", "minibatch_discrimination", "generator_norm", "discriminator_norm")

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from gankern.core.names import look_up, with_options_of
 from gankern.models import layers as layer_tables
+from gankern.models._record import model
 from gankern.models._sizes import check_positive, check_size
 from gankern.models.conditional import NORMS, Conditioning, GeneratorNorms, Head, apply_norm_act, generator_norms
 from gankern.models.gan import GAN
@@ -107,18 +108,10 @@ class Options(TypedDict, total=False):
 
 
 def _build(
-    size: int,
-    channels: int,
-    latent: int,
-    width: int,
-    spectral: bool,
-    layers: str,
-    num_classes: int = 0,
-    conditioning: str = "projection",
-    minibatch_discrimination: int = 0,
-    generator_norm: str = "batch",
+    size: int, channels: int, latent: int, width: int, spectral: bool, layers: str, num_classes: int = 0,
+    conditioning: str = "projection", minibatch_discrimination: int = 0, generator_norm: str = "batch",
     discriminator_norm: str | None = None,
-) -> GAN:
+) -> GAN:  # fmt: skip
     check_positive(channels=channels, latent=latent)
     table = layer_tables.get(layers)
     labels = Conditioning(num_classes, conditioning, conditional_norms=generator_norm == "batch")
@@ -141,15 +134,12 @@ def _build(
     return labels.wrap(GAN(generator, discriminator, latent))
 
 
+@model(loss="non_saturating", latent=100, width=32)
 @with_options_of(_build)
 def dcgan(
-    size: int = 64,
-    channels: int = 3,
-    latent: int = 100,
-    width: int = 64,
-    layers: str = "torch",
+    size: int = 64, channels: int = 3, latent: int = 100, width: int = 64, layers: str = "torch",
     **options: Unpack[Options],
-) -> GAN:
+) -> GAN:  # fmt: skip
     """DCGAN for images of ``size`` × ``size``, 8, 16, 32, ...; ``width`` channels at half that size.
 
     3,576,704 + 2,765,568 parameters at the defaults. ``options``: see :mod:`gankern.models`.
@@ -160,15 +150,12 @@ def dcgan(
     return _build(size, channels, latent, width, spectral=False, layers=layers, **options)
 
 
+@model(loss="wasserstein", latent=100, width=32, optimiser="rmsprop", lr=5e-5, clip=0.01, n_critic=5)
 @with_options_of(_build)
 def wgan(
-    size: int = 64,
-    channels: int = 3,
-    latent: int = 100,
-    width: int = 64,
-    layers: str = "torch",
+    size: int = 64, channels: int = 3, latent: int = 100, width: int = 64, layers: str = "torch",
     **options: Unpack[Options],
-) -> GAN:
+) -> GAN:  # fmt: skip
     """The first Wasserstein GAN (Arjovsky 2017, arXiv 1701.07875): DCGAN's networks, the discriminator as a critic.
 
     What makes it a WGAN is how it is trained: the Wasserstein loss, every critic weight clipped to ±0.01 after each
@@ -177,15 +164,13 @@ def wgan(
     return _build(size, channels, latent, width, spectral=False, layers=layers, **options)
 
 
+# Without momentum the two players do not chase each other in circles, and a larger step is stable.
+@model(loss="hinge", latent=128, width=16, lr=1e-3, beta1=0.0, beta2=0.99, ema=0.99, steps=1500)
 @with_options_of(_build)
 def sn_dcgan(
-    size: int = 64,
-    channels: int = 3,
-    latent: int = 128,
-    width: int = 64,
-    layers: str = "torch",
+    size: int = 64, channels: int = 3, latent: int = 128, width: int = 64, layers: str = "torch",
     **options: Unpack[Options],
-) -> GAN:
+) -> GAN:  # fmt: skip
     """DCGAN with a spectrally normalised discriminator and no batch normalisation in it.
 
     This is the plain form of Miyato 2018's network for images: 4×4 stride-2 convolutions only, without the

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gankern.models import layers as layer_tables
+from gankern.models._record import model
 from gankern.models._sizes import check_positive
 from gankern.models.conditional import Conditioning, Head
 from gankern.models.gan import GAN
@@ -76,17 +77,11 @@ def _initialise(layer: nn.Module, bound: float) -> None:
     nn.init.zeros_(layer.get_parameter("bias"))
 
 
+@model(loss="non_saturating", latent=100, width=600)
 def gan(
-    size: int = 32,
-    channels: int = 1,
-    latent: int = 100,
-    width: int = 1200,
-    layers: str = "torch",
-    *,
-    num_classes: int = 0,
-    conditioning: str = "concatenation",
-    minibatch_discrimination: int = 0,
-) -> GAN:
+    size: int = 32, channels: int = 1, latent: int = 100, width: int = 1200, layers: str = "torch", *,
+    num_classes: int = 0, conditioning: str = "concatenation", minibatch_discrimination: int = 0,
+) -> GAN:  # fmt: skip
     """The first GAN, for images of any size.
 
     ``width`` is the generator's hidden width, and five times the discriminator's. The paper's MNIST network: ReLU

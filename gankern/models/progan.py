@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gankern.models import layers as layer_tables
+from gankern.models._record import model
 from gankern.models._sizes import check_positive, check_size
 from gankern.models.gan import GAN
 from gankern.models.layers import Layers
@@ -140,6 +141,10 @@ class ProGANDiscriminator(_Growing):
         return self.head(x.flatten(1)).flatten()
 
 
+@model(
+    growing=True, loss="wasserstein", latent=64, width=64, lr=1e-3, beta1=0.0, beta2=0.99, ema=0.999,
+    gradient_penalty=10.0, drift=1e-3, batch_size=16, grow_steps=150,
+)  # fmt: skip
 def progan(size: int = 1024, channels: int = 3, latent: int = 512, width: int = 512, layers: str = "torch") -> GAN:
     """ProGAN for images of up to ``size`` × ``size``: 4, 8, ..., 1024. ``width`` is the channels up to 32×32.
 

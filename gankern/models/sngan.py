@@ -2,6 +2,7 @@
 
 from gankern.core.arguments import whole
 from gankern.models import layers as layer_tables
+from gankern.models._record import model
 from gankern.models._sizes import SizeError, check_positive
 from gankern.models.conditional import Conditioning, generator_norms
 from gankern.models.gan import GAN
@@ -15,18 +16,12 @@ ARCHITECTURES = {
 }
 
 
+@model(loss="hinge", latent=128, width=16, beta1=0.0, beta2=0.9, n_critic=5)
 def sngan(
-    size: int = 32,
-    channels: int = 3,
-    latent: int = 128,
-    width: int = 64,
-    layers: str = "torch",
-    *,
-    num_classes: int = 0,
-    conditioning: str = "projection",
-    minibatch_discrimination: int = 0,
+    size: int = 32, channels: int = 3, latent: int = 128, width: int = 64, layers: str = "torch", *,
+    num_classes: int = 0, conditioning: str = "projection", minibatch_discrimination: int = 0,
     generator_norm: str = "batch",
-) -> GAN:
+) -> GAN:  # fmt: skip
     """The residual SN-GAN for images of 32 × 32 or 64 × 64.
 
     4,276,739 + 1,053,825 parameters at the defaults. ``num_classes``, ``conditioning``,

@@ -8,6 +8,7 @@ import itertools
 from torch import Tensor, nn
 
 from gankern.models import layers as layer_tables
+from gankern.models._record import model
 from gankern.models._sizes import check_positive, check_size
 from gankern.models.conditional import Conditioning, generator_norms
 from gankern.models.gan import GAN
@@ -16,18 +17,12 @@ from gankern.models.resnet import ResNetDiscriminator, ResNetGenerator
 from gankern.nn.coupling import apart
 
 
+@model(loss="wasserstein", latent=128, width=32, lr=1e-4, beta1=0.0, beta2=0.9, n_critic=5, gradient_penalty=10.0)
 def wgan_gp(
-    size: int = 32,
-    channels: int = 3,
-    latent: int = 128,
-    width: int = 128,
-    layers: str = "torch",
-    *,
-    num_classes: int = 0,
-    conditioning: str = "projection",
-    minibatch_discrimination: int = 0,
+    size: int = 32, channels: int = 3, latent: int = 128, width: int = 128, layers: str = "torch", *,
+    num_classes: int = 0, conditioning: str = "projection", minibatch_discrimination: int = 0,
     generator_norm: str = "batch",
-) -> GAN:
+) -> GAN:  # fmt: skip
     """The residual WGAN-GP for images of ``size`` × ``size``: 8, 16, 32, ...; every feature map has ``width`` channels.
 
     The generator doubles 4×4 up to the size; the critic halves the size down to 8×8, then has two blocks that do not.
@@ -79,6 +74,10 @@ class MLP(nn.Module):
         return result.squeeze(1) if self.outputs == 1 else result
 
 
+@model(
+    for_points=True, loss="wasserstein", latent=2, width=512, lr=1e-4, beta1=0.5, beta2=0.9, n_critic=5,
+    gradient_penalty=0.1, batch_size=256, evaluate=1, evaluate_samples=10_000,
+)  # fmt: skip
 def wgan_gp_toy(dimensions: int = 2, latent: int = 2, width: int = 512, layers: str = "torch") -> GAN:
     """The paper's network for 8 and 25 Gaussians and the Swiss roll: points [N, dimensions] in place of images.
 
