@@ -1,9 +1,10 @@
 // Batch normalisation with a (leaky) ReLU behind it: gankern/ops/batch_norm_act.py with its rule.
 #include "call.h"
-#include "primitives.h"
 
 namespace gankern::nodes {
 namespace batch_norm_act {
+
+Primitive self("batch_norm_act");
 
 using Optional = std::optional<Tensor>;
 using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Optional&, const Optional&, const Optional&,
@@ -84,7 +85,7 @@ PyObject* call(PyObject* const* in) {
   rule->training = training || !mean;
   if (rule->training && x->numel() == x->size(1)) return decline();
   rule->negative_slope = activation < 0 ? 1.0 : activation == 0 ? 0.0 : slope;
-  if (!(rule->implementation = selected(kBatchNormAct, in[0], in[10]))) return decline();
+  if (!(rule->implementation = selected(self, in[0], in[10]))) return decline();
   Tensor y, stats;
   {
     const Running running;
@@ -102,10 +103,8 @@ PyObject* call(PyObject* const* in) {
   return THPVariable_Wrap(std::move(y));
 }
 
-}  // namespace batch_norm_act
+const Functions functions = {method("batch_norm_act", entry<call, 11>)};
 
-void add_batch_norm_act(std::vector<PyMethodDef>* methods) {
-  methods->push_back(method("batch_norm_act", entry<batch_norm_act::call, 11>));
-}
+}  // namespace batch_norm_act
 
 }  // namespace gankern::nodes

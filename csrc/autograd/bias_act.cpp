@@ -5,10 +5,11 @@
 #include <ATen/ops/threshold_backward.h>
 
 #include "call.h"
-#include "primitives.h"
 
 namespace gankern::nodes {
 namespace bias_act {
+
+Primitive self("bias_act");
 
 using Forward = Tensor(const Tensor&, const std::optional<Tensor>&, int64_t, int64_t, double, double,
                        std::optional<double>);
@@ -119,7 +120,7 @@ PyObject* call(PyObject* const* in) {
     rule->clamp = clamp;
   }
   if (!channels_fit(*x, bias, &rule->dim)) return decline();
-  if (!(rule->implementation = selected(kBiasAct, in[0], in[7]))) return decline();
+  if (!(rule->implementation = selected(self, in[0], in[7]))) return decline();
   return differentiate(rule, *x, bias);
 }
 
@@ -155,7 +156,7 @@ PyObject* activate(PyObject* const* in) {
   if (!x || !flag(in[1], &in_place) || (leaky && (!number(in[2], &slope) || slope < 0)) || in[3] != Py_None ||
       !plain() || at::impl::torch_function_mode_enabled())
     return decline();
-  const char* chosen = selected(kBiasAct, in[0], in[3]);
+  const char* chosen = selected(self, in[0], in[3]);
   if (!chosen) return decline();
   const bool recording = records({x});
   // What becomes of views and leaves is torch's to say, and Python asks it.
@@ -181,12 +182,12 @@ PyObject* activate(PyObject* const* in) {
   return in_place ? Py_NewRef(in[0]) : THPVariable_Wrap(std::move(y));
 }
 
-}  // namespace bias_act
+const Functions functions = {
+    method("bias_act", entry<call, 8>),
+    method("activate", entry<activate, 4>),
+    method("set_activations", entry<set_activations, 1>),
+};
 
-void add_bias_act(std::vector<PyMethodDef>* methods) {
-  methods->push_back(method("bias_act", entry<bias_act::call, 8>));
-  methods->push_back(method("activate", entry<bias_act::activate, 4>));
-  methods->push_back(method("set_activations", entry<bias_act::set_activations, 1>));
-}
+}  // namespace bias_act
 
 }  // namespace gankern::nodes

@@ -31,18 +31,43 @@ inline bool transformed() {
 // tracer, and no test that wants Python's way.
 bool plain();
 
+// A primitive as gankern.core.dispatch has it, by its name there; for as long as the module lives. Each file
+// has one.
+struct Primitive {
+  explicit Primitive(const char* called) : name(called) {}
+  PyObject* key();  // its name as Python has it
+
+  const char* const name;
+  // What "auto" is on a device for a dtype; asked once.
+  struct Choice {
+    PyObject* name = nullptr;
+    const char* text = nullptr;
+  };
+  Choice choices[2][4];
+
+ private:
+  PyObject* key_ = nullptr;
+};
+
 // The implementation that "auto" runs on tensors like this one, which goes on record; nullptr where another
 // one is asked for, or where that is Python's to say.
-const char* selected(int primitive, PyObject* like, PyObject* implementation);
+const char* selected(Primitive& primitive, PyObject* like, PyObject* implementation);
 
 // Whether nobody asks for an implementation, here or by what holds for all calls.
 bool left_to_auto(PyObject* implementation);
 
 // Puts on record that a primitive that chooses for itself ran by its own engine, or as plain PyTorch.
-void put_on_record(int primitive, bool engine);
+void put_on_record(Primitive& primitive, bool engine);
 
-// ---- arguments
-// ----------------------------------------------------------------------------------------------------
+// What a file brings to the module; each has one list.
+struct Functions {
+  Functions(std::initializer_list<PyMethodDef> functions);
+};
+inline PyMethodDef method(const char* name, PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function)), METH_FASTCALL, nullptr};
+}
+
+// ---- arguments ----------------------------------------------------------------------------------------
 
 inline PyObject* decline() { return Py_NewRef(Py_NotImplemented); }
 

@@ -9,12 +9,14 @@
 #include <array>
 #include <map>
 
+#include "../layout.h"
 #include "call.h"
-#include "primitives.h"
 #include "zeros.h"
 
 namespace gankern::nodes {
 namespace convolution {
+
+Primitive self("convolution");
 
 using RowForward = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, int64_t, c10::SymInt,
                           c10::SymInt, int64_t, bool, bool, double, double);
@@ -38,9 +40,6 @@ enum Pass { kForward, kTranspose, kWeight };
 // For each pass, and for contiguous and channels_last images: the row, or one of the ways above.
 using Ways = std::array<std::array<int64_t, 2>, 3>;
 
-// As the kernels see it.
-bool is_channels_last(const Tensor& x) { return x.stride(1) == 1 && !x.is_contiguous(); }
-
 // What is computed of an image and a weight, in any order of gradient.
 struct Plan {
   const Kind* kind;
@@ -48,7 +47,7 @@ struct Plan {
   double scale;
   Ways ways;
 
-  int64_t way(Pass pass, const Tensor& x) const { return ways[pass][is_channels_last(x)]; }
+  int64_t way(Pass pass, const Tensor& x) const { return ways[pass][has_channels_together(x)]; }
 };
 using PlanPtr = std::shared_ptr<const Plan>;
 
@@ -257,14 +256,14 @@ Tensor by_kind(const Kind& kind, const Operands& o, int64_t padding, double scal
                          ? collapsed
                          : ways_for(kind, x.scalar_type() == at::kDouble ? highest : level, in, out, pixels);
   if (x.is_cpu()) {
-    const bool last = is_channels_last(x);
+    const bool last = has_channels_together(x);
     const auto way = [&](Pass pass) { return ways[pass][last]; };
     if (way(kForward) == kReference ||
         (way(kForward) == kTorch && way(kTranspose) == kTorch && way(kWeight) == kTorch))
       return Tensor();
   }
   const auto plan = std::make_shared<Plan>(Plan{&kind, padding, scale, ways});
-  put_on_record(kConvolution, x.is_cpu());
+  put_on_record(self, x.is_cpu());
   const pybind11::gil_scoped_release released;
   return convolved(plan, false, height, width, x, weight, o.bias);
 }
@@ -325,7 +324,7 @@ PyObject* conv2d(PyObject* const* in) {
   }
   if (!y.defined()) {
     if (scale != 1) return decline();
-    put_on_record(kConvolution, false);
+    put_on_record(self, false);
     const pybind11::gil_scoped_release released;
     y = at::conv2d(x, w, o.bias, stride, padding, dilation, groups);
   }
@@ -353,7 +352,7 @@ PyObject* conv_transpose2d(PyObject* const* in) {
   }
   if (!y.defined()) {
     if (scale != 1) return decline();
-    put_on_record(kConvolution, false);
+    put_on_record(self, false);
     const pybind11::gil_scoped_release released;
     y = at::conv_transpose2d(x, w, o.bias, stride, padding, more, groups, dilation);
   }
@@ -376,13 +375,13 @@ PyObject* resample(PyObject* const* in) {
   return y.defined() ? THPVariable_Wrap(std::move(y)) : decline();
 }
 
-}  // namespace convolution
+const Functions functions = {
+    method("set_convolution_kinds", entry<set_kinds, 2>),
+    method("conv2d", entry<conv2d, 10>),
+    method("conv_transpose2d", entry<conv_transpose2d, 11>),
+    method("resample_conv2d", entry<resample, 7>),
+};
 
-void add_convolution(std::vector<PyMethodDef>* methods) {
-  methods->push_back(method("set_convolution_kinds", entry<convolution::set_kinds, 2>));
-  methods->push_back(method("conv2d", entry<convolution::conv2d, 10>));
-  methods->push_back(method("conv_transpose2d", entry<convolution::conv_transpose2d, 11>));
-  methods->push_back(method("resample_conv2d", entry<convolution::resample, 7>));
-}
+}  // namespace convolution
 
 }  // namespace gankern::nodes

@@ -1,9 +1,10 @@
 // The penalty of each sample's gradient norm: gankern/ops/gradient_penalty.py with its rule.
 #include "call.h"
-#include "primitives.h"
 
 namespace gankern::nodes {
 namespace gradient_penalty {
+
+Primitive self("gradient_penalty");
 
 using Forward = std::tuple<Tensor, Tensor>(const Tensor&, double, bool);
 using Backward = Tensor(const Tensor&, const Tensor&, const Tensor&, double, bool);
@@ -40,7 +41,7 @@ PyObject* call(PyObject* const* in) {
   if (!gradient || gradient->dim() < 1 || !number(in[1], &rule->target) || !(rule->target >= 0) ||
       !flag(in[2], &rule->one_sided) || !plain())
     return decline();
-  if (!(rule->implementation = selected(kGradientPenalty, in[0], in[3]))) return decline();
+  if (!(rule->implementation = selected(self, in[0], in[3]))) return decline();
   Tensor values, norms;
   {
     const Running running;
@@ -50,10 +51,8 @@ PyObject* call(PyObject* const* in) {
   return THPVariable_Wrap(std::move(values));
 }
 
-}  // namespace gradient_penalty
+const Functions functions = {method("gradient_penalty", entry<call, 4>)};
 
-void add_gradient_penalty(std::vector<PyMethodDef>* methods) {
-  methods->push_back(method("gradient_penalty", entry<gradient_penalty::call, 4>));
-}
+}  // namespace gradient_penalty
 
 }  // namespace gankern::nodes

@@ -1,9 +1,10 @@
 // Instance normalisation with a (leaky) ReLU behind it: gankern/ops/instance_norm_act.py with its rule.
 #include "call.h"
-#include "primitives.h"
 
 namespace gankern::nodes {
 namespace instance_norm_act {
+
+Primitive self("instance_norm_act");
 
 using Optional = std::optional<Tensor>;
 using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Optional&, const Optional&, double, double);
@@ -76,7 +77,7 @@ PyObject* call(PyObject* const* in) {
   for (int64_t d = 2; d < x->dim(); ++d) positions *= x->size(d);
   if (positions == 1) return decline();
   rule->negative_slope = activation < 0 ? 1.0 : activation == 0 ? 0.0 : slope;
-  if (!(rule->implementation = selected(kInstanceNormAct, in[0], in[10]))) return decline();
+  if (!(rule->implementation = selected(self, in[0], in[10]))) return decline();
   Tensor y, stats;
   {
     const Running running;
@@ -87,10 +88,8 @@ PyObject* call(PyObject* const* in) {
   return THPVariable_Wrap(std::move(y));
 }
 
-}  // namespace instance_norm_act
+const Functions functions = {method("instance_norm_act", entry<call, 11>)};
 
-void add_instance_norm_act(std::vector<PyMethodDef>* methods) {
-  methods->push_back(method("instance_norm_act", entry<instance_norm_act::call, 11>));
-}
+}  // namespace instance_norm_act
 
 }  // namespace gankern::nodes

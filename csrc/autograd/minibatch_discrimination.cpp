@@ -2,10 +2,11 @@
 #include <algorithm>
 
 #include "call.h"
-#include "primitives.h"
 
 namespace gankern::nodes {
 namespace minibatch_discrimination {
+
+Primitive self("minibatch_discrimination");
 
 using Optional = std::optional<Tensor>;
 using Forward = Tensor(const Tensor&, const Optional&, bool);
@@ -61,7 +62,7 @@ PyObject* similarity(PyObject* const* in) {
   if (other && (rule->include_self || !points(*other) || other->size(1) != m->size(1) ||
                 other->size(2) != m->size(2) || !same_kind(*other, *m)))
     return decline();
-  if (!(rule->implementation = selected(kMinibatchDiscrimination, in[0], in[3]))) return decline();
+  if (!(rule->implementation = selected(self, in[0], in[3]))) return decline();
   return THPVariable_Wrap(differentiate(rule, *m, other));
 }
 
@@ -77,7 +78,7 @@ PyObject* call(PyObject* const* in) {
   // Under autocast the points may be of another dtype than x, and Python chooses by theirs.
   if (!(x->is_cpu() || x->is_cuda()) || at::autocast::is_autocast_enabled(x->device().type()))
     return decline();
-  if (!(rule->implementation = selected(kMinibatchDiscrimination, in[0], in[4]))) return decline();
+  if (!(rule->implementation = selected(self, in[0], in[4]))) return decline();
   const Tensor m = [&] {
     const pybind11::gil_scoped_release released;
     return x->matmul(kernel->flatten(1)).unflatten(1, kernel->sizes().slice(1));
@@ -87,11 +88,11 @@ PyObject* call(PyObject* const* in) {
   return THPVariable_Wrap(std::move(y));
 }
 
-}  // namespace minibatch_discrimination
+const Functions functions = {
+    method("l1_similarity", entry<similarity, 4>),
+    method("minibatch_discrimination", entry<call, 5>),
+};
 
-void add_minibatch_discrimination(std::vector<PyMethodDef>* methods) {
-  methods->push_back(method("l1_similarity", entry<minibatch_discrimination::similarity, 4>));
-  methods->push_back(method("minibatch_discrimination", entry<minibatch_discrimination::call, 5>));
-}
+}  // namespace minibatch_discrimination
 
 }  // namespace gankern::nodes

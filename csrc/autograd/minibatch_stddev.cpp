@@ -2,10 +2,11 @@
 #include <algorithm>
 
 #include "call.h"
-#include "primitives.h"
 
 namespace gankern::nodes {
 namespace minibatch_stddev {
+
+Primitive self("minibatch_stddev");
 
 using Forward = Tensor(const Tensor&, int64_t, int64_t, bool, bool, double);
 using Backward = Tensor(const Tensor&, const Tensor&, int64_t, int64_t, bool, bool, double);
@@ -57,7 +58,7 @@ PyObject* call(PyObject* const* in) {
   // What to do where it does not divide the samples is Python's to say.
   if (samples % rule->group_size || (rule->unbiased && rule->group_size == 1)) return decline();
   rule->strided = layout == 0;
-  if (!(rule->implementation = selected(kMinibatchStddev, in[0], in[7]))) return decline();
+  if (!(rule->implementation = selected(self, in[0], in[7]))) return decline();
   Tensor y;
   {
     const Running running;
@@ -67,10 +68,8 @@ PyObject* call(PyObject* const* in) {
   return THPVariable_Wrap(std::move(y));
 }
 
-}  // namespace minibatch_stddev
+const Functions functions = {method("minibatch_stddev", entry<call, 8>)};
 
-void add_minibatch_stddev(std::vector<PyMethodDef>* methods) {
-  methods->push_back(method("minibatch_stddev", entry<minibatch_stddev::call, 8>));
-}
+}  // namespace minibatch_stddev
 
 }  // namespace gankern::nodes

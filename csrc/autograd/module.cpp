@@ -6,31 +6,25 @@
 #include <cstring>
 
 #include "call.h"
-#include "primitives.h"
 
 namespace gankern::nodes {
 namespace {
 
-constexpr const char* kNames[kPrimitives] = {
-    "batch_norm_act",           "bias_act",         "convolution", "gradient_penalty", "instance_norm_act",
-    "minibatch_discrimination", "minibatch_stddev", "pixel_norm",  "spectral_norm",    "upfirdn2d",
-    "virtual_batch_norm"};
-constexpr int kDevices = 2, kDtypes = 4;
+// Counts up where what Python passes to a function here changes: gankern/core/native.py has the same number.
+constexpr int kInterface = 3;
 
 // Set up once, by `start`.
-PyObject *names[kPrimitives], *registry, *thread, *wish, *last, *forward_ad, *level, *own_mode;
+PyObject *registry, *thread, *wish, *last, *forward_ad, *level, *own_mode;
 bool enabled = false;  // until `start`
 
-// What "auto" is on a device for a dtype; asked once.
-struct Choice {
-  PyObject* name = nullptr;
-  const char* text = nullptr;
-};
-Choice choices[kPrimitives][kDevices][kDtypes];
+// Of all files; filled before the module is made, as the library is loaded.
+std::vector<PyMethodDef>& methods() {
+  static std::vector<PyMethodDef> all;
+  return all;
+}
 
 // (gankern.core.dispatch's state of a thread, its registry, torch.autograd.forward_ad's own names)
 PyObject* start(PyObject* const* in) {
-  for (int i = 0; i < kPrimitives; ++i) names[i] = PyUnicode_InternFromString(kNames[i]);
   wish = PyUnicode_InternFromString("wish");
   last = PyUnicode_InternFromString("last");
   thread = Py_NewRef(in[0]);
@@ -69,11 +63,24 @@ py::object of_thread(PyObject* name) {
   return py::reinterpret_steal<py::object>(value);
 }
 
-void set_last(int primitive, PyObject* name) {
-  if (PyDict_SetItem(of_thread(last).ptr(), names[primitive], name) < 0) throw python_error();
+void set_last(Primitive& primitive, PyObject* name) {
+  if (PyDict_SetItem(of_thread(last).ptr(), primitive.key(), name) < 0) throw python_error();
 }
 
+const Functions functions_of_module = {method("start", entry<start, 3>),
+                                       method("set_own_mode", entry<set_own_mode, 1>),
+                                       method("enable", entry<enable, 1>)};
+
 }  // namespace
+
+Functions::Functions(std::initializer_list<PyMethodDef> functions) {
+  methods().insert(methods().end(), functions);
+}
+
+PyObject* Primitive::key() {
+  if (!key_) key_ = PyUnicode_InternFromString(name);
+  return key_;
+}
 
 bool plain() {
   constexpr c10::DispatchKeySet kWatching({
@@ -99,14 +106,14 @@ bool left_to_auto(PyObject* implementation) {
   return !(variable && *variable) && of_thread(wish).is_none();
 }
 
-const char* selected(int primitive, PyObject* object, PyObject* implementation) {
+const char* selected(Primitive& primitive, PyObject* object, PyObject* implementation) {
   const Tensor& like = THPVariable_Unpack(object);
   if (!(like.is_cpu() || like.is_cuda())) return nullptr;
   if (implementation == Py_None ? !left_to_auto(implementation) : !PyUnicode_CheckExact(implementation))
     return nullptr;
-  Choice& choice = choices[primitive][like.is_cuda()][dtype_index(like)];
+  Primitive::Choice& choice = primitive.choices[like.is_cuda()][dtype_index(like)];
   if (!choice.name) {
-    const py::object chosen = py::reinterpret_borrow<py::dict>(registry)[names[primitive]].attr("select")(
+    const py::object chosen = py::reinterpret_borrow<py::dict>(registry)[primitive.key()].attr("select")(
         py::handle(object), "auto");
     choice.name = PyUnicode_InternFromString(chosen.cast<std::string>().c_str());
     choice.text = PyUnicode_AsUTF8(choice.name);
@@ -117,7 +124,7 @@ const char* selected(int primitive, PyObject* object, PyObject* implementation) 
   return choice.text;
 }
 
-void put_on_record(int primitive, bool engine) {
+void put_on_record(Primitive& primitive, bool engine) {
   static PyObject *const cpu = PyUnicode_InternFromString("cpu"), *const reference =
                                                                       PyUnicode_InternFromString("reference");
   set_last(primitive, engine ? cpu : reference);
@@ -127,17 +134,12 @@ void put_on_record(int primitive, bool engine) {
 
 PyMODINIT_FUNC PyInit__nodes() {
   using namespace gankern::nodes;
-  static std::vector<PyMethodDef> methods;
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "gankern._nodes", "Differentiable calls in C++.",
                                    -1};
-  methods = {method("start", entry<start, 3>), method("set_own_mode", entry<set_own_mode, 1>),
-             method("enable", entry<enable, 1>)};
-  for (auto add : {add_batch_norm_act, add_bias_act, add_convolution, add_gradient_penalty,
-                   add_instance_norm_act, add_minibatch_discrimination, add_minibatch_stddev, add_pixel_norm,
-                   add_spectral_norm, add_upfirdn2d, add_virtual_batch_norm, add_zeros})
-    add(&methods);
-  methods.push_back({nullptr, nullptr, 0, nullptr});
-  definition.m_methods = methods.data();
+  if (!definition.m_methods) {
+    methods().push_back({nullptr, nullptr, 0, nullptr});
+    definition.m_methods = methods().data();
+  }
   PyObject* module = PyModule_Create(&definition);
   if (module && PyModule_AddIntConstant(module, "interface", kInterface) < 0) Py_CLEAR(module);
   return module;

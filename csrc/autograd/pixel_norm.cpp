@@ -1,10 +1,11 @@
 // Pixelwise normalisation, after a bias and a (leaky) ReLU or on its own: gankern/ops/pixel_norm.py with its
 // rule.
 #include "call.h"
-#include "primitives.h"
 
 namespace gankern::nodes {
 namespace pixel_norm {
+
+Primitive self("pixel_norm");
 
 using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const std::optional<Tensor>&, int64_t, double,
                                            double, double);
@@ -82,7 +83,7 @@ PyObject* call(PyObject* const* in) {
   if (!channels_fit(*x, bias, &rule->dim) || (activation == 2 && slope < 0)) return decline();
   rule->positive = gain;
   rule->negative = gain * (activation == 0 ? 1.0 : activation == 1 ? 0.0 : slope);
-  if (!(rule->implementation = selected(kPixelNorm, in[0], in[7]))) return decline();
+  if (!(rule->implementation = selected(self, in[0], in[7]))) return decline();
   rule->alone = !bias && rule->positive == 1 && rule->negative == 1;
   Tensor y;
   {
@@ -92,10 +93,8 @@ PyObject* call(PyObject* const* in) {
   return THPVariable_Wrap(std::move(y));
 }
 
-}  // namespace pixel_norm
+const Functions functions = {method("pixel_norm", entry<call, 8>)};
 
-void add_pixel_norm(std::vector<PyMethodDef>* methods) {
-  methods->push_back(method("pixel_norm", entry<pixel_norm::call, 8>));
-}
+}  // namespace pixel_norm
 
 }  // namespace gankern::nodes

@@ -2,10 +2,11 @@
 #include <cstring>
 
 #include "call.h"
-#include "primitives.h"
 
 namespace gankern::nodes {
 namespace spectral_norm {
+
+Primitive self("spectral_norm");
 
 using Optional = std::optional<Tensor>;
 using Optionals = c10::List<Optional>;
@@ -164,15 +165,12 @@ PyObject* call(PyObject* const* in) {
     if (!fits(layer, *layers[0].weight, &dim)) return decline();
     rule->dims.push_back(dim);
   }
-  if (!(rule->implementation = selected(kSpectralNorm, PySequence_Fast_GET_ITEM(in[0], 0), in[10])))
-    return decline();
+  if (!(rule->implementation = selected(self, PySequence_Fast_GET_ITEM(in[0], 0), in[10]))) return decline();
   return THPVariable_WrapList(normalize(rule, layers, stores));
 }
 
-}  // namespace spectral_norm
+const Functions functions = {method("spectral_norm_group", entry<call, 11>)};
 
-void add_spectral_norm(std::vector<PyMethodDef>* methods) {
-  methods->push_back(method("spectral_norm_group", entry<spectral_norm::call, 11>));
-}
+}  // namespace spectral_norm
 
 }  // namespace gankern::nodes

@@ -3,10 +3,11 @@
 #include <array>
 
 #include "call.h"
-#include "primitives.h"
 
 namespace gankern::nodes {
 namespace upfirdn2d {
+
+Primitive self("upfirdn2d");
 
 using Forward = Tensor(const Tensor&, const Tensor&, c10::SymIntArrayRef, c10::SymIntArrayRef,
                        c10::SymIntArrayRef, c10::SymIntArrayRef, bool, double);
@@ -110,7 +111,7 @@ PyObject* call(PyObject* const* in) {
     g.start[axis] = before;
     g.size[axis] = (n + before + after - k) / d + 1;
   }
-  if (!selected(kUpfirdn2d, in[0], in[8])) return decline();
+  if (!selected(self, in[0], in[8])) return decline();
   const Tensor y = [&] {
     const pybind11::gil_scoped_release released;
     return run(*x, *filter, g);
@@ -118,10 +119,8 @@ PyObject* call(PyObject* const* in) {
   return THPVariable_Wrap(y);
 }
 
-}  // namespace upfirdn2d
+const Functions functions = {method("upfirdn2d", entry<call, 9>)};
 
-void add_upfirdn2d(std::vector<PyMethodDef>* methods) {
-  methods->push_back(method("upfirdn2d", entry<upfirdn2d::call, 9>));
-}
+}  // namespace upfirdn2d
 
 }  // namespace gankern::nodes

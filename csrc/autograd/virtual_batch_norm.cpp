@@ -2,10 +2,11 @@
 #include <algorithm>
 
 #include "call.h"
-#include "primitives.h"
 
 namespace gankern::nodes {
 namespace virtual_batch_norm {
+
+Primitive self("virtual_batch_norm");
 
 using Optional = std::optional<Tensor>;
 using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -88,7 +89,7 @@ PyObject* call(PyObject* const* in) {
     return decline();
   rule->own_share = in[3] == Py_None ? 0.0 : 1 / (count + 1);
   rule->negative_slope = activation < 0 ? 1.0 : activation == 0 ? 0.0 : slope;
-  if (!(rule->implementation = selected(kVirtualBatchNorm, in[0], in[9]))) return decline();
+  if (!(rule->implementation = selected(self, in[0], in[9]))) return decline();
   Tensor y, kept;
   {
     const Running running;
@@ -123,7 +124,7 @@ PyObject* statistics(PyObject* const* in) {
   const Tensor* x = tensor(in[0]);
   if (!x || x->dim() < 2 || x->numel() == 0 || !plain()) return decline();
   auto rule = std::make_shared<ReferenceStatistics>();
-  if (!(rule->implementation = selected(kVirtualBatchNorm, in[0], in[1]))) return decline();
+  if (!(rule->implementation = selected(self, in[0], in[1]))) return decline();
   Tensor moments;
   {
     const Running running;
@@ -134,11 +135,11 @@ PyObject* statistics(PyObject* const* in) {
   return Py_BuildValue("NN", THPVariable_Wrap(both[0]), THPVariable_Wrap(both[1]));
 }
 
-}  // namespace virtual_batch_norm
+const Functions functions = {
+    method("virtual_batch_norm", entry<call, 10>),
+    method("virtual_batch_norm_statistics", entry<statistics, 2>),
+};
 
-void add_virtual_batch_norm(std::vector<PyMethodDef>* methods) {
-  methods->push_back(method("virtual_batch_norm", entry<virtual_batch_norm::call, 10>));
-  methods->push_back(method("virtual_batch_norm_statistics", entry<virtual_batch_norm::statistics, 2>));
-}
+}  // namespace virtual_batch_norm
 
 }  // namespace gankern::nodes

@@ -13,7 +13,6 @@
 #include <unordered_map>
 
 #include "call.h"
-#include "primitives.h"
 
 namespace gankern::nodes {
 
@@ -249,10 +248,8 @@ PyObject* carry_call(PyObject* const* in) {
   return THPVariable_Wrap(carry(result, root));
 }
 
-}  // namespace
+const Functions functions_of_zeros = {method("carry", entry<carry_call, 2>)};
 
-void add_zeros(std::vector<PyMethodDef>* methods) {
-  methods->push_back(method("carry", entry<carry_call, 2>));
-}
+}  // namespace
 
 }  // namespace gankern::nodes

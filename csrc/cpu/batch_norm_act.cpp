@@ -58,9 +58,8 @@ constexpr int64_t kCacheBytes = 512 * 1024;  // of a block that is swept twice b
 constexpr int64_t kPartBytes = 1024 * 1024;  // of a part, at least
 constexpr int64_t kPartRows = 256;           // likewise
 constexpr int64_t kMaxParts = 256;
-constexpr int64_t kManyChannels = 16;                // enough for the threads without parts
-constexpr int64_t kSerialValues = 16 * 1024;         // fewer are not worth waking a thread for
-constexpr int64_t kStreamBytes = int64_t{16} << 20;  // results larger than this are written past the caches
+constexpr int64_t kManyChannels = 16;         // enough for the threads without parts
+constexpr int64_t kSerialValues = 16 * 1024;  // fewer are not worth waking a thread for
 
 template <class A>
 constexpr int kLanesOf = kVectorBytes / int(sizeof(A));
@@ -866,10 +865,10 @@ void double_backward(const BatchNormAct& in, const Parallel& parallel) {
 
 }  // namespace
 
-extern const BatchNormActKernels batch_norm_act = {
-    {forward<double>, forward<float>, forward<BFloat16>, forward<Half>},
-    {backward<double>, backward<float>, backward<BFloat16>, backward<Half>},
-    {double_backward<double>, double_backward<float>, double_backward<BFloat16>, double_backward<Half>},
+extern const Orders<BatchNormAct> batch_norm_act = {
+    GANKERN_EACH_DTYPE(forward),
+    GANKERN_EACH_DTYPE(backward),
+    GANKERN_EACH_DTYPE(double_backward),
 };
 
 }  // namespace GANKERN_ISA

@@ -6,8 +6,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
-#include "parallel.h"
+#include "kernels.h"
 
 namespace gankern {
 
@@ -37,12 +36,6 @@ struct BatchNormAct {
   void* grad_grad;                // like x
 };
 
-struct BatchNormActKernels {
-  void (*forward[4])(const BatchNormAct&, const Parallel&);
-  void (*backward[4])(const BatchNormAct&, const Parallel&);
-  void (*double_backward[4])(const BatchNormAct&, const Parallel&);
-};
-
-GANKERN_KERNELS(BatchNormActKernels, batch_norm_act)
+GANKERN_KERNELS(Orders<BatchNormAct>, batch_norm_act)
 
 }  // namespace gankern

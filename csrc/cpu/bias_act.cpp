@@ -30,8 +30,6 @@ namespace gankern {
 namespace GANKERN_ISA {
 namespace {
 
-enum Order { kForward, kBackward, kDoubleBackward };
-
 constexpr int64_t kLeastRow = 64;
 constexpr int64_t kSegment = 16384;  // elements of a row at a time
 constexpr int64_t kGrain = 32768;    // elements that are worth a thread
@@ -326,21 +324,15 @@ void run(const BiasAct& in, const Parallel& parallel) {
 
 }  // namespace
 
-#define GANKERN_DTYPES(activation, order)           \
-  {                                                 \
-      run<double, Activation::activation, order>,   \
-      run<float, Activation::activation, order>,    \
-      run<BFloat16, Activation::activation, order>, \
-      run<Half, Activation::activation, order>,     \
-  }
+#define GANKERN_ROW(activation, order) GANKERN_EACH_DTYPE(run, Activation::activation, order)
 // In the order of Activation.
-#define GANKERN_ACTIVATIONS(order)                                                 \
-  {                                                                                \
-      GANKERN_DTYPES(kLinear, order),    GANKERN_DTYPES(kRelu, order),             \
-      GANKERN_DTYPES(kLeakyRelu, order), GANKERN_DTYPES(kTanh, order),             \
-      GANKERN_DTYPES(kSigmoid, order),   GANKERN_DTYPES(kElu, order),              \
-      GANKERN_DTYPES(kSelu, order),      GANKERN_DTYPES(kSoftplus, order),         \
-      GANKERN_DTYPES(kSilu, order),      GANKERN_DTYPES(kLeakyReluOfInput, order), \
+#define GANKERN_ACTIVATIONS(order)                                           \
+  {                                                                          \
+      GANKERN_ROW(kLinear, order),    GANKERN_ROW(kRelu, order),             \
+      GANKERN_ROW(kLeakyRelu, order), GANKERN_ROW(kTanh, order),             \
+      GANKERN_ROW(kSigmoid, order),   GANKERN_ROW(kElu, order),              \
+      GANKERN_ROW(kSelu, order),      GANKERN_ROW(kSoftplus, order),         \
+      GANKERN_ROW(kSilu, order),      GANKERN_ROW(kLeakyReluOfInput, order), \
   }
 
 extern const BiasActKernels bias_act = {

@@ -4,9 +4,7 @@
 #include <cstdint>
 
 #include "activation.h"
-#include "isa.h"
-#include "layout.h"
-#include "parallel.h"
+#include "kernels.h"
 
 namespace gankern {
 
@@ -26,9 +24,9 @@ struct BiasAct {
 };
 
 struct BiasActKernels {
-  void (*forward[kActivations][4])(const BiasAct&, const Parallel&);
-  void (*backward[kActivations][4])(const BiasAct&, const Parallel&);
-  void (*double_backward[kActivations][4])(const BiasAct&, const Parallel&);
+  void (*forward[kActivations][kDtypes])(const BiasAct&, const Parallel&);
+  void (*backward[kActivations][kDtypes])(const BiasAct&, const Parallel&);
+  void (*double_backward[kActivations][kDtypes])(const BiasAct&, const Parallel&);
 };
 
 GANKERN_KERNELS(BiasActKernels, bias_act)

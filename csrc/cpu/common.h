@@ -1,9 +1,10 @@
-// What the kernel files share: whole numbers, and memory for what they keep while they run.
+// What the kernel files share: whole numbers, memory for what they keep while they run, and their tables.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#include "kernels.h"
 #include "vec.h"
 
 namespace gankern {
@@ -17,6 +18,9 @@ void* take_scratch(int64_t count, int64_t size);
 void give_scratch(void* memory);
 
 namespace GANKERN_ISA {
+
+// What a kernel computes of its Task.
+enum Order { kForward, kBackward, kDoubleBackward };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // of a >= 0
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -43,3 +47,12 @@ struct Zeros : Scratch<V> {
 
 }  // namespace GANKERN_ISA
 }  // namespace gankern
+
+// A row of a table: kernel<T> for each dtype, in the order of Dtype. Further template arguments stand behind it.
+#define GANKERN_EACH_DTYPE(kernel, ...)                                                 \
+  {kernel<double __VA_OPT__(, ) __VA_ARGS__>, kernel<float __VA_OPT__(, ) __VA_ARGS__>, \
+   kernel<BFloat16 __VA_OPT__(, ) __VA_ARGS__>, kernel<Half __VA_OPT__(, ) __VA_ARGS__>}
+// The table of an operator (Orders) whose kernels are run<T, kOrder>.
+#define GANKERN_EACH_ORDER(run)                                           \
+  {GANKERN_EACH_DTYPE(run, kForward), GANKERN_EACH_DTYPE(run, kBackward), \
+   GANKERN_EACH_DTYPE(run, kDoubleBackward)}

@@ -3,8 +3,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
-#include "parallel.h"
+#include "kernels.h"
 
 namespace gankern {
 
@@ -43,8 +42,8 @@ struct Convolution {
 };
 
 struct ConvolutionKernels {
-  void (*forward[4][kConvolutionRows])(const Convolution&, const Parallel&);
-  void (*weight_gradient[4][kConvolutionRows])(const Convolution&, const Parallel&);
+  void (*forward[kDtypes][kConvolutionRows])(const Convolution&, const Parallel&);
+  void (*weight_gradient[kDtypes][kConvolutionRows])(const Convolution&, const Parallel&);
 };
 
 GANKERN_KERNELS(ConvolutionKernels, convolution)

@@ -160,11 +160,10 @@ void double_backward(const GradientPenalty& in, const Parallel& parallel) {
 
 }  // namespace
 
-extern const GradientPenaltyKernels gradient_penalty;
-const GradientPenaltyKernels gradient_penalty = {
-    {forward<double>, forward<float>, forward<BFloat16>, forward<Half>},
-    {backward<double>, backward<float>, backward<BFloat16>, backward<Half>},
-    {double_backward<double>, double_backward<float>, double_backward<BFloat16>, double_backward<Half>},
+extern const Orders<GradientPenalty> gradient_penalty = {
+    GANKERN_EACH_DTYPE(forward),
+    GANKERN_EACH_DTYPE(backward),
+    GANKERN_EACH_DTYPE(double_backward),
 };
 
 }  // namespace GANKERN_ISA

@@ -3,8 +3,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
-#include "parallel.h"
+#include "kernels.h"
 
 namespace gankern {
 
@@ -30,12 +29,6 @@ inline int64_t gradient_penalty_partials(int64_t samples, int64_t size) {
   return samples * ((size + kGradientPenaltyBlock - 1) / kGradientPenaltyBlock);
 }
 
-struct GradientPenaltyKernels {
-  void (*forward[4])(const GradientPenalty&, const Parallel&);
-  void (*backward[4])(const GradientPenalty&, const Parallel&);
-  void (*double_backward[4])(const GradientPenalty&, const Parallel&);
-};
-
-GANKERN_KERNELS(GradientPenaltyKernels, gradient_penalty)
+GANKERN_KERNELS(Orders<GradientPenalty>, gradient_penalty)
 
 }  // namespace gankern

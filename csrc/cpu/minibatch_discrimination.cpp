@@ -39,8 +39,6 @@ namespace gankern {
 namespace GANKERN_ISA {
 namespace {
 
-enum Order { kForward, kBackward, kDoubleBackward };
-
 constexpr int kRows = 4;                   // of a block: they share each load of the columns
 constexpr int kVectors = 16;               // of columns of a block at most
 constexpr int64_t kTileBytes = 32 * 1024;  // of a tile of columns, which many rows visit
@@ -395,12 +393,7 @@ void run(const MinibatchDiscrimination& in, const Parallel& parallel) {
 
 }  // namespace
 
-extern const MinibatchDiscriminationKernels minibatch_discrimination = {
-    {run<double, kForward>, run<float, kForward>, run<BFloat16, kForward>, run<Half, kForward>},
-    {run<double, kBackward>, run<float, kBackward>, run<BFloat16, kBackward>, run<Half, kBackward>},
-    {run<double, kDoubleBackward>, run<float, kDoubleBackward>, run<BFloat16, kDoubleBackward>,
-     run<Half, kDoubleBackward>},
-};
+extern const Orders<MinibatchDiscrimination> minibatch_discrimination = GANKERN_EACH_ORDER(run);
 
 }  // namespace GANKERN_ISA
 }  // namespace gankern

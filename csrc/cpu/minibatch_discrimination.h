@@ -3,8 +3,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
-#include "parallel.h"
+#include "kernels.h"
 
 namespace gankern {
 
@@ -27,12 +26,6 @@ struct MinibatchDiscrimination {
   bool include_self;  // add each point's similarity to itself, where one_set
 };
 
-struct MinibatchDiscriminationKernels {
-  void (*forward[4])(const MinibatchDiscrimination&, const Parallel&);
-  void (*backward[4])(const MinibatchDiscrimination&, const Parallel&);
-  void (*double_backward[4])(const MinibatchDiscrimination&, const Parallel&);
-};
-
-GANKERN_KERNELS(MinibatchDiscriminationKernels, minibatch_discrimination)
+GANKERN_KERNELS(Orders<MinibatchDiscrimination>, minibatch_discrimination)
 
 }  // namespace gankern

@@ -34,8 +34,6 @@ namespace gankern {
 namespace GANKERN_ISA {
 namespace {
 
-enum Order { kForward, kBackward, kDoubleBackward };
-
 constexpr int kVectors = 4;                   // of each sample at a time
 constexpr int64_t kChunkValues = 32 * 1024;   // of all samples of a group together
 constexpr int64_t kLargeGroup = 1024 * 1024;  // bytes; too large for a core's own cache
@@ -317,12 +315,7 @@ void run(const MinibatchStddev& in, const Parallel& parallel) {
 
 }  // namespace
 
-extern const MinibatchStddevKernels minibatch_stddev = {
-    {run<double, kForward>, run<float, kForward>, run<BFloat16, kForward>, run<Half, kForward>},
-    {run<double, kBackward>, run<float, kBackward>, run<BFloat16, kBackward>, run<Half, kBackward>},
-    {run<double, kDoubleBackward>, run<float, kDoubleBackward>, run<BFloat16, kDoubleBackward>,
-     run<Half, kDoubleBackward>},
-};
+extern const Orders<MinibatchStddev> minibatch_stddev = GANKERN_EACH_ORDER(run);
 
 }  // namespace GANKERN_ISA
 }  // namespace gankern

@@ -3,8 +3,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
-#include "parallel.h"
+#include "kernels.h"
 
 namespace gankern {
 
@@ -24,12 +23,6 @@ struct MinibatchStddev {
   void* out_x;         // like x: the gradient of x
 };
 
-struct MinibatchStddevKernels {
-  void (*forward[4])(const MinibatchStddev&, const Parallel&);
-  void (*backward[4])(const MinibatchStddev&, const Parallel&);
-  void (*double_backward[4])(const MinibatchStddev&, const Parallel&);
-};
-
-GANKERN_KERNELS(MinibatchStddevKernels, minibatch_stddev)
+GANKERN_KERNELS(Orders<MinibatchStddev>, minibatch_stddev)
 
 }  // namespace gankern

@@ -41,8 +41,6 @@ namespace gankern {
 namespace GANKERN_ISA {
 namespace {
 
-enum Order { kForward, kBackward, kDoubleBackward };
-
 constexpr int64_t kGrain = 32768;           // elements that are worth a thread
 constexpr int64_t kMostChunks = 64;         // of pixels, each with a sum for db
 constexpr int64_t kTileBytes = 256 * 1024;  // of all tensors of a tile
@@ -361,12 +359,7 @@ void run(const PixelNorm& in, const Parallel& parallel) {
 
 }  // namespace
 
-extern const PixelNormKernels pixel_norm = {
-    {run<double, kForward>, run<float, kForward>, run<BFloat16, kForward>, run<Half, kForward>},
-    {run<double, kBackward>, run<float, kBackward>, run<BFloat16, kBackward>, run<Half, kBackward>},
-    {run<double, kDoubleBackward>, run<float, kDoubleBackward>, run<BFloat16, kDoubleBackward>,
-     run<Half, kDoubleBackward>},
-};
+extern const Orders<PixelNorm> pixel_norm = GANKERN_EACH_ORDER(run);
 
 }  // namespace GANKERN_ISA
 }  // namespace gankern

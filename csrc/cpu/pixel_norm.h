@@ -3,9 +3,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
-#include "layout.h"
-#include "parallel.h"
+#include "kernels.h"
 
 namespace gankern {
 
@@ -29,12 +27,6 @@ struct PixelNorm {
   double eps;
 };
 
-struct PixelNormKernels {
-  void (*forward[4])(const PixelNorm&, const Parallel&);
-  void (*backward[4])(const PixelNorm&, const Parallel&);
-  void (*double_backward[4])(const PixelNorm&, const Parallel&);
-};
-
-GANKERN_KERNELS(PixelNormKernels, pixel_norm)
+GANKERN_KERNELS(Orders<PixelNorm>, pixel_norm)
 
 }  // namespace gankern

@@ -37,7 +37,8 @@ constexpr int64_t kBlockBytes = 256 * 1024;     // what a sweep keeps in the L2 
 constexpr int64_t kWorkerElements = 32 * 1024;  // less than this is not worth waking a thread for
 constexpr int64_t kReduceColumns = 1024;
 constexpr int64_t kScaleElements = 64 * 1024;
-constexpr int64_t kStreamBytes = int64_t{4} << 20;  // results larger than this are written past the caches
+constexpr int64_t kStreamWeightBytes = int64_t{4}
+                                       << 20;  // results larger than this are written past the caches
 
 // The k-th of n nearly equal ranges of [0, total).
 struct Range {
@@ -424,7 +425,7 @@ void forward(SpectralNormForward* layers, int64_t count, const SpectralNormOptio
     const int64_t units = options.n_power_iterations ? s.units() : s.m.rows;
     s.chunks = max(1, min(min(units, kMaxChunks), ceil_div(s.m.elements(), kChunkElements)));
     s.segments = max(1, ceil_div(s.second_size(), kReduceColumns));
-    s.past_caches = s.m.elements() * int64_t(sizeof(T)) > kStreamBytes;
+    s.past_caches = s.m.elements() * int64_t(sizeof(T)) > kStreamWeightBytes;
     elements += s.m.elements();
     scratch += s.chunks * s.second_size() + max(s.chunks, s.segments);
   }
@@ -652,7 +653,7 @@ void gradient(Layer* layers, int64_t count, const Parallel& parallel) {
     s.chunks = max(1, min(min(s.m.outer * s.m.rows, kMaxChunks), ceil_div(s.m.elements(), kChunkElements)));
     elements += s.m.elements();
     s.products = products + l * kMaxChunks * kProducts;
-    s.past_caches = s.m.elements() * int64_t(sizeof(T)) > kStreamBytes;
+    s.past_caches = s.m.elements() * int64_t(sizeof(T)) > kStreamWeightBytes;
   }
   GradientWork<T, Layer> work{layers, states, elements};
   run_staged(parallel, work, count, 2);
@@ -661,11 +662,9 @@ void gradient(Layer* layers, int64_t count, const Parallel& parallel) {
 }  // namespace
 
 extern const SpectralNormKernels spectral_norm = {
-    {forward<double>, forward<float>, forward<BFloat16>, forward<Half>},
-    {gradient<double, SpectralNormBackward>, gradient<float, SpectralNormBackward>,
-     gradient<BFloat16, SpectralNormBackward>, gradient<Half, SpectralNormBackward>},
-    {gradient<double, SpectralNormDoubleBackward>, gradient<float, SpectralNormDoubleBackward>,
-     gradient<BFloat16, SpectralNormDoubleBackward>, gradient<Half, SpectralNormDoubleBackward>},
+    GANKERN_EACH_DTYPE(forward),
+    GANKERN_EACH_DTYPE(gradient, SpectralNormBackward),
+    GANKERN_EACH_DTYPE(gradient, SpectralNormDoubleBackward),
 };
 
 }  // namespace GANKERN_ISA

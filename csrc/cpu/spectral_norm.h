@@ -3,8 +3,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
-#include "parallel.h"
+#include "kernels.h"
 
 namespace gankern {
 
@@ -49,9 +48,9 @@ struct SpectralNormOptions {
 };
 
 struct SpectralNormKernels {
-  void (*forward[4])(SpectralNormForward*, int64_t layers, const SpectralNormOptions&, const Parallel&);
-  void (*backward[4])(SpectralNormBackward*, int64_t layers, const Parallel&);
-  void (*double_backward[4])(SpectralNormDoubleBackward*, int64_t layers, const Parallel&);
+  void (*forward[kDtypes])(SpectralNormForward*, int64_t layers, const SpectralNormOptions&, const Parallel&);
+  void (*backward[kDtypes])(SpectralNormBackward*, int64_t layers, const Parallel&);
+  void (*double_backward[kDtypes])(SpectralNormDoubleBackward*, int64_t layers, const Parallel&);
 };
 
 GANKERN_KERNELS(SpectralNormKernels, spectral_norm)

@@ -664,7 +664,7 @@ void run(const Upfirdn2d& in, const Parallel& parallel) {
 
 }  // namespace
 
-extern const Upfirdn2dKernels upfirdn2d = {{run<double>, run<float>, run<BFloat16>, run<Half>}};
+extern const Upfirdn2dKernels upfirdn2d = {GANKERN_EACH_DTYPE(run)};
 
 }  // namespace GANKERN_ISA
 }  // namespace gankern

@@ -3,8 +3,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
-#include "parallel.h"
+#include "kernels.h"
 
 namespace gankern {
 
@@ -29,7 +28,7 @@ struct Upfirdn2d {
 };
 
 struct Upfirdn2dKernels {
-  void (*run[4])(const Upfirdn2d&, const Parallel&);
+  void (*run[kDtypes])(const Upfirdn2d&, const Parallel&);
 };
 
 GANKERN_KERNELS(Upfirdn2dKernels, upfirdn2d)

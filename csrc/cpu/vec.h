@@ -26,10 +26,6 @@ struct Half {
   uint16_t bits;
 };
 
-// The order of dtypes in every kernel table.
-enum class Dtype { kFloat64 = 0, kFloat32 = 1, kBFloat16 = 2, kFloat16 = 3 };
-constexpr int kDtypes = 4;
-
 namespace GANKERN_ISA {
 
 #if defined(__AVX512F__)

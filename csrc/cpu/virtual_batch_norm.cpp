@@ -67,7 +67,6 @@ constexpr int64_t kSumPixels = 4096;                // summed in A before they a
 constexpr int64_t kSumRows = 64;                    // likewise, channels last
 constexpr int64_t kLargeExample = 8 * 1024 * 1024;  // bytes: two would not stay in the shared cache
 constexpr int64_t kGroups = 32;                     // of examples
-constexpr int64_t kStreamBytes = 16 * 1024 * 1024;  // results from this size on are written past the caches
 
 // The iterations of the loop that follows do not depend on each other.
 #if defined(__clang__)
@@ -469,7 +468,6 @@ struct Memory {
   }
 };
 
-enum Order { kForward, kBackward, kDoubleBackward };
 constexpr int kCoefs[] = {3, 5, 9};
 constexpr int kSums[] = {2, 2, 5};
 constexpr int64_t kGradients = 4;  // of channels: ref_mean, ref_mean_square, weight, bias
@@ -867,16 +865,10 @@ void statistics_double_backward(const BatchStatistics& in, const Parallel& paral
 
 }  // namespace
 
-#define GANKERN_EACH_DTYPE(f) {f<double>, f<float>, f<BFloat16>, f<Half>}
-
 extern const VirtualBatchNormKernels virtual_batch_norm = {
-    {run<double, kForward>, run<float, kForward>, run<BFloat16, kForward>, run<Half, kForward>},
-    {run<double, kBackward>, run<float, kBackward>, run<BFloat16, kBackward>, run<Half, kBackward>},
-    {run<double, kDoubleBackward>, run<float, kDoubleBackward>, run<BFloat16, kDoubleBackward>,
-     run<Half, kDoubleBackward>},
-    GANKERN_EACH_DTYPE(statistics),
-    GANKERN_EACH_DTYPE(statistics_backward),
-    GANKERN_EACH_DTYPE(statistics_double_backward),
+    GANKERN_EACH_ORDER(run),
+    {GANKERN_EACH_DTYPE(statistics), GANKERN_EACH_DTYPE(statistics_backward),
+     GANKERN_EACH_DTYPE(statistics_double_backward)},
 };
 
 }  // namespace GANKERN_ISA

@@ -3,8 +3,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
-#include "parallel.h"
+#include "kernels.h"
 
 namespace gankern {
 
@@ -42,12 +41,8 @@ struct BatchStatistics {
 };
 
 struct VirtualBatchNormKernels {
-  void (*forward[4])(const VirtualBatchNorm&, const Parallel&);
-  void (*backward[4])(const VirtualBatchNorm&, const Parallel&);
-  void (*double_backward[4])(const VirtualBatchNorm&, const Parallel&);
-  void (*statistics[4])(const BatchStatistics&, const Parallel&);
-  void (*statistics_backward[4])(const BatchStatistics&, const Parallel&);
-  void (*statistics_double_backward[4])(const BatchStatistics&, const Parallel&);
+  Orders<VirtualBatchNorm> norm;
+  Orders<BatchStatistics> statistics;
 };
 
 GANKERN_KERNELS(VirtualBatchNormKernels, virtual_batch_norm)

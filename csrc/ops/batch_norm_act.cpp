@@ -1,18 +1,12 @@
 // torch.ops.gankern.batch_norm_act and its gradients on CPU tensors. Schemas: gankern/ops/batch_norm_act.py.
 #include "../cpu/batch_norm_act.h"
 
-#include "common.h"
-#include "feature_map.h"
+#include "layout.h"
 
 namespace gankern {
 namespace {
 
 constexpr const char* kName = "batch_norm_act";
-
-Operand images_of(const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() >= 2, kName, ": x must have 2 dimensions or more, got ", x.dim());
-  return channels_lie_last(x) ? Operand(x) : compact(x);
-}
 
 // The problem in the kernels' own layouts. The tensors that own the memory stay alive in here.
 struct Problem {
@@ -23,7 +17,7 @@ struct Problem {
 
   Problem(const Tensor& x_in, const Optional& weight_in, const Optional& bias_in, bool training,
           double negative_slope)
-      : x(images_of(x_in)),
+      : x(dense_images(x_in, 2, kName)),
         in(task(*x, training, negative_slope)),
         weight(take(weight_in, "weight")),
         bias(take(bias_in, "bias")) {
@@ -148,11 +142,7 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_wei
   return {grad_grad, grad_x, grad_weight};
 }
 
+STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) { implement_orders<forward, backward, double_backward>(m, kName); }
+
 }  // namespace
 }  // namespace gankern
-
-STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
-  m.impl("batch_norm_act", TORCH_BOX(&gankern::forward));
-  m.impl("batch_norm_act_backward", TORCH_BOX(&gankern::backward));
-  m.impl("batch_norm_act_double_backward", TORCH_BOX(&gankern::double_backward));
-}

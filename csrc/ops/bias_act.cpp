@@ -90,12 +90,10 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_bia
   return {grad_grad, grad_saved, grad_bias};
 }
 
+STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
+  implement_orders<forward, backward, double_backward>(m, kName);
+  m.impl("bias_act_forward_", TORCH_BOX(&forward_));
+}
+
 }  // namespace
 }  // namespace gankern
-
-STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
-  m.impl("bias_act", TORCH_BOX(&gankern::forward));
-  m.impl("bias_act_forward_", TORCH_BOX(&gankern::forward_));
-  m.impl("bias_act_backward", TORCH_BOX(&gankern::backward));
-  m.impl("bias_act_double_backward", TORCH_BOX(&gankern::double_backward));
-}

@@ -15,6 +15,7 @@
 #include <initializer_list>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -165,5 +166,13 @@ inline Operand like(const Optional& tensor, const Tensor& model, const char* op)
 
 // What stands for a result that nobody asked for.
 inline Tensor missing(const Tensor& x) { return blank(x, {0}); }
+
+// Registers an operator and its gradients: `name`, `name`_backward, `name`_double_backward.
+template <auto forward, auto backward, auto double_backward>
+void implement_orders(torch::stable::detail::StableLibrary& library, const std::string& name) {
+  library.impl(name.c_str(), TORCH_BOX(forward));
+  library.impl((name + "_backward").c_str(), TORCH_BOX(backward));
+  library.impl((name + "_double_backward").c_str(), TORCH_BOX(double_backward));
+}
 
 }  // namespace gankern

@@ -2,7 +2,7 @@
 // gankern/ops/convolution.py.
 #include "../cpu/convolution.h"
 
-#include "feature_map.h"
+#include "layout.h"
 
 namespace gankern {
 namespace {
@@ -10,17 +10,13 @@ namespace {
 constexpr const char* kName = "convolution_row";
 constexpr int64_t kTaps[kConvolutionRows] = {3, 3, 3, 3, 4, 4, 4, 4};
 
-// Whether a 4-D tensor's channels lie side by side and it is not contiguous as well:
-// gankern/ops/convolution.py has the same.
-inline bool is_channels_last(const Tensor& x) { return x.stride(1) == 1 && !x.is_contiguous(); }
-
 // A tensor densely in one of the two memory formats.
 struct Images {
   const Operand tensor;
   const ConvolutionImages view;
   explicit Images(const Tensor& x)
-      : tensor(in_layout(x, is_channels_last(x))),
-        view{x.size(1), x.size(2), x.size(3), is_channels_last(x), const_cast<void*>(tensor.data())} {}
+      : tensor(in_layout(x, has_channels_together(x))),
+        view{x.size(1), x.size(2), x.size(3), has_channels_together(x), const_cast<void*>(tensor.data())} {}
 };
 
 void check_images(const Tensor& x, const Tensor& model, const char* name) {
@@ -52,7 +48,7 @@ Tensor forward(Tensor x, Tensor weight, Optional bias, int64_t row, int64_t heig
   STD_TORCH_CHECK(height >= 0 && width >= 0, kName, ": the result's size is negative");
   const int64_t channels = weight.size(swap ? 1 : 0);
   const Images in(x);
-  const bool last = in.view.channels_last || is_channels_last(weight);
+  const bool last = in.view.channels_last || has_channels_together(weight);
   Tensor out = empty_in_layout(x, {x.size(0), channels, height, width}, last);
   Convolution task{};
   task.images = x.size(0);
@@ -93,10 +89,10 @@ Tensor weight_gradient(Tensor x, Tensor grad, int64_t row, int64_t padding, bool
   return weight;
 }
 
+STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
+  m.impl("convolution_row", TORCH_BOX(&forward));
+  m.impl("convolution_row_weight_gradient", TORCH_BOX(&weight_gradient));
+}
+
 }  // namespace
 }  // namespace gankern
-
-STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
-  m.impl("convolution_row", TORCH_BOX(&gankern::forward));
-  m.impl("convolution_row_weight_gradient", TORCH_BOX(&gankern::weight_gradient));
-}

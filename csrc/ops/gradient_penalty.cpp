@@ -72,11 +72,7 @@ std::tuple<Tensor, Tensor> double_backward(Tensor grad_grad_in, Tensor grad_in, 
   return {to_grad, out};
 }
 
+STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) { implement_orders<forward, backward, double_backward>(m, kName); }
+
 }  // namespace
 }  // namespace gankern
-
-STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
-  m.impl("gradient_penalty", TORCH_BOX(&gankern::forward));
-  m.impl("gradient_penalty_backward", TORCH_BOX(&gankern::backward));
-  m.impl("gradient_penalty_double_backward", TORCH_BOX(&gankern::double_backward));
-}

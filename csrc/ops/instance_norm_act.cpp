@@ -3,8 +3,7 @@
 #include <cstring>
 
 #include "../cpu/batch_norm_act.h"
-#include "common.h"
-#include "feature_map.h"
+#include "layout.h"
 
 namespace gankern {
 namespace {
@@ -28,7 +27,7 @@ struct Problem {
   const Operand weight, bias;
 
   Problem(const Tensor& x_in, const Optional& weight_in, const Optional& bias_in, double negative_slope)
-      : x(images_of(x_in)),
+      : x(dense_images(x_in, 3, kName)),
         samples(x->size(0)),
         own(x->size(1)),
         in(task(*x, negative_slope)),
@@ -39,10 +38,6 @@ struct Problem {
     in.bias = bias.data();
   }
 
-  static Operand images_of(const Tensor& x) {
-    STD_TORCH_CHECK(x.dim() >= 3, kName, ": x must have 3 dimensions or more, got ", x.dim());
-    return channels_lie_last(x) ? Operand(x) : compact(x);
-  }
   static BatchNormAct task(const Tensor& x, double negative_slope) {
     BatchNormAct in{};
     in.channels_last = !x.is_contiguous();
@@ -158,11 +153,7 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_wei
   return {grad_grad, grad_x, to_weight ? problem.gradient_of(weight, every_weight) : every_weight};
 }
 
+STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) { implement_orders<forward, backward, double_backward>(m, kName); }
+
 }  // namespace
 }  // namespace gankern
-
-STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
-  m.impl("instance_norm_act", TORCH_BOX(&gankern::forward));
-  m.impl("instance_norm_act_backward", TORCH_BOX(&gankern::backward));
-  m.impl("instance_norm_act_double_backward", TORCH_BOX(&gankern::double_backward));
-}

@@ -83,11 +83,7 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional grad_grad_m, Optiona
   return {grad_grad, grad_m, grad_other};
 }
 
+STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) { implement_orders<forward, backward, double_backward>(m, kName); }
+
 }  // namespace
 }  // namespace gankern
-
-STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
-  m.impl("minibatch_discrimination", TORCH_BOX(&gankern::forward));
-  m.impl("minibatch_discrimination_backward", TORCH_BOX(&gankern::backward));
-  m.impl("minibatch_discrimination_double_backward", TORCH_BOX(&gankern::double_backward));
-}

@@ -2,7 +2,7 @@
 // gankern/ops/minibatch_stddev.py.
 #include "../cpu/minibatch_stddev.h"
 
-#include "feature_map.h"
+#include "layout.h"
 
 namespace gankern {
 namespace {
@@ -19,7 +19,7 @@ struct Problem {
 
   Problem(const Tensor& x_in, int64_t group_size, int64_t num_channels, bool strided, bool unbiased,
           double eps)
-      : channels_last(lies_channels_last(x_in)), x(in_layout(x_in, channels_last)), features(num_channels) {
+      : channels_last(goes_channels_last(x_in)), x(in_layout(x_in, channels_last)), features(num_channels) {
     STD_TORCH_CHECK(x->dim() >= 2, kName, ": x must be [N, C, ...], got ", x->dim(), " dimensions");
     STD_TORCH_CHECK(group_size > 0 && x->size(0) % group_size == 0, kName,
                     ": the group does not divide the batch");
@@ -95,11 +95,7 @@ std::tuple<Tensor, Tensor> double_backward(Tensor grad_grad_x, Tensor grad_in, T
   return {grad_grad, grad_x};
 }
 
+STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) { implement_orders<forward, backward, double_backward>(m, kName); }
+
 }  // namespace
 }  // namespace gankern
-
-STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
-  m.impl("minibatch_stddev", TORCH_BOX(&gankern::forward));
-  m.impl("minibatch_stddev_backward", TORCH_BOX(&gankern::backward));
-  m.impl("minibatch_stddev_double_backward", TORCH_BOX(&gankern::double_backward));
-}

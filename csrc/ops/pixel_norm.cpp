@@ -88,11 +88,7 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_bia
   return {grad_grad, grad_y, grad_scale};
 }
 
+STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) { implement_orders<forward, backward, double_backward>(m, kName); }
+
 }  // namespace
 }  // namespace gankern
-
-STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
-  m.impl("pixel_norm", TORCH_BOX(&gankern::forward));
-  m.impl("pixel_norm_backward", TORCH_BOX(&gankern::backward));
-  m.impl("pixel_norm_double_backward", TORCH_BOX(&gankern::double_backward));
-}

@@ -293,11 +293,7 @@ std::tuple<Tensors, Tensors> double_backward(Gradients grad_grad_weights, Gradie
   return {grad_grads, grad_weights};
 }
 
+STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) { implement_orders<forward, backward, double_backward>(m, kName); }
+
 }  // namespace
 }  // namespace gankern
-
-STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
-  m.impl("spectral_norm", TORCH_BOX(&gankern::forward));
-  m.impl("spectral_norm_backward", TORCH_BOX(&gankern::backward));
-  m.impl("spectral_norm_double_backward", TORCH_BOX(&gankern::double_backward));
-}

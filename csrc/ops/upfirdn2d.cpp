@@ -2,7 +2,7 @@
 #include "../cpu/upfirdn2d.h"
 
 #include "../cpu/vec.h"
-#include "common.h"
+#include "layout.h"
 
 namespace gankern {
 namespace {
@@ -29,23 +29,18 @@ std::vector<double> to_double(const Tensor& tensor) {
   }
 }
 
-// As gankern/ops/upfirdn2d.py decides it.
-bool channels_last(const Tensor& x) {
-  return x.size(1) > 1 && x.strides()[1] == 1 && x.strides()[3] >= x.size(1);
-}
-
 // Whether the kernel can go through the samples of a row as they lie.
 bool rows_are_dense(const Tensor& x, int64_t group) {
   return (x.size(3) <= 1 || x.strides()[3] == group) && (group == 1 || x.strides()[1] == 1);
 }
 
-Tensor empty(const Tensor& x, const Sizes& size, torch::headeronly::MemoryFormat format) {
+Tensor empty(const Tensor& x, const Sizes& size, MemoryFormat format) {
   return torch::stable::empty({x.size(0), x.size(1), size[0], size[1]}, x.scalar_type(), std::nullopt,
                               x.device(), std::nullopt, format);
 }
 
 // x itself where the kernel can go through its rows as they lie, else a dense copy.
-Operand rows_of(const Tensor& x, int64_t group, torch::headeronly::MemoryFormat format) {
+Operand rows_of(const Tensor& x, int64_t group, MemoryFormat format) {
   if (rows_are_dense(x, group)) return Operand(x);
   Tensor copy = empty(x, {x.size(2), x.size(3)}, format);
   torch::stable::copy_(copy, x);
@@ -63,8 +58,7 @@ Tensor upfirdn2d_cpu(Tensor x_in, Tensor filter, Sizes up, Sizes down, Sizes sta
     STD_TORCH_CHECK(up[i] >= 1 && down[i] >= 1 && size[i] >= 0, kName,
                     ": up and down must be at least 1, and size 0");
 
-  using torch::headeronly::MemoryFormat;
-  const bool grouped = channels_last(x_in);
+  const bool grouped = has_whole_pixels(x_in);
   const MemoryFormat format = grouped ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
   const int64_t group = grouped ? x_in.size(1) : 1;
   const Operand owner = rows_of(x_in, group, format);
@@ -97,7 +91,7 @@ Tensor upfirdn2d_cpu(Tensor x_in, Tensor filter, Sizes up, Sizes down, Sizes sta
   return out;
 }
 
+STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) { m.impl("upfirdn2d", TORCH_BOX(&upfirdn2d_cpu)); }
+
 }  // namespace
 }  // namespace gankern
-
-STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) { m.impl("upfirdn2d", TORCH_BOX(&gankern::upfirdn2d_cpu)); }

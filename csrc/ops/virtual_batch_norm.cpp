@@ -3,7 +3,7 @@
 #include "../cpu/virtual_batch_norm.h"
 
 #include "../cpu/vec.h"
-#include "feature_map.h"
+#include "layout.h"
 
 namespace gankern {
 namespace {
@@ -62,7 +62,7 @@ struct Map {
   int64_t count, channels, pixels = 1;
 
   explicit Map(const Tensor& x_in)
-      : channels_last(lies_channels_last(x_in)), x(in_layout(x_in, channels_last)) {
+      : channels_last(goes_channels_last(x_in)), x(in_layout(x_in, channels_last)) {
     STD_TORCH_CHECK(x->dim() >= 2, kName, ": x must be [N, C, ...], got ", x->dim(), " dimensions");
     count = x->size(0);
     channels = x->size(1);
@@ -130,7 +130,7 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor ref_mean, Tensor ref_mean_sq
   Tensor out = p.empty(), saved = p.doubles({2, p.count, p.channels});
   p.in.out = out.mutable_data_ptr();
   p.in.saved = static_cast<double*>(saved.mutable_data_ptr());
-  p.run(virtual_batch_norm().forward);
+  p.run(virtual_batch_norm().norm.forward);
   return {out, saved};
 }
 
@@ -147,7 +147,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_in, Tens
   if (need_channels) p.want_sums();
   Tensor grad_x = need_x ? p.empty() : p.missing();
   if (need_x) p.in.out_x = grad_x.mutable_data_ptr();
-  p.run(virtual_batch_norm().backward);
+  p.run(virtual_batch_norm().norm.backward);
   if (!need_channels) return {grad_x, p.missing(), p.missing(), p.missing(), p.missing()};
   return {grad_x, in_dtype_of(ref_mean, *p.x, p.sum(0), p.channels),
           in_dtype_of(ref_mean_square, *p.x, p.sum(1), p.channels),
@@ -176,7 +176,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> double_backward(
   Tensor grad_grad = need_grad ? p.empty() : p.missing(), grad_x = need_x ? p.empty() : p.missing();
   if (need_grad) p.in.out = grad_grad.mutable_data_ptr();
   if (need_x) p.in.out_x = grad_x.mutable_data_ptr();
-  p.run(virtual_batch_norm().double_backward);
+  p.run(virtual_batch_norm().norm.double_backward);
   if (!need_channels) return {grad_grad, grad_x, p.missing(), p.missing(), p.missing()};
   return {grad_grad, grad_x, in_dtype_of(ref_mean, *p.x, p.sum(0), p.channels),
           in_dtype_of(ref_mean_square, *p.x, p.sum(1), p.channels),
@@ -206,7 +206,7 @@ Tensor statistics(Tensor x) {
   Statistics s(x);
   Tensor moments = s.doubles({2, s.channels});
   s.in.moments = static_cast<double*>(moments.mutable_data_ptr());
-  s.run(virtual_batch_norm().statistics);
+  s.run(virtual_batch_norm().statistics.forward);
   return moments;
 }
 
@@ -229,7 +229,7 @@ Tensor statistics_backward(Tensor grad, Tensor x, Tensor moments) {
   const Moments m(s, grad, moments);
   Tensor grad_x = s.empty();
   s.in.out_x = grad_x.mutable_data_ptr();
-  s.run(virtual_batch_norm().statistics_backward);
+  s.run(virtual_batch_norm().statistics.backward);
   return grad_x;
 }
 
@@ -242,18 +242,15 @@ std::tuple<Tensor, Tensor> statistics_double_backward(Tensor grad_grad_x, Tensor
   s.in.grad_x = h.data();
   s.in.moments = static_cast<double*>(grad_grad.mutable_data_ptr());
   s.in.out_x = grad_x.mutable_data_ptr();
-  s.run(virtual_batch_norm().statistics_double_backward);
+  s.run(virtual_batch_norm().statistics.double_backward);
   return {grad_grad, grad_x};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
+  implement_orders<forward, backward, double_backward>(m, kName);
+  implement_orders<statistics, statistics_backward, statistics_double_backward>(
+      m, "virtual_batch_norm_statistics");
 }
 
 }  // namespace
 }  // namespace gankern
-
-STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
-  m.impl("virtual_batch_norm", TORCH_BOX(&gankern::forward));
-  m.impl("virtual_batch_norm_backward", TORCH_BOX(&gankern::backward));
-  m.impl("virtual_batch_norm_double_backward", TORCH_BOX(&gankern::double_backward));
-  m.impl("virtual_batch_norm_statistics", TORCH_BOX(&gankern::statistics));
-  m.impl("virtual_batch_norm_statistics_backward", TORCH_BOX(&gankern::statistics_backward));
-  m.impl("virtual_batch_norm_statistics_double_backward", TORCH_BOX(&gankern::statistics_double_backward));
-}

@@ -1,7 +1,7 @@
 """How feature maps [N, C, ...] lie in memory, and what kernels accumulate in: every question about it, once.
 
-What csrc/ops/feature_map.h and csrc/ops/layout.h ask of tensors for the C++ kernels, these ask for fake kernels, for
-Triton, and for the rules of the tangent form. They differ in what they make of gaps, and say so.
+What csrc/layout.h asks of tensors for the C++ kernels and nodes, these ask for fake kernels, for Triton, and for the
+rules of the tangent form. They differ in what they make of gaps, and say so.
 """
 
 from __future__ import annotations

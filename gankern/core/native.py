@@ -41,7 +41,7 @@ NATIVE_MISSING = _load_native()
 # Set to 0, every gradient goes through Python.
 NODES_VARIABLE = "GANKERN_AUTOGRAD_NODES"
 
-_INTERFACE = 3  # as csrc/autograd/primitives.h has it
+_INTERFACE = 3  # as csrc/autograd/module.cpp has it
 
 
 class _Declines:

@@ -239,7 +239,7 @@ def _bias_act_kernel(
 
 @functools.lru_cache(maxsize=4096)
 def layout(shape: Sequence[int], strides: Sequence[int], dim: int) -> tuple[int, int, int]:
-    """Outer, channels, inner of a dense tensor, as in csrc/cpu/layout.h."""
+    """Outer, channels, inner of a dense tensor, as in csrc/cpu/kernels.h."""
     channels = shape[dim] if shape else 1
     size = math.prod(shape)
     if size == 0:

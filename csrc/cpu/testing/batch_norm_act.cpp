@@ -53,28 +53,14 @@ template <class T>
 struct Call {
   using A = Acc<T>;
   const Inputs<T>& in;
-  Buffer<T> x, grad, h;
-  Buffer<A> weight, bias, h_weight, h_bias, mean, var, stats;
-  std::vector<Buffer<T>> tensors;
-  std::vector<Buffer<A>> affines;
+  Placement at;
+  Buffer<T> x{in.x, at}, grad{in.grad, at}, h{in.h, at};
+  Buffer<A> weight{in.weight, at}, bias{in.bias, at}, h_weight{in.h_weight, at}, h_bias{in.h_bias, at},
+      mean{in.mean, at}, var{in.var, at}, stats{3 * in.shape.channels, at};
+  std::vector<Buffer<T>> tensors = buffers<T>(kTensors, x.size(), at);
+  std::vector<Buffer<A>> affines = buffers<A>(kAffines, in.shape.affine(), at);
 
-  Call(const Inputs<T>& i, Placement at)
-      : in(i),
-        x(i.x, at),
-        grad(i.grad, at),
-        h(i.h, at),
-        weight(i.weight, at),
-        bias(i.bias, at),
-        h_weight(i.h_weight, at),
-        h_bias(i.h_bias, at),
-        mean(i.mean, at),
-        var(i.var, at),
-        stats(3 * i.shape.channels, at) {
-    for (int k = 0; k < kTensors; ++k) tensors.emplace_back(i.shape.size(), at);
-    for (int k = 0; k < kAffines; ++k) affines.emplace_back(i.shape.affine(), at);
-  }
-
-  void run(const BatchNormActKernels& kernels, const Parallel& parallel) {
+  void run(const Orders<BatchNormAct>& kernels, const Parallel& parallel) {
     const Shape& s = in.shape;
     BatchNormAct b{};
     b.samples = s.samples, b.channels = s.channels, b.plane = s.plane;
@@ -93,11 +79,7 @@ struct Call {
     kernels.double_backward[kDtype<T>](b, parallel);
   }
   bool same(const Call& other) const {
-    for (int k = 0; k < kTensors; ++k)
-      if (!tensors[size_t(k)].same_bits(other.tensors[size_t(k)])) return false;
-    for (int k = 0; k < kAffines; ++k)
-      if (!affines[size_t(k)].same_bits(other.affines[size_t(k)])) return false;
-    return true;
+    return all_same(tensors, other.tensors) && all_same(affines, other.affines);
   }
   bool inputs_unchanged() const {
     if (in.shape.size() == 0) return true;
@@ -158,37 +140,20 @@ void compare(const Call<T>& call, const char* what) {
   near(call.affines[kGradBias], grad_bias, 0, "grad_bias");
 }
 
-// Every instruction set, placement and number of threads on one problem; all must agree bit by bit.
+// Every instruction set, placement and number of threads on one problem.
 template <class T>
-void test_problem(const Shape& shape, const std::vector<Placement>& placements,
-                  const std::vector<int>& counts) {
+void test_problem(const Shape& shape, const Placements& placements, const std::vector<int>& counts) {
   const Inputs<T> inputs(shape);
-  for (const auto& [isa, kernels] : GANKERN_TEST_TABLES(BatchNormActKernels, batch_norm_act)) {
-    Call<T> first(inputs, Placement::kHeap);
-    first.run(kernels, threads(1));
-    char what[128];
-    std::snprintf(what, sizeof what, "%s, %s, [%lld, %lld, %lld], %lld instances%s%s%s", isa, dtype_name<T>(),
-                  (long long)shape.samples, (long long)shape.channels, (long long)shape.plane,
-                  (long long)shape.instances, shape.last ? ", last" : "",
-                  shape.per_sample ? ", per sample" : "", shape.training ? "" : ", evaluation");
-    compare(first, what);
-    for (Placement placement : placements) {
-      for (int count : counts) {
-        // Negative: so many threads promised, and one given.
-        Call<T> call(inputs, placement);
-        call.run(kernels, count < 0 ? one_after_the_other(-count) : threads(count));
-        check(call.same(first), "%s: differs with %d threads, %s memory", what, count,
-              placement_name(placement));
-        check(call.inputs_unchanged(), "%s: inputs were written to", what);
-      }
-    }
-  }
+  const std::string what = text("%s, [%lld, %lld, %lld], %lld instances%s%s%s", dtype_name<T>(),
+                                (long long)shape.samples, (long long)shape.channels, (long long)shape.plane,
+                                (long long)shape.instances, shape.last ? ", last" : "",
+                                shape.per_sample ? ", per sample" : "", shape.training ? "" : ", evaluation");
+  test_every_way<Call<T>>(GANKERN_TEST_TABLES(batch_norm_act), inputs, what, placements, counts, compare<T>);
 }
 
 }  // namespace
 
-void test_batch_norm_act() {
-  const std::vector<Placement> all(std::begin(kPlacements), std::end(kPlacements));
+GANKERN_TEST(batch_norm_act) {
   // Few channels in parts; columns in blocks; rows in parts.
   const std::vector<Shape> shared = {{3, 2, 5000, false, false, true}, {3, 2, 5000, false, true, true},
                                      {5, 37, 9, false, true, true},    {2, 40, 20000, true, false, true},
@@ -204,10 +169,10 @@ void test_batch_norm_act() {
       for (bool last : {false, true})
         for (bool per_sample : {false, true})
           for (bool training : {false, true})
-            test_problem<T>({samples, channels, plane, last, per_sample, training}, all, {1, 3});
+            test_problem<T>({samples, channels, plane, last, per_sample, training}, kEveryPlacement, {1, 3});
     for (const auto& [own, plane] :
          std::vector<std::tuple<int64_t, int64_t>>{{1, 5}, {3, 67}, {17, 4}, {700, 3}})
-      test_problem<T>({1, 3 * own, plane, true, false, true, 3}, all, {1, 3});
+      test_problem<T>({1, 3 * own, plane, true, false, true, 3}, kEveryPlacement, {1, 3});
   });
   for (const Shape& shape : shared) test_problem<float>(shape, {Placement::kGuarded}, {2, -3});
 }

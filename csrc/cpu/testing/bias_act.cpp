@@ -132,20 +132,11 @@ struct Inputs {
 template <class T>
 struct Call {
   const Inputs<T>& in;
-  Buffer<T> x, saved, grad, h, bias, h_bias;
-  std::vector<Buffer<T>> tensors, sums;
-
-  Call(const Inputs<T>& i, Placement at)
-      : in(i),
-        x(i.x, at),
-        saved(i.saved, at),
-        grad(i.grad, at),
-        h(i.h, at),
-        bias(i.bias, at),
-        h_bias(i.h_bias, at) {
-    for (int k = 0; k < kTensors; ++k) tensors.emplace_back(x.size(), at);
-    for (int k = 0; k < kSums; ++k) sums.emplace_back(bias.size(), at);
-  }
+  Placement at;
+  Buffer<T> x{in.x, at}, saved{in.saved, at}, grad{in.grad, at}, h{in.h, at}, bias{in.bias, at},
+      h_bias{in.h_bias, at};
+  std::vector<Buffer<T>> tensors = buffers<T>(kTensors, x.size(), at),
+                         sums = buffers<T>(kSums, bias.size(), at);
 
   bool sums_wanted() const { return !in.problem.sparse; }
 
@@ -172,11 +163,7 @@ struct Call {
     kernels.double_backward[row][column](b, parallel);
   }
   bool same(const Call& other) const {
-    for (size_t k = 0; k < kTensors; ++k)
-      if (!tensors[k].same_bits(other.tensors[k])) return false;
-    for (size_t k = 0; k < kSums; ++k)
-      if (!sums[k].same_bits(other.sums[k])) return false;
-    return true;
+    return all_same(tensors, other.tensors) && all_same(sums, other.sums);
   }
   bool inputs_unchanged() const {
     return in.x.empty() || (x.same_bits(in.x) && saved.same_bits(in.saved) && grad.same_bits(in.grad) &&
@@ -204,37 +191,20 @@ void compare(const Call<T>& call, const char* what) {
   }
 }
 
-// Every instruction set, placement and number of threads on one problem; all must agree bit by bit.
+// Every instruction set, placement and number of threads on one problem.
 template <class T>
-void test_problem(const Problem& problem, const std::vector<Placement>& placements,
-                  const std::vector<int>& counts) {
+void test_problem(const Problem& problem, const Placements& placements, const std::vector<int>& counts) {
   const Inputs<T> inputs(problem);
-  for (const auto& [isa, kernels] : GANKERN_TEST_TABLES(BiasActKernels, bias_act)) {
-    Call<T> one(inputs, Placement::kHeap);
-    one.run(kernels, threads(1));
-    char what[128];
-    const Layout& l = problem.layout;
-    std::snprintf(what, sizeof what, "%s, %s, activation %d, [%lld, %lld, %lld]%s", isa, dtype_name<T>(),
-                  int(problem.activation), (long long)l.outer, (long long)l.channels, (long long)l.inner,
-                  problem.sparse ? ", sparse" : "");
-    compare(one, what);
-    for (Placement placement : placements) {
-      for (int count : counts) {
-        // Negative: so many threads promised, and one given.
-        Call<T> call(inputs, placement);
-        call.run(kernels, count < 0 ? one_after_the_other(-count) : threads(count));
-        check(call.same(one), "%s: differs with %d threads, %s memory", what, count,
-              placement_name(placement));
-        check(call.inputs_unchanged(), "%s: inputs were written to", what);
-      }
-    }
-  }
+  const Layout& l = problem.layout;
+  const std::string what =
+      text("%s, activation %d, [%lld, %lld, %lld]%s", dtype_name<T>(), int(problem.activation),
+           (long long)l.outer, (long long)l.channels, (long long)l.inner, problem.sparse ? ", sparse" : "");
+  test_every_way<Call<T>>(GANKERN_TEST_TABLES(bias_act), inputs, what, placements, counts, compare<T>);
 }
 
 }  // namespace
 
-void test_bias_act() {
-  const std::vector<Placement> all(std::begin(kPlacements), std::end(kPlacements));
+GANKERN_TEST(bias_act) {
   // Work for several threads: rows, segments of rows, periods, blocks of a period.
   const std::vector<Layout> shared = {{40, 16, 97}, {2, 2, 40000}, {400, 130, 1}, {64, 700, 9}, {9, 9001, 1}};
   if (kRacesOnly) {
@@ -249,7 +219,7 @@ void test_bias_act() {
       for (bool sparse : {false, true})
         for (const Layout& layout : std::vector<Layout>{
                  {0, 3, 4}, {1, 1, 1}, {3, 5, 1}, {2, 3, 67}, {5, 3, 7}, {1, 1, 130}, {9, 40, 1}})
-          test_problem<T>({layout, Activation(k), sparse}, all, {3});
+          test_problem<T>({layout, Activation(k), sparse}, kEveryPlacement, {3});
   });
   for (const Layout& layout : shared)
     test_problem<float>({layout, Activation::kTanh, false}, {Placement::kShifted, Placement::kGuarded},

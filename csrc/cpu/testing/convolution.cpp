@@ -119,7 +119,7 @@ void test_problem(const Problem& p, const std::vector<int>& thread_counts, Place
   }
   const double tolerance = kEps<T> + 300 * (sizeof(T) == 8 ? 0x1p-52 : 0x1p-23);
 
-  for (const auto& [isa, kernels] : GANKERN_TEST_TABLES(ConvolutionKernels, convolution)) {
+  for (const auto& [isa, kernels] : GANKERN_TEST_TABLES(convolution)) {
     for (int count : thread_counts) {
       char what[160];
       std::snprintf(what, sizeof what, "%s, %s, row %d, [%lld, %lld -> %lld, %lld, %lld], %d threads", isa,
@@ -155,7 +155,7 @@ void test_problem(const Problem& p, const std::vector<int>& thread_counts, Place
 
 }  // namespace
 
-void test_convolution() {
+GANKERN_TEST(convolution) {
   for (int row = 0; row < kConvolutionRows; ++row) {
     Problem p{ConvolutionRow(row), {2, 3, 5, 6, 4}};
     // More tiles than a sum of the weight gradient has, and several blocks.

@@ -32,54 +32,48 @@ struct Inputs {
 };
 
 template <class T>
-struct Outputs {
-  Buffer<Acc<T>> values, norms, to_grad;
-  Buffer<T> first, second;
+struct Call {
+  const Inputs<T>& inputs;
+  Placement at;
+  Buffer<T> gradient{inputs.gradient, at}, grad_grad{inputs.grad_grad, at};
+  Buffer<Acc<T>> grad{inputs.grad, at};
+  Buffer<double> partial{gradient_penalty_partials(inputs.problem.samples, inputs.problem.size), at};
+  Buffer<Acc<T>> values{inputs.problem.samples, at}, norms{inputs.problem.samples, at},
+      to_grad{inputs.problem.samples, at};
+  Buffer<T> first{gradient.size(), at}, second{gradient.size(), at};
 
-  Outputs(const Problem& p, Placement at)
-      : values(p.samples, at),
-        norms(p.samples, at),
-        to_grad(p.samples, at),
-        first(p.samples * p.size, at),
-        second(p.samples * p.size, at) {}
-  bool same(const Outputs& other) const {
+  void run(const Orders<GradientPenalty>& kernels, const Parallel& parallel) {
+    const Problem& p = inputs.problem;
+    GradientPenalty in{p.samples, p.size, p.target, p.one_sided};
+    in.gradient = gradient.data();
+    in.partial = partial.data();
+    in.norms = norms.data();
+    in.values = values.data();
+    kernels.forward[kDtype<T>](in, parallel);
+    in.grad = grad.data();
+    in.values = nullptr;
+    in.out = first.data();
+    in.partial = nullptr;
+    kernels.backward[kDtype<T>](in, parallel);
+    in.grad_grad = grad_grad.data();
+    in.values = to_grad.data();
+    in.out = second.data();
+    in.partial = partial.data();
+    kernels.double_backward[kDtype<T>](in, parallel);
+  }
+  bool same(const Call& other) const {
     return values.same_bits(other.values) && norms.same_bits(other.norms) &&
            to_grad.same_bits(other.to_grad) && first.same_bits(other.first) && second.same_bits(other.second);
+  }
+  bool inputs_unchanged() const {
+    return gradient.size() == 0 || (gradient.same_bits(inputs.gradient) &&
+                                    grad_grad.same_bits(inputs.grad_grad) && grad.same_bits(inputs.grad));
   }
 };
 
 template <class T>
-Outputs<T> run(const GradientPenaltyKernels& kernels, const Inputs<T>& inputs, Placement at,
-               const Parallel& parallel) {
-  const Problem& p = inputs.problem;
-  Buffer<T> gradient(inputs.gradient, at), grad_grad(inputs.grad_grad, at);
-  Buffer<Acc<T>> grad(inputs.grad, at);
-  Buffer<double> partial(gradient_penalty_partials(p.samples, p.size), at);
-  Outputs<T> out(p, at);
-  GradientPenalty in{p.samples, p.size, p.target, p.one_sided};
-  in.gradient = gradient.data();
-  in.partial = partial.data();
-  in.norms = out.norms.data();
-  in.values = out.values.data();
-  kernels.forward[kDtype<T>](in, parallel);
-  in.grad = grad.data();
-  in.values = nullptr;
-  in.out = out.first.data();
-  in.partial = nullptr;
-  kernels.backward[kDtype<T>](in, parallel);
-  in.grad_grad = grad_grad.data();
-  in.values = out.to_grad.data();
-  in.out = out.second.data();
-  in.partial = partial.data();
-  kernels.double_backward[kDtype<T>](in, parallel);
-  check(p.samples * p.size == 0 || (gradient.same_bits(inputs.gradient) &&
-                                    grad_grad.same_bits(inputs.grad_grad) && grad.same_bits(inputs.grad)),
-        "inputs were written to");
-  return out;
-}
-
-template <class T>
-void compare(const Outputs<T>& ours, const Inputs<T>& inputs, const char* what) {
+void compare(const Call<T>& ours, const char* what) {
+  const Inputs<T>& inputs = ours.inputs;
   const Problem& p = inputs.problem;
   const Doubles g = to_double(inputs.gradient), h = to_double(inputs.grad_grad);
   Doubles values, norms, to_grad, first, second;
@@ -117,28 +111,17 @@ void compare(const Outputs<T>& ours, const Inputs<T>& inputs, const char* what) 
 }
 
 template <class T>
-void test_problem(const Problem& problem, const std::vector<int>& thread_counts) {
-  const Inputs<T> inputs(problem);
-  for (const auto& [isa, kernels] : GANKERN_TEST_TABLES(GradientPenaltyKernels, gradient_penalty)) {
-    const Outputs<T> first = run(kernels, inputs, Placement::kHeap, threads(1));
-    char what[128];
-    std::snprintf(what, sizeof what, "%s, %s, [%lld, %lld], target %g, one-sided %d", isa, dtype_name<T>(),
-                  (long long)problem.samples, (long long)problem.size, problem.target, problem.one_sided);
-    compare(first, inputs, what);
-    for (Placement placement : kPlacements)
-      for (int count : thread_counts) {
-        // Negative: so many threads promised, and one given.
-        const Outputs<T> other =
-            run(kernels, inputs, placement, count < 0 ? one_after_the_other(-count) : threads(count));
-        check(other.same(first), "%s: differs with %d threads, %s memory", what, count,
-              placement_name(placement));
-      }
-  }
+void test_problem(const Problem& p, const std::vector<int>& counts) {
+  const Inputs<T> inputs(p);
+  const std::string what = text("%s, [%lld, %lld], target %g, one-sided %d", dtype_name<T>(),
+                                (long long)p.samples, (long long)p.size, p.target, p.one_sided);
+  test_every_way<Call<T>>(GANKERN_TEST_TABLES(gradient_penalty), inputs, what, kEveryPlacement, counts,
+                          compare<T>);
 }
 
 }  // namespace
 
-void test_gradient_penalty() {
+GANKERN_TEST(gradient_penalty) {
   if (kRacesOnly) {
     test_problem<float>({2, 3 * kGradientPenaltyBlock + 5, 1, false}, {2, 5});
     test_problem<float>({700, 300, 1, false}, {3});

@@ -58,21 +58,10 @@ template <class T>
 struct Memory {
   const Points<T>& points;
   bool first, null_grad_m;
-  Buffer<T> m, grad, grad_m;
-  Buffer<T> sums, sums_with_self, out_m, second_sums, second_out_m;
-
-  Memory(const Points<T>& p, bool is_first, bool no_grad_m, Placement at)
-      : points(p),
-        first(is_first),
-        null_grad_m(no_grad_m),
-        m(p.m, at),
-        grad(p.grad, at),
-        grad_m(p.grad_m, at),
-        sums(grad.size(), at),
-        sums_with_self(grad.size(), at),
-        out_m(m.size(), at),
-        second_sums(grad.size(), at),
-        second_out_m(m.size(), at) {}
+  Placement at;
+  Buffer<T> m{points.m, at}, grad{points.grad, at}, grad_m{points.grad_m, at};
+  Buffer<T> sums{grad.size(), at}, sums_with_self{grad.size(), at}, out_m{m.size(), at},
+      second_sums{grad.size(), at}, second_out_m{m.size(), at};
 
   PairSet forward(Buffer<T>& to) const {
     return {points.count, m.data(), nullptr, nullptr, first ? to.data() : nullptr, nullptr};
@@ -102,14 +91,11 @@ struct Memory {
 template <class T>
 struct Call {
   const Inputs<T>& inputs;
-  Memory<T> rows, columns;
+  Placement at;
+  Memory<T> rows{inputs.rows, true, inputs.nulls == kRowsNull, at},
+      columns{inputs.columns, false, inputs.nulls == kColumnsNull, at};
 
-  Call(const Inputs<T>& in, Placement at)
-      : inputs(in),
-        rows(in.rows, true, in.nulls == kRowsNull, at),
-        columns(in.columns, false, in.nulls == kColumnsNull, at) {}
-
-  void run(const MinibatchDiscriminationKernels& kernels, const Parallel& parallel) {
+  void run(const Orders<MinibatchDiscrimination>& kernels, const Parallel& parallel) {
     const Shape& s = inputs.shape;
     const auto problem = [&](const PairSet& x, const PairSet& y, bool include_self) {
       return MinibatchDiscrimination{s.kernels,   s.dims,      x, s.one_set() ? PairSet{} : y,
@@ -123,6 +109,10 @@ struct Call {
     kernels.double_backward[kDtype<T>](problem(rows.double_backward(), columns.double_backward(), false),
                                        parallel);
   }
+  bool same(const Call& other) const {
+    return rows.same_results(other.rows) && columns.same_results(other.columns);
+  }
+  bool inputs_unchanged() const { return rows.inputs_unchanged() && columns.inputs_unchanged(); }
 };
 
 // ---- comparison with the definition ---------------------------------------------------------------------
@@ -218,38 +208,22 @@ void compare(const Call<T>& call, const Expected& expected, const char* what) {
   near(call.columns.second_out_m, expected.second_columns_out, "second grad_other");
 }
 
-// Every instruction set, placement and number of threads on one problem; all must agree bit by bit.
+// Every instruction set, placement and number of threads on one problem.
 template <class T>
-void test_problem(const Shape& shape, Nulls nulls, const std::vector<Placement>& placements,
-                  const std::vector<int>& thread_counts) {
+void test_problem(const Shape& shape, Nulls nulls, const Placements& placements,
+                  const std::vector<int>& counts) {
   const Inputs<T> inputs(shape, nulls, 100);
   const Expected expected = expect(inputs);
-  for (const auto& [isa, kernels] :
-       GANKERN_TEST_TABLES(MinibatchDiscriminationKernels, minibatch_discrimination)) {
-    Call<T> first(inputs, Placement::kHeap);
-    first.run(kernels, threads(1));
-    char what[128];
-    std::snprintf(what, sizeof what, "%s, %s, %lld (%lld) points, [%lld, %lld], nulls %d", isa,
-                  dtype_name<T>(), (long long)shape.rows, (long long)shape.columns, (long long)shape.kernels,
-                  (long long)shape.dims, int(nulls));
-    compare(first, expected, what);
-    for (Placement placement : placements) {
-      for (int count : thread_counts) {
-        // Negative: so many threads promised, and one given.
-        Call<T> call(inputs, placement);
-        call.run(kernels, count < 0 ? one_after_the_other(-count) : threads(count));
-        check(call.rows.same_results(first.rows) && call.columns.same_results(first.columns),
-              "%s: differs with %d threads, %s memory", what, count, placement_name(placement));
-        check(call.rows.inputs_unchanged() && call.columns.inputs_unchanged(), "%s: inputs were written to",
-              what);
-      }
-    }
-  }
+  const std::string what =
+      text("%s, %lld (%lld) points, [%lld, %lld], nulls %d", dtype_name<T>(), (long long)shape.rows,
+           (long long)shape.columns, (long long)shape.kernels, (long long)shape.dims, int(nulls));
+  test_every_way<Call<T>>(GANKERN_TEST_TABLES(minibatch_discrimination), inputs, what, placements, counts,
+                          [&](const Call<T>& call, const char* of) { compare(call, expected, of); });
 }
 
 }  // namespace
 
-void test_minibatch_discrimination() {
+GANKERN_TEST(minibatch_discrimination) {
   // Tournaments within a set and between two, also with fewer points than tiles on one side.
   const std::vector<Shape> tournaments = {{523, kOneSet, 2, 3}, {515, 521, 1, 2}, {3, 90001, 1, 1}};
   if (kRacesOnly) {
@@ -258,17 +232,16 @@ void test_minibatch_discrimination() {
     test_problem<float>({33, 19, 17, 5}, kNone, {Placement::kHeap}, {3});
     return;
   }
-  const std::vector<Placement> all_placements(std::begin(kPlacements), std::end(kPlacements));
   each_dtype([&](auto type) {
     using T = decltype(type);
     for (int64_t kernels : {1, 17}) {
       for (int64_t dims : {1, 5}) {
         for (int64_t count : {0, 1, 2, 3, 7, 33, 67})
-          test_problem<T>({count, kOneSet, kernels, dims}, kNone, all_placements, {1, 2, 5});
+          test_problem<T>({count, kOneSet, kernels, dims}, kNone, kEveryPlacement, {1, 2, 5});
         for (const auto& [rows, columns] : std::vector<std::pair<int64_t, int64_t>>{
                  {0, 0}, {0, 5}, {5, 0}, {1, 1}, {1, 2}, {2, 1}, {3, 70}, {33, 19}})
           for (Nulls nulls : {kNone, kRowsNull, kColumnsNull})
-            test_problem<T>({rows, columns, kernels, dims}, nulls, all_placements, {3});
+            test_problem<T>({rows, columns, kernels, dims}, nulls, kEveryPlacement, {3});
       }
     }
     // Several tiles of columns, and several blocks in a tile.

@@ -82,18 +82,25 @@ Expected expect(const Shape& s, const Doubles& x, const Doubles& g, const Double
 }
 
 template <class T>
+struct Inputs {
+  Shape shape;
+  std::vector<T> x, g, h;
+  explicit Inputs(const Shape& s)
+      : shape(s),
+        x(random_values<T>(s.x_size(), 1, -2, 2)),
+        g(random_values<T>(s.out_size(), 3, -1, 1)),
+        h(random_values<T>(s.x_size(), 2, -1, 1)) {}
+};
+
+template <class T>
 struct Call {
-  Buffer<T> x, g, h, forward, backward, grad_grad, second;
-  Call(const Shape& s, const std::vector<T>& x_in, const std::vector<T>& g_in, const std::vector<T>& h_in,
-       Placement at)
-      : x(x_in, at),
-        g(g_in, at),
-        h(h_in, at),
-        forward(s.out_size(), at),
-        backward(s.x_size(), at),
-        grad_grad(s.out_size(), at),
-        second(s.x_size(), at) {}
-  void run(const Shape& s, const MinibatchStddevKernels& kernels, const Parallel& parallel) {
+  const Inputs<T>& given;
+  Placement at;
+  Buffer<T> x{given.x, at}, g{given.g, at}, h{given.h, at}, forward{given.shape.out_size(), at},
+      backward{given.shape.x_size(), at}, grad_grad{given.shape.out_size(), at},
+      second{given.shape.x_size(), at};
+  void run(const Orders<MinibatchStddev>& kernels, const Parallel& parallel) {
+    const Shape& s = given.shape;
     MinibatchStddev in{s.groups, s.group_size, s.strided, s.rows,  s.features, s.width, s.extent,
                        false,    kEpsilon,     x.data(),  nullptr, nullptr,    nullptr, nullptr};
     in.out = forward.data();
@@ -111,45 +118,35 @@ struct Call {
     return forward.same_bits(o.forward) && backward.same_bits(o.backward) &&
            grad_grad.same_bits(o.grad_grad) && second.same_bits(o.second);
   }
+  bool inputs_unchanged() const {
+    return x.same_bits(given.x) && g.same_bits(given.g) && h.same_bits(given.h);
+  }
 };
 
 template <class T>
-void test_shape(const Shape& s, const std::vector<Placement>& placements, const std::vector<int>& counts) {
-  const auto x = random_values<T>(s.x_size(), 1, -2, 2), h = random_values<T>(s.x_size(), 2, -1, 1),
-             g = random_values<T>(s.out_size(), 3, -1, 1);
-  const Expected expected = expect(s, to_double(x), to_double(g), to_double(h));
-  for (const auto& [isa, kernels] : GANKERN_TEST_TABLES(MinibatchStddevKernels, minibatch_stddev)) {
-    Call<T> first(s, x, g, h, Placement::kHeap);
-    first.run(s, kernels, threads(1));
-    char what[160];
-    std::snprintf(what, sizeof what, "%s, %s, %lld groups of %lld, [%lld, %lld, %lld + %lld]", isa,
-                  dtype_name<T>(), (long long)s.groups, (long long)s.group_size, (long long)s.rows,
-                  (long long)s.features, (long long)s.width, (long long)s.extent);
+void test_shape(const Shape& s, const Placements& placements, const std::vector<int>& counts) {
+  const Inputs<T> inputs(s);
+  const Expected expected = expect(s, to_double(inputs.x), to_double(inputs.g), to_double(inputs.h));
+  const auto compare = [&](const Call<T>& call, const char* what) {
     const auto near = [&](const Buffer<T>& ours, const Doubles& exact, const char* name) {
       const double allowed = (kEps<T> + 256 * kEps<Acc<T>>)*(largest(exact) + 1);
       const double error = largest_error(ours, exact);
       check(error <= allowed, "%s of %s: error %g, allowed %g", name, what, error, allowed);
     };
-    near(first.forward, expected.forward, "result");
-    near(first.backward, expected.backward, "grad_x");
-    near(first.grad_grad, expected.grad_grad, "grad_grad");
-    near(first.second, expected.second, "second grad_x");
-    for (Placement placement : placements) {
-      for (int count : counts) {
-        Call<T> call(s, x, g, h, placement);
-        call.run(s, kernels, count < 0 ? one_after_the_other(-count) : threads(count));
-        check(call.same(first), "%s: differs with %d threads, %s memory", what, count,
-              placement_name(placement));
-        check(call.x.same_bits(x) && call.g.same_bits(g) && call.h.same_bits(h), "%s: inputs were written to",
-              what);
-      }
-    }
-  }
+    near(call.forward, expected.forward, "result");
+    near(call.backward, expected.backward, "grad_x");
+    near(call.grad_grad, expected.grad_grad, "grad_grad");
+    near(call.second, expected.second, "second grad_x");
+  };
+  const std::string what = text("%s, %lld groups of %lld, [%lld, %lld, %lld + %lld]", dtype_name<T>(),
+                                (long long)s.groups, (long long)s.group_size, (long long)s.rows,
+                                (long long)s.features, (long long)s.width, (long long)s.extent);
+  test_every_way<Call<T>>(GANKERN_TEST_TABLES(minibatch_stddev), inputs, what, placements, counts, compare);
 }
 
 }  // namespace
 
-void test_minibatch_stddev() {
+GANKERN_TEST(minibatch_stddev) {
   // The last ones have groups of several chunks, of positions and of rows.
   const Shape large = {2, 3, 1, 2, 12001, 5, true}, tall = {1, 4, 301, 1, 65, 1, false};
   if (kRacesOnly) {
@@ -157,15 +154,14 @@ void test_minibatch_stddev() {
     test_shape<float>(tall, {Placement::kHeap}, {2, 5});
     return;
   }
-  const std::vector<Placement> all(std::begin(kPlacements), std::end(kPlacements));
   each_dtype([&](auto type) {
     using T = decltype(type);
     for (bool strided : {true, false}) {
-      test_shape<T>({1, 1, 1, 1, 1, 1, strided}, all, {1, 2});
-      test_shape<T>({3, 2, 1, 3, 7, 7, strided}, all, {2, -3});
-      test_shape<T>({2, 4, 1, 1, 133, 19, strided}, all, {2, 3});
-      test_shape<T>({2, 5, 13, 2, 35, 1, strided}, all, {2, -3});
-      test_shape<T>({1, 33, 5, 3, 1, 1, strided}, all, {2});
+      test_shape<T>({1, 1, 1, 1, 1, 1, strided}, kEveryPlacement, {1, 2});
+      test_shape<T>({3, 2, 1, 3, 7, 7, strided}, kEveryPlacement, {2, -3});
+      test_shape<T>({2, 4, 1, 1, 133, 19, strided}, kEveryPlacement, {2, 3});
+      test_shape<T>({2, 5, 13, 2, 35, 1, strided}, kEveryPlacement, {2, -3});
+      test_shape<T>({1, 33, 5, 3, 1, 1, strided}, kEveryPlacement, {2});
     }
     test_shape<T>(large, {Placement::kShifted}, {2, 5, -3});
     test_shape<T>(tall, {Placement::kGuarded}, {2, 5, -3});

@@ -93,27 +93,14 @@ template <class T>
 struct Call {
   using A = Acc<T>;
   const Inputs<T>& in;
-  Buffer<T> x, y, grad, h, bias, h_bias, grad_bias;
-  Buffer<A> scale, grad_scale;
-  std::vector<Buffer<T>> tensors;
-  std::vector<Buffer<A>> pixels;
+  Placement at;
+  Buffer<T> x{in.x, at}, y{in.y, at}, grad{in.grad, at}, h{in.h, at}, bias{in.bias, at},
+      h_bias{in.h_bias, at}, grad_bias{bias.size(), at};
+  Buffer<A> scale{in.scale, at}, grad_scale{in.grad_scale, at};
+  std::vector<Buffer<T>> tensors = buffers<T>(kTensors, x.size(), at);
+  std::vector<Buffer<A>> pixels = buffers<A>(kPixels, scale.size(), at);
 
-  Call(const Inputs<T>& i, Placement at)
-      : in(i),
-        x(i.x, at),
-        y(i.y, at),
-        grad(i.grad, at),
-        h(i.h, at),
-        bias(i.bias, at),
-        h_bias(i.h_bias, at),
-        grad_bias(bias.size(), at),
-        scale(i.scale, at),
-        grad_scale(i.grad_scale, at) {
-    for (int k = 0; k < kTensors; ++k) tensors.emplace_back(x.size(), at);
-    for (int k = 0; k < kPixels; ++k) pixels.emplace_back(scale.size(), at);
-  }
-
-  void run(const PixelNormKernels& kernels, const Parallel& parallel) {
+  void run(const Orders<PixelNorm>& kernels, const Parallel& parallel) {
     const Problem& p = in.problem;
     PixelNorm n{};
     n.layout = p.layout, n.positive = kPositive, n.negative = p.negative, n.eps = kEpsilon;
@@ -130,11 +117,8 @@ struct Call {
     kernels.double_backward[kDtype<T>](n, parallel);
   }
   bool same(const Call& other) const {
-    for (size_t k = 0; k < kTensors; ++k)
-      if (!tensors[k].same_bits(other.tensors[k])) return false;
-    for (size_t k = 0; k < kPixels; ++k)
-      if (!pixels[k].same_bits(other.pixels[k])) return false;
-    return grad_bias.same_bits(other.grad_bias);
+    return all_same(tensors, other.tensors) && all_same(pixels, other.pixels) &&
+           grad_bias.same_bits(other.grad_bias);
   }
   bool inputs_unchanged() const {
     return in.x.empty() || (x.same_bits(in.x) && y.same_bits(in.y) && grad.same_bits(in.grad) &&
@@ -167,37 +151,20 @@ void compare(const Call<T>& call, const char* what) {
          "grad_bias");
 }
 
-// Every instruction set, placement and number of threads on one problem; all must agree bit by bit.
+// Every instruction set, placement and number of threads on one problem.
 template <class T>
-void test_problem(const Problem& problem, const std::vector<Placement>& placements,
-                  const std::vector<int>& counts) {
+void test_problem(const Problem& problem, const Placements& placements, const std::vector<int>& counts) {
   const Inputs<T> inputs(problem);
-  for (const auto& [isa, kernels] : GANKERN_TEST_TABLES(PixelNormKernels, pixel_norm)) {
-    Call<T> one(inputs, Placement::kHeap);
-    one.run(kernels, threads(1));
-    char what[128];
-    const Layout& l = problem.layout;
-    std::snprintf(what, sizeof what, "%s, %s, slope %g, [%lld, %lld, %lld]%s", isa, dtype_name<T>(),
-                  problem.negative, (long long)l.outer, (long long)l.channels, (long long)l.inner,
-                  problem.sparse ? ", sparse" : "");
-    compare(one, what);
-    for (Placement placement : placements) {
-      for (int count : counts) {
-        // Negative: so many threads promised, and one given.
-        Call<T> call(inputs, placement);
-        call.run(kernels, count < 0 ? one_after_the_other(-count) : threads(count));
-        check(call.same(one), "%s: differs with %d threads, %s memory", what, count,
-              placement_name(placement));
-        check(call.inputs_unchanged(), "%s: inputs were written to", what);
-      }
-    }
-  }
+  const Layout& l = problem.layout;
+  const std::string what =
+      text("%s, slope %g, [%lld, %lld, %lld]%s", dtype_name<T>(), problem.negative, (long long)l.outer,
+           (long long)l.channels, (long long)l.inner, problem.sparse ? ", sparse" : "");
+  test_every_way<Call<T>>(GANKERN_TEST_TABLES(pixel_norm), inputs, what, placements, counts, compare<T>);
 }
 
 }  // namespace
 
-void test_pixel_norm() {
-  const std::vector<Placement> all(std::begin(kPlacements), std::end(kPlacements));
+GANKERN_TEST(pixel_norm) {
   // Work for several threads: lines, tiles of several outer indices, tiles of one.
   const std::vector<Layout> shared = {{700, 130, 1}, {64, 70, 17}, {1, 33, 5001}, {2, 9001, 20}};
   if (kRacesOnly) {
@@ -217,7 +184,7 @@ void test_pixel_norm() {
                                                         {3, 17, 16},
                                                         {2, 5, 67},
                                                         {1, 130, 530}})
-          test_problem<T>({layout, negative, sparse}, all, {3});
+          test_problem<T>({layout, negative, sparse}, kEveryPlacement, {3});
   });
   for (const Layout& layout : shared)
     test_problem<float>({layout, -0.3, false}, {Placement::kShifted, Placement::kGuarded}, {2, -3});

@@ -103,25 +103,12 @@ template <class T>
 struct Layer {
   using A = Acc<T>;
   const Inputs<T>& inputs;
-  Buffer<T> weight, grad, grad_grad_weight;
-  Buffer<A> u, v;
-  Buffer<T> normalized, grad_weight, grad_grad, second_grad_weight;
-  Buffer<A> new_u, new_v, sigma;
-
-  Layer(const Inputs<T>& in, Placement at)
-      : inputs(in),
-        weight(in.weight, at),
-        grad(in.grad, at),
-        grad_grad_weight(in.grad_grad_weight, at),
-        u(in.u, at),
-        v(in.v, at),
-        normalized(in.shape.elements(), at),
-        grad_weight(in.shape.elements(), at),
-        grad_grad(in.shape.elements(), at),
-        second_grad_weight(in.shape.elements(), at),
-        new_u(in.shape.rows, at),
-        new_v(in.shape.columns(), at),
-        sigma(1, at) {}
+  Placement at;
+  Buffer<T> weight{inputs.weight, at}, grad{inputs.grad, at}, grad_grad_weight{inputs.grad_grad_weight, at};
+  Buffer<A> u{inputs.u, at}, v{inputs.v, at};
+  Buffer<T> normalized{inputs.shape.elements(), at}, grad_weight{inputs.shape.elements(), at},
+      grad_grad{inputs.shape.elements(), at}, second_grad_weight{inputs.shape.elements(), at};
+  Buffer<A> new_u{inputs.shape.rows, at}, new_v{inputs.shape.columns(), at}, sigma{1, at};
 
   SpectralNormLayer pointers(const Buffer<A>& left, const Buffer<A>& right) const {
     return {inputs.shape.outer, inputs.shape.rows, inputs.shape.inner,
@@ -232,21 +219,20 @@ void compare(const Layer<T>& layer, const Expected& expected, const char* what) 
 // Every instruction set, placement and number of threads on one group; all must agree bit by bit.
 template <class T>
 void test_group(const std::vector<Shape>& shapes, const std::vector<SpectralNormOptions>& all_options,
-                const std::vector<Placement>& placements, const std::vector<int>& thread_counts,
-                bool with_zeros) {
+                const Placements& placements, const std::vector<int>& thread_counts, bool with_zeros) {
   std::deque<Inputs<T>> inputs;
   for (size_t i = 0; i < shapes.size(); ++i)
     inputs.emplace_back(shapes[i], 10 * i, with_zeros && i + 1 == shapes.size());
   const auto allocate = [&](Placement placement) {
     Layers<T> layers;
-    for (const Inputs<T>& in : inputs) layers.emplace_back(in, placement);
+    for (const Inputs<T>& in : inputs) layers.push_back({in, placement});
     return layers;
   };
 
   for (const SpectralNormOptions& options : all_options) {
     std::vector<Expected> expected;
     for (const Inputs<T>& in : inputs) expected.push_back(expect(in, options));
-    for (const auto& [isa, kernels] : GANKERN_TEST_TABLES(SpectralNormKernels, spectral_norm)) {
+    for (const auto& [isa, kernels] : GANKERN_TEST_TABLES(spectral_norm)) {
       Layers<T> first = allocate(Placement::kHeap);
       run(kernels, first, options, threads(1));
       char what[128];
@@ -272,7 +258,7 @@ void test_group(const std::vector<Shape>& shapes, const std::vector<SpectralNorm
 
 }  // namespace
 
-void test_spectral_norm() {
+GANKERN_TEST(spectral_norm) {
   const double eps = 1e-12;
   // 1 x 1, rows and columns alone, odd sizes, an inner dimension shorter than a vector, inner 1 (transposed).
   const std::vector<Shape> small = {{1, 1, 1},  {1, 1, 37}, {1, 23, 1}, {37, 1, 1}, {1, 7, 13},   {5, 3, 1},
@@ -294,7 +280,7 @@ void test_spectral_norm() {
   }
   each_dtype([&](auto type) {
     using T = decltype(type);
-    test_group<T>(small, all_options, {std::begin(kPlacements), std::end(kPlacements)}, {3}, true);
+    test_group<T>(small, all_options, kEveryPlacement, {3}, true);
     test_group<T>(large, {both_orders[kDtype<T> % 2]}, {Placement::kShifted}, {5}, false);
   });
   test_group<float>(large, {{0, eps, true, false}, {3, eps, false, false}}, {Placement::kGuarded}, {2, -3},

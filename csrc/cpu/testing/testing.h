@@ -2,8 +2,8 @@
 //
 // One file a primitive: it calls the tables of all instruction sets that this processor has, with memory that
 // ends where the data ends and with several numbers of threads, and compares with a plain double
-// implementation. main.cpp has the table of primitives. These files are tests: unlike kernel files they may
-// use the standard library, and they are compiled for the baseline alone.
+// implementation. Its GANKERN_TEST makes it known to main.cpp. These files are tests: unlike kernel files they
+// may use the standard library, and they are compiled for the baseline alone.
 #pragma once
 
 #include <sys/mman.h>
@@ -18,6 +18,7 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -105,18 +106,17 @@ struct IsaTable {
 };
 
 // A vector of the tables of a primitive, for the instruction sets that this processor has (and that
-// ATEN_CPU_CAPABILITY allows): GANKERN_TEST_TABLES(SpectralNormKernels, spectral_norm).
+// ATEN_CPU_CAPABILITY allows): GANKERN_TEST_TABLES(spectral_norm).
 #if defined(GANKERN_HAS_AVX2) && defined(GANKERN_HAS_AVX512)
-#define GANKERN_TEST_TABLES(Table, name)                                                 \
-  ::gankern::testing::supported<Table>(::gankern::baseline::name, ::gankern::avx2::name, \
-                                       ::gankern::avx512::name)
+#define GANKERN_TEST_TABLES(name) \
+  ::gankern::testing::supported(::gankern::baseline::name, ::gankern::avx2::name, ::gankern::avx512::name)
 #else
-#define GANKERN_TEST_TABLES(Table, name) ::gankern::testing::supported<Table>(::gankern::baseline::name)
+#define GANKERN_TEST_TABLES(name) ::gankern::testing::supported(::gankern::baseline::name)
 #endif
 
 template <class Table, class... Tables>
-std::vector<IsaTable<Table>> supported(const Tables&... tables) {
-  const Table* all[] = {&tables...};
+std::vector<IsaTable<Table>> supported(const Table& baseline, const Tables&... others) {
+  const Table* all[] = {&baseline, &others...};
   std::vector<IsaTable<Table>> result;
   for (int i = 0; i <= int(current_isa()); ++i) result.push_back({isa_name(Isa(i)), *all[i]});
   return result;
@@ -160,7 +160,8 @@ enum class Placement {
   kGuarded,  // ends at a page that may not be touched: also for the instructions that no sanitizer
              // instruments
 };
-constexpr Placement kPlacements[] = {Placement::kHeap, Placement::kShifted, Placement::kGuarded};
+using Placements = std::vector<Placement>;
+inline const Placements kEveryPlacement = {Placement::kHeap, Placement::kShifted, Placement::kGuarded};
 
 inline const char* placement_name(Placement placement) {
   constexpr const char* names[] = {"heap", "shifted", "guarded"};
@@ -273,19 +274,73 @@ inline double largest(const std::vector<double>& values) {
   return result;
 }
 
-// ---- the primitives -------------------------------------------------------------------------------------
-// Each is a function of csrc/cpu/testing/<primitive>.cpp, and a row of the table in main.cpp.
+// ---- one problem in many ways ---------------------------------------------------------------------------
 
-void test_batch_norm_act();
-void test_bias_act();
-void test_gradient_penalty();
-void test_convolution();
-void test_minibatch_discrimination();
-void test_minibatch_stddev();
-void test_pixel_norm();
-void test_spectral_norm();
-void test_upfirdn2d();
-void test_virtual_batch_norm();
+// As printf.
+__attribute__((format(printf, 1, 2))) inline std::string text(const char* format, ...) {
+  char buffer[256];
+  std::va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(buffer, sizeof buffer, format, arguments);
+  va_end(arguments);
+  return buffer;
+}
+
+// With every instruction set: one call, which compare(call, what) holds against the definition; then the same
+// call in memory of each placement and with each number of threads, all of which must agree with the first bit
+// by bit and leave their inputs as they are. A negative number: so many threads promised, and one given. A
+// Call is made of {inputs, placement}, and has run(kernels, parallel), same(other) and inputs_unchanged().
+template <class Call, class Table, class Inputs, class Compare>
+void test_every_way(const std::vector<IsaTable<Table>>& tables, const Inputs& inputs, const std::string& name,
+                    const Placements& placements, const std::vector<int>& counts, const Compare& compare) {
+  for (const auto& [isa, kernels] : tables) {
+    const std::string all = isa + (", " + name);
+    const char* what = all.c_str();
+    Call first{inputs, Placement::kHeap};
+    first.run(kernels, threads(1));
+    compare(first, what);
+    for (Placement placement : placements) {
+      for (int count : counts) {
+        Call call{inputs, placement};
+        call.run(kernels, count < 0 ? one_after_the_other(-count) : threads(count));
+        check(call.same(first), "%s: differs with %d threads, %s memory", what, count,
+              placement_name(placement));
+        check(call.inputs_unchanged(), "%s: inputs were written to", what);
+      }
+    }
+  }
+}
+
+template <class T>
+std::vector<Buffer<T>> buffers(int count, int64_t size, Placement placement) {
+  std::vector<Buffer<T>> all;
+  for (int i = 0; i < count; ++i) all.emplace_back(size, placement);
+  return all;
+}
+// Whether all buffers of two lists have the same bits.
+template <class T>
+bool all_same(const std::vector<Buffer<T>>& some, const std::vector<Buffer<T>>& others) {
+  return std::equal(some.begin(), some.end(), others.begin(), others.end(),
+                    [](const Buffer<T>& a, const Buffer<T>& b) { return a.same_bits(b); });
+}
+
+// ---- the primitives -------------------------------------------------------------------------------------
+
+struct Test {
+  const char* primitive;
+  void (*run)();
+};
+// In the order of their names.
+std::vector<Test>& tests();
+inline bool add_test(const char* primitive, void (*run)()) {
+  tests().push_back({primitive, run});
+  return true;
+}
+// The one test of a file: GANKERN_TEST(pixel_norm) { ... }
+#define GANKERN_TEST(primitive)                                                 \
+  static void test_##primitive();                                               \
+  static const bool added_##primitive = add_test(#primitive, test_##primitive); \
+  static void test_##primitive()
 
 }  // namespace testing
 }  // namespace gankern

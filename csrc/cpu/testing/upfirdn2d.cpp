@@ -22,13 +22,20 @@ int64_t sample(const FirAxis& axis, int64_t o, int64_t tap) {
   return p >= 0 && p % axis.up == 0 && p / axis.up < axis.in ? p / axis.up : -1;
 }
 
+// The problem's values, and what comes of them.
 template <class T>
-struct Expected {
-  Doubles value;
-  double largest_sum = 0;  // of the magnitudes of the terms
+struct Inputs {
+  Shape s;
+  std::vector<T> x;
+  Doubles row_weights, column_weights, expected;
+  double largest_sum = 0;  // of the magnitudes of an expected value's terms
 
-  Expected(const Shape& s, const std::vector<T>& x, const Doubles& row_weights,
-           const Doubles& column_weights) {
+  explicit Inputs(const Shape& shape)
+      : s(shape),
+        x(random_values<T>(s.batches * s.channels * s.rows.in * s.columns.in, 1, -1, 1.5)),
+        row_weights(to_double(random_values<double>(s.row_taps, 2, -1, 1))),
+        column_weights(to_double(
+            random_values<double>(s.separable ? s.column_taps : s.row_taps * s.column_taps, 3, -1, 1))) {
     const Doubles wide = to_double(x);
     const int64_t group = s.grouped ? s.channels : 1, planes = s.batches * s.channels / group;
     for (int64_t plane = 0; plane < planes; ++plane)
@@ -47,76 +54,66 @@ struct Expected {
                 total += term;
                 size += std::fabs(term);
               }
-            value.push_back(total);
+            expected.push_back(total);
             largest_sum = std::max(largest_sum, size);
           }
   }
 };
 
 template <class T>
-void test_problem(const Shape& s, const std::vector<Placement>& placements,
-                  const std::vector<int>& thread_counts) {
-  const int64_t group = s.grouped ? s.channels : 1;
-  const std::vector<T> x = random_values<T>(s.batches * s.channels * s.rows.in * s.columns.in, 1, -1, 1.5);
-  const Doubles row_weights = to_double(random_values<double>(s.row_taps, 2, -1, 1));
-  const Doubles column_weights =
-      to_double(random_values<double>(s.separable ? s.column_taps : s.row_taps * s.column_taps, 3, -1, 1));
-  const Expected<T> expected(s, x, row_weights, column_weights);
-  const int64_t size = int64_t(expected.value.size());
+struct Call {
+  const Inputs<T>& in;
+  Placement at;
+  Buffer<T> x{in.x, at}, out{int64_t(in.expected.size()), at};
 
-  const auto run = [&](const Upfirdn2dKernels& kernels, const Buffer<T>& in, Buffer<T>& out,
-                       const Parallel& parallel) {
+  void run(const Upfirdn2dKernels& kernels, const Parallel& parallel) {
+    const Shape& s = in.s;
     Upfirdn2d problem{};
     problem.rows = s.rows;
     problem.columns = s.columns;
     problem.row_taps = s.row_taps;
     problem.column_taps = s.column_taps;
-    problem.row_weights = s.separable ? row_weights.data() : nullptr;
-    problem.column_weights = column_weights.data();
+    problem.row_weights = s.separable ? in.row_weights.data() : nullptr;
+    problem.column_weights = in.column_weights.data();
     problem.batches = s.batches;
     problem.channels = s.channels;
-    problem.group = group;
-    problem.row_stride = s.columns.in * group;
+    problem.group = s.grouped ? s.channels : 1;
+    problem.row_stride = s.columns.in * problem.group;
     problem.channel_stride = s.grouped ? 1 : s.rows.in * s.columns.in;
     problem.batch_stride = s.channels * s.rows.in * s.columns.in;
-    problem.x = in.data();
+    problem.x = x.data();
     problem.out = out.data();
     kernels.run[kDtype<T>](problem, parallel);
-  };
-
-  for (const auto& [isa, kernels] : GANKERN_TEST_TABLES(Upfirdn2dKernels, upfirdn2d)) {
-    char what[160];
-    std::snprintf(what, sizeof what,
-                  "%s, %s, %lldx%lld, %lldx%lld to %lldx%lld, up %lld %lld, down %lld %lld%s%s", isa,
-                  dtype_name<T>(), (long long)s.batches, (long long)s.channels, (long long)s.rows.in,
-                  (long long)s.columns.in, (long long)s.rows.out, (long long)s.columns.out,
-                  (long long)s.rows.up, (long long)s.columns.up, (long long)s.rows.down,
-                  (long long)s.columns.down, s.separable ? "" : ", 2-D", s.grouped ? ", grouped" : "");
-    const Buffer<T> in(x, Placement::kHeap);
-    Buffer<T> first(size, Placement::kHeap);
-    run(kernels, in, first, threads(1));
-    const double error = largest_error(first, expected.value);
-    const double terms = double(s.row_taps * s.column_taps);
-    const double allowed =
-        kEps<T> * largest(expected.value) + (4 + std::sqrt(terms)) * kEps<Acc<T>> * expected.largest_sum;
-    check(error <= allowed, "%s: error %g, allowed %g", what, error, allowed);
-    for (Placement placement : placements) {
-      for (int count : thread_counts) {
-        const Buffer<T> again(x, placement);
-        Buffer<T> out(size, placement);
-        // Negative: so many threads promised, and one given.
-        run(kernels, again, out, count < 0 ? one_after_the_other(-count) : threads(count));
-        check(size == 0 || out.same_bits(first), "%s: differs with %d threads, %s memory", what, count,
-              placement_name(placement));
-        check(x.empty() || again.same_bits(x), "%s: the input was written to", what);
-      }
-    }
   }
+  bool same(const Call& other) const { return out.size() == 0 || out.same_bits(other.out); }
+  bool inputs_unchanged() const { return in.x.empty() || x.same_bits(in.x); }
+};
+
+template <class T>
+void compare(const Call<T>& call, const char* what) {
+  const Inputs<T>& in = call.in;
+  const double error = largest_error(call.out, in.expected);
+  const double terms = double(in.s.row_taps * in.s.column_taps);
+  const double allowed =
+      kEps<T> * largest(in.expected) + (4 + std::sqrt(terms)) * kEps<Acc<T>> * in.largest_sum;
+  check(error <= allowed, "%s: error %g, allowed %g", what, error, allowed);
+}
+
+template <class T>
+void test_problem(const Shape& s, const Placements& placements, const std::vector<int>& counts) {
+  const Inputs<T> inputs(s);
+  const std::string what =
+      text("%s, %lldx%lld, %lldx%lld to %lldx%lld, up %lld %lld, down %lld %lld%s%s", dtype_name<T>(),
+           (long long)s.batches, (long long)s.channels, (long long)s.rows.in, (long long)s.columns.in,
+           (long long)s.rows.out, (long long)s.columns.out, (long long)s.rows.up, (long long)s.columns.up,
+           (long long)s.rows.down, (long long)s.columns.down, s.separable ? "" : ", 2-D",
+           s.grouped ? ", grouped" : "");
+  test_every_way<Call<T>>(GANKERN_TEST_TABLES(upfirdn2d), inputs, what, placements, counts, compare<T>);
 }
 
 }  // namespace
 
-void test_upfirdn2d() {
+GANKERN_TEST(upfirdn2d) {
   std::vector<Shape> shapes;
   for (bool separable : {true, false})
     for (bool grouped : {false, true}) {
@@ -150,10 +147,9 @@ void test_upfirdn2d() {
     for (const Shape& shape : shapes) test_problem<float>(shape, {Placement::kHeap}, {2, 5});
     return;
   }
-  const std::vector<Placement> all_placements(std::begin(kPlacements), std::end(kPlacements));
   each_dtype([&](auto type) {
     using T = decltype(type);
-    for (const Shape& shape : shapes) test_problem<T>(shape, all_placements, {1, 2, 5, -3});
+    for (const Shape& shape : shapes) test_problem<T>(shape, kEveryPlacement, {1, 2, 5, -3});
   });
   // Large enough for several threads, and to go past the caches.
   test_problem<float>({1, 64, {64, 128, 2, 1, 2}, {256, 512, 2, 1, 2}, 4, 4, true, false},
