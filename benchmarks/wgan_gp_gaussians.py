@@ -38,15 +38,9 @@ def mlp(inputs: int, outputs: int, width: int) -> nn.Sequential:
 
 
 def train(
-    method: str,
-    steps: int,
-    *,
-    width: int = 512,
-    batch: int = 256,
-    critic_steps: int = 5,
-    seed: int = 0,
+    method: str, steps: int, *, width: int = 512, batch: int = 256, critic_steps: int = 5, seed: int = 0,
     dtype: torch.dtype = torch.float32,
-) -> tuple[list[float], Tensor]:
+) -> tuple[list[float], Tensor]:  # fmt: skip
     """The critic's loss at each generator step, and 2000 points of the trained generator."""
     torch.manual_seed(seed)
     generator, critic = mlp(2, 2, width).to(dtype), mlp(2, 1, width).to(dtype)

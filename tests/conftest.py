@@ -51,3 +51,11 @@ def pytest_runtest_call(item):
         if "pip install" not in str(error) or not isinstance(error.__cause__, ModuleNotFoundError):
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def double():
+    """What is made has float64 for its dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -12,7 +12,7 @@ import pytest
 import gankern
 
 ROOT = Path(gankern.__file__).parents[1]
-PACKAGES = (
+PACKAGES = [
     "acceleration",
     "data",
     "diagnostics",
@@ -26,7 +26,7 @@ PACKAGES = (
     "penalties",
     "theory",
     "training",
-)
+]
 
 
 def own(package):

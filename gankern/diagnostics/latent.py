@@ -42,18 +42,10 @@ class Projection:
 
 
 def project(
-    generator: Network,
-    images: Tensor,
-    latent: int,
-    *,
-    starts: int = 8,
-    steps: int = 100,
-    lr: float = 0.1,
-    features: Network | None = None,
-    weight: float = 0.0,
-    initial: Tensor | None = None,
+    generator: Network, images: Tensor, latent: int, *, starts: int = 8, steps: int = 100, lr: float = 0.1,
+    features: Network | None = None, weight: float = 0.0, initial: Tensor | None = None,
     random: torch.Generator | None = None,
-) -> Projection:
+) -> Projection:  # fmt: skip
     r"""The latents whose images are nearest: :math:`z^* = \arg\min \lVert G(z) - x\rVert^2 + \lambda \lVert \phi(G(z))
     - \phi(x)\rVert^2`, means of squares both, by Adam whose rate falls to 0, from several starts; the best is kept.
 
@@ -100,15 +92,9 @@ def project(
 
 
 def edit(
-    generator: Network,
-    latents: Tensor,
-    mask: Tensor,
-    colour: Tensor,
-    *,
-    steps: int = 100,
-    lr: float = 0.1,
+    generator: Network, latents: Tensor, mask: Tensor, colour: Tensor, *, steps: int = 100, lr: float = 0.1,
     stay: float = 3.0,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     r"""Latents [N, D] near those given whose images have the colour under the mask: Adam on :math:`\lVert m (G(z) -
     c)\rVert^2 / \sum m + \mathrm{stay} \cdot \mathrm{mean}(z - z_0)^2`, the first a mean over the masked values.
 

@@ -77,13 +77,7 @@ def bias_act_pixel_norm(
         eps: at least 0. With 0, a pixel of zeros is NaN.
         implementation: see the module.
 
-    Returns:
-        A tensor like x, in its memory format.
-
-    Gradient order: 2 (any order for "reference").
-
-    Raises:
-        ValueError, TypeError: naming the argument, what came and what is accepted.
+    What is returned, the gradient order and what is raised: :func:`pixel_norm`'s.
 
     >>> import torch
     >>> bias_act_pixel_norm(torch.tensor([[-5.0, 3.0]]), torch.tensor([0.0, 4.0]))

@@ -40,18 +40,10 @@ SPECTRAL_NORM_DIALECTS = {
 
 
 def spectral_norm(
-    weight: Tensor,
-    u: Tensor,
-    v: Tensor,
-    *,
-    n_power_iterations: int = 1,
-    dim: int = 0,
-    eps: float = 1e-12,
-    training: bool = True,
-    dialect: str = "parametrization",
-    sigma: Tensor | None = None,
+    weight: Tensor, u: Tensor, v: Tensor, *, n_power_iterations: int = 1, dim: int = 0, eps: float = 1e-12,
+    training: bool = True, dialect: str = "parametrization", sigma: Tensor | None = None,
     implementation: str | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     r"""Divides a weight by its spectral norm, estimated by power iteration.
 
     With :math:`W` the weight as a matrix :math:`[h, w]`, ``dim`` first, one iteration is

@@ -164,13 +164,7 @@ def filter2d(
 
 
 def fir_upsample_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    filter: Tensor,
-    *,
-    up: int = 2,
-    implementation: str | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, filter: Tensor, *, up: int = 2, implementation: str | None = None
 ) -> Tensor:
     r"""Upsamples with a FIR filter and then convolves, [N, C, H, W] to [N, K, H * up, W * up], in the order that costs
     least.
@@ -203,13 +197,7 @@ def fir_upsample_conv2d(
 
 
 def fir_downsample_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    filter: Tensor,
-    *,
-    down: int = 2,
-    implementation: str | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, filter: Tensor, *, down: int = 2, implementation: str | None = None
 ) -> Tensor:
     r"""Convolves and then downsamples with a FIR filter, [N, C, H, W] to [N, K, H // down, W // down], in the order
     that costs least.

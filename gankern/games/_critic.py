@@ -53,12 +53,7 @@ Draws = Mapping[str, Tensor]  # "NAME_alpha" [N] of a penalty between two sample
 
 
 def by_hand(
-    critic: nn.Module,
-    real: Tensor,
-    fake: Tensor,
-    draws: Draws,
-    labels: tuple[Tensor, ...],
-    objective: Objective,
+    critic: nn.Module, real: Tensor, fake: Tensor, draws: Draws, labels: tuple[Tensor, ...], objective: Objective
 ) -> Tensor:
     """The published formulas, one after the other."""
     total: Tensor | float = 0.0
@@ -86,12 +81,7 @@ def by_hand(
 
 
 def by_gankern(
-    critic: nn.Module,
-    real: Tensor,
-    fake: Tensor,
-    draws: Draws,
-    labels: tuple[Tensor, ...],
-    objective: Objective,
+    critic: nn.Module, real: Tensor, fake: Tensor, draws: Draws, labels: tuple[Tensor, ...], objective: Objective
 ) -> Tensor:
     """``penalties.critic_step``: penalties without double backward, and one pass for D(real) and D(fake)."""
 

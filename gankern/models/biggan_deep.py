@@ -178,14 +178,9 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
 
 
 def biggan_deep(
-    size: int = 128,
-    channels: int = 3,
-    latent: int = 128,
-    width: int = 128,
-    num_classes: int = 1000,
-    embedding: int = 128,
-    layers: str = "torch",
-) -> GAN:
+    size: int = 128, channels: int = 3, latent: int = 128, width: int = 128, num_classes: int = 1000,
+    embedding: int = 128, layers: str = "torch",
+) -> GAN:  # fmt: skip
     """BigGAN-deep for images of 128, 256 or 512 pixels (or 32, a small one of its kind).
 
     ``width`` is the paper's ch, a multiple of 4. Sample by :func:`truncated` latents.

@@ -141,12 +141,7 @@ class ConditionalBatchNormAct2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]  # it has an argument more
         x = F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            training=self.training,
-            momentum=self.momentum or 0.0,
-            eps=self.eps,
+            x, self.running_mean, self.running_var, training=self.training, momentum=self.momentum or 0.0, eps=self.eps
         )
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)

@@ -79,13 +79,9 @@ class Discriminator(nn.Module):
 
 
 def sagan(
-    size: int = 128,
-    channels: int = 3,
-    latent: int = 128,
-    width: int = 64,
-    num_classes: int = 1000,
+    size: int = 128, channels: int = 3, latent: int = 128, width: int = 64, num_classes: int = 1000,
     layers: str = "torch",
-) -> GAN:
+) -> GAN:  # fmt: skip
     """SAGAN for images of 128 pixels, or of 32; ``width`` is the paper's ch.
 
     >>> import torch

@@ -31,10 +31,7 @@ registry.define(
     "double_backward",
     f"minibatch_stddev_double_backward(Tensor grad_grad_x, Tensor grad, Tensor x, {_OPTIONS}) "
     "-> (Tensor grad_grad, Tensor grad_x)",
-    lambda h, grad, x, group_size, num_channels, *rest: (
-        empty(x, x.shape[1] + num_channels),
-        empty(x),
-    ),
+    lambda h, grad, x, group_size, num_channels, *rest: (empty(x, x.shape[1] + num_channels), empty(x)),
 )
 
 
@@ -56,13 +53,7 @@ autograd.Rule(NAME, _forward, lambda options, tensors, outputs: tensors, _backwa
 
 
 def minibatch_stddev(
-    x: Tensor,
-    group_size: int,
-    num_channels: int,
-    strided: bool,
-    unbiased: bool,
-    eps: float,
-    implementation: str | None,
+    x: Tensor, group_size: int, num_channels: int, strided: bool, unbiased: bool, eps: float, implementation: str | None
 ) -> Tensor:
     """The result for checked arguments."""
     chosen = primitive.select(x, implementation)

@@ -88,15 +88,9 @@ autograd.Rule(NAME, _forward, lambda options, tensors, outputs: outputs, _backwa
 
 
 def pixel_norm(
-    x: Tensor,
-    bias: Tensor | None,
-    dim: int,
-    activation: str | None,
-    negative_slope: float,
-    gain: float,
-    eps: float,
+    x: Tensor, bias: Tensor | None, dim: int, activation: str | None, negative_slope: float, gain: float, eps: float,
     implementation: str | None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """The result for checked arguments; negative_slope is not negative."""
     chosen = primitive.select(x, implementation)
     if chosen == "reference":

@@ -107,28 +107,17 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     return tuple(result if need else None for result, need in zip(results, needed))
 
 
-autograd.Rule(
-    NAME,
-    _forward,
-    _saved,
-    _backward,
-    _double_backward,
-    non_differentiable=(1,),
-    pieces=lambda options: options[3] != 1,  # the slope
-)
+def _has_pieces(options):
+    return options[3] != 1  # the slope
+
+
+autograd.Rule(NAME, _forward, _saved, _backward, _double_backward, non_differentiable=(1,), pieces=_has_pieces)
 
 
 def virtual_batch_norm(
-    x: Tensor,
-    ref_mean: Tensor,
-    ref_mean_square: Tensor,
-    own_share: float,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    negative_slope: float,
-    implementation: str | None,
-) -> Tensor:
+    x: Tensor, ref_mean: Tensor, ref_mean_square: Tensor, own_share: float, weight: Tensor | None,
+    bias: Tensor | None, eps: float, negative_slope: float, implementation: str | None,
+) -> Tensor:  # fmt: skip
     """The result for checked arguments."""
     chosen = primitive.select(x, implementation)
     if chosen == "reference":

@@ -212,12 +212,7 @@ def _at_samples(
 
 @with_options_of(gradient_penalty)
 def dragan(
-    critic: Critic,
-    real: Samples,
-    *,
-    noise: float = 0.5,
-    generator: torch.Generator | None = None,
-    **options: Any,
+    critic: Critic, real: Samples, *, noise: float = 0.5, generator: torch.Generator | None = None, **options: Any
 ) -> Tensor:
     r"""DRAGAN's penalty: :func:`gradient_penalty` between real samples and noisy ones.
 

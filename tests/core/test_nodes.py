@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankern.functional as GF
 from gankern.core import native
-from gankern.core.dispatch import last_implementation
+from gankern.core.dispatch import Primitive, last_implementation
+from gankern.measure import host
 from gankern.ops import convolution, convolution_choice
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +74,13 @@ CALLS = {
         [(3, 4, 2), (5, 3)],
     ),
 }
+
+# A primitive without a call of its own: its case of the smallest tensors.
+for _name in Primitive.registry.keys() - {name.partition(",")[0] for name in CALLS} - {"convolution"}:
+    if hasattr(native.nodes, _name):
+        _case = host.cases([_name])[0]
+        _shapes = [tuple(x.shape) for x in _case.make(torch.float64, "cpu")]
+        CALLS[_name] = (lambda *given, _run=_case.run: _run(None, given), _shapes)
 
 LINEAR = ("upfirdn2d", "upsample2d", "downsample2d", "filter2d", "relu", "leaky_relu")
 

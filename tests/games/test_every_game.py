@@ -30,13 +30,6 @@ def prepared(name, dtype=torch.float32, **options):
     return training.configure(name, game.data, samples, condition, **options), samples, condition
 
 
-@pytest.fixture
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("name", NEW)
 def test_the_same_losses_in_double_precision(double, name):
     config, samples, condition = prepared(name, torch.float64)

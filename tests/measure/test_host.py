@@ -20,20 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 CASES = [pytest.param(case, id=f"{case.primitive}: {case.name}") for case in host.cases()]
 needs_nodes = pytest.mark.skipif(native.NODES_MISSING is not None, reason=str(native.NODES_MISSING))
 
-# By primitive, or by case: the operators of a forward, and those that forward and backward have beyond them. Nothing
-# else may be called: no constants are made, nothing is copied or converted.
+# The operators of a forward, and those that forward and backward have beyond them, where they are not NAME and
+# NAME_backward: by primitive, or by case. Nothing else may be called: no constants are made, nothing is copied or
+# converted.
 OPERATORS = {
-    "bias_act": (["gankern::bias_act"], ["gankern::bias_act_backward"]),
     "bias_act: leaky_relu alone": (["aten::leaky_relu"], ["aten::leaky_relu_backward"]),
-    "pixel_norm": (["gankern::pixel_norm"], ["gankern::pixel_norm_backward"]),
-    "batch_norm_act": (["gankern::batch_norm_act"], ["gankern::batch_norm_act_backward"]),
-    "instance_norm_act": (["gankern::instance_norm_act"], ["gankern::instance_norm_act_backward"]),
-    "minibatch_stddev": (["gankern::minibatch_stddev"], ["gankern::minibatch_stddev_backward"]),
-    "minibatch_discrimination": (["gankern::minibatch_discrimination"], ["gankern::minibatch_discrimination_backward"]),
-    "virtual_batch_norm": (["gankern::virtual_batch_norm"], ["gankern::virtual_batch_norm_backward"]),
-    "gradient_penalty": (["gankern::gradient_penalty"], ["gankern::gradient_penalty_backward"]),
     "upfirdn2d": (["gankern::upfirdn2d"], ["gankern::upfirdn2d"]),
-    "spectral_norm": (["gankern::spectral_norm"], ["gankern::spectral_norm_backward"]),
     "spectral_norm: 11 layers, layer by layer": (
         11 * ["gankern::spectral_norm"],
         11 * ["gankern::spectral_norm_backward"],
@@ -58,7 +50,8 @@ def called(function) -> Counter:
 @needs_nodes
 @pytest.mark.parametrize("case", [p for p in CASES if p.values[0].primitive != "convolution"])
 def test_a_call_is_one_operator_and_its_backward_another(case):
-    forward, more = OPERATORS.get(f"{case.primitive}: {case.name}") or OPERATORS[case.primitive]
+    own = [f"gankern::{case.primitive}"], [f"gankern::{case.primitive}_backward"]
+    forward, more = OPERATORS.get(f"{case.primitive}: {case.name}") or OPERATORS.get(case.primitive, own)
     inputs = case.make(torch.float32, "cpu")
     run = lambda given: case.run(None, given)  # noqa: E731
     assert called(host.call_of(run, inputs, "forward")) == Counter(forward)
@@ -148,7 +141,7 @@ def test_instructions_of_a_call(tmp_path):
     if pinned["environment"] != environment():
         pytest.skip(f"the counts are those of {pinned['environment']}")
     counts = instructions(tmp_path)
-    assert counts.keys() == pinned["instructions"].keys()
+    assert counts.keys() >= pinned["instructions"].keys()
     grown = {
         name: (before, counts[name]) for name, before in pinned["instructions"].items() if counts[name] > 1.1 * before
     }

@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 
+from gankern.core import native
+
 
 @pytest.fixture
 def same_bits():
@@ -26,17 +28,19 @@ def same_bits():
     return check
 
 
-@pytest.fixture
-def on_instruction_set():
-    """Runs lines in a process that uses one instruction set, with a file of tests as the module ``cases``."""
+@pytest.fixture(params=["default", "avx2"])  # the best one is what all other tests run
+def on_instruction_set(request):
+    """Runs lines in a process that uses one of the other instruction sets, with a file of tests as ``cases``."""
+    if native.NATIVE_MISSING:
+        pytest.skip("the native library was not built")
 
-    def run(name, file, *lines):
+    def run(file, *lines):
         head = (
             "import importlib.util, torch",
             f"spec = importlib.util.spec_from_file_location('cases', {file!r})",
             "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases)",
         )
-        environment = {**os.environ, "ATEN_CPU_CAPABILITY": name}
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": request.param}
         subprocess.run([sys.executable, "-c", "\n".join([*head, *lines])], env=environment, check=True)
 
     return run

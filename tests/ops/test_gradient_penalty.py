@@ -172,17 +172,8 @@ def all_bits():
     return bits
 
 
-def test_the_number_of_threads_does_not_matter():
-    before = torch.get_num_threads()
-    runs = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            runs.append(all_bits())
-    finally:
-        torch.set_num_threads(before)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], run))
+def test_the_number_of_threads_does_not_matter(same_bits):
+    same_bits(all_bits)
 
 
 def test_inputs_are_not_written():

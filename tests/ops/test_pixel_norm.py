@@ -208,11 +208,8 @@ def test_the_number_of_threads_does_not_matter(same_bits):
     same_bits(all_bits)
 
 
-@pytest.mark.skipif(COMPILED != "cpu", reason="the native library was not built")
-@pytest.mark.parametrize("isa", ["default", "avx2"])  # the best one is what all other tests run
-def test_every_instruction_set(isa, on_instruction_set):
+def test_every_instruction_set(on_instruction_set):
     on_instruction_set(
-        isa,
         __file__,
         "for dtype in cases.DTYPES:",
         "    for shape in cases.SHAPES: cases.test_every_shape(shape, dtype)",

@@ -19,13 +19,6 @@ MODELS = {
 }
 
 
-@pytest.fixture
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("model", MODELS)
 def test_the_same_losses_in_double_precision(double, model):
     options = {"latent": 8, "batch_size": 4, "threads": 1, "steps": 4} | MODELS[model]

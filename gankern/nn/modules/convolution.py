@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -218,9 +218,7 @@ class ConvDownsample2d(_Resampling):
         )
 
 
-def _equalize(
-    layer: EqualizedConv1d | EqualizedConv2d | EqualizedConv3d | EqualizedLinear, fan_in: int, gain: float
-) -> None:
+def _equalize(layer: _EqualizedConv | EqualizedConv2d | EqualizedLinear, fan_in: int, gain: float) -> None:
     _checks.number(type(layer).__name__, "gain", gain)
     layer.gain, layer.weight_scale = gain, gain / math.sqrt(fan_in)
     nn.init.normal_(layer.weight)
@@ -304,7 +302,46 @@ class EqualizedConv2d(Conv2d):
         return f"{super().extra_repr()}, gain={self.gain:.4g}{resample}"
 
 
-class EqualizedConv1d(nn.Conv1d):
+class _EqualizedConv(nn.modules.conv._ConvNd):
+    """Torch's convolution in one dimension or three, with a scaled weight: there are no kernels of ours for them."""
+
+    gain: float
+    weight_scale: float
+    implementation: str | None = None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        gain: float = math.sqrt(2),
+        implementation: str | None = None,
+    ) -> None:
+        sibling: Any = super()  # nn.Conv1d, nn.Conv3d
+        sibling.__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        _checks.choice(type(self).__name__, "implementation", implementation, (None, "auto", "reference"))
+        self.implementation = implementation
+        _equalize(self, self.weight[0].numel(), gain)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight * self.weight_scale, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gain={self.gain:.4g}"
+
+
+class EqualizedConv1d(_EqualizedConv, nn.Conv1d):
     """As :class:`EqualizedConv2d`, in one dimension: fan_in = in_channels / groups * kernel length.
 
     Args:
@@ -316,42 +353,8 @@ class EqualizedConv1d(nn.Conv1d):
     torch.Size([2, 16, 20])
     """
 
-    gain: float
-    weight_scale: float
-    implementation: str | None = None
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int],
-        stride: int | tuple[int] = 1,
-        padding: int | tuple[int] | str = 0,
-        dilation: int | tuple[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        gain: float = math.sqrt(2),
-        implementation: str | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        _checks.choice("EqualizedConv1d", "implementation", implementation, (None, "auto", "reference"))
-        self.implementation = implementation
-        _equalize(self, self.weight[0].numel(), gain)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight * self.weight_scale, self.bias)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, gain={self.gain:.4g}"
-
-
-class EqualizedConv3d(nn.Conv3d):
+class EqualizedConv3d(_EqualizedConv, nn.Conv3d):
     """As :class:`EqualizedConv2d`, in three dimensions: fan_in = in_channels / groups * the kernel's three sizes.
 
     Args:
@@ -362,40 +365,6 @@ class EqualizedConv3d(nn.Conv3d):
     >>> EqualizedConv3d(4, 8, 3, padding=1)(torch.randn(2, 4, 5, 6, 7)).shape
     torch.Size([2, 8, 5, 6, 7])
     """
-
-    gain: float
-    weight_scale: float
-    implementation: str | None = None
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int, int],
-        stride: int | tuple[int, int, int] = 1,
-        padding: int | tuple[int, int, int] | str = 0,
-        dilation: int | tuple[int, int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        gain: float = math.sqrt(2),
-        implementation: str | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        _checks.choice("EqualizedConv3d", "implementation", implementation, (None, "auto", "reference"))
-        self.implementation = implementation
-        _equalize(self, self.weight[0].numel(), gain)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight * self.weight_scale, self.bias)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, gain={self.gain:.4g}"
 
 
 class EqualizedLinear(nn.Linear):

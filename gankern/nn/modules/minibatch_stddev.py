@@ -25,37 +25,20 @@ class MinibatchStdDev(nn.Module):
     """
 
     def __init__(
-        self,
-        group_size: int = 4,
-        num_channels: int = 1,
-        *,
-        layout: str = "strided",
-        unbiased: bool = False,
-        on_indivisible: str = "raise",
-        eps: float = 1e-8,
-        implementation: str | None = None,
-    ) -> None:
+        self, group_size: int = 4, num_channels: int = 1, *, layout: str = "strided", unbiased: bool = False,
+        on_indivisible: str = "raise", eps: float = 1e-8, implementation: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         check_options("MinibatchStdDev", group_size, num_channels, layout, on_indivisible, eps)
-        self.group_size = group_size
-        self.num_channels = num_channels
-        self.layout = layout
-        self.unbiased = unbiased
-        self.on_indivisible = on_indivisible
-        self.eps = eps
+        self.group_size, self.num_channels, self.layout = group_size, num_channels, layout
+        self.unbiased, self.on_indivisible, self.eps = unbiased, on_indivisible, eps
         self.implementation = _checks.implementation("MinibatchStdDev", implementation)
 
     def forward(self, x: Tensor) -> Tensor:
         return GF.minibatch_stddev(
-            x,
-            group_size=self.group_size,
-            num_channels=self.num_channels,
-            layout=self.layout,
-            unbiased=self.unbiased,
-            on_indivisible=self.on_indivisible,
-            eps=self.eps,
-            implementation=self.implementation,
-        )
+            x, group_size=self.group_size, num_channels=self.num_channels, layout=self.layout, unbiased=self.unbiased,
+            on_indivisible=self.on_indivisible, eps=self.eps, implementation=self.implementation,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         parts = [f"group_size={self.group_size}, num_channels={self.num_channels}"]

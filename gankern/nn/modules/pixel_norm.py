@@ -71,14 +71,9 @@ class BiasActPixelNorm(Biased):
     def forward(self, input: Tensor) -> Tensor:
         self._check(input)
         return GF.bias_act_pixel_norm(
-            input,
-            self.bias,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            gain=self.gain,
-            eps=self.eps,
-            implementation=self.implementation,
-        )
+            input, self.bias, activation=self.activation, negative_slope=self.negative_slope, gain=self.gain,
+            eps=self.eps, implementation=self.implementation,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""

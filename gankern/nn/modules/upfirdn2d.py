@@ -47,7 +47,24 @@ class Blur2d(_Filter):
         return GF.filter2d(x, self.filter, implementation=self.implementation)
 
 
-class FIRUpsample2d(_Filter):
+class _Resampling(_Filter):
+    """A filter, and by which factor the resolution changes."""
+
+    def __init__(
+        self,
+        scale_factor: int = 2,
+        filter: str | Sequence[float] | Tensor = "1331",
+        *,
+        implementation: str | None = None,
+    ) -> None:
+        super().__init__(filter, scale_factor, implementation)
+        self.scale_factor = scale_factor
+
+    def extra_repr(self) -> str:
+        return f"scale_factor={self.scale_factor}, {super().extra_repr()}"
+
+
+class FIRUpsample2d(_Resampling):
     r"""Upsamples by zero-insertion and a low-pass (:func:`gankern.functional.upsample2d`): what a transposed
     convolution ought to do, with a filter that is known to have no checkerboard.
 
@@ -63,24 +80,11 @@ class FIRUpsample2d(_Filter):
     torch.Size([2, 8, 32, 32])
     """
 
-    def __init__(
-        self,
-        scale_factor: int = 2,
-        filter: str | Sequence[float] | Tensor = "1331",
-        *,
-        implementation: str | None = None,
-    ) -> None:
-        super().__init__(filter, scale_factor, implementation)
-        self.scale_factor = scale_factor
-
     def forward(self, x: Tensor) -> Tensor:
         return GF.upsample2d(x, self.filter, up=self.scale_factor, implementation=self.implementation)
 
-    def extra_repr(self) -> str:
-        return f"scale_factor={self.scale_factor}, {super().extra_repr()}"
 
-
-class FIRDownsample2d(_Filter):
+class FIRDownsample2d(_Resampling):
     r"""Downsamples by a low-pass and decimation (:func:`gankern.functional.downsample2d`), without the aliases of a
     strided convolution.
 
@@ -96,18 +100,5 @@ class FIRDownsample2d(_Filter):
     torch.Size([2, 8, 8, 8])
     """
 
-    def __init__(
-        self,
-        scale_factor: int = 2,
-        filter: str | Sequence[float] | Tensor = "1331",
-        *,
-        implementation: str | None = None,
-    ) -> None:
-        super().__init__(filter, scale_factor, implementation)
-        self.scale_factor = scale_factor
-
     def forward(self, x: Tensor) -> Tensor:
         return GF.downsample2d(x, self.filter, down=self.scale_factor, implementation=self.implementation)
-
-    def extra_repr(self) -> str:
-        return f"scale_factor={self.scale_factor}, {super().extra_repr()}"

@@ -32,18 +32,10 @@ class _VirtualBatchNorm(nn.Module):
     ref_count: Tensor
 
     def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        affine: bool = True,
-        *,
-        activation: str | None = None,
-        negative_slope: float = 0.2,
-        count_itself: bool = True,
-        implementation: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+        self, num_features: int, eps: float = 1e-5, affine: bool = True, *, activation: str | None = None,
+        negative_slope: float = 0.2, count_itself: bool = True, implementation: str | None = None,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         _checks.whole(type(self).__name__, "num_features", num_features)
         check_options(type(self).__name__, eps, activation, negative_slope)
