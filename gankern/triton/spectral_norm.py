@@ -19,8 +19,8 @@ adds up the sums of all blocks, and divides by den(|r|) only then. The blocks ar
 sums are an eighth of M. For the other order, blocks of 64 columns play the part of the rows.
 
     launch   programs                reads                 writes
-    power    blocks of rows          M, v                  r, |r_block|^2, partial sums of M^T r
-    reduce   128 columns             partial sums          t, |t_block|^2
+    power    blocks of rows          M, v                  r, |r_block|, partial sums of M^T r
+    reduce   128 columns             partial sums          t, |t_block|
     scale    tiles of M              M, r, t               W / sigma, u, v, sigma
 
 power and reduce repeat with each further iteration. Without iterations, `products` takes their place: it sums
@@ -28,6 +28,10 @@ up u^T M v over tiles. Forward with one iteration is 2 reads and 1 write of W in
 `products` (<g,W>) and `gradient`, 3 reads and 1 write in 2 launches; double backward is `products` and
 `second_gradient`, 6 reads and 2 writes in 2 launches. All of it is bound by memory bandwidth, and for small
 networks by the launches. Sums are in fp32 (fp64 for fp64), have a fixed order, and use no atomics.
+
+Magnitudes. Squares, and M^T r before it is divided by |r|, which is about |M|^2, leave the range of fp32 for norms
+above 1e19 or below 1e-19, where torch, which divides first, is right. So they are taken of vectors times a power of
+two (`_within_range`), which is 1 for ordinary weights; the norms of blocks are kept, not their squares.
 
 Memory. A dense weight lies in memory as [outer, rows, inner], with the dimensions before and behind `dim` in
 order of their strides, so no layout needs a copy. Column c of row i, with c counted in memory order, is
@@ -187,9 +191,40 @@ def _sum_tile(tile):
 
 
 @triton.jit
-def _denominator(squares, EPS: tl.constexpr, ADD_EPS: tl.constexpr):
-    """den(n) of a vector by the sum of its squares."""
-    norm = tl.sqrt(squares)
+def _within_range(size):
+    """A power of two by which numbers of this size have squares in the range of fp32."""
+    scale = tl.where(size > 1e15, 8.271806125530277e-25, 1.0)  # 2^-80
+    scale = tl.where(size > 1e27, 1.1754943508222875e-38, scale)  # 2^-126
+    return tl.where(size < 1e-15, 1.2089258196146292e24, scale).to(size.dtype)  # 2^80
+
+
+@triton.jit
+def _norm_of(values):
+    """The norm of a vector that the program holds."""
+    scale = _within_range(tl.max(tl.abs(values), 0))
+    scaled = values * scale
+    return tl.sqrt(tl.sum(scaled * scaled, 0)) / scale
+
+
+@triton.jit
+def _norm_of_blocks(norms, count):
+    """The norm of a vector by those of its blocks, in a fixed order."""
+    largest = tl.zeros([extent("summed")], norms.dtype.element_ty)
+    for start in range(0, count, extent("summed")):
+        k = start + tl.arange(0, extent("summed"))
+        largest = tl.maximum(largest, tl.load(norms + k, mask=k < count, other=0.0))
+    scale = _within_range(tl.max(largest, 0))
+    total = tl.zeros([extent("summed")], norms.dtype.element_ty)
+    for start in range(0, count, extent("summed")):
+        k = start + tl.arange(0, extent("summed"))
+        norm = tl.load(norms + k, mask=k < count, other=0.0) * scale
+        total += norm * norm
+    return tl.sqrt(tl.sum(total, 0)) / scale
+
+
+@triton.jit
+def _denominator(norm, EPS: tl.constexpr, ADD_EPS: tl.constexpr):
+    """den(n)."""
     eps = tl.full([], EPS, norm.dtype)
     if ADD_EPS:
         return norm + eps
@@ -201,7 +236,7 @@ def _normalized(
     scratch,
     layer,
     VECTOR: tl.constexpr,
-    SQUARES: tl.constexpr,
+    NORMS: tl.constexpr,
     blocks,
     k,
     length,
@@ -209,7 +244,7 @@ def _normalized(
     ADD_EPS: tl.constexpr,
 ):
     """Elements k of a vector on the scratch buffer, divided by den of its norm."""
-    denominator = _denominator(_sum(_scratch(scratch, layer, SQUARES), blocks, 1), EPS, ADD_EPS)
+    denominator = _denominator(_norm_of_blocks(_scratch(scratch, layer, NORMS), blocks), EPS, ADD_EPS)
     return tl.load(_scratch(scratch, layer, VECTOR) + k, mask=k < length, other=0.0) / denominator
 
 
@@ -269,8 +304,9 @@ def _power_kernel(
     owned = block * OWNED + tl.arange(0, OWNED)
     if CONTINUE:
         second = _scratch(scratch, layer, column("second"))
-        squares = _sum(_scratch(scratch, layer, column("second_squares")), tl.cdiv(passed_size, extent("reduced")), 1)
-        denominator = _denominator(squares, EPS, ADD_EPS)
+        blocks = tl.cdiv(passed_size, extent("reduced"))
+        norm = _norm_of_blocks(_scratch(scratch, layer, column("second_norms")), blocks)
+        denominator = _denominator(norm, EPS, ADD_EPS)
 
     # The owned part of the first vector: r = M v, or t = M^T u.
     products = tl.zeros(TILE, SUM)
@@ -287,9 +323,11 @@ def _power_kernel(
         products += tile * tl.expand_dims(factor, 1 - PASSED_AXIS)
     first = tl.sum(products, PASSED_AXIS)
     tl.store(_scratch(scratch, layer, column("first")) + owned, first)
-    tl.store(_scratch(scratch, layer, column("first_squares")) + block, tl.sum(first * first, 0))
+    norm = _norm_of(first)
+    tl.store(_scratch(scratch, layer, column("first_norms")) + block, norm)
 
     # Its share of M^T r, or of M t, for which the block is read again, now from the cache.
+    first *= _within_range(norm)
     passed_length = tl.cdiv(passed_size, extent("reduced")) * extent("reduced")
     partial_sums = _scratch(scratch, layer, column("partial_sums")) + block.to(tl.int64) * passed_length
     for start in range(0, passed_length, PASSED):
@@ -320,7 +358,10 @@ def _reduce_kernel(
     else:
         blocks = tl.cdiv(columns, extent("owned_columns"))
         length = tl.cdiv(rows, extent("reduced")) * extent("reduced")
-    denominator = _denominator(_sum(_scratch(scratch, layer, column("first_squares")), blocks, 1), EPS, ADD_EPS)
+    norms = _scratch(scratch, layer, column("first_norms"))
+    norm = _norm_of_blocks(norms, blocks)
+    scale = _within_range(norm)
+    denominator = _denominator(norm, EPS, ADD_EPS) * scale
 
     j = block * extent("reduced") + tl.arange(0, extent("reduced"))
     partial_sums = _scratch(scratch, layer, column("partial_sums"))
@@ -328,10 +369,12 @@ def _reduce_kernel(
     for start in range(0, blocks, extent("reduced_blocks")):
         k = start + tl.arange(0, extent("reduced_blocks"))
         inside = (k < blocks)[:, None] & (j < length)[None, :]
-        sums += tl.load(partial_sums + k.to(tl.int64)[:, None] * length + j[None, :], mask=inside, other=0.0)
+        part = tl.load(partial_sums + k.to(tl.int64)[:, None] * length + j[None, :], mask=inside, other=0.0)
+        own = _within_range(tl.load(norms + k, mask=k < blocks, other=1.0))
+        sums += part * (scale / own)[:, None]
     second = tl.sum(sums, 0) / denominator
     tl.store(_scratch(scratch, layer, column("second")) + j, second)
-    tl.store(_scratch(scratch, layer, column("second_squares")) + block, tl.sum(second * second, 0))
+    tl.store(_scratch(scratch, layer, column("second_norms")) + block, _norm_of(second))
 
 
 @triton.jit
@@ -357,29 +400,29 @@ def _scale_kernel(
     if ITERATED:
         if U_FIRST:
             U_VECTOR: tl.constexpr = column("first")
-            U_SQUARES: tl.constexpr = column("first_squares")
+            U_NORMS: tl.constexpr = column("first_norms")
             V_VECTOR: tl.constexpr = column("second")
-            V_SQUARES: tl.constexpr = column("second_squares")
+            V_NORMS: tl.constexpr = column("second_norms")
             u_blocks = tl.cdiv(rows, extent("owned_rows"))
             v_blocks = tl.cdiv(columns, extent("reduced"))
             second_blocks = v_blocks
         else:
             U_VECTOR: tl.constexpr = column("second")
-            U_SQUARES: tl.constexpr = column("second_squares")
+            U_NORMS: tl.constexpr = column("second_norms")
             V_VECTOR: tl.constexpr = column("first")
-            V_SQUARES: tl.constexpr = column("first_squares")
+            V_NORMS: tl.constexpr = column("first_norms")
             u_blocks = tl.cdiv(rows, extent("reduced"))
             v_blocks = tl.cdiv(columns, extent("owned_columns"))
             second_blocks = u_blocks
         # sigma = second . second / den(|second|)
-        squares = _sum(_scratch(scratch, layer, column("second_squares")), second_blocks, 1)
-        sigma = squares / _denominator(squares, EPS, ADD_EPS)
+        norm = _norm_of_blocks(_scratch(scratch, layer, column("second_norms")), second_blocks)
+        sigma = norm / _denominator(norm, EPS, ADD_EPS) * norm
         # The tiles on the matrix's left edge write u, those on its top edge v.
         if block % _tiles_across(columns) == 0:
-            u = _normalized(scratch, layer, U_VECTOR, U_SQUARES, u_blocks, i, rows, EPS, ADD_EPS)
+            u = _normalized(scratch, layer, U_VECTOR, U_NORMS, u_blocks, i, rows, EPS, ADD_EPS)
             tl.store(_pointer(pointers, pointer("new_u"), SUM) + i, u, mask=i < rows)
         if block < _tiles_across(columns):
-            v = _normalized(scratch, layer, V_VECTOR, V_SQUARES, v_blocks, c, columns, EPS, ADD_EPS)
+            v = _normalized(scratch, layer, V_VECTOR, V_NORMS, v_blocks, c, columns, EPS, ADD_EPS)
             position = _logical_position(c, layer, GROUPS)
             tl.store(_pointer(pointers, pointer("new_v"), SUM) + position, v, mask=c < columns)
     else:

@@ -44,10 +44,10 @@ def column(name):
         "columns": 1,
         "inner": 2,
         "first": 3,
-        "first_squares": 4,
+        "first_norms": 4,
         "partial_sums": 5,
         "second": 6,
-        "second_squares": 7,
+        "second_norms": 7,
         "products": 8,
         "product_programs": 9,
     }[name]
@@ -79,18 +79,18 @@ class Layer(NamedTuple):
     """One row of the table of layers; behind it, (size, stride) of each group of columns, innermost first.
 
     `rows`, `columns` and `inner` are as above. The others are places on the scratch buffer: the first vector
-    of the iteration (r if u goes first) and the sums of squares of its blocks, the partial sums of the second
-    one, the second one and the sums of squares of its blocks, and the results and number of product programs.
+    of the iteration (r if u goes first) and the norms of its blocks, the partial sums of the second
+    one, the second one and the norms of its blocks, and the results and number of product programs.
     """
 
     rows: int
     columns: int
     inner: int
     first: int
-    first_squares: int
+    first_norms: int
     partial_sums: int
     second: int
-    second_squares: int
+    second_norms: int
     products: int
     product_programs: int
 
@@ -197,10 +197,10 @@ def plan_of(matrices: tuple[Matrix | None, ...], u_first: bool, device: torch.de
             columns=columns,
             inner=inner,
             first=allocate(rows if u_first else columns),
-            first_squares=allocate(power),
+            first_norms=allocate(power),
             partial_sums=allocate(power * reduce * extent("reduced")),
             second=allocate(passed),
-            second_squares=allocate(reduce),
+            second_norms=allocate(reduce),
             products=allocate(products * extent("product_values")),
             product_programs=products,
         )

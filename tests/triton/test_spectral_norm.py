@@ -416,3 +416,23 @@ def test_front_door_missing_gradients(device):
     assert none is None and no_exact is None
     torch.testing.assert_close(first, exact_first, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(second, exact_second, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("magnitude", [1e36, 1e30, 1e20, 1.9e19, 1e-10, 1e-15, 1e-19, 1e-30])
+@pytest.mark.parametrize("u_first", [True, False])
+@pytest.mark.parametrize("add_eps", [True, False])
+def test_norms_far_from_one(magnitude, u_first, add_eps, device):
+    """Whose squares fp32 does not hold: right wherever torch, which divides first, is."""
+    shapes = [((20, 130), 0), ((6, 5, 3, 3), 1)]  # several blocks either way
+    (weights, us, vs), dims = make_layers(shapes, torch.float64, device)
+    weights = [(w * 10 * magnitude).float() for w in weights]
+    weights[0][3:7] *= 1e-6  # blocks of other sizes than the whole
+    us, vs = [u.float() for u in us], [v.float() for v in vs]
+    eps = EPS if magnitude > 1e-12 else 1e-36
+    for n in (1, 2):
+        normalized, state = spectral_norm.forward(weights, us, vs, dims, n, eps, u_first, add_eps)
+        sigma, new_us, new_vs = split(state, weights, dims)
+        for i, dim in enumerate(dims):
+            exact = naive(*to64((weights[i], us[i], vs[i])), dim, n, eps, u_first, add_eps)
+            for ours, right in zip((normalized[i], new_us[i], new_vs[i], sigma[i]), exact):
+                torch.testing.assert_close(ours.double(), right, rtol=1e-4, atol=1e-5 * right.abs().max().item())
