@@ -127,11 +127,15 @@ def _with_verdict(critic, parameters, inputs, *arguments):
     try:
         try:
             result = _penalty_gradients(critic, parameters, inputs, *arguments, relay=relay)
-        except LayoutMatters:
-            if _can_be_remembered(critic):
-                _laid_out_already.add(critic)
+        except (LayoutMatters, RuntimeError) as error:
+            # An error, too, may be one of a layout, such as of what is written to a copy that now is none.
+            another = isinstance(error, LayoutMatters) or (relay and any(_laid_out(x) is not x for x in inputs))
+            if isinstance(error, torch.OutOfMemoryError) or not another:
+                raise
             before.restore()
             result = _penalty_gradients(critic, parameters, inputs, *arguments, relay=False)
+            if _can_be_remembered(critic):
+                _laid_out_already.add(critic)
     except NotCovered as error:
         refuse(critic, str(error))
         before.restore()
@@ -166,6 +170,8 @@ def _penalty_gradients(critic, parameters, inputs, penalty, select, args, kwargs
     half = _in_half(inputs)
     xs = [(_laid_out(x.detach()) if relay else x.detach()).requires_grad_() for x in inputs]
     tape.relaid = any(x.stride() != y.stride() for x, y in zip(xs, inputs)) and not torch.compiler.is_compiling()
+    if tape.relaid:  # what would be a copy for the caller's layout may be the input itself
+        tape.detached.update(x.untyped_storage().data_ptr() for x in xs)
     starts = [tape.input(x) for x in xs]
     output = record(tape, critic, xs, select, args, kwargs)
     end = tape.find(output)
@@ -223,6 +229,8 @@ def _check_hooks(critic, modules: Sequence[nn.Module]) -> None:
 
 def _like(grad: Tensor, parameter: Tensor) -> Tensor:
     """The gradient in the parameter's own strides, where optimizers want it."""
+    if grad.layout != parameter.layout:
+        raise NotCovered("a gradient of a parameter is sparse")
     if grad.stride() == parameter.stride():
         return grad
     return torch.empty_like(parameter).copy_(grad)

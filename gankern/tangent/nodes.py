@@ -279,6 +279,28 @@ class Smooth(Node):
         return [g if need else None for g, need in zip(found, needed)]
 
 
+class BatchNorm(Smooth):
+    """torch's batch norm. Of a batch of one its backward is wrong where either of input and cotangent lies as
+    channels_last but for the stride over samples, as a view does, and the other does not: both are laid out alike."""
+
+    __slots__ = ()
+
+    def __init__(self, function: Callable[..., Sequence], tensors: list[Tensor], curved: bool, label: str) -> None:
+        super().__init__(function, [_alike(x) for x in tensors], curved, label)
+
+    def delta(self, grads, needed):
+        return super().delta([None if g is None else _alike(g) for g in grads], needed)
+
+    def pull(self, grads, needed):
+        return super().pull([None if g is None else _alike(g) for g in grads], needed)
+
+
+def _alike(x: Tensor) -> Tensor:
+    if x.dim() < 3 or x.shape[0] != 1:
+        return x
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
+
+
 def _split(pairs, inputs):
     outputs, grads = zip(*pairs)
     return outputs, inputs, grads

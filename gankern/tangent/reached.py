@@ -188,6 +188,7 @@ def _differentiate(call: Any, func: Any, kinds: Sequence[int], result: int) -> A
     if not y.requires_grad or not wanted:
         return Answer((), ())
     # Weighted sums, not grad_outputs: for those torch imports what is heavy.
+    y = _real(y)
     weighted = (y * torch.ones_like(y, requires_grad=True)).sum()
     found = torch.autograd.grad(weighted, [leaves[i] for i in wanted], create_graph=True, allow_unused=True)
     flows = tuple(i for i, g in zip(wanted, found) if g is not None)
@@ -195,6 +196,11 @@ def _differentiate(call: Any, func: Any, kinds: Sequence[int], result: int) -> A
     if not gradients:
         return Answer(flows, ())
     of = [i for i, kind in enumerate(kinds) if kind]
-    total = reduce(torch.add, (g.sum() for g in gradients))
+    total = reduce(torch.add, (_real(g).sum() for g in gradients))
     second = torch.autograd.grad(total, [leaves[i] for i in of], allow_unused=True)
     return Answer(flows, tuple(i for i, g in zip(of, second) if g is not None))
+
+
+def _real(x: Tensor) -> Tensor:
+    """A complex tensor as its parts: a sum to differentiate is real."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x

@@ -19,6 +19,7 @@ from gankern.core.torch_internals import autocasting
 from gankern.ops import convolution as _convolutions
 from gankern.tangent.nodes import (
     INPUT,
+    BatchNorm,
     Bilinear,
     Gate,
     Join,
@@ -758,7 +759,11 @@ def _other(tape, func, args, kwargs, name, mutable, view):
     else:
         sets = FLAT.get(name, ()) if name not in BATCH_NORM or _training(name, args) else _FLAT_BATCH_NORM
         curved = bool(active) and (_complex(args, kwargs) or not _is_flat(sets, active))  # abs of a complex number
-        node = Smooth(_with_holes(func, args, kwargs, places), tensors, curved, label)
+        if name in BATCH_NORM:  # which writes running statistics, and must not write them again
+            again = tuple(x.clone() if i in (3, 4) and isinstance(x, Tensor) else x for i, x in enumerate(args))
+            node = BatchNorm(_with_holes(func, again, kwargs, places), tensors, curved, label)
+        else:
+            node = Smooth(_with_holes(func, args, kwargs, places), tensors, curved, label)
         tape.save(*tensors_of(args, kwargs))
     tape.add(node, tuple(values), outputs, view)
     return result

@@ -37,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gankern.core import autograd
 from gankern.ops.convolution_choice import KINDS
 from gankern.tangent import reached, rules
-from gankern.tangent.nodes import INPUT, WEIGHT, Bilinear, Gate, Kernel, Linear, Node, NotCovered
+from gankern.tangent.nodes import INPUT, WEIGHT, Bilinear, Gate, Kernel, LayoutMatters, Linear, Node, NotCovered
 
 _MARK = "_gankern_tape_mark"
 _PLAIN = {Tensor, nn.Parameter}
@@ -90,6 +90,16 @@ def _refuses(what: str):
     return refuse
 
 
+def _reads_layout(tape: Tape, tensors: list[Tensor]) -> None:
+    """The code of a critic, which may go by it; torch's and this library's own goes by it for speed."""
+    frame: FrameType | None = sys._getframe(2)  # of whoever called what is watched, which may be of Python itself
+    while frame is not None and frame.f_globals.get("__name__") in ("torch.overrides", "torch._tensor"):
+        frame = frame.f_back
+    caller = "" if frame is None else frame.f_globals.get("__name__", "")
+    if tape.relaid and caller.split(".")[0] not in ("torch", "gankern"):
+        raise LayoutMatters("the critic reads how a tensor lies in memory")
+
+
 def _gives_away(tape: Tape, tensors: list[Tensor]) -> None:
     """``.data`` may be read; what it is used to write does not count as a write for anybody: rules.untracked."""
     tape.detached.update(x.untyped_storage().data_ptr() for x in tensors)
@@ -109,6 +119,7 @@ _WATCHED = {
     Tensor.set_: _refuses("set_() of what depends on the input or a parameter"),
     Tensor.untyped_storage: _refuses("the critic reads the memory of a tensor"),
     Tensor._typed_storage: _refuses("the critic reads the memory of a tensor"),
+    **dict.fromkeys((Tensor.stride, Tensor.is_contiguous, Tensor.dim_order, Tensor.storage_offset), _reads_layout),
 }
 
 
@@ -248,6 +259,8 @@ class Tape(TorchDispatchMode):
         try:
             if not self.reads(rules.tensors_of(args, kwargs)):
                 return rules.untracked(self, func, args, kwargs)
+            if any(x.layout is not torch.strided or x.is_nested for x in rules.tensors_of(args, kwargs)):
+                raise NotCovered(f"{func} takes a tensor that is sparse or nested")
             step = self._asked(func, args, kwargs)
             result = rules.record(self, func, args, kwargs)
         except NotCovered as error:

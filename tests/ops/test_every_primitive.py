@@ -8,8 +8,10 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import gankern
+from gankern.core import native
 from gankern.core.dispatch import FLOATING, Primitive, short
 from gankern.core.native import NATIVE_MISSING
 from gankern.measure import verification
@@ -78,6 +80,56 @@ def test_what_is_differentiated_is_not_written(case):
     of_every_order(case, inputs)
     for x, (value, version) in zip(inputs, before):
         assert not x.requires_grad or (x._version == version and torch.equal(x, value))
+
+
+def _doubled_in_part(y):
+    y[:1].mul_(2) if y.ndim else y.mul_(2)
+    return y
+
+
+# What overwrites a result, and the same without.
+IN_PLACE = {
+    "leaky_relu_": (lambda y: F.leaky_relu(y, 0.2, inplace=True), lambda y: F.leaky_relu(y, 0.2)),
+    "mul_": (lambda y: y.mul_(2), lambda y: 2 * y),
+    "add_": (lambda y: y.add_(1), lambda y: y + 1),
+    "a view": (_doubled_in_part, lambda y: torch.cat([2 * y[:1], y[1:]]) if y.ndim else 2 * y),
+}
+# They keep their result, in place of what came before it, which torch's formulation keeps (docs/bias_act.md and
+# docs/pixel_norm.md), or return both statistics as views. What is overwritten is then refused.
+KEEP_THEIR_RESULT = {"bias_act", "batch_norm_act", "instance_norm_act", "pixel_norm", "virtual_batch_norm"}
+REFUSALS = ("modified by an inplace operation", "is a view and is being modified inplace")
+
+
+@of_quick_cases
+@pytest.mark.parametrize("gradients_of", ["nodes", "python"])
+@pytest.mark.parametrize("change", IN_PLACE)
+def test_a_result_that_is_overwritten(change, gradients_of, case):
+    """As behind the formula; or torch's error, from the primitives that are known to keep what they return."""
+
+    def run(implementation):
+        inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in case.make(torch.float64, "cpu")]
+        outputs = [
+            IN_PLACE[change][implementation == "reference"](y)
+            for y in outputs_of(case, inputs, implementation)
+            if y.requires_grad
+        ]
+        leaves = [x for x in inputs if x.requires_grad]
+        cotangents = [torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape) for y in outputs]
+        first = torch.autograd.grad(outputs, leaves, cotangents, create_graph=True)
+        product = sum(g.square().sum() for g in first)
+        second = torch.autograd.grad(product, leaves, allow_unused=True) if product.requires_grad else ()
+        return [*outputs, *first, *(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, second))]
+
+    right = run("reference")
+    with native.python_gradients() if gradients_of == "python" else contextlib.nullcontext():
+        try:
+            ours = run("cpu")
+        except RuntimeError as error:
+            assert any(words in str(error) for words in REFUSALS)
+            assert case.primitive in KEEP_THEIR_RESULT
+            return
+    for a, b in zip(ours, right):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 @of_quick_cases

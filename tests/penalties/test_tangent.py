@@ -836,3 +836,40 @@ def test_group_norm_first_in_any_memory_format(memory_format):
         assert (a is None) == (p.grad is None)
         if a is not None:
             torch.testing.assert_close(a, p.grad, rtol=1e-10, atol=1e-10)
+
+
+class Rows(nn.Module):
+    """Rows of different lengths as one nested tensor."""
+
+    def forward(self, x):
+        rows = torch.nested.as_nested_tensor([row[: i + 1] for i, row in enumerate(x)])
+        return torch.nested.to_padded_tensor(rows, 0.0).tanh().sum(1)
+
+
+class LookedUp(nn.Module):
+    def __init__(self, sparse):
+        super().__init__()
+        self.embedding = nn.Embedding(3, 4, sparse=sparse)
+
+    def forward(self, x):
+        return (self.embedding(torch.tensor([0, 1, 1])) * x).tanh().sum(1)
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return (torch.eye(4, dtype=x.dtype).to_sparse_csr() @ self.linear(x).t()).tanh().sum(0)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning", "ignore:The PyTorch API of nested:UserWarning")
+@pytest.mark.parametrize("critic", [Rows(), LookedUp(sparse=True), Mixed()], ids=["nested", "sparse gradient", "CSR"])
+def test_what_is_sparse_or_nested_is_refused_by_name(critic):
+    critic, x = critic.double(), torch.randn(3, 4, dtype=torch.float64)
+    with pytest.raises(ValueError, match="sparse|nested"):
+        r1_penalty(critic, x, method="tangent")
+    leaf = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(critic(leaf).sum(), leaf, create_graph=True)
+    torch.testing.assert_close(r1_penalty(critic, x), 5 * g.square().sum(1).mean().detach())

@@ -73,6 +73,25 @@ class EndsInReLU(nn.Module):
         return torch.relu(self.layers(x) + 3)
 
 
+class Spectrum(nn.Module):
+    """The real parts of what a function of the features gives."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x).real.flatten(1)
+
+
+class Back(nn.Module):
+    """Through complex numbers, linear in each step: no parameter before it has a gradient of second order."""
+
+    def forward(self, x):
+        spectrum = torch.fft.fft2(x)
+        return torch.fft.irfft2(torch.complex(spectrum.real, 2 * spectrum.imag)[..., :5], s=(8, 8)).flatten(1)
+
+
 def flat(*layers):
     return nn.Sequential(*layers, nn.Flatten())
 
@@ -114,6 +133,9 @@ CRITICS = {
     "projection": Projection,
     "attention": Attention,
     "shared weights": Shared,
+    "a spectrum": lambda: flat(conv(), Spectrum(torch.fft.rfft2), nn.Linear(160, 1)),
+    "a spectrum and back": lambda: flat(conv(), Back(), nn.Linear(256, 1)),
+    "a spectrum's size": lambda: flat(conv(), Spectrum(lambda x: torch.fft.rfft2(x).abs()), nn.Linear(160, 1)),
 }  # fmt: skip
 X = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
