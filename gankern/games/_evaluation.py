@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,16 @@ from gankern.games._config import Config
 from gankern.games._game import Figures
 from gankern.metrics.transport import BATCH
 
-if TYPE_CHECKING:
-    from gankern.games.adversarial import Adversarial
-
 SWD_PATCHES = 16  # from each image and band; the figures of a run compare with one another
+
+
+class Judged(Protocol):
+    """What is asked of a game: a generator against a discriminator."""
+
+    discriminator: Any  # maker of logits [N]
+    run: Any  # has its device
+
+    def sample(self, latents: Tensor, labels: Tensor | None = None) -> Tensor: ...
 
 
 class OnPoints:
@@ -33,7 +39,7 @@ class OnPoints:
         self.latents = torch.randn(config.evaluate_samples, config.latent, generator=random)
         self.real = points.sample(config.evaluate_samples, random)
 
-    def __call__(self, game: Adversarial) -> Figures:
+    def __call__(self, game: Judged) -> Figures:
         fake = game.sample(self.latents)
         figures: Figures = {}
         if self.points.modes is not None and self.points.std is not None:
@@ -76,7 +82,7 @@ class OnImages:
         # A network that grows makes small images at first.
         return replace(extract, prepare=lambda images: F.interpolate(images, size=(config.side, config.side)))
 
-    def __call__(self, game: Adversarial) -> Figures:
+    def __call__(self, game: Judged) -> Figures:
         fake = game.sample(self.latents, self.labels)
         found = self.extract(fake.clamp(-1.0, 1.0))
         suffix = self.extract.suffix  # what the figures are called that compare with no paper's
@@ -93,7 +99,7 @@ class OnImages:
 
 
 @torch.no_grad()
-def _progress(config: Config, game: Adversarial, real: Tensor, fake: Tensor, labels: tuple[Tensor, ...]) -> Figures:
+def _progress(config: Config, game: Judged, real: Tensor, fake: Tensor, labels: tuple[Tensor, ...]) -> Figures:
     """What a Wasserstein critic says the distance is; nothing of other discriminators."""
     if config.loss != "wasserstein":
         return {}

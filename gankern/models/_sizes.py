@@ -20,6 +20,12 @@ def check_size(size: int, smallest: int, largest: int | None = None) -> int:
     return size.bit_length() - 3
 
 
+def check_translator(name: str, channels: int, width: int, blocks: int) -> None:
+    """Of the networks from an image to an image, whose residual blocks may be none."""
+    for argument, value, least in (("channels", channels, 1), ("width", width, 1), ("blocks", blocks, 0)):
+        whole(f"{name}: {argument}", value, least=least)
+
+
 def check_positive(**values: int) -> None:
     for name, value in values.items():
         whole(name, value, least=1)

@@ -11,8 +11,8 @@ import warnings
 
 from torch import Tensor, nn
 
-from gankern.core.arguments import whole
 from gankern.models import layers as layer_tables
+from gankern.models._sizes import check_translator
 from gankern.models.dcgan import initialise
 from gankern.models.layers import Layers
 from gankern.nn.coupling import apart
@@ -48,8 +48,7 @@ def translator(
     torch.Size([1, 3, 16, 24])
     """
     table = layer_tables.get(layers) if isinstance(layers, str) else layers
-    for name, value, least in (("channels", channels, 1), ("width", width, 1), ("blocks", blocks, 0)):
-        whole(f"translator: {name}", value, least=least)
+    check_translator("translator", channels, width, blocks)
     if upsample not in ("transposed", "nearest"):
         raise ValueError(f"translator: upsample is {upsample!r}; accepted are 'transposed', 'nearest'")
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import gankern.nn as gnn
 from gankern.core.arguments import whole
 from gankern.models import layers as layer_tables
+from gankern.models._sizes import check_translator
 from gankern.models.layers import Layers
 from gankern.nn.coupling import apart
 
@@ -38,8 +39,7 @@ def srresnet(channels: int = 3, width: int = 64, blocks: int = 16, layers: str |
     torch.Size([2, 3, 32, 48])
     """
     table = layer_tables.get(layers) if isinstance(layers, str) else layers
-    for name, value, least in (("channels", channels, 1), ("width", width, 1), ("blocks", blocks, 0)):
-        whole(f"srresnet: {name}", value, least=least)
+    check_translator("srresnet", channels, width, blocks)
 
     def block() -> nn.Module:
         return Residual(

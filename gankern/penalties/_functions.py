@@ -180,19 +180,10 @@ def r2_penalty(
 
 
 def _at_samples(
-    name: str,
-    argument: str,
-    critic: Critic,
-    samples: Samples,
-    weight: float,
-    half: bool,
-    reduction: str,
-    norm_dims: str | int | Sequence[int],
-    method: str,
-    critic_args: Sequence[Any],
-    critic_kwargs: Mapping[str, Any] | None,
-    select: Select,
-) -> Tensor:
+    name: str, argument: str, critic: Critic, samples: Samples, weight: float, half: bool, reduction: str,
+    norm_dims: str | int | Sequence[int], method: str, critic_args: Sequence[Any],
+    critic_kwargs: Mapping[str, Any] | None, select: Select,
+) -> Tensor:  # fmt: skip
     _checks.number(name, "weight", weight)
     return penalize(
         name,

@@ -133,12 +133,7 @@ def jensen_shannon(p: Tensor, q: Tensor, dx: float = 1.0) -> float:
 
     Source: Lin 1991; Goodfellow 2014, arXiv 1406.2661, theorem 1, for what it is to a GAN.
 
-    Args:
-        p, q: densities on a grid, or probabilities; one shape, mass 1.
-        dx: width of a cell of the grid; 1 for probabilities.
-
-    Raises:
-        TypeError, ValueError: a mass is not 1 (to 1e-5), a value is negative or not finite, or the shapes differ.
+    Arguments and errors: :func:`kullback_leibler`'s.
 
     >>> round(jensen_shannon(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])), 6)  # log 2
     0.693147
@@ -154,12 +149,7 @@ def total_variation(p: Tensor, q: Tensor, dx: float = 1.0) -> float:
 
     Half of what the best classifier's accuracy is above chance comes from it: accuracy = ½ + TV/2.
 
-    Args:
-        p, q: densities on a grid, or probabilities; one shape, mass 1.
-        dx: width of a cell of the grid; 1 for probabilities.
-
-    Raises:
-        TypeError, ValueError: a mass is not 1 (to 1e-5), a value is negative or not finite, or the shapes differ.
+    Arguments and errors: :func:`kullback_leibler`'s.
 
     >>> total_variation(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
     0.5

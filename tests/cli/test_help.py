@@ -69,14 +69,7 @@ def test_defaults_are_shown():
 
 def test_choices_are_shown():
     page = words(shown("train", "--help"))
-    for choices in (
-        "torch|gankern",
-        "adam|rmsprop",
-        "fp32|bf16|fp16",
-        "local|global",
-        "stop|skip",
-        "batch|virtual",
-    ):
+    for choices in ("torch|gankern", "adam|rmsprop", "fp32|bf16|fp16", "local|global", "stop|skip", "batch|virtual"):
         assert choices in page, choices
     for name in (*losses.LOSSES, "projection", "concatenation", "none"):
         assert name in page, name

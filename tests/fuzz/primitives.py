@@ -203,6 +203,21 @@ def gradient_penalty(draw: Draw) -> Call:
                 right, rounds=not one_sided, options=options)  # fmt: skip
 
 
+def _normalised(draw: Draw, function: Any, shape: Any, affine: Any, kept: bool, right: Any, options: dict) -> Call:
+    """A call of batch or instance norm, with running statistics where they are ``kept``."""
+    tensors: Tensors = {
+        "x": draw.values(shape) + 0.5,
+        "running_mean": draw.values((shape[1],)) if kept else None,
+        "running_var": draw.positive((shape[1],)) if kept else None,
+        "weight": draw.maybe(draw.values(affine), 0.7),
+        "bias": draw.maybe(draw.values(affine), 0.7),
+    }
+    statistics = ("running_mean", "running_var")
+    return Call(tensors, lambda implementation, **t: function(**t, **options, implementation=implementation), right,
+                constants=statistics, wide=statistics, written=statistics, rounds=options["activation"] is None,
+                options=options)  # fmt: skip
+
+
 def batch_norm_act(draw: Draw) -> Call:
     training = draw.random() < 0.5
     shape = (draw.choice((2, 3, 5)), draw.randint(1, 12), *(draw.randint(1, 6) for _ in range(draw.randrange(4))))
@@ -240,16 +255,7 @@ def batch_norm_act(draw: Draw) -> Call:
 
     if training and math.prod(shape) == shape[0] * shape[1] and shape[0] == 2 and not kept:
         eps = options["eps"] = 0.1  # two values: their difference alone decides, and its sign is a step
-    tensors: Tensors = {
-        "x": draw.values(shape) + 0.5,
-        "running_mean": draw.values((shape[1],)) if kept else None,
-        "running_var": draw.positive((shape[1],)) if kept else None,
-        "weight": draw.maybe(draw.values(affine), 0.7),
-        "bias": draw.maybe(draw.values(affine), 0.7),
-    }
-    statistics = ("running_mean", "running_var")
-    return Call(tensors, lambda implementation, **t: GF.batch_norm_act(**t, **options, implementation=implementation), right,
-                constants=statistics, wide=statistics, written=statistics, rounds=activation is None, options=options)  # fmt: skip
+    return _normalised(draw, GF.batch_norm_act, shape, affine, kept, right, options)
 
 
 def instance_norm_act(draw: Draw) -> Call:
@@ -283,16 +289,7 @@ def instance_norm_act(draw: Draw) -> Call:
         y = y if bias is None else y + spread(bias)
         return _activate(y, activation, slope)
 
-    tensors: Tensors = {
-        "x": draw.values(shape) + 0.5,
-        "running_mean": draw.values((shape[1],)) if kept else None,
-        "running_var": draw.positive((shape[1],)) if kept else None,
-        "weight": draw.maybe(draw.values(affine), 0.7),
-        "bias": draw.maybe(draw.values(affine), 0.7),
-    }
-    statistics = ("running_mean", "running_var")
-    return Call(tensors, lambda implementation, **t: GF.instance_norm_act(**t, **options, implementation=implementation), right,
-                constants=statistics, wide=statistics, written=statistics, rounds=activation is None, options=options)  # fmt: skip
+    return _normalised(draw, GF.instance_norm_act, shape, affine, kept, right, options)
 
 
 def virtual_batch_norm(draw: Draw) -> Call:

@@ -7,14 +7,11 @@ import gankern.nn as gnn
 from gankern import models
 
 # A small form of every model, and of every option.
-SMALL = {
+SMALL = dict.fromkeys(models.MODELS, {"size": 16, "channels": 3, "latent": 6, "width": 4}) | {
     "dcgan": {"size": 16, "channels": 1, "latent": 6, "width": 4},
     "gan": {"size": 6, "channels": 2, "latent": 6, "width": 25},
     "progan": {"size": 16, "channels": 3, "latent": 6, "width": 8},
-    "sn_dcgan": {"size": 16, "channels": 3, "latent": 6, "width": 4},
     "sngan": {"size": 32, "channels": 1, "latent": 6, "width": 2},
-    "wgan": {"size": 16, "channels": 3, "latent": 6, "width": 4},
-    "wgan_gp": {"size": 16, "channels": 3, "latent": 6, "width": 4},
     "wgan_gp_toy": {"width": 8},
 }
 LABELLED = ["dcgan", "gan", "sn_dcgan", "sngan", "wgan_gp"]
@@ -37,10 +34,6 @@ WITHOUT = {
 }
 CASES = [(name, "plain") for name in SMALL]
 CASES += [(name, option) for name in LABELLED for option in list(OPTIONS)[1:] if option not in WITHOUT.get(name, [])]
-
-
-def test_every_model_is_tested():
-    assert SMALL.keys() == models.MODELS.keys()
 
 
 def count(module):

@@ -45,13 +45,18 @@ def test_every_resolution(layers):
             assert gan.discriminator(images).shape == (4,)
 
 
+def in_double(**options):
+    torch.manual_seed(0)
+    gan = models.progan(**options)
+    gan.generator.double()
+    gan.discriminator.double()
+    return gan
+
+
 @pytest.mark.parametrize("layers", models.LAYERS)
 def test_a_new_block_changes_nothing_at_first(layers):
     """At alpha 0 the generator gives the old images, pixels doubled, and the discriminator the old logits of them."""
-    torch.manual_seed(0)
-    gan = models.progan(size=16, width=8, latent=5, layers=layers)
-    gan.generator.double()
-    gan.discriminator.double()
+    gan = in_double(size=16, width=8, latent=5, layers=layers)
     latents = torch.randn(4, 5, dtype=torch.float64)
     for network in (gan.generator, gan.discriminator):
         network.resize(8)
@@ -83,10 +88,7 @@ def test_fade_in_is_linear_in_alpha():
 @pytest.mark.parametrize("layers", models.LAYERS)
 def test_forward_by_hand(layers):
     """The whole generator and discriminator at 8×8, from the state_dict alone, in plain formulas."""
-    torch.manual_seed(0)
-    gan = models.progan(size=8, width=6, latent=5, layers=layers)
-    gan.generator.double()
-    gan.discriminator.double()
+    gan = in_double(size=8, width=6, latent=5, layers=layers)
     with torch.no_grad():
         for parameter in [*gan.generator.parameters(), *gan.discriminator.parameters()]:
             if parameter.ndim == 1:

@@ -2,9 +2,11 @@
 its file in gankern/measure/cases. What is a primitive's own is in the file of its name."""
 
 import contextlib
+import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -207,3 +209,15 @@ def test_compiles_to_one_graph(case):
         found = torch.compile(run, fullgraph=True, backend="aot_eager")(*case.make(torch.float32, "cpu"))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+
+
+# Files of a primitive's own tests that say what it computes of shapes that are shared out to threads in every way.
+SHARED_OUT = [file for file in sorted(Path(__file__).parent.glob("test_*.py")) if "\ndef all_bits(" in file.read_text()]
+
+
+@pytest.mark.parametrize("file", SHARED_OUT, ids=lambda file: file.stem)
+def test_larger_shapes_have_the_same_bits_on_every_number_of_threads(file, same_bits):
+    spec = importlib.util.spec_from_file_location(f"{file.stem}_bits", file)
+    tests = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tests)
+    same_bits(tests.all_bits)

@@ -172,10 +172,6 @@ def all_bits():
     return bits
 
 
-def test_the_number_of_threads_does_not_matter(same_bits):
-    same_bits(all_bits)
-
-
 def test_inputs_are_not_written():
     g, h, weights = values(3, 9).requires_grad_(), values(3, 9, seed=1), values(3, seed=2).requires_grad_()
     before = [x.clone() for x in (g, h, weights)]

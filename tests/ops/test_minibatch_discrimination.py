@@ -259,10 +259,6 @@ def all_bits():
     return bits
 
 
-def test_the_number_of_threads_does_not_matter(same_bits):
-    same_bits(all_bits)
-
-
 def test_every_instruction_set(tmp_path, on_instruction_set):
     """What this process computes with the best one, each of the others computes too, up to rounding."""
     on_instruction_set(

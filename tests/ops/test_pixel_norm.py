@@ -204,10 +204,6 @@ def all_bits():
     return bits
 
 
-def test_the_number_of_threads_does_not_matter(same_bits):
-    same_bits(all_bits)
-
-
 def test_every_instruction_set(on_instruction_set):
     on_instruction_set(
         __file__,

@@ -17,10 +17,6 @@ import gankern.functional as GF
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 # NumPy's, about the interpreter: loops whose bound is known at run time, and statistics of one value.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|underflow|divide by zero) encountered:RuntimeWarning"),
-]
 
 # A block is 1024 values of a channel, or 32 rows of 32 channels; a range is 16 blocks.
 SHAPES = [(7, 3), (2, 40, 3, 5), (3, 2, 30, 40), (2, 3, 2, 3, 4), (1, 1, 130, 140)]

@@ -12,10 +12,6 @@ import gankern.functional as GF
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 # NumPy's, about the interpreter: loops whose bound is known at run time, and roots of NaN.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
-]
 
 SHAPES = [(1, 1), (3, 5), (2, 3, 8, 8), (2, 2048), (1, 2049), (2, 20000), (5,), (0, 3), (3, 0)]
 

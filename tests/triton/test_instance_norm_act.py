@@ -10,10 +10,6 @@ import gankern
 import gankern.functional as GF
 
 # NumPy's, about the interpreter: loops whose bound is known at run time.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|underflow|divide by zero) encountered:RuntimeWarning"),
-]
 
 # A block is 1024 values of a channel, or 32 rows of 32 channels, which may be of two samples.
 SHAPES = [(3, 5, 6), (2, 40, 3, 5), (3, 2, 30, 40), (2, 3, 2, 3, 4), (1, 1, 130, 140)]

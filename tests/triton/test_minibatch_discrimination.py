@@ -16,10 +16,6 @@ import gankern.functional as GF
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 # NumPy's, about the interpreter: loops whose bound is known at run time, and differences of infinities.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|underflow) encountered:RuntimeWarning"),
-]
 
 # A tile is 16 points by 64, 32 or 16. The interpreter takes about 10 ms a program and tile.
 SHAPES = [

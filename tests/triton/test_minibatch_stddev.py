@@ -17,7 +17,6 @@ from gankern.reference.minibatch_stddev import minibatch_stddev as reference
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
-pytestmark = [pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")]
 
 # A program has 512 positions.
 SHAPES = [((4, 1), 4, 1), ((6, 4, 3, 5), 3, 2), ((4, 3, 13, 17), 4, 1), ((3, 2, 5), 3, 2)]

@@ -19,10 +19,6 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 EPS = 1e-12
 
 # NumPy's, about the interpreter: loops whose bound is known at run time, and division by a sigma of zero.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:(divide by zero|invalid value) encountered:RuntimeWarning"),
-]
 
 # Shapes and the dimension of the rows. The interpreter takes about 10 ms a program: most are small.
 SHAPES = [

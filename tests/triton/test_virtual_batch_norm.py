@@ -18,10 +18,6 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 SLOPES = {None: 1.0, "relu": 0.0, "leaky_relu": 0.2}
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
-]
 
 # A tile has 1024 values; channels last of at most 64 channels.
 SHAPES = [((3, 5), 3, None), ((2, 70, 4, 5), None, "relu"), ((2, 3, 33, 35), 20, "leaky_relu"), ((3, 2, 7), 1, "relu")]

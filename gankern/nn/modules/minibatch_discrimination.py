@@ -100,34 +100,20 @@ class MinibatchDiscrimination(nn.Module):
     """
 
     def __init__(
-        self,
-        in_features: int,
-        num_kernels: int,
-        kernel_dim: int,
-        *,
-        include_self: bool = False,
-        reduction: str = "sum",
-        weight_norm: bool = False,
-        global_batch: bool = False,
-        process_group: dist.ProcessGroup | None = None,
-        implementation: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+        self, in_features: int, num_kernels: int, kernel_dim: int, *, include_self: bool = False,
+        reduction: str = "sum", weight_norm: bool = False, global_batch: bool = False,
+        process_group: dist.ProcessGroup | None = None, implementation: str | None = None,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         for name, size in (("in_features", in_features), ("num_kernels", num_kernels), ("kernel_dim", kernel_dim)):
             _checks.whole("MinibatchDiscrimination", name, size)
         _checks.choice("MinibatchDiscrimination", "reduction", reduction, ("sum", "mean"))
         if process_group is not None and not global_batch:
             raise ValueError("MinibatchDiscrimination: process_group is for global_batch=True, which is False")
-        self.in_features = in_features
-        self.num_kernels = num_kernels
-        self.kernel_dim = kernel_dim
-        self.include_self = include_self
-        self.reduction = reduction
-        self.weight_norm = weight_norm
-        self.global_batch = global_batch
-        self.process_group = process_group
+        self.in_features, self.num_kernels, self.kernel_dim = in_features, num_kernels, kernel_dim
+        self.include_self, self.reduction, self.weight_norm = include_self, reduction, weight_norm
+        self.global_batch, self.process_group = global_batch, process_group
         self.implementation = _checks.implementation("MinibatchDiscrimination", implementation)
         kernel = torch.empty(in_features, num_kernels, kernel_dim, device=device, dtype=dtype)
         if weight_norm:

@@ -52,18 +52,10 @@ class BiasActPixelNorm(Biased):
     """
 
     def __init__(
-        self,
-        num_channels: int,
-        activation: str | None = "leaky_relu",
-        *,
-        negative_slope: float = 0.2,
-        gain: float = 1.0,
-        eps: float = 1e-8,
-        bias: bool = True,
-        implementation: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+        self, num_channels: int, activation: str | None = "leaky_relu", *, negative_slope: float = 0.2,
+        gain: float = 1.0, eps: float = 1e-8, bias: bool = True, implementation: str | None = None,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(num_channels, bias, implementation, device, dtype)
         check_options("BiasActPixelNorm", activation, negative_slope, gain, eps)
         self.activation, self.negative_slope, self.gain, self.eps = activation, negative_slope, gain, eps

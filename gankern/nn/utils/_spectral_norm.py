@@ -115,15 +115,9 @@ class _SaveAs:
 
 
 def spectral_norm(
-    module: nn.Module,
-    name: str = "weight",
-    n_power_iterations: int = 1,
-    eps: float = 1e-12,
-    dim: int | None = None,
-    *,
-    dialect: str = "hook",
-    implementation: str | None = None,
-) -> nn.Module:
+    module: nn.Module, name: str = "weight", n_power_iterations: int = 1, eps: float = 1e-12, dim: int | None = None,
+    *, dialect: str = "hook", implementation: str | None = None,
+) -> nn.Module:  # fmt: skip
     r"""Divides a parameter by its spectral norm before every forward: :func:`torch.nn.utils.spectral_norm`, faster.
 
     Arguments, random draws, state_dict keys and the numbers of every step are torch's, so that checkpoints move both
