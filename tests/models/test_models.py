@@ -7,7 +7,7 @@ import gankern.nn as gnn
 from gankern import models
 
 # A small form of every model, and of every option.
-SMALL = dict.fromkeys(models.MODELS, {"size": 16, "channels": 3, "latent": 6, "width": 4}) | {
+SMALL = {name: {"size": 16, "channels": 3, "latent": 6, "width": 4} for name in models.MODELS} | {
     "dcgan": {"size": 16, "channels": 1, "latent": 6, "width": 4},
     "gan": {"size": 6, "channels": 2, "latent": 6, "width": 25},
     "progan": {"size": 16, "channels": 3, "latent": 6, "width": 8},
