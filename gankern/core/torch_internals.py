@@ -34,6 +34,19 @@ def functional() -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def graph_nodes(out: torch.Tensor) -> Iterator[Any]:
+    """The nodes of the graph that autograd recorded of ``out``, each once."""
+    seen: set[Any] = set()
+    stack = [out.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        stack.extend(next_node for next_node, _ in node.next_functions)
+
+
 def recomputed() -> bool:
     """Whether somebody else keeps what autograd saves: activation checkpointing without re-entry runs a forward again
     and counts on the same tensors in the same order; torch.autograd.graph.save_on_cpu moves them."""

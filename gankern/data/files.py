@@ -59,13 +59,9 @@ class ImageFolder(ImageSource):
     """
 
     def __init__(
-        self,
-        folder: Path | str,
-        size: int | None = None,
-        channels: int | None = 3,
-        on_error: str = "stop",
+        self, folder: Path | str, size: int | None = None, channels: int | None = 3, on_error: str = "stop",
         verify: bool = True,
-    ):
+    ):  # fmt: skip
         size, skip = _checked(size, 3 if channels is None else channels, on_error)
         self.folder, found = _below(folder)
         if channels is None:

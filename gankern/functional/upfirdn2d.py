@@ -206,12 +206,7 @@ def fir_downsample_conv2d(
     times fewer multiply-adds. That is a convolution whose result is not cut off at the edges, followed by
     :func:`downsample2d`.
 
-    Args:
-        x, filter, implementation: :func:`upfirdn2d`'s.
-        weight, bias: torch.nn.functional.conv2d's, [K, C, k_h, k_w] and [K] or None; x's dtype.
-        down: one integer factor.
-
-    Gradient order: any, for x, weight and bias. Errors are :func:`upfirdn2d`'s.
+    Arguments, gradient order and errors are :func:`fir_upsample_conv2d`'s, with ``down``, an integer, for ``up``.
 
     >>> import torch
     >>> f = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8

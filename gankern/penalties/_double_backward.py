@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from gankern.core.double_backward import fast_double_backward
+from gankern.core.torch_internals import graph_nodes
 from gankern.tangent.convolutions import fast_convolutions
 from gankern.tangent.method import resolve
 
@@ -85,12 +86,4 @@ def _second(pairs: list[tuple[Tensor, Tensor]], leaves: list[Tensor]) -> Sequenc
 
 def _leaves(out: Tensor) -> Iterator[Tensor]:
     """The leaves of the graph of ``out`` that require a gradient, wherever the critic has them from."""
-    seen, stack = set(), [out.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        stack.extend(next_node for next_node, _ in node.next_functions)
+    return (node.variable for node in graph_nodes(out) if hasattr(node, "variable"))

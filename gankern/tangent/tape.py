@@ -35,6 +35,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gankern.core import autograd
+from gankern.core.torch_internals import graph_nodes
 from gankern.ops.convolution_choice import KINDS
 from gankern.tangent import reached, rules
 from gankern.tangent.nodes import INPUT, WEIGHT, Bilinear, Gate, Kernel, LayoutMatters, Linear, Node, NotCovered
@@ -391,17 +392,11 @@ class Tape(TorchDispatchMode):
     def survey(self, output: Tensor) -> None:
         """Looks through autograd's graph of the critic's output: for its leaves, and for what has a gradient of its own
         making."""
-        seen, stack = set(), [output.grad_fn]
-        while stack:
-            node = stack.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
+        for node in graph_nodes(output):
             if isinstance(node, BackwardCFunction) and type(node) not in self.functions:
                 raise NotCovered(_of_function(node))
             if hasattr(node, "variable"):
                 self.reached.append(node.variable)
-            stack.extend(next_node for next_node, _ in node.next_functions)
 
     # ---- the passes ------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gankern.functional as GF
 from gankern.core import native
 from gankern.core.dispatch import Primitive, last_implementation
+from gankern.core.torch_internals import graph_nodes
 from gankern.measure import host
 from gankern.ops import convolution, convolution_choice
 
@@ -116,16 +117,7 @@ def outputs_of(result):
 
 def by_nodes(y):
     """Whether a result comes from a node of the C++ library."""
-    seen, todo = set(), [y.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if callable(node.name) and node.name().startswith("GankernBackward_"):
-            return True
-        todo += [next for next, _ in node.next_functions]
-    return False
+    return any(callable(node.name) and node.name().startswith("GankernBackward_") for node in graph_nodes(y))
 
 
 def orders(call, tensors):

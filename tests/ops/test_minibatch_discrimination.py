@@ -260,7 +260,6 @@ def all_bits():
 
 
 def test_every_instruction_set(tmp_path, on_instruction_set):
-    """What this process computes with the best one, each of the others computes too, up to rounding."""
     on_instruction_set(
         __file__,
         "one, two = (torch.set_num_threads(n) or cases.all_bits() for n in (1, 2))",

@@ -30,22 +30,16 @@ template <class T>
 struct Inputs {
   using A = Acc<T>;
   Problem problem;
-  std::vector<T> x, y, grad, h, bias, h_bias;
-  std::vector<A> scale, grad_scale;
-  Doubles tensors[kTensors], pixels[kPixels], grad_bias, magnitude;
+  std::vector<T> x = random_values<T>(problem.layout.size(), 1, -2, 3), y = x,
+                 grad = random_values<T>(problem.layout.size(), 2, -1, 1.5),
+                 h = random_values<T>(problem.layout.size(), 3, -1, 1.5),
+                 bias = random_values<T>(problem.layout.channels, 4, -1, 1),
+                 h_bias = random_values<T>(problem.layout.channels, 5, -1, 1);
+  std::vector<A> scale = std::vector<A>(size_t(problem.pixels())),
+                 grad_scale = random_values<A>(problem.pixels(), 6, -1, 1);
+  Doubles tensors[kTensors], pixels[kPixels], grad_bias = Doubles(bias.size()), magnitude = grad_bias;
 
-  explicit Inputs(const Problem& p)
-      : problem(p),
-        x(random_values<T>(p.layout.size(), 1, -2, 3)),
-        y(x),
-        grad(random_values<T>(p.layout.size(), 2, -1, 1.5)),
-        h(random_values<T>(p.layout.size(), 3, -1, 1.5)),
-        bias(random_values<T>(p.layout.channels, 4, -1, 1)),
-        h_bias(random_values<T>(p.layout.channels, 5, -1, 1)),
-        scale(size_t(p.pixels())),
-        grad_scale(random_values<A>(p.pixels(), 6, -1, 1)),
-        grad_bias(bias.size()),
-        magnitude(bias.size()) {
+  explicit Inputs(const Problem& p) : problem(p) {
     for (Doubles& v : tensors) v.resize(x.size());
     for (Doubles& v : pixels) v.resize(scale.size());
     const double channels = double(p.layout.channels);

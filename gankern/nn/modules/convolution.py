@@ -30,21 +30,12 @@ class Conv2d(nn.Conv2d):
     implementation: str | None = None  # also of pickles that are older than it
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1, groups: int = 1, bias: bool = True, padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None, *,
         implementation: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
@@ -79,22 +70,13 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     implementation: str | None = None
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        output_padding: int | tuple[int, int] = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: int | tuple[int, int] = 1,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0,
+        output_padding: int | tuple[int, int] = 0, groups: int = 1, bias: bool = True,
+        dilation: int | tuple[int, int] = 1, padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None, *,
         implementation: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding,
             output_padding, groups, bias, dilation, padding_mode, device, dtype,
@@ -132,16 +114,10 @@ class _Resampling(nn.Conv2d):
     implementation: str | None = None
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int] = 3,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int] = 3, bias: bool = True,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None, *,
         implementation: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(in_channels, out_channels, kernel_size, padding="same", bias=bias, device=device, dtype=dtype)
         self.implementation = _checks.implementation(type(self).__name__, implementation)
         _check_odd(type(self).__name__, self.kernel_size)
@@ -167,18 +143,10 @@ class UpsampleConv2d(_Resampling):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int] = 3,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        scale_factor: float = 2,
-        mode: str = "nearest",
-        implementation: str | None = None,
-    ) -> None:
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int] = 3, bias: bool = True,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None, *, scale_factor: float = 2,
+        mode: str = "nearest", implementation: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(in_channels, out_channels, kernel_size, bias, device, dtype, implementation=implementation)
         check_upsampling("UpsampleConv2d", scale_factor, mode)
         self.scale_factor, self.mode = scale_factor, mode
@@ -249,23 +217,12 @@ class EqualizedConv2d(Conv2d):
     gain: float
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        gain: float = math.sqrt(2),
-        resample: str | None = None,
-        implementation: str | None = None,
-    ) -> None:
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1, groups: int = 1, bias: bool = True, padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None, *, gain: float = math.sqrt(2),
+        resample: str | None = None, implementation: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
             device, dtype, implementation=implementation,
@@ -310,22 +267,12 @@ class _EqualizedConv(nn.modules.conv._ConvNd):
     implementation: str | None = None
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] = 1,
-        padding: int | tuple[int, ...] | str = 0,
-        dilation: int | tuple[int, ...] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        gain: float = math.sqrt(2),
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1, padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1, groups: int = 1, bias: bool = True, padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None, *, gain: float = math.sqrt(2),
         implementation: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         sibling: Any = super()  # nn.Conv1d, nn.Conv3d
         sibling.__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
@@ -437,22 +384,11 @@ class SubpixelConv2d(Conv2d):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        upscale_factor: int = 2,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: PaddingMode = "zeros",
-        *,
-        icnr: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        implementation: str | None = None,
-    ) -> None:
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], upscale_factor: int = 2,
+        padding: int | tuple[int, int] | str = 0, dilation: int | tuple[int, int] = 1, groups: int = 1,
+        bias: bool = True, padding_mode: PaddingMode = "zeros", *, icnr: bool = True,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None, implementation: str | None = None,
+    ) -> None:  # fmt: skip
         if not isinstance(upscale_factor, int) or upscale_factor < 1:
             raise ValueError(
                 f"SubpixelConv2d: upscale_factor is {upscale_factor!r}; it must be an integer of at least 1"

@@ -13,7 +13,15 @@ import gankern.functional as GF
 from gankern.functional import _checks
 
 
-class _Gather(Function):
+class _Collective(Function):
+    """What all processes of a group do together: inputs are this one's tensor and the group."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.group = inputs[1]
+
+
+class _Gather(_Collective):
     """The concatenation of all processes' tensors. Torch's own autograd-aware all_gather is deprecated as of 2.13, and
     what it names instead is not in 2.11."""
 
@@ -24,15 +32,11 @@ class _Gather(Function):
         return torch.cat(parts)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.group = inputs[1]
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         return _SumAndScatter.apply(grad, ctx.group), None
 
 
-class _SumAndScatter(Function):
+class _SumAndScatter(_Collective):
     """This process's part of the sum of all processes' tensors: the transpose of _Gather, and the other way round."""
 
     @staticmethod
@@ -46,10 +50,6 @@ class _SumAndScatter(Function):
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=group)
         return total.chunk(processes)[rank].clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.group = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

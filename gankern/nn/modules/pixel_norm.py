@@ -39,13 +39,7 @@ class BiasActPixelNorm(Biased):
     r"""The tail of a layer of ProGAN's generator in one pass: bias, leaky ReLU, pixel norm;
     :func:`gankern.functional.bias_act_pixel_norm` with a bias of its own, which starts at zero.
 
-    Args:
-        num_channels: of dimension 1.
-        activation, negative_slope, gain, eps: as the function's.
-        bias: whether there is one.
-        implementation: see :mod:`gankern.functional`.
-
-    Shape: [N, num_channels, ...] to the same.
+    Arguments and shapes: :class:`gankern.nn.BiasAct`'s, with ``eps``, the function's, for ``clamp``.
 
     >>> BiasActPixelNorm(8)(torch.randn(2, 8, 4, 4)).shape
     torch.Size([2, 8, 4, 4])
