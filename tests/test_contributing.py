@@ -12,6 +12,9 @@ from gankern.core.dispatch import Primitive
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 WITHOUT = {
+    # What is no layer: see gankern.penalties and gankern.nn.utils.
+    "gankern/nn/modules/gradient_penalty.py",
+    "gankern/nn/modules/spectral_norm.py",
     "gankern/triton/convolution.py",  # torch's own convolutions run on a GPU
     # The kernels of batch norm are those of instance norm too, and tested as such.
     "csrc/cpu/instance_norm_act.h",
@@ -25,6 +28,25 @@ def listed(placeholder):
     paths = re.findall(rf"\*\*`([^`]*<{placeholder}>[^`]*)`\*\*", TEXT)
     assert paths
     return paths
+
+
+def test_a_primitive_is_twelve_files():
+    """And two lines in others; the thirteenth is for the cost of a call."""
+    of_the_guide = TEXT.partition("## A new primitive")[2].partition("\n## ")[0]
+    twelve, _, faster = of_the_guide.partition("\n### ")
+    assert len(set(re.findall(r"\*\*`([^`]*<primitive>[^`]*)`\*\*", twelve))) == 12
+    assert re.findall(r"\*\*`([^`]*<primitive>[^`]*)`\*\*", faster) == ["csrc/autograd/<primitive>.cpp"]
+    assert listed("model") == ["gankern/models/<model>.py"]
+
+
+@pytest.mark.parametrize("place", ["functional", "nn"])
+def test_two_lines_make_a_primitive_public(place):
+    """A file's names are listed there, and nowhere else: no other file of the package names a primitive's file."""
+    package = ROOT / "gankern" / place
+    text = (package / "__init__.py").read_text()
+    files = package.glob("*.py") if place == "functional" else (package / "modules").glob("*.py")
+    for file in (f for f in files if not f.stem.startswith("_") and f.stem in Primitive.registry):
+        assert f".{file.stem} import " in text, file
 
 
 @pytest.mark.parametrize("name", sorted(Primitive.registry))
