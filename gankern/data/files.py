@@ -120,13 +120,9 @@ class ImagePairs(ImageSource):
     """
 
     def __init__(
-        self,
-        folder: Path | str,
-        size: int | None = None,
-        channels: int = 3,
-        on_error: str = "stop",
+        self, folder: Path | str, size: int | None = None, channels: int = 3, on_error: str = "stop",
         verify: bool = True,
-    ):
+    ):  # fmt: skip
         size, skip = _checked(size, channels, on_error)
         self.mode, self.resizes = MODES[channels], size is not None
         self.sources: list[tuple[Path, Path]] = []  # of A and of B; one path twice where they lie side by side
@@ -196,13 +192,9 @@ class UnpairedImages(_Rearranged):
     """
 
     def __init__(
-        self,
-        folder: Path | str,
-        size: int | None = None,
-        channels: int = 3,
-        on_error: str = "stop",
+        self, folder: Path | str, size: int | None = None, channels: int = 3, on_error: str = "stop",
         verify: bool = True,
-    ):
+    ):  # fmt: skip
         domains = _domains(folder)
         if domains is None:
             names = " or ".join(" and ".join(pair) for pair in DOMAINS)

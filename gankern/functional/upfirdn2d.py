@@ -73,15 +73,9 @@ def upfirdn2d(
 
 
 def upsample2d(
-    x: Tensor,
-    filter: Tensor,
-    up: Pair = 2,
-    padding: Pair = 0,
-    flip_filter: bool = False,
-    gain: float = 1,
-    *,
+    x: Tensor, filter: Tensor, up: Pair = 2, padding: Pair = 0, flip_filter: bool = False, gain: float = 1, *,
     implementation: str | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     r"""Upsamples by an integer factor with a FIR filter: [N, C, H, W] to [N, C, H * up, W * up].
 
     :func:`upfirdn2d` whose padding keeps pictures in place (a sample's response is centred on the ``up`` samples that
@@ -107,15 +101,9 @@ def upsample2d(
 
 
 def downsample2d(
-    x: Tensor,
-    filter: Tensor,
-    down: Pair = 2,
-    padding: Pair = 0,
-    flip_filter: bool = False,
-    gain: float = 1,
-    *,
+    x: Tensor, filter: Tensor, down: Pair = 2, padding: Pair = 0, flip_filter: bool = False, gain: float = 1, *,
     implementation: str | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     r"""Downsamples by an integer factor with a FIR filter: [N, C, H, W] to [N, C, H // down, W // down].
 
     :func:`upfirdn2d` whose padding keeps pictures in place (each sample of the result is centred on the ``down``

@@ -45,19 +45,12 @@ struct Call {
   void run(const Orders<GradientPenalty>& kernels, const Parallel& parallel) {
     const Problem& p = inputs.problem;
     GradientPenalty in{p.samples, p.size, p.target, p.one_sided};
-    in.gradient = gradient.data();
-    in.partial = partial.data();
-    in.norms = norms.data();
+    in.gradient = gradient.data(), in.partial = partial.data(), in.norms = norms.data(),
     in.values = values.data();
     kernels.forward[kDtype<T>](in, parallel);
-    in.grad = grad.data();
-    in.values = nullptr;
-    in.out = first.data();
-    in.partial = nullptr;
+    in.grad = grad.data(), in.values = nullptr, in.out = first.data(), in.partial = nullptr;
     kernels.backward[kDtype<T>](in, parallel);
-    in.grad_grad = grad_grad.data();
-    in.values = to_grad.data();
-    in.out = second.data();
+    in.grad_grad = grad_grad.data(), in.values = to_grad.data(), in.out = second.data(),
     in.partial = partial.data();
     kernels.double_backward[kDtype<T>](in, parallel);
   }

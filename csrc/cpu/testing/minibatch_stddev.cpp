@@ -105,13 +105,9 @@ struct Call {
                        false,    kEpsilon,     x.data(),  nullptr, nullptr,    nullptr, nullptr};
     in.out = forward.data();
     kernels.forward[kDtype<T>](in, parallel);
-    in.out = nullptr;
-    in.grad = g.data();
-    in.out_x = backward.data();
+    in.out = nullptr, in.grad = g.data(), in.out_x = backward.data();
     kernels.backward[kDtype<T>](in, parallel);
-    in.grad_x = h.data();
-    in.out = grad_grad.data();
-    in.out_x = second.data();
+    in.grad_x = h.data(), in.out = grad_grad.data(), in.out_x = second.data();
     kernels.double_backward[kDtype<T>](in, parallel);
   }
   bool same(const Call& o) const {

@@ -69,15 +69,11 @@ struct Call {
   void run(const Upfirdn2dKernels& kernels, const Parallel& parallel) {
     const Shape& s = in.s;
     Upfirdn2d problem{};
-    problem.rows = s.rows;
-    problem.columns = s.columns;
-    problem.row_taps = s.row_taps;
+    problem.rows = s.rows, problem.columns = s.columns, problem.row_taps = s.row_taps,
     problem.column_taps = s.column_taps;
-    problem.row_weights = s.separable ? in.row_weights.data() : nullptr;
+    problem.row_weights = s.separable ? in.row_weights.data() : nullptr,
     problem.column_weights = in.column_weights.data();
-    problem.batches = s.batches;
-    problem.channels = s.channels;
-    problem.group = s.grouped ? s.channels : 1;
+    problem.batches = s.batches, problem.channels = s.channels, problem.group = s.grouped ? s.channels : 1;
     problem.row_stride = s.columns.in * problem.group;
     problem.channel_stride = s.grouped ? 1 : s.rows.in * s.columns.in;
     problem.batch_stride = s.channels * s.rows.in * s.columns.in;

@@ -55,20 +55,11 @@ struct Call {
   void run(const VirtualBatchNormKernels& kernels, const Parallel& parallel) {
     const Shape& s = given.shape;
     VirtualBatchNorm in{};
-    in.count = s.count;
-    in.channels = s.channels;
-    in.pixels = s.pixels;
-    in.channels_last = s.channels_last;
-    in.own_share = s.own_share;
-    in.eps = kEpsilon;
-    in.negative_slope = s.slope;
-    in.ref_mean = given.mean.data();
-    in.ref_mean_square = given.mean_square.data();
-    in.weight = given.weight.data();
-    in.bias = given.bias.data();
-    in.x = x.data();
-    in.saved = saved.data();
-    in.out = out.data();
+    in.count = s.count, in.channels = s.channels, in.pixels = s.pixels, in.channels_last = s.channels_last;
+    in.own_share = s.own_share, in.eps = kEpsilon, in.negative_slope = s.slope;
+    in.ref_mean = given.mean.data(), in.ref_mean_square = given.mean_square.data();
+    in.weight = given.weight.data(), in.bias = given.bias.data();
+    in.x = x.data(), in.saved = saved.data(), in.out = out.data();
     kernels.norm.forward[kDtype<T>](in, parallel);
     in.out = nullptr;
     in.grad = g.data();
@@ -76,31 +67,21 @@ struct Call {
     in.sums = sums.data();
     kernels.norm.backward[kDtype<T>](in, parallel);
     in.grad_x = h.data();
-    in.grad_ref_mean = given.second[0].data();
-    in.grad_ref_mean_square = given.second[1].data();
-    in.grad_weight = given.second[2].data();
-    in.grad_bias = given.second[3].data();
-    in.out = grad_grad.data();
-    in.out_x = second_x.data();
-    in.sums = second_sums.data();
+    in.grad_ref_mean = given.second[0].data(), in.grad_ref_mean_square = given.second[1].data();
+    in.grad_weight = given.second[2].data(), in.grad_bias = given.second[3].data();
+    in.out = grad_grad.data(), in.out_x = second_x.data(), in.sums = second_sums.data();
     kernels.norm.double_backward[kDtype<T>](in, parallel);
 
     BatchStatistics batch{};
-    batch.count = s.count;
-    batch.channels = s.channels;
-    batch.pixels = s.pixels;
+    batch.count = s.count, batch.channels = s.channels, batch.pixels = s.pixels,
     batch.channels_last = s.channels_last;
-    batch.x = x.data();
-    batch.moments = moments.data();
+    batch.x = x.data(), batch.moments = moments.data();
     kernels.statistics.forward[kDtype<T>](batch, parallel);
     batch.mean = moments.data();
-    batch.grad_mean = given.second[0].data();
-    batch.grad_mean_square = given.second[1].data();
+    batch.grad_mean = given.second[0].data(), batch.grad_mean_square = given.second[1].data();
     batch.out_x = statistics_x.data();
     kernels.statistics.backward[kDtype<T>](batch, parallel);
-    batch.grad_x = h.data();
-    batch.moments = second_moments.data();
-    batch.out_x = statistics_second.data();
+    batch.grad_x = h.data(), batch.moments = second_moments.data(), batch.out_x = statistics_second.data();
     kernels.statistics.double_backward[kDtype<T>](batch, parallel);
   }
   bool same(const Call& o) const {

@@ -153,14 +153,9 @@ class UpsampleConv2d(_Resampling):
 
     def forward(self, input: Tensor) -> Tensor:
         return GF.upsample_conv2d(
-            input,
-            self.weight,
-            self.bias,
-            scale_factor=self.scale_factor,
-            mode=self.mode,
-            weight_scale=self.weight_scale,
-            implementation=self.implementation,
-        )
+            input, self.weight, self.bias, scale_factor=self.scale_factor, mode=self.mode,
+            weight_scale=self.weight_scale, implementation=self.implementation,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, scale_factor={self.scale_factor}, mode={self.mode!r}"

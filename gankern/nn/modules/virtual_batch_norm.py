@@ -118,17 +118,9 @@ class _VirtualBatchNorm(nn.Module):
             share = 1 / (count.double() + 1)
             return reference(x, mean, mean_square, share, self.weight, self.bias, self.eps, slope)
         return GF.virtual_batch_norm(
-            x,
-            mean,
-            mean_square,
-            count,
-            self.weight,
-            self.bias,
-            eps=self.eps,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            implementation=self.implementation,
-        )
+            x, mean, mean_square, count, self.weight, self.bias, eps=self.eps, activation=self.activation,
+            negative_slope=self.negative_slope, implementation=self.implementation,
+        )  # fmt: skip
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
         """``half()``, ``to(dtype)`` and the like leave the statistics in float64: less would lose the variance."""
