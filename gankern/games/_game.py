@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gankern import data
 from gankern.core.evaluation import evaluating
 from gankern.core.names import look_up
 from gankern.data import ImageSource, Points
@@ -102,6 +103,13 @@ class Run:
         """The condition, of a game that needs labels."""
         assert isinstance(self.condition, Tensor)
         return self.condition
+
+    def known_labels(self) -> Tensor | None:
+        """The labels [N] of the data, for a measure that needs them though the game does not; None of data without."""
+        try:
+            return data.condition(self.config.data, self.images, "labels", self.config.on_error)[:]
+        except ValueError:  # which says that there are none, or that these are images of one's own
+            return None
 
     def held_out(self, share: float) -> tuple[Tensor, Tensor]:
         """Which samples are trained on, and which are held out: the same in every run on these data."""

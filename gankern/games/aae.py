@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from gankern import losses, metrics
-from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
+from gankern.games._encoders import Encodes
+from gankern.games._game import Figures, Loss, Player, Run
 from gankern.games._networks import fully_connected
 from gankern.models._record import Preset
 
 
-class AAE(Game):
+class AAE(Encodes):
     """An auto-encoder whose codes are Gaussian."""
 
-    family: ClassVar[str] = "encoders"
     held_out: ClassVar[float] = 0.2
     preset = Preset(loss="non_saturating", latent=8, width=128, lr=5e-4, steps=4000, checkpoint_every=500, evaluate=8)
 
@@ -65,36 +65,18 @@ class AAE(Game):
         yield "d", self.loss.discriminator(discriminator(prior).flatten(), discriminator(codes).flatten())
         yield "e", self.loss.generator(discriminator(encoder(images)).flatten())
 
-    def coding(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+    def coding(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         return self.quietly(self.networks["encoder"]), self.quietly(self.networks["decoder"])
-
-    def _held_out(self, number: int) -> Tensor:
-        _, where = self.run.held_out(self.held_out)
-        return self.run.images[where[:number]].to(self.run.device)
-
-    def pictures(self) -> dict[str, Picture]:
-        latents = torch.randn(64, self.config.latent, generator=torch.Generator().manual_seed(self.config.seed))
-        with self.evaluating():
-            drawn = {"samples": Picture(self.networks["decoder"](latents.to(self.run.device)).cpu())}
-            if self.run.samples is not None:
-                images = self._held_out(32)
-                again = self.networks["decoder"](self.networks["encoder"](images))
-                rows = [part for pair in zip(images.split(8), again.split(8)) for part in pair]
-                drawn["held-out images, and their reconstructions below"] = Picture(torch.cat(rows).cpu())
-        return drawn
 
     def figures(self) -> Figures:
         """``reconstruction``: mean square error on held-out images; ``sliced_wasserstein``: of their codes to
         N(0, I); ``code_std_least``, ``code_std_largest``: of a code's standard deviation."""
-        images = self._held_out(1000)
-        with self.evaluating():
-            codes = self.networks["encoder"](images)
-            error = (self.networks["decoder"](codes) - images).square().mean().item()
-        random, codes = torch.Generator().manual_seed(0), codes.cpu()
+        images, (encode, decode) = self.seen(1000), self.coding()
+        random, codes = torch.Generator().manual_seed(0), encode(images)
         prior = torch.randn(codes.shape, generator=random, dtype=codes.dtype)
         stds = codes.std(0)
         return {
-            "reconstruction": error,
+            "reconstruction": (decode(codes) - images).square().mean().item(),
             "sliced_wasserstein": metrics.sliced_wasserstein(prior, codes, 64, random),
             "code_std_least": stds.min().item(),
             "code_std_largest": stds.max().item(),

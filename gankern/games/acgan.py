@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from gankern import losses, metrics
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
-from gankern.games._networks import read_classes, small_generator
+from gankern.games._measures import read_classes
+from gankern.games._networks import small_generator
 from gankern.models._record import Preset
 from gankern.models.layers import Layers
 

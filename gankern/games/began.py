@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gankern import metrics
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
+from gankern.games._pictures import alternating
 from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
@@ -132,18 +133,16 @@ class BEGAN(Game):
             images = self.run.images[torch.arange(32)].to(self.run.device)
             with self.evaluating():
                 again = self.networks["decoder"](self.networks["encoder"](images))
-            rows = [part for pair in zip(images.split(8), again.split(8)) for part in pair]
-            drawn["images, and their reconstructions below"] = Picture(torch.cat(rows).cpu())
+            drawn["images, and their reconstructions below"] = Picture(alternating(images, again))
         return drawn
 
     def figures(self) -> Figures:
         """``convergence``: M, a moving average over some twenty steps; ``k``; ``fid_own_classifier``: in
         features of a classifier of the data."""
-        number = min(self.config.evaluate_samples, len(self.run.images))
-        extract = metrics.trained(self.config.data, self.config.side, seed=1)
-        real, fake = (extract(x).features for x in (self.run.images[torch.arange(number)], self.drawn(number)))
-        return {
-            "convergence": self.convergence.item(),
-            "k": self.k.item(),
-            "fid_own_classifier": metrics.frechet_distance(real, fake),
-        }
+        found = {"convergence": self.convergence.item(), "k": self.k.item()}
+        if self.run.known_labels() is not None:
+            number = min(self.config.evaluate_samples, len(self.run.images))
+            extract = metrics.trained(self.config.data, self.config.side, seed=1)
+            real, fake = (extract(x).features for x in (self.run.images[torch.arange(number)], self.drawn(number)))
+            found["fid_own_classifier"] = metrics.frechet_distance(real, fake)
+        return found

@@ -17,48 +17,17 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from gankern import data, losses, models
+from gankern import losses, models
 from gankern.data import Shapes
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run, Samples
-from gankern.games._networks import explained, read_classes, regressor
+from gankern.games._measures import attribute_figures, read_classes
+from gankern.games._vector_networks import PaperDiscriminator, PaperGenerator
 from gankern.models._record import Preset
 from gankern.models.conditional import CONDITIONINGS
-from gankern.models.layers import Layers
-from gankern.models.mlp import Maxout
 
 ROWS = 8  # of the picture
-PLACES = {"x": 9, "y": 10, "radius": 11}  # in the attributes of shapes
-
-
-class PaperGenerator(nn.Module):
-    """z -> 200 and y -> 1000, ReLU; both joined, dropout, -> images. ``deeper`` has one more layer of 1200, as the text
-    may be read too."""
-
-    def __init__(self, shape: tuple[int, int, int], latent: int, condition: int, deeper: bool, layers: Layers):
-        super().__init__()
-        self.of_z, self.of_y = layers.linear(latent, 200), layers.linear(condition, 1000)
-        self.joined = nn.Sequential(layers.relu(), nn.Dropout(0.5))
-        if deeper:
-            self.joined.extend([layers.linear(1200, 1200), layers.relu(), nn.Dropout(0.5)])
-        # The paper's sigmoid, for images in [-1, 1].
-        self.joined.extend([layers.linear(1200, prod(shape)), nn.Tanh(), nn.Unflatten(1, shape)])
-
-    def forward(self, latents: Tensor, y: Tensor) -> Tensor:
-        return self.joined(torch.cat([self.of_z(latents), self.of_y(y)], 1))
-
-
-class PaperDiscriminator(nn.Module):
-    """x -> maxout 240 of 5 and y -> maxout 50 of 5; both joined, dropout, -> maxout 240 of 4 -> a logit."""
-
-    def __init__(self, pixels: int, condition: int, layers: Layers):
-        super().__init__()
-        self.of_x, self.of_y = Maxout(pixels, 240, layers), Maxout(condition, 50, layers)
-        self.joined = nn.Sequential(nn.Dropout(0.5), Maxout(290, 240, layers, pieces=4), layers.linear(240, 1))
-
-    def forward(self, images: Tensor, y: Tensor) -> Tensor:
-        return self.joined(torch.cat([self.of_x(images.flatten(1)), self.of_y(y)], 1)).flatten()
 
 
 class CGAN(Game):
@@ -159,22 +128,7 @@ class CGAN(Game):
                     read_classes(game.sample(game.vectors(classes)), config.data, config.side) == classes
                 ).float().mean().item()
             }  # fmt: skip
-        if not isinstance(samples, Shapes):
-            return lambda game: {}
-        places = list(PLACES.values())
-        read = regressor(samples, condition, places, config.evaluate_samples // 4)
-        other = data.Shapes(config.side, 1000, samples.seed + 1, fixed=samples.fixed)
-        asked, real, y = other.conditions["attributes"][:], samples[:1000], condition[:1000]
-
-        def figures(game: CGAN) -> Figures:
-            found = read(game.sample(asked)).features
-            told = {f"r2_{n}": explained(found[:, i], asked[:, p]) for i, (n, p) in enumerate(PLACES.items())}
-            device = game.run.device
-            with game.evaluating():
-                right, wrong = (game.judge(real.to(device), z.to(device)) for z in (y, y.roll(1, 0)))
-            return told | {"permuted": (F.softplus(-wrong).mean() - F.softplus(-right).mean()).item()}
-
-        return figures
+        return attribute_figures(config, samples, condition) if isinstance(samples, Shapes) else lambda game: {}
 
     def extra_state(self) -> dict[str, Any]:
         return {"examples": self.examples}

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import pi
 from typing import Any, ClassVar
 
 import torch
@@ -26,8 +25,9 @@ from gankern.data.drawn import LENGTH, _Domain
 from gankern.data.drawn import with_stripes as drawn_with_stripes
 from gankern.data.shapes import coverage
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
-from gankern.games._networks import read_classes
-from gankern.games.pix2pix import detail
+from gankern.games._measures import read_classes
+from gankern.games._pool import ImagePool
+from gankern.games._translation import detail, hue_distance
 from gankern.models._record import Preset
 from gankern.models.cyclegan import translator
 from gankern.models.pix2pix import patchgan
@@ -43,33 +43,6 @@ OBJECTIVES = {
         losses.non_saturating_generator,
     ),
 }
-
-
-class ImagePool:
-    """The last images that were put in, of which old ones are given back for new ones."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.images: Tensor | None = None
-
-    def exchange(self, images: Tensor, coins: Tensor, places: Tensor) -> Tensor:
-        """For each image itself, or an old one in whose place it is put: where the pool is full and its coin, from
-        [0, 1), is below one half, the one at its place."""
-        if self.size == 0:
-            return images
-        given = []
-        for image, coin, place in zip(images.detach(), coins.tolist(), places.tolist(), strict=True):
-            kept = 0 if self.images is None else len(self.images)
-            if kept < self.size:
-                self.images = image[None].clone() if self.images is None else torch.cat([self.images, image[None]])
-                given.append(image)
-            elif coin < 0.5:
-                assert self.images is not None  # it is full
-                given.append(self.images[place].clone())
-                self.images[place] = image
-            else:
-                given.append(image)
-        return torch.stack(given)
 
 
 class CycleGAN(Game):
@@ -198,15 +171,3 @@ class CycleGAN(Game):
                 "hue_error": 0.5 * (hue_distance(to_b, a, covered) + hue_distance(to_a, b, covered)),
             }
         return {name: float(value) for name, value in found.items()}
-
-
-def hue_distance(images: Tensor, others: Tensor, covered: Tensor) -> Tensor:
-    """The mean distance between the hues of the mean colours inside the shapes; a circle is 1."""
-    inside = (covered > 0.9).to(images.dtype)
-
-    def hue(x: Tensor) -> Tensor:
-        red, green, blue = ((x * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)).unbind(1)
-        return torch.atan2(3**0.5 * (green - blue), 2 * red - green - blue) / (2 * pi)
-
-    distance = (hue(images) - hue(others)).abs() % 1.0
-    return torch.minimum(distance, 1.0 - distance).mean()

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from gankern import models
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
-from gankern.games._networks import fully_connected, read_classes, small_generator
+from gankern.games._measures import read_classes
+from gankern.games._networks import fully_connected, small_generator
+from gankern.games._pictures import alternating
 from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
@@ -127,8 +129,7 @@ class EBGAN(Game):
             images = self.run.images[torch.arange(16)].to(self.run.device)
             with self.evaluating():
                 shown = [y for x in (images, fakes[:16]) for y in (x, self.networks["decoder"](self.energy(x)[1]))]
-            rows = torch.cat([half for pair in zip(*(x.split(8) for x in shown)) for half in pair])
-            drawn["real, reconstructed, fake, reconstructed"] = Picture(rows.cpu())
+            drawn["real, reconstructed, fake, reconstructed"] = Picture(alternating(*shown))
         return drawn
 
     def figures(self) -> Figures:
@@ -138,11 +139,14 @@ class EBGAN(Game):
         images, fakes = self.run.images[torch.arange(min(1000, len(self.run.images)))], self.drawn(1000)
         with self.evaluating():
             real, (fake, codes) = self.energy(images.to(self.run.device))[0], self.energy(fakes)
-        seen = read_classes(fakes.cpu(), config.data, config.side)
-        return {
+        found = {
             "energy_real": real.mean().item(),
             "energy_fake": fake.mean().item(),
             "margin": self.margin,
-            "least_class": seen.bincount(minlength=10).min().item() / len(seen),
             "squared_cosine": repelling_term(codes).item(),
         }
+        labels = self.run.known_labels()
+        if labels is not None:
+            seen = read_classes(fakes.cpu(), config.data, config.side)
+            found["least_class"] = seen.bincount(minlength=int(labels.max()) + 1).min().item() / len(seen)
+        return found

@@ -20,20 +20,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gankern import data, losses, metrics
-from gankern.core.names import look_up
-from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
+from gankern import losses
+from gankern.games._codes import OfCodes
+from gankern.games._game import Loss, Player, Run
 from gankern.games._networks import fully_connected, small_generator
 from gankern.models._record import Preset
 from gankern.models.layers import Layers
-
-ROWS = 8  # of a picture
 
 
 def small_networks(channels: int, size: int, latent: int, layers: Layers) -> dict[str, nn.Module]:
@@ -72,10 +69,9 @@ def paper_networks(channels: int, size: int, latent: int, width: int, layers: La
     }
 
 
-class InfoGAN(Game):
+class InfoGAN(OfCodes):
     """Codes that the pictures tell."""
 
-    family: ClassVar[str] = "codes and conditions"
     preset = Preset(loss="non_saturating", latent=16, width=64, lr=2e-4, steps=4000, checkpoint_every=500, evaluate=8)
 
     @dataclass(frozen=True)
@@ -132,47 +128,3 @@ class InfoGAN(Game):
             else:
                 loss = self.loss.generator(head(features).flatten())
             yield player, loss - self.options.code_weight * self.information(features, *codes)
-
-    def sweep(self, code: int | None = None, rows: int = ROWS, seed: int = 0) -> Picture:
-        """Pictures of ``rows`` noises: a class a column; or one class a row, and the number ``code`` from -2 to 2."""
-        options, columns = self.options, 10 if code is not None else self.options.classes
-        random = torch.Generator().manual_seed(seed)
-        noise = (2 * torch.rand(rows, self.config.latent, generator=random) - 1).repeat_interleave(columns, 0)
-        numbers = torch.zeros(rows * columns, options.numbers)
-        classes = torch.arange(columns).repeat(rows)
-        if code is not None:
-            classes = torch.arange(rows).repeat_interleave(columns) % options.classes
-            numbers[:, code] = torch.linspace(-2, 2, columns).repeat(rows)
-        with self.evaluating():
-            images = self.generate(*(x.to(self.run.device) for x in (noise, classes, numbers))).cpu()
-        return Picture(images, columns)
-
-    def draw_sweep(self, code: str, seed: int) -> Picture:
-        """c1 is the class, c2 and on the numbers."""
-        known = {"c1": None, **{f"c{i + 2}": i for i in range(self.options.numbers)}}
-        return self.sweep(look_up(known, code, "code"), seed=seed)
-
-    def pictures(self) -> dict[str, Picture]:
-        numbers = {f"number {i + 1}": self.sweep(i) for i in range(self.options.numbers)}
-        return {"classes": self.sweep(), **numbers}
-
-    def figures(self) -> Figures:
-        """``information``: E log Q(c | x) + H(c) of the categorical code, in nats, at most log(classes);
-        ``assignment_accuracy``: how often Q's class of a real image is the one that its label is assigned to, under the
-        best assignment of codes to labels."""
-        options = self.options
-        random = torch.Generator().manual_seed(self.config.seed)
-        noise = 2 * torch.rand(1000, self.config.latent, generator=random) - 1
-        classes = torch.arange(1000) % options.classes
-        numbers = 2 * torch.rand(1000, options.numbers, generator=random) - 1
-        noise, classes, numbers = (x.to(self.run.device) for x in (noise, classes, numbers))
-        q = nn.Sequential(self.networks["trunk"], self.networks["q"])
-        with self.evaluating():
-            logits = q(self.generate(noise, classes, numbers))[:, : options.classes]
-            real = torch.cat([q(x.to(self.run.device)) for x in self.run.images[:].split(500)])
-        guesses = real[:, : options.classes].argmax(1).cpu()
-        labels = data.condition(self.config.data, self.run.images, "labels", self.config.on_error)[:]
-        return {
-            "information": metrics.mutual_information_bound(logits, classes),
-            "assignment_accuracy": metrics.assignment_accuracy(guesses, labels),
-        }

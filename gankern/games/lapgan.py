@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gankern.functional as GF
-from gankern import losses, metrics, models
+from gankern import losses, models
 from gankern.functional import filters
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run, Samples
+from gankern.games._measures import band_figures
+from gankern.games._pictures import alternating
 from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
@@ -90,15 +92,14 @@ class LAPGAN(Game):
         coarsest = models.gan(COARSEST, config.channels, config.latent, 40 * config.width, run.side,
                               num_classes=self.classes)  # fmt: skip
         self.networks, self.players = {}, {}
-        for size in self.sizes[:-1]:
-            shape = (config.channels, size, config.width, self.classes, layers)
-            self.networks |= {f"generator_{size}": level_generator(*shape),
-                              f"discriminator_{size}": level_discriminator(*shape)}  # fmt: skip
-        self.networks |= {
-            f"generator_{COARSEST}": coarsest.generator, f"discriminator_{COARSEST}": coarsest.discriminator
-        }  # fmt: skip
         for size in self.sizes:
-            self.players |= {f"d{size}": Player((f"discriminator_{size}",)), f"g{size}": Player((f"generator_{size}",))}
+            generate, judge = f"generator_{size}", f"discriminator_{size}"
+            if size == COARSEST:
+                self.networks |= {generate: coarsest.generator, judge: coarsest.discriminator}
+            else:
+                shape = (config.channels, size, config.width, self.classes, layers)
+                self.networks |= {generate: level_generator(*shape), judge: level_discriminator(*shape)}
+            self.players |= {f"d{size}": Player((judge,)), f"g{size}": Player((generate,))}
         self.loss = losses.get(config.loss, config.real_target)
         how, taps = "reference" if run.side == "torch" else None, filters.fir("1331")
         self.down = lambda x: GF.downsample2d(x, taps.to(x), 2, implementation=how)
@@ -120,10 +121,10 @@ class LAPGAN(Game):
     def make(self, size: int, coarse: Tensor | None, *labels: Tensor, noise: Tensor | None = None) -> Tensor:
         """G(z) on the coarsest level, l + G(z, l) above it."""
         generate = self.networks[f"generator_{size}"]
-        if coarse is None:
-            return generate(self.run.normal(self.config.latent) if noise is None else noise, *labels)
         if noise is None:
-            noise = self.run.uniform(1, size, size, low=-1.0)
+            noise = self.run.normal(self.config.latent) if coarse is None else self.run.uniform(1, size, size, low=-1.0)
+        if coarse is None:
+            return generate(noise, *labels)
         return coarse + generate(torch.cat([noise.to(coarse), coarse], 1), *labels)
 
     def sample(self, number: int, seed: int = 0, labels: Tensor | None = None) -> list[Tensor]:
@@ -149,23 +150,11 @@ class LAPGAN(Game):
     def pictures(self) -> dict[str, Picture]:
         """Each sample on its way up: a level a row, blurred first and then clear."""
         levels, side = self.sample(16, self.config.seed), self.config.side
-        rows = [F.interpolate(level, size=(side, side)) for level in levels]
-        halves = [row[part] for part in (slice(0, 8), slice(8, 16)) for row in rows]
-        return {f"from {COARSEST}x{COARSEST} up, a level a row": Picture(torch.cat(halves))}
+        rows = alternating(*(F.interpolate(level, size=(side, side)) for level in levels))
+        return {f"from {COARSEST}x{COARSEST} up, a level a row": Picture(rows)}
 
     @classmethod
     def evaluator(cls, config: Any, samples: Samples, condition: Any = None) -> Callable[[Any], Figures]:
         """``swd_SIZE`` of each band of the pyramid: sliced Wasserstein distance x 1000 of samples to real images; and
         ``swd_SIZE_single``, of the coarsest GAN's images at full size, interpolated."""
-        real = samples[torch.arange(min(config.evaluate_samples, len(samples)))]  # type: ignore[index, arg-type]
-
-        def figures(game: LAPGAN) -> Figures:
-            levels = game.sample(len(real), 1)
-            single = F.interpolate(levels[0], size=(config.side, config.side), mode="bilinear", align_corners=False)
-            found: Figures = {}
-            for ending, images in (("", levels[-1]), ("_single", single)):
-                distances = metrics.laplacian_swd(real, images.clamp(-1, 1).to(real.dtype), 32, 128)
-                found |= {f"swd_{size}{ending}": distance for size, distance in distances.items()}
-            return found
-
-        return figures
+        return band_figures(config, samples)

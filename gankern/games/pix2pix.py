@@ -19,10 +19,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gankern import losses, metrics
+from gankern import losses
 from gankern.data.drawn import LENGTH, Outlined
 from gankern.data.shapes import coverage
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
+from gankern.games._translation import detail, foreground_iou, saturation
 from gankern.models._record import Preset
 from gankern.models.pix2pix import UNet, patchgan
 
@@ -135,31 +136,3 @@ class Pix2Pix(Game):
             "detail": (detail(made) / detail(images)).item(),
             "iou": foreground_iou(made, covered).item(),
         }
-
-
-def saturation(images: Tensor, covered: Tensor) -> Tensor:
-    """The mean of (largest - smallest) / largest of the three colours inside the shapes."""
-    colours = (images.clamp(-1, 1) + 1) / 2
-    largest, smallest = colours.amax(1, keepdim=True), colours.amin(1, keepdim=True)
-    inside = covered > 0.5
-    return ((largest - smallest) / largest.clamp(min=1e-3))[inside].mean()
-
-
-def detail(images: Tensor) -> Tensor:
-    """The mean square of the finest band of the Laplacian pyramid."""
-    return metrics.laplacian_pyramid(images, min(images.shape[2:]) // 2)[0].square().mean()
-
-
-def foreground_iou(images: Tensor, covered: Tensor) -> Tensor:
-    """Overlap of the shape with what is nearer to the mean colour inside it than to that of its background, the mean
-    over the images."""
-    inside = covered > 0.5
-    outside = ~inside
-
-    def mean(where: Tensor) -> Tensor:
-        return (images * where).sum((2, 3), keepdim=True) / where.sum((2, 3), keepdim=True).clamp(min=1)
-
-    distance = [(images - mean(where)).square().sum(1, keepdim=True) for where in (inside, outside)]
-    found = distance[0] < distance[1]
-    union = (found | inside).sum((1, 2, 3)).clamp(min=1)
-    return ((found & inside).sum((1, 2, 3)) / union).mean()

@@ -23,13 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gankern import data, metrics
-from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
-from gankern.games._networks import read_classes
+from gankern.games._encoders import EncodesClasses
+from gankern.games._game import Loss, Player, Run
 from gankern.models._record import Preset
 from gankern.models.layers import Layers
-
-FROM, TO = 0, 3  # the classes of the attribute vector: of shapes, from the circle to the ring
 
 
 def networks(
@@ -67,10 +64,9 @@ def networks(
     }
 
 
-class VAEGAN(Game):
+class VAEGAN(EncodesClasses):
     """Errors in the discriminator's features."""
 
-    family: ClassVar[str] = "encoders"
     data: ClassVar[str] = "shapes"
     own_loss: ClassVar[bool] = True
     preset = Preset(
@@ -114,7 +110,7 @@ class VAEGAN(Game):
         prior = 0.5 * (mean.square() + log_var.exp() - 1.0 - log_var).sum(1).mean()
         return mean + (0.5 * log_var).exp() * self.run.normal(self.config.latent), prior
 
-    def coding(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+    def coding(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """By the means of the codes."""
         encoder = self.networks["encoder"]
         return self.quietly(lambda images: encoder(images).chunk(2, 1)[0]), self.quietly(self.networks["decoder"])
@@ -144,54 +140,6 @@ class VAEGAN(Game):
 
         latents, prior = self.encode(images)
         yield "e", prior + squares(features(decoder(latents)) - target)
-
-    def means(self, images: Tensor) -> Tensor:
-        """The mean of each image's code; in evaluation."""
-        return torch.cat([self.networks["encoder"](x.to(self.run.device)).chunk(2, 1)[0] for x in images.split(250)])
-
-    def decode(self, codes: Tensor) -> Tensor:
-        return torch.cat([self.networks["decoder"](z).cpu() for z in codes.split(250)])
-
-    def looked_at(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, their labels, and the mean code of the class TO less that of the class FROM."""
-        where = torch.arange(len(self.run.images))[-self.config.evaluate_samples :]
-        images, labels = self.run.images[where], data.labels(self.config.data)[where]
-        codes = self.means(images).cpu()
-        return images, labels, codes[labels == TO].mean(0) - codes[labels == FROM].mean(0)
-
-    def pictures(self) -> dict[str, Picture]:
-        latents = torch.randn(64, self.config.latent, generator=torch.Generator().manual_seed(self.config.seed))
-        with self.evaluating():
-            drawn = {"samples": Picture(self.decode(latents.to(self.run.device)))}
-            if self.run.samples is not None:
-                images, labels, vector = self.looked_at()
-                again = self.decode(self.means(images[:32]))
-                rows = [part for pair in zip(images[:32].split(8), again.split(8)) for part in pair]
-                drawn["images, and their reconstructions below"] = Picture(torch.cat(rows))
-                codes = self.means(images[labels == FROM][:8])
-                steps = torch.linspace(0.0, 1.5, 8).to(codes.device)
-                path = codes[:, None] + steps[:, None] * vector.to(codes.device)
-                drawn[f"the class {FROM}, and more and more of the vector to {TO}"] = Picture(
-                    self.decode(path.flatten(0, 1))
-                )
-        return drawn
-
-    def figures(self) -> Figures:
-        """Of images' reconstructions: ``high_frequency``, the energy of the finest Laplacian band as a share of
-        the images'; ``class_kept``, how often a classifier sees the right class; ``pixel_error``, the mean square. And
-        ``flipped``: how often it sees the class TO in images of FROM whose codes had the vector added."""
-        with self.evaluating():
-            images, labels, vector = self.looked_at()
-            codes = self.means(images)
-            again, moved = self.decode(codes), self.decode(codes[labels == FROM] + vector.to(codes.device))
-        fine, real = (metrics.laplacian_pyramid(x)[0].square().mean().item() for x in (again, images))
-        seen, seen_moved = (read_classes(x, self.config.data, self.config.side) for x in (again, moved))
-        return {
-            "high_frequency": fine / real,
-            "class_kept": (seen == labels).float().mean().item(),
-            "pixel_error": (again - images).square().mean().item(),
-            "flipped": (seen_moved == TO).float().mean().item(),
-        }
 
 
 def squares(difference: Tensor) -> Tensor:

@@ -63,3 +63,48 @@ def test_pictures_figures_and_the_way_back(name, tmp_path, same):
     assert all(not network.training for network in played.networks.values())
     first, second = played.pictures(), played.pictures()
     assert first and all(torch.equal(first[n].batch, second[n].batch) for n in first)  # always of the same latents
+
+
+# Games whose own data have labels, which their measures use, though the games need none.
+UNLABELLED = [name for name in NEW if games.find(name).needs is None and not games.for_points(name)]
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_images_without_labels_are_trained_on_measured_and_drawn(name, tmp_path):
+    """Figures that need a classifier are left out; nothing stops at the first checkpoint."""
+    images = torch.rand(40, 3, 32, 32) * 2 - 1
+    sizes = {"batch_size": 8, "width": 8, "size": 32, "threads": 1, "options": QUICK.get(name, {}).get("options")}
+    config = training.configure(name, "mine", images, steps=1, evaluate=1, evaluate_samples=100, **sizes)
+    training.train(config, images, tmp_path / "run")
+    figures = (tmp_path / "run" / "metrics.csv").read_text()
+    assert "class" not in figures and "fid" not in figures and "assignment" not in figures
+    assert (tmp_path / "run" / "samples.png").exists()
+
+
+# Every option of every game.
+OWN = [(name, option) for name in NEW for option in vars(games.find(name).Options).get("__dataclass_fields__", {})]
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_options_of_other_games(name):
+    """Each is refused by name, with what this game has."""
+    mine = {option for owner, option in OWN if owner == name}
+    for option in sorted({option for _, option in OWN} - mine):
+        with pytest.raises(ValueError, match=option) as raised:
+            games.find(name).options_of(name, {option: 1.0})
+        assert name in str(raised.value) and (not mine or any(m in str(raised.value) for m in mine))
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_data_of_the_wrong_kind(name):
+    """Points for a game of images, images for one of points, and images alone for one that needs more."""
+    if games.for_points(name):
+        with pytest.raises(ValueError, match=f"{name} is for points, and digits are images"):
+            training.configure(name, "digits", data.load("digits"))
+        return
+    with pytest.raises(ValueError, match=f"{name} is for images, and 8gaussians are points"):
+        training.configure(name, "8gaussians", data.load("8gaussians"))
+    needs = games.find(name).needs
+    if needs is not None:
+        with pytest.raises(ValueError, match=f"{name} needs {needs}, and mine has none"):
+            training.configure(name, "mine", torch.zeros(8, 3, 32, 32))

@@ -10,7 +10,8 @@ from gankern.cli import app
 from gankern.data import drawn
 from gankern.games import Run
 from gankern.games._scenes import HEADS, SceneReader, in_place
-from gankern.games._text import TextEncoder, embed_jointly, same_texts
+from gankern.games._text import TextEncoder, embed_jointly, same_texts, standardise
+from gankern.games._text_networks import SMALL
 from gankern.games.cgan import PaperDiscriminator, PaperGenerator
 from gankern.games.gan_cls import Discriminator, Generator
 from gankern.models.layers import LAYERS
@@ -96,10 +97,25 @@ def test_parameters_of_the_paper(layers):
         assert count(PaperGenerator((1, 28, 28), 100, 10, True, layers)) == 2_413_984
         assert count(PaperDiscriminator(784, 10, layers)) == 1_224_351
         assert count(TextEncoder(128)) == 73_088
-        assert count(Generator(32, 3, 64, 128, 64, 32, False, layers)) == 436_224
-        assert count(Discriminator(32, 3, 128, 64, 32, False, layers)) == 200_896
-        assert count(Generator(64, 3, 100, 1024, 128, 128, True, layers)) == 18_909_699
-        assert count(Discriminator(64, 3, 1024, 128, 64, True, layers)) == 4_032_321
+        assert count(Generator(32, 3, 64, 32, SMALL, layers)) == 436_224
+        assert count(Discriminator(32, 3, 32, SMALL, layers)) == 200_896
+
+
+@pytest.mark.parametrize("layers", ["torch", "gankern"])
+@pytest.mark.parametrize(
+    ("width", "options", "generator", "discriminator"),
+    [
+        (128, {"paper": True}, 18_909_699, 4_032_321),
+        (64, {"paper": True, "blocks": False}, 4_756_736, 2_899_072),
+        (32, {}, 1_370_624, 785_344),
+    ],
+)
+def test_parameters_of_text_to_image_by_its_options(layers, width, options, generator, discriminator):
+    images, texts = torch.zeros(2, 3, 64, 64), torch.zeros(2, 5, 64, dtype=torch.long)
+    with torch.device("meta"):
+        game = made("gan_cls", images, texts, layers, size=64, latent=100, width=width, options=options)
+    assert count(game.networks["generator"]) == generator
+    assert count(game.networks["discriminator"]) == discriminator
 
 
 @pytest.mark.parametrize("networks", ["mlp", "dcgan", "sn_dcgan"])
@@ -209,6 +225,16 @@ def test_joint_embedding_tells_texts_of_images():
         codes = encoder(texts[:4, 0])
         fit.append((codes[:, None] - codes).square().sum(2)[~torch.eye(4, dtype=torch.bool)].min().item())
     assert fit[1] > 10 * fit[0]
+
+
+def test_codes_stand_beside_latents_as_their_equals():
+    """Mean 0 and variance 1 of each number over the data's texts, and otherwise the same code."""
+    torch.manual_seed(0)
+    encoder, texts = TextEncoder(8).double(), torch.randint(1, 27, (60, 5, 12))
+    before = encoder(texts[:, 0])
+    standardise(encoder, texts)
+    after = encoder(texts[:, 0])
+    torch.testing.assert_close(after, (before - before.mean(0)) / before.std(0))
 
 
 def test_what_scenes_are_read_for():

@@ -1,0 +1,48 @@
+"""What games that make images of images are measured by: colours, details, and outlines."""
+
+from math import pi
+
+import torch
+from torch import Tensor
+
+from gankern import metrics
+
+
+def saturation(images: Tensor, covered: Tensor) -> Tensor:
+    """The mean of (largest - smallest) / largest of the three colours inside the shapes."""
+    colours = (images.clamp(-1, 1) + 1) / 2
+    largest, smallest = colours.amax(1, keepdim=True), colours.amin(1, keepdim=True)
+    inside = covered > 0.5
+    return ((largest - smallest) / largest.clamp(min=1e-3))[inside].mean()
+
+
+def detail(images: Tensor) -> Tensor:
+    """The mean square of the finest band of the Laplacian pyramid."""
+    return metrics.laplacian_pyramid(images, min(images.shape[2:]) // 2)[0].square().mean()
+
+
+def foreground_iou(images: Tensor, covered: Tensor) -> Tensor:
+    """Overlap of the shape with what is nearer to the mean colour inside it than to that of its background, the mean
+    over the images."""
+    inside = covered > 0.5
+    outside = ~inside
+
+    def mean(where: Tensor) -> Tensor:
+        return (images * where).sum((2, 3), keepdim=True) / where.sum((2, 3), keepdim=True).clamp(min=1)
+
+    distance = [(images - mean(where)).square().sum(1, keepdim=True) for where in (inside, outside)]
+    found = distance[0] < distance[1]
+    union = (found | inside).sum((1, 2, 3)).clamp(min=1)
+    return ((found & inside).sum((1, 2, 3)) / union).mean()
+
+
+def hue_distance(images: Tensor, others: Tensor, covered: Tensor) -> Tensor:
+    """The mean distance between the hues of the mean colours inside the shapes; a circle is 1."""
+    inside = (covered > 0.9).to(images.dtype)
+
+    def hue(x: Tensor) -> Tensor:
+        red, green, blue = ((x * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)).unbind(1)
+        return torch.atan2(3**0.5 * (green - blue), 2 * red - green - blue) / (2 * pi)
+
+    distance = (hue(images) - hue(others)).abs() % 1.0
+    return torch.minimum(distance, 1.0 - distance).mean()
