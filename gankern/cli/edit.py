@@ -33,6 +33,9 @@ def edit(
     mask: Annotated[
         Path | None, typer.Option(help="a picture, white where the stroke is", show_default="only find the image")
     ] = None,
+    outlines: Annotated[
+        Path | None, typer.Option(help="a picture, a sketch whose edges are wanted under the mask", show_default="none")
+    ] = None,
     colour: Annotated[str, typer.Option(help=f"of the stroke: {', '.join(COLOURS)}, or RRGGBB")] = "red",
     out: Annotated[Path, typer.Option(help=f"the picture to write: {PARTS}, side by side")] = Path("edited.png"),
     steps: Annotated[int, typer.Option(min=1, help="to find the image, and for the stroke")] = 100,
@@ -47,6 +50,8 @@ def edit(
     console = Console()
     try:
         check_seed("--seed", seed)
+        if outlines is not None and mask is None:
+            raise ValueError("--outlines are wanted under the mask: pass --mask too")
         pictures.check_can_draw()
         pictures.format_of(out)
         check_output("--out", out)
@@ -67,7 +72,8 @@ def edit(
         if mask is not None:
             where = files.read_picture(mask, config.size, 1)[0, 0] * 0.5 + 0.5
             like = _colour(colour, config.channels)
-            moved = latent.edit(generator, found.latents, where, like, steps=steps, stay=stay)
+            sketch = None if outlines is None else files.read_picture(outlines, config.size, config.channels)[0]
+            moved = latent.edit(generator, found.latents, where, like, outlines=sketch, steps=steps, stay=stay)
             with torch.no_grad():
                 edited = generator(moved)
             drawn = (2.0 * where - 1.0).expand_as(target)

@@ -71,6 +71,20 @@ def test_a_stroke_reddens_what_is_under_the_mask(folder, tmp_path):
     np.testing.assert_allclose(blended, expected.numpy(), atol=0.03)
 
 
+def test_a_sketch_moves_the_edit(folder, tmp_path):
+    """The same stroke with and without outlines ends elsewhere."""
+    mask, sketch = np.full((16, 16), 255, np.uint8), np.zeros((16, 16, 3), np.uint8)
+    sketch[:, 8:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    Image.fromarray(sketch).save(tmp_path / "sketch.png")
+    edits = []
+    for more in ((), ("--outlines", tmp_path / "sketch.png")):
+        told, code = run(folder, "--mask", tmp_path / "mask.png", *more, "--out", tmp_path / "x.png", "--steps", 20)
+        assert code == 0, told
+        edits.append(cells(tmp_path / "x.png", 5)[3])
+    assert abs(edits[0] - edits[1]).max() > 0.01
+
+
 def test_a_picture_from_a_file(folder, tmp_path):
     Image.fromarray(np.full((20, 30, 3), 128, np.uint8)).save(tmp_path / "grey.png")
     told, code = run(folder, tmp_path / "grey.png", "--out", tmp_path / "x.png", "--steps", 5, "--starts", 2)
@@ -101,6 +115,8 @@ def test_reading_one_picture(tmp_path):
         (("--colour", "purplish", "--mask", "mask.png"), "--colour must be black, .*got 'purplish'"),
         (("--mask", "black.png"), "mask must be .* not all 0"),
         (("--out", "x.txt"), "a picture's name ends with"),
+        (("--outlines", "mask.png"), "--outlines are wanted under the mask: pass --mask too"),
+        (("--mask", "mask.png", "--outlines", "nothing.png"), "there is no picture nothing.png"),
     ],
 )
 def test_wrong_arguments(folder, tmp_path, monkeypatch, arguments, message):

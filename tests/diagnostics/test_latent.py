@@ -1,6 +1,6 @@
 """Projection, editing, attributes, the PPGN chain and truncation, where the right values are known."""
 
-from math import erf, sqrt
+from math import erf, pi, sqrt
 
 import pytest
 import torch
@@ -84,6 +84,69 @@ def test_editing_is_ridge_regression_under_the_mask(generator):
     left = design.T @ (weights[:, None] * design) + 0.3 / 4 * torch.eye(4)
     right = torch.linalg.solve(left.double(), design.T @ (weights * wanted) + 0.3 / 4 * start[0])
     torch.testing.assert_close(found[0], right, rtol=0, atol=1e-3)
+
+
+def test_oriented_gradients_by_angles():
+    """|g| max(0, cos 2(theta - pi k / 8)) of angles and lengths, a mean over cells, cut ones at the border too."""
+    images = torch.randn(2, 3, 9, 10, dtype=torch.float64)
+    grey = torch.nn.functional.pad(images.mean(1, keepdim=True), [1] * 4, mode="replicate")[:, 0]
+    across, down = (grey[:, 1:-1, 2:] - grey[:, 1:-1, :-2]) / 2, (grey[:, 2:, 1:-1] - grey[:, :-2, 1:-1]) / 2
+    length, angle = torch.hypot(across, down), torch.atan2(down, across)
+    found = latent.oriented_gradients(images)
+    assert found.shape == (2, 8, 3, 3)
+    for k in range(8):
+        soft = length * (2 * (angle - pi * k / 8)).cos().clamp(min=0)
+        for i, rows in enumerate((slice(0, 4), slice(4, 8), slice(8, 9))):
+            for j, columns in enumerate((slice(0, 4), slice(4, 8), slice(8, 10))):
+                right = soft[:, rows, columns].flatten(1).mean(1)
+                torch.testing.assert_close(found[:, k, i, j], right, rtol=1e-3, atol=1e-4)
+    turned = latent.oriented_gradients(-images)
+    torch.testing.assert_close(turned, found)  # the sign of a gradient does not count
+
+
+def test_oriented_gradients_can_be_differentiated_where_there_are_none():
+    flat = torch.zeros(1, 1, 5, 5, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(latent.oriented_gradients(flat).sum(), flat)
+    assert gradient.isfinite().all()
+    rough = torch.randn(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(latent.oriented_gradients, rough)
+
+
+def test_outlines_turn_an_edge():
+    """A generator of one edge at the angle z: the sketch of another edge turns it, and outside the mask nothing counts."""
+
+    class Edge(nn.Module):
+        def forward(self, z):
+            y, x = torch.meshgrid(torch.arange(16.0) - 7.5, torch.arange(16.0) - 7.5, indexing="ij")
+            angle = z[:, :1, None, None]
+            return torch.tanh(x * angle.cos() + y * angle.sin()).expand(-1, 3, -1, -1)
+
+    generator, wanted = Edge(), torch.tensor([[0.9]])
+    sketch, start = generator(wanted)[0], torch.tensor([[0.3], [1.4]])
+    moved = latent.edit(generator, start, torch.ones(16, 16), None, outlines=sketch, outlines_weight=100.0, stay=0.0)
+    torch.testing.assert_close(moved, wanted.expand(2, 1), rtol=0, atol=0.03)
+    stays = latent.edit(generator, start, torch.ones(16, 16), None, outlines=sketch, outlines_weight=0.0, stay=1.0)
+    torch.testing.assert_close(stays, start)
+    sketch = sketch.clone()
+    sketch[:, :, 8:] = 0.0
+    mask = torch.zeros(16, 16)
+    mask[:, :4] = 1.0
+    moved = latent.edit(generator, start, mask, None, outlines=sketch, outlines_weight=100.0, stay=0.0)
+    torch.testing.assert_close(moved, wanted.expand(2, 1), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("colour", "outlines", "message"),
+    [
+        (None, None, "pass a colour, or outlines, or both"),
+        (None, torch.zeros(1, 2, 3), r"outlines must be \[C, 2, 2\]"),
+        (torch.zeros(3), torch.zeros(2, 2), r"outlines must be \[C, 2, 2\]"),
+        (None, torch.zeros(3, 2, 2, dtype=torch.int64), "outlines"),
+    ],
+)
+def test_wrong_outlines(generator, colour, outlines, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        latent.edit(generator, torch.zeros(1, 4), torch.ones(2, 2), colour, outlines=outlines)
 
 
 def test_one_stroke_by_its_formula(generator):
