@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gankern.models.layers import Layers
 
@@ -25,3 +26,15 @@ def small_generator(latent: int, channels: int, size: int, layers: Layers) -> nn
         nn.Tanh(),
         nn.Unflatten(1, (channels, size, size)),
     )
+
+
+class Noise(nn.Module):
+    """Adds N(0, std^2) while training."""
+
+    def __init__(self, std: float):
+        super().__init__()
+        self.std = std
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Drawn on the CPU, so that a seed means the same run on every device.
+        return x + self.std * torch.randn(x.shape, dtype=x.dtype).to(x.device) if self.training else x

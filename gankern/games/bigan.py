@@ -22,6 +22,7 @@ from gankern.games._ali import ali_networks
 from gankern.games._encoders import Encodes
 from gankern.games._game import Figures, Loss, Player, Run
 from gankern.games._measures import read_classes
+from gankern.games._networks import Noise
 from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
@@ -37,7 +38,9 @@ class OnPairs(nn.Module):
         return self.both(torch.cat([self.image(images), self.latent(latents)], 1)).flatten()
 
 
-def bigan_networks(channels: int, size: int, latent: int, width: int, layers: Layers) -> dict[str, nn.Module]:
+def bigan_networks(
+    channels: int, size: int, latent: int, width: int, noise: float, layers: Layers
+) -> dict[str, nn.Module]:
     """The paper's for MNIST at ``width`` 1024: two hidden layers each."""
     pixels = channels * size * size
 
@@ -59,7 +62,7 @@ def bigan_networks(channels: int, size: int, latent: int, width: int, layers: La
             nn.Flatten(), *hidden((pixels, width, width), 0.2, norm=True), layers.linear(width, latent)
         ),
         "discriminator": OnPairs(
-            nn.Flatten(),
+            nn.Sequential(Noise(noise), nn.Flatten()),
             nn.Identity(),
             nn.Sequential(*hidden((pixels + latent, width, width), 0.2, norm=False), layers.linear(width, 1)),
         ),
@@ -75,10 +78,13 @@ class BiGAN(Encodes):
     @dataclass(frozen=True)
     class Options:
         ali: bool = False  # ALI's networks for 32x32, and an encoder that draws its latents
+        noise: float = 0.3  # of images, to the discriminator, which else learns them by heart; the paper has none
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         config = self.config
+        if self.options.noise < 0:
+            raise ValueError(f"bigan: option noise must be 0 or more, got {self.options.noise}")
         if self.options.ali:
             if config.side != 32 or config.width % 16:
                 raise ValueError(
@@ -88,7 +94,8 @@ class BiGAN(Encodes):
             generator, encoder, parts = ali_networks(config.channels, config.latent, config.width, run.layers)
             self.networks = {"generator": generator, "encoder": encoder, "discriminator": OnPairs(*parts)}
         else:
-            self.networks = bigan_networks(config.channels, config.side, config.latent, config.width, run.layers)
+            sizes = (config.channels, config.side, config.latent, config.width)
+            self.networks = bigan_networks(*sizes, self.options.noise, run.layers)
         self.players = {
             "d": Player(("discriminator",), "discriminator"),
             "g": Player(("generator", "encoder"), "generator and encoder"),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gankern import losses
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
+from gankern.games._networks import Noise
 from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
@@ -38,18 +39,6 @@ class NormedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = F.normalize(self.direction)
         return F.linear(x, weight if self.scale is None else weight * self.scale[:, None], self.bias)
-
-
-class Noise(nn.Module):
-    """Adds N(0, std^2) while training."""
-
-    def __init__(self, std: float):
-        super().__init__()
-        self.std = std
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Drawn on the CPU, so that a seed means the same run on every device.
-        return x + self.std * torch.randn(x.shape, dtype=x.dtype).to(x.device) if self.training else x
 
 
 class Classifier(nn.Module):

@@ -113,6 +113,18 @@ def test_losses_of_pairs():
     assert game.players["g"].networks == ("generator", "encoder")
 
 
+def test_noise_on_images_of_pairs_is_of_training_and_of_the_option():
+    images, latents = torch.zeros(400, 1, 8, 8), torch.zeros(400, 16)
+    for noise, spread in ((0.3, 0.3), (0.0, 0.0)):
+        game = made("bigan", images, samples=images, width=8, options={"noise": noise})
+        judge, seen = game.networks["discriminator"], []
+        judge.image.register_forward_hook(lambda *told, seen=seen: seen.append(told[-1]))
+        judge(images, latents)
+        assert seen[-1].std().item() == pytest.approx(spread, rel=0.02)
+        judge.eval()(images, latents)
+        assert not seen[-1].any()
+
+
 @pytest.mark.parametrize("name", ["ebgan", "began", "vaegan"])
 @pytest.mark.parametrize("option", [{"loss": "hinge"}, {"real_target": 0.9}])
 def test_another_loss_is_refused(name, option):
@@ -127,6 +139,8 @@ def test_wrong_sizes_and_options():
             made(name, images, size=20)
     with pytest.raises(ValueError, match="ALI's networks are for 32x32 .* got 20x20"):
         made("bigan", images, options={"ali": True})
+    with pytest.raises(ValueError, match="option noise must be 0 or more, got -1.0"):
+        made("bigan", torch.zeros(2, 1, 8, 8), options={"noise": -1})
     with pytest.raises(ValueError, match="kernel must be 4 or 5, got 3"):
         made("vaegan", torch.zeros(2, 3, 32, 32), options={"kernel": 3})
 
