@@ -34,10 +34,10 @@ def functional() -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def graph_nodes(out: torch.Tensor) -> Iterator[Any]:
-    """The nodes of the graph that autograd recorded of ``out``, each once."""
+def graph_nodes(*outputs: torch.Tensor) -> Iterator[Any]:
+    """The nodes of the graph that autograd recorded of the outputs, each once."""
     seen: set[Any] = set()
-    stack = [out.grad_fn]
+    stack = [out.grad_fn for out in outputs]
     while stack:
         node = stack.pop()
         if node is None or node in seen:
@@ -63,6 +63,17 @@ def dispatched() -> bool:
         or torch._C._get_tracing_state() is not None
         or torch.autograd._profiler_enabled()
     )
+
+
+def share_memory(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether two tensors look at one storage, also where torch.compile traces and there is none."""
+    return torch._C._is_alias_of(x, y)
+
+
+def memory_of(x: torch.Tensor) -> int:
+    """The address of the storage that a dense tensor looks at, asked unseen by modes that watch what is called."""
+    with torch._C.DisableTorchFunction():
+        return x.untyped_storage().data_ptr()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ the critic is piecewise linear.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,8 +54,12 @@ def penalty_gradients(
                 raise ValueError(
                     "gradient penalty: the critic's output does not depend on its input (was it detached?)"
                 )
-            parameters = [leaf for leaf in _leaves(out) if leaf not in originals and all(leaf is not x for x in xs)]
             del out
+            parameters = [
+                leaf
+                for leaf in _leaves(g for g in gradients if g is not None)
+                if leaf not in originals and all(leaf is not x for x in xs)
+            ]
             with torch.no_grad():
                 value, directions = penalty(
                     [torch.zeros_like(x) if g is None else g.detach() for g, x in zip(gradients, xs)]
@@ -84,6 +88,17 @@ def _second(pairs: list[tuple[Tensor, Tensor]], leaves: list[Tensor]) -> Sequenc
             leaf._backward_hooks = of_leaf
 
 
-def _leaves(out: Tensor) -> Iterator[Tensor]:
-    """The leaves of the graph of ``out`` that require a gradient, wherever the critic has them from."""
-    return (node.variable for node in graph_nodes(out) if hasattr(node, "variable"))
+def _leaves(gradients: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The leaves of the graph of the gradients that require one, wherever the critic has them from.
+
+    Raises what a part of the graph without a second derivative raises in a backward: torch.autograd.grad, which goes to
+    these leaves alone, passes it by, and would leave out what flows through it.
+    """
+    for node in graph_nodes(*gradients):
+        if hasattr(node, "variable"):
+            yield node.variable
+        elif type(node).__name__ in _ERRORS:
+            node(*[torch.zeros(())] * len(node._input_metadata))
+
+
+_ERRORS = ("Error", "NotImplemented", "DelayedError")  # of autograd's nodes; those of a Function end in Backward

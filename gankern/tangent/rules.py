@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gankern.core.layout import is_dense_channels_last, memory_format
-from gankern.core.torch_internals import autocasting
+from gankern.core.torch_internals import autocasting, memory_of, share_memory
 from gankern.ops import convolution as _convolutions
 from gankern.tangent.nodes import (
     INPUT,
@@ -659,27 +659,58 @@ def untracked(tape, func, args, kwargs):
             if tape.detached and x.layout == torch.strided and x.untyped_storage().data_ptr() in tape.detached:
                 raise NotCovered(f"{func} writes through .data to what depends on the input or a parameter")
     if tape.relaid:
-        _check_layout(func, name, random, args)
-    return view(func, *args) if func is aten.view.default else func(*args, **kwargs)
+        _check_layout(tape, func, name, written, random, args)
+    result = view(func, *args) if func is aten.view.default else func(*args, **kwargs)
+    if tape.relaid:
+        tape.of_layout.update(memory_of(x) for x in tensors_of(args, kwargs) if x.requires_grad)
+        _check_copy(tape, func, kwargs, result)
+    return result
 
 
-def _check_layout(func, name: str, random: bool, args) -> None:
-    """What reads or fills memory in the order in which it lies must find it as the caller laid it out."""
+def _check_copy(tape, func, kwargs: Mapping[str, Any], result: Any) -> None:
+    """Whether this may be a copy because of the tape's layout: for the caller's it could be the tensor itself."""
+    laid_out = kwargs.get("memory_format", torch.preserve_format) != torch.preserve_format
+    if laid_out and func in (aten.clone.default, aten._to_copy.default):
+        tape.of_layout.add(memory_of(result))
+
+
+def _check_layout(tape, func, name: str, written: tuple[int, ...], random: bool, args) -> None:
+    """What reads or fills memory in the order in which it lies must find it as the caller laid it out. So must what
+    writes where it depends on the layout who sees it: to a copy, or to what another layout would have copied."""
+    if written and tape.of_layout and any(memory_of(x) in tape.of_layout for x in tensors_of(args, {})):
+        raise LayoutMatters(f"{func} writes to what another layout in memory would have copied, or would not")
     if name in LAYOUT or (random and any(not x.is_contiguous() for x in tensors_of(args, {}))):
         raise LayoutMatters(f"{func} depends on the input's layout in memory")
+
+
+def _reads_what_it_writes(args) -> bool:
+    """Whether another argument of an operator in place has the memory of the first: it is gone afterwards."""
+    target, *others = tensors_of(args, {})
+    return any(share_memory(target, x) for x in others)
 
 
 def record(tape, func, args, kwargs):
     """The operator's result; it touches the inputs or a parameter."""
     namespace, name, written, random, view = _traits(func)
     if tape.relaid:
-        _check_layout(func, name, random, args)
+        _check_layout(tape, func, name, written, random, args)
+    if written and _reads_what_it_writes(args):
+        raise NotCovered(f"{func} reads the memory that it writes")
     if name in SHAPE_ONLY or namespace == "prim":
+        if tape.relaid and name in ("detach", "detach_"):
+            tape.of_layout.add(memory_of(args[0]))
         return func(*args, **kwargs)
     if namespace != "aten":
         raise NotCovered(f"the operator {func} is not one that this form knows")
     if name in CONJUGATED:
         raise NotCovered(_LATER.format(func))
+    result = _by_rule(tape, func, args, kwargs, name, written, random, view)
+    if tape.relaid:
+        _check_copy(tape, func, kwargs, result)
+    return result
+
+
+def _by_rule(tape, func, args, kwargs, name: str, written: tuple[int, ...], random: bool, view: bool):
     known = RULES.get(func)
     if known is not None and (known in OF_SHAPES or not _complex(args, kwargs)):
         result = known(tape, func, *args, **kwargs)

@@ -155,6 +155,7 @@ class Tape(TorchDispatchMode):
         self.paused = False
         self.functions: set[type] = set()  # autograd's nodes of what this library's primitives are
         self.detached: set[int] = set()  # addresses of memory that ``.data`` of a value has given away
+        self.of_layout: set[int] = set()  # addresses of memory that only by its layout is shared, or is not
         self.relaid = False  # whether the inputs lie in memory otherwise than the caller's
         self.reached: list[Tensor] = []  # the leaves that autograd's graph of the output has
         self._outer: list[Any] = []

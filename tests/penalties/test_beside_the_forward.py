@@ -205,6 +205,50 @@ def test_beside_the_forward(name):
     check(Net(function, nn.Conv2d(4, 4, 3, padding=1), gnn.ConvDownsample2d(4, 4, 3)), samples(), refused)
 
 
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0].cos()
+
+
+def by_its_own_memory(function):
+    return lambda net, h: function(1.5 * h)
+
+
+REFUSED = {
+    "a Function that is differentiable once": (lambda net, h: Once.apply(h), "once_differentiable"),
+    "that Function beside others": (lambda net, h: h.square() + Once.apply(h), "once_differentiable"),
+    "times itself": (by_its_own_memory(lambda h: h.mul_(h)), "inplace operation"),
+    "times its values": (by_its_own_memory(lambda h: h.mul_(h.detach())), "inplace operation"),
+    "over its values": (by_its_own_memory(lambda h: h.div_(h.detach())), "inplace operation"),
+    "times a view's values": (by_its_own_memory(lambda h: h.flatten(1).mul_(h.detach().flatten(1)).view_as(h)),
+                              "inplace operation"),
+    "to the power of itself": (by_its_own_memory(lambda h: h.abs().add_(1).pow_(h.detach()) * h.pow_(h.detach())),
+                               "inplace operation"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["auto", "double_backward", "tangent"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_torch_refuses_is_refused(name, method):
+    """Nobody is given a penalty without a part of its gradient."""
+    torch.manual_seed(0)
+    function, says = REFUSED[name]
+    critic, (real, fake, alpha) = Net(function, nn.Conv2d(4, 4, 3, padding=1)).double(), samples()
+    with pytest.raises(RuntimeError, match=says):
+        by_hand(copy.deepcopy(critic), real, fake, alpha)
+    with pytest.raises(
+        ValueError if method == "tangent" else RuntimeError, match=None if method == "tangent" else says
+    ):
+        penalties.gradient_penalty(critic, real, fake, alpha=alpha, method=method).backward()
+
+
 @pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
 def test_backward_hooks_of_modules(register):
     torch.manual_seed(0)

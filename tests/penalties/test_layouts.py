@@ -70,7 +70,46 @@ def _in_the_order_of_memory(x):
     return x * torch.arange(x.numel(), dtype=x.dtype).as_strided(x.shape, x.stride())
 
 
+def _and_itself(overwrite):
+    """What depends on whether the tensor that is overwritten is a view of h, or a copy."""
+
+    def function(x):
+        h = 2 * x.tanh()
+        overwrite(h)
+        return h.sin()
+
+    return function
+
+
+def _beside(copy):
+    def function(x):
+        h = 2 * x.tanh()
+        return copy(h).mul_(0.5).sum() * h.sin() + h
+
+    return function
+
+
+def _without_gradient(copy):
+    def overwrite(h):
+        with torch.no_grad():
+            copy(h).mul_(0.5)
+
+    return overwrite
+
+
 GOES_BY_THE_LAYOUT = {
+    "flatten() is overwritten": _and_itself(lambda h: h.flatten(1).mul_(2)),
+    "view() is overwritten": _and_itself(lambda h: h.view(len(h), -1).mul_(2)),
+    "reshape() is overwritten by an activation": _and_itself(lambda h: F.leaky_relu_(h.reshape(len(h), -1))),
+    "contiguous() is overwritten": _and_itself(lambda h: h.contiguous().add_(1)),
+    "a view of contiguous() is overwritten": _and_itself(lambda h: h.contiguous().view(len(h), -1)[:, :3].add_(1)),
+    "values are overwritten": _and_itself(lambda h: h.detach().permute(0, 2, 3, 1).contiguous().mul_(0.5)),
+    "flat values are overwritten": _and_itself(lambda h: h.detach().flatten(1).mul_(0.5)),
+    "overwritten in no_grad": _and_itself(_without_gradient(lambda h: h.permute(0, 2, 3, 1).reshape(len(h), -1))),
+    "flat, in no_grad": _and_itself(_without_gradient(lambda h: h.flatten(1))),
+    "channels last": _beside(lambda h: h.permute(0, 2, 3, 1).contiguous()),
+    "values, channels last": _beside(lambda h: h.detach().permute(0, 2, 3, 1).reshape(-1, 2)),
+    "values, channels_last": _beside(lambda h: h.detach().contiguous(memory_format=torch.channels_last)),
     "is_contiguous()": lambda x: 2 * x if x.is_contiguous() else 3 * x.sin(),
     "is_contiguous() of what is made": lambda x: (lambda y: 2 * y if y.is_contiguous() else 3 * y.sin())(x.tanh()),
     "stride()": lambda x: x * x.stride(1),
@@ -88,6 +127,13 @@ GOES_BY_THE_LAYOUT = {
 def test_a_critic_that_goes_by_the_layout(name, method, memory_format):
     torch.manual_seed(0)
     critic = Critic(First(GOES_BY_THE_LAYOUT[name])).double()
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64).contiguous(memory_format=memory_format)
+    try:
+        _by_hand(copy.deepcopy(critic), x)
+    except RuntimeError:  # such as of a view that this format does not have
+        with pytest.raises(RuntimeError):
+            _check(critic, x, method)
+        return
     _check(critic, torch.randn(3, 2, 4, 4, dtype=torch.float64).contiguous(memory_format=memory_format), method)
 
 
