@@ -67,7 +67,7 @@ def dispatched() -> bool:
 
 def share_memory(x: torch.Tensor, y: torch.Tensor) -> bool:
     """Whether two tensors look at one storage, also where torch.compile traces and there is none."""
-    return torch._C._is_alias_of(x, y)
+    return torch._C._is_alias_of(x, y)  # type: ignore[attr-defined]  # which the stubs lack
 
 
 def memory_of(x: torch.Tensor) -> int:
