@@ -1,7 +1,9 @@
 """Builds gankern's native part by calling CMake; CMakeLists.txt is the only description of it.
 
 Environment: GANKERN_BUILD_NATIVE=0 installs the Python part alone (everything then runs as plain PyTorch or
-Triton); CXX names the compiler; CMAKE_BUILD_PARALLEL_LEVEL the number of jobs.
+Triton); GANKERN_BUILD_CUDA=1 builds the CUDA C++ kernels, for which nvcc is needed, and 0 leaves them out (default:
+they are built where torch finds a GPU and there is nvcc); CXX names the compiler; CMAKE_BUILD_PARALLEL_LEVEL the number
+of jobs.
 """
 
 import importlib.util
@@ -36,6 +38,21 @@ def tool(name: str) -> str:
     return found
 
 
+def builds_cuda() -> bool:
+    """Whether the CUDA C++ kernels are built."""
+    wish = os.environ.get("GANKERN_BUILD_CUDA", "")
+    if wish not in ("", "0", "1"):
+        sys.exit(f"gankern: GANKERN_BUILD_CUDA is {wish!r}; accepted are 0 and 1.")
+    nvcc = shutil.which("nvcc", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
+    if wish == "1" and not nvcc:
+        sys.exit("gankern: GANKERN_BUILD_CUDA is 1, and nvcc was not found: install it, or put it on the PATH.")
+    if wish or not nvcc:
+        return wish == "1"
+    import torch
+
+    return bool(torch.version.cuda) and torch.cuda.is_available()
+
+
 class CMakeBuild(build_ext):
     def run(self) -> None:
         compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
@@ -59,6 +76,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DGANKERN_PYBIND11_DIR={pybind11.get_cmake_dir()}",
+            f"-DGANKERN_CUDA={'ON' if builds_cuda() else 'OFF'}",
         ]  # fmt: skip
         nodes = [cmake, "--build", str(build), "--target", "gankern_autograd"]
         for command in (

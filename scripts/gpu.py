@@ -5,16 +5,16 @@
     python scripts/gpu.py --dry-run-on-cpu      the same path on a machine without a GPU, on small tensors
 
 It uses the Python that runs it, installs nothing, needs no network, and writes to $OUT and to build/ alone; and on a
-GPU to gankern/triton/devices, the block sizes that were best: commit that file, and they are what runs. A machine may
-be lent for minutes, so each stage is a process with a limit, all together take at most --limit seconds (480), and each
-writes its record as it goes: what is stopped keeps what it has. A stage that fails does not stop the later ones.
+GPU to gankern/devices, which block sizes and which tiers were best: commit that file, and they are what runs. A machine
+may be lent for minutes, so each stage is a process with a limit, all together take at most --limit seconds (480), and
+each writes its record as it goes: what is stopped keeps what it has. A stage that fails does not stop the later ones.
 
     environment   versions and hardware
     tests         the GPU's tests in parallel processes, and beside them the native build
     host          what a call costs the host, on tiny tensors
     device        device time of every primitive as replays of a CUDA graph, beside the peers' and the limit of memory
     steps         whole training steps, eager and as graphs, and the kernels that they spend their time in
-    variants      block sizes of kernels; writes the file of this device
+    variants      block sizes of kernels, and CUDA C++ beside Triton; writes the file of this device
     convolutions  convolutions in each memory format and dtype, gankern's choice beside the plain composition
     sanitizer     compute-sanitizer, where it is installed
 """
@@ -25,6 +25,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import re
@@ -51,6 +52,7 @@ STAGES = {
     "convolutions": 40,
     "sanitizer": 60,
 }
+CUDA_TESTS = ["tests/gpu/test_every_primitive.py", "-k-cuda"]  # by the name of the tier in their names
 LOG_CHARACTERS = 200_000  # of a stage's output that is kept, its end
 MAX_BYTES = 16 << 20  # of a record
 
@@ -133,31 +135,45 @@ def environment(record: Record, device: str) -> None:
 
 
 def tests(record: Record, device: str) -> None:
-    """The GPU's tests and those of the kernels on their own, in parallel processes; beside them the native build."""
+    """The GPU's tests and those of the kernels on their own, in parallel processes; beside them the native build, with
+    CUDA C++ for this device alone; behind it the tests of what it built."""
+    settings = {"CMAKE_BUILD_PARALLEL_LEVEL": "6"}
+    if device == "cuda":
+        import torch
+
+        settings["CUDAARCHS"] = "{}{}-real".format(*torch.cuda.get_device_capability())
     build = subprocess.Popen(
         [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "CMAKE_BUILD_PARALLEL_LEVEL": "4"},
+        env={**os.environ, **settings},
     )
     cores = os.cpu_count() or 1
     parallel = ["-n", str(min(14, cores))] if importlib.util.find_spec("xdist") and cores > 2 else []
     chosen = ["tests/gpu", "tests/triton", "--deselect", "tests/triton/test_aot.py::test_every_kernel_on_every_target"]
     if device == "cpu":
         chosen = ["tests/gpu", "tests/triton/test_aot.py", "-k", "spill"]
-    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", *parallel, *chosen]
     begin = time.monotonic()
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    print(ran.stdout[-20_000:], ran.stderr[-5_000:])
-    counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|errors?|xfailed)", ran.stdout)}
-    failures = re.findall(r"^(?:FAILED|ERROR) (.*)", ran.stdout, re.M)
-    record.add(what="tests", seconds=time.monotonic() - begin, status=ran.returncode, **counts, failures=failures[:200])
+
+    def run(what: str, arguments: Sequence[str]) -> int:
+        command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", *parallel, *arguments]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        print(ran.stdout[-20_000:], ran.stderr[-5_000:])
+        counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|errors?|xfailed)", ran.stdout)}
+        failures = re.findall(r"^(?:FAILED|ERROR) (.*)", ran.stdout, re.M)
+        status = ran.returncode
+        record.add(what=what, seconds=time.monotonic() - begin, status=status, **counts, failures=failures[:200])
+        return status
+
+    states = {"tests": run("tests", chosen)}
     output, _ = build.communicate()
+    states["build"] = build.returncode
     record.add(what="build", seconds=time.monotonic() - begin, status=build.returncode, output=output[-4_000:])
-    if ran.returncode or build.returncode:
-        raise RuntimeError(f"tests: status {ran.returncode}; build: status {build.returncode}")
+    states["tests of CUDA C++"] = run("tests of CUDA C++", CUDA_TESTS)
+    if any(states.values()):
+        raise RuntimeError("; ".join(f"{what}: status {status}" for what, status in states.items()))
 
 
 def _tiny_cases() -> Iterator[tuple[Any, str]]:
@@ -284,16 +300,16 @@ def device(record: Record, where: str) -> None:
         for name, shape, ours, peer, passes in cases:
             measure({"gankern": ours} | ({"eager": peer} if peer else {}), dtype, layout, name, shape, passes)
 
-    def replayed(run: Callable[..., Any], case: Any, mode: str) -> float:
-        step = benchmark.step_of(run, case, torch.float32, where, mode)
-        return measured.milliseconds(measured.graph_of(step, where), where, **quick)
-
-    of_their_own = ("spectral_norm", "minibatch_discrimination", "gradient_penalty")
+    of_their_own = ("spectral_norm", "minibatch_discrimination", "gradient_penalty", "upfirdn2d")
     for case in all_cases() if where == "cuda" else [case for case, _ in _tiny_cases()]:
-        if case.primitive in of_their_own and (where == "cpu" or (case.bench and case.quick)):
+        if case.primitive in of_their_own and (where == "cpu" or (case.bench and case.along is None)):
             for mode in benchmark.MODES:
                 candidates = benchmark.candidates_of(case, mode, compiled=False)
-                row = {name: attempt(partial(replayed, run, case, mode)) for name, run in candidates.items()}
+                candidates |= {f"gankern, {tier}": partial(case.run, tier) for tier in _tiers(case.primitive, where)}
+                row = {
+                    name: attempt(partial(_replayed, run, case, mode, where, **quick))
+                    for name, run in candidates.items()
+                }
                 record.add(case=f"{case.primitive} {case.name}", mode=mode, dtype="float32", contenders=row)
 
     # Compiling takes seconds a peer: last, and of the large maps, whose bars it decides.
@@ -302,6 +318,30 @@ def device(record: Record, where: str) -> None:
             if peer is not None and "large" in name:
                 torch._dynamo.reset()
                 measure({"compiled": torch.compile(peer)}, dtype, layout, name, shape, passes)
+
+
+def _replayed(
+    run: Callable[..., Any], case: Any, mode: str, where: str, seconds: float = 0.05, rounds: int = 3
+) -> float:
+    """Milliseconds of a case's mode as replays of a graph."""
+    import torch
+
+    from gankern.measure import benchmark
+    from gankern.measure import device as measured
+
+    step = benchmark.step_of(run, case, torch.float32, where, mode)
+    return measured.milliseconds(measured.graph_of(step, where), where, seconds, rounds)
+
+
+def _tiers(primitive: str, where: str) -> list[str]:
+    """The implementations on this device that somebody wrote, where there is more than one."""
+    import torch
+
+    from gankern.core.dispatch import Primitive
+
+    refusals = Primitive.registry[primitive].refusals(where, torch.float32)
+    able = [name for name, reason in refusals.items() if reason is None and name != "reference"]
+    return able if len(able) > 1 else []
 
 
 def _times(measured: Any, run: Callable[..., Any], inputs: Sequence[Any], where: str, quick: dict) -> dict[str, Any]:
@@ -384,6 +424,7 @@ def variants(record: Record, where: str) -> None:
     if where == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     import gankern.functional as GF
+    from gankern.core import devices
     from gankern.measure import device as measured
     from gankern.triton import launch
 
@@ -426,14 +467,46 @@ def variants(record: Record, where: str) -> None:
         fastest = min(times, key=times.__getitem__)
         best[name] = blocks.variants[fastest if times[fastest] < 0.97**4 * times[0] else 0]
     record.content["blocks"] = best
+    record.content["tiers"] = tiers = _fastest_tiers(record, where)
     record.write()
     if where == "cuda":
         name = torch.cuda.get_device_name()
         versions = {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}
-        path = launch.device_file(name)
+        path = devices.device_file(name)
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"device": name, **versions, "blocks": best}, indent=2) + "\n")
-        print(f"wrote {path}: commit it, and these block sizes are taken")
+        path.write_text(json.dumps({"device": name, **versions, "blocks": best, "tiers": tiers}, indent=2) + "\n")
+        print(f"wrote {path}: commit it, and these block sizes and tiers are taken")
+
+
+def _fastest_tiers(record: Record, where: str) -> dict[str, str]:
+    """For each primitive with kernels in CUDA C++ and in Triton: "cuda" where it is a tenth faster in the mean over
+    cases and modes, and nowhere slower by more than a twentieth."""
+    from gankern.core.dispatch import Primitive
+    from gankern.measure import benchmark
+    from gankern.measure.cases import all_cases
+
+    chosen = {}
+    having = [n for n, p in Primitive.registry.items() if any(t.name == "cuda" for t in p.implementations)]
+    for primitive in having if len(_tiers(having[0], where)) > 1 else []:
+        ratios = []
+        for case in all_cases():
+            if case.primitive != primitive or not case.bench or case.along is not None:
+                continue
+            for mode in benchmark.MODES[:2]:
+                row = {}
+                for tier in ("triton", "cuda"):
+                    row[tier] = attempt(partial(_replayed, partial(case.run, tier), case, mode, where, 0.02, 3))
+                record.add(tiers_of=primitive, case=case.name, mode=mode, ms=row)
+                fine = all(isinstance(ms, float) for ms in row.values())
+                ratios.append(row["triton"] / row["cuda"] if fine else 0.0)
+        if is_worth(ratios):
+            chosen[primitive] = "cuda"
+    return chosen
+
+
+def is_worth(ratios: Sequence[float]) -> bool:
+    """Whether what is so many times as fast, case by case, is taken in another one's place. A failure is a 0."""
+    return bool(ratios) and min(ratios) > 0.95 and math.prod(ratios) ** (1 / len(ratios)) >= 1.1
 
 
 def convolutions(record: Record, where: str) -> None:
@@ -500,6 +573,14 @@ def sanitizer(record: Record, device: str) -> None:
 
 PRIMITIVE_SHARE = {"upfirdn2d": 0.6}  # of the limit of memory, forward + backward; others:
 SHARE = 0.85
+# (the case's beginning, mode, of whose name the peers are, how many times as fast)
+OF_THEIR_OWN = [
+    *(("spectral_norm " + network, "forward + backward", "parametriz", least)
+      for network, least in (("DCGAN-64", 8.0), ("SNGAN-32", 8.0), ("BigGAN-128", 5.0))),
+    *((f"minibatch_discrimination N={count} B=100 C=5", mode, "", least)
+      for count, least in ((64, 2.0), (256, 3.0), (1024, 20.0))
+      for mode, least in (("forward + backward", least), ("double backward", 10.0))),
+]  # fmt: skip
 STEP_RATIOS = {"WGAN-GP": 2.5, "SN-GAN": 1.8, "ProGAN-64": 1.7, "ProGAN-256": 1.7, "DCGAN": 1.25}
 EAGER_RATIOS = {"WGAN-GP": 1.5, "SN-GAN": 1.4}
 
@@ -526,6 +607,15 @@ def bars(out: Path) -> list[dict[str, Any]]:
             bar(f"{label}: share of the copy limit", row["limit_ms"] / ours, PRIMITIVE_SHARE.get(primitive, SHARE))
         if isinstance(times.get("compiled"), float):
             bar(f"{label}: against torch.compile", times["compiled"] / ours, 1.5 if "upfirdn2d" in label else 1.0)
+    for row in _results(out, "device"):
+        for start, mode, peer, least in OF_THEIR_OWN:
+            if row.get("mode") != mode or not row["case"].startswith(start):
+                continue
+            times = {name: ms for name, ms in row["contenders"].items() if isinstance(ms, float)}
+            ours = [ms for name, ms in times.items() if name.startswith("gankern")]
+            peers = [ms for name, ms in times.items() if not name.startswith("gankern") and peer in name]
+            if ours and peers:
+                bar(f"{row['case']}, {mode}: against the fastest {peer or 'peer'}", min(peers) / min(ours), least)
     for row in _results(out, "steps"):
         if "contenders" not in row:
             continue

@@ -16,7 +16,7 @@ from gankern.cli._choose import TERMINAL, check_output, write_results
 from gankern.cli._fail import fail
 from gankern.core import memory
 from gankern.core.dispatch import Primitive, check_environment
-from gankern.core.native import NATIVE_MISSING, NODES_MISSING, nodes_library
+from gankern.core.native import CUDA_MISSING, NATIVE_MISSING, NODES_MISSING, nodes_library
 from gankern.core.registry import TRITON_MISSING
 from gankern.measure.benchmark import environment
 
@@ -87,6 +87,7 @@ def info(
         "native library": native(),
         "autograd nodes": autograd_nodes(),
         "triton": triton(),
+        "cuda kernels": CUDA_MISSING or "loaded",
         "implementations": available,
         "advice": advice(),
     }
@@ -95,7 +96,7 @@ def info(
         return
     console = Console()
     table = Table(title="gankern", show_header=False)
-    rows = {name: facts[name] for name in ("native library", "autograd nodes", "triton")}
+    rows = {name: facts[name] for name in ("native library", "autograd nodes", "triton", "cuda kernels")}
     for name, value in {**facts["environment"], **rows}.items():
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
         table.add_row(name, text)

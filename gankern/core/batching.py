@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 
 def one_by_one(name: str, info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-    """The rule of ``torch.ops.gankern.<name>`` for torch.func.vmap: (results, where their batch is)."""
-    operator = getattr(torch.ops.gankern, name).default
+    """The rule of the operator ``namespace::name`` for torch.func.vmap: (results, where their batch is)."""
+    namespace, _, own = name.partition("::")
+    operator = getattr(getattr(torch.ops, namespace), own).default
     leaves, structure = tree_flatten(args)
     dims, _ = tree_flatten(in_dims)
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import torch
 
-from gankern.core import torch_internals
+from gankern.core import devices, torch_internals
 from gankern.core.native import nodes
 
 logger = logging.getLogger("gankern")
@@ -54,7 +54,8 @@ def short(dtype: torch.dtype) -> str:
 
 
 class Primitive:
-    """A name and its implementations, best first; the last one is the reference, which takes everything."""
+    """A name and its implementations, best first where nothing was measured (gankern.core.devices says what was); the
+    last one is the reference, which takes everything."""
 
     registry: ClassVar[dict[str, Primitive]] = {}
 
@@ -121,7 +122,9 @@ class Primitive:
             if refusals.get(wish, "unknown") is None:
                 return wish
             raise self.refuse(wish, refusals)
-        chosen = next(name for name, reason in refusals.items() if reason is None)
+        fastest = devices.fastest(self.name, device)
+        able = [name for name, reason in refusals.items() if reason is None]
+        chosen = fastest if fastest in able else able[0]
         if chosen == "reference" and not torch.compiler.is_compiling():
             reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items() if reason)
             logger.warning("%s runs as plain PyTorch for %s %s (%s)", self.name, device, short(dtype), reasons)

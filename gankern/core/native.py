@@ -36,6 +36,23 @@ def _load_native() -> str | None:
 NATIVE_MISSING = _load_native()
 
 
+def _load_cuda() -> str | None:
+    """Loads the library of CUDA C++ kernels; the reason where that is not possible."""
+    path = _PACKAGE / "libgankern_cuda.so"
+    if not path.exists():
+        return "the CUDA C++ kernels were not built: GANKERN_BUILD_CUDA=1 builds them, where nvcc is"
+    if not torch.version.cuda:
+        return "this torch was built without CUDA"
+    try:
+        torch.ops.load_library(str(path))  # which starts no driver
+    except OSError as error:
+        return f"the CUDA C++ kernels do not load: {error}"
+    return None
+
+
+CUDA_MISSING = _load_cuda()
+
+
 # ---- autograd nodes ---------------------------------------------------------------------------------------------
 
 # Set to 0, every gradient goes through Python.

@@ -1,7 +1,8 @@
 """The operators and the tiers of every primitive: what is registered with torch and with :mod:`gankern.core.dispatch`.
 
 Schemas are defined here in Python, so that ``torch.ops.gankern.*`` exists in every installation. The native
-library adds the CPU kernels when it was built; Triton kernels are attached to CUDA tensors on first use.
+library adds the CPU kernels when it was built; Triton kernels are attached to CUDA tensors on first use. Primitives
+that have CUDA C++ kernels have their operators once more in ``torch.ops.gankern_cuda``, for these.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import torch
 
 from gankern.core import batching, torch_internals
 from gankern.core.dispatch import ANY_ORDER, FLOATING, Implementation, Primitive
-from gankern.core.native import NATIVE_MISSING
+from gankern.core.native import CUDA_MISSING, NATIVE_MISSING
 
 library = torch.library.Library("gankern", "FRAGMENT")
+cuda_library = torch.library.Library("gankern_cuda", "FRAGMENT")
 
 
 def interpreting() -> bool:
@@ -52,27 +54,40 @@ def _kernels() -> list[str]:
     return torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
 
 
-def declare(name: str, *, gradient_order: int, dtypes: tuple[torch.dtype, ...] = FLOATING) -> Primitive:
-    """A primitive with this library's usual tiers: Triton, C++ on the CPU, and the reference."""
+def declare(
+    name: str, *, gradient_order: int, dtypes: tuple[torch.dtype, ...] = FLOATING, cuda: bool = False
+) -> Primitive:
+    """A primitive with this library's usual tiers: Triton, C++ on the CPU, and the reference; ``cuda``: CUDA C++."""
     triton_devices = ("cuda", "cpu") if interpreting() else ("cuda",)
     cpu = Implementation("cpu", ("cpu",), dtypes, gradient_order, _native_missing(name))
     triton = Implementation("triton", triton_devices, dtypes, gradient_order, TRITON_MISSING)
     reference = Implementation("reference", (), (), ANY_ORDER)
-    return Primitive(name, (cpu, triton, reference))
+    own = Implementation("cuda", ("cuda",), dtypes, gradient_order, CUDA_MISSING)
+    return Primitive(name, (cpu, triton, *([own] if cuda else []), reference))
 
 
 def define(primitive: str, launcher: str, schema: str, fake: Callable[..., Any]) -> None:
     """Defines ``torch.ops.gankern.<name>``: its schema, its fake kernel, and its kernel for CUDA tensors, which
-    is the function ``launcher`` of ``gankern.triton.<primitive>``. The CPU kernel is in csrc/ops/<primitive>.cpp.
+    is the function ``launcher`` of ``gankern.triton.<primitive>``. The CPU kernel is in csrc/ops/<primitive>.cpp, that
+    of ``torch.ops.gankern_cuda.<name>``, for a primitive that has one, in csrc/ops/cuda/<primitive>.cpp.
     """
     name = schema.partition("(")[0]
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(name, lambda *args: _launcher(primitive, launcher)(*args), "CUDA")
-    torch.library.register_fake(f"gankern::{name}", fake, lib=library)
+    _describe(library, name, schema, fake)
+    if any(tier.name == "cuda" for tier in Primitive.registry[primitive].implementations):
+        cuda_library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _describe(cuda_library, name, schema, fake)
+
+
+def _describe(own: torch.library.Library, name: str, schema: str, fake: Callable[..., Any]) -> None:
+    """What torch's transformations have to know of an operator that a library defines."""
+    qualified = f"{own.ns}::{name}"
+    torch.library.register_fake(qualified, fake, lib=own)
     if "Tensor[]" in schema or "Tensor?[]" in schema:  # torch's own batching loops over what is no list
-        one_by_one = functools.partial(batching.one_by_one, name)
-        torch.library.register_vmap(f"gankern::{name}", one_by_one, lib=library)
-        library.impl(name, functools.partial(batching.of_batched_gradients, one_by_one), "Batched")
+        one_by_one = functools.partial(batching.one_by_one, qualified)
+        torch.library.register_vmap(qualified, one_by_one, lib=own)
+        own.impl(name, functools.partial(batching.of_batched_gradients, one_by_one), "Batched")
 
 
 @functools.cache
@@ -123,15 +138,18 @@ def _interpreted(primitive: str, launcher: str) -> Callable[..., Any]:
     return lambda *arguments: _launcher(primitive, launcher)(*map(_resolved, arguments))
 
 
-def _operator(primitive: str, launcher: str) -> Callable[..., Any]:
+def _operator(primitive: str, launcher: str, namespace: str = "gankern") -> Callable[..., Any]:
     name = primitive if launcher == "forward" else f"{primitive}_{launcher}"
-    return getattr(torch.ops.gankern, name).default
+    return getattr(getattr(torch.ops, namespace), name).default
 
 
 def kernel(implementation: str, primitive: str, launcher: str, device: torch.device) -> Callable[..., Any]:
-    """What to call: the operator ``<primitive>_<launcher>`` (the forward's is called as the primitive is). Of Triton's
-    kernels the launcher itself, where nobody but the launcher has a use for the dispatcher; and always under Triton's
-    interpreter, since the operator's kernel for CPU tensors is the C++ one."""
+    """What to call: the operator ``<primitive>_<launcher>`` (the forward's is called as the primitive is), of CUDA C++
+    kernels that of ``torch.ops.gankern_cuda``. Of Triton's kernels the launcher itself, where nobody but the launcher
+    has a use for the dispatcher; and always under Triton's interpreter, since the operator's kernel for CPU tensors is
+    the C++ one."""
+    if implementation == "cuda":
+        return _operator(primitive, launcher, "gankern_cuda")
     if implementation == "triton":
         if device.type == "cpu":
             return _interpreted(primitive, launcher)

@@ -16,7 +16,7 @@ would use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -91,6 +91,8 @@ class Run:
         self.layers: Layers = layer_tables.get(layers)
         self.samples, self.condition, self.batches = samples, condition, batches
         self.mean = mean  # over the processes, of what each has of its part of the batch
+        # Instead of a draw, whatever this makes of it: for the loop, which records a step's draws and gives them to it.
+        self.drawn: Callable[[Callable[[], Any]], Any] | None = None
 
     @property
     def images(self) -> Tensor | ImageSource:
@@ -120,22 +122,31 @@ class Run:
     def batch(self) -> tuple[Tensor, ...]:
         """The next real samples, (x,), or with their condition, (x, y): this process's part, on the device, of the
         networks' dtype."""
+        parts: tuple[Tensor, ...] = self.draw(self._next_batch)
+        if not self.config.flip:
+            return parts
+        mirrored = self.uniform().view(-1, 1, 1, 1) < 0.5
+        return tuple(torch.where(mirrored, x.flip(3), x) if x.ndim == 4 else x for x in parts)  # both of a pair
+
+    def _next_batch(self) -> tuple[Tensor, ...]:
         assert self.batches is not None  # a game without data is there to be looked at, and makes no move
         batch = next(self.batches)
         dtype = torch.get_default_dtype()  # images that are drawn or read are float32
-        parts = tuple(
+        return tuple(
             x.to(self.device, dtype if x.is_floating_point() else None)
             for x in (batch if isinstance(batch, tuple) else (batch,))
         )
-        if not self.config.flip:
-            return parts
-        mirrored = self.own(torch.rand(self.config.batch_size)).view(-1, 1, 1, 1) < 0.5
-        return tuple(torch.where(mirrored, x.flip(3), x) if x.ndim == 4 else x for x in parts)  # both of a pair
+
+    def draw(self, draw: Callable[[], Any]) -> Any:
+        """What ``draw`` makes of random numbers or data: a tensor or a tuple of them, on the device. A game whose steps
+        can be CUDA graphs (``work``) draws in no other way."""
+        return draw() if self.drawn is None else self.drawn(draw)
 
     def conditions(self) -> Tensor:
         """What generated samples are conditioned on: drawn from the data, as often as they are there."""
-        assert self.condition is not None
-        return self.own(self.condition[torch.randint(len(self.condition), (self.config.batch_size,))])
+        condition, size = self.condition, self.config.batch_size
+        assert condition is not None
+        return self.draw(lambda: self.own(condition[torch.randint(len(condition), (size,))]))
 
     def own(self, drawn: Tensor) -> Tensor:
         """This process's part of what was drawn for the whole batch, on the device."""
@@ -143,15 +154,15 @@ class Run:
 
     def normal(self, *size: int) -> Tensor:
         """N(0, 1), [part of the batch, *size]: latents for one move."""
-        return self.own(torch.randn(self.config.batch_size, *size))
+        return self.draw(lambda: self.own(torch.randn(self.config.batch_size, *size)))
 
     def uniform(self, *size: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """U(low, high), [part of the batch, *size]."""
-        return self.own(torch.rand(self.config.batch_size, *size)) * (high - low) + low
+        return self.draw(lambda: self.own(torch.rand(self.config.batch_size, *size))) * (high - low) + low
 
     def classes(self, number: int) -> Tensor:
         """Classes, uniformly from 0 to ``number`` - 1, [part of the batch] int64."""
-        return self.own(torch.randint(number, (self.config.batch_size,)))
+        return self.draw(lambda: self.own(torch.randint(number, (self.config.batch_size,))))
 
 
 class Game:
@@ -219,6 +230,11 @@ class Game:
     def begin(self, step: int) -> bool:
         """Called before each step (from 0); True makes optimisers begin anew, remembering nothing."""
         return False
+
+    def work(self) -> Hashable | None:
+        """What the coming step's work depends on beside the values of tensors: two steps of one value launch the same
+        kernels on the same numbers of the host's, so that the second may be a CUDA graph. None: that is not known."""
+        return None
 
     def moves(self) -> Iterator[tuple[str, Loss]]:
         """The moves of one step: who, and what he minimises."""

@@ -6,7 +6,7 @@ computed as people write it on torch's layers, and by ``penalties.critic_step`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -89,6 +89,15 @@ class Adversarial(Game):
         for network in filter(None, growing):
             network.resize(resolution, alpha)
         return grows
+
+    def work(self) -> Hashable | None:
+        """Which moves have penalties, and how far the networks have grown."""
+        config = self.config
+        if config.noisy_labels or config.instance_noise or config.historical_average:
+            return None  # coins, and numbers that change with each step
+        moves = range(self.step * config.n_critic, (self.step + 1) * config.n_critic)
+        growth = tuple(getattr(self.discriminator, name, None) for name in ("resolution", "alpha"))
+        return tuple(i % config.penalty_every == 0 for i in moves), growth
 
     def moves(self) -> Iterator[tuple[str, Loss]]:
         for i in range(self.config.n_critic):

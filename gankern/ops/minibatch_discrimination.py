@@ -1,8 +1,9 @@
 """Operators and gradients of minibatch discrimination: the sums of similarities by L1 distance.
 
 Within one set m, or between the points of m and those of another set; ``other`` is None for the former. Kernels:
-csrc/cpu/minibatch_discrimination.cpp and gankern/triton/minibatch_discrimination.py; the formulas stand there. The
-backward keeps nothing but its inputs, and computes the similarities again.
+csrc/cpu/minibatch_discrimination.cpp, csrc/cuda/minibatch_discrimination.cu and
+gankern/triton/minibatch_discrimination.py; the formulas stand there. The backward keeps nothing but its inputs, and
+computes the similarities again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from gankern.core import autograd, registry
 from gankern.reference.minibatch_discrimination import minibatch_discrimination as reference
 
 NAME = "minibatch_discrimination"
-primitive = registry.declare(NAME, gradient_order=2)
+primitive = registry.declare(NAME, gradient_order=2, cuda=True)
 
 
 def _empty(like: Tensor | None, model: Tensor) -> Tensor:

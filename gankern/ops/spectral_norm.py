@@ -1,7 +1,7 @@
 """Operators and gradients of spectral norm.
 
 All take lists, one entry a layer: a whole network costs one operator call forward and one backward. Kernels:
-csrc/cpu/spectral_norm.cpp and gankern/triton/spectral_norm.py; the formulas stand there.
+csrc/cpu/spectral_norm.cpp, csrc/cuda/spectral_norm.cu and gankern/triton/spectral_norm.py; the formulas stand there.
 
 What a forward leaves for its backward is one vector, the *state*, in the accumulation dtype: sigma of all layers,
 then u and v of each layer. It holds the pair that this forward ended with, whatever the buffers become later.
@@ -20,7 +20,7 @@ from gankern.core.layout import accumulation_dtype
 from gankern.reference.spectral_norm import spectral_norm as reference
 
 NAME = "spectral_norm"
-primitive = registry.declare(NAME, gradient_order=2)
+primitive = registry.declare(NAME, gradient_order=2, cuda=True)
 
 
 def state_sizes(weights: Sequence[Tensor], dims: Sequence[int]) -> list[int]:

@@ -6,7 +6,8 @@ after each sample and taps the filter in the order of a correlation; ``size`` ou
     dx[i] = gain sum_o g[o] taps[i up - o down + start]
 
 which is the same operator with up and down exchanged, the filter in the other order, and start' = taps - 1 - start. So
-one kernel serves every order of gradient: csrc/cpu/upfirdn2d.cpp and gankern/triton/upfirdn2d.py.
+one kernel serves every order of gradient: csrc/cpu/upfirdn2d.cpp, csrc/cuda/upfirdn2d.cu and
+gankern/triton/upfirdn2d.py.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gankern.core.layout import has_whole_pixels
 from gankern.reference.upfirdn2d import upfirdn2d as reference
 
 NAME = "upfirdn2d"
-primitive = registry.declare(NAME, gradient_order=ANY_ORDER)
+primitive = registry.declare(NAME, gradient_order=ANY_ORDER, cuda=True)
 
 
 class Geometry(NamedTuple):

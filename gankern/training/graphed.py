@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,20 @@ class GraphedStep:
 
     Args:
         step: the function. It must not wait for the device (``.item()``, ``.cpu()``, a tensor as a condition) and must
-            do the same work each time.
+            do the same work each time, or the same for each value of ``depends_on``.
         inputs: examples of its inputs, CUDA tensors; later ones have their shapes, dtypes and devices.
         networks: all networks that the step changes, in parameters or in buffers.
-        optimisers: all optimisers that it calls. Their step must be capturable: ``Adam(..., capturable=True)``. A
-            learning rate that is to change is a tensor on the device, ``lr=torch.tensor(1e-4, device="cuda")``, changed
-            in place: a number becomes part of the graph.
+        optimisers: all optimisers that it calls; a list may change between captures. Their step must be capturable:
+            ``Adam(..., capturable=True)``. A learning rate that is to change is a tensor on the device,
+            ``lr=torch.tensor(1e-4, device="cuda")``, changed in place: a number becomes part of the graph.
+        scalers: all ``torch.amp.GradScaler`` that it calls, with optimisers that are told of the scale instead of
+            asking for it (fused Adam); others wait for the device.
+        depends_on: what the step's work depends on beside the values of tensors, as something that can be a key: the
+            resolution and the fading of networks that grow, whether it is a step with a penalty. The step runs as it is
+            where a value is new, is captured when the value comes again, and replayed from then on: a graph a value.
+            Inputs may then have other shapes for each value. What changes every time is never captured.
+
+    Accumulation of gradients is a loop within the step.
 
     Raises:
         ValueError: an argument does not fit; the message names it.
@@ -55,23 +63,34 @@ class GraphedStep:
         inputs: Sequence[Tensor],
         networks: Sequence[nn.Module],
         optimisers: Sequence[torch.optim.Optimizer],
+        *,
+        scalers: Sequence[torch.amp.GradScaler] = (),
+        depends_on: Callable[[], Hashable] | None = None,
     ):
         _check(inputs, networks, optimisers)
-        self.inputs = tuple(x.detach().clone(memory_format=torch.preserve_format) for x in inputs)
-        device = self.inputs[0].device
-        state = _State(networks, optimisers, device)
-        self.graph = torch.cuda.CUDAGraph()
+        self.step, self.networks, self.optimisers, self.scalers = step, networks, optimisers, scalers
+        self.depends_on = depends_on
+        self.captured: dict[Hashable, Captured | None] = {}  # by what the step depends on; None: seen once
+        if depends_on is None:
+            self.captured[None] = self._capture(inputs)
+
+    def _capture(self, inputs: Sequence[Tensor]) -> Captured:
+        _check(inputs, self.networks, self.optimisers)
+        own = tuple(x.detach().clone(memory_format=torch.preserve_format) for x in inputs)
+        device = own[0].device
+        state = _State(self.networks, self.optimisers, self.scalers, device)
+        graph = torch.cuda.CUDAGraph()
         try:
             stream = torch.cuda.Stream(device)
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP):
-                    step(*self.inputs)
+                    self.step(*own)
                 # Gradients that the captured step makes then lie in the graph's own memory.
                 state.forget_gradients()
             torch.cuda.current_stream(device).wait_stream(stream)
-            with torch.cuda.graph(self.graph):
-                self.outputs = step(*self.inputs)
+            with torch.cuda.graph(graph):
+                outputs = self.step(*own)
         except RuntimeError as error:
             state.restore()
             state.restore_gradients()
@@ -81,21 +100,41 @@ class GraphedStep:
                 "compiled within it."
             ) from error
         state.restore()
+        return Captured(own, graph, outputs)
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Trains on ``inputs`` and returns what the step returns; the next call overwrites it."""
+        key = None if self.depends_on is None else self.depends_on()
+        if key not in self.captured:
+            self.captured[key] = None
+            return tree_map_only(Tensor, Tensor.detach, self.step(*inputs))
+        captured = self.captured[key]
+        if captured is None:
+            captured = self.captured[key] = self._capture(inputs)
+        captured.take(inputs)
+        captured.graph.replay()
+        return tree_map_only(Tensor, Tensor.detach, captured.outputs)
+
+
+class Captured(NamedTuple):
+    """One graph, and where it reads its inputs and leaves what the step returned."""
+
+    inputs: tuple[Tensor, ...]
+    graph: Any
+    outputs: Any
+
+    def take(self, inputs: Sequence[Tensor]) -> None:
+        """Copies the inputs to where the graph reads them."""
         if len(inputs) != len(self.inputs):
             raise ValueError(f"inputs: the step was captured with {len(self.inputs)} tensors, got {len(inputs)}")
         for i, (own, given) in enumerate(zip(self.inputs, inputs)):
             if (own.shape, own.dtype) != (given.shape, given.dtype):
                 raise ValueError(
                     f"inputs[{i}]: the step was captured with {_described(own)}, got {_described(given)}; a step of "
-                    "another shape needs a GraphedStep of its own"
+                    "another shape needs a GraphedStep of its own, or depends_on"
                 )
         for own, given in zip(self.inputs, inputs):
             own.copy_(given)
-        self.graph.replay()
-        return tree_map_only(Tensor, Tensor.detach, self.outputs)
 
 
 def _described(x: Tensor) -> str:
@@ -130,9 +169,13 @@ class _State:
     """All that a step changes, as it was when this was made."""
 
     def __init__(
-        self, networks: Sequence[nn.Module], optimisers: Sequence[torch.optim.Optimizer], device: torch.device
+        self,
+        networks: Sequence[nn.Module],
+        optimisers: Sequence[torch.optim.Optimizer],
+        scalers: Sequence[torch.amp.GradScaler],
+        device: torch.device,
     ):
-        self.optimisers, self.device = optimisers, device
+        self.optimisers, self.device = list(optimisers), device
         owners = [x for network in networks for x in (*network.parameters(), *network.buffers())]
         owners += [x for optimiser in optimisers for x in self._tensors_of(optimiser)]
         self.values = [(x, x.detach().clone()) for x in owners]
@@ -140,6 +183,7 @@ class _State:
         parameters = [x for network in networks for x in network.parameters()]
         self.gradients = [(x, x.grad) for x in parameters]
         self.gradient_values = [(x.grad, x.grad.clone()) for x in parameters if x.grad is not None]
+        self.scalers = [(scaler, scaler.state_dict()) for scaler in scalers]
         self.random = torch.cuda.get_rng_state(device)
 
     @staticmethod
@@ -155,6 +199,12 @@ class _State:
             for x in self._tensors_of(optimiser):
                 if id(x) not in self.known:
                     x.zero_()
+        for scaler, before in self.scalers:
+            # In place, too: what load_state_dict puts there is another tensor, or none yet.
+            scale, tracker = scaler._scale, scaler._growth_tracker
+            if scale is not None and tracker is not None:
+                scale.fill_(before["scale"])
+                tracker.fill_(before["_growth_tracker"])
         torch.cuda.set_rng_state(self.random, self.device)
 
     def forget_gradients(self) -> None:

@@ -20,7 +20,7 @@ from gankern.games._config import COUPLINGS, OPTIMISERS, PRECISIONS, Config, che
 from gankern.models import layers as layer_tables
 from gankern.models.conditional import CONDITIONINGS
 from gankern.nn import coupling
-from gankern.training import parallel
+from gankern.training import parallel, replayed
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -113,8 +113,10 @@ class Trainer:
                 self.game = kind(run)
             except models.SizeError as error:
                 raise ValueError(f"{error}. --size N --resize resizes the images of {config.data}") from error
+            # Convolutions in 16 bits run on images whose channels lie last.
+            last = self.device.type == "cuda" and PRECISIONS[config.precision] is not None
             for network in self.game.networks.values():
-                network.to(self.device)
+                network.to(self.device, **({"memory_format": torch.channels_last} if last else {}))
             self.game.start()
         if config.accumulate > 1:
             self._warn_of_parts()
@@ -122,6 +124,9 @@ class Trainer:
             for network in self.game.networks.values():
                 parallel.couple_globally(network)
 
+        # Where this is None, ``not_replayed`` says why.
+        self.not_replayed = replayed.refusal(self)
+        self.replays = None if self.not_replayed else replayed.Replays(self)
         self._new_optimisers()
         # fp16 has no room for small gradients: they are computed of a loss that is scaled up.
         scaled = config.precision == "fp16"
@@ -182,6 +187,8 @@ class Trainer:
             options: dict[str, Any] = {"lr": player.lr or self.config.lr}
             if kind == "adam":
                 options |= {"betas": player.betas or (self.config.beta1, self.config.beta2), "fused": True}
+            if self.replays is not None:
+                options = replayed.capturable(options, self.device)
             self.optimisers[name] = OPTIMISERS[kind](self.parameters(name), **options)
 
     def _set_rates(self) -> None:
@@ -196,7 +203,10 @@ class Trainer:
                 lr = self.game.players[name].lr or config.lr
                 if left != 1.0 or config.lr_decay != 1.0:
                     lr = max(lr * left / config.lr_decay**steps, config.lr_floor)
-                group["lr"] = lr
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
                 if "dampening" in group:  # SGD; RMSprop's momentum is another, and stays 0
                     group["momentum"] = momentum
 
@@ -204,27 +214,39 @@ class Trainer:
         """The moves of one step of the game."""
         with self._own_random_stream():
             if self.game.begin(self.steps):
+                if self.replays is not None:
+                    self.replays.forget()
                 self._new_optimisers()
             self._set_rates()
-            losses = {}
-            seconds = dict.fromkeys(self.game.players, 0.0)
-            moves, start = self.game.moves(), self._now()
-            while True:
-                with self._autocast():
-                    move = next(moves, None)
-                if move is None:
-                    break
-                player, loss = move
-                losses[player] = self._minimise(player, loss)
-                end = self._now()
-                seconds[player] += end - start
-                start = end
+            start = self._now()
+            losses = self.replays.play() if self.replays is not None else None
+            if losses is not None:
+                # Of a graph there is but one time.
+                seconds = dict.fromkeys(self.game.players, (self._now() - start) / len(self.game.players))
+            else:
+                losses, seconds = self.play()
             if self.average is not None and self.game.averaged is not None:
                 self.average.update_parameters(self.game.networks[self.game.averaged])
         self.steps += 1
         none = torch.zeros((), device=self.device)  # of a player who did not move
         values = self.processes.mean(torch.stack([losses.get(name, none) for name in self.game.players])).tolist()
         return Step(dict(zip(self.game.players, values)), seconds)
+
+    def play(self, timed: bool = True) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The moves of a step, within its random stream: losses, and the players' times, for which it waits."""
+        losses: dict[str, Tensor] = {}
+        seconds = dict.fromkeys(self.game.players, 0.0)
+        moves, start = self.game.moves(), self._now() if timed else 0.0
+        while True:
+            with self._autocast():
+                move = next(moves, None)
+            if move is None:
+                return losses, seconds
+            player, loss = move
+            losses[player] = self._minimise(player, loss)
+            end = self._now() if timed else 0.0
+            seconds[player] += end - start
+            start = end
 
     def _minimise(self, player: str, loss: Tensor | Callable[[slice], Tensor]) -> Tensor:
         """One step of a player's optimiser on his loss, for a function the mean of it over the parts of this process's
@@ -265,6 +287,8 @@ class Trainer:
     def state_dict(self) -> dict:
         """All that the following steps depend on."""
         state = {name: part.state_dict() for name, part in self._parts().items()}
+        for name in self.optimisers:
+            state[f"{name}_optimiser"] = replayed.plain_options(state[f"{name}_optimiser"])
         extra = self.game.extra_state()
         return state | {"random_state": self.random_state, "steps": self.steps} | ({"extra": extra} if extra else {})
 
@@ -283,6 +307,10 @@ class Trainer:
             if not isinstance(state[name], dict):
                 raise TypeError(f"{name} must be a dict, got {shown(state[name])}")
             part.load_state_dict(state[name])
+        if self.replays is not None:
+            self.replays.forget()
+        for name, optimiser in optimisers.items():
+            replayed.take_options(optimiser, options[name])
         for name, optimiser in optimisers.items():
             _check_optimiser(name, optimiser, options[name])
         if not self.is_finite():
@@ -323,7 +351,8 @@ def _check_optimiser(name: str, optimiser: torch.optim.Optimizer, options: dict)
     for option in options.keys() & group.keys() - {"params", "lr", *({"momentum"} if "dampening" in group else ())}:
         if group[option] != options[option]:
             raise ValueError(f"{name}: {option} must be {options[option]}, got {shown(group[option])}")
-    if not 0.0 <= real(f"{name}: lr", group["lr"]) < float("inf"):
+    rate = group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"]
+    if not 0.0 <= real(f"{name}: lr", rate) < float("inf"):
         raise ValueError(f"{name}: lr must be 0 or more, got {group['lr']}")
     expected = KEPT[type(optimiser).__name__.lower()]
     for parameter, kept in optimiser.state.items():

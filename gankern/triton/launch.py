@@ -24,10 +24,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import json
-import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, overload
 
 import torch
@@ -36,6 +33,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
+
+from gankern.core import devices
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 ALIGNMENT = 16  # of addresses and numbers: what Triton compiles apart
@@ -162,14 +161,13 @@ def recorded() -> Iterator[list[Launch]]:
 
 # ---- block sizes ------------------------------------------------------------------------------------------------
 
-DEVICES = Path(__file__).with_name("devices")  # a file a device: what `make gpu` measured to be best there
-
 
 class Blocks:
     """The block sizes of a kernel: those that it takes where nothing was measured, and the others that are tried.
 
-    All of them give right results; tests run each. On a device that has a file in `devices`, which `make gpu` writes,
-    the kernel takes what that says. An entry that is none of the variants is of another version, and means nothing.
+    All of them give right results; tests run each. On a device that has a file (gankern.core.devices), which `make gpu`
+    writes, the kernel takes what that says. An entry that is none of the variants is of another version, and means
+    nothing.
 
     >>> blocks = Blocks("bias_act", {"BLOCK": 1024, "num_warps": 4}, {"BLOCK": 2048, "num_warps": 8})
     >>> blocks(torch.device("cpu"))
@@ -190,7 +188,8 @@ class Blocks:
             return self._used
         chosen = self._chosen.get(device)
         if chosen is None:
-            best = best_blocks(torch.cuda.get_device_name(device) if device.type == "cuda" else None).get(self.kernel)
+            name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+            best = devices.measured(name).get("blocks", {}).get(self.kernel)
             chosen = self._chosen[device] = best if best in self.variants else self.variants[0]
         return chosen
 
@@ -202,20 +201,6 @@ class Blocks:
             yield
         finally:
             self._used = before
-
-
-def device_file(name: str) -> Path:
-    """Where the choices for devices of a name stand."""
-    return DEVICES / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}.json"
-
-
-@functools.cache
-def best_blocks(name: str | None) -> dict[str, dict[str, int]]:
-    """The block sizes of each kernel that were measured to be best on devices of this name; empty for none."""
-    if name is None or not device_file(name).exists():
-        return {}
-    content = json.loads(device_file(name).read_text())
-    return content["blocks"] if content["device"] == name else {}
 
 
 # ---- what launchers share ---------------------------------------------------------------------------------------

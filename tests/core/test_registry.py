@@ -79,10 +79,11 @@ def test_lists_of_tensors_are_looked_into():
 
 
 def test_a_call_by_another_tier_is_the_operator():
-    for implementation in ("cpu", "cuda"):
-        device = torch.device("cpu" if implementation == "cpu" else "cuda")
-        operator = registry.kernel(implementation, "bias_act", "backward", device)
-        assert operator is torch.ops.gankern.bias_act_backward.default
+    operator = registry.kernel("cpu", "bias_act", "backward", torch.device("cpu"))
+    assert operator is torch.ops.gankern.bias_act_backward.default
+    operator = registry.kernel("cuda", "upfirdn2d", "forward", CUDA)
+    assert operator is torch.ops.gankern_cuda.upfirdn2d.default
+    assert operator._schema.arguments == torch.ops.gankern.upfirdn2d.default._schema.arguments
 
 
 @pytest.mark.skipif(registry.NATIVE_MISSING is not None, reason="there is no native library")

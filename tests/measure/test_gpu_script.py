@@ -100,6 +100,44 @@ def test_bars(gpu, tmp_path):
     }
 
 
+def test_bars_of_primitives_with_cases_of_their_own(gpu, tmp_path):
+    cases = [
+        ("spectral_norm DCGAN-64 discriminator, grouped", "forward + backward",
+         {"gankern": 2.0, "gankern, cuda": 1.0, "torch parametrization": 9.0, "eager": 3.0}),
+        ("minibatch_discrimination N=256 B=100 C=5", "forward + backward",
+         {"gankern": 1.0, "broadcast": 2.5, "cdist": "OutOfMemoryError: no"}),
+        ("minibatch_discrimination N=256 B=100 C=5", "double backward", {"gankern": 1.0, "broadcast": 12.0}),
+        ("minibatch_discrimination N=256 B=100 C=5", "forward", {"gankern": 1.0, "broadcast": 1.0}),
+        ("minibatch_discrimination N=64 B=100 C=5", "double backward", {"gankern": "RuntimeError: no"}),
+    ]  # fmt: skip
+    rows = [{"case": case, "mode": mode, "dtype": "float32", "contenders": times} for case, mode, times in cases]
+    (tmp_path / "device.json").write_text(json.dumps({"results": rows}))
+    found = {row["bar"]: (row["figure"], row["least"], row["met"]) for row in gpu.bars(tmp_path)}
+    assert found == {
+        "spectral_norm DCGAN-64 discriminator, grouped, forward + backward: against the fastest parametriz": (
+            9.0, 8.0, True),
+        "minibatch_discrimination N=256 B=100 C=5, forward + backward: against the fastest peer": (2.5, 3.0, False),
+        "minibatch_discrimination N=256 B=100 C=5, double backward: against the fastest peer": (12.0, 10.0, True),
+    }  # fmt: skip
+
+
+def test_the_bars_name_cases_that_there_are(gpu):
+    from gankern.measure.cases import all_cases
+
+    names = [f"{case.primitive} {case.name}" for case in all_cases() if case.bench and case.along is None]
+    peers = [peer for case in all_cases() for peer in case.peers]
+    for start, _, peer, _ in gpu.OF_THEIR_OWN:
+        assert any(name.startswith(start) for name in names), start
+        assert any(peer in name for name in peers), peer
+
+
+def test_another_tier_must_be_worth_it(gpu):
+    assert gpu.is_worth([1.1, 1.3]) and gpu.is_worth([0.96, 1.4])
+    assert not gpu.is_worth([1.0, 1.1])  # a twentieth in the mean
+    assert not gpu.is_worth([0.9, 3.0])  # slower somewhere
+    assert not gpu.is_worth([0.0, 3.0]) and not gpu.is_worth([])  # one that failed; nothing measured
+
+
 def test_times_on_the_cpu():
     calls = []
     ms = device.milliseconds(device.graph_of(lambda: calls.append(time.sleep(0.002)), "cpu"), "cpu", 0.05, rounds=3)

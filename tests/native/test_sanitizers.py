@@ -1,8 +1,8 @@
 """The C++ kernels under AddressSanitizer, UBSan and ThreadSanitizer, without torch and without Python; and the operators,
 with both, under AddressSanitizer and UBSan.
 
-csrc/cpu/testing/ holds the kernels' program, operators.py the operators'; CMake builds what they run when GANKERN_SANITIZE
-is set. The build folders are kept, so only a first run takes long.
+csrc/cpu/testing/ holds the kernels' program, csrc/cuda/testing/ that of the emulated CUDA kernels, operators.py the
+operators'; CMake builds what they run when GANKERN_SANITIZE is set. The build folders are kept, so only a first run takes long.
 """
 
 import os
@@ -67,6 +67,15 @@ def test_kernels(kind, tmp_path):
     for source in (ROOT / "csrc" / "cpu" / "testing").glob("*.cpp"):
         if source.stem != "main":
             assert f"{source.stem}: " in result.stdout  # it has its row in main.cpp's table
+
+
+@pytest.mark.parametrize("kind", FLAGS)
+def test_emulated_cuda_kernels(kind, tmp_path):
+    """Their threads are fibers: reads out of bounds, races between threads and between blocks."""
+    require_sanitizer(kind, tmp_path)
+    result = run([str(build(kind) / "cuda_tests")])
+    assert result.returncode == 0, result.stdout[:4000]
+    assert " 0 failures" in result.stdout
 
 
 def test_operators(tmp_path):

@@ -9,43 +9,6 @@ from torch import nn
 from gankern.training import GraphedStep, graphed
 
 
-@pytest.fixture
-def recorded(monkeypatch):
-    """Graphs that record which step is captured, and run it when replayed, on the CPU."""
-    capturing = []
-
-    class Graph:
-        def replay(self):
-            assert capturing == [self]
-            for buffer, value in zip(self.buffers, self.step(*self.inputs)):
-                buffer.data.copy_(value.data)
-
-    @contextmanager
-    def graph(graph):
-        capturing.append(graph)
-        yield
-
-    class Stream:
-        def __init__(self, device=None):
-            pass
-
-        def wait_stream(self, other):
-            pass
-
-    @contextmanager
-    def stream(stream):
-        yield
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
-    monkeypatch.setattr(graphed, "_check", lambda *arguments: None)
-
-
 def player(make=lambda parameters: torch.optim.Adam(parameters, 1e-2)):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
@@ -82,7 +45,6 @@ def test_warm_up_leaves_no_trace(recorded, same, make, trained_before):
             step(*batches[0])
         if graph:
             captured = GraphedStep(step, batches[0], (network,), (optimiser,))
-            captured.graph.step, captured.graph.inputs, captured.graph.buffers = step, captured.inputs, captured.outputs
             losses = [tuple(x.clone() for x in captured(*batch)) for batch in batches]
         else:
             losses = [tuple(x.detach() for x in step(*batch)) for batch in batches]
@@ -94,7 +56,6 @@ def test_warm_up_leaves_no_trace(recorded, same, make, trained_before):
 def test_outputs_carry_no_graph_of_autograd(recorded):
     network, optimiser, step = player()
     captured = GraphedStep(step, (torch.randn(8, 3), torch.randn(8, 1)), (network,), (optimiser,))
-    captured.graph.step, captured.graph.inputs, captured.graph.buffers = step, captured.inputs, captured.outputs
     assert not any(x.requires_grad for x in captured(torch.randn(8, 3), torch.randn(8, 1)))
 
 
@@ -148,3 +109,102 @@ def test_optimisers_that_wait_for_the_device(monkeypatch):
     elsewhere = type("Elsewhere", (), {"device": torch.device("cuda", 1)})
     with pytest.raises(ValueError, match=r"networks\[0\].weight: all tensors must be on one device"):
         graphed._check((elsewhere,), (network,), ())
+
+
+def trained_while_it_changes(graph):
+    """The state after steps whose inputs and loss depend on more than tensors."""
+    network, optimiser, _ = player()
+    wide, now = nn.Linear(6, 3), {"wide": False, "factor": 1.0}
+
+    def step(x, y):
+        optimiser.zero_grad()
+        loss = (network(wide(x) if now["wide"] else x) - y).square().mean() * now["factor"]
+        loss.backward()
+        optimiser.step()
+        return loss, x.mean()
+
+    example = (torch.randn(8, 3), torch.randn(8, 1))
+    train = step
+    if graph:
+        train = GraphedStep(step, example, (network, wide), [optimiser], depends_on=lambda: tuple(now.values()))
+    torch.manual_seed(2)
+    losses = []
+    # The inputs grow, while the factor fades to a value a step, which is never captured; then both alternate.
+    changes = [(False, 1.0)] * 4 + [(True, 0.1 * i) for i in range(1, 4)] + [(True, 1.0), (False, 1.0)] * 3
+    for now["wide"], now["factor"] in changes:
+        batch = (torch.randn(8, 6 if now["wide"] else 3), torch.randn(8, 1))
+        losses.append(tuple(x.detach().clone() for x in train(*batch)))
+    return network.state_dict(), optimiser.state_dict()["state"], losses
+
+
+def test_a_graph_for_each_value_that_the_step_depends_on(recorded, same):
+    """A value runs as it is when it is new, is captured when it comes again, and is replayed: the numbers are those of
+    steps without graphs."""
+    plain = trained_while_it_changes(graph=False)
+    assert len(recorded) == 0
+    assert same(plain, trained_while_it_changes(graph=True))
+    assert len(recorded) == 2  # of each value that came again
+
+
+def test_a_scale_is_put_back_in_place(recorded):
+    network, optimiser, _ = player()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+
+    def step(x, y):
+        optimiser.zero_grad()
+        loss = (network(x) - y).square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimiser)
+        scaler.update()
+        return (loss,)
+
+    batch = (torch.randn(8, 3), torch.randn(8, 1))
+    captured = GraphedStep(step, batch, (network,), (optimiser,), scalers=(scaler,))
+    scale = scaler._scale
+    assert scaler.get_scale() == 8.0 and scaler._growth_tracker.item() == 0  # which the warm-up had doubled
+    captured(*batch)
+    captured(*batch)
+    assert scaler.get_scale() == 16.0 and scaler._scale is scale
+
+
+def accumulated(graph):
+    network, optimiser, _ = player()
+
+    def step(x, y):
+        optimiser.zero_grad()
+        losses = [(network(p) - q).square().mean() / 2 for p, q in zip(x.chunk(2), y.chunk(2))]
+        for loss in losses:
+            loss.backward()
+        optimiser.step()
+        return (sum(losses),)
+
+    batch = (torch.randn(8, 3, generator=torch.Generator().manual_seed(3)), torch.ones(8, 1))
+    torch.manual_seed(4)
+    train = GraphedStep(step, batch, (network,), (optimiser,)) if graph else step
+    return [train(*batch)[0].detach().clone() for _ in range(3)]
+
+
+def test_parts_of_a_batch_add_up_within_a_step(recorded, same):
+    assert same(accumulated(graph=False), accumulated(graph=True))
+
+
+def test_a_learning_rate_that_is_a_tensor_follows_its_schedule(recorded):
+    network, _, _ = player()
+    optimiser = torch.optim.Adam(network.parameters(), lr=torch.tensor(1e-2), capturable=False, foreach=False)
+
+    def step(x, y):
+        optimiser.zero_grad()
+        loss = (network(x) - y).square().mean()
+        loss.backward()
+        optimiser.step()
+        return (loss,)
+
+    batch = (torch.randn(8, 3), torch.randn(8, 1))
+    train = GraphedStep(step, batch, (network,), (optimiser,))
+    optimiser.param_groups[0]["lr"].fill_(0.0)
+    before = [p.detach().clone() for p in network.parameters()]
+    train(*batch)
+    assert all(map(torch.equal, before, network.parameters()))
+    optimiser.param_groups[0]["lr"].fill_(1e-2)
+    train(*batch)
+    assert not any(map(torch.equal, before, network.parameters()))

@@ -18,6 +18,7 @@ from triton.backends.compiler import BaseBackend
 from triton.runtime.jit import KernelParam, create_function_from_signature
 
 import gankern.functional as GF
+from gankern.core import devices
 from gankern.triton import aot, launch, minibatch_discrimination, spectral_norm, spectral_norm_tables
 
 COMPILER = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
@@ -208,10 +209,10 @@ def test_every_variant_of_block_sizes_is_right(device):
 
 
 def test_a_device_file_decides(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "DEVICES", tmp_path)
+    monkeypatch.setattr(devices, "DEVICES", tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU (80 GB)")
-    launch.best_blocks.cache_clear()
-    file = launch.device_file("Some GPU (80 GB)")
+    devices.measured.cache_clear()
+    file = devices.device_file("Some GPU (80 GB)")
     assert file.name == "Some_GPU_80_GB_.json"
     best, stale = {"BLOCK": 2, "num_warps": 4}, {"BLOCK": 3, "num_warps": 4}
     file.write_text(json.dumps({"device": "Some GPU (80 GB)", "blocks": {"a": best, "b": stale}}))
@@ -221,6 +222,6 @@ def test_a_device_file_decides(tmp_path, monkeypatch):
             blocks = launch.Blocks(kernel, first, {"num_warps": 4, "BLOCK": 2})
             assert blocks(torch.device(device)) == expected
     finally:
-        launch.best_blocks.cache_clear()
+        devices.measured.cache_clear()
         for kernel in "ab":
             launch.Blocks.known.pop(kernel, None)

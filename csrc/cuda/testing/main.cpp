@@ -1,0 +1,287 @@
+// Runs the CUDA C++ kernels in emulate.h, without torch and without Python, so that the sanitizers see nothing
+// else: every buffer ends where its data ends, and results are compared with plain loops in double.
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "../common.h"
+#include "../minibatch_discrimination.h"
+#include "../spectral_norm.h"
+#include "../upfirdn2d.h"
+
+namespace gankern::cuda {
+namespace {
+
+int checks = 0, failures = 0;
+
+__attribute__((format(printf, 2, 3))) void check(bool good, const char* format, ...) {
+  ++checks;
+  if (good || ++failures > 20) return;
+  std::va_list arguments;
+  va_start(arguments, format);
+  std::printf("FAILED: ");
+  std::vprintf(format, arguments);
+  std::printf("\n");
+  va_end(arguments);
+}
+
+template <class T>
+constexpr int kDtype = 1;
+template <>
+constexpr int kDtype<double> = 0;
+template <>
+constexpr int kDtype<BFloat16> = 2;
+template <class T>
+constexpr double kUnit = 0x1p-23;
+template <>
+constexpr double kUnit<double> = 0x1p-52;
+template <>
+constexpr double kUnit<BFloat16> = 0x1p-7;
+
+std::mt19937 generator;
+
+template <class T>
+std::vector<T> random(size_t count) {
+  std::normal_distribution<double> normal;
+  std::vector<T> x(count);
+  for (T& value : x) narrow(Sum<T>(normal(generator)), &value);
+  return x;
+}
+
+// Of sums of `length` terms of about `size`.
+template <class T>
+void compare(const char* what, const std::vector<T>& got, const std::vector<double>& right, double length) {
+  double largest = 1e-30;
+  for (double x : right) largest = std::max(largest, std::abs(x));
+  for (size_t i = 0; i < right.size(); ++i)
+    check(std::abs(double(widen(got[i])) - right[i]) <= 8 * kUnit<T> * largest * std::sqrt(length + 1),
+          "%s [%zu of %zu]: %g, right is %g", what, i, right.size(), double(widen(got[i])), right[i]);
+}
+
+// ---- upfirdn2d ------------------------------------------------------------------------------------------
+
+template <class T>
+void resample(int up, int down, int taps, int height, int width, int group, int planes, bool separable) {
+  const auto axis = [&](int in) {
+    const int start = taps / 2;
+    return ResampledAxis{in, (in * up + taps - 1 - taps) / down + 1, up, down, start, taps};
+  };
+  Upfirdn2d p{};
+  p.rows = axis(height), p.columns = axis(width);
+  p.planes = planes, p.planes_a_batch = 1;
+  p.row_stride = int64_t(width) * group;
+  p.batch_stride = p.row_stride * height;
+  p.group = group;
+  p.separable = separable;
+  p.gain = 1.5;
+  p.filter_dtype = 0;
+  const auto x = random<T>(size_t(planes * height * width * group));
+  const auto filter = random<double>(size_t(separable ? taps : taps * taps));
+  std::vector<T> out(size_t(planes) * size_t(p.rows.out * p.columns.out * group));
+  p.x = x.data(), p.filter = filter.data(), p.out = out.data();
+  upfirdn2d(p, kDtype<T>, nullptr);
+  std::vector<double> right(out.size());
+  size_t at = 0;
+  for (int n = 0; n < planes; ++n)
+    for (int oy = 0; oy < p.rows.out; ++oy)
+      for (int ox = 0; ox < p.columns.out; ++ox)
+        for (int c = 0; c < group; ++c, ++at)
+          for (int jy = 0; jy < taps; ++jy)
+            for (int jx = 0; jx < taps; ++jx) {
+              const int zy = oy * down + jy - p.rows.start, zx = ox * down + jx - p.columns.start;
+              if (zy < 0 || zx < 0 || zy % up || zx % up || zy / up >= height || zx / up >= width) continue;
+              const int ky = taps - 1 - jy, kx = taps - 1 - jx;
+              const double weight =
+                  separable ? filter[size_t(ky)] * filter[size_t(kx)] : filter[size_t(ky * taps + kx)];
+              right[at] += p.gain * weight *
+                           double(widen(x[size_t(((n * height + zy / up) * width + zx / up) * group + c)]));
+            }
+  compare("upfirdn2d", out, right, taps * taps);
+}
+
+// ---- minibatch discrimination ---------------------------------------------------------------------------
+
+template <class T>
+void discriminate(int points, int others, int kernels, int dims) {
+  const bool one_set = others == 0;
+  const int against = one_set ? points : others;
+  const auto at = [&](int i, int b, int c) { return size_t((i * kernels + b) * dims + c); };
+  const auto m = random<T>(size_t(points * kernels * dims)), h = random<T>(m.size());
+  const auto other = random<T>(size_t(others * kernels * dims)), h_other = random<T>(other.size());
+  const auto g = random<T>(size_t(points * kernels));
+  const auto &y = one_set ? m : other, &hy = one_set ? h : h_other;
+  std::vector<T> sums(g.size()), out(m.size()), out_other(other.size());
+  for (PairsPass pass : {PairsPass::kForward, PairsPass::kBackward, PairsPass::kDoubleBackward}) {
+    Pairs in{};
+    in.pass = pass, in.kernels = kernels, in.dims = dims, in.one_set = one_set;
+    in.points = {points, m.data(), g.data(), h.data(), sums.data(), out.data()};
+    if (!one_set) in.others = {others, other.data(), nullptr, h_other.data(), nullptr, out_other.data()};
+    std::vector<double> scratch(size_t(minibatch_discrimination_scratch(in, kDtype<T>) / 8));
+    minibatch_discrimination(in, kDtype<T>, scratch.data(), nullptr);
+
+    std::vector<double> o(sums.size()), dm(m.size()), d_other(other.size());
+    for (int b = 0; b < kernels; ++b)
+      for (int i = 0; i < points; ++i)
+        for (int j = 0; j < against; ++j) {
+          if (one_set && i == j) continue;
+          double distance = 0, q = 0;
+          const auto sign = [&](int c) {
+            const double d = double(widen(y[at(j, b, c)])) - double(widen(m[at(i, b, c)]));
+            return d > 0 ? 1.0 : d < 0 ? -1.0 : 0.0;
+          };
+          for (int c = 0; c < dims; ++c) {
+            distance += std::abs(double(widen(y[at(j, b, c)])) - double(widen(m[at(i, b, c)])));
+            q += sign(c) * (double(widen(h[at(i, b, c)])) - double(widen(hy[at(j, b, c)])));
+          }
+          const double e = std::exp(-distance) * (pass == PairsPass::kDoubleBackward ? q : 1.0);
+          o[size_t(i * kernels + b)] += e;
+          const double gi = widen(g[size_t(i * kernels + b)]);
+          const double w = e * (gi + (one_set ? double(widen(g[size_t(j * kernels + b)])) : 0.0));
+          for (int c = 0; c < dims; ++c) {
+            dm[at(i, b, c)] += w * sign(c);
+            if (!one_set) d_other[at(j, b, c)] -= w * sign(c);
+          }
+        }
+    if (pass != PairsPass::kBackward) compare("similarities", sums, o, against * dims);
+    if (pass == PairsPass::kForward) continue;
+    compare("gradient of points", out, dm, against * dims);
+    if (!one_set) compare("gradient of others", out_other, d_other, points * dims);
+  }
+}
+
+// ---- spectral norm --------------------------------------------------------------------------------------
+
+struct Shape {
+  int64_t outer, rows, inner;
+};
+
+// All layers in one call, with one iteration; each is checked against loops.
+template <class T>
+void normalize(const std::vector<Shape>& shapes, bool u_first) {
+  using S = Sum<T>;
+  const size_t n = shapes.size();
+  std::vector<std::vector<T>> weights(n), grads(n), results(n), grad_weights(n);
+  std::vector<std::vector<S>> us(n), vs(n), new_us(n), new_vs(n);
+  std::vector<S> sigmas(n);
+  std::vector<SpectralNormLayer> layers(n);
+  for (size_t l = 0; l < n; ++l) {
+    const Shape& s = shapes[l];
+    const size_t columns = size_t(s.outer * s.inner), size = columns * size_t(s.rows);
+    weights[l] = random<T>(size), grads[l] = random<T>(size);
+    for (T& w : weights[l]) narrow(S(widen(w)) + S(1), &w);  // sigma stands out
+    results[l].resize(size), grad_weights[l].resize(size);
+    us[l] = random<S>(size_t(s.rows)), vs[l] = random<S>(columns);
+    for (S& x : us[l]) x = std::abs(x);
+    for (S& x : vs[l]) x = std::abs(x);
+    new_us[l].resize(size_t(s.rows)), new_vs[l].resize(columns);
+    SpectralNormLayer& layer = layers[l];
+    layer.outer = s.outer, layer.rows = s.rows, layer.inner = s.inner;
+    // Where columns come in two runs, their logical order has the runs exchanged.
+    const bool permuted = s.outer > 1 && s.inner > 1;
+    layer.groups = permuted ? 2 : 1;
+    layer.group_size[0] = int32_t(permuted ? s.inner : int64_t(columns)),
+    layer.group_step[0] = permuted ? int32_t(s.outer) : 1;
+    layer.group_size[1] = int32_t(s.outer), layer.group_step[1] = 1;
+    layer.weight = weights[l].data(), layer.u = us[l].data(), layer.v = vs[l].data();
+    layer.new_u = new_us[l].data(), layer.new_v = new_vs[l].data(), layer.sigma = &sigmas[l];
+    layer.result = results[l].data();
+  }
+  const auto run = [&](SpectralNormPass pass) {
+    std::vector<double> scratch(size_t(spectral_norm_scratch(layers, kDtype<T>) + 7) / 8);
+    spectral_norm(pass, layers, {1, 1e-12, u_first, false}, kDtype<T>, scratch.data(), nullptr);
+  };
+  run(SpectralNormPass::kForward);
+  for (size_t l = 0; l < n; ++l) {
+    layers[l].u = new_us[l].data(), layers[l].v = new_vs[l].data();
+    layers[l].grad = grads[l].data(), layers[l].result = grad_weights[l].data();
+  }
+  run(SpectralNormPass::kBackward);
+
+  for (size_t l = 0; l < n; ++l) {
+    const Shape& s = shapes[l];
+    const int64_t columns = s.outer * s.inner;
+    const auto place = [&](int64_t i, int64_t c) {  // of a column in memory order
+      return size_t((c / s.inner * s.rows + i) * s.inner + c % s.inner);
+    };
+    const auto logical = [&](int64_t c) {
+      return size_t(layers[l].groups == 1 ? c : c % s.inner * s.outer + c / s.inner);
+    };
+    std::vector<double> r(size_t(s.rows), 0.0), t(size_t(columns), 0.0);
+    const auto rows_from = [&](const auto& v) {
+      for (int64_t i = 0; i < s.rows; ++i)
+        for (int64_t c = 0; c < columns; ++c)
+          r[size_t(i)] += double(widen(weights[l][place(i, c)])) * double(v(c));
+    };
+    const auto columns_from = [&](const auto& u) {
+      for (int64_t i = 0; i < s.rows; ++i)
+        for (int64_t c = 0; c < columns; ++c)
+          t[size_t(c)] += double(widen(weights[l][place(i, c)])) * double(u(i));
+    };
+    const auto unit = [](std::vector<double>& x) {
+      double squares = 0;
+      for (double value : x) squares += value * value;
+      for (double& value : x) value /= std::sqrt(squares);
+      return std::sqrt(squares);
+    };
+    double sigma;
+    if (u_first) {
+      rows_from([&](int64_t c) { return vs[l][logical(c)]; });
+      unit(r);
+      columns_from([&](int64_t i) { return r[size_t(i)]; });
+      sigma = unit(t);
+    } else {
+      columns_from([&](int64_t i) { return us[l][size_t(i)]; });
+      unit(t);
+      rows_from([&](int64_t c) { return t[size_t(c)]; });
+      sigma = unit(r);
+    }
+    std::vector<double> v(t.size()), y(weights[l].size()), dw(y.size());
+    double product = 0;
+    for (int64_t c = 0; c < columns; ++c) v[logical(c)] = t[size_t(c)];
+    for (size_t k = 0; k < y.size(); ++k) {
+      y[k] = double(widen(weights[l][k])) / sigma;
+      product += double(widen(weights[l][k])) * double(widen(grads[l][k]));
+    }
+    for (int64_t i = 0; i < s.rows; ++i)
+      for (int64_t c = 0; c < columns; ++c)
+        dw[place(i, c)] = double(widen(grads[l][place(i, c)])) / sigma -
+                          product / sigma / sigma * r[size_t(i)] * t[size_t(c)];
+    const double length = double(s.rows + columns);
+    compare("sigma", std::vector<S>{sigmas[l]}, {sigma}, length);
+    compare("u", new_us[l], r, length);
+    compare("v", new_vs[l], v, length);
+    compare("normalized", results[l], y, length);
+    compare("gradient of the weight", grad_weights[l], dw, length);
+  }
+}
+
+template <class T>
+void run_all() {
+  for (int group : {1, 9}) {
+    resample<T>(1, 1, 4, 9, 37, group, 1, true);
+    resample<T>(2, 1, 4, 7, 10, group, 2, true);
+    resample<T>(1, 2, 3, 9, 21, group, 1, true);
+    resample<T>(2, 1, 7, 5, 6, group, 1, true);
+    resample<T>(2, 3, 3, 5, 6, group, 1, false);
+  }
+  discriminate<T>(3, 0, 2, 3);
+  discriminate<T>(70, 0, 1, 2);
+  discriminate<T>(5, 66, 1, 3);
+  const std::vector<Shape> shapes = {{1, 9, 40}, {1, 1, 1}, {20, 12, 1}, {6, 5, 8}, {1, 600, 3}, {4, 3, 7}};
+  for (bool u_first : {true, false}) normalize<T>(shapes, u_first);
+}
+
+}  // namespace
+}  // namespace gankern::cuda
+
+int main() {
+  gankern::cuda::run_all<float>();
+#if !defined(__SANITIZE_THREAD__)  // races do not depend on the type
+  gankern::cuda::run_all<double>();
+  gankern::cuda::run_all<gankern::cuda::BFloat16>();
+#endif
+  std::printf("%d checks, %d failures\n", gankern::cuda::checks, gankern::cuda::failures);
+  return gankern::cuda::failures ? 1 : 0;
+}

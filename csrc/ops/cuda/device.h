@@ -1,0 +1,46 @@
+// From an operator's tensors to a launch: the device's guard, its current stream, and scratch memory.
+//
+// These files are compiled without CUDA's headers and linked with the kernels of csrc/cuda. With GANKERN_EMULATED
+// the operators take CPU tensors, and the kernels run in csrc/cuda/emulate.h: for tests.
+#pragma once
+
+#include "../common.h"
+
+#if defined(GANKERN_EMULATED)
+#define GANKERN_DEVICE CPU
+#else
+#define GANKERN_DEVICE CUDA
+#include <torch/csrc/stable/accelerator.h>
+// Declared by torch's header only where its CUDA build's headers are.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+#endif
+
+namespace gankern {
+
+// While it lives, the device of a tensor is the current one.
+class Launching {
+ public:
+#if defined(GANKERN_EMULATED)
+  explicit Launching(const Tensor&) {}
+  void* stream() const { return nullptr; }
+#else
+  explicit Launching(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {}
+  void* stream() const {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+    return stream;
+  }
+
+ private:
+  const int32_t device_;
+  const torch::stable::accelerator::DeviceGuard guard_;
+#endif
+};
+
+// Uninitialised memory of the caching allocator. It may be given back while a launch still uses it: what takes
+// it next is on the same stream.
+inline Tensor scratch_of(int64_t bytes, const Tensor& like) {
+  return blank(like, {(bytes + 7) / 8}, ScalarType::Double);
+}
+
+}  // namespace gankern

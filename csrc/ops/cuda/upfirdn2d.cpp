@@ -1,0 +1,71 @@
+// torch.ops.gankern_cuda.upfirdn2d on CUDA tensors. Schema: gankern/ops/upfirdn2d.py.
+#include "../../cuda/upfirdn2d.h"
+
+#include "../feature_map.h"
+#include "device.h"
+
+namespace gankern {
+namespace {
+
+constexpr const char* kName = "upfirdn2d";
+using Sizes = std::vector<int64_t>;
+
+// As gankern/ops/upfirdn2d.py decides it.
+bool channels_last(const Tensor& x) {
+  return x.size(1) > 1 && x.strides()[1] == 1 && x.strides()[3] >= x.size(1);
+}
+
+Tensor forward(Tensor x_in, Tensor filter_in, Sizes up, Sizes down, Sizes start, Sizes size, bool flip_filter,
+               double gain) {
+  STD_TORCH_CHECK(x_in.dim() == 4, kName, ": x must be 4-D, got ", x_in.dim(), " dimensions");
+  STD_TORCH_CHECK((filter_in.dim() == 1 || filter_in.dim() == 2) && filter_in.numel() > 0, kName,
+                  ": filter must be 1-D or 2-D and not empty");
+  for (const Sizes* pair : {&up, &down, &start, &size})
+    STD_TORCH_CHECK(pair->size() == 2, kName, ": up, down, start and size are pairs");
+  for (int i = 0; i < 2; ++i)
+    STD_TORCH_CHECK(up[i] >= 1 && down[i] >= 1 && size[i] >= 0, kName,
+                    ": up and down must be at least 1, and size 0");
+  const Operand filter = compact(filter_in);
+  const bool last = channels_last(x_in);
+  const int64_t group = last ? x_in.size(1) : 1;
+  // Samples of a row must lie side by side, as the kernels go through them.
+  const bool side_by_side = x_in.size(3) <= 1 || x_in.strides()[3] == group;
+  const Operand x = side_by_side ? Operand(x_in) : in_layout(x_in, last);
+  Tensor out = empty_in_layout(x_in, {x_in.size(0), x_in.size(1), size[0], size[1]}, last);
+  if (out.numel() == 0) return out;
+
+  const auto narrow = [](int64_t value) {
+    STD_TORCH_CHECK(value >= INT32_MIN && value <= INT32_MAX, kName,
+                    ": sizes and starts must fit into 32 bits");
+    return int32_t(value);
+  };
+  cuda::Upfirdn2d problem{};
+  const int64_t taps[2] = {filter->size(0), filter->size(filter->dim() - 1)};
+  cuda::ResampledAxis* axes[2] = {&problem.rows, &problem.columns};
+  for (int i = 0; i < 2; ++i)
+    *axes[i] = {narrow(x->size(2 + i)), narrow(size[i]),  narrow(up[i]),
+                narrow(down[i]),        narrow(start[i]), narrow(taps[i])};
+  problem.planes_a_batch = last ? 1 : x->size(1);
+  problem.planes = x->size(0) * problem.planes_a_batch;
+  problem.batch_stride = x->strides()[0];
+  problem.channel_stride = x->strides()[1];
+  problem.row_stride = x->strides()[2];
+  problem.group = narrow(group);
+  problem.separable = filter->dim() == 1;
+  problem.flip = flip_filter;
+  problem.gain = gain;
+  problem.filter = filter.data();
+  problem.filter_dtype = dtype_index(*filter, kName);
+  problem.x = x.data();
+  problem.out = out.mutable_data_ptr();
+  const Launching launching(*x);
+  cuda::upfirdn2d(problem, dtype_index(*x, kName), launching.stream());
+  return out;
+}
+
+}  // namespace
+}  // namespace gankern
+
+STABLE_TORCH_LIBRARY_IMPL(gankern_cuda, GANKERN_DEVICE, m) {
+  m.impl("upfirdn2d", TORCH_BOX(&gankern::forward));
+}

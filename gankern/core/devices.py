@@ -1,0 +1,50 @@
+"""What was measured on GPUs: ``devices/`` has a file for each name of a device, which ``make gpu`` writes.
+
+    {"device": "NVIDIA H200", "torch": "2.11.0", "triton": "3.6.0",
+     "blocks": {"bias_act": {"BLOCK": 2048, "num_warps": 8}},      of Triton's kernels: see gankern.triton.launch
+     "tiers": {"spectral_norm": "cuda"}}                           what implementation="auto" takes first
+
+What no file names is as it is where nothing was measured: Triton, with its default block sizes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DEVICES = Path(__file__).resolve().parents[1] / "devices"
+
+
+def device_file(name: str) -> Path:
+    """Where the choices for devices of a name stand."""
+    return DEVICES / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}.json"
+
+
+@functools.cache
+def measured(name: str | None) -> dict[str, Any]:
+    """What the file of devices of this name says; empty for none."""
+    if name is None or not device_file(name).exists():
+        return {}
+    content: dict[str, Any] = json.loads(device_file(name).read_text())
+    return content if content["device"] == name else {}
+
+
+def _all_tiers() -> dict[str, dict[str, str]]:
+    contents = (json.loads(path.read_text()) for path in sorted(DEVICES.glob("*.json")))
+    return {content["device"]: content["tiers"] for content in contents if content.get("tiers")}
+
+
+# Of each device that has some. Read once, at import: torch.compile can trace a look into a dict, not into a file.
+TIERS = _all_tiers()
+
+
+def fastest(primitive: str, device: str) -> str | None:
+    """The implementation of a primitive that was measured to be the fastest on the current device of a type."""
+    if device != "cuda" or not TIERS:
+        return None
+    return TIERS.get(torch.cuda.get_device_properties(torch.device("cuda")).name, {}).get(primitive)
