@@ -26,6 +26,7 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import multiprocessing
 import os
 import platform
 import re
@@ -44,11 +45,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # In the order in which they run, most telling first: seconds that each may take at most.
 STAGES = {
     "environment": 30,
-    "tests": 130,
+    "tests": 150,
     "host": 30,
     "device": 110,
     "steps": 140,
-    "variants": 40,
+    "variants": 90,
     "convolutions": 40,
     "sanitizer": 60,
 }
@@ -417,65 +418,111 @@ def _step_time(measured: Any, whole: Any, step: Any, variant: str, where: str, f
     }
 
 
-def variants(record: Record, where: str) -> None:
-    """Each variant of a kernel's block sizes on large maps, forward and backward; the best go to the device's file."""
+def _variant_runs(where: str) -> tuple[dict[str, Callable[[Any], Any]], tuple[int, ...], Any]:
+    """What launches each kernel that has variants, given a map; the map's shape; the leaf that one of them has."""
     import torch
 
-    if where == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     import gankern.functional as GF
-    from gankern.core import devices
-    from gankern.measure import device as measured
-    from gankern.triton import launch
 
-    shape = (64, 128, 64, 64) if where == "cuda" else (4, 4, 4, 4)
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=where) / 8
-    m = torch.randn(256 if where == "cuda" else 8, 100 if where == "cuda" else 2, 5, device=where).requires_grad_()
-    kernel = torch.randn(m[0].numel(), m.shape[1], m.shape[2], device=where)
+    cuda = where == "cuda"
+    shape = (64, 128, 64, 64) if cuda else (4, 4, 4, 4)
+    taps, mean = torch.tensor([1.0, 3.0, 3.0, 1.0], device=where) / 8, torch.zeros(shape[1], device=where)
+    m = torch.randn((256, 100, 5) if cuda else (8, 2, 5), device=where).requires_grad_()
     triton = {"implementation": "triton"}
     runs = {
         "bias_act": lambda x: GF.bias_act(x, x[0, :, 0, 0].contiguous(), **triton),
         "minibatch_stddev": lambda x: GF.minibatch_stddev(x, group_size=4, **triton),
         "upfirdn2d": lambda x: GF.upfirdn2d(x, taps, up=2, padding=(2, 1, 2, 1), **triton),
-        "minibatch_discrimination": lambda x: GF.minibatch_discrimination(m.flatten(1), kernel, **triton),
+        "pixel_norm": lambda x: GF.bias_act_pixel_norm(x, x[0, :, 0, 0].contiguous(), **triton),
+        "batch_norm_act": lambda x: GF.batch_norm_act(x, None, None, training=True, **triton),
+        "virtual_batch_norm": lambda x: GF.virtual_batch_norm(x, mean, mean + 1, shape[0], **triton),
+        "minibatch_discrimination": lambda x: GF.l1_similarity(m, **triton),
     }
+    return runs, shape, m
 
-    def replayed(run: Callable[..., Any], dtype: Any, memory_format: Any) -> float:
-        x = torch.randn(shape, device=where, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
 
+def _maps(shape: Sequence[int], where: str) -> Iterator[tuple[str, Any]]:
+    """Maps of each dtype and memory format."""
+    import torch
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(shape, device=where, dtype=dtype).contiguous(memory_format=memory_format)
+            yield f"{str(dtype)[6:]} {str(memory_format)[6:]}", x.requires_grad_()
+
+
+def _compile_variant(name: str, number: int) -> None:
+    """Runs a variant once in a process of its own: its kernels are then in Triton's cache."""
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    runs, shape, m = _variant_runs("cuda")
+    with _blocks_of(name, runs, shape, "cuda").use(_blocks_of(name, runs, shape, "cuda").variants[number]):
+        for _, x in _maps(shape, "cuda"):
+            torch.autograd.grad(runs[name](x).sum(), (x, m), allow_unused=True)
+
+
+def _blocks_of(name: str, runs: dict[str, Any], shape: Sequence[int], where: str) -> Any:
+    import torch
+
+    from gankern.triton import launch
+
+    if name not in launch.Blocks.known:
+        runs[name](torch.randn(tuple(shape), device=where))  # imports what knows its variants
+    return launch.Blocks.known[name]
+
+
+def variants(record: Record, where: str) -> None:
+    """Each variant of a kernel's block sizes on large maps, forward and backward; the best go to the device's file, as
+    soon as they are known. What the variants compile, which takes the longest, is compiled in parallel before."""
+    import torch
+
+    if where == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+    from gankern.core import devices
+    from gankern.measure import device as measured
+
+    runs, shape, m = _variant_runs(where)
+    blocks = {name: _blocks_of(name, runs, shape, where) for name in runs}
+    if where == "cuda":
+        work = [(name, number) for name, own in blocks.items() for number in range(len(own.variants))]
+        processes = max(1, min(12, (os.cpu_count() or 1) - 2))
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            attempt(partial(pool.starmap, _compile_variant, work, chunksize=1))
+
+    def replayed(run: Callable[..., Any], x: Any) -> float:
         def step() -> None:
             torch.autograd.grad(run(x).sum(), (x, m), allow_unused=True)
 
-        return measured.milliseconds(measured.graph_of(step, where), where, 0.03, 3)
+        return measured.milliseconds(measured.graph_of(step, where), where, 0.02, 3)
+
+    def keep(**choices: dict[str, Any]) -> None:
+        name = torch.cuda.get_device_name() if where == "cuda" else "CPU"
+        versions = {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}
+        # In the record too: from a lent machine $OUT alone comes back.
+        record.content["device_file"] = content = {"device": name, **versions, "blocks": {}, "tiers": {}, **choices}
+        record.write()
+        if where == "cuda":
+            path = devices.device_file(name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(content, indent=2) + "\n")
 
     best = {}
     for name, run in runs.items():
-        run(torch.randn(shape, device=where))  # imports what knows its variants
-        blocks = launch.Blocks.known[name]
         times: dict[int, float] = {}
-        for number, variant in enumerate(blocks.variants):
+        for number, variant in enumerate(blocks[name].variants):
             row, total = {}, 1.0
-            with blocks.use(variant):
-                for dtype in (torch.float32, torch.bfloat16):
-                    for memory_format in (torch.contiguous_format, torch.channels_last):
-                        ms = attempt(partial(replayed, run, dtype, memory_format))
-                        row[f"{str(dtype)[6:]} {str(memory_format)[6:]}"] = ms
-                        total *= ms if isinstance(ms, float) else float("inf")
+            with blocks[name].use(variant):
+                for label, x in _maps(shape, where):
+                    row[label] = ms = attempt(partial(replayed, run, x))
+                    total *= ms if isinstance(ms, float) else float("inf")
             times[number] = total
             record.add(kernel=name, variant=variant, ms=row)
         # A change of the default must be worth it in the mean over types and layouts.
         fastest = min(times, key=times.__getitem__)
-        best[name] = blocks.variants[fastest if times[fastest] < 0.97**4 * times[0] else 0]
-    record.content["blocks"] = best
-    record.content["tiers"] = tiers = _fastest_tiers(record, where)
-    record.write()
-    if where == "cuda":
-        name = torch.cuda.get_device_name()
-        versions = {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}
-        path = devices.device_file(name)
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"device": name, **versions, "blocks": best, "tiers": tiers}, indent=2) + "\n")
-        print(f"wrote {path}: commit it, and these block sizes and tiers are taken")
+        best[name] = blocks[name].variants[fastest if times[fastest] < 0.97**4 * times[0] else 0]
+        keep(blocks=best)
+    keep(blocks=best, tiers=_fastest_tiers(record, where))
 
 
 def _fastest_tiers(record: Record, where: str) -> dict[str, str]:

@@ -22,10 +22,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.launch import ceil_div, contiguous, laid_out_as, launch, sum_dtype, sum_type
+from gankern.triton.launch import Blocks, ceil_div, contiguous, laid_out_as, launch, sum_dtype, sum_type
 
 WARPS = 4
-LINES, COLUMNS = (1024, 1), (32, 32)  # BLOCK_M, BLOCK_C
+BLOCKS = Blocks(  # values of a tile, and in channels_last how many of them are neighbouring channels
+    "batch_norm_act",
+    {"TILE": 1024, "CHANNELS": 32, "num_warps": 4},
+    {"TILE": 1024, "CHANNELS": 64, "num_warps": 4},
+    {"TILE": 1024, "CHANNELS": 16, "num_warps": 4},
+    {"TILE": 2048, "CHANNELS": 32, "num_warps": 8},
+    {"TILE": 2048, "CHANNELS": 64, "num_warps": 8},
+    {"TILE": 4096, "CHANNELS": 64, "num_warps": 8},
+)
 SETTLED = 32  # channels of a program that adds up
 VALUES = 16  # blocks of a range, at least, where there are programs enough
 PROGRAMS = 1024  # enough for every GPU
@@ -385,14 +393,17 @@ class _Call:
         self.sum = sum_dtype(x.dtype)
         self.weight, self.bias = self.affine(weight, 1), self.affine(bias, 0)
         self.slope = slope
-        self.block_m, self.block_c = COLUMNS if self.last else LINES
+        blocks = BLOCKS(x.device)
+        self.block_c = blocks["CHANNELS"] if self.last else 1
+        self.block_m = blocks["TILE"] // self.block_c
         self.blocks = ceil_div(self.channels, self.block_c)
         self.group = self.count // max(self.groups, 1)
         splits = min(ceil_div(self.group, VALUES * self.block_m), PROGRAMS // max(self.blocks * self.groups, 1))
         self.chunk = ceil_div(ceil_div(self.group, max(splits, 1)), self.block_m) * self.block_m
         self.splits = ceil_div(self.group, max(self.chunk, 1))
         self.tile = {"LAST": self.last, "SUM": sum_type(x.dtype)}
-        self.tile |= {"BLOCK_M": self.block_m, "BLOCK_C": self.block_c, "num_warps": WARPS}
+        self.tile |= {"BLOCK_M": self.block_m, "BLOCK_C": self.block_c}
+        self.tile["num_warps"] = blocks["num_warps"]
 
     def affine(self, values: Tensor | None, otherwise: float) -> Tensor:
         if values is None:

@@ -20,10 +20,16 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.triton.bias_act import layout, sum_of_channels
-from gankern.triton.launch import contiguous, dense, laid_out_as, launch, next_power_of_2, sum_dtype, sum_type
+from gankern.triton.launch import Blocks, contiguous, dense, laid_out_as, launch, next_power_of_2, sum_dtype, sum_type
 
-TILE = 1024  # elements at a time
-WARPS = 4
+BLOCKS = Blocks(  # values of a tile, and the most of them that are channels of one pixel
+    "pixel_norm",
+    {"TILE": 1024, "CHANNELS": 256, "num_warps": 4},
+    {"TILE": 2048, "CHANNELS": 256, "num_warps": 4},
+    {"TILE": 2048, "CHANNELS": 512, "num_warps": 8},
+    {"TILE": 4096, "CHANNELS": 512, "num_warps": 8},
+    {"TILE": 512, "CHANNELS": 128, "num_warps": 2},
+)
 
 # ---- the kernel -------------------------------------------------------------------------------------------------
 
@@ -132,12 +138,12 @@ def _pixel_norm_kernel(
 # ---- launchers: what gankern/ops/pixel_norm.py calls ---------------------------------------------------------
 
 
-def _shape(channels: int, lines: bool) -> tuple[int, int]:
+def _shape(channels: int, lines: bool, blocks: dict[str, int]) -> tuple[int, int]:
     """CHANNELS and PIXELS of a tile: long where memory is contiguous."""
     if lines:
-        width = min(next_power_of_2(channels), 256)
-        return width, TILE // width if width >= 32 else 32
-    height = min(next_power_of_2(channels), 16)
+        width = min(next_power_of_2(channels), blocks["CHANNELS"])
+        return width, blocks["TILE"] // width if width >= 32 else 32
+    height = min(next_power_of_2(channels), blocks["TILE"] // 64)
     return height, 64
 
 
@@ -146,7 +152,8 @@ def _launch(order, x, vector, grad, h, scale, grad_scale, out, out_x, out_scale,
     pixels = outer * inner
     if pixels == 0 or channels == 0:
         return
-    height, width = _shape(channels, inner == 1)
+    blocks = BLOCKS(x.device)
+    height, width = _shape(channels, inner == 1, blocks)
     launch(
         _pixel_norm_kernel,
         -(-pixels // width),
@@ -170,7 +177,7 @@ def _launch(order, x, vector, grad, h, scale, grad_scale, out, out_x, out_scale,
         SUM=sum_type(x.dtype),
         CHANNELS=height,
         PIXELS=width,
-        num_warps=WARPS,
+        num_warps=blocks["num_warps"],
     )
 
 

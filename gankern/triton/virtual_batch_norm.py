@@ -23,10 +23,20 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.core.layout import empty, memory_format
-from gankern.triton.launch import ceil_div, contiguous, launch, next_power_of_2, sum_dtype, sum_type
+from gankern.triton.launch import Blocks, ceil_div, contiguous, launch, next_power_of_2, sum_dtype, sum_type
 
-TILE = 1024  # values
-WARPS = 4
+WARPS = 4  # of the kernels that go over no map
+# Values of a tile, and in channels_last how many of them are neighbouring channels at most: fewer make more programs,
+# each of which passes over all pixels of an example.
+BLOCKS = Blocks(
+    "virtual_batch_norm",
+    {"TILE": 1024, "CHANNELS": 64, "num_warps": 4},
+    {"TILE": 1024, "CHANNELS": 32, "num_warps": 4},
+    {"TILE": 1024, "CHANNELS": 16, "num_warps": 4},
+    {"TILE": 1024, "CHANNELS": 8, "num_warps": 4},
+    {"TILE": 2048, "CHANNELS": 16, "num_warps": 8},
+    {"TILE": 2048, "CHANNELS": 32, "num_warps": 8},
+)
 
 # ---- the kernels -------------------------------------------------------------------------------------------
 
@@ -294,7 +304,9 @@ class _Map:
         self.pixels = math.prod(x.shape[2:])
         self.last = self.layout != torch.contiguous_format or self.pixels == 1
         self.strides = (1, self.channels) if self.last else (self.pixels, 1)
-        self.tile = _tile(self.channels, self.pixels, self.last)
+        blocks = BLOCKS(x.device)
+        self.warps = blocks["num_warps"]
+        self.tile = _tile(self.channels, self.pixels, self.last, blocks)
         self.programs = self.count * ceil_div(self.channels, self.tile["CHANNELS"])
         self.sizes = (self.count, self.channels, self.pixels, *self.strides)
         self.sum = sum_type(x.dtype)
@@ -308,10 +320,10 @@ class _Map:
         return None if y is None else y.contiguous(memory_format=self.layout)
 
 
-def _tile(channels: int, pixels: int, last: bool) -> dict[str, int]:
+def _tile(channels: int, pixels: int, last: bool, blocks: dict[str, int]) -> dict[str, int]:
     first, second = (channels, pixels) if last else (pixels, channels)
-    along = min(next_power_of_2(first), 64 if last else TILE)
-    across = min(next_power_of_2(second), TILE // along)
+    along = min(next_power_of_2(first), blocks["CHANNELS" if last else "TILE"])
+    across = min(next_power_of_2(second), blocks["TILE"] // along)
     return {"CHANNELS": along, "PIXELS": across} if last else {"CHANNELS": across, "PIXELS": along}
 
 
@@ -338,7 +350,7 @@ def _launch(order, map_, grad, h, vectors, seconds, saved, out, out_x, sums, sha
         SUM=map_.sum,
         **map_.tile,
         # A thread has the coefficients of all channels that it reads at once: of fewer, where there are more of them.
-        num_warps=2 * WARPS if order == "double_backward" and map_.last else WARPS,
+        num_warps=2 * map_.warps if order == "double_backward" and map_.last else map_.warps,
     )
 
 
@@ -432,7 +444,9 @@ def _affine(map_: _Map, y: Tensor, coef: list[Tensor]) -> Tensor:
     out = empty(map_.x)
     programs = map_.programs * ceil_div(map_.pixels, map_.tile["PIXELS"])
     coefficients = torch.stack(coef).to(map_.wide)
-    launch(_affine_kernel, programs, y, coefficients, out, *map_.sizes[1:], SUM=map_.sum, **map_.tile, num_warps=WARPS)
+    launch(
+        _affine_kernel, programs, y, coefficients, out, *map_.sizes[1:], SUM=map_.sum, **map_.tile, num_warps=map_.warps
+    )
     return out
 
 

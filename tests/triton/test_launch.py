@@ -190,22 +190,27 @@ def test_every_kernel_is_launched_in_one_way():
 
 def test_every_variant_of_block_sizes_is_right(device):
     """What `make gpu` may choose: each variant against the first one, on sizes that none of them divides."""
-    x = torch.randn(4, 6, 7, 9, generator=torch.Generator().manual_seed(0)).to(device)
-    bias, taps = x[0, :, 0, 0].contiguous(), torch.tensor([1.0, 3.0, 3.0, 1.0], device=device)
-    m = x[:, :, :5, 0].contiguous()
+    contiguous = torch.randn(4, 6, 7, 9, generator=torch.Generator().manual_seed(0)).to(device)
+    bias, taps = contiguous[0, :, 0, 0].contiguous(), torch.tensor([1.0, 3.0, 3.0, 1.0], device=device)
+    m = contiguous[:, :, :5, 0].contiguous()
+    triton = {"implementation": "triton"}
     calls = {
-        "bias_act": lambda: GF.bias_act(x, bias, implementation="triton"),
-        "minibatch_stddev": lambda: GF.minibatch_stddev(x, group_size=4, num_channels=2, implementation="triton"),
-        "upfirdn2d": lambda: GF.upfirdn2d(x, taps, up=2, padding=(2, 1, 2, 1), implementation="triton"),
-        "minibatch_discrimination": lambda: minibatch_discrimination.forward(m, None, False),
+        "bias_act": lambda x: GF.bias_act(x, bias, **triton),
+        "minibatch_stddev": lambda x: GF.minibatch_stddev(x, group_size=4, num_channels=2, **triton),
+        "upfirdn2d": lambda x: GF.upfirdn2d(x, taps, up=2, padding=(2, 1, 2, 1), **triton),
+        "minibatch_discrimination": lambda x: minibatch_discrimination.forward(m, None, False),
+        "pixel_norm": lambda x: GF.bias_act_pixel_norm(x, bias, **triton),
+        "batch_norm_act": lambda x: GF.batch_norm_act(x, None, None, bias, bias, training=True, **triton),
+        "virtual_batch_norm": lambda x: GF.virtual_batch_norm(x, bias, bias.square() + 1, 3, bias, bias, **triton),
     }
     assert calls.keys() == launch.Blocks.known.keys()
     for name, call in calls.items():
         blocks = launch.Blocks.known[name]
-        first = call()
-        for variant in blocks.variants:
-            with blocks.use(variant):
-                torch.testing.assert_close(call(), first)
+        for x in (contiguous, contiguous.contiguous(memory_format=torch.channels_last)):
+            first = call(x)
+            for variant in blocks.variants:
+                with blocks.use(variant):
+                    torch.testing.assert_close(call(x), first)
 
 
 def test_a_device_file_decides(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 // gankern/ops/minibatch_discrimination.py.
 #include "../../cuda/minibatch_discrimination.h"
 
-#include "device.h"
+#include "launching.h"
 
 namespace gankern {
 namespace {

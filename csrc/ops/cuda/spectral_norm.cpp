@@ -3,7 +3,7 @@
 
 #include <array>
 
-#include "device.h"
+#include "launching.h"
 
 namespace gankern {
 namespace {

@@ -2,7 +2,7 @@
 #include "../../cuda/upfirdn2d.h"
 
 #include "../feature_map.h"
-#include "device.h"
+#include "launching.h"
 
 namespace gankern {
 namespace {

@@ -4,6 +4,7 @@
 // the operators take CPU tensors, and the kernels run in csrc/cuda/emulate.h: for tests.
 #pragma once
 
+#include "../../cuda/device.h"
 #include "../common.h"
 
 #if defined(GANKERN_EMULATED)
@@ -24,7 +25,9 @@ class Launching {
   explicit Launching(const Tensor&) {}
   void* stream() const { return nullptr; }
 #else
-  explicit Launching(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {}
+  explicit Launching(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {
+    cuda::use_device(device_);
+  }
   void* stream() const {
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
