@@ -98,7 +98,7 @@ struct Block {
 class Machine {
  public:
   static Machine& get() {
-    static Machine machine;
+    static Machine& machine = *new Machine;  // fibers end with the program
     return machine;
   }
 
@@ -126,6 +126,9 @@ class Machine {
         block.warps[w].barrier.count = int(std::min<size_t>(kWarp, threads - w * kWarp));
     }
     whole_.count = int(at_once * threads);
+#if defined(__SANITIZE_THREAD__)
+    if (!scheduler_fiber_) scheduler_fiber_ = __tsan_get_current_fiber();
+#endif
     happens_before(&start_);
     for (unsigned first = 0; first < blocks; first += at_once) {
       for (unsigned f = 0; f < at_once * threads; ++f) {
@@ -219,7 +222,6 @@ class Machine {
     __sanitizer_start_switch_fiber(&scheduler_fake_stack_, fiber.stack, kStack);
 #endif
 #if defined(__SANITIZE_THREAD__)
-    scheduler_fiber_ = __tsan_get_current_fiber();
     __tsan_switch_to_fiber(fiber.sanitizer, __tsan_switch_to_fiber_no_sync);
 #endif
     swapcontext(&scheduler_, &fiber.context);

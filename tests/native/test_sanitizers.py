@@ -73,9 +73,14 @@ def test_kernels(kind, tmp_path):
 def test_emulated_cuda_kernels(kind, tmp_path):
     """Their threads are fibers: reads out of bounds, races between threads and between blocks."""
     require_sanitizer(kind, tmp_path)
-    result = run([str(build(kind) / "cuda_tests")])
+    program = str(build(kind) / "cuda_tests")
+    result = run([program])
     assert result.returncode == 0, result.stdout[:4000]
     assert " 0 failures" in result.stdout
+    # What is there is seen.
+    fault, message = {"thread": ("--race", "data race"), "address": ("--beyond", "use-after-poison")}[kind]
+    result = run([program, fault])
+    assert result.returncode != 0 and message in result.stdout
 
 
 def test_operators(tmp_path):

@@ -4,6 +4,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "../common.h"
@@ -273,10 +274,31 @@ void run_all() {
   for (bool u_first : {true, false}) normalize<T>(shapes, u_first);
 }
 
+// Kernels with a fault, by which the tests know that the sanitizers see such faults.
+struct Nothing {
+  int blocks;
+};
+void without_barrier(Nothing) {
+  int* shared = shared_memory<int>();
+  shared[threadIdx.x] = int(threadIdx.x);
+  volatile int other = shared[threadIdx.x ^ 1];
+  (void)other;
+}
+void beyond_shared_memory(Nothing) {
+  volatile int* shared = shared_memory<int>();
+  shared[threadIdx.x + 1] = 1;
+}
+
 }  // namespace
 }  // namespace gankern::cuda
 
-int main() {
+int main(int count, char** arguments) {
+  if (count > 1) {
+    using namespace gankern::cuda;
+    const bool race = std::string(arguments[1]) == "--race";
+    launch(race ? without_barrier : beyond_shared_memory, 1, 64, 64 * sizeof(int), nullptr, Nothing{1});
+    return 0;
+  }
   gankern::cuda::run_all<float>();
 #if !defined(__SANITIZE_THREAD__)  // races do not depend on the type
   gankern::cuda::run_all<double>();
