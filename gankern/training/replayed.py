@@ -113,13 +113,14 @@ def capturable(options: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return options | {"lr": torch.tensor(options["lr"], device=device), "capturable": device.type == "cuda"}
 
 
-def plain_options(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimiser's state with the options of one whose steps are not captured: what a checkpoint holds."""
-    groups = []
-    for group in state["param_groups"]:
-        own = dict(group, lr=float(group["lr"]))
-        groups.append(own | ({"capturable": False} if "capturable" in own else {}))
-    return state | {"param_groups": groups}
+def plain_options(state: dict[str, Any], rate: float) -> dict[str, Any]:
+    """An optimiser's state with the options of one whose steps are not captured: what a checkpoint holds. ``rate`` is
+    what the tensor, in single precision, stands for."""
+    (group,) = state["param_groups"]
+    if not isinstance(group["lr"], Tensor):
+        return state
+    own = group | {"lr": rate} | ({"capturable": False} if "capturable" in group else {})
+    return state | {"param_groups": [own]}
 
 
 def take_options(optimiser: torch.optim.Optimizer, options: dict[str, Any]) -> None:

@@ -182,11 +182,13 @@ class Trainer:
 
     def _new_optimisers(self) -> None:
         self.optimisers = self.game.optimisers = {}
+        self.rates: dict[str, float] = {}
         for name, player in self.game.players.items():
             kind = player.optimiser or self.config.optimiser
             options: dict[str, Any] = {"lr": player.lr or self.config.lr}
             if kind == "adam":
                 options |= {"betas": player.betas or (self.config.beta1, self.config.beta2), "fused": True}
+            self.rates[name] = options["lr"]
             if self.replays is not None:
                 options = replayed.capturable(options, self.device)
             self.optimisers[name] = OPTIMISERS[kind](self.parameters(name), **options)
@@ -203,6 +205,7 @@ class Trainer:
                 lr = self.game.players[name].lr or config.lr
                 if left != 1.0 or config.lr_decay != 1.0:
                     lr = max(lr * left / config.lr_decay**steps, config.lr_floor)
+                self.rates[name] = lr
                 if isinstance(group["lr"], Tensor):
                     group["lr"].fill_(lr)
                 else:
@@ -288,7 +291,7 @@ class Trainer:
         """All that the following steps depend on."""
         state = {name: part.state_dict() for name, part in self._parts().items()}
         for name in self.optimisers:
-            state[f"{name}_optimiser"] = replayed.plain_options(state[f"{name}_optimiser"])
+            state[f"{name}_optimiser"] = replayed.plain_options(state[f"{name}_optimiser"], self.rates[name])
         extra = self.game.extra_state()
         return state | {"random_state": self.random_state, "steps": self.steps} | ({"extra": extra} if extra else {})
 
@@ -309,8 +312,9 @@ class Trainer:
             part.load_state_dict(state[name])
         if self.replays is not None:
             self.replays.forget()
-        for name, optimiser in optimisers.items():
-            replayed.take_options(optimiser, options[name])
+        for name, optimiser in self.optimisers.items():
+            self.rates[name] = optimiser.param_groups[0]["lr"]
+            replayed.take_options(optimiser, options[f"{name}_optimiser"])
         for name, optimiser in optimisers.items():
             _check_optimiser(name, optimiser, options[name])
         if not self.is_finite():
