@@ -622,8 +622,8 @@ PRIMITIVE_SHARE = {"upfirdn2d": 0.6}  # of the limit of memory, forward + backwa
 SHARE = 0.85
 # (the case's beginning, mode, of whose name the peers are, how many times as fast)
 OF_THEIR_OWN = [
-    *(("spectral_norm " + network, "forward + backward", "parametriz", least)
-      for network, least in (("DCGAN-64", 8.0), ("SNGAN-32", 8.0), ("BigGAN-128", 5.0))),
+    *((f"spectral_norm {network} discriminator, grouped", "forward + backward", "parametriz", least)
+      for network, least in (("SN-DCGAN-64", 8.0), ("SNGAN-32", 8.0))),
     *((f"minibatch_discrimination N={count} B=100 C=5", mode, "", least)
       for count, least in ((64, 2.0), (256, 3.0), (1024, 20.0))
       for mode, least in (("forward + backward", least), ("double backward", 10.0))),

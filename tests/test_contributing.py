@@ -55,6 +55,13 @@ def test_every_step_of_every_primitive(name):
     assert [file for file in sorted(files) if not (ROOT / file).is_file()] == []
 
 
+def test_every_step_of_every_kernel_in_cuda():
+    having = [n for n, p in Primitive.registry.items() if any(tier.name == "cuda" for tier in p.implementations)]
+    assert having
+    for name in having:
+        assert all((ROOT / path.replace("<kernel>", name)).is_file() for path in listed("kernel")), name
+
+
 def test_every_model_and_game():
     for make in models.MODELS.values():
         name = make.__module__.rpartition(".")[2]

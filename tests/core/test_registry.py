@@ -83,7 +83,8 @@ def test_a_call_by_another_tier_is_the_operator():
     assert operator is torch.ops.gankern.bias_act_backward.default
     operator = registry.kernel("cuda", "upfirdn2d", "forward", CUDA)
     assert operator is torch.ops.gankern_cuda.upfirdn2d.default
-    assert operator._schema.arguments == torch.ops.gankern.upfirdn2d.default._schema.arguments
+    same = str(operator._schema).replace("gankern_cuda::", "gankern::")
+    assert same == str(torch.ops.gankern.upfirdn2d.default._schema)
 
 
 @pytest.mark.skipif(registry.NATIVE_MISSING is not None, reason="there is no native library")

@@ -102,7 +102,7 @@ def test_bars(gpu, tmp_path):
 
 def test_bars_of_primitives_with_cases_of_their_own(gpu, tmp_path):
     cases = [
-        ("spectral_norm DCGAN-64 discriminator, grouped", "forward + backward",
+        ("spectral_norm SN-DCGAN-64 discriminator, grouped", "forward + backward",
          {"gankern": 2.0, "gankern, cuda": 1.0, "torch parametrization": 9.0, "eager": 3.0}),
         ("minibatch_discrimination N=256 B=100 C=5", "forward + backward",
          {"gankern": 1.0, "broadcast": 2.5, "cdist": "OutOfMemoryError: no"}),
@@ -114,7 +114,7 @@ def test_bars_of_primitives_with_cases_of_their_own(gpu, tmp_path):
     (tmp_path / "device.json").write_text(json.dumps({"results": rows}))
     found = {row["bar"]: (row["figure"], row["least"], row["met"]) for row in gpu.bars(tmp_path)}
     assert found == {
-        "spectral_norm DCGAN-64 discriminator, grouped, forward + backward: against the fastest parametriz": (
+        "spectral_norm SN-DCGAN-64 discriminator, grouped, forward + backward: against the fastest parametriz": (
             9.0, 8.0, True),
         "minibatch_discrimination N=256 B=100 C=5, forward + backward: against the fastest peer": (2.5, 3.0, False),
         "minibatch_discrimination N=256 B=100 C=5, double backward: against the fastest peer": (12.0, 10.0, True),
