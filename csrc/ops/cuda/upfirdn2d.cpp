@@ -1,7 +1,7 @@
 // torch.ops.gankern_cuda.upfirdn2d on CUDA tensors. Schema: gankern/ops/upfirdn2d.py.
 #include "../../cuda/upfirdn2d.h"
 
-#include "../feature_map.h"
+#include "../layout.h"
 #include "launching.h"
 
 namespace gankern {
@@ -9,11 +9,6 @@ namespace {
 
 constexpr const char* kName = "upfirdn2d";
 using Sizes = std::vector<int64_t>;
-
-// As gankern/ops/upfirdn2d.py decides it.
-bool channels_last(const Tensor& x) {
-  return x.size(1) > 1 && x.strides()[1] == 1 && x.strides()[3] >= x.size(1);
-}
 
 Tensor forward(Tensor x_in, Tensor filter_in, Sizes up, Sizes down, Sizes start, Sizes size, bool flip_filter,
                double gain) {
@@ -26,7 +21,7 @@ Tensor forward(Tensor x_in, Tensor filter_in, Sizes up, Sizes down, Sizes start,
     STD_TORCH_CHECK(up[i] >= 1 && down[i] >= 1 && size[i] >= 0, kName,
                     ": up and down must be at least 1, and size 0");
   const Operand filter = compact(filter_in);
-  const bool last = channels_last(x_in);
+  const bool last = has_whole_pixels(x_in);
   const int64_t group = last ? x_in.size(1) : 1;
   // Samples of a row must lie side by side, as the kernels go through them.
   const bool side_by_side = x_in.size(3) <= 1 || x_in.strides()[3] == group;
