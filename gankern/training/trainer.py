@@ -116,7 +116,9 @@ class Trainer:
             # Convolutions in 16 bits run on images whose channels lie last.
             last = self.device.type == "cuda" and PRECISIONS[config.precision] is not None
             for network in self.game.networks.values():
-                network.to(self.device, **({"memory_format": torch.channels_last} if last else {}))
+                network.to(self.device)
+                if last:
+                    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
             self.game.start()
         if config.accumulate > 1:
             self._warn_of_parts()
