@@ -15,12 +15,18 @@ from typing import Any, NoReturn
 import torch
 
 
+def exporting() -> bool:
+    """Whether torch.export traces. The flag itself, for torch.compiler.is_exporting() is True in all that torch.compile
+    of torch 2.11 traces."""
+    return torch.compiler._is_exporting_flag
+
+
 def transformed() -> bool:
     """Whether the running call is traced (torch.jit.trace, the ONNX exporter that builds on it), exported
     (torch.export), under a torch.func transform or in forward mode. Asked at every call, so it
     reads flags alone; torch.compile can trace it."""
     if torch.compiler.is_compiling():  # also while exporting
-        return torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
+        return exporting() or torch._C._are_functorch_transforms_active()
     return (
         torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
@@ -94,7 +100,7 @@ def autocasting(device: str) -> bool:
 def without_kernels() -> str | None:
     """The transformation at work under which kernels cannot run even if they are asked for by name; None for none.
     Under torch.func.grad alone they can: they have their gradients."""
-    if torch.compiler.is_exporting():
+    if exporting():
         return "torch.export"
     if torch.compiler.is_compiling():
         return None

@@ -185,6 +185,7 @@ def same_format(ours, theirs):
             assert ours.is_contiguous(memory_format=memory_format) == theirs.is_contiguous(memory_format=memory_format)
 
 
+NO_BIAS = {"bias": False} if "bias" in inspect.signature(nn.BatchNorm2d).parameters else {}  # torch 2.11 has no such
 LAYERS = [
     ("Conv2d", (3, 8, 3), {}, (2, 3, 9, 8)),
     ("Conv2d", (64, 64, 3, 1, 1), {}, (4, 64, 16, 16)),
@@ -199,7 +200,7 @@ LAYERS = [
     ("ConvTranspose2d", (4, 8, 3), {"dilation": 2}, (4, 5, 6)),
     ("BatchNorm2d", (6,), {}, (4, 6, 5, 3)),
     ("BatchNorm2d", (6, 1e-3, 0.3, False, False), {}, (4, 6, 5, 3)),
-    ("BatchNorm2d", (6,), {"momentum": None, "bias": False}, (4, 6, 5, 3)),
+    ("BatchNorm2d", (6,), {"momentum": None, **NO_BIAS}, (4, 6, 5, 3)),
     ("BatchNorm2d", (6,), {"dtype": torch.float64}, (4, 6, 5, 3)),
     ("ReLU", (), {}, (4, 6)),
     ("ReLU", (True,), {}, (4, 6, 3, 3)),

@@ -766,6 +766,7 @@ def test_a_group_size_of_zero_is_the_layer_s_error():
         penalties.critic_step(net, *torch.randn(2, 4, 3, 4, 4), penalty=None)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="a critic cannot be passed into a region of one graph there")
 def test_critic_step_compiles_to_one_graph():
     net, real, fake = critic(), REAL, FAKE
 
@@ -779,6 +780,7 @@ def test_critic_step_compiles_to_one_graph():
     same(torch.autograd.grad(compiled(ALPHA), parameters), torch.autograd.grad(step(ALPHA), parameters))
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="a critic cannot be passed into a region of one graph there")
 @pytest.mark.parametrize("what", ["penalty", "step"])
 def test_compiles_with_inductor(what):
     torch.manual_seed(0)

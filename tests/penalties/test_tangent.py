@@ -734,6 +734,7 @@ def test_small_directions_survive_fp16():
 # ---- torch.compile ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="a critic cannot be passed into a region of one graph there")
 @pytest.mark.parametrize(
     "name",
     [
