@@ -50,14 +50,26 @@ registry.library.define(
 )
 
 
-def _fake_row(x, weight, bias, row, height, width, padding, flip, swap, scale, slope):
+def _fake_row(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row: int,
+    height: int,
+    width: int,
+    padding: int,
+    flip: bool,
+    swap: bool,
+    scale: float,
+    slope: float,
+) -> Any:
     last = has_channels_together(x) or has_channels_together(weight)
     size = (x.shape[0], weight.shape[1 if swap else 0], height, width)
     memory_format = torch.channels_last if last else torch.contiguous_format
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
-def _fake_weight_gradient(x, grad, row, padding, flip, swap, scale):
+def _fake_weight_gradient(x: Tensor, grad: Tensor, row: int, padding: int, flip: bool, swap: bool, scale: float) -> Any:
     taps = 3 if row < 4 else 4
     outer, inner = (x.shape[1], grad.shape[1]) if swap else (grad.shape[1], x.shape[1])
     return x.new_empty(outer, inner, taps, taps)
@@ -95,7 +107,9 @@ native.nodes.set_convolution_kinds(
 )
 
 
-def _convolve_by_torch(kind, transpose, padding, height, width, x, weight, bias):
+def _convolve_by_torch(
+    kind: Any, transpose: bool, padding: int, height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Any:
     direct = KINDS[kind]
     if direct.collapsed:
         weight, padding = _collapse(kind, weight), 1
@@ -108,7 +122,7 @@ def _convolve_by_torch(kind, transpose, padding, height, width, x, weight, bias)
     return torch.ops.aten.convolution(x, weight, bias, [direct.stride] * 2, [padding] * 2, [1, 1], transposed, more, 1)
 
 
-def _weight_gradient_by_torch(kind, padding, x, grad):
+def _weight_gradient_by_torch(kind: Any, padding: int, x: Tensor, grad: Tensor) -> Any:
     direct = KINDS[kind]
     taps, padding = (4, 1) if direct.collapsed else (direct.taps, padding)
     shape = (x.shape[1], grad.shape[1]) if direct.transposed else (grad.shape[1], x.shape[1])
@@ -148,7 +162,9 @@ def _way(options: tuple, which: str, x: Tensor, channels_in: int, channels_out: 
     return choice.way_for(*args)
 
 
-def _convolve(options: tuple, transpose: bool, height: int, width: int, x, weight, bias):
+def _convolve(
+    options: tuple, transpose: bool, height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Any:
     """The map of images that ``options`` name, or its transpose, to an image of height times width. Options are (kind,
     padding, scale, precision, None or the way that all passes take)."""
     name, padding, scale, _, _ = options
@@ -168,7 +184,7 @@ def _convolve(options: tuple, transpose: bool, height: int, width: int, x, weigh
     return _convolve_by_torch(name, transpose, padding, height, width, x, weight, bias)
 
 
-def _weight_gradient(options: tuple, x, grad):
+def _weight_gradient(options: tuple, x: Tensor, grad: Tensor) -> Any:
     """The gradient of the weight for the map's input x and the gradient of its result."""
     name, padding, scale, _, _ = options
     kind = KINDS[name]
@@ -187,18 +203,20 @@ class _Convolve(Function):
     """Inputs: options, whether the transpose, height, width, x, weight, bias or None. Output: the image."""
 
     @staticmethod
-    def forward(options, transpose, height, width, x, weight, bias):
+    def forward(
+        options: Any, transpose: bool, height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Any:
         return _convolve(options, transpose, height, width, x, weight, bias)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.options, ctx.transpose, _, _, x, weight, bias = inputs
         ctx.present = (True, True, bias is not None)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         if grad is None:
             return (None,) * 7
         for_x, for_weight, for_bias = autograd._needed(ctx, skip=4)
@@ -220,18 +238,18 @@ class _WeightGradient(Function):
     """Inputs: options, x, the gradient of the map's result. Output: the gradient of the weight."""
 
     @staticmethod
-    def forward(options, x, grad):
+    def forward(options: Any, x: Tensor, grad: Tensor) -> Any:
         return _weight_gradient(options, x, grad)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.options, x, grad = inputs
         ctx.present = (True, True)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, grad)
 
     @staticmethod
-    def backward(ctx: Any, direction):
+    def backward(ctx: Any, direction: Tensor) -> Any:
         if direction is None:
             return None, None, None
         for_x, for_grad = autograd._needed(ctx, skip=1)
@@ -244,7 +262,7 @@ class _WeightGradient(Function):
         return None, grad_x, grad_grad
 
 
-def _call(function: type[Function], kernel, *args):
+def _call(function: type[Function], kernel: Any, *args: Any) -> Any:
     """The kernel alone where nobody will differentiate it, else the Function."""
     return kernel(*args) if autograd.first_order_only() else autograd.apply(function, *args)
 
@@ -331,13 +349,13 @@ def passes(
     """For who differentiates by himself, the three kernels of the convolution that gives height times width: of (x,
     weight, bias or None), of (gradient of the result, x, weight) for x, and of the same for the weight."""
 
-    def forward(x, weight, bias=None):
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
         return _convolve(options, False, height, width, x, weight, bias)
 
-    def for_x(grad, x, weight):
-        return _convolve(options, True, *x.shape[2:], grad, weight, None)
+    def for_x(grad: Tensor, x: Tensor, weight: Tensor) -> Any:
+        return _convolve(options, True, x.shape[2], x.shape[3], grad, weight, None)
 
-    def for_weight(grad, x, weight):
+    def for_weight(grad: Tensor, x: Tensor, weight: Tensor) -> Any:
         return _weight_gradient(options, x, grad)
 
     return forward, for_x, for_weight

@@ -6,6 +6,9 @@ kept for the backward, in fp32 or better.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -52,16 +55,18 @@ registry.define(
 )
 
 
-def _forward(options, gradient):
+def _forward(options: Any, gradient: Tensor) -> Any:
     return registry.kernel(options[0], NAME, "forward", gradient.device)(gradient, *options[1:])
 
 
-def _backward(options, needed, grads, saved):
+def _backward(options: Any, needed: Sequence[bool], grads: Sequence[Any], saved: Sequence[Any]) -> Any:
     gradient, norms = saved
     return (registry.kernel(options[0], NAME, "backward", gradient.device)(grads[0], gradient, norms, *options[1:]),)
 
 
-def _double_backward(options, needed, grad_grads, grads, saved):
+def _double_backward(
+    options: Any, needed: Sequence[bool], grad_grads: Sequence[Any], grads: Sequence[Any], saved: Sequence[Any]
+) -> Any:
     gradient, norms = saved
     kernel = registry.kernel(options[0], NAME, "double_backward", gradient.device)
     to_grad, to_gradient = kernel(grad_grads[0], grads[0], gradient, norms, *options[1:])

@@ -3,6 +3,9 @@ gankern/triton/minibatch_stddev.py; the formulas stand there. The backward keeps
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor
 
 from gankern.core import autograd, registry
@@ -35,16 +38,18 @@ registry.define(
 )
 
 
-def _forward(options, x):
+def _forward(options: Any, x: Tensor) -> Any:
     return (registry.kernel(options[0], NAME, "forward", x.device)(x, *options[1:]),)
 
 
-def _backward(options, needed, grads, saved):
+def _backward(options: Any, needed: Sequence[bool], grads: Sequence[Any], saved: Sequence[Any]) -> Any:
     (x,) = saved
     return (registry.kernel(options[0], NAME, "backward", x.device)(*grads, x, *options[1:]),)
 
 
-def _double_backward(options, needed, grad_grads, grads, saved):
+def _double_backward(
+    options: Any, needed: Sequence[bool], grad_grads: Sequence[Any], grads: Sequence[Any], saved: Sequence[Any]
+) -> Any:
     (x,) = saved
     return registry.kernel(options[0], NAME, "double_backward", x.device)(*grad_grads, *grads, x, *options[1:])
 

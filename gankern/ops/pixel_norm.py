@@ -6,6 +6,9 @@ number a pixel: its scale, 1 / sqrt(mean + eps), which is a second result as far
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,11 +59,11 @@ registry.define(
 # Options: implementation, dim, the activation's two slopes, eps.
 
 
-def _forward(options, x, bias):
+def _forward(options: Any, x: Tensor, bias: Tensor | None) -> Any:
     return registry.kernel(options[0], NAME, "forward", x.device)(x, bias, *options[1:])
 
 
-def _backward(options, needed, grads, saved):
+def _backward(options: Any, needed: Sequence[bool], grads: Sequence[Any], saved: Sequence[Any]) -> Any:
     grad, grad_scale = grads
     y, scale = saved
     if grad is None:
@@ -70,7 +73,9 @@ def _backward(options, needed, grads, saved):
     return grad_x, grad_bias if needed[1] else None
 
 
-def _double_backward(options, needed, grad_grads, grads, saved):
+def _double_backward(
+    options: Any, needed: Sequence[bool], grad_grads: Sequence[Any], grads: Sequence[Any], saved: Sequence[Any]
+) -> Any:
     if grads[1] is not None:  # what comes back to the scale is of second order already
         raise refuse_gradient_order(NAME, 2)
     kernel = registry.kernel(options[0], NAME, "double_backward", saved[0].device)
@@ -78,7 +83,7 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     return grad_grad, None, grad_y, grad_scale
 
 
-def _again(options, x, bias):
+def _again(options: Any, x: Tensor, bias: Tensor | None) -> Any:
     """Alone, its input is a result that whoever made it keeps anyway, as torch's formulation does."""
     _, _, positive, negative, _ = options
     return bias is None and positive == negative == 1

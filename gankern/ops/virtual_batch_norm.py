@@ -5,6 +5,9 @@ x, what belongs to channels, and mean and 1 / standard deviation of each example
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -81,22 +84,24 @@ registry.define(
 # ---- normalising -----------------------------------------------------------------------------------------------
 
 
-def _forward(options, *tensors):
+def _forward(options: Any, *tensors: Tensor) -> Any:
     return registry.kernel(options[0], NAME, "forward", tensors[0].device)(*tensors, *options[1:])
 
 
-def _saved(options, tensors, outputs):
+def _saved(options: Any, tensors: Sequence[Any], outputs: Sequence[Any]) -> Any:
     return (*tensors, outputs[1])
 
 
-def _backward(options, needed, grads, saved):
+def _backward(options: Any, needed: Sequence[bool], grads: Sequence[Any], saved: Sequence[Any]) -> Any:
     need_x, need_channels = needed[0], any(needed[1:])
     kernel = registry.kernel(options[0], NAME, "backward", saved[0].device)
     results = kernel(grads[0], *saved, *options[1:], need_x, need_channels)
     return tuple(result if need else None for result, need in zip(results, needed))
 
 
-def _double_backward(options, needed, grad_grads, grads, saved):
+def _double_backward(
+    options: Any, needed: Sequence[bool], grad_grads: Sequence[Any], grads: Sequence[Any], saved: Sequence[Any]
+) -> Any:
     # Of the outputs' gradients, then of what was saved. `saved` itself, last, is a function of the others; and so is
     # the gradient of its gradient. y is linear in the bias, and so is the activation almost everywhere.
     need_grad, _, need_x, *need_channels = needed
@@ -107,7 +112,7 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     return tuple(result if need else None for result, need in zip(results, needed))
 
 
-def _has_pieces(options):
+def _has_pieces(options: Any) -> bool:
     return options[3] != 1  # the slope
 
 
@@ -129,16 +134,18 @@ def virtual_batch_norm(
 # ---- statistics ------------------------------------------------------------------------------------------------
 
 
-def _statistics(options, x):
+def _statistics(options: Any, x: Tensor) -> Any:
     return (registry.kernel(options[0], NAME, "statistics", x.device)(x),)
 
 
-def _statistics_backward(options, needed, grads, saved):
+def _statistics_backward(options: Any, needed: Sequence[bool], grads: Sequence[Any], saved: Sequence[Any]) -> Any:
     x, moments = saved
     return (registry.kernel(options[0], NAME, "statistics_backward", x.device)(grads[0], x, moments),)
 
 
-def _statistics_double_backward(options, needed, grad_grads, grads, saved):
+def _statistics_double_backward(
+    options: Any, needed: Sequence[bool], grad_grads: Sequence[Any], grads: Sequence[Any], saved: Sequence[Any]
+) -> Any:
     x, moments = saved
     kernel = registry.kernel(options[0], NAME, "statistics_double_backward", x.device)
     return (*kernel(grad_grads[0], grads[0], x, moments), None)
