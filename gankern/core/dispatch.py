@@ -53,6 +53,12 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def check_floating_on(name: str, argument: str, x: torch.Tensor, device: torch.device) -> None:
+    """Raises unless x is floating point, and on that device."""
+    if x.device != device or not x.is_floating_point():
+        raise ValueError(f"{name}: {argument} is {short(x.dtype)} on {x.device}; it must be floating point on {device}")
+
+
 class Primitive:
     """A name and its implementations, best first where nothing was measured (gankern.core.devices says what was); the
     last one is the reference, which takes everything."""

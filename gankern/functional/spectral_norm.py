@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from gankern.core.dispatch import short
+from gankern.core.dispatch import check_floating_on, short
 from gankern.core.native import nodes
 from gankern.core.torch_internals import transformed
 from gankern.functional import _checks
@@ -204,8 +204,5 @@ def _check_spectral_norm(weight: Tensor, u: Tensor, v: Tensor, dim: int, first: 
                 f"spectral_norm: {name} has shape {tuple(x.shape)}; a weight of shape {tuple(weight.shape)} with "
                 f"dim {dim} needs ({size},)"
             )
-        if x.device != weight.device or not x.is_floating_point():
-            raise ValueError(
-                f"spectral_norm: {name} is {short(x.dtype)} on {x.device}; it must be floating point on {weight.device}"
-            )
+        check_floating_on("spectral_norm", name, x, weight.device)
     return dim % ndim

@@ -151,6 +151,16 @@ def filter2d(
     return _run(name, x, filter, 1, 1, padding, extra, flip_filter, gain, implementation)
 
 
+def _of_convolution(
+    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, filter: Tensor, argument: str, factor: int
+) -> tuple[tuple[int, int], int, tuple[int, int]]:
+    """Taps of the filter, factor, and kernel size of checked arguments."""
+    taps, (checked, _) = _taps(name, filter), _one(name, argument, factor)
+    size = _kernel(name, x, weight)
+    _checks.bias_of(name, bias, x, weight.shape[0])
+    return taps, checked, size
+
+
 def fir_upsample_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, filter: Tensor, *, up: int = 2, implementation: str | None = None
 ) -> Tensor:
@@ -174,9 +184,7 @@ def fir_upsample_conv2d(
     torch.Size([2, 4, 32, 32])
     """
     name = "fir_upsample_conv2d"
-    taps, (up, _) = _taps(name, filter), _one(name, "up", up)
-    size = _kernel(name, x, weight)
-    _checks.bias_of(name, bias, x, weight.shape[0])
+    taps, up, size = _of_convolution(name, x, weight, bias, filter, "up", up)
     y = F.conv_transpose2d(x, weight.flip(2, 3).transpose(0, 1), stride=up)
     before = [(k + up - 1) // 2 - (w - 1) // 2 for k, w in zip(taps, size)]
     extra = [(b, up - w - b + k - 1) for b, k, w in zip(before, taps, size)]
@@ -202,9 +210,7 @@ def fir_downsample_conv2d(
     torch.Size([2, 4, 8, 8])
     """
     name = "fir_downsample_conv2d"
-    taps, (down, _) = _taps(name, filter), _one(name, "down", down)
-    size = _kernel(name, x, weight)
-    _checks.bias_of(name, bias, x, weight.shape[0])
+    taps, down, size = _of_convolution(name, x, weight, bias, filter, "down", down)
     extra = []
     for k, w, n in zip(taps, size, x.shape[2:]):
         before = (k - down + 1) // 2 + w // 2

@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves
 
 from gankern.core import autograd
-from gankern.core.dispatch import short
+from gankern.core.dispatch import check_floating_on, short
 from gankern.functional import _checks
 from gankern.nn.coupling import is_training_batch_norm
 from gankern.ops.gradient_penalty import penalty_and_direction
@@ -318,10 +318,7 @@ def random_alpha(name: str, alpha: Tensor | None, generator: torch.Generator | N
             f"{name}: alpha has {came}; it must be one number a sample, a tensor of shape "
             f"{(samples, *[1] * (like.ndim - 1))} or [{samples}]"
         )
-    if alpha.device != like.device or not alpha.is_floating_point():
-        raise ValueError(
-            f"{name}: alpha is {short(alpha.dtype)} on {alpha.device}; it must be floating point on {like.device}"
-        )
+    check_floating_on(name, "alpha", alpha, like.device)
     return alpha.reshape(samples)
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gankern.reference._bias import plus_bias
 from gankern.reference._eps import plus_eps
 
 
@@ -18,10 +19,7 @@ def pixel_norm(
     dtype = x.dtype
     if dtype in (torch.float16, torch.bfloat16):
         x = x.float()
-    if bias is not None:
-        shape = [1] * x.ndim
-        shape[dim] = -1
-        x = x + bias.to(x.dtype).view(shape)
+    x = plus_bias(x, bias, dim)
     if activation == "relu":
         x = F.relu(x)
     elif activation == "leaky_relu":

@@ -44,3 +44,20 @@ def on_instruction_set(request):
         subprocess.run([sys.executable, "-c", "\n".join([*head, *lines])], env=environment, check=True)
 
     return run
+
+
+@pytest.fixture
+def bits_elsewhere(tmp_path, on_instruction_set):
+    """What a file's ``all_bits`` gives on another instruction set, on one thread as on two."""
+
+    def bits(file, *lines):
+        on_instruction_set(
+            file,
+            "one, two = (torch.set_num_threads(n) or cases.all_bits() for n in (1, 2))",
+            "assert all(torch.equal(a, b) for a, b in zip(one, two))",
+            *lines,
+            f"torch.save(one, {str(tmp_path / 'bits')!r})",
+        )
+        return torch.load(tmp_path / "bits")
+
+    return bits

@@ -51,14 +51,13 @@ enum AffineResult { kGradWeight, kGradBias, kSecondGradWeight, kAffines };
 
 template <class T>
 struct Call {
-  using A = Acc<T>;
   const Inputs<T>& in;
   Placement at;
   Buffer<T> x{in.x, at}, grad{in.grad, at}, h{in.h, at};
-  Buffer<A> weight{in.weight, at}, bias{in.bias, at}, h_weight{in.h_weight, at}, h_bias{in.h_bias, at},
+  Buffer<Acc<T>> weight{in.weight, at}, bias{in.bias, at}, h_weight{in.h_weight, at}, h_bias{in.h_bias, at},
       mean{in.mean, at}, var{in.var, at}, stats{3 * in.shape.channels, at};
   std::vector<Buffer<T>> tensors = buffers<T>(kTensors, x.size(), at);
-  std::vector<Buffer<A>> affines = buffers<A>(kAffines, in.shape.affine(), at);
+  std::vector<Buffer<Acc<T>>> affines = buffers<Acc<T>>(kAffines, in.shape.affine(), at);
 
   void run(const Orders<BatchNormAct>& kernels, const Parallel& parallel) {
     const Shape& s = in.shape;
