@@ -11,12 +11,28 @@
 #define GANKERN_DEVICE CPU
 #else
 #define GANKERN_DEVICE CUDA
+#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
-// Declared by torch's header only where its CUDA build's headers are.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 #endif
 
 namespace gankern {
+
+#if !defined(GANKERN_EMULATED)
+// The current stream of a device. This function of the stable ABI is in torch's CUDA library, which a torch without
+// CUDA has not, so that nothing can be linked with it; where a CUDA tensor is, it is loaded.
+inline void* current_stream(int32_t device) {
+  using Get = AOTITorchError (*)(int32_t device_index, void** stream);
+  static const Get get = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    void* found = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    STD_TORCH_CHECK(found, "this torch has no CUDA library that knows its streams");
+    return reinterpret_cast<Get>(found);
+  }();
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  return stream;
+}
+#endif
 
 // While it lives, the device of a tensor is the current one.
 class Launching {
@@ -28,11 +44,7 @@ class Launching {
   explicit Launching(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {
     cuda::use_device(device_);
   }
-  void* stream() const {
-    void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
-    return stream;
-  }
+  void* stream() const { return current_stream(device_); }
 
  private:
   const int32_t device_;
