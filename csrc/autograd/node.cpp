@@ -42,6 +42,31 @@ void set_outputs(const NodePtr& node, const Tensors& outputs) {
 struct OfRule : Recorded {
   RulePtr rule;
   explicit OfRule(RulePtr r) : rule(std::move(r)) {}
+
+  // What is kept, in blocks of one tensor a layer and one that belongs to all; of the layers without a gradient, which
+  // somebody may have overwritten or released, nothing.
+  Tensors unpack_reached(const Tensors& arrived) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const size_t layers = rule->layers();
+    Tensors tensors(saved.size());
+    reached_.assign(layers, false);
+    for (size_t i = 0; i < layers; ++i) reached_[i] = arrived[i].defined();
+    for (size_t i = 0; i < saved.size(); ++i)
+      if (const size_t layer = i % (layers + 1); layer == layers || reached_[layer])
+        tensors[i] = saved[i].unpack(getptr());
+    return tensors;
+  }
+
+  void release_variables() override {
+    if (!rule->layers()) return Recorded::release_variables();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (size_t i = 0; i < saved.size(); ++i)
+      if (const size_t layer = i % (reached_.size() + 1); layer < reached_.size() && reached_[layer])
+        saved[i].reset_data();
+  }
+
+ private:
+  std::vector<bool> reached_;  // by the last backward; what belongs to all stays
 };
 
 // Of a gradient of second order: refuses.
@@ -62,7 +87,8 @@ struct Second final : OfRule {
   variable_list apply(variable_list&& grad_grads) override {
     if (!any_defined(grad_grads)) return variable_list(num_outputs());
     for (Tensor& g : grad_grads) g = dense(g);
-    const Tensors grads = unpack(0, outputs), kept = unpack(outputs, saved.size());
+    const Tensors all = rule->layers() ? unpack_reached(grad_grads) : unpack(0, saved.size());
+    const Tensors grads(all.begin(), all.begin() + outputs), kept(all.begin() + outputs, all.end());
     refuse_tangents(rule->primitive(), grad_grads);
     refuse_tangents(rule->primitive(), grads);
     if (witness) witness.note();
@@ -91,11 +117,12 @@ struct Second final : OfRule {
 struct First final : OfRule {
   using OfRule::OfRule;
   std::string name() const override { return std::string("GankernBackward_") + rule->primitive(); }
+  size_t layers() const override { return rule->layers(); }
 
   variable_list apply(variable_list&& grads) override {
     if (!any_defined(grads)) return variable_list(num_outputs());
     for (Tensor& g : grads) g = dense(g);
-    const Tensors kept = unpack_kept();
+    const Tensors kept = rule->layers() ? unpack_reached(grads) : unpack_kept();
     refuse_tangents(rule->primitive(), grads);
     refuse_tangents(rule->primitive(), kept);
     const Needed needed = asked();
@@ -109,6 +136,7 @@ struct First final : OfRule {
     if (recording) {
       auto* second = new Second(rule);
       const NodePtr node = owned(second);
+      if (rule->layers()) grads.emplace_back();  // of what belongs to all
       second->outputs = grads.size();
       for (const Tensor& t : concat(grads, kept)) {
         second->depends_on(t);

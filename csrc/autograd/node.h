@@ -38,6 +38,10 @@ struct Rule {
   virtual Tensors double_backward(const Needed& needed, const Tensors& grad_grads, const Tensors& grads,
                                   const Tensors& saved) const = 0;
 
+  // The number of layers, where each output comes of the input of the same number alone and one more kept tensor
+  // belongs to all: each is differentiated when its gradient comes, whatever became of the others.
+  virtual size_t layers() const { return 0; }
+
   // Whether the result goes through a function that is linear in pieces: see gankern/core/zeros.py.
   virtual bool pieces() const { return false; }
 
@@ -71,6 +75,8 @@ struct Recorded : torch::autograd::Node {
   c10::SmallVector<torch::autograd::SavedVariable, 6> saved;
 
   void release_variables() override;
+  // See Rule; of the node of a forward alone.
+  virtual size_t layers() const { return 0; }
   // The lock is not held while a kernel runs, which may be Python's and wait for the interpreter's.
   Tensors unpack(size_t begin, size_t end);
   // Which gradients the running backward has a use for.

@@ -1,4 +1,6 @@
 // Spectral norm of one weight or of a network's: gankern/ops/spectral_norm.py with its rule.
+#include <ATen/ops/cat.h>
+
 #include <cstring>
 
 #include "call.h"
@@ -16,29 +18,56 @@ using Backward = Tensors(const Optionals&, at::TensorList, const Tensor&, at::In
 using DoubleBackward = std::tuple<Tensors, Tensors>(const Optionals&, const Optionals&, at::TensorList,
                                                     const Tensor&, at::IntArrayRef);
 
-// Those of `tensors` that are wanted and there.
-template <class Wanted>
-Optionals pick(const Tensors& tensors, size_t count, Wanted wanted) {
-  Optionals picked;
-  picked.reserve(count);
-  for (size_t i = 0; i < count; ++i)
-    picked.push_back(wanted(i) && tensors[i].defined() ? Optional(tensors[i]) : std::nullopt);
-  return picked;
-}
-// A layer without a gradient has an empty result.
-void drop_missing(Tensors* results, const Optionals& grads) {
-  for (size_t i = 0; i < results->size(); ++i)
-    if (!grads.get(i)) (*results)[i] = Tensor();
-}
-
 // Tensors: the weights of L layers. Kept: the weights, and the state that the forward left.
 struct SpectralNorm final : Rule {
-  std::vector<int64_t> dims;
+  std::vector<int64_t> dims, lengths;  // lengths: of u and v together
   int64_t n_power_iterations;
   double eps;
   bool u_first, add_eps;
 
   const char* primitive() const override { return "spectral_norm"; }
+  size_t layers() const override { return dims.size(); }
+
+  // The layers that a gradient reached, as the operators take them. The others are left out: their weights may have
+  // been overwritten since.
+  struct Reached {
+    std::vector<size_t> numbers;
+    Tensors weights;
+    std::vector<int64_t> dims;
+    Tensor state;
+
+    Optionals of(const Tensors& grads) const {
+      Optionals picked;
+      for (const size_t i : numbers) picked.push_back(Optional(grads[i]));
+      return picked;
+    }
+    // Results of all layers, of the results of these.
+    Tensors spread(const Tensors& results, size_t layers) const {
+      Tensors all(layers);
+      for (size_t k = 0; k < numbers.size(); ++k) all[numbers[k]] = results[k];
+      return all;
+    }
+  };
+  template <class Wanted>
+  Reached reach(const Tensors& saved, const Wanted& wanted) const {
+    Reached reached;
+    for (size_t i = 0; i < dims.size(); ++i) {
+      if (!wanted(i)) continue;
+      reached.numbers.push_back(i);
+      reached.weights.push_back(saved[i]);
+      reached.dims.push_back(dims[i]);
+    }
+    const Tensor& state = saved[dims.size()];
+    reached.state = state;
+    if (reached.numbers.empty() || reached.numbers.size() == dims.size()) return reached;
+    Tensors parts;
+    for (const size_t i : reached.numbers) parts.push_back(state.narrow(0, int64_t(i), 1));
+    int64_t at = int64_t(dims.size());
+    for (size_t i = 0; i < dims.size(); at += lengths[i++])
+      if (wanted(i)) parts.push_back(state.narrow(0, at, lengths[i]));
+    reached.state = at::cat(parts);
+    return reached;
+  }
 
   std::tuple<Tensors, Tensor> forward(at::TensorList weights, at::TensorList us, at::TensorList vs) const {
     static const auto op = find<Forward>("gankern::spectral_norm");
@@ -47,24 +76,26 @@ struct SpectralNorm final : Rule {
 
   Tensors backward(const Needed& needed, const Tensors& grads, const Tensors& saved) const override {
     static const auto op = find<Backward>("gankern::spectral_norm_backward");
-    const size_t layers = dims.size();
-    const Optionals wanted = pick(grads, layers, [&](size_t i) { return needed[i]; });
-    Tensors results = op.call(wanted, at::TensorList(saved.data(), layers), saved[layers], dims);
-    drop_missing(&results, wanted);
-    return results;
+    const Reached reached = reach(saved, [&](size_t i) { return needed[i] && grads[i].defined(); });
+    if (reached.numbers.empty()) return Tensors(dims.size());
+    const Tensors results = op.call(reached.of(grads), reached.weights, reached.state, reached.dims);
+    return reached.spread(results, dims.size());
   }
 
   Tensors double_backward(const Needed&, const Tensors& grad_grads, const Tensors& grads,
                           const Tensors& saved) const override {
     static const auto op = find<DoubleBackward>("gankern::spectral_norm_double_backward");
     const size_t layers = dims.size();
-    const Optionals hs = pick(grad_grads, layers, [&](size_t i) { return grads[i].defined(); }),
-                    gs = pick(grads, layers, [](size_t) { return true; });
-    auto [results, of_weights] = op.call(hs, gs, at::TensorList(saved.data(), layers), saved[layers], dims);
-    drop_missing(&results, hs);
-    drop_missing(&of_weights, hs);
-    results.insert(results.end(), of_weights.begin(), of_weights.end());
+    const Reached reached =
+        reach(saved, [&](size_t i) { return grad_grads[i].defined() && grads[i].defined(); });
+    if (reached.numbers.empty()) return Tensors(2 * layers + 2);
+    const auto [of_grads, of_weights] = op.call(reached.of(grad_grads), reached.of(grads), reached.weights,
+                                                reached.state, reached.dims);
+    Tensors results = reached.spread(of_grads, layers);
     results.emplace_back();  // of the state
+    const Tensors others = reached.spread(of_weights, layers);
+    results.insert(results.end(), others.begin(), others.end());
+    results.emplace_back();
     return results;
   }
 };
@@ -164,6 +195,7 @@ PyObject* call(PyObject* const* in) {
     layers.push_back(layer);
     if (!fits(layer, *layers[0].weight, &dim)) return decline();
     rule->dims.push_back(dim);
+    rule->lengths.push_back(layer.u->numel() + layer.v->numel());
   }
   if (!(rule->implementation = selected(self, PySequence_Fast_GET_ITEM(in[0], 0), in[10]))) return decline();
   return THPVariable_WrapList(normalize(rule, layers, stores));

@@ -73,6 +73,19 @@ class Absent : public std::enable_shared_from_this<Absent> {
 
 namespace {
 
+// f(edge) for each of these; for one to a node of layers, for what comes before its layer instead.
+template <class F>
+void each_before(at::ArrayRef<Edge> edges, const F& f) {
+  for (const Edge& edge : edges) {
+    if (!edge.is_valid()) continue;
+    const auto* recorded = dynamic_cast<const Recorded*>(edge.function.get());
+    if (recorded && recorded->layers())
+      each_before(recorded->next_edge(edge.input_nr), f);
+    else
+      f(edge);
+  }
+}
+
 // Its edges go to the collector before and to each of its leaves. Its output is a token, which nobody reads and
 // which no gradient comes to.
 struct Collector final : Node {
@@ -140,11 +153,11 @@ class RecordedBackward {
         continue;
       }
       bool known = true;
-      for (const Edge& edge : node->next_edges())
-        if (edge.is_valid() && !below_.count(edge.function.get())) {
-          stack.push_back(edge.function);
-          known = false;
-        }
+      each_before(node->next_edges(), [&](const Edge& edge) {
+        if (below_.count(edge.function.get())) return;
+        stack.push_back(edge.function);
+        known = false;
+      });
       if (!known) continue;
       stack.pop_back();
       Bits leaves;
@@ -152,8 +165,8 @@ class RecordedBackward {
         leaves.set(leaves_++);
         found.emplace_back(node, 0);
       } else {
-        for (const Edge& edge : node->next_edges())
-          if (edge.is_valid()) leaves |= below_.find(edge.function.get())->second.leaves;
+        each_before(node->next_edges(),
+                    [&](const Edge& edge) { leaves |= below_.find(edge.function.get())->second.leaves; });
       }
       below_.emplace(node.get(), Below{node, std::move(leaves)});
     }

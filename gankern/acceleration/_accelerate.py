@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map_only
 
 from gankern.acceleration import _known, _layers, _log, _spectral
+from gankern.acceleration._chains import Chains
 from gankern.acceleration._code import functions_held, names_used
 from gankern.acceleration._compiled import inside_compiled_parts, is_compiled
 from gankern.acceleration._layers import Followed, Left, Replaced
@@ -368,7 +369,7 @@ class _Work:
         refuse_scripting(self.root, "accelerated model", "call gankern.restore first")
         _change(self.root, Scriptable())
         leaves = [(m, m.__dict__["forward"]) for m in self.replaced if m is not self.root]
-        plan = Plan(group, self.fast, Leaves(leaves), Gains())
+        plan = Plan(group, self.fast, Leaves(leaves), Gains(), Chains())
         _replace(self.root, "forward", root_forward, plan, self.root.__dict__.get("forward"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from gankern.acceleration._code import original
 from gankern.acceleration._functions import VALUE, matters, pays
 from gankern.acceleration._scope import (
     HANDLERS,
+    STEPS,
     Deferred,
     defer,
     fuse,
@@ -475,6 +477,7 @@ def instance_norm(
         say("torch", NOT_FASTER)
         return F.instance_norm(input, *tensors, use_input_stats, momentum, eps)
     of, followed = _OfEach(running_mean, running_var, momentum, eps), state.followed[1]
+    input = input.contiguous()  # so is torch's result, wherever the channels lie
     if followed is not None and followed.waits and may_defer(input):
         return defer("norm", input.shape, _normalize, input, weight, bias, of, followed, True)
     return _normalize(input, weight, bias, of, None)
@@ -514,10 +517,24 @@ def _activate(name: str, input: Tensor, slope: float, inplace: bool) -> Tensor |
     return result
 
 
+def _longer(function: Callable[..., Tensor], input: Tensor, inplace: bool, *args: Any) -> Tensor | None:
+    """The activation as one more operation of a chain."""
+    if inplace or not is_half(input, "chain"):
+        return None
+    result = STEPS[function](function, (input, *args), {})
+    if result is NotImplemented:
+        return None
+    state.waiting = (*state.waiting, weakref.ref(input))  # who announced this operation took it off
+    return result
+
+
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     result = _activate("relu", input, 0.0, inplace)
     if result is not None:
         return result
+    longer = _longer(F.relu, input, inplace)
+    if longer is not None:
+        return longer
     input = settled(input)
     _say_second(input)
     return _functions.relu(input, inplace)
@@ -527,6 +544,9 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     result = _activate("leaky_relu", input, negative_slope, inplace) if negative_slope > 0 else None
     if result is not None:
         return result
+    longer = _longer(F.leaky_relu, input, inplace, negative_slope)
+    if longer is not None:
+        return longer
     input = settled(input)
     _say_second(input)
     return _functions.leaky_relu(input, negative_slope, inplace)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
+from gankern.acceleration._chains import Chains
 from gankern.acceleration._compiled import compiles, has_compiled_parts
 from gankern.acceleration._scope import Deferred, Interception, listed, preserve, say, settle, state
 from gankern.core.dispatch import last_implementation
@@ -29,6 +30,7 @@ class Plan:
     fast_double_backward: bool
     leaves: Leaves
     gains: Gains
+    chains: Chains
 
 
 class Leaves:
@@ -118,7 +120,7 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
             plan.leaves.put(need != PLAIN)
         if need < WATCHED:
             return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
-        state.intercepting, state.grad_mode = True, torch.is_grad_enabled()
+        state.intercepting, state.grad_mode, state.chains = True, torch.is_grad_enabled(), plan.chains
         state.gained = state.gained_by_watching = 0.0
         state.watched = 0
         with _interception, _hooks_see_values(module):
@@ -130,7 +132,7 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
     finally:
         state.double, state.intercepting = double, intercepting
         if not intercepting:
-            state.waiting, state.fused = (), ()
+            state.waiting, state.fused, state.chains = (), (), None
         if plan.group is not None:
             plan.group.clear(module)
 

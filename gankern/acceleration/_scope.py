@@ -45,6 +45,7 @@ class _State(threading.local):
         # What the convolutions and batch norms that a module calls by itself are told: _layers.Followed of each.
         self.followed: tuple[Any, Any] = (None, None)
         self.log: Any = None  # _log.Log, while a forward is listed
+        self.chains: Any = None  # _chains.Chains of the module
         # Since the root's forward began, in microseconds: what is taken to be gained, the part of it for which torch's
         # functions had to be watched, and how many of them were.
         self.gained = self.gained_by_watching = 0.0
@@ -96,7 +97,7 @@ class Pair:
     """The first half of a pair: how to compute it alone, and what its second half has to know. ``lasts``: whether it
     changes nothing, so that it does not matter when it is computed as long as its arguments are what they were."""
 
-    __slots__ = ("arguments", "compute", "frame", "kind", "lasts", "place", "result", "versions")
+    __slots__ = ("arguments", "compute", "frame", "kind", "lasts", "place", "result", "spent", "versions")
 
     def __init__(self, kind: str, compute: Callable[..., Tensor], arguments: tuple) -> None:
         self.kind, self.compute, self.arguments = kind, compute, arguments
@@ -105,6 +106,7 @@ class Pair:
         self.place = place(arguments[0].device)
         self.versions = [x._version for x in arguments if isinstance(x, Tensor)]
         self.result: Tensor | None = None
+        self.spent = False  # whether what follows ran in one with it, so that perhaps nobody asks for it
 
     def check(self) -> None:
         if self.versions != [x._version for x in self.arguments if isinstance(x, Tensor)]:
@@ -181,7 +183,7 @@ class _Connection(torch.autograd.Function):
 
 
 # Kinds of pairs whose first half changes nothing.
-LASTING = ("upsample", "convolution")
+LASTING = ("upsample", "convolution", "chain")
 
 _tensor: Any = Tensor  # whose attributes, on the class, are descriptors: the stubs show what a tensor has there
 METADATA = {
@@ -238,7 +240,9 @@ def settle(but: Any = None, pure: bool = False) -> None:
         first = reference()
         if first is None or first is but or first.pair.result is not None:
             continue
-        if pure and first.pair.lasts:
+        if first.pair.spent:
+            state.fused = (*state.fused, reference)
+        elif pure and first.pair.lasts:
             kept.append(reference)
         else:
             first.value()
@@ -272,13 +276,13 @@ def gain(microseconds: float) -> None:
     state.gained += microseconds
 
 
-def joined(first: Deferred, now: str, worth: float) -> None:
-    """Says that a pair ran as one: ``now``."""
+def joined(first: Deferred | None, now: str, worth: float) -> None:
+    """Says that operations ran as one: ``now``; ``first`` is that half of a pair."""
     state.gained += worth
     state.gained_by_watching += worth
     if state.log is not None:
         state.log.say(now, "")
-        if first.pair.frame is not None:
+        if first is not None and first.pair.frame is not None:
             first.pair.frame.now, first.pair.frame.why = "in one with what follows", ""
 
 
@@ -329,6 +333,7 @@ PURE = METADATA | {
 }
 
 HANDLERS: dict[Any, Callable[..., Any]] = {}
+STEPS: dict[Any, Callable[..., Any]] = {}  # of operations that may be a part of a chain: (function, args, kwargs)
 
 
 class Interception(TorchFunctionMode):
@@ -342,6 +347,8 @@ class Interception(TorchFunctionMode):
         handler, pure = HANDLERS.get(func), func in PURE
         if transformed() or recomputed():
             handler, pure = None, False
+        elif func in STEPS and (result := STEPS[func](func, args, kwargs)) is not NotImplemented:
+            return result
         if state.waiting:
             if handler is None:
                 settle(pure=pure and kwargs.get("out") is None)

@@ -15,6 +15,7 @@ from torch.autograd import Function
 
 from gankern.core import zeros
 from gankern.core.dispatch import refuse_gradient_order
+from gankern.core.torch_internals import transformed
 
 Tensors = Sequence[Tensor | None]
 
@@ -54,6 +55,10 @@ class Rule:
     # (options, *tensors) -> whether it keeps a result that torch's formulation does not. Where that was overwritten
     # before the backward, it is computed again, from the tensors.
     again: Callable[..., bool] = lambda options, *tensors: False
+    # Of options: the number of layers, where each output comes of the tensor of the same number alone. What is kept is
+    # then these tensors and one that belongs to all. Each layer is differentiated when its gradient comes, whatever
+    # became of the others: of these ``saved`` has None.
+    layers: Callable[[tuple], int] = lambda options: 0
 
     def __post_init__(self) -> None:
         RULES[self.name] = self
@@ -96,8 +101,8 @@ class _Forward(Function):
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*[output[i] for i in rule.non_differentiable])
         ctx.present = tuple(x is not None for x in tensors)
-        ctx.save_for_backward(*rule.saved(ctx.options, tensors, output))
         compiling = torch.compiler.is_compiling()
+        _keep(ctx, rule, rule.saved(ctx.options, tensors, output))
         ctx.spares = None
         if not compiling and rule.again(ctx.options, *tensors):
             ctx.spares = [(x, 0 if x is None else x._version) for x in tensors]
@@ -106,7 +111,7 @@ class _Forward(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         if all(g is None for g in grads):
             return (None,) * (2 + len(ctx.present))
-        rule, saved = RULES[ctx.name], _saved_tensors(ctx)
+        rule, saved = RULES[ctx.name], _saved_tensors(ctx, grads)
         needed = _needed(ctx, skip=2) if rule.asks_engine else ctx.needs_input_grad[2:]
         if first_order_only():
             result = rule.backward(ctx.options, needed, grads, saved)
@@ -117,7 +122,35 @@ class _Forward(Function):
         return None, None, *result
 
 
-def _saved_tensors(ctx: Any) -> Tensors:
+def _keep(ctx: Any, rule: Rule, tensors: Tensors) -> None:
+    compiled = torch.compiler.is_compiling()
+    ctx.layers = 0 if compiled or transformed() else rule.layers(ctx.options)
+    if ctx.layers:  # torch would release and check all together
+        ctx.kept = [(x, 0 if x is None else x._version) for x in tensors]
+    else:
+        ctx.save_for_backward(*tensors)
+
+
+def _kept(ctx: Any, arrived: Tensors) -> Tensors:
+    if not ctx.layers:
+        return ctx.saved_tensors
+    found: list[Tensor | None] = []
+    for i, (x, version) in enumerate(ctx.kept):
+        layer = i % (ctx.layers + 1)
+        reached = layer == ctx.layers or arrived[layer] is not None
+        if reached and x is not None and x._version != version:
+            raise RuntimeError(
+                f"one of the variables needed for gradient computation has been modified by an inplace operation: a "
+                f"tensor of shape {tuple(x.shape)} that {ctx.name} was given is at version {x._version}; expected "
+                f"version {version} instead"
+            )
+        found.append(x if reached else None)
+    return found
+
+
+def _saved_tensors(ctx: Any, arrived: Tensors) -> Tensors:
+    if ctx.layers:
+        return _kept(ctx, arrived)
     try:
         return ctx.saved_tensors
     except RuntimeError as error:
@@ -140,7 +173,7 @@ class _Backward(Function):
         ctx.name, ctx.options, _, ctx.outputs, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.present = tuple(x is not None for x in tensors)
-        ctx.save_for_backward(*tensors)
+        _keep(ctx, RULES[ctx.name], tensors)
 
     @staticmethod
     def backward(ctx: Any, *grad_grads: Tensor | None) -> Any:
@@ -148,12 +181,13 @@ class _Backward(Function):
             return (None,) * (4 + len(ctx.present))
         rule = RULES[ctx.name]
         needed = _needed(ctx, skip=4) if rule.asks_engine else ctx.needs_input_grad[4:]
-        tensors = (*grad_grads, *ctx.saved_tensors)
+        kept = _kept(ctx, grad_grads)
+        tensors = (*grad_grads, *kept)
         if first_order_only():
             n, m = len(grad_grads), len(grad_grads) + ctx.outputs
             result = rule.double_backward(ctx.options, needed, tensors[:n], tensors[n:m], tensors[m:])
         elif rule.plain is not None:
-            result = _plain_double_backward(rule, ctx.options, grad_grads, ctx.saved_tensors, ctx.outputs)
+            result = _plain_double_backward(rule, ctx.options, grad_grads, kept, ctx.outputs)
         else:
             result = apply(_DoubleBackward, ctx.name, ctx.options, needed, len(grad_grads), ctx.outputs, *tensors)
         return None, None, None, None, *result

@@ -26,6 +26,7 @@ csrc/autograd/zeros.cpp does the same without Python.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -76,7 +77,7 @@ class _RecordedBackward:
             if node in below:
                 stack.pop()
                 continue
-            edges = [after for after, _ in node.next_functions if after is not None]
+            edges = list(_before(node.next_functions))
             unknown = [after for after in edges if after not in below]
             if unknown:
                 stack += unknown
@@ -95,6 +96,19 @@ class _RecordedBackward:
             first = self.leaves - len(found)
             self.token = _plain_apply(_Collector, self.absent, first, self.token, *found)
         return below[root]
+
+
+def _before(edges: Iterable[tuple[Node | None, int]]) -> Iterator[Node]:
+    """The nodes at the ends of edges. Where an output comes of one input alone (``layers`` of a Rule), what is before
+    that input."""
+    for node, output in edges:
+        if node is None:
+            continue
+        layers = getattr(node, "layers", 0)
+        if layers:
+            yield from _before(edge for i, edge in enumerate(node.next_functions) if i % layers == output)
+        else:
+            yield node
 
 
 class _Running(threading.local):

@@ -5,7 +5,8 @@ csrc/cpu/spectral_norm.cpp, csrc/cuda/spectral_norm.cu and gankern/triton/spectr
 
 What a forward leaves for its backward is one vector, the *state*, in the accumulation dtype: sigma of all layers,
 then u and v of each layer. It holds the pair that this forward ended with, whatever the buffers become later.
-A layer that a loss does not reach has no gradient: None goes in, and an empty tensor comes out.
+A layer that a loss does not reach has no gradient: None goes in, and an empty tensor comes out. To autograd each layer
+is by itself, as if it had a node of its own: see ``layers`` of :class:`gankern.core.autograd.Rule`.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ registry.define(
 
 
 def _forward(options, *tensors):
-    implementation, *rest = options
+    implementation, *rest, _ = options
     layers = len(tensors) // 3
     lists = tensors[:layers], tensors[layers : 2 * layers], tensors[2 * layers :]
     normalized, state = registry.kernel(implementation, NAME, "forward", tensors[0].device)(*lists, *rest)
@@ -82,30 +83,53 @@ def _saved(options, tensors, outputs):
 
 def _backward(options, needed, grads, saved):
     implementation, dims, *_ = options
-    *weights, state = saved
-    layers = len(weights)
+    layers = len(dims)
+    reached = [i for i in range(layers) if needed[i] and grads[i] is not None]
+    if not reached:
+        return (None,) * (3 * layers)
+    kernel = registry.kernel(implementation, NAME, "backward", saved[layers].device)
     # An embedding with sparse=True has sparse gradients.
-    grads = [g.to_dense() if need and g is not None else None for g, need in zip(grads[:layers], needed)]
-    result = registry.kernel(implementation, NAME, "backward", state.device)(grads, weights, state, dims)
-    return *_present(result, grads), *[None] * (2 * layers)
+    result = kernel([grads[i].to_dense() for i in reached], *_of(reached, options, saved))
+    return *_spread(reached, result, layers), *[None] * (2 * layers)
 
 
 def _double_backward(options, needed, grad_grads, grads, saved):
     implementation, dims, *_ = options
-    *weights, state = saved
-    layers = len(weights)
-    hs = [None if g is None else h for h, g in zip(grad_grads[:layers], grads)]
-    kernel = registry.kernel(implementation, NAME, "double_backward", state.device)
-    grad_of_grads, grad_weights = kernel(hs, grads[:layers], weights, state, dims)
-    return *_present(grad_of_grads, hs), None, *_present(grad_weights, hs), None
+    layers = len(dims)
+    reached = [i for i in range(layers) if grad_grads[i] is not None and grads[i] is not None]
+    if not reached:
+        return (None,) * (2 * layers + 2)
+    kernel = registry.kernel(implementation, NAME, "double_backward", saved[layers].device)
+    gradients = [[each[i] for i in reached] for each in (grad_grads, grads)]
+    of_grads, of_weights = kernel(*gradients, *_of(reached, options, saved))
+    return *_spread(reached, of_grads, layers), None, *_spread(reached, of_weights, layers), None
 
 
-def _present(results: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [None if g is None else r for r, g in zip(results, grads)]
+def _of(reached: Sequence[int], options: tuple, saved: Sequence[Tensor]) -> tuple[list[Tensor], Tensor, list[int]]:
+    """Weights, state and dims of some layers."""
+    _, dims, *_, lengths = options
+    weights, state = [saved[i] for i in reached], saved[len(dims)]
+    if len(reached) < len(dims):
+        sigmas, *vectors = state.split([len(dims), *lengths])
+        state = torch.cat([*(sigmas[i : i + 1] for i in reached), *(vectors[i] for i in reached)])
+    return weights, state, [dims[i] for i in reached]
+
+
+def _spread(reached: Sequence[int], results: Sequence[Tensor], layers: int) -> list[Tensor | None]:
+    found = dict(zip(reached, results))
+    return [found.get(i) for i in range(layers)]
 
 
 # u and v are constants, and the state is none of the user's.
-autograd.Rule(NAME, _forward, _saved, _backward, _double_backward, non_differentiable=(-1,))
+autograd.Rule(
+    NAME,
+    _forward,
+    _saved,
+    _backward,
+    _double_backward,
+    non_differentiable=(-1,),
+    layers=lambda options: len(options[1]),
+)
 
 
 def spectral_norm_group(
@@ -127,7 +151,8 @@ def spectral_norm_group(
         rows = [reference(w, u, v, d, *rules) for w, u, v, d in zip(weights, us, vs, dims)]
         vectors = [vector for row in rows for vector in row[1:3]]
         return [row[0] for row in rows], vectors, torch.stack([row[3].detach() for row in rows])
-    options = (chosen, tuple(dims), n_power_iterations, eps, u_first, add_eps)
+    lengths = tuple(u.numel() + v.numel() for u, v in zip(us, vs))
+    options = (chosen, tuple(dims), n_power_iterations, eps, u_first, add_eps, lengths)
     *normalized, state = autograd.differentiate(NAME, options, *weights, *us, *vs)
     with torch.no_grad():
         sigma, *vectors = state.split(state_sizes(weights, dims))

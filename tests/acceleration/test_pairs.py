@@ -259,3 +259,26 @@ def test_batch_norm_of_other_dimensions(name, fused):
     torch.manual_seed(0)
     check(make(), torch.randn(shape), tolerance=1e-9)
     assert len([f for f in run_counted(make(), torch.randn(shape), fused) if "relu" in f]) == 1
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("behind", [nn.Identity, nn.ReLU, nn.Dropout])
+def test_instance_norm_has_torchs_memory_format(affine, training, behind):
+    """Of a channels_last map it makes a contiguous one; the elements that a dropout takes go by that."""
+    torch.manual_seed(0)
+    net = body(nn.InstanceNorm2d(8, affine=affine, track_running_stats=True), behind(), nn.Dropout(0.5)).double()
+    fast = copy.deepcopy(net)
+    gankern.accelerate(fast)
+    x = torch.randn(2, 8, 6, 6, dtype=torch.float64).to(memory_format=torch.channels_last)
+    results = []
+    for model in (net, fast):
+        model.train()[0].train(training)
+        torch.manual_seed(1)
+        leaf = x.clone().requires_grad_()
+        y = model(leaf)
+        y.square().sum().backward()
+        results.append((y, leaf.grad))
+    for expected, found in zip(*results):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+        assert found.stride() == expected.stride()

@@ -492,33 +492,6 @@ def test_a_fresh_process_compiles_more_than_once(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("norm", NORMS)
-def test_round_trip(norm):
-    """Accelerated, compiled, trained, evaluated, with another batch, exported and restored: equal throughout."""
-    net, twin = pair(norm, training=True)
-    torch._dynamo.reset()
-    run = torch.compile(twin, backend="aot_eager")
-    optimisers = [torch.optim.Adam(n.parameters(), 0.01) for n in (net, twin)]
-    for batch in (X, X[:2]):
-        results = []
-        for model, optimiser in zip((net, run), optimisers):
-            optimiser.zero_grad()
-            y = model(batch)
-            y.square().sum().backward()
-            optimiser.step()
-            results.append(y.detach())
-        torch.testing.assert_close(*results, rtol=1e-7, atol=1e-7)
-    net.eval(), twin.eval()
-    torch.testing.assert_close(run(X), net(X), rtol=1e-6, atol=1e-6)
-    program = torch.export.export(twin, (X,)).module()
-    torch.testing.assert_close(program(X), net(X), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(twin(X[:1]), net(X[:1]), rtol=1e-6, atol=1e-6)
-    gankern.restore(run)
-    torch.testing.assert_close(twin(X), net(X), rtol=1e-6, atol=1e-6)
-    assert twin.state_dict().keys() == net.state_dict().keys() and "forward" not in twin.__dict__
-
-
 THIRD = {
     "batch norm": lambda: nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Tanh()),
     "batch norm and relu": lambda: nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)),
