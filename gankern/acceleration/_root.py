@@ -66,6 +66,7 @@ class Gains:
 
     def __init__(self) -> None:
         self.useless: dict[Any, list[int]] = {}  # by kind of call: how often either was of no use
+        self.plain: set[Any] = set()  # what is known of calls with data that need nothing, in its shortest form
 
     def __reduce__(self):
         return Gains, ()
@@ -99,7 +100,16 @@ _DECIDING = (int, bool, str)
 _interception = Interception()
 
 
+def _shortest(module: nn.Module, x: Tensor) -> Any:
+    return x.shape, module.training, torch.is_grad_enabled()
+
+
 def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs: Any) -> Any:
+    if len(args) == 1 and not plan.leaves.there and not kwargs and type(args[0]) is Tensor:
+        # The layers' forwards are their own: a call that needs nothing of ours is what it was.
+        x = args[0]
+        if not torch.compiler.is_compiling() and not x.requires_grad and _shortest(module, x) in plan.gains.plain:
+            return type(module).forward(module, x)
     if torch.compiler.is_compiling() or transformed() or recomputed():
         return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
     double, intercepting = state.double, state.intercepting
@@ -118,6 +128,9 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
         need = LEAVES if kind is None else plan.gains.need(kind)
         if plan.leaves.there is (need == PLAIN):
             plan.leaves.put(need != PLAIN)
+        if need == PLAIN and plan.group is None and inner is None and not double:
+            if len(args) == 1 and not kwargs and type(args[0]) is Tensor and not args[0].requires_grad:
+                plan.gains.plain.add(_shortest(module, args[0]))
         if need < WATCHED:
             return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
         state.intercepting, state.grad_mode, state.chains = True, torch.is_grad_enabled(), plan.chains
