@@ -1,11 +1,13 @@
 """Whether gankern.accelerate makes anything slower: small models, where a few microseconds a layer would show.
 
-    python benchmarks/accelerate_never_slower.py [--seconds 1.0] [--only PART_OF_A_NAME] [--record FILE]
+    python benchmarks/accelerate_never_slower.py [--seconds 1.0] [--only PART_OF_A_NAME] [--record FILE] [--cpu-time]
 
-The patterns of tests/acceleration and the library's own models with stock torch layers, tiny and of ordinary size.
-Each is built twice; one of the two is accelerated. A forward without gradients, a forward and backward, and, for
-critics, the step on a gradient penalty take turns with the original's in one process, after a few that neither counts.
-A ratio is the median over the rounds of the original's time by the accelerated one's: below 1 is slower.
+The patterns of tests/acceleration, the models from PyPI there, and the library's own models with stock torch layers,
+tiny and of ordinary size. Each is built twice; one of the two is accelerated. A forward without gradients, a forward
+and backward, for critics the step on a gradient penalty, and for patterns and models from PyPI a whole step (the
+repository's loss and penalty, Adam) take turns with the original's in one process, after a few that neither counts.
+A ratio is the median over the rounds of the original's time by the accelerated one's: below 1 is slower. On a machine
+that does other work too, ``--cpu-time`` with ``--threads 1`` counts what the process itself computes.
 """
 
 from __future__ import annotations
@@ -30,14 +32,36 @@ from gankern.models import build
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "acceleration"))
 import patterns
+import pypi_models
+from harness import Case
+from test_chains import BIAS_ACT, STDDEV, bias, body
 
 Make = Callable[[], nn.Module]
-Inputs = tuple[Tensor, ...]
+Inputs = tuple[Any, ...]
 
 
-def models() -> Iterator[tuple[str, Make, Inputs]]:
-    for case in patterns.CASES.values():
-        yield f"pattern: {case.name}", case.new, case.inputs()
+def models() -> Iterator[tuple[str, Make, Inputs, Case | None]]:
+    for kind, cases in (("pattern", patterns.CASES), ("PyPI", pypi_models.cases())):
+        for case in cases.values():
+            try:
+                case.new()
+            except pypi_models.NotAvailable as reason:
+                print(reason, file=sys.stderr)
+                continue
+            yield f"{kind}: {case.name}", case.new, case.inputs(), case
+    for name, inline, channels in (
+        ("deviation of the minibatch", STDDEV["rosinality's"], 9),
+        ("bias, activation and factor", BIAS_ACT["a function in a layer"], 8),
+    ):
+        for count, size in ((4, 8), (16, 64)):
+            net = body(inline, channels, bias=bias(8), act=nn.LeakyReLU(0.1))
+            x = torch.randn(count, 3, size, size)
+            yield f"chain: {name}, {count} samples of {size}", lambda net=net: copy.deepcopy(net), (x,), None
+    for name, make, x in ours():
+        yield name, make, x, None
+
+
+def ours() -> Iterator[tuple[str, Make, Inputs]]:
     tiny = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1))
     yield "tiny: two convolutions of 4 channels", lambda: copy.deepcopy(tiny), (torch.randn(1, 1, 8, 8),)
     dense = nn.Sequential(nn.Linear(2, 32), nn.LeakyReLU(0.2), nn.Linear(32, 1))
@@ -54,7 +78,7 @@ def models() -> Iterator[tuple[str, Make, Inputs]]:
 
 def _outputs(module: nn.Module, inputs: Inputs) -> Tensor:
     y = module(*inputs)
-    return y["score"] if isinstance(y, dict) else y
+    return y["score"] if isinstance(y, dict) else y[0] if isinstance(y, (tuple, list)) else y
 
 
 def forward(module: nn.Module, inputs: Inputs) -> None:
@@ -70,14 +94,27 @@ def training(module: nn.Module, inputs: Inputs) -> None:
 def penalised(module: nn.Module, inputs: Inputs) -> None:
     module.zero_grad()
     x = inputs[0].detach().requires_grad_()
-    (grad,) = torch.autograd.grad(_outputs(module, (x,)).sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(_outputs(module, (x, *inputs[1:])).sum(), x, create_graph=True)
     (grad.flatten(1).norm(dim=1) - 1).square().mean().backward()
 
 
 PASSES = {"forward": forward, "forward + backward": training, "penalty": penalised}
 
 
-def measure(make: Make, inputs: Inputs, step: Any, seconds: float) -> dict[str, float]:
+def whole_step(case: Case) -> Callable[[nn.Module, Inputs], None]:
+    optimisers: dict[int, torch.optim.Optimizer] = {}
+
+    def step(module: nn.Module, inputs: Inputs) -> None:
+        optimiser = optimisers.setdefault(id(module), torch.optim.Adam(module.parameters(), 1e-4))
+        optimiser.zero_grad()
+        loss = case.loss(module, inputs)
+        (loss if case.penalty is None else loss + case.penalty(module, inputs)).backward()
+        optimiser.step()
+
+    return step
+
+
+def measure(make: Make, inputs: Inputs, step: Any, seconds: float, clock: Callable[[], float]) -> dict[str, float]:
     before, after = make(), make()
     gankern.accelerate(after)
     if step is not forward:
@@ -90,9 +127,9 @@ def measure(make: Make, inputs: Inputs, step: Any, seconds: float) -> dict[str, 
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(first) < 7:
         for which in (0, 1) if len(first) % 2 else (1, 0):
-            begin = time.perf_counter()
+            begin = clock()
             steps[which]()
-            (first, second)[which].append(time.perf_counter() - begin)
+            (first, second)[which].append(clock() - begin)
     ratio = statistics.median(a / b for a, b in zip(first, second))
     return {"before": 1e3 * statistics.median(first), "after": 1e3 * statistics.median(second), "ratio": ratio}
 
@@ -101,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=1.0, help="a pass of a model")
     parser.add_argument("--only", default="", help="a part of the model's name")
+    parser.add_argument("--cpu-time", action="store_true", help="of the process, not of the clock on the wall")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--record", type=Path, help="JSON")
     options = parser.parse_args()
@@ -108,15 +146,16 @@ def main() -> None:
     gankern.keep_freed_memory()
     torch.manual_seed(0)
     results = []
-    for name, make, inputs in models():
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    for name, make, inputs, case in models():
         if options.only not in name:
             continue
-        for label, step in PASSES.items():
+        for label, step in (PASSES if case is None else PASSES | {"whole step": whole_step(case)}).items():
             try:
                 step(make(), inputs)
             except (RuntimeError, TypeError):  # no penalty for a generator of labels, for instance
                 continue
-            results.append({"model": name, "pass": label} | measure(make, inputs, step, options.seconds))
+            results.append({"model": name, "pass": label} | measure(make, inputs, step, options.seconds, clock))
     table = Table("model", "pass", "before", "after", "faster", title="Milliseconds; slowest first")
     for r in sorted(results, key=lambda r: r["ratio"]):
         table.add_row(r["model"], r["pass"], f"{r['before']:.3f}", f"{r['after']:.3f}", f"{r['ratio']:.3f}x")

@@ -140,16 +140,21 @@ class Chains:
 # ---- where a chain begins ---------------------------------------------------------------------------------------
 
 
+_BEGINNINGS = {"view", "reshape", "var", "mean", "pow", "square", "mul", "add"}
+
+
 def _begins(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None] | None:
     """The tensors of a chain that may begin with this operation. Few do: most of what a model calls is ruled out here,
     so that it costs next to nothing."""
+    if name not in _BEGINNINGS:
+        return None
     x = args[0] if args else kwargs.get("input")
     if type(x) is not Tensor or x.dtype not in (torch.float32, torch.float64) or not 2 <= x.ndim <= 4:
         return None
     bias: Any = None
-    if name in ("view", "reshape", "unflatten"):
+    if name in ("view", "reshape"):
         # The samples in groups: [N, C, H, W] as [G, N / G, ...] or [N / G, G, ...].
-        if x.ndim != 4 or name == "unflatten":
+        if x.ndim != 4:
             return None
         sizes = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
         if len(sizes) < 5 or not all(type(n) is int for n in sizes):
@@ -170,7 +175,7 @@ def _begins(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[T
         if len(args) < 2 or args[1] is not x or x.ndim == 3:
             return None
         name = "pow"
-    elif name == "add":
+    else:  # add
         bias = args[1] if len(args) == 2 and not kwargs else None
         if type(bias) not in (Tensor, nn.Parameter) or bias.numel() != x.shape[1] or bias.numel() == x.numel():
             return None
@@ -178,8 +183,6 @@ def _begins(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[T
             return None
         if bias.dtype != x.dtype or bias.device != x.device or x.shape[1] == 1:
             return None
-    else:
-        return None
     return None if x.numel() < max(FROM[name], 1) or not x.is_contiguous() or not may_defer(x) else (x, bias)
 
 

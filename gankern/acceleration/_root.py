@@ -100,16 +100,19 @@ _DECIDING = (int, bool, str)
 _interception = Interception()
 
 
-def _shortest(module: nn.Module, x: Tensor) -> Any:
-    return x.shape, module.training, torch.is_grad_enabled()
+def _shortest(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The kind of a call with one tensor of data, and False of any other."""
+    if len(args) != 1 or kwargs or type(args[0]) is not Tensor or args[0].requires_grad:
+        return False
+    return args[0].shape, module.training, torch.is_grad_enabled()
 
 
 def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs: Any) -> Any:
-    if len(args) == 1 and not plan.leaves.there and not kwargs and type(args[0]) is Tensor:
+    if not plan.leaves.there and not torch.compiler.is_compiling():
         # The layers' forwards are their own: a call that needs nothing of ours is what it was.
-        x = args[0]
-        if not torch.compiler.is_compiling() and not x.requires_grad and _shortest(module, x) in plan.gains.plain:
-            return type(module).forward(module, x)
+        kind = _shortest(module, args, kwargs)
+        if kind and kind in plan.gains.plain:
+            return type(module).forward(module, *args)
     if torch.compiler.is_compiling() or transformed() or recomputed():
         return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
     double, intercepting = state.double, state.intercepting
@@ -129,8 +132,7 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
         if plan.leaves.there is (need == PLAIN):
             plan.leaves.put(need != PLAIN)
         if need == PLAIN and plan.group is None and inner is None and not double:
-            if len(args) == 1 and not kwargs and type(args[0]) is Tensor and not args[0].requires_grad:
-                plan.gains.plain.add(_shortest(module, args[0]))
+            plan.gains.plain.add(_shortest(module, args, kwargs))
         if need < WATCHED:
             return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
         state.intercepting, state.grad_mode, state.chains = True, torch.is_grad_enabled(), plan.chains

@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 from gankern.core import zeros
 from gankern.core.dispatch import refuse_gradient_order
-from gankern.core.torch_internals import transformed
+from gankern.core.torch_internals import recomputed, transformed
 
 Tensors = Sequence[Tensor | None]
 
@@ -123,8 +123,8 @@ class _Forward(Function):
 
 
 def _keep(ctx: Any, rule: Rule, tensors: Tensors) -> None:
-    compiled = torch.compiler.is_compiling()
-    ctx.layers = 0 if compiled or transformed() else rule.layers(ctx.options)
+    watched = torch.compiler.is_compiling() or transformed() or recomputed()
+    ctx.layers = 0 if watched else rule.layers(ctx.options)
     if ctx.layers:  # torch would release and check all together
         ctx.kept = [(x, 0 if x is None else x._version) for x in tensors]
     else:
