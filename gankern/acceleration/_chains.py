@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -113,8 +113,7 @@ class Link:
     run: Callable[..., Tensor]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    before: list[Pair] = field(default_factory=list)
-    length: int = 1
+    before: list[Pair]
 
 
 class Chains:
@@ -199,6 +198,9 @@ def step(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     if listed and not (args and type(args[0]) in (list, tuple) and len(args[0]) == 2):
         return NotImplemented
     operands = args[0] if listed else args
+    if any(type(a) is Deferred and a.pair.result is not None for a in operands):  # it was computed meanwhile
+        operands = [a.pair.result if type(a) is Deferred and a.pair.result is not None else a for a in operands]
+        args = (operands, *args[1:]) if listed else tuple(operands)
     first = next((a for a in operands[:2] if type(a) is Deferred), None)
     if first is not None:
         if not is_half(first, "chain"):
@@ -240,7 +242,6 @@ def step(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         return NotImplemented
     settle(pure=True)
     link = Link(following, start, chains, func, _pairs(args), kwargs, before)
-    link.length += sum(pair.arguments[2].length for pair in before)
     if isinstance(following.value, Joined):
         return _joined(link, x, [o for o in operands if type(o) is Deferred])
     return defer("chain", torch.Size(following.value.shape), _compute, x, bias, link)
@@ -279,16 +280,18 @@ def _computed(args: Any) -> Any:
 
 def _ran(found: Found, link: Link, x: Tensor) -> None:
     link.chains.misses[link.start] = 0
-    pending = list(link.before)
+    pending, operations = list(link.before), 1
     while pending:
         pair = pending.pop()
-        pair.spent = True
+        if pair.spent:
+            continue
+        pair.spent, operations = True, operations + 1
         if pair.frame is not None:
             pair.frame.now, pair.frame.why = "in one with what follows", ""
         if pair.result is None:
             pending += pair.arguments[2].before
-    worth = x.numel() * WORTH[found.name] + AN_OPERATION * link.length
-    joined(None, f"gankern: {found.name} ({last_implementation(found.name)}), for {link.length} operations", worth)
+    worth = x.numel() * WORTH[found.name] + AN_OPERATION * operations
+    joined(None, f"gankern: {found.name} ({last_implementation(found.name)}), for {operations} operations", worth)
 
 
 def _joined(link: Link, x: Tensor, appended: list[Deferred]) -> Tensor:

@@ -309,3 +309,24 @@ def test_small_ones_are_left_alone(ran, monkeypatch):
     monkeypatch.setattr(_chains, "FROM", {"add": 2**16, "pow": 2**16, "view": 0, "var": 0, "mean": 0})
     net = body(lambda m, x: fused_leaky_relu(x, m.bias), 8, bias=bias(8))
     assert of_forward(net, torch.randn(2, 3, 4, 4), ran) == []
+
+
+def test_third_order_is_refused_and_there_by_reference():
+    torch.manual_seed(0)
+    net = body(PIXEL_NORM["rsqrt"], 8).double()
+    twin = copy.deepcopy(net)
+    gankern.accelerate(twin)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+
+    def third(model):
+        leaf = x.clone().requires_grad_()
+        value = model(leaf).tanh().sum()
+        for _ in range(2):
+            (grad,) = torch.autograd.grad(value, leaf, create_graph=True)
+            value = grad.square().sum()
+        return torch.autograd.grad(value, leaf)[0]
+
+    with pytest.raises(RuntimeError, match="exact to gradient order 2"):
+        third(twin)
+    with gankern.use_implementation("reference"):
+        torch.testing.assert_close(third(twin), third(net), rtol=1e-8, atol=1e-8)
