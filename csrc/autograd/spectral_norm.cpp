@@ -89,8 +89,8 @@ struct SpectralNorm final : Rule {
     const Reached reached =
         reach(saved, [&](size_t i) { return grad_grads[i].defined() && grads[i].defined(); });
     if (reached.numbers.empty()) return Tensors(2 * layers + 2);
-    const auto [of_grads, of_weights] = op.call(reached.of(grad_grads), reached.of(grads), reached.weights,
-                                                reached.state, reached.dims);
+    const auto [of_grads, of_weights] =
+        op.call(reached.of(grad_grads), reached.of(grads), reached.weights, reached.state, reached.dims);
     Tensors results = reached.spread(of_grads, layers);
     results.emplace_back();  // of the state
     const Tensors others = reached.spread(of_weights, layers);
