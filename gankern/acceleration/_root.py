@@ -108,7 +108,7 @@ def _shortest(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs: Any) -> Any:
-    if not plan.leaves.there and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and not plan.leaves.there:
         # The layers' forwards are their own: a call that needs nothing of ours is what it was.
         kind = _shortest(module, args, kwargs)
         if kind and kind in plan.gains.plain:
