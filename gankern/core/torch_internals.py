@@ -40,6 +40,11 @@ def functional() -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def sequence_number() -> int:
+    """The number that autograd gives to the next node of this thread."""
+    return torch._C._autograd._get_sequence_nr()
+
+
 def graph_nodes(*outputs: torch.Tensor) -> Iterator[Any]:
     """The nodes of the graph that autograd recorded of the outputs, each once."""
     seen: set[Any] = set()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from gankern.core.double_backward import fast_double_backward
-from gankern.core.torch_internals import graph_nodes
+from gankern.core.torch_internals import graph_nodes, sequence_number
 from gankern.tangent.convolutions import fast_convolutions
 from gankern.tangent.method import resolve
 
@@ -43,6 +43,7 @@ def penalty_gradients(
         return leaf
 
     args, kwargs = tree_map(cut, (tuple(args), dict(kwargs or {})))
+    begin = sequence_number()
     with fast_double_backward():
         with fast_convolutions(critic, xs[0]):
             out = select(critic(*xs, *args, **kwargs))
@@ -67,22 +68,24 @@ def penalty_gradients(
             pairs = [(g, v) for g, v in zip(gradients, directions) if g is not None and g.requires_grad]
             leaves = [*parameters, *originals]
             del gradients, directions
-            found = _second(pairs, leaves)
+            found = _second(pairs, leaves, begin)
     targets = [(originals.get(leaf, leaf), g) for leaf, g in zip(leaves, found) if g is not None]
     return value, [target for target, _ in targets], [g for _, g in targets]
 
 
-def _second(pairs: list[tuple[Tensor, Tensor]], leaves: list[Tensor]) -> Sequence[Tensor | None]:
+def _second(pairs: list[tuple[Tensor, Tensor]], leaves: list[Tensor], begin: int) -> Sequence[Tensor | None]:
     if not pairs or not leaves:
         return [None] * len(leaves)
     outputs, directions = zip(*pairs)
     pairs.clear()
+    # What the critic has from a graph of its caller's, such as weights that another network computes, must stay.
+    of_others = any(node._sequence_nr() < begin for node in graph_nodes(*outputs))
     # Hooks of parameters run when the gradients are handed out, and only then.
     hooks = [(leaf, leaf._backward_hooks) for leaf in leaves if leaf._backward_hooks]
     try:
         for leaf, _ in hooks:
             leaf._backward_hooks = None
-        return torch.autograd.grad(outputs, leaves, directions, allow_unused=True)
+        return torch.autograd.grad(outputs, leaves, directions, retain_graph=of_others, allow_unused=True)
     finally:
         for leaf, of_leaf in hooks:
             leaf._backward_hooks = of_leaf

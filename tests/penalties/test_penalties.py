@@ -934,3 +934,36 @@ def test_a_value_is_what_it_says():
         value = penalties.gradient_penalty(net, torch.zeros(2, 3), torch.ones(2, 3), method="double_backward")
         assert math.isclose(value.item(), 10 * (scale * 3**0.5 - 1) ** 2, rel_tol=1e-5)
         assert all(g.isfinite().all() for g in handed_out(value, net))
+
+
+class Hyper(nn.Module):
+    """Weights of another network's making."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 6)
+
+    def forward(self):
+        return self.linear(torch.ones(3, dtype=self.linear.weight.dtype)).tanh()
+
+
+@pytest.mark.parametrize("method", ["auto", "double_backward"])
+def test_a_graph_of_the_caller_s_stays(method):
+    """A critic of weights that were computed before, whose graph the loss goes through too."""
+    torch.manual_seed(0)
+    ours, (real, fake), alpha = Hyper().double(), torch.randn(2, 5, 6, dtype=torch.float64), torch.rand(5).double()
+    theirs = copy.deepcopy(ours)
+
+    def loss(hyper, penalty_of):
+        weights = hyper()
+        return penalty_of(lambda x: (x @ weights).tanh()) + (fake @ weights).mean() + weights.square().sum()
+
+    def by_hand(critic):
+        x = torch.lerp(real, fake, alpha[:, None]).requires_grad_()
+        (g,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+        return 10 * (g.norm(dim=1) - 1).square().mean()
+
+    loss(ours, lambda critic: penalties.gradient_penalty(critic, real, fake, alpha=alpha, method=method)).backward()
+    loss(theirs, by_hand).backward()
+    for p, q in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-11)
