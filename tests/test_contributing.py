@@ -51,7 +51,8 @@ def test_two_lines_make_a_primitive_public(place):
 
 @pytest.mark.parametrize("name", sorted(Primitive.registry))
 def test_every_step_of_every_primitive(name):
-    files = {path.replace("<primitive>", name) for path in listed("primitive")} - WITHOUT
+    faster = "csrc/autograd/<primitive>.cpp"  # where what a call costs the host matters
+    files = {path.replace("<primitive>", name) for path in listed("primitive") if path != faster} - WITHOUT
     assert [file for file in sorted(files) if not (ROOT / file).is_file()] == []
 
 

@@ -98,12 +98,24 @@ CALLS = {
     "upsample_conv2d": (lambda x, w, i: GF.upsample_conv2d(x, w, implementation=i), IMAGES, (3, 4, 3, 3)),
     "conv2d_downsample": (lambda x, w, i: GF.conv2d_downsample(x, w, implementation=i), IMAGES, (3, 4, 3, 3)),
 }
-# A primitive without a call of its own: its case of the smallest tensors, four of its batch.
+# A primitive without a call of its own: its case of the smallest tensors, four of its batch. What has the shape of the
+# first tensor is made of it, and so has its batch.
 CALLED = {"convolution": "conv2d"}  # by another name
+
+
+def of_case(case):
+    first, *others = [tuple(x.shape) for x in case.make(torch.float64, "cpu")]
+
+    def function(x, *given):
+        *rest, implementation = given
+        rest = iter(rest)
+        return case.run(implementation, [x, *((x + 1).cos() if shape == first else next(rest) for shape in others)])
+
+    return function, (4, *first[1:]), *(shape for shape in others if shape != first)
+
+
 for _name in Primitive.registry.keys() - {CALLED.get(name, name) for name in CALLS} - CALLED.keys():
-    _case = host.cases([_name])[0]
-    _shapes = [tuple(x.shape) for x in _case.make(torch.float64, "cpu")]
-    CALLS[_name] = (lambda *given, _run=_case.run: _run(given[-1], given[:-1]), (4, *_shapes[0][1:]), *_shapes[1:])
+    CALLS[_name] = of_case(host.cases([_name])[0])
 NAMES = list(CALLS)
 
 
