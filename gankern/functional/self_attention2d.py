@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from gankern.core.torch_internals import transformed
+from gankern.core.layout import memory_format
+from gankern.core.native import nodes
 from gankern.functional import _checks
-from gankern.ops.attention import attention, reference
+from gankern.ops.self_attention2d import attention
 
 NAME = "self_attention2d"
 
@@ -30,7 +33,7 @@ def self_attention2d(
 
     Source: Zhang et al. 2018, arXiv 1805.08318; Wang et al. 2017, arXiv 1711.07971.
 
-    The table of queries by keys, [H W, H W / 4] of each sample, is never stored: blocks of it are computed, and
+    The table of queries by keys, [H W, H W / 4] of each sample, is never stored: tiles of it are computed, and
     computed again in the backward. Attention in torch's fused form has no second derivative; this one has.
 
     Args:
@@ -39,10 +42,10 @@ def self_attention2d(
         g: [E, C] or [E, C, 1, 1].
         out: [C, E] or [C, E, 1, 1].
         gamma: one number, [] or [1]; zero at the start, where the other weights have no gradient.
-        implementation: None or "auto", by blocks; "reference", the formula with the whole table.
+        implementation: see the module. "reference" is the formula with the whole table.
 
     Returns:
-        As x in shape and dtype; in half precision the table and its sums are float32.
+        As x in shape, dtype and memory format; in half precision the table and its sums are float32.
 
     Gradient order: 2 (any order for "reference"), for all tensors.
 
@@ -55,14 +58,16 @@ def self_attention2d(
     >>> torch.equal(self_attention2d(x, theta, phi, g, out, gamma), x)
     True
     """
+    if not is_dynamo_compiling():
+        y = nodes.self_attention2d(x, theta, phi, g, out, gamma, implementation)
+        if y is not NotImplemented:
+            return y
     _checks.floating(NAME, "x", x)
     if x.ndim != 4 or min(x.shape[2:]) < 2 or x.shape[1] == 0:
         raise ValueError(
             f"{NAME}: x has shape {tuple(x.shape)}; it must be [N, C, H, W] with a channel and a height and width of 2 "
             "or more, since keys are pooled by 2x2"
         )
-    if implementation not in (None, "auto", "reference"):
-        raise ValueError(f"{NAME}: implementation is {implementation!r}; accepted are None, 'auto', 'reference'")
     channels = x.shape[1]
     weights = {"theta": theta, "phi": phi, "g": g, "out": out}
     for name, weight in weights.items():
@@ -84,9 +89,9 @@ def self_attention2d(
         raise ValueError(f"{NAME}: gamma has shape {tuple(gamma.shape)}; it must be one number, [] or [1]")
 
     theta, phi, g, out = (w.reshape(w.shape[0], w.shape[1], 1, 1) for w in (theta, phi, g, out))
-    queries = F.conv2d(x, theta).flatten(2).mT
-    keys = F.max_pool2d(F.conv2d(x, phi), 2).flatten(2).mT
-    values = F.max_pool2d(F.conv2d(x, g), 2).flatten(2).mT
-    plain = implementation == "reference" or transformed()
-    found = (reference if plain else attention)(queries, keys, values)
-    return x + gamma * F.conv2d(found.mT.unflatten(2, x.shape[2:]), out)
+    queries = F.conv2d(x, theta).flatten(2)
+    # Keys and values are pooled alike: one convolution and one pooling make them.
+    pooled = F.max_pool2d(F.conv2d(x, torch.cat((phi, g))), 2).flatten(2)
+    found = attention(queries, pooled, implementation).unflatten(2, x.shape[2:])
+    # gamma in the weight: a product of maps less, and one that need not be kept for gamma's gradient.
+    return x + F.conv2d(found.contiguous(memory_format=memory_format(x)), gamma * out)

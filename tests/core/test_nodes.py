@@ -50,6 +50,7 @@ CALLS = {
         lambda x, t: GF.minibatch_discrimination(x, t, reduction="mean"),
         [(4, 3), (3, 2, 2)],
     ),
+    "self_attention2d": (GF.self_attention2d, [(2, 3, 4, 6), (2, 3), (2, 3), (4, 3, 1, 1), (3, 4), ()]),
     "virtual_batch_norm": (
         lambda x, m, s, w, b: GF.virtual_batch_norm(x, m, s.square() + m.square() + 1, 4, w, b),
         [(3, 4, 5), (4,), (4,), (4,), (4,)],

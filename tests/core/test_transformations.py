@@ -81,6 +81,15 @@ CALLS = {
         lambda w, i: GF.spectral_norm(w, U.to(w), V.to(w), training=False, dialect="biggan", implementation=i),
         (6, 4, 5),
     ),
+    "self_attention2d": (
+        lambda x, t, p, g, o, s, i: GF.self_attention2d(x, t, p, g, o, s, implementation=i),
+        IMAGES,
+        (2, 4),
+        (2, 4),
+        (3, 4),
+        (4, 3),
+        (),
+    ),
     "upfirdn2d": (lambda x, i: GF.upfirdn2d(x, FILTER.to(x), 2, 3, (2, 1, 3, 1), implementation=i), IMAGES),
     "fir_upsample_conv2d": (
         lambda x, w, i: GF.fir_upsample_conv2d(x, w, None, FILTER.to(x), implementation=i),

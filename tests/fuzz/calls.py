@@ -31,6 +31,7 @@ EXAMPLES = {
     "l1_similarity": lambda x, c: (x[..., 0],),
     "minibatch_discrimination": lambda x, c: (x[:, :, 0, 0], x[0, :, :, :]),
     "gradient_penalty": lambda x, c: (x,),
+    "self_attention2d": lambda x, c: (x, x[:, :, 0, 0], x[:, :, 0, 0], x[:, :, 0, 0], x[:, :, 0, 0].mT, c[0]),
     "batch_norm_act": lambda x, c: (x, c, c.square() + 1, c, c),
     "virtual_batch_norm": lambda x, c: (x, c, c.square() + 1, 3, c, c),
     "virtual_batch_norm_statistics": lambda x, c: (x,),

@@ -186,6 +186,23 @@ def minibatch_discrimination(draw: Draw) -> Call:
                 right, rounds=False, options=options)  # fmt: skip
 
 
+def self_attention2d(draw: Draw) -> Call:
+    n, c, h, w = draw.choice((0, 1, 2, 3)), draw.randint(1, 9), draw.randint(2, 13), draw.randint(2, 13)
+    keys, values = draw.randint(1, 5), draw.randint(1, 18)
+    sizes = {"x": (n, c, h, w), "theta": (keys, c), "phi": (keys, c), "g": (values, c), "out": (c, values), "gamma": ()}
+
+    def right(x, theta, phi, g, out, gamma):
+        q = torch.einsum("dc,nchw->ndhw", theta, x).flatten(2)
+        k, v = (F.max_pool2d(torch.einsum("dc,nchw->ndhw", t, x), 2).flatten(2) for t in (phi, g))
+        weights = torch.einsum("ndi,ndj->nij", q, k).softmax(2)
+        found = torch.einsum("nij,nej->nei", weights, v)
+        return x + gamma * torch.einsum("ce,nei->nci", out, found).reshape(x.shape)
+
+    return Call({name: draw.values(size, 0.5) for name, size in sizes.items()},
+                lambda implementation, **t: GF.self_attention2d(**t, implementation=implementation),
+                right, rounds=False)  # fmt: skip
+
+
 def gradient_penalty(draw: Draw) -> Call:
     shape = _map(draw)[: draw.choice((1, 2, 4))]
     target, one_sided = draw.choice((1.0, 0.0, 2.5)), draw.random() < 0.4
@@ -524,6 +541,7 @@ TABLE = (
     minibatch_stddev,
     l1_similarity,
     minibatch_discrimination,
+    self_attention2d,
     gradient_penalty,
     batch_norm_act,
     instance_norm_act,

@@ -1,13 +1,20 @@
-"""Self-attention: against the formula written out in fp64, first and second order, by blocks of every size."""
+"""Self-attention: against the formula written out in fp64, first and second order."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd import grad, gradcheck, gradgradcheck
 
+import gankern
 import gankern.functional as GF
 import gankern.nn as gnn
-from gankern.ops import attention
+from gankern.core import native
+from gankern.core.dispatch import Primitive
+from gankern.ops import self_attention2d as ops
+from gankern.reference.self_attention2d import self_attention2d as reference
+
+
+needs_native = pytest.mark.skipif(native.NATIVE_MISSING is not None, reason=str(native.NATIVE_MISSING))
 
 
 def tensors(n=2, c=16, h=6, w=8, dtype=torch.float64):
@@ -37,14 +44,65 @@ def every_order(function, inputs):
     return [y, *first, *grad(first, [*inputs, g], hs)]
 
 
-@pytest.mark.parametrize("block", [1, 5, 40, 1 << 18])
-def test_every_order_is_the_formulas(block, monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK", block)
-    for size in ((2, 16, 6, 8), (3, 8, 2, 2), (1, 16, 5, 7)):
-        right = every_order(by_hand, tensors(*size))
-        for function in (GF.self_attention2d, lambda *v: GF.self_attention2d(*v, implementation="reference")):
-            for a, b in zip(every_order(function, tensors(*size)), right, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+# The last has more positions than a tile of queries, and more keys than a tile.
+@pytest.mark.parametrize("size", [(2, 16, 6, 8), (3, 8, 2, 2), (1, 16, 5, 7), (0, 8, 4, 4), (2, 24, 14, 13)], ids=str)
+@pytest.mark.parametrize("last", [False, True])
+def test_every_order_is_the_formulas(size, last):
+    right = every_order(by_hand, tensors(*size))
+    x, *weights = tensors(*size)
+    if last:
+        x = x.detach().contiguous(memory_format=torch.channels_last)
+    for function in (GF.self_attention2d, lambda *v: GF.self_attention2d(*v, implementation="reference")):
+        found = every_order(function, [x, *weights])
+        assert not last or found[0].is_contiguous(memory_format=torch.channels_last)
+        for a, b in zip(found, right, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@needs_native
+def test_what_runs():
+    x, *weights = tensors()
+    GF.self_attention2d(x, *weights)
+    assert gankern.last_implementation("self_attention2d") == "cpu"
+    GF.self_attention2d(x, *weights, implementation="reference")
+    assert gankern.last_implementation("self_attention2d") == "reference"
+
+
+def test_scores_without_a_number():
+    """Of a query whose scores are all -infinity, or one of them infinity, the softmax is NaN; a score of -infinity
+    beside others counts nothing."""
+    q = torch.ones(1, 1, 3, dtype=torch.float64)
+    kv = torch.tensor([[[-torch.inf, -torch.inf, 2.0], [3.0, 5.0, 7.0]]], dtype=torch.float64)
+    assert torch.equal(ops.attention(q, kv, None), torch.full((1, 1, 3), 7.0, dtype=torch.float64))
+    for scores in ([-torch.inf] * 3, [torch.inf, 0.0, 1.0], [torch.nan, 0.0, 1.0]):
+        kv[0, 0] = torch.tensor(scores)
+        assert ops.attention(q, kv, None).isnan().all() and reference(q, kv).isnan().all()
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_in_half_precision_are_of_float32_means(dtype):
+    """The mean of B is not taken from the result, whose places are the dtype's: beside large values that would show."""
+    generator = torch.Generator().manual_seed(0)
+    q, kv = (torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in ((2, 4, 70), (2, 12, 40)))
+    kv[:, 4:] += 8
+    q, kv = q.requires_grad_(), kv.requires_grad_()
+    g = torch.linspace(-1, 1, 2 * 8 * 70, dtype=torch.float64).view(2, 8, 70).to(dtype)
+    found = grad(ops.attention(q, kv, "cpu"), (q, kv), g)
+    wide = [t.detach().double().requires_grad_() for t in (q, kv)]
+    right = grad(reference(*wide), wide, g.double())
+    for ours, exact in zip(found, right):
+        assert (ours - exact).abs().max() <= 4 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+def test_channels_too_wide_for_a_gpu_are_left_to_torch(monkeypatch):
+    q, kv = torch.randn(1, 1, 4), torch.randn(1, 301, 1)
+    chosen = Primitive.registry["self_attention2d"]
+    monkeypatch.setattr(type(chosen), "select", lambda *arguments: "triton")
+    assert torch.equal(ops.attention(q, kv, None), reference(q, kv))
+    assert gankern.last_implementation("self_attention2d") == "reference"
+    with pytest.raises(ValueError, match="256 channels of keys or of values at most, and these are 300"):
+        ops.attention(q, kv, "triton")
 
 
 def test_gradients_by_differences():
@@ -52,9 +110,9 @@ def test_gradients_by_differences():
     assert gradgradcheck(GF.self_attention2d, tensors(1, 8, 4, 4), fast_mode=True)
 
 
-def test_no_table_is_stored(monkeypatch):
-    """Of 32x32 positions a table has 262,144 numbers; the largest tensor that is made has no more than a block."""
-    monkeypatch.setattr(attention, "BLOCK", 4096)
+@needs_native
+def test_no_table_is_stored():
+    """Of 32x32 positions a table has 262,144 numbers; the largest tensor that is made is a map."""
     sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -120,7 +178,7 @@ BAD = [
     ({"out": torch.ones(8, 5)}, r"out has shape \(8, 5\); .*\[8, 4\]"),
     ({"g": torch.ones(4, 8, dtype=torch.float64)}, "g is torch.float64"),
     ({"gamma": torch.ones(2)}, "gamma has shape"),
-    ({"implementation": "cuda"}, "implementation is 'cuda'"),
+    ({"implementation": "cuda"}, "'cuda'"),
 ]
 
 

@@ -276,6 +276,10 @@ PRIMITIVES = {
     "pixel_norm": (GF.pixel_norm, randn(2, 4, 3, 3)),
     "minibatch_stddev": (lambda x: GF.minibatch_stddev(x, group_size=2), randn(4, 3, 3, 3)),
     "minibatch_discrimination": (GF.minibatch_discrimination, randn(4, 5), randn(5, 3, 2)),
+    "self_attention2d": (
+        GF.self_attention2d,
+        *(randn(2, 4, 4, 6), randn(2, 4), randn(2, 4), randn(3, 4), randn(4, 3), randn()),
+    ),
     "conv2d": (lambda x, w, b: GF.conv2d(x, w, b, padding=1), randn(2, 3, 6, 6), randn(4, 3, 3, 3), randn(4)),
     "conv2d, strided": (lambda x, w, b: GF.conv2d(x, w, b, 2, 1), randn(2, 3, 8, 8), randn(4, 3, 4, 4), randn(4)),
     "conv_transpose2d": (
