@@ -228,6 +228,32 @@ def _parameters(function: str, parameters: Iterable[Tensor]) -> list[Tensor]:
     return found
 
 
+def orthogonal_penalty(weights: Iterable[Tensor], diagonal: bool = False) -> Tensor:
+    r"""The sum over the weights W [outputs, ...] of :math:`\lVert W W^T \circ (1 - I) \rVert_F^2`, W as a matrix of
+    a row for each output: rows are to be orthogonal, of whatever length (Brock 2018, arXiv 1809.11096, section 3.1).
+
+    ``diagonal``: the original form, :math:`\lVert W W^T - I \rVert_F^2` (Brock 2017, arXiv 1609.07093), which holds
+    the lengths at 1 too. A weight of spectral norm is the one that is trained, before it is normalised.
+
+    >>> orthogonal_penalty([torch.tensor([[3.0, 0.0], [0.0, 2.0]])]).item()
+    0.0
+    >>> orthogonal_penalty([torch.tensor([[3.0, 0.0], [1.0, 2.0]])]).item()  # 2 · 3²
+    18.0
+    """
+    total = []
+    for weight in _parameters("orthogonal_penalty", weights):
+        if weight.ndim < 2:
+            raise ValueError(f"orthogonal_penalty: a weight has shape {tuple(weight.shape)}; it must be [outputs, ...]")
+        rows = weight.flatten(1)
+        products = rows @ rows.mT
+        if diagonal:
+            excess = products - torch.eye(len(products), dtype=products.dtype, device=products.device)
+        else:
+            excess = products - torch.diag(products.diagonal())
+        total.append(excess.square().sum())
+    return torch.stack(total).sum()
+
+
 @torch.no_grad()
 def clip_weights_(parameters: Iterable[Tensor], limit: float = 0.01) -> None:
     """Clamp every parameter to [−limit, limit], in place (Arjovsky 2017: after each step, at 0.01)."""

@@ -98,6 +98,7 @@ RUN = {
     "BatchNorm2d": lambda i: gnn.BatchNorm2d(4, implementation=i),
     "BatchNormAct2d": lambda i: gnn.BatchNormAct2d(4, implementation=i),
     "MinibatchStdDev": lambda i: gnn.MinibatchStdDev(2, implementation=i),
+    "SelfAttention2d": lambda i: gnn.SelfAttention2d(4, implementation=i),
     "Blur2d": lambda i: gnn.Blur2d(implementation=i),
     "FIRUpsample2d": lambda i: gnn.FIRUpsample2d(implementation=i),
     "spectral_norm, hook": lambda i: gnn.utils.spectral_norm(nn.Conv2d(4, 4, 3), implementation=i),
@@ -106,7 +107,7 @@ RUN = {
 PRIMITIVE = {
     "ReLU": "bias_act", "LeakyReLU": "bias_act", "BiasAct": "bias_act", "PixelNorm": "pixel_norm",
     "BiasActPixelNorm": "pixel_norm", "BatchNorm2d": "batch_norm_act", "BatchNormAct2d": "batch_norm_act",
-    "MinibatchStdDev": "minibatch_stddev", "Blur2d": "upfirdn2d", "FIRUpsample2d": "upfirdn2d",
+    "MinibatchStdDev": "minibatch_stddev", "SelfAttention2d": "self_attention2d", "Blur2d": "upfirdn2d", "FIRUpsample2d": "upfirdn2d",
     "spectral_norm, hook": "spectral_norm", "spectral_norm": "spectral_norm",
 }  # fmt: skip
 

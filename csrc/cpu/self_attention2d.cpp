@@ -113,8 +113,6 @@ void product(int64_t rows, int64_t width, int64_t depth, const A* a, int64_t a_r
   if (width - at >= L) some(std::integral_constant<int, 1>());
 }
 
-enum Order { kForward, kBackward, kDoubleBackward };
-
 template <class T, int kOrder>
 struct Attention {
   using A = Acc<T>;

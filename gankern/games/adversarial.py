@@ -39,7 +39,7 @@ class Adversarial(Game):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         config = self.config
-        gan = models.build(config.model, layers=run.side, **config.architecture())
+        gan = self.build()
         self.generator, self.discriminator = gan.generator, gan.discriminator
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.players = {"d": Player(("discriminator",), "discriminator"), "g": Player(("generator",), "generator")}
@@ -64,6 +64,9 @@ class Adversarial(Game):
             raise ValueError(
                 f"feature_matching: which features of {config.model}'s discriminator to match is not known"
             )
+
+    def build(self) -> models.GAN:
+        return models.build(self.config.model, layers=self.run.side, **self.config.architecture())
 
     def start(self) -> None:
         """Sets the batches that virtual batch norm's statistics are of, if there is such a layer."""

@@ -14,7 +14,7 @@ and the class's embedding side by side, [z, embed(y)], given whole to every norm
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -214,6 +214,33 @@ def initialise(module: nn.Module) -> None:
             nn.init.orthogonal_(module.weight)
         if getattr(module, "bias", None) is not None:
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # a tensor, where there is one
+
+
+@torch.no_grad()
+def standing_statistics(generator: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> nn.Module:
+    """The generator in evaluation mode, its batch norms' statistics the means of those of these batches of its inputs,
+    in place of the ones that training left behind ("standing statistics", Brock 2018, arXiv 1809.11096, section 3).
+
+    >>> gan = biggan_deep(32, width=4, latent=8, embedding=8, num_classes=5)
+    >>> batches = [(truncated((16, 8), 0.5), torch.arange(16) % 5) for _ in range(2)]
+    >>> standing_statistics(gan.generator, batches).training
+    False
+    """
+    norms = [m for m in generator.modules() if getattr(m, "running_mean", None) is not None]
+    momenta = [norm.momentum for norm in norms]
+    generator.eval()
+    try:
+        for norm in norms:
+            norm.train()
+        for i, inputs in enumerate(batches):
+            for norm in norms:
+                norm.momentum = 1 / (i + 1)  # type: ignore[assignment]  # the mean of all batches so far
+            generator(*inputs)
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+        generator.eval()
+    return generator
 
 
 def truncated(size: Sequence[int], limit: float | None, generator: torch.Generator | None = None) -> Tensor:

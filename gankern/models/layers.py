@@ -291,7 +291,8 @@ def virtual_batch_norm_act(channels: int, negative_slope: float = 0.0, implement
 
 
 # The layers of either column that are called with labels.
-CONDITIONAL = (ConditionalBatchNormAct2d, gnn.ConditionalBatchNorm2d)
+# Norms that are given a condition beside x: labels, or vectors.
+CONDITIONAL = (ConditionalBatchNormAct2d, gnn.ConditionalBatchNorm2d, LinearBatchNormReLU2d, gnn.LinearBatchNorm2d)
 
 
 class _FusedTail:

@@ -13,6 +13,7 @@ NEW = [name for name in games.names() if name not in models.MODELS]
 
 # What would take long, made short.
 QUICK = {"gan_cls": {"options": {"encoder_steps": 2}, "width": 8}, "cgan": {"width": 4}, "lapgan": {"width": 2}}
+QUICK |= {name: {"width": 4, "latent": 8} for name in ("sagan", "biggan", "biggan_deep")}
 
 
 def prepared(name, dtype=torch.float32, **options):

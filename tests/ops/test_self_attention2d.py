@@ -13,7 +13,6 @@ from gankern.core.dispatch import Primitive
 from gankern.ops import self_attention2d as ops
 from gankern.reference.self_attention2d import self_attention2d as reference
 
-
 needs_native = pytest.mark.skipif(native.NATIVE_MISSING is not None, reason=str(native.NATIVE_MISSING))
 
 

@@ -69,7 +69,11 @@ def _work(inputs: Sequence[Tensor]) -> dict[str, Work]:
     x, theta, _, g, *_ = inputs
     d, e, (n, c, h, w) = len(theta), len(g), x.shape
     pairs, one = n * h * w * (h // 2) * (w // 2), n * h * w * c * (2 * d + 2 * e)
-    counts = {"forward": (d + e, 1, 1, 2), "backward": (3 * d + 2 * e, 1, 2, 3), "double backward": (11 * d + 6 * e, 2, 4, 5)}
+    counts = {
+        "forward": (d + e, 1, 1, 2),
+        "backward": (3 * d + 2 * e, 1, 2, 3),
+        "double backward": (11 * d + 6 * e, 2, 4, 5),
+    }
     return {
         mode: Work(maps * 4 * x.numel(), pairs * (products + 14 * passes) + layers * one)
         for mode, (products, passes, layers, maps) in counts.items()
