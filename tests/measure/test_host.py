@@ -48,7 +48,7 @@ def called(function) -> Counter:
 
 
 @needs_nodes
-@pytest.mark.parametrize("case", [p for p in CASES if p.values[0].primitive != "convolution"])
+@pytest.mark.parametrize("case", [p for p in CASES if p.values[0].primitive not in ("convolution", "self_attention2d")])
 def test_a_call_is_one_operator_and_its_backward_another(case):
     own = [f"gankern::{case.primitive}"], [f"gankern::{case.primitive}_backward"]
     forward, more = OPERATORS.get(f"{case.primitive}: {case.name}") or OPERATORS.get(case.primitive, own)
@@ -57,6 +57,19 @@ def test_a_call_is_one_operator_and_its_backward_another(case):
     assert called(host.call_of(run, inputs, "forward")) == Counter(forward)
     both = called(host.call_of(run, inputs, "forward + backward"))
     assert both == Counter(forward) + Counter(more)
+
+
+@needs_nodes
+def test_attention_is_one_operator_between_torchs_convolutions():
+    """Two convolutions and one pooling before it, one convolution behind it: what they call is torch's."""
+    (case,) = host.cases(["self_attention2d"])
+    inputs = case.make(torch.float32, "cpu")
+    run = lambda given: case.run(None, given)  # noqa: E731
+    ours = lambda mode: {n: k for n, k in called(host.call_of(run, inputs, mode)).items() if n.startswith("gankern::")}  # noqa: E731
+    assert ours("forward") == {"gankern::self_attention2d": 1}
+    assert ours("forward + backward") == {"gankern::self_attention2d": 1, "gankern::self_attention2d_backward": 1}
+    forward = called(host.call_of(run, inputs, "forward"))
+    assert forward["aten::conv2d"] == 3 and forward["aten::max_pool2d"] == 1 and forward["aten::cat"] == 1
 
 
 def test_costs_are_measured_of_every_primitive():
