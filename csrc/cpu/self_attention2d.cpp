@@ -273,6 +273,16 @@ struct Attention {
           mean[v] += load(g + c * kTile + v * L) * load_partial(o + c * n + v * L, left);
       }
       V a[kVectors] = {}, rest[kVectors] = {}, exact[kVectors] = {};
+      if constexpr (!second && sizeof(T) < sizeof(A)) {  // the result was rounded, and b needs all its places
+        for (int64_t j = 0; j < m; j += kKeys) {
+          const int64_t keys = min(kKeys, m - j);
+          const A* key = kv + j * both;
+          probabilities(keys, key, q, most, scale, p);
+          product(keys, kTile, e, key + d, both, 1, g, kTile, b, kTile, false);
+          each(keys, [&](int64_t at, int64_t v) { exact[v] += load(p + at) * load(b + at); });
+        }
+        for (int64_t v = 0; v < kVectors; ++v) mean[v] = exact[v];
+      }
       if constexpr (second) {
         if (in.h_q)
           take(static_cast<const T*>(in.h_q) + sample * d * n, d, first, h_q);
