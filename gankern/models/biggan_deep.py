@@ -231,7 +231,7 @@ def standing_statistics(generator: nn.Module, batches: Iterable[tuple[Tensor, ..
     generator.eval()
     try:
         for norm in norms:
-            norm.train()
+            norm.training = True  # it alone: the spectral norms of its linear maps stay as they are
         for i, inputs in enumerate(batches):
             for norm in norms:
                 norm.momentum = 1 / (i + 1)  # type: ignore[assignment]  # the mean of all batches so far
