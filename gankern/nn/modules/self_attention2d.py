@@ -14,8 +14,9 @@ from gankern.functional import _checks
 class SelfAttention2d(nn.Module):
     """SAGAN's and BigGAN's attention: see :func:`gankern.functional.self_attention2d`.
 
-    ``theta``, ``phi`` [channels // 8], ``g`` [channels // 2] and ``out`` are 1x1 convolutions without a bias, so that
-    spectral norm finds them; ``gamma`` is one number, 0 at the start: 1.25 channels^2 + 1 parameters.
+    ``theta``, ``phi`` [channels // 8], ``g`` [channels // 2] (each at least 1) and ``out`` are 1x1 convolutions without
+    a bias, so that spectral norm finds them; ``gamma`` is one number, 0 at the start: 1.25 channels^2 + 1 parameters,
+    of channels that 8 divides.
 
     >>> layer = SelfAttention2d(64)
     >>> sum(p.numel() for p in layer.parameters()), layer(torch.randn(2, 64, 8, 8)).shape
