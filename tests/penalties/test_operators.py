@@ -278,7 +278,7 @@ PRIMITIVES = {
     "minibatch_discrimination": (GF.minibatch_discrimination, randn(4, 5), randn(5, 3, 2)),
     "self_attention2d": (
         GF.self_attention2d,
-        *(randn(2, 4, 4, 6), randn(2, 4), randn(2, 4), randn(3, 4), randn(4, 3), randn()),
+        *(randn(2, 4, 4, 6), randn(2, 4), randn(2, 4), randn(3, 4), randn(4, 3), randn(1)),
     ),
     "conv2d": (lambda x, w, b: GF.conv2d(x, w, b, padding=1), randn(2, 3, 6, 6), randn(4, 3, 3, 3), randn(4)),
     "conv2d, strided": (lambda x, w, b: GF.conv2d(x, w, b, 2, 1), randn(2, 3, 8, 8), randn(4, 3, 4, 4), randn(4)),
