@@ -11,8 +11,14 @@ def self_attention2d(q: Tensor, kv: Tensor) -> Tensor:
 
     In half precision the table and its sums are float32.
     """
-    dtype, dims = q.dtype, q.shape[1]
-    if dtype in (torch.float16, torch.bfloat16):
-        q, kv = q.float(), kv.float()
-    k, v = kv[:, :dims], kv[:, dims:]
-    return (v @ (q.mT @ k).softmax(2).mT).to(dtype)
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        return _formula(q, kv)
+    if q.device.type not in ("cpu", "cuda"):
+        return _formula(q.float(), kv.float()).to(q.dtype)
+    with torch.autocast(q.device.type, enabled=False):  # which would round the table
+        return _formula(q.float(), kv.float()).to(q.dtype)
+
+
+def _formula(q: Tensor, kv: Tensor) -> Tensor:
+    k, v = kv[:, : q.shape[1]], kv[:, q.shape[1] :]
+    return v @ (q.mT @ k).softmax(2).mT

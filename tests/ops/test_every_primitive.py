@@ -161,8 +161,10 @@ def test_the_number_of_threads_does_not_matter(case):
             runs.append(of_every_order(case, case.make(torch.float32, "cpu")))
     finally:
         torch.set_num_threads(before)
+    # Around attention are torch's convolutions: of the operator alone, see test_self_attention2d.py.
+    same = torch.allclose if case.primitive == "self_attention2d" else torch.equal
     for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+        assert all(same(a, b) for a, b in zip(runs[0], run, strict=True))
 
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)

@@ -85,6 +85,22 @@ def test_scores_without_a_number():
 
 
 @needs_native
+@pytest.mark.parametrize("samples", [1, 17])
+def test_the_number_of_threads_does_not_matter(samples):
+    """Of one sample, whose queries are shared out in parts, and of more samples than parts."""
+    q, kv = torch.randn(samples, 3, 500), torch.randn(samples, 8, 40)
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            runs.append(every_order(lambda q, kv: ops.attention(q, kv, "cpu"), [q, kv]))
+    finally:
+        torch.set_num_threads(before)
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+
+@needs_native
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_gradients_in_half_precision_are_of_float32_means(dtype):
     """The mean of B is not taken from the result, whose places are the dtype's: beside large values that would show."""
