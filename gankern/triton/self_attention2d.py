@@ -26,13 +26,12 @@ BLOCKS = Blocks(  # queries and keys of a tile
     "self_attention2d",
     {"BLOCK": 32, "num_warps": 4},
     {"BLOCK": 64, "num_warps": 4},
-    {"BLOCK": 32, "num_warps": 8},
     {"BLOCK": 16, "num_warps": 2},
 )
-SECOND = Blocks(  # of the double backward, which holds more at a time
-    "self_attention2d_double_backward",
+GRADIENTS = Blocks(  # of the gradients, which hold more at a time
+    "self_attention2d_gradients",
+    {"BLOCK": 16, "num_warps": 8},
     {"BLOCK": 16, "num_warps": 4},
-    {"BLOCK": 16, "num_warps": 2},
     {"BLOCK": 32, "num_warps": 8},
 )
 LEAST = 16  # of each side of a product
@@ -286,7 +285,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor]:
     q, kv, grad = q.contiguous(), kv.contiguous(), grad.contiguous()
     second = out is not None
-    sizes, constants = _sizes(q, kv, SECOND if second else BLOCKS)
+    sizes, constants = _sizes(q, kv, GRADIENTS)
     grad_q, grad_kv = torch.empty_like(q), torch.empty_like(kv)
     if q.shape[0]:
         means = q.new_empty(q.shape[0], 3, sizes[2], dtype=stats.dtype)
