@@ -74,9 +74,9 @@ def _forward_kernel(
     values,
     queries,
     keys,
+    LOWEST: tl.constexpr,
     D: tl.constexpr,
     E: tl.constexpr,
-    LOWEST: tl.constexpr,
     SUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
