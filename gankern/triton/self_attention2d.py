@@ -20,20 +20,11 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.core.layout import accumulation_dtype
-from gankern.triton.launch import Blocks, ceil_div, launch, sum_type
+from gankern.triton.launch import ceil_div, launch, sum_type
 
-BLOCKS = Blocks(  # queries and keys of a tile
-    "self_attention2d",
-    {"BLOCK": 32, "num_warps": 4},
-    {"BLOCK": 64, "num_warps": 4},
-    {"BLOCK": 16, "num_warps": 2},
-)
-GRADIENTS = Blocks(  # of the gradients, which hold more at a time
-    "self_attention2d_gradients",
-    {"BLOCK": 16, "num_warps": 8},
-    {"BLOCK": 16, "num_warps": 4},
-    {"BLOCK": 32, "num_warps": 8},
-)
+# Queries and keys of a tile: of the forward, and of the gradients, which hold more at a time.
+FORWARD = {"BLOCK": 32, "num_warps": 4}
+GRADIENTS = {"BLOCK": 16, "num_warps": 8}
 LEAST = 16  # of each side of a product
 
 # ---- the kernels -------------------------------------------------------------------------------------------
@@ -255,14 +246,14 @@ def _key_kernel(
 # ---- launchers -------------------------------------------------------------------------------------------------
 
 
-def _sizes(q: Tensor, kv: Tensor, blocks: Blocks = BLOCKS) -> tuple[tuple[int, int, int, int], dict]:
+def _sizes(q: Tensor, kv: Tensor, tile: dict[str, int]) -> tuple[tuple[int, int, int, int], dict]:
     """What all kernels are told last, and their constants and warps."""
     dims, values = q.shape[1], kv.shape[1] - q.shape[1]
     constants = {
         "D": max(LEAST, triton.next_power_of_2(dims)),
         "E": max(LEAST, triton.next_power_of_2(values)),
         "SUM": sum_type(q.dtype),
-        **blocks(q.device),
+        **tile,
     }
     return (dims, values, q.shape[2], kv.shape[2]), constants
 
@@ -270,7 +261,7 @@ def _sizes(q: Tensor, kv: Tensor, blocks: Blocks = BLOCKS) -> tuple[tuple[int, i
 def forward(q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
     """The result and its statistics. Launches: 1."""
     q, kv = q.contiguous(), kv.contiguous()
-    sizes, constants = _sizes(q, kv)
+    sizes, constants = _sizes(q, kv, FORWARD)
     o = q.new_empty(q.shape[0], sizes[1], sizes[2])
     stats = q.new_empty(q.shape[0], 2, sizes[2], dtype=accumulation_dtype(q))
     if q.shape[0]:
