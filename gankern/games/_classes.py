@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gankern import losses, metrics
 from gankern.games._game import Figures, Player, Run
-from gankern.games._networks import read_classes
+from gankern.games._measures import read_classes
 from gankern.games.adversarial import Adversarial
 from gankern.models.biggan_deep import standing_statistics
 from gankern.models.gan import GAN
