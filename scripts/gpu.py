@@ -451,14 +451,15 @@ def _maps(shape: Sequence[int], where: str) -> Iterator[tuple[str, Any]]:
             yield f"{str(dtype)[6:]} {str(memory_format)[6:]}", x.requires_grad_()
 
 
-def _compile_variant(name: str, number: int) -> None:
+def _compile_variant(name: str, number: int, where: str) -> None:
     """Runs a variant once in a process of its own: its kernels are then in Triton's cache."""
     sys.path.insert(0, str(ROOT))
     import torch
 
-    runs, shape, m = _variant_runs("cuda")
-    with _blocks_of(name, runs, shape, "cuda").use(_blocks_of(name, runs, shape, "cuda").variants[number]):
-        for _, x in _maps(shape, "cuda"):
+    runs, shape, m = _variant_runs(where)
+    blocks = _blocks_of(name, runs, shape, where)
+    with blocks.use(blocks.variants[number]):
+        for _, x in _maps(shape, where):
             torch.autograd.grad(runs[name](x).sum(), (x, m), allow_unused=True)
 
 
@@ -484,11 +485,13 @@ def variants(record: Record, where: str) -> None:
 
     runs, shape, m = _variant_runs(where)
     blocks = {name: _blocks_of(name, runs, shape, where) for name in runs}
-    if where == "cuda":
-        work = [(name, number) for name, own in blocks.items() for number in range(len(own.variants))]
-        processes = max(1, min(12, (os.cpu_count() or 1) - 2))
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            attempt(partial(pool.starmap, _compile_variant, work, chunksize=1))
+    work = [(name, number, where) for name, own in blocks.items() for number in range(len(own.variants))]
+    if where == "cpu":
+        work = work[:1]  # there is nothing to compile
+    begin = time.monotonic()
+    with multiprocessing.get_context("spawn").Pool(max(1, min(12, (os.cpu_count() or 1) - 2, len(work)))) as pool:
+        done = attempt(partial(pool.starmap, _compile_variant, work, chunksize=1))
+    record.add(what="compiled", seconds=time.monotonic() - begin, error=done if isinstance(done, str) else None)
 
     def replayed(run: Callable[..., Any], x: Any) -> float:
         def step() -> None:
@@ -528,13 +531,14 @@ def variants(record: Record, where: str) -> None:
 def _fastest_tiers(record: Record, where: str) -> dict[str, str]:
     """For each primitive with kernels in CUDA C++ and in Triton: "cuda" where it is a tenth faster in the mean over
     cases and modes, and nowhere slower by more than a twentieth."""
+    import gankern.functional  # noqa: F401 (declares the primitives)
     from gankern.core.dispatch import Primitive
     from gankern.measure import benchmark
     from gankern.measure.cases import all_cases
 
     chosen = {}
     having = [n for n, p in Primitive.registry.items() if any(t.name == "cuda" for t in p.implementations)]
-    for primitive in having if len(_tiers(having[0], where)) > 1 else []:
+    for primitive in [name for name in having if {"triton", "cuda"} <= {*_tiers(name, where)}]:
         ratios = []
         for case in all_cases():
             if case.primitive != primitive or not case.bench or case.along is not None:

@@ -131,6 +131,22 @@ def test_the_bars_name_cases_that_there_are(gpu):
         assert any(peer in name for name in peers), peer
 
 
+def test_the_tiers_of_a_device(gpu, tmp_path, monkeypatch):
+    def measured(run, case, mode, *options):
+        if case.primitive == "upfirdn2d" and "down" in case.name:
+            raise RuntimeError("no kernel image")
+        return {"triton": 1.0, "cuda": 1.05 if case.primitive == "spectral_norm" else 0.8}[run.args[0]]
+
+    record = gpu.Record(tmp_path, "variants")
+    assert gpu._fastest_tiers(record, "cpu") == {}  # with one tier or none there is nothing to choose
+    monkeypatch.setattr(gpu, "_tiers", lambda primitive, where: ["triton", "cuda"])
+    monkeypatch.setattr(gpu, "_replayed", measured)
+    assert gpu._fastest_tiers(record, "cpu") == {"minibatch_discrimination": "cuda"}
+    rows = json.loads((tmp_path / "variants.json").read_text())["results"]
+    assert {row["tiers_of"] for row in rows} == {"spectral_norm", "minibatch_discrimination", "upfirdn2d"}
+    assert any(row["ms"]["cuda"] == "RuntimeError: no kernel image" for row in rows)
+
+
 def test_another_tier_must_be_worth_it(gpu):
     assert gpu.is_worth([1.1, 1.3]) and gpu.is_worth([0.96, 1.4])
     assert not gpu.is_worth([1.0, 1.1])  # a twentieth in the mean
