@@ -28,6 +28,7 @@ AS_PUBLISHED = {  # names and order of torch's functions, and of StyleGAN's, as 
     "conv2d": ["weight", "bias", "stride", "padding", "dilation", "groups"],
     "conv_transpose2d": ["weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"],
     "relu": ["inplace"],
+    "prelu": ["weight"],
     "leaky_relu": ["negative_slope", "inplace"],
     "batch_norm_act": ["running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"],
     "instance_norm_act": ["running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"],
@@ -92,6 +93,7 @@ RUN = {
     "SubpixelConv2d": lambda i: gnn.SubpixelConv2d(4, 4, 3, padding=1, implementation=i),
     "ReLU": lambda i: gnn.ReLU(implementation=i),
     "LeakyReLU": lambda i: gnn.LeakyReLU(implementation=i),
+    "PReLU": lambda i: gnn.PReLU(implementation=i),
     "BiasAct": lambda i: gnn.BiasAct(4, "tanh", implementation=i),
     "PixelNorm": lambda i: gnn.PixelNorm(implementation=i),
     "BiasActPixelNorm": lambda i: gnn.BiasActPixelNorm(4, implementation=i),
@@ -105,7 +107,7 @@ RUN = {
     "spectral_norm": lambda i: gnn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 3), implementation=i),
 }
 PRIMITIVE = {
-    "ReLU": "bias_act", "LeakyReLU": "bias_act", "BiasAct": "bias_act", "PixelNorm": "pixel_norm",
+    "ReLU": "bias_act", "LeakyReLU": "bias_act", "PReLU": "bias_act", "BiasAct": "bias_act", "PixelNorm": "pixel_norm",
     "BiasActPixelNorm": "pixel_norm", "BatchNorm2d": "batch_norm_act", "BatchNormAct2d": "batch_norm_act",
     "MinibatchStdDev": "minibatch_stddev", "SelfAttention2d": "self_attention2d", "Blur2d": "upfirdn2d", "FIRUpsample2d": "upfirdn2d",
     "spectral_norm, hook": "spectral_norm", "spectral_norm": "spectral_norm",

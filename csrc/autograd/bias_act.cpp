@@ -5,6 +5,7 @@
 #include <ATen/ops/threshold_backward.h>
 
 #include "call.h"
+#include "prelu.h"
 
 namespace gankern::nodes {
 namespace bias_act {
@@ -124,6 +125,78 @@ PyObject* call(PyObject* const* in) {
   return differentiate(rule, *x, bias);
 }
 
+// ---- PReLU: a slope of each channel, with a gradient ----------------------------------------------------
+
+using Optional = std::optional<Tensor>;
+using PreluForward = Tensor(const Tensor&, const Optional&, const Tensor&, int64_t, double,
+                            std::optional<double>);
+using PreluBackward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Optional&,
+                                                         const Tensor&, int64_t, double,
+                                                         std::optional<double>, bool, bool);
+
+// Kept: x, bias, slope.
+struct BiasPrelu final : Rule {
+  int64_t dim;
+  double gain;
+  std::optional<double> clamp;
+
+  const char* primitive() const override { return "bias_act"; }
+  bool pieces() const override { return true; }
+
+  Tensor forward(const Tensor& x, const Optional& bias, const Tensor& slope) const {
+    static const auto op = find<PreluForward>("gankern::bias_act_prelu");
+    return op.call(x, bias, slope, dim, gain, clamp);
+  }
+
+  Tensors backward(const Needed& needed, const Tensors& grads, const Tensors& saved) const override {
+    static const auto op = find<PreluBackward>("gankern::bias_act_prelu_backward");
+    auto [grad_x, grad_bias, grad_slope] =
+        op.call(grads[0], saved[0], optional(saved[1]), saved[2], dim, gain, clamp, needed[1], needed[2]);
+    return {std::move(grad_x), needed[1] ? std::move(grad_bias) : Tensor(),
+            needed[2] ? std::move(grad_slope) : Tensor()};
+  }
+
+  Tensors double_backward(const Needed& needed, const Tensors& grad_grads, const Tensors& grads,
+                          const Tensors& saved) const override {
+    const bool of_slope = grad_grads[2].defined();
+    const bool needs_x = needed[1] && of_slope, sums = needed[2] && of_slope, slope_sums = needed[3];
+    auto [grad_grad, grad_x, grad_bias, grad_slope] = prelu_double_backward(
+        optional(grad_grads[0]), optional(grad_grads[1]), optional(grad_grads[2]), grads[0], saved[0],
+        optional(saved[1]), saved[2], dim, gain, clamp, needs_x, sums, slope_sums);
+    return {std::move(grad_grad), needs_x ? std::move(grad_x) : Tensor(),
+            sums ? std::move(grad_bias) : Tensor(), slope_sums ? std::move(grad_slope) : Tensor()};
+  }
+};
+
+// (x, bias, slope, dim, gain, clamp, implementation), as gankern.functional.bias_act has them
+PyObject* prelu(PyObject* const* in) {
+  const Tensor *x = tensor(in[0]), *given = tensor(in[2]);
+  Optional bias;
+  auto rule = std::make_shared<BiasPrelu>();
+  if (!x || !given || x->dim() == 0 || !optional_tensor(in[1], &bias) || !integer(in[3], &rule->dim) ||
+      !number(in[4], &rule->gain) || !plain())
+    return decline();
+  if (in[5] != Py_None) {
+    double clamp;
+    if (!number(in[5], &clamp) || !(clamp > 0)) return decline();
+    rule->clamp = clamp;
+  }
+  if (!channels_fit(*x, bias, &rule->dim) || given->dim() != 1 || !same_kind(*given, *x)) return decline();
+  const int64_t channels = x->size(rule->dim);
+  if (given->size(0) != channels && given->size(0) != 1) return decline();
+  if (!(rule->implementation = selected(self, in[0], in[6]))) return decline();
+  // One slope becomes one of each channel; torch's own node adds their gradients up.
+  const Tensor slope = given->size(0) == channels ? *given : given->expand({channels});
+  Tensor y;
+  {
+    const Running running;
+    y = rule->forward(*x, bias, slope);
+  }
+  const Tensor& b = value(bias);
+  if (records({x, &b, &slope})) record(rule, {x, &b, &slope}, {&y}, {{*x}, {b}, {slope}});
+  return THPVariable_Wrap(std::move(y));
+}
+
 // ReLU and leaky ReLU alone: torch's own kernels, with a rule of their own that keeps the result (torch keeps
 // the input, which is memory of its own) and has no second derivative instead of zeros.
 struct Piecewise final : Rule {
@@ -184,10 +257,54 @@ PyObject* activate(PyObject* const* in) {
 
 const Functions functions = {
     method("bias_act", entry<call, 8>),
+    method("bias_prelu", entry<prelu, 7>),
     method("activate", entry<activate, 4>),
     method("set_activations", entry<set_activations, 1>),
 };
 
 }  // namespace bias_act
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> prelu_double_backward(
+    const std::optional<Tensor>& h, const std::optional<Tensor>& h_bias, const std::optional<Tensor>& h_slope,
+    const Tensor& grad, const Tensor& x, const std::optional<Tensor>& bias, const Tensor& slope, int64_t dim,
+    double gain, std::optional<double> clamp, bool needs_x, bool sums, bool slope_sums) {
+  using DoubleBackward = std::tuple<Tensor, Tensor, Tensor, Tensor>(
+      const std::optional<Tensor>&, const std::optional<Tensor>&, const std::optional<Tensor>&, const Tensor&,
+      const Tensor&, const std::optional<Tensor>&, const Tensor&, int64_t, double, std::optional<double>,
+      bool, bool, bool);
+  static const auto op = find<DoubleBackward>("gankern::bias_act_prelu_double_backward");
+  return op.call(h, h_bias, h_slope, grad, x, bias, slope, dim, gain, clamp, needs_x, sums, slope_sums);
+}
+
+NormGradients prelu_double_backward(const Needed& needed, const NormWithPrelu& norm, bool moves_x,
+                                    const Tensor& h, const Tensor& h_weight, const Tensor& h_bias,
+                                    const Tensor& h_slope, const Tensor& grad, const Tensor& slope) {
+  static const auto first = find<bias_act::PreluBackward>("gankern::bias_act_prelu_backward");
+  const Tensor z = norm.forward();
+  const Tensor grad_z =
+      std::get<0>(first.call(grad, z, std::nullopt, slope, 1, 1.0, std::nullopt, false, false));
+  Tensor of_grad_z;
+  NormGradients result;
+  const bool needs_weight = needed[2], needs_bias = needed[3], needs_slope = needed[4];
+  if (h.defined() || h_weight.defined() || h_bias.defined()) {
+    auto [second, grad_x, grad_weight] = norm.double_backward(grad_z);
+    of_grad_z = std::move(second);
+    if (moves_x) result.x = std::move(grad_x);
+    if (needs_weight && h.defined()) result.weight = std::move(grad_weight);
+  }
+  auto [grad_grad, of_z, none, grad_slope] =
+      prelu_double_backward(optional(of_grad_z), std::nullopt, optional(h_slope), grad, z, std::nullopt,
+                            slope, 1, 1.0, std::nullopt, h_slope.defined(), false, needs_slope);
+  result.grad = std::move(grad_grad);
+  if (needs_slope) result.slope = std::move(grad_slope);
+  if (h_slope.defined()) {
+    auto [grad_x, grad_weight, grad_bias] = norm.backward(of_z);
+    result.x = result.x.defined() ? result.x + grad_x : std::move(grad_x);
+    if (needs_weight)
+      result.weight = result.weight.defined() ? result.weight + grad_weight : std::move(grad_weight);
+    if (needs_bias) result.bias = std::move(grad_bias);
+  }
+  return result;
+}
 
 }  // namespace gankern::nodes

@@ -1,5 +1,6 @@
 // Instance normalisation with a (leaky) ReLU behind it: gankern/ops/instance_norm_act.py with its rule.
 #include "call.h"
+#include "prelu.h"
 
 namespace gankern::nodes {
 namespace instance_norm_act {
@@ -7,45 +8,78 @@ namespace instance_norm_act {
 Primitive self("instance_norm_act");
 
 using Optional = std::optional<Tensor>;
-using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Optional&, const Optional&, double, double);
-using Backward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Optional&,
-                                                    const Optional&, const Tensor&, double, bool);
+using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Optional&, const Optional&, double, double,
+                                           const Optional&);
+using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Optional&,
+                                                            const Optional&, const Tensor&, double, bool,
+                                                            const Optional&);
 using DoubleBackward = std::tuple<Tensor, Tensor, Tensor>(const Optional&, const Optional&, const Optional&,
                                                           const Tensor&, const Tensor&, const Optional&,
                                                           const Optional&, const Tensor&, double, bool);
 
-// Kept: x, weight, bias, statistics. The statistics have no gradient, and are none of the recorded outputs.
+// Kept: x, weight, bias, slope, statistics. The statistics have no gradient, and are none of the recorded outputs.
 struct InstanceNormAct final : Rule {
   double eps, negative_slope;
 
   const char* primitive() const override { return "instance_norm_act"; }
   bool pieces() const override { return negative_slope != 1; }
 
-  std::tuple<Tensor, Tensor> forward(const Tensor& x, const Optional& weight, const Optional& bias) const {
+  std::tuple<Tensor, Tensor> forward(const Tensor& x, const Optional& weight, const Optional& bias,
+                                     double each, const Optional& slope) const {
     static const auto op = find<Forward>("gankern::instance_norm_act");
-    return op.call(x, weight, bias, eps, negative_slope);
+    return op.call(x, weight, bias, eps, each, slope);
+  }
+
+  std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensors& saved, bool affine,
+                                                      double each, const Optional& slope) const {
+    static const auto op = find<Backward>("gankern::instance_norm_act_backward");
+    return op.call(grad, saved[0], optional(saved[1]), optional(saved[2]), saved[4], each, affine, slope);
+  }
+
+  std::tuple<Tensor, Tensor, Tensor> double_backward(const Tensors& h, const Tensor& grad,
+                                                     const Tensors& saved, double each,
+                                                     bool needs_weight) const {
+    static const auto op = find<DoubleBackward>("gankern::instance_norm_act_double_backward");
+    return op.call(optional(h[0]), optional(h[1]), optional(h[2]), grad, saved[0], optional(saved[1]),
+                   optional(saved[2]), saved[4], each, needs_weight);
   }
 
   Tensors backward(const Needed& needed, const Tensors& grads, const Tensors& saved) const override {
-    static const auto op = find<Backward>("gankern::instance_norm_act_backward");
-    auto [grad_x, grad_weight, grad_bias] =
-        op.call(grads[0], saved[0], optional(saved[1]), optional(saved[2]), saved[3], negative_slope,
-                needed[1] || needed[2]);
+    auto [grad_x, grad_weight, grad_bias, grad_slope] =
+        backward(grads[0], saved, needed[1] || needed[2], negative_slope, optional(saved[3]));
     return {std::move(grad_x), needed[1] ? std::move(grad_weight) : Tensor(),
-            needed[2] ? std::move(grad_bias) : Tensor()};
+            needed[2] ? std::move(grad_bias) : Tensor(), needed[3] ? std::move(grad_slope) : Tensor()};
   }
 
   Tensors double_backward(const Needed& needed, const Tensors& grad_grads, const Tensors& grads,
                           const Tensors& saved) const override {
-    static const auto op = find<DoubleBackward>("gankern::instance_norm_act_double_backward");
     const Tensor &h = grad_grads[0], &h_weight = grad_grads[1];
-    const bool needs_weight = needed[2];
+    const bool needs_weight = needed[2], moves_x = h_weight.defined() || h.defined();
+    if (saved[3].defined()) {
+      NormWithPrelu norm;
+      norm.forward = [&] {
+        return std::get<0>(forward(saved[0], optional(saved[1]), optional(saved[2]), 1, std::nullopt));
+      };
+      norm.backward = [&](const Tensor& grad) {
+        auto [x, weight, bias, none] =
+            backward(grad, saved, saved[1].defined() || saved[2].defined(), 1, std::nullopt);
+        return std::make_tuple(x, weight, bias);
+      };
+      norm.double_backward = [&](const Tensor& grad) {
+        return double_backward(grad_grads, grad, saved, 1, needs_weight);
+      };
+      NormGradients found = prelu_double_backward(needed, norm, moves_x, h, h_weight, grad_grads[2],
+                                                  grad_grads[3], grads[0], saved[3]);
+      return {found.grad, found.x, found.weight, found.bias, found.slope, Tensor()};
+    }
     auto [grad_grad, grad_x, grad_weight] =
-        op.call(optional(h), optional(h_weight), optional(grad_grads[2]), grads[0], saved[0],
-                optional(saved[1]), optional(saved[2]), saved[3], negative_slope, needs_weight);
-    const bool moves_x = h_weight.defined() || h.defined();
-    return {std::move(grad_grad), moves_x ? std::move(grad_x) : Tensor(),
-            needs_weight && h.defined() ? std::move(grad_weight) : Tensor(), Tensor(), Tensor()};
+        double_backward(grad_grads, grads[0], saved, negative_slope, needs_weight);
+    return {std::move(grad_grad),
+            moves_x ? std::move(grad_x) : Tensor(),
+            needs_weight && h.defined() ? std::move(grad_weight) : Tensor(),
+            Tensor(),
+            Tensor(),
+            Tensor()};
   }
 };
 
@@ -58,9 +92,9 @@ bool affine_fits(const Tensor& x, const Optional& t) {
 
 // The arguments of gankern.functional.instance_norm_act. Running statistics are Python's to keep.
 PyObject* call(PyObject* const* in) {
-  static const Words activations({"relu", "leaky_relu"});
+  static const Words activations({"relu", "leaky_relu", "prelu"});
   const Tensor* x = tensor(in[0]);
-  Optional weight, bias;
+  Optional weight, bias, slope_of;
   auto rule = std::make_shared<InstanceNormAct>();
   bool use_input_stats;
   double momentum, slope;
@@ -68,7 +102,7 @@ PyObject* call(PyObject* const* in) {
   if (!x || in[1] != Py_None || in[2] != Py_None || !optional_tensor(in[3], &weight) ||
       !optional_tensor(in[4], &bias) || !flag(in[5], &use_input_stats) || !number(in[6], &momentum) ||
       !number(in[7], &rule->eps) || (activation < 0 && in[8] != Py_None) || !number(in[9], &slope) ||
-      !plain())
+      !optional_tensor(in[11], &slope_of) || (activation == 2) != slope_of.has_value() || !plain())
     return decline();
   if (!use_input_stats || x->dim() < 3 || x->size(1) == 0 || !(rule->eps >= 0) || !affine_fits(*x, weight) ||
       !affine_fits(*x, bias) || (weight && bias && weight->dim() != bias->dim()))
@@ -76,19 +110,26 @@ PyObject* call(PyObject* const* in) {
   int64_t positions = 1;
   for (int64_t d = 2; d < x->dim(); ++d) positions *= x->size(d);
   if (positions == 1) return decline();
-  rule->negative_slope = activation < 0 ? 1.0 : activation == 0 ? 0.0 : slope;
+  if (slope_of) {
+    if (slope_of->dim() != 1 || (slope_of->size(0) != x->size(1) && slope_of->size(0) != 1) ||
+        slope_of->device() != x->device() || slope_of->scalar_type() != accumulation_type(*x))
+      return decline();
+    // One slope becomes one of each channel; torch's own node adds their gradients up.
+    if (slope_of->size(0) != x->size(1)) slope_of = slope_of->expand({x->size(1)});
+  }
+  rule->negative_slope = activation < 0 ? 1.0 : activation == 1 ? slope : 0.0;
   if (!(rule->implementation = selected(self, in[0], in[10]))) return decline();
   Tensor y, stats;
   {
     const Running running;
-    std::tie(y, stats) = rule->forward(*x, weight, bias);
+    std::tie(y, stats) = rule->forward(*x, weight, bias, rule->negative_slope, slope_of);
   }
-  const Tensor &w = value(weight), &b = value(bias);
-  if (records({x, &w, &b})) record(rule, {x, &w, &b}, {&y}, {{*x}, {w}, {b}, {stats}});
+  const Tensor &w = value(weight), &b = value(bias), &a = value(slope_of);
+  if (records({x, &w, &b, &a})) record(rule, {x, &w, &b, &a}, {&y}, {{*x}, {w}, {b}, {a}, {stats}});
   return THPVariable_Wrap(std::move(y));
 }
 
-const Functions functions = {method("instance_norm_act", entry<call, 11>)};
+const Functions functions = {method("instance_norm_act", entry<call, 12>)};
 
 }  // namespace instance_norm_act
 

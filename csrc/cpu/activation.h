@@ -14,10 +14,12 @@
 //   selu         l (z > 0 ? z : b (e^z - 1))       a   a > 0 ? l : a + l b        a < 0 ? 1 : 0
 //   softplus     log(1 + e^z)                      a   1 - e^-a                   e^-a
 //   silu         z / (1 + e^-z) = z t              z   t (1 + z (1 - t))          t (1 - t) (2 + z (1 - 2t))
+//   prelu        z > 0 ? z : slope z               z   z > 0 ? 1 : slope          none
 //
 // The second derivative with respect to a is what autograd asks for where a is a saved result: the engine
 // takes it back through the activation itself. A leaky ReLU of negative slope does not determine the sign of
-// z by that of a: kLeakyReluOfInput is the same function with s = z.
+// z by that of a: kLeakyReluOfInput is the same function with s = z. So is kPrelu, whose slope is a tensor and
+// has a gradient of its own: bias_act.cpp.
 #pragma once
 
 #include "vec_math.h"
@@ -36,8 +38,9 @@ enum class Activation {
   kSoftplus,
   kSilu,
   kLeakyReluOfInput,
+  kPrelu,
 };
-constexpr int kActivations = 10;
+constexpr int kActivations = 11;
 
 namespace GANKERN_ISA {
 
@@ -120,6 +123,18 @@ template <class A>
 struct Act<Activation::kLeakyReluOfInput, A> : Act<Activation::kLeakyRelu, A> {
   static constexpr bool kOfInput = true;
   using Act<Activation::kLeakyRelu, A>::Act;
+};
+
+// Its slope is set for each vector of channels.
+template <class A>
+struct Act<Activation::kPrelu, A> {
+  using V = Vec<A>;
+  static constexpr bool kOfInput = true, kSecond = false;
+  V slope{};
+  explicit Act(A) {}
+  V value(V z) const { return z > V{} ? z : z * slope; }
+  V first(V g, V s) const { return s > V{} ? g : g * slope; }
+  V second(V, V) const { return V{}; }
 };
 
 template <class A>

@@ -15,6 +15,9 @@
 //       u = hgamma g' - r (m(h r w) a + m(a r w) h)
 //       K = m(h a) - m(h) m(a) - m(h r w) m(a r w)
 //
+// PReLU has a slope a of each channel, and da = sum over z <= 0 of g z; its second order is made of that without
+// an activation and of bias_act's (gankern/ops/batch_norm_act.py).
+//
 // So every order is two sweeps: sums over each channel (of x and its square; of g', g' w; of these, h, h w
 // and g' h), then results that are sums of products of what was read with a few coefficients, which follow
 // from the sums. act' is taken from z, computed again: nothing is kept but x and the statistics. In
@@ -72,6 +75,7 @@ struct Gate {
   Vec<A> slope;
   IntVec<A> keep;
   explicit Gate(double s) : slope(broadcast<A>(A(s))), keep(IntVec<A>{} - (s != 0)) {}
+  explicit Gate(Vec<A> s) : slope(s), keep(IntVec<A>{} - 1) {}
   Vec<A> operator()(Vec<A> z, Vec<A> v) const {
     const IntVec<A> below = (IntVec<A>)(z <= Vec<A>{});
     return below ? (Vec<A>)((IntVec<A>)(v * slope) & keep) : v;
@@ -86,7 +90,7 @@ struct Channel {
 
 template <class A>
 struct Affine {
-  A gamma, beta, h_gamma, h_beta;
+  A gamma, beta, h_gamma, h_beta, slope;
 };
 
 template <class T>
@@ -106,7 +110,7 @@ template <class T>
 struct Forward {
   using A = Acc<T>;
   using V = Vec<A>;
-  static constexpr int kIn = 1, kSums = 0, kCoefs = 3, kOut = 1;
+  static constexpr int kIn = 1, kSums = 0, kCoefs = 3, kRead = 3, kOut = 1;
   static void coefs(const Channel<A>& c, const Affine<A>& a, A* k, int64_t stride) {
     k[0] = c.mean;
     k[stride] = a.gamma * c.r;
@@ -122,7 +126,7 @@ template <class T>
 struct Backward {
   using A = Acc<T>;
   using V = Vec<A>;
-  static constexpr int kIn = 2, kSums = 2, kCoefs = 5, kOut = 1;
+  static constexpr int kIn = 2, kSums = 2, kCoefs = 5, kRead = 3, kOut = 1;
   // term: of w and of 1 in dx
   static void coefs(const Channel<A>& c, const Affine<A>& a, A* k, int64_t stride) {
     Forward<T>::coefs(c, a, k, stride);
@@ -142,11 +146,51 @@ struct Backward {
   }
 };
 
+// The same with PReLU: the slope is a coefficient more, and its gradient a sum more. kRead: how many coefficients
+// the first sweep reads.
+template <class T>
+struct PreluForward {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  static constexpr int kIn = 1, kSums = 0, kCoefs = 4, kRead = 4, kOut = 1;
+  static void coefs(const Channel<A>& c, const Affine<A>& a, A* k, int64_t stride) {
+    Forward<T>::coefs(c, a, k, stride);
+    k[3 * stride] = a.slope;
+  }
+  static void apply(const V* k, const V* in, const Gate<A>&, V* out) {
+    Forward<T>::apply(k, in, Gate<A>(k[3]), out);
+  }
+};
+
+template <class T>
+struct PreluBackward {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  static constexpr int kIn = 2, kSums = 3, kCoefs = 6, kRead = 4, kOut = 1;
+  static void coefs(const Channel<A>& c, const Affine<A>& a, A* k, int64_t stride) {
+    PreluForward<T>::coefs(c, a, k, stride);
+    k[4 * stride] = c.term[0];
+    k[5 * stride] = c.term[1];
+  }
+  static void reduce(const V* k, const V* in, const Gate<A>&, V* sums) {
+    const V w = in[0] - k[0], z = w * k[1] + k[2];
+    const V g = Gate<A>(k[3])(z, in[1]);
+    sums[0] += g;
+    sums[1] += g * w;
+    sums[2] += z > V{} ? V{} : in[1] * z;
+  }
+  static void apply(const V* k, const V* in, const Gate<A>&, V* out) {
+    const V w = in[0] - k[0];
+    const V g = Gate<A>(k[3])(w * k[1] + k[2], in[1]);
+    out[0] = k[1] * g + (k[4] * w + k[5]);
+  }
+};
+
 template <class T>
 struct DoubleBackward {
   using A = Acc<T>;
   using V = Vec<A>;
-  static constexpr int kIn = 3, kSums = 5, kCoefs = 8, kOut = 2;
+  static constexpr int kIn = 3, kSums = 5, kCoefs = 8, kRead = 3, kOut = 2;
   // term: -r m(h r w), -m(h); of h, w and 1 in dx
   static void coefs(const Channel<A>& c, const Affine<A>& a, A* k, int64_t stride) {
     Forward<T>::coefs(c, a, k, stride);
@@ -225,7 +269,7 @@ struct Problem {
   }
   Affine<A> affine(int64_t n, int64_t c) const {
     return {affine(in.weight, n, c, 1), affine(in.bias, n, c, 0), affine(in.h_weight, n, c, 0),
-            affine(in.h_bias, n, c, 0)};
+            affine(in.h_bias, n, c, 0), in.slope ? static_cast<const A*>(in.slope)[c] : A(1)};
   }
   void put(void* to, int64_t n, int64_t c, double value) const {
     if (to) static_cast<A*>(to)[(per_sample ? n * in.channels : 0) + c] = A(value);
@@ -277,11 +321,18 @@ struct Problem {
   }
 
   // `sums` [affines][kSums], of the order's `reduce`. What is a factor of w, in place of r w, is scaled here.
-  void settle(int64_t c, const double* sums, Backward<T>*) const {
+  void settle(int64_t c, const double* sums, PreluBackward<T>*) const {
+    double slope = 0;
+    for (int64_t n = 0; n < affines(); ++n) slope += sums[3 * n + 2];
+    if (in.grad_slope) static_cast<A*>(in.grad_slope)[c] = A(slope);
+    settle_backward(c, sums, 3);
+  }
+  void settle(int64_t c, const double* sums, Backward<T>*) const { settle_backward(c, sums, 2); }
+  void settle_backward(int64_t c, const double* sums, int step) const {
     Channel<A>& channel = channels[c];
     const double r = channel.r, M = double(count());
     double a = 0, aw = 0;
-    for (int64_t n = 0; n < affines(); ++n, sums += 2) {
+    for (int64_t n = 0; n < affines(); ++n, sums += step) {
       const double gamma = affine(in.weight, n, c, 1);
       a += gamma * sums[0];
       aw += gamma * sums[1];
@@ -699,7 +750,7 @@ struct Rows : Problem<T> {
       if (per_sample) last = min(last, (n + 1) * sample_rows);
       if (row == begin || (per_sample && row == n * sample_rows)) coefs<Op>(at, n, k);
       std::memset(sums, 0, size_t(Op::kSums * stride) * sizeof(A));
-      reduce_range<Op, 3>(at, row, last, k, sums);
+      reduce_range<Op, Op::kRead>(at, row, last, k, sums);
       double* to = partial + (per_sample ? n : part) * Op::kSums * stride;
       for (int64_t i = 0; i < Op::kSums * stride; ++i) to[i] += double(sums[i]);
       row = last;
@@ -819,7 +870,12 @@ void forward(const BatchNormAct& in, const Parallel& parallel) {
     }
   }
   with_layout<T>(in, 1, in.y, nullptr, [&](const auto& layout) {
-    const auto apply = [&](int64_t b, int64_t part) { layout.template apply<Forward<T>>(b, part); };
+    const auto apply = [&](int64_t b, int64_t part) {
+      if (in.slope)
+        layout.template apply<PreluForward<T>>(b, part);
+      else
+        layout.template apply<Forward<T>>(b, part);
+    };
     if (in.training) {
       sweep(
           layout, parallel, 3,
@@ -836,12 +892,12 @@ template <class T, template <class> class Op>
 void differentiate(const BatchNormAct& in, const Parallel& parallel, void* out, void* out1) {
   const int64_t affines = in.channels * (in.per_sample ? in.samples : 1);
   if (in.samples * in.plane == 0)
-    for (int64_t i = 0; i < 2; ++i)
-      if (void* sums = i ? in.grad_bias : in.grad_weight)
-        std::memset(sums, 0, size_t(affines) * sizeof(Acc<T>));
+    for (int64_t i = 0; i < 3; ++i)
+      if (void* sums = i == 2 ? in.grad_slope : i ? in.grad_bias : in.grad_weight)
+        std::memset(sums, 0, size_t(i == 2 ? in.channels : affines) * sizeof(Acc<T>));
   with_layout<T>(in, Op<T>::kIn, out, out1, [&](const auto& layout) {
     for (int64_t c = 0; c < in.channels; ++c) layout.take_stats(c);
-    const bool sums = in.training || in.grad_weight || in.grad_bias;
+    const bool sums = in.training || in.grad_weight || in.grad_bias || in.grad_slope;
     sweep(
         layout, parallel, sums ? Op<T>::kSums : 0,
         [&](int64_t b, int64_t part, double* partial) {
@@ -856,7 +912,10 @@ void differentiate(const BatchNormAct& in, const Parallel& parallel, void* out, 
 
 template <class T>
 void backward(const BatchNormAct& in, const Parallel& parallel) {
-  differentiate<T, Backward>(in, parallel, in.grad_x, nullptr);
+  if (in.slope)
+    differentiate<T, PreluBackward>(in, parallel, in.grad_x, nullptr);
+  else
+    differentiate<T, Backward>(in, parallel, in.grad_x, nullptr);
 }
 template <class T>
 void double_backward(const BatchNormAct& in, const Parallel& parallel) {

@@ -19,6 +19,7 @@ struct BatchNormAct {
   bool training;                     // statistics are x's own, and so part of the gradient
   double eps;
   double negative_slope;  // 1: no activation, 0: ReLU
+  const void* slope;  // [channels], of PReLU, in place of negative_slope, but in double backward; else null
   const void* x;
   const void *weight, *bias;  // affine; null: ones, zeros
   // [3, channels]: mean, 1 / sqrt(var + eps), unbiased var. Forward writes them, in evaluation the first two
@@ -31,6 +32,7 @@ struct BatchNormAct {
   const void* grad;               // backward, double backward: gradient of y, like x
   void* grad_x;                   // like x; of double backward it may be null, where it would be zeros
   void *grad_weight, *grad_bias;  // affine; may be null. Double backward has no grad_bias
+  void* grad_slope;               // [channels]; may be null
   const void* h;                  // double backward: gradient of backward's grad_x, like x
   const void *h_weight, *h_bias;  // and of its grad_weight, grad_bias; affine; null: zeros
   void* grad_grad;                // like x

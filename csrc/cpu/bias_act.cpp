@@ -8,6 +8,9 @@
 //   where it is one of a = y / gain:        dy = p g df'/da, which autograd takes back through the activation
 // where f' is piecewise constant there is neither.
 //
+// PReLU has a slope a of each channel, and with q = m [z <= 0] gain: da = sum of q g z. For the gradient l of
+// da, beside what stands above: dg += l q z, dx = l q g, db its sum, and da = sum of q g (h + k).
+//
 // Every order is one pass over memory: forward reads 1 tensor and writes 1, backward reads 2 and writes 1,
 // double backward reads 3 and writes 1 or 2. Bound by memory: at 14 GB/s a core there are about 15 cycles a
 // vector of 64 bytes, and the longest activation takes about as many instructions. Large results are written
@@ -56,8 +59,8 @@ template <class T>
 struct Run {
   const T *x, *grad, *h;
   T *out, *out_x;
-  const Acc<T>*bias, *h_bias;
-  Acc<T>* total;
+  const Acc<T>*bias, *h_bias, *slope, *h_slope;
+  Acc<T>*total, *slope_total;
   int64_t advance;
 };
 
@@ -78,11 +81,13 @@ void vectors(const Run<T>& run, const Numbers<Acc<T>>& numbers, int64_t count) {
     else
       store(to, v);
   };
-  const F f(numbers.negative_slope);
+  constexpr bool kSloped = kActivation == Activation::kPrelu;
+  F f(numbers.negative_slope);
   const V gain = broadcast<A>(numbers.gain), inverse_gain = broadcast<A>(numbers.inverse_gain);
   const V clamp = broadcast<A>(numbers.clamp), reach = broadcast<A>(numbers.reach);
   for (int64_t e = 0, p = 0; e < count; e += kLanes<T>, p += kLanes<T> * run.advance) {
     const V s = load(run.x + e);
+    if constexpr (kSloped) f.slope = load(run.slope + p);
     if constexpr (kOrder == kForward) {
       V y = f.value(s + load(run.bias + p)) * gain;
       y = y > clamp ? clamp : y;
@@ -93,14 +98,28 @@ void vectors(const Run<T>& run, const Numbers<Acc<T>>& numbers, int64_t count) {
     const V z = F::kOfInput ? s + load(run.bias + p) : s * inverse_gain;
     const auto at_clamp = F::kOfInput ? abs(f.value(z) * gain) >= reach : abs(s) >= clamp;
     if constexpr (kOrder == kBackward) {
-      const V dx = at_clamp ? V{} : f.first(load(run.grad + e) * gain, z);
+      const V g = load(run.grad + e) * gain;
+      const V dx = at_clamp ? V{} : f.first(g, z);
       put(run.out + e, dx);
       if (run.total) store(run.total + p, load(run.total + p) + dx);
+      if constexpr (kSloped)
+        if (run.slope_total)
+          store(run.slope_total + p, load(run.slope_total + p) + (at_clamp | (z > V{}) ? V{} : g * z));
     }
     if constexpr (kOrder == kDoubleBackward) {
       V h = load(run.h_bias + p);
       if (run.h) h += load(run.h + e);
       h = at_clamp ? V{} : h;
+      if constexpr (kSloped) {
+        const V l = at_clamp | (z > V{}) ? V{} : load(run.h_slope + p) * gain, g = load(run.grad + e);
+        if (run.out) put(run.out + e, f.first(h * gain, z) + l * z);
+        const V dx = l * g;
+        if (run.out_x) put(run.out_x + e, dx);
+        if (run.total) store(run.total + p, load(run.total + p) + dx);
+        if (run.slope_total)
+          store(run.slope_total + p, load(run.slope_total + p) + (z > V{} ? V{} : h * g * gain));
+        continue;
+      }
       if (run.out) put(run.out + e, f.first(h * gain, z));
       if (run.out_x) {
         const V q = h * load(run.grad + e);
@@ -123,8 +142,8 @@ struct Sweep {
   const BiasAct& in;
   const Vectors to_cache, past_cache;
   const Layout layout;
-  const T *bias, *h_bias;
-  const bool sums, streams;
+  const T *bias, *h_bias, *slope, *h_slope;
+  const bool sums, slope_sums, streams;
   Numbers<A> numbers;
 
   Sweep(const BiasAct& problem, Vectors usual, Vectors streaming)
@@ -134,7 +153,10 @@ struct Sweep {
         layout(flat(problem)),
         bias(static_cast<const T*>(in.bias)),
         h_bias(static_cast<const T*>(in.h_bias)),
+        slope(static_cast<const T*>(in.slope)),
+        h_slope(static_cast<const T*>(in.h_slope)),
         sums(in.out_bias != nullptr),
+        slope_sums(in.out_slope != nullptr),
         // In place, the lines are in the cache already.
         streams(layout.size() * int64_t(sizeof(T)) >= kStreamBytes && in.out != in.x) {
     numbers.negative_slope = A(in.negative_slope);
@@ -149,12 +171,12 @@ struct Sweep {
 
   // Without anything that belongs to a channel, all elements are one row.
   static Layout flat(const BiasAct& p) {
-    const bool per_channel = p.bias || p.h_bias || p.out_bias;
+    const bool per_channel = p.bias || p.h_bias || p.out_bias || p.slope;
     return per_channel && p.layout.channels > 1 ? p.layout : Layout{1, 1, p.layout.size()};
   }
 
   struct Pattern {
-    A *bias, *h, *total;
+    A *bias, *h, *slope, *h_slope, *total, *slope_total;
     int64_t advance;
   };
 
@@ -164,8 +186,17 @@ struct Sweep {
   void sweep(int64_t at, int64_t end, const Pattern& pattern) const {
     const auto offset = [](const void* p, int64_t e) { return p ? static_cast<const T*>(p) + e : nullptr; };
     const auto target = [](void* p, int64_t e) { return p ? static_cast<T*>(p) + e : nullptr; };
-    Run<T> run{offset(in.x, at),     offset(in.grad, at), offset(in.h, at), target(in.out, at),
-               target(in.out_x, at), pattern.bias,        pattern.h,        sums ? pattern.total : nullptr,
+    Run<T> run{offset(in.x, at),
+               offset(in.grad, at),
+               offset(in.h, at),
+               target(in.out, at),
+               target(in.out_x, at),
+               pattern.bias,
+               pattern.h,
+               pattern.slope,
+               pattern.h_slope,
+               sums ? pattern.total : nullptr,
+               slope_sums ? pattern.slope_total : nullptr,
                pattern.advance};
     const int64_t rest = (end - at) % L, whole = end - at - rest;
     const bool past = streams && aligned(run.out) && aligned(run.out_x);
@@ -173,7 +204,7 @@ struct Sweep {
     if (rest == 0) return;
     // The last ones, in a vector of their own.
     T x[L] = {}, grad[L] = {}, h[L] = {}, out[L], out_x[L];
-    A bias_of[L] = {}, h_of[L] = {}, total[L] = {};
+    A bias_of[L] = {}, h_of[L] = {}, slope_of[L] = {}, h_slope_of[L] = {}, total[L] = {}, slope_total[L] = {};
     const int64_t p = whole * pattern.advance;
     for (int64_t l = 0; l < rest; ++l) {
       x[l] = run.x[whole + l];
@@ -181,14 +212,17 @@ struct Sweep {
       if (run.h) h[l] = run.h[whole + l];
       bias_of[l] = run.bias[p + l];
       h_of[l] = run.h_bias[p + l];
+      if (slope) slope_of[l] = run.slope[p + l], h_slope_of[l] = run.h_slope[p + l];
     }
-    to_cache({x, grad, run.h ? h : nullptr, run.out ? out : nullptr, run.out_x ? out_x : nullptr, bias_of,
-              h_of, run.total ? total : nullptr, 0},
-             numbers, L);
+    to_cache(
+        {x, grad, run.h ? h : nullptr, run.out ? out : nullptr, run.out_x ? out_x : nullptr, bias_of, h_of,
+         slope_of, h_slope_of, run.total ? total : nullptr, run.slope_total ? slope_total : nullptr, 0},
+        numbers, L);
     for (int64_t l = 0; l < rest; ++l) {
       if (run.out) run.out[whole + l] = out[l];
       if (run.out_x) run.out_x[whole + l] = out_x[l];
       if (run.total) run.total[p + l] += total[l];
+      if (run.slope_total) run.slope_total[p + l] += slope_total[l];
     }
   }
 
@@ -198,28 +232,35 @@ struct Sweep {
     const int64_t segments = ceil_div(layout.inner, kSegment),
                   length = ceil_div(layout.inner, segments * L) * L;
     const int64_t units = layout.outer * layout.channels * segments;
-    Scratch<A> partial(sums ? units : 0);
+    Scratch<A> partial(sums ? units : 0), slope_partial(slope_sums ? units : 0);
     parallel_for(parallel, units, ceil_div(kGrain, length), [&](int64_t first, int64_t last) {
       for (int64_t unit = first; unit < last; ++unit) {
         const int64_t row = unit / segments, c = row % layout.channels;
         const int64_t begin = min(unit % segments * length, layout.inner);
         const int64_t end = min(begin + length, layout.inner);
-        alignas(kVectorBytes) A bias_of[L], h_of[L], total[L] = {};
+        alignas(kVectorBytes) A bias_of[L], h_of[L], slope_of[L], h_slope_of[L], total[L] = {},
+                                                                                 slope_total[L] = {};
         store(bias_of, broadcast<A>(bias ? widen(bias[c]) : A(0)));
         store(h_of, broadcast<A>(h_bias ? widen(h_bias[c]) : A(0)));
-        sweep(row * layout.inner + begin, row * layout.inner + end, {bias_of, h_of, total, 0});
+        store(slope_of, broadcast<A>(slope ? widen(slope[c]) : A(0)));
+        store(h_slope_of, broadcast<A>(h_slope ? widen(h_slope[c]) : A(0)));
+        sweep(row * layout.inner + begin, row * layout.inner + end,
+              {bias_of, h_of, slope_of, h_slope_of, total, slope_total, 0});
         if (sums) partial.at[unit] = sum<A>(load(total));
+        if (slope_sums) slope_partial.at[unit] = sum<A>(load(slope_total));
       }
       if (streams) stream_fence();
     });
-    if (!sums) return;
-    T* to = static_cast<T*>(in.out_bias);
-    for (int64_t c = 0; c < layout.channels; ++c) {
-      double total = 0;
-      for (int64_t o = 0; o < layout.outer; ++o)
-        for (int64_t s = 0; s < segments; ++s) total += partial.at[(o * layout.channels + c) * segments + s];
-      to[c] = narrow<T>(A(total));
-    }
+    const auto add_up = [&](void* out, const A* parts) {
+      for (int64_t c = 0; out && c < layout.channels; ++c) {
+        double total = 0;
+        for (int64_t o = 0; o < layout.outer; ++o)
+          for (int64_t s = 0; s < segments; ++s) total += parts[(o * layout.channels + c) * segments + s];
+        static_cast<T*>(out)[c] = narrow<T>(A(total));
+      }
+    };
+    add_up(in.out_bias, partial.at);
+    add_up(in.out_slope, slope_partial.at);
   }
 
   // ---- patterns ----------------------------------------------------------------------------------------
@@ -237,50 +278,58 @@ struct Sweep {
     // Rows of a task.
     const int64_t chunk = max(ceil_div(kGrain, width), ceil_div(all_rows, kMostChunks));
     const int64_t chunks = ceil_div(all_rows, chunk);
-    Scratch<A> partial(sums ? chunks * layout.channels : 0);
-    if (sums) std::memset(partial.at, 0, size_t(chunks * layout.channels) * sizeof(A));
+    Zeros<A> partial(sums ? chunks * layout.channels : 0),
+        slope_partial(slope_sums ? chunks * layout.channels : 0);
     parallel_for(parallel, chunks * blocks, ceil_div(kGrain, chunk * width),
                  [&](int64_t first, int64_t last) {
                    const int64_t room = ceil_div(width, L) * L;
-                   Scratch<A> scratch(3 * room);
+                   Zeros<A> scratch((slope ? 6 : 3) * room);
                    A *const bias_of = scratch.at, *const h_of = bias_of + room, *const total = h_of + room;
+                   // Never read without a slope.
+                   A *const slope_of = slope ? total + room : bias_of,
+                            *const h_slope_of = slope ? slope_of + room : bias_of,
+                            *const slope_total = slope ? h_slope_of + room : bias_of;
                    int64_t laid_out = -1;
                    for (int64_t task = first; task < last; ++task) {
                      const int64_t block = task % blocks, k = task / blocks;
                      const int64_t from = block * width, to = min(from + width, period);
-                     if (block != laid_out && !bias && !h_bias) {
-                       std::memset(bias_of, 0, size_t(2 * room) * sizeof(A));
-                       laid_out = block;
-                     }
+                     if (!bias && !h_bias && !slope) laid_out = block;  // zeros
                      if (block != laid_out) {
                        each_channel(from, to, [&](int64_t c, int64_t p, int64_t end) {
                          const A b = bias ? widen(bias[c]) : A(0), h_b = h_bias ? widen(h_bias[c]) : A(0);
+                         const A a = slope ? widen(slope[c]) : A(0), h_a = h_slope ? widen(h_slope[c]) : A(0);
                          for (; p < end; ++p) {
                            bias_of[p] = b;
                            h_of[p] = h_b;
+                           if (slope) slope_of[p] = a, h_slope_of[p] = h_a;
                          }
                        });
                        laid_out = block;
                      }
                      if (sums) std::memset(total, 0, size_t(width) * sizeof(A));
+                     if (slope_sums) std::memset(slope_total, 0, size_t(width) * sizeof(A));
                      for (int64_t row = k * chunk; row < min(k * chunk + chunk, all_rows); ++row) {
                        const int64_t at = row * period + from, end = min(row * period + to, size);
-                       sweep(at, end, {bias_of, h_of, total, 1});
+                       sweep(at, end, {bias_of, h_of, slope_of, h_slope_of, total, slope_total, 1});
                      }
-                     if (!sums) continue;
+                     if (!sums && !slope_sums) continue;
                      each_channel(from, to, [&](int64_t c, int64_t p, int64_t end) {
-                       partial.at[k * layout.channels + c] += sum_of(total + p, end - p);
+                       if (sums) partial.at[k * layout.channels + c] += sum_of(total + p, end - p);
+                       if (slope_sums)
+                         slope_partial.at[k * layout.channels + c] += sum_of(slope_total + p, end - p);
                      });
                    }
                    if (streams) stream_fence();
                  });
-    if (!sums) return;
-    T* to = static_cast<T*>(in.out_bias);
-    for (int64_t c = 0; c < layout.channels; ++c) {
-      double total = 0;
-      for (int64_t k = 0; k < chunks; ++k) total += partial.at[k * layout.channels + c];
-      to[c] = narrow<T>(A(total));
-    }
+    const auto add_up = [&](void* out, const A* parts) {
+      for (int64_t c = 0; out && c < layout.channels; ++c) {
+        double total = 0;
+        for (int64_t k = 0; k < chunks; ++k) total += parts[k * layout.channels + c];
+        static_cast<T*>(out)[c] = narrow<T>(A(total));
+      }
+    };
+    add_up(in.out_bias, partial.at);
+    add_up(in.out_slope, slope_partial.at);
   }
 
   static A sum_of(const A* values, int64_t count) {
@@ -307,8 +356,9 @@ struct Sweep {
 
   void all(const Parallel& parallel) const {
     if (layout.size() == 0) {
-      for (int64_t c = 0; sums && c < in.layout.channels; ++c)
-        static_cast<T*>(in.out_bias)[c] = narrow<T>(A(0));
+      void* const vectors[] = {in.out_bias, in.out_slope};
+      for (void* out : vectors)
+        for (int64_t c = 0; out && c < in.layout.channels; ++c) static_cast<T*>(out)[c] = narrow<T>(A(0));
     } else if (layout.inner >= kLeastRow || layout.channels == 1) {
       rows(parallel);
     } else {
@@ -333,6 +383,7 @@ void run(const BiasAct& in, const Parallel& parallel) {
       GANKERN_ROW(kSigmoid, order),   GANKERN_ROW(kElu, order),              \
       GANKERN_ROW(kSelu, order),      GANKERN_ROW(kSoftplus, order),         \
       GANKERN_ROW(kSilu, order),      GANKERN_ROW(kLeakyReluOfInput, order), \
+      GANKERN_ROW(kPrelu, order),                                            \
   }
 
 extern const BiasActKernels bias_act = {

@@ -51,6 +51,14 @@ struct Problem {
     affine_dims = t.dim();
     return compact(t);
   }
+  // PReLU's.
+  Operand take_slope(const Optional& slope) const {
+    if (!slope) return Operand();
+    STD_TORCH_CHECK(
+        slope->dim() == 1 && slope->size(0) == in.channels && slope->scalar_type() == accumulation_type(*x),
+        kName, ": slope must be [channels], of the dtype that x is accumulated in");
+    return compact(*slope);
+  }
   Operand take_stats(const Tensor& stats) const {
     STD_TORCH_CHECK(stats.dim() == 2 && stats.size(0) == 3 && stats.size(1) == in.channels &&
                         stats.scalar_type() == accumulation_type(*x),
@@ -73,9 +81,12 @@ Operand zeros_like(const Tensor& x) {
 void* data(Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
 
 std::tuple<Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, Optional running_mean,
-                                   Optional running_var, bool training, double eps, double negative_slope) {
+                                   Optional running_var, bool training, double eps, double negative_slope,
+                                   Optional slope_in) {
   Problem problem(x, weight, bias, training, negative_slope);
   BatchNormAct& in = problem.in;
+  const Operand slope = problem.take_slope(slope_in);
+  in.slope = slope.data();
   in.eps = eps;
   Tensor y = blank_like(*problem.x);
   Tensor stats = blank(*problem.x, {3, in.channels}, accumulation_type(x));
@@ -96,8 +107,9 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, Opt
   return {y, stats};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Optional weight, Optional bias,
-                                            Tensor stats, bool training, double negative_slope, bool affine) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Optional weight, Optional bias,
+                                                    Tensor stats, bool training, double negative_slope,
+                                                    bool affine, Optional slope_in) {
   Problem problem(x, weight, bias, training, negative_slope);
   BatchNormAct& in = problem.in;
   const Operand grad = like(grad_in, *problem.x, kName);
@@ -110,8 +122,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Optional w
   in.grad_x = grad_x.mutable_data_ptr();
   in.grad_weight = data(grad_weight);
   in.grad_bias = data(grad_bias);
+  const Operand slope = problem.take_slope(slope_in);
+  Tensor grad_slope = slope ? blank_like(*slope) : missing(*problem.x);
+  in.slope = slope.data();
+  if (slope) in.grad_slope = data(grad_slope);
   batch_norm_act().backward[dtype_index(x, kName)](in, torch_threads());
-  return {grad_x, grad_weight, grad_bias};
+  return {grad_x, grad_weight, grad_bias, grad_slope};
 }
 
 std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_weight, Optional h_bias,

@@ -90,9 +90,80 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_bia
   return {grad_grad, grad_saved, grad_bias};
 }
 
+// ---- PReLU: a slope of each channel, with a gradient ----------------------------------------------------
+
+constexpr int kPrelu = static_cast<int>(Activation::kPrelu);
+
+Tensor prelu(Tensor x_in, Optional bias_in, Tensor slope_in, int64_t dim, double gain,
+             std::optional<double> clamp) {
+  const Operand x = dense(x_in);
+  BiasAct in = problem(*x, dim, kPrelu, 0, gain, clamp);
+  const Operand bias = along_channels(bias_in, *x, dim, kName),
+                slope = along_channels(slope_in, *x, dim, kName);
+  Tensor y = blank_like(*x);
+  in.bias = bias.data();
+  in.slope = slope.data();
+  in.out = y.mutable_data_ptr();
+  bias_act().forward[kPrelu][dtype_index(y, kName)](in, torch_threads());
+  return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor> prelu_backward(Tensor grad_in, Tensor x_in, Optional bias_in,
+                                                  Tensor slope_in, int64_t dim, double gain,
+                                                  std::optional<double> clamp, bool sums, bool slope_sums) {
+  const Operand x = dense(x_in);
+  BiasAct in = problem(*x, dim, kPrelu, 0, gain, clamp);
+  const Operand grad = like(grad_in, *x, kName), bias = along_channels(bias_in, *x, dim, kName),
+                slope = along_channels(slope_in, *x, dim, kName);
+  Tensor grad_x = blank_like(*x);
+  Tensor grad_bias = sums ? blank(*x, {x->size(dim)}) : missing(*x);
+  Tensor grad_slope = slope_sums ? blank(*x, {x->size(dim)}) : missing(*x);
+  in.bias = bias.data();
+  in.slope = slope.data();
+  in.grad = grad.data();
+  in.out = grad_x.mutable_data_ptr();
+  if (sums) in.out_bias = grad_bias.mutable_data_ptr();
+  if (slope_sums) in.out_slope = grad_slope.mutable_data_ptr();
+  bias_act().backward[kPrelu][dtype_index(*x, kName)](in, torch_threads());
+  return {grad_x, grad_bias, grad_slope};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> prelu_double_backward(Optional h_in, Optional h_bias_in,
+                                                                 Optional h_slope_in, Tensor grad_in,
+                                                                 Tensor x_in, Optional bias_in,
+                                                                 Tensor slope_in, int64_t dim, double gain,
+                                                                 std::optional<double> clamp, bool needs_x,
+                                                                 bool sums, bool slope_sums) {
+  const Operand x = dense(x_in);
+  BiasAct in = problem(*x, dim, kPrelu, 0, gain, clamp);
+  const Operand grad = like(grad_in, *x, kName), h = like(h_in, *x, kName),
+                h_bias = along_channels(h_bias_in, *x, dim, kName),
+                h_slope = along_channels(h_slope_in, *x, dim, kName),
+                bias = along_channels(bias_in, *x, dim, kName),
+                slope = along_channels(slope_in, *x, dim, kName);
+  Tensor grad_grad = blank_like(*x), grad_x = needs_x ? blank_like(*x) : missing(*x);
+  Tensor grad_bias = sums ? blank(*x, {x->size(dim)}) : missing(*x);
+  Tensor grad_slope = slope_sums ? blank(*x, {x->size(dim)}) : missing(*x);
+  in.bias = bias.data();
+  in.slope = slope.data();
+  in.grad = grad.data();
+  in.h = h.data();
+  in.h_bias = h_bias.data();
+  in.h_slope = h_slope.data();
+  in.out = grad_grad.mutable_data_ptr();
+  if (needs_x) in.out_x = grad_x.mutable_data_ptr();
+  if (sums) in.out_bias = grad_bias.mutable_data_ptr();
+  if (slope_sums) in.out_slope = grad_slope.mutable_data_ptr();
+  bias_act().double_backward[kPrelu][dtype_index(*x, kName)](in, torch_threads());
+  return {grad_grad, grad_x, grad_bias, grad_slope};
+}
+
 STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) {
   implement_orders<forward, backward, double_backward>(m, kName);
   m.impl("bias_act_forward_", TORCH_BOX(&forward_));
+  m.impl("bias_act_prelu", TORCH_BOX(&prelu));
+  m.impl("bias_act_prelu_backward", TORCH_BOX(&prelu_backward));
+  m.impl("bias_act_prelu_double_backward", TORCH_BOX(&prelu_double_backward));
 }
 
 }  // namespace

@@ -94,9 +94,11 @@ struct Problem {
 };
 
 std::tuple<Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, double eps,
-                                   double negative_slope) {
+                                   double negative_slope, Optional slope_in) {
   Problem problem(x, weight, bias, negative_slope);
   BatchNormAct& in = problem.in;
+  const Operand slope = problem.take(slope_in, "slope");
+  in.slope = slope.data();
   in.eps = eps;
   Tensor y = blank_like(*problem.x);
   Tensor stats = blank(*problem.x, {3, problem.samples, problem.own}, accumulation_type(x));
@@ -107,8 +109,9 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, dou
   return {y, stats};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Optional weight, Optional bias,
-                                            Tensor stats, double negative_slope, bool affine) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Optional weight, Optional bias,
+                                                    Tensor stats, double negative_slope, bool affine,
+                                                    Optional slope_in) {
   Problem problem(x, weight, bias, negative_slope);
   BatchNormAct& in = problem.in;
   const Operand grad = like(grad_in, *problem.x, kName), of_forward = problem.take_stats(stats);
@@ -121,9 +124,14 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Optional w
   in.grad_x = grad_x.mutable_data_ptr();
   in.grad_weight = to_weight ? every_weight.mutable_data_ptr() : nullptr;
   in.grad_bias = to_bias ? every_bias.mutable_data_ptr() : nullptr;
+  const Operand slope = problem.take(slope_in, "slope");
+  Tensor every_slope = slope ? problem.empty() : missing(x);
+  in.slope = slope.data();
+  if (slope) in.grad_slope = every_slope.mutable_data_ptr();
   batch_norm_act().backward[dtype_index(x, kName)](in, torch_threads());
   return {grad_x, to_weight ? problem.gradient_of(weight, every_weight) : every_weight,
-          to_bias ? problem.gradient_of(bias, every_bias) : every_bias};
+          to_bias ? problem.gradient_of(bias, every_bias) : every_bias,
+          slope ? problem.gradient_of(slope_in, every_slope) : every_slope};
 }
 
 std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_weight, Optional h_bias,

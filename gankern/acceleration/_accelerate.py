@@ -92,8 +92,9 @@ Leaf = tuple[Callable[..., Any], str]
 _CONVOLUTION = "torch's kernels; double backward without what it does not need"
 _ENGINE = "gankern's convolution where it is faster for the shape"
 _MEAN = "gankern's convolution, with a 2x2 mean where one follows"
-_BATCH_NORM = "gankern's batch norm where it is faster, with a ReLU or LeakyReLU where one follows"
-_INSTANCE_NORM = "gankern's instance norm where it is faster, with a ReLU or LeakyReLU where one follows"
+_BATCH_NORM = "gankern's batch norm where it is faster, with a ReLU, LeakyReLU or PReLU where one follows"
+_INSTANCE_NORM = "gankern's instance norm where it is faster, with a ReLU, LeakyReLU or PReLU where one follows"
+_PRELU = "gankern's PReLU where it is faster, in one with a norm before it"
 _PIECEWISE = "double backward without zeros"
 
 # By the function that torch's module has as forward.
@@ -108,6 +109,7 @@ LEAVES: dict[Any, Leaf] = {
     nn.InstanceNorm2d.forward: (_layers.instance_norm_forward, _INSTANCE_NORM),  # likewise
     nn.ReLU.forward: (_layers.relu_forward, _PIECEWISE),
     nn.LeakyReLU.forward: (_layers.leaky_relu_forward, _PIECEWISE),
+    nn.PReLU.forward: (_layers.prelu_forward, _PRELU),
     nn.AvgPool2d.forward: (_layers.avg_pool2d_forward, _PIECEWISE),
     nn.MaxPool2d.forward: (_layers.max_pool2d_forward, _PIECEWISE),
     nn.AdaptiveAvgPool2d.forward: (_layers.adaptive_avg_pool2d_forward, _PIECEWISE),
@@ -158,7 +160,7 @@ def _doubles(module: nn.Module) -> bool:
 
 
 _NORMS = {"batch_norm", "instance_norm"}
-_FIRST_ORDER = _NORMS | {"conv2d", "conv_transpose2d", "interpolate", "upsample", "upsample_nearest"}
+_FIRST_ORDER = _NORMS | {"conv2d", "conv_transpose2d", "interpolate", "upsample", "upsample_nearest", "prelu"}
 _FUNCTIONS = _FIRST_ORDER | {
     *("avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "relu", "relu_", "leaky_relu", "leaky_relu_"),
 }

@@ -41,6 +41,7 @@ from gankern.core.dispatch import last_implementation
 from gankern.core.torch_internals import autocasting, recomputed, transformed
 from gankern.functional.batch_norm_act import update_running
 from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
+from gankern.ops.bias_act import bias_prelu as _bias_prelu
 from gankern.ops.convolution import convolution, ways_for
 from gankern.ops.convolution_choice import is_known, kind_of
 from gankern.ops.instance_norm_act import instance_norm_act as _instance_norm_act
@@ -346,7 +347,7 @@ def _normalize(
     followed: Followed | None,
     counts: bool = True,
     activation: str | None = None,
-    slope: float = 0.0,
+    slope: float | Tensor = 0.0,
 ) -> Tensor:
     """A norm and an activation; ``counts``: whether it has a part in the running statistics."""
     if activation is None:
@@ -363,15 +364,21 @@ def _normalize(
     if mean is not None and var is not None:
         # torch's kernel saves these and updates them unseen; a forward by it may still wait for its backward.
         mean, var = mean.data, var.data
+    each, prelu = (0.0, slope) if isinstance(slope, Tensor) else (slope, None)
     if matters(x):  # to any order, as the original's
-        each = activations.slope(activation, slope)
+        each = activations.slope(activation, each)
         own = training or mean is None
-        result, stats = _batch_norm_act(x, weight, bias, mean, var, own, of.eps, each, None, any_order=True)
+        result, stats = _batch_norm_act(
+            x, weight, bias, mean, var, own, of.eps, each, None, any_order=True, slope=prelu
+        )
         if training and mean is not None:
             update_running(mean, var, stats, momentum)
     else:
         result = GF.batch_norm_act(
-            x, mean, var, weight, bias, training, momentum, of.eps, activation=activation, negative_slope=slope
+            *(x, mean, var, weight, bias, training, momentum, of.eps),
+            activation=activation,
+            negative_slope=each,
+            slope=prelu,
         )
     if activation is None:
         say(f"gankern: batch norm ({last_implementation('batch_norm_act')})")
@@ -386,14 +393,18 @@ def _norm_of_each(
     bias: Tensor | None,
     of: _OfEach,
     activation: str | None,
-    slope: float,
+    slope: float | Tensor,
 ) -> Tensor:
+    each, prelu = (0.0, slope) if isinstance(slope, Tensor) else (slope, None)
     if not matters(x):
         return GF.instance_norm_act(
-            *(x, mean, var, weight, bias, True, of.momentum, of.eps), activation=activation, negative_slope=slope
+            *(x, mean, var, weight, bias, True, of.momentum, of.eps),
+            activation=activation,
+            negative_slope=each,
+            slope=prelu,
         )
-    each = activations.slope(activation, slope)
-    result, stats = _instance_norm_act(x, weight, bias, of.eps, each, None, any_order=True)
+    each = activations.slope(activation, each)
+    result, stats = _instance_norm_act(x, weight, bias, of.eps, each, None, any_order=True, slope=prelu)
     if mean is not None:
         update_running(mean, var, stats.mean(1), of.momentum)
     return result
@@ -502,7 +513,7 @@ def _is_vector(t: Any, x: Tensor) -> bool:
     return t is None or (isinstance(t, Tensor) and x.ndim > 1 and t.shape == x.shape[1:2] and t.device == x.device)
 
 
-def _activate(name: str, input: Tensor, slope: float, inplace: bool) -> Tensor | None:
+def _activate(name: str, input: Tensor, slope: float | Tensor, inplace: bool) -> Tensor | None:
     if not is_half(input, "norm"):
         return None
     x, weight, bias, of, followed, counts = fuse(input)
@@ -552,6 +563,32 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     return _functions.leaky_relu(input, negative_slope, inplace)
 
 
+def prelu(input: Tensor, weight: Tensor) -> Tensor:
+    """Behind a norm in its pass, else alone: torch writes the gradient of the slope out for each value of x, and sums
+    it then."""
+    fits = (
+        isinstance(weight, Tensor)
+        and weight.ndim == 1
+        and input.ndim > 1
+        and input.dtype == weight.dtype in (torch.float32, torch.float64)
+        and weight.device == input.device
+        and len(weight) in (1, input.shape[1])
+    )
+    result = _activate("prelu", input, weight, False) if fits else None
+    if result is not None:
+        return result
+    input = settled(input)
+    trains = torch.is_grad_enabled() and (input.requires_grad or (fits and weight.requires_grad))
+    large = input.device.type == "cpu" and input.numel() >= SMALL
+    if not (fits and trains and large and plain()) or autocasting(input.device.type):
+        say("torch", f"ours is faster in training, from {SMALL} values on")
+        return F.prelu(input, weight)
+    gain(input.numel() * VALUE)
+    result = _bias_prelu(input, None, weight, 1, 1.0, None, None, any_order=True)
+    say(f"gankern: prelu ({last_implementation('bias_act')})")
+    return result
+
+
 # ---- the functions that a model calls by itself -------------------------------------------------------------
 
 
@@ -592,6 +629,8 @@ HANDLERS.update(
         Tensor.relu_: _relu_,
         F.leaky_relu: leaky_relu,
         F.leaky_relu_: _leaky_relu_,
+        F.prelu: prelu,
+        Tensor.prelu: prelu,
     }
 )
 
@@ -776,6 +815,11 @@ def leaky_relu_forward(module: nn.LeakyReLU, input: Tensor) -> Tensor:
 @functools.partial(leaf, stands_for=(nn.LeakyReLU,))
 def _leaky_relu_forward(module: nn.LeakyReLU, input: Tensor) -> Tensor:
     return leaky_relu(input, module.negative_slope, module.inplace)
+
+
+@functools.partial(leaf, stands_for=(nn.PReLU,))
+def prelu_forward(module: nn.PReLU, input: Tensor) -> Tensor:
+    return prelu(input, module.weight)
 
 
 @functools.partial(leaf, stands_for=(nn.AvgPool2d,))

@@ -30,10 +30,12 @@ _ROWS = (
     ("silu", True, True),
     # Of a negative slope: the result's sign does not tell that of the input. No name of the public's.
     ("leaky_relu_of_input", True, False),
+    # Its slope is a tensor, with a gradient: operators of its own.
+    ("prelu", True, False),
 )
 KERNELS = tuple(Activation(name, index, *row) for index, (name, *row) in enumerate(_ROWS))
-ACTIVATIONS = {row.name: row for row in KERNELS[:-1]}
-LEAKY_RELU_OF_INPUT = KERNELS[-1]
+ACTIVATIONS = {row.name: row for row in KERNELS[:-2]}  # what a number says; "prelu" takes a tensor
+LEAKY_RELU_OF_INPUT, PRELU = KERNELS[-2:]
 PIECEWISE = ("linear", "relu", "leaky_relu")  # what can stand behind a normalisation, in its pass: one slope says it
 
 
@@ -47,9 +49,10 @@ def row(activation: str, negative_slope: float) -> Activation:
 
 
 def slope(activation: str | None, negative_slope: float) -> float:
-    """The derivative for negative arguments, of an activation that is one of ``PIECEWISE``, or None.
+    """The derivative for negative arguments, of an activation that is one of ``PIECEWISE``, or None. That of "prelu" is
+    a tensor's to say.
 
     >>> slope(None, 0.2), slope("relu", 0.2), slope("leaky_relu", 0.2)
     (1.0, 0.0, 0.2)
     """
-    return float({None: 1.0, "linear": 1.0, "relu": 0.0, "leaky_relu": negative_slope}[activation])
+    return float({None: 1.0, "linear": 1.0, "relu": 0.0, "leaky_relu": negative_slope, "prelu": 1.0}[activation])

@@ -14,7 +14,7 @@ import torch.nn.functional
 from gankern.core.torch_internals import refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.functional.batch_norm_act import batch_norm_act
-from gankern.functional.bias_act import ACTIVATIONS, bias_act, leaky_relu, relu
+from gankern.functional.bias_act import ACTIVATIONS, bias_act, leaky_relu, prelu, relu
 from gankern.functional.convolution import conv2d, conv2d_downsample, conv_transpose2d, upsample_conv2d
 from gankern.functional.gradient_penalty import gradient_penalty
 from gankern.functional.instance_norm_act import instance_norm_act
@@ -62,6 +62,7 @@ __all__ = [
     "minibatch_discrimination",
     "minibatch_stddev",
     "pixel_norm",
+    "prelu",
     "relu",
     "self_attention2d",
     "spectral_norm",

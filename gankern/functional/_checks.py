@@ -88,6 +88,24 @@ def activation(function: str, value: Any, negative_slope: Any, accepted: Iterabl
     number(function, "negative_slope", negative_slope)
 
 
+def slope(function: str, activation: Any, value: Tensor | None, x: Tensor, channels: int) -> None:
+    """Raises where PReLU has no slope of one value or one a channel, or another activation has one."""
+    if activation == "prelu" and value is None:
+        raise ValueError(f"{function}: slope is None; activation 'prelu' needs a tensor, of one value or one a channel")
+    if activation != "prelu" and value is not None:
+        raise ValueError(f"{function}: slope is given, and activation is {activation!r}; it is that of 'prelu'")
+    if value is None:
+        return
+    floating(function, "slope", value)
+    if value.shape not in ((1,), (channels,)):
+        raise ValueError(f"{function}: slope has shape {tuple(value.shape)}; it must be (1,) or ({channels},)")
+    half = x.dtype in (torch.float16, torch.bfloat16) and value.dtype == torch.float32
+    if value.device != x.device or not (value.dtype == x.dtype or half):
+        raise ValueError(
+            f"{function}: slope is {short(value.dtype)} on {value.device}; x needs {short(x.dtype)} on {x.device}"
+        )
+
+
 def implementation(function: str, value: str | None) -> str | None:
     """Raises where value names no implementation; returns it."""
     choice(function, "implementation", value, (None, *NAMES))

@@ -30,6 +30,7 @@ def batch_norm_act(
     *,
     activation: str | None = None,
     negative_slope: float = 0.2,
+    slope: Tensor | None = None,
     implementation: str | None = None,
 ) -> Tensor:
     r"""Batch normalisation as :func:`torch.nn.functional.batch_norm`, and an activation in the same pass.
@@ -52,17 +53,18 @@ def batch_norm_act(
         training: whether to use the batch's statistics.
         momentum: see running_mean.
         eps: at least 0; added to the variance.
-        activation: None or "linear" for none, "relu" or "leaky_relu".
+        activation: None or "linear" for none, "relu", "leaky_relu" or "prelu".
         negative_slope: of "leaky_relu".
+        slope: of "prelu", [1] or [C], of a dtype that weight may have.
         implementation: see :mod:`gankern.functional`.
 
     Returns:
         As x in shape and dtype; channels_last where x is, contiguous for a tensor with gaps. An empty batch gives an
         empty result and leaves the running statistics as they are.
 
-    Gradient order: 2 (any order for "reference"), for x, weight and bias. At the activation's kink the derivative is
-    the negative slope's, and its second derivative does not exist. In evaluation the gradient of x does not depend on
-    x: its second gradient is None, not zeros.
+    Gradient order: 2 (any order for "reference"), for x, weight, bias and slope. At the activation's kink the
+    derivative is the negative slope's, and its second derivative does not exist. In evaluation the gradient of x does
+    not depend on x: its second gradient is None, not zeros.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted. Also, as torch's, while training
@@ -85,6 +87,7 @@ def batch_norm_act(
             activation,
             negative_slope,
             implementation,
+            slope,
         )
         if y is not NotImplemented:
             return y
@@ -94,13 +97,14 @@ def batch_norm_act(
         raise ValueError(f"{NAME}: x has shape {tuple(shape)}; it must be [N, C] or [N, C, ...] with a channel or more")
     check_options(NAME, momentum, eps, activation, negative_slope)
     check_affine(NAME, x, weight, bias)
+    _checks.slope(NAME, activation, slope, x, shape[1])
     own = training or (running_mean is None and running_var is None)
     check_running(NAME, x, running_mean, running_var, updated=training)
     values = x.numel()
     if own and values == shape[1]:
         raise ValueError(f"{NAME}: expected more than 1 value per channel when training, got input size {tuple(shape)}")
-    slope = activations.slope(activation, negative_slope)
-    y, stats = _batch_norm_act(x, weight, bias, running_mean, running_var, own, eps, slope, implementation)
+    each = activations.slope(activation, negative_slope)
+    y, stats = _batch_norm_act(x, weight, bias, running_mean, running_var, own, eps, each, implementation, slope=slope)
     if training and running_mean is not None and values:
         update_running(running_mean, running_var, stats, momentum)
     return y
@@ -109,7 +113,7 @@ def batch_norm_act(
 def check_options(name: str, momentum: float, eps: float, activation: str | None, negative_slope: float) -> None:
     _checks.number(name, "momentum", momentum)
     _checks.number(name, "eps", eps, least=0)
-    _checks.activation(name, activation, negative_slope, activations.PIECEWISE)
+    _checks.activation(name, activation, negative_slope, (*activations.PIECEWISE, "prelu"))
 
 
 def update_running(running_mean: Any, running_var: Any, stats: Tensor, momentum: float) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch.overrides import handle_torch_function, has_torch_function, has_torch_function_unary
 
 from gankern.core import activations
 from gankern.core.dispatch import short
@@ -27,6 +27,7 @@ def bias_act(
     dim: int = 1,
     activation: str | None = "linear",
     negative_slope: float = 0.2,
+    slope: Tensor | None = None,
     gain: float = 1.0,
     clamp: float | None = None,
     implementation: str | None = None,
@@ -34,9 +35,10 @@ def bias_act(
     r"""Adds a bias to each channel, applies an activation, multiplies by a gain and clamps, in one pass:
     :math:`y = \mathrm{clamp}(f(x + b)\, g, -c, c)`.
 
-    The backward is one pass too, which gives the gradients of x and of the bias. It keeps y, which the next layer
-    usually keeps anyway, and not x; "silu", and "leaky_relu" with a negative slope, keep x. The second derivative of
-    "linear", "relu" and "leaky_relu" does not exist, rather than being zeros.
+    The backward is one pass too, which gives the gradients of x, of the bias and of PReLU's slope. It keeps y, which
+    the next layer usually keeps anyway, and not x; "silu", "prelu", and "leaky_relu" with a negative slope, keep x.
+    The second derivative of "linear", "relu" and "leaky_relu" does not exist, rather than being zeros; of "prelu",
+    max(z, 0) + a min(z, 0), only that by z and a.
 
     Source: the epilogue of the layers of ProGAN and StyleGAN, Karras et al. 2018, arXiv 1710.10196.
 
@@ -46,8 +48,9 @@ def bias_act(
         bias: [channels], of x's dtype and device; None for none.
         dim: the channels' dimension.
         activation: "linear", "relu", "leaky_relu", "tanh", "sigmoid", "elu", "selu", "softplus" or "silu";
-            None is "linear".
+            None is "linear". "prelu" takes ``slope``.
         negative_slope: of "leaky_relu", for negative arguments.
+        slope: of "prelu", for negative arguments: [1] or [channels], of x's dtype and device.
         gain: a finite factor.
         clamp: greater than 0; None for none. The gradient is 0 where the result, in x's dtype, is at the clamp.
         implementation: see the module.
@@ -64,16 +67,24 @@ def bias_act(
     tensor([[-0.4000,  3.0000]])
     """
     if not is_dynamo_compiling():
-        y = nodes.bias_act(x, bias, dim, activation, negative_slope, gain, clamp, implementation)
+        if slope is None:
+            y = nodes.bias_act(x, bias, dim, activation, negative_slope, gain, clamp, implementation)
+        elif activation == "prelu":
+            y = nodes.bias_prelu(x, bias, slope, dim, gain, clamp, implementation)
+        else:
+            y = NotImplemented
         if y is not NotImplemented:
             return y
     name = "bias_act"
     dim = check_channels(name, x, bias, dim)
-    check_options(name, activation, negative_slope, gain)
+    check_options(name, activation, negative_slope, gain, prelu=True)
+    _checks.slope(name, activation, slope, x, x.shape[dim])
     if clamp is not None:
         _checks.number(name, "clamp", clamp, above=0)
     if bias is not None and bias.dtype != x.dtype:  # under autocast
         bias = bias.to(x.dtype)
+    if slope is not None:
+        return _ops.bias_prelu(x, bias, slope.to(x.dtype), dim, gain, clamp, implementation)
     return _ops.bias_act(x, bias, dim, activation or "linear", negative_slope, gain, clamp, implementation)
 
 
@@ -145,6 +156,36 @@ def leaky_relu(
     return _ops.bias_act(input, None, 0, "leaky_relu", negative_slope, 1.0, None, implementation)
 
 
+def prelu(input: Tensor, weight: Tensor, *, implementation: str | None = None) -> Tensor:
+    """:func:`torch.nn.functional.prelu`: max(x, 0) + a min(x, 0), whose backward sums the gradient of a in the same
+    pass (torch writes it out for each value of x first).
+
+    Source: He et al. 2015, arXiv 1502.01852. ``weight``: one slope, or one of each channel, dimension 1. Inside
+    torch.compile, under torch.func's transforms and for what only torch takes it is torch's own. Gradient order: 2 (any
+    order for "reference"), for both.
+
+    >>> prelu(torch.tensor([[-1.0, 2.0]]), torch.tensor([0.25]))
+    tensor([[-0.2500,  2.0000]])
+    """
+    if not is_dynamo_compiling():
+        y = nodes.bias_prelu(input, None, weight, 1 if input.ndim > 1 else 0, 1.0, None, implementation)
+        if y is not NotImplemented:
+            return y
+    if has_torch_function(tensors := (input, weight)):
+        return handle_torch_function(prelu, tensors, input, weight, implementation=implementation)
+    _checks.tensor("prelu", "input", input)
+    _checks.tensor("prelu", "weight", weight)
+    # Under autocast and of other dtypes, and with a slope that is a number, torch's own, or its own error.
+    if _for_torch(input, implementation) or weight.dtype != input.dtype or weight.ndim != 1 or not input.ndim:
+        return F.prelu(input, weight)
+    dim = 1 if input.ndim > 1 else 0
+    if weight.shape[0] != 1 and (input.ndim < 2 or weight.shape[0] != input.shape[1]):
+        return F.prelu(input, weight)  # torch's error
+    if weight.device != input.device:
+        return F.prelu(input, weight)
+    return _ops.bias_prelu(input, None, weight, dim, 1.0, None, implementation)
+
+
 def check_channels(name: str, x: Tensor, bias: Tensor | None, dim: int) -> int:
     """Checks a tensor and the bias of its channels; the channels' dimension, counted from the front."""
     _checks.floating(name, "x", x)
@@ -170,6 +211,8 @@ def check_channels(name: str, x: Tensor, bias: Tensor | None, dim: int) -> int:
     return dim
 
 
-def check_options(name: str, activation: str | None, negative_slope: float, gain: float) -> None:
-    _checks.activation(name, activation, negative_slope, ACTIVATIONS)
+def check_options(
+    name: str, activation: str | None, negative_slope: float, gain: float, *, prelu: bool = False
+) -> None:
+    _checks.activation(name, activation, negative_slope, (*ACTIVATIONS, *("prelu",) * prelu))
     _checks.number(name, "gain", gain)

@@ -30,6 +30,7 @@ def instance_norm_act(
     *,
     activation: str | None = None,
     negative_slope: float = 0.2,
+    slope: Tensor | None = None,
     implementation: str | None = None,
 ) -> Tensor:
     r"""Instance normalisation as :func:`torch.nn.functional.instance_norm`, and an activation in the same pass.
@@ -52,16 +53,17 @@ def instance_norm_act(
         use_input_stats: whether to use each sample's own statistics.
         momentum: see running_mean.
         eps: at least 0; added to the variance.
-        activation: None or "linear" for none, "relu" or "leaky_relu".
+        activation: None or "linear" for none, "relu", "leaky_relu" or "prelu".
         negative_slope: of "leaky_relu".
+        slope: of "prelu", [1] or [C], of a dtype that weight may have.
         implementation: see :mod:`gankern.functional`.
 
     Returns:
         As x in shape and dtype; channels_last where x is, contiguous for a tensor with gaps. An empty batch gives an
         empty result and leaves the running statistics as they are.
 
-    Gradient order: 2 (any order for "reference"), for x, weight and bias. At the activation's kink the derivative is
-    the negative slope's, and its second derivative does not exist.
+    Gradient order: 2 (any order for "reference"), for x, weight, bias and slope. At the activation's kink the
+    derivative is the negative slope's, and its second derivative does not exist.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted. Also, as torch's, where a channel of
@@ -85,6 +87,7 @@ def instance_norm_act(
             activation,
             negative_slope,
             implementation,
+            slope,
         )
         if y is not NotImplemented:
             return y
@@ -94,19 +97,20 @@ def instance_norm_act(
         raise ValueError(f"{NAME}: x has shape {tuple(shape)}; it must be [N, C, ...] with a channel and a position")
     check_options(NAME, momentum, eps, activation, negative_slope)
     check_affine(NAME, x, weight, bias)
+    _checks.slope(NAME, activation, slope, x, shape[1])
     check_running(NAME, x, running_mean, running_var, updated=bool(use_input_stats))
-    slope = activations.slope(activation, negative_slope)
+    each = activations.slope(activation, negative_slope)
     if not use_input_stats:
         if running_mean is None:
             raise ValueError(f"{NAME}: running_mean and running_var are None; use_input_stats=False needs them")
         chosen = primitive.select(x, implementation)
-        return _batch_norm_act(x, weight, bias, running_mean, running_var, False, eps, slope, chosen)[0]
+        return _batch_norm_act(x, weight, bias, running_mean, running_var, False, eps, each, chosen, slope=slope)[0]
     if math.prod(shape[2:]) == 1:
         raise ValueError(
             f"{NAME}: x has shape {tuple(shape)}; with use_input_stats a channel needs more than one position, since "
             "its own mean would be all that there is in it"
         )
-    y, stats = _instance_norm_act(x, weight, bias, eps, slope, implementation)
+    y, stats = _instance_norm_act(x, weight, bias, eps, each, implementation, slope=slope)
     if running_mean is not None and x.numel():
         update_running(running_mean, running_var, stats.mean(1), momentum)
     return y

@@ -282,6 +282,10 @@ def instance_norm_act(channels: int, negative_slope: float | None = 0.0) -> nn.M
     return gnn.InstanceNormAct2d(channels, **_act(negative_slope))
 
 
+def batch_norm_prelu(channels: int) -> nn.Module:
+    return gnn.BatchNormAct2d(channels, activation="prelu")
+
+
 def batch_norm_act_1d(channels: int, negative_slope: float = 0.0) -> nn.Module:
     return gnn.BatchNormAct1d(channels, **_act(negative_slope))
 
@@ -404,7 +408,9 @@ GANKERN = replace(
     bias_act=gnn.BiasAct,
     batch_norm_act=batch_norm_act,
     batch_norm_act_1d=batch_norm_act_1d,
+    batch_norm_prelu=batch_norm_prelu,
     instance_norm_act=instance_norm_act,
+    prelu=gnn.PReLU,
     linear_batch_norm_relu=partial(gnn.LinearBatchNorm2d, activation="relu"),
     conditional_batch_norm_act=partial(gnn.ConditionalBatchNorm2d, activation="relu"),
     virtual_batch_norm_act=virtual_batch_norm_act,

@@ -23,7 +23,7 @@ from gankern.nn.modules.batch_norm_act import (
     LinearBatchNorm2d,
     LinearBatchNorm3d,
 )
-from gankern.nn.modules.bias_act import BiasAct, LeakyReLU, ReLU
+from gankern.nn.modules.bias_act import BiasAct, LeakyReLU, PReLU, ReLU
 from gankern.nn.modules.convolution import (
     Conv2d,
     ConvDownsample2d,
@@ -87,6 +87,7 @@ __all__ = [
     "LinearBatchNorm3d",
     "MinibatchDiscrimination",
     "MinibatchStdDev",
+    "PReLU",
     "PixelNorm",
     "ReLU",
     "SelfAttention2d",

@@ -64,7 +64,7 @@ _POINTWISE = (
     *(nn.Identity, nn.Linear, nn.Embedding, nn.PReLU, nn.RReLU, nn.Threshold, gnn.EqualizedLinear),
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
     *(nn.Hardsigmoid, nn.Hardtanh, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Softsign, nn.Softplus),
-    *(nn.Sigmoid, nn.LogSigmoid, nn.Tanh, gnn.ReLU, gnn.LeakyReLU, gnn.BiasAct, gnn.BiasActPixelNorm),
+    *(nn.Sigmoid, nn.LogSigmoid, nn.Tanh, gnn.ReLU, gnn.LeakyReLU, gnn.PReLU, gnn.BiasAct, gnn.BiasActPixelNorm),
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
 _SPATIAL = (

@@ -114,6 +114,95 @@ def _pieces(options):
 autograd.Rule(NAME, _forward, _saved, _backward, _double_backward, pieces=_pieces)
 
 
+# ---- PReLU: a slope of each channel, which is a tensor with a gradient ------------------------------------------
+
+_PRELU = "Tensor x, Tensor? bias, Tensor slope, int dim, float gain, float? clamp"
+registry.define(
+    NAME, "prelu", f"bias_act_prelu({_PRELU}) -> Tensor", lambda x, bias, slope, *arguments: torch.empty_like(x)
+)
+registry.define(
+    NAME,
+    "prelu_backward",
+    f"bias_act_prelu_backward(Tensor grad, {_PRELU}, bool sums, bool slope_sums) -> "
+    "(Tensor grad_x, Tensor grad_bias, Tensor grad_slope)",
+    lambda grad, x, bias, slope, dim, gain, clamp, sums, slope_sums: (
+        torch.empty_like(x),
+        _along(sums, x, dim),
+        _along(slope_sums, x, dim),
+    ),
+)
+registry.define(
+    NAME,
+    "prelu_double_backward",
+    "bias_act_prelu_double_backward(Tensor? grad_grad_x, Tensor? grad_grad_bias, Tensor? grad_grad_slope, Tensor grad, "
+    f"{_PRELU}, bool needs_x, bool sums, bool slope_sums) -> "
+    "(Tensor grad_grad, Tensor grad_x, Tensor grad_bias, Tensor grad_slope)",
+    lambda h, h_bias, h_slope, grad, x, bias, slope, dim, gain, clamp, needs_x, sums, slope_sums: (
+        torch.empty_like(x),
+        _like(needs_x, x),
+        _along(sums, x, dim),
+        _along(slope_sums, x, dim),
+    ),
+)
+
+
+def _prelu_forward(options, x, bias, slope):
+    return (registry.kernel(options[0], NAME, "prelu", x.device)(x, bias, slope, *options[1]),)
+
+
+def _prelu_backward(options, needed, grads, saved):
+    kernel = registry.kernel(options[0], NAME, "prelu_backward", saved[0].device)
+    grad_x, grad_bias, grad_slope = kernel(grads[0], *saved, *options[1], needed[1], needed[2])
+    return grad_x, grad_bias if needed[1] else None, grad_slope if needed[2] else None
+
+
+def _prelu_double_backward(options, needed, grad_grads, grads, saved):
+    of_slope = grad_grads[2] is not None  # without, nothing depends on x other than by the kink
+    needs_x, sums, slope_sums = needed[1] and of_slope, needed[2] and of_slope, needed[3]
+    kernel = registry.kernel(options[0], NAME, "prelu_double_backward", saved[0].device)
+    result = kernel(*grad_grads, grads[0], *saved, *options[1], needs_x, sums, slope_sums)
+    return [value if need else None for value, need in zip(result, (True, needs_x, sums, slope_sums))]
+
+
+def _prelu_plain(options, x, bias, slope):
+    dim, gain, clamp = options[1]
+    return reference(x, bias, dim, "prelu", slope, gain, clamp)
+
+
+PRELU = f"{NAME}, prelu"
+PRELU_ANY_ORDER = f"{PRELU}, any order"
+for _name, _of_any_order in ((PRELU, None), (PRELU_ANY_ORDER, _prelu_plain)):
+    autograd.Rule(
+        _name,
+        _prelu_forward,
+        lambda options, tensors, outputs: tensors,
+        _prelu_backward,
+        _prelu_double_backward,
+        pieces=lambda options: True,
+        plain=_of_any_order,
+    )
+
+
+def bias_prelu(
+    x: Tensor,
+    bias: Tensor | None,
+    slope: Tensor,
+    dim: int,
+    gain: float,
+    clamp: float | None,
+    implementation: str | None,
+    any_order: bool = False,
+) -> Tensor:
+    """The result for checked arguments; slope is [1] or [channels]."""
+    chosen = primitive.select(x, implementation)
+    if chosen == "reference":
+        return reference(x, bias, dim, "prelu", slope, gain, clamp)
+    if x.ndim and len(slope) != x.shape[dim]:
+        slope = slope.expand(x.shape[dim])
+    name = PRELU_ANY_ORDER if any_order else PRELU
+    return autograd.differentiate(name, (chosen, (dim, gain, clamp)), x, bias, slope)[0]
+
+
 class _InPlace(autograd._Forward):
     """Overwrites its tensor, which is then its own result. For activations that keep that."""
 

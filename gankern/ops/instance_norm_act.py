@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gankern.core import autograd, registry
 from gankern.core.layout import accumulation_dtype
-from gankern.ops.batch_norm_act import empty_affine, empty_like
+from gankern.ops.batch_norm_act import activated, empty_affine, empty_like, has_kink, prelu_double_backward
 from gankern.reference.instance_norm_act import instance_norm_act as reference
 
 NAME = "instance_norm_act"
@@ -26,14 +26,15 @@ primitive = registry.declare(NAME, gradient_order=2)
 registry.define(
     NAME,
     "forward",
-    "instance_norm_act(Tensor x, Tensor? weight, Tensor? bias, float eps, float negative_slope) -> (Tensor y, Tensor "
-    "stats)",
+    "instance_norm_act(Tensor x, Tensor? weight, Tensor? bias, float eps, float negative_slope, Tensor? "
+    "slope=None) -> (Tensor y, Tensor stats)",
     lambda x, *_: (empty_like(x), x.new_empty((3, *x.shape[:2]), dtype=accumulation_dtype(x))),
 )
 
 
-def _fake_backward(grad, x, weight, bias, stats, negative_slope, affine):
-    return empty_like(x), empty_affine(weight if affine else None, x), empty_affine(bias if affine else None, x)
+def _fake_backward(grad, x, weight, bias, stats, negative_slope, affine, slope=None):
+    of_affine = (empty_affine(v if affine else None, x) for v in (weight, bias))
+    return empty_like(x), *of_affine, empty_affine(slope, x)
 
 
 def _fake_double_backward(h, h_weight, h_bias, grad, x, weight, bias, stats, negative_slope, affine):
@@ -45,7 +46,8 @@ registry.define(
     NAME,
     "backward",
     "instance_norm_act_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor stats, float "
-    "negative_slope, bool affine) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
+    "negative_slope, bool affine, Tensor? slope=None) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor "
+    "grad_slope)",
     _fake_backward,
 )
 registry.define(
@@ -58,9 +60,9 @@ registry.define(
 )
 
 
-def _forward(options, x, weight, bias):
+def _forward(options, x, weight, bias, slope):
     implementation, eps, negative_slope = options
-    return registry.kernel(implementation, NAME, "forward", x.device)(x, weight, bias, eps, negative_slope)
+    return registry.kernel(implementation, NAME, "forward", x.device)(x, weight, bias, eps, negative_slope, slope)
 
 
 def _saved(options, tensors, outputs):
@@ -69,32 +71,47 @@ def _saved(options, tensors, outputs):
 
 def _backward(options, needed, grads, saved):
     implementation, _, negative_slope = options
-    x, weight, bias, stats = saved
+    x, weight, bias, slope, stats = saved
     kernel = registry.kernel(implementation, NAME, "backward", x.device)
     affine = needed[1] or needed[2]
-    grad_x, grad_weight, grad_bias = kernel(grads[0], x, weight, bias, stats, negative_slope, affine)
-    return grad_x, grad_weight if needed[1] else None, grad_bias if needed[2] else None
+    result = kernel(grads[0], x, weight, bias, stats, negative_slope, affine, slope)
+    return result[0], *(value if need else None for value, need in zip(result[1:], needed[1:]))
 
 
 def _double_backward(options, needed, grad_grads, grads, saved):
-    implementation, _, negative_slope = options
-    x, weight, bias, stats = saved
-    h, h_weight, h_bias = grad_grads
-    needed_weight = needed[3]  # of y, stats, x, weight, bias, stats
+    implementation, eps, negative_slope = options
+    x, weight, bias, slope, stats = saved
+    h, h_weight, h_bias, h_slope = grad_grads
+    needed_weight = needed[3]  # of y, stats, x, weight, bias, slope, stats
     kernel = registry.kernel(implementation, NAME, "double_backward", x.device)
+    moves_x = h is not None or h_weight is not None
+    if slope is not None:
+
+        def forward():
+            return registry.kernel(implementation, NAME, "forward", x.device)(x, weight, bias, eps, 1.0)[0]
+
+        def backward(grad):
+            launch = registry.kernel(implementation, NAME, "backward", x.device)
+            return launch(grad, x, weight, bias, stats, 1.0, weight is not None or bias is not None)
+
+        def double_backward(grad):
+            return kernel(h, h_weight, h_bias, grad, x, weight, bias, stats, 1.0, needed_weight)
+
+        moves = moves_x or h_bias is not None, moves_x
+        return prelu_double_backward(
+            implementation, needed, (forward, backward, double_backward), moves, h is not None, h_slope, grads[0], slope
+        )
     grad_grad, grad_x, grad_weight = kernel(
         h, h_weight, h_bias, grads[0], x, weight, bias, stats, negative_slope, needed_weight
     )
-    moves_x = h is not None or h_weight is not None
     of_weight = grad_weight if needed_weight and h is not None else None
-    return grad_grad, None, grad_x if moves_x else None, of_weight, None, None
+    return grad_grad, None, grad_x if moves_x else None, of_weight, None, None, None
 
 
-def _plain(options, x, weight, bias, stats):
+def _plain(options, x, weight, bias, slope, stats):
     """By torch's own instance norm: see batch_norm_act's."""
     _, eps, negative_slope = options
-    y = F.instance_norm(x, None, None, weight, bias, True, 0.0, eps)
-    return y if negative_slope == 1 else F.leaky_relu(y, negative_slope)
+    return activated(F.instance_norm(x, None, None, weight, bias, True, 0.0, eps), negative_slope, slope)
 
 
 ANY_ORDER = f"{NAME}, any order"  # for who may not refuse a third one, at the price of nodes in Python
@@ -106,7 +123,7 @@ for _name, _of_any_order in ((NAME, None), (ANY_ORDER, _plain)):
         _backward,
         _double_backward,
         non_differentiable=(1,),
-        pieces=lambda options: options[2] != 1,  # the slope
+        pieces=has_kink,
         plain=_of_any_order,
     )
 
@@ -119,12 +136,16 @@ def instance_norm_act(
     negative_slope: float,
     implementation: str | None,
     any_order: bool = False,
+    slope: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """The result and its statistics, for checked arguments. Affine values are of any dtype."""
+    """The result and its statistics, for checked arguments. Affine values are of any dtype; slope, PReLU's in place of
+    ``negative_slope``, too, [1] or [C]."""
     dtype = accumulation_dtype(x)
-    weight, bias = (v if v is None or v.dtype == dtype else v.to(dtype) for v in (weight, bias))
+    weight, bias, slope = (v if v is None or v.dtype == dtype else v.to(dtype) for v in (weight, bias, slope))
+    if slope is not None:
+        slope, negative_slope = slope.expand(x.shape[1]), 0.0
     chosen = primitive.select(x, implementation)
     if chosen == "reference":
-        return reference(x, weight, bias, eps, negative_slope)
+        return reference(x, weight, bias, eps, negative_slope, slope)
     name = ANY_ORDER if any_order else NAME
-    return autograd.differentiate(name, (chosen, eps, negative_slope), x, weight, bias)
+    return autograd.differentiate(name, (chosen, eps, negative_slope), x, weight, bias, slope)

@@ -17,14 +17,15 @@ def batch_norm_act(
     training: bool,
     eps: float,
     negative_slope: float,
+    slope: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """act((x - mean) / sqrt(var + eps) * weight + bias) of x [N, C, ...], and the statistics [3, C] that it was
     computed with: mean, 1 / sqrt(var + eps), and the variance that running statistics take up.
 
     While ``training`` mean and var are x's own, of each channel (the variance divides by the number of values; what
     running statistics take up divides by one less); else they are the running ones. weight and bias are [C] or [N, C].
-    ``negative_slope`` is that of a leaky ReLU: 1 for no activation, 0 for ReLU. float16 and bfloat16 are computed in
-    float32.
+    ``negative_slope`` is that of a leaky ReLU: 1 for no activation, 0 for ReLU. ``slope`` [C] is PReLU's, in its place.
+    float16 and bfloat16 are computed in float32.
     """
     dtype = x.dtype
     if dtype in (torch.float16, torch.bfloat16):
@@ -50,6 +51,8 @@ def batch_norm_act(
         y = y * along(weight)
     if bias is not None:
         y = y + along(bias)
-    if negative_slope != 1:
+    if slope is not None:
+        y = torch.where(y > 0, y, y * along(slope.to(y.dtype)))
+    elif negative_slope != 1:
         y = y.relu() if negative_slope == 0 else torch.nn.functional.leaky_relu(y, negative_slope)
     return y.to(dtype), torch.stack([mean, rstd, kept_var]).detach()

@@ -27,22 +27,26 @@ def bias_act(
     bias: Tensor | None,
     dim: int,
     activation: str | None,
-    negative_slope: float,
+    negative_slope: float | Tensor,
     gain: float,
     clamp: float | None,
 ) -> Tensor:
     """y = clamp(act(x + bias) gain, -clamp, clamp), bias along dimension ``dim``.
 
-    The gradient is 0 where the result is at the clamp. float16 and bfloat16 are computed in float32.
+    The slope of "prelu" is a tensor, [1] or [channels]. The gradient is 0 where the result is at the clamp. float16 and
+    bfloat16 are computed in float32.
     """
     dtype = x.dtype
     if dtype in (torch.float16, torch.bfloat16):
         x = x.float()
+    shape = [-1 if d == dim else 1 for d in range(x.ndim)]
     if bias is not None:
-        shape = [1] * x.ndim
-        shape[dim] = -1
         x = x + bias.to(x.dtype).view(shape)
-    y = ACTIVATIONS[activation or "linear"](x, negative_slope)
+    if activation == "prelu":
+        assert isinstance(negative_slope, Tensor)
+        y = torch.where(x > 0, x, x * negative_slope.to(x.dtype).view(shape))
+    else:
+        y = ACTIVATIONS[activation or "linear"](x, negative_slope)
     if gain != 1:
         y = y * gain
     if clamp is not None:

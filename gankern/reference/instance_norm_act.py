@@ -9,15 +9,20 @@ from gankern.reference._eps import plus_eps
 
 
 def instance_norm_act(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, negative_slope: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    negative_slope: float,
+    slope: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """act((x - mean) / sqrt(var + eps) * weight + bias) of x [N, C, ...], and the statistics [3, N, C] that it was
     computed with: mean, 1 / sqrt(var + eps), and the variance that running statistics take up.
 
     mean and var are those of each sample's channel over its positions (the variance divides by their number; what
     running statistics take up divides by one less). weight and bias are [C], or [N, C] for each sample's own.
-    ``negative_slope`` is that of a leaky ReLU: 1 for no activation, 0 for ReLU. float16 and bfloat16 are computed in
-    float32.
+    ``negative_slope`` is that of a leaky ReLU: 1 for no activation, 0 for ReLU. ``slope`` [C] is PReLU's, in its place.
+    float16 and bfloat16 are computed in float32.
     """
     dtype = x.dtype
     if dtype in (torch.float16, torch.bfloat16):
@@ -42,6 +47,8 @@ def instance_norm_act(
         y = y * along(weight)
     if bias is not None:
         y = y + along(bias)
-    if negative_slope != 1:
+    if slope is not None:
+        y = torch.where(y > 0, y, y * along(slope.to(y.dtype)))
+    elif negative_slope != 1:
         y = y.relu() if negative_slope == 0 else torch.nn.functional.leaky_relu(y, negative_slope)
     return y.to(dtype), torch.stack([mean, rstd, kept_var]).detach()

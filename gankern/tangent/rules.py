@@ -595,6 +595,7 @@ _FLAT_BATCH_NORM = ({0, 2, 3}, {1, 2})
 # The same of this library's primitives, by their options and the tensors that depend on the input.
 FLAT_PRIMITIVES: dict[str, Callable[[tuple], tuple[set[int], ...]]] = {
     "bias_act": lambda options: () if options[1].curved else ({0, 1},),
+    "bias_act, prelu": lambda options: ({0, 1}, {2}),
     "batch_norm_act": lambda options: () if options[1] else ({0, 2}, {1, 2}),  # () in training
 }
 

@@ -1,4 +1,4 @@
-"""Batch normalisation and a (leaky) ReLU, each order in two sweeps over memory.
+"""Batch normalisation and a (leaky) ReLU or PReLU, each order in two sweeps over memory.
 
 Formulas: csrc/cpu/batch_norm_act.cpp. With w = x - mean, every order is sums over each channel (of x and its squares;
 of g' and g' w; of these, h, h w and g' h), terms that follow from the sums, and results that are sums of products of
@@ -51,6 +51,14 @@ def _gate(z, v, SLOPE: tl.constexpr):
     if SLOPE == 0:
         return tl.where(z <= 0, 0.0, v)
     return tl.where(z <= 0, v * SLOPE, v)
+
+
+@triton.jit
+def _activate(z, v, slopes, c, mask, SLOPE: tl.constexpr):
+    """:func:`_gate`, by PReLU's slope of each channel where there are such."""
+    if slopes is None:
+        return _gate(z, v, SLOPE)
+    return tl.where(z <= 0, v * tl.load(slopes + c, mask=mask, other=1.0)[None, :], v)
 
 
 @triton.jit
@@ -154,6 +162,7 @@ def _reduce_kernel(
     h,
     weight,  # [groups, C]
     bias,
+    slopes,  # [C], PReLU's, or None
     stats,
     partial,  # [groups * splits, sums, C]
     channels,
@@ -185,12 +194,17 @@ def _reduce_kernel(
     sum_h = tl.zeros([BLOCK_M, BLOCK_C], SUM)
     sum_hw = tl.zeros([BLOCK_M, BLOCK_C], SUM)
     sum_gh = tl.zeros([BLOCK_M, BLOCK_C], SUM)
+    sum_gz = tl.zeros([BLOCK_M, BLOCK_C], SUM)
     for step in range(0, chunk, BLOCK_M):
         m = begin + step + tl.arange(0, BLOCK_M)
         inside = (m < end)[:, None] & mask[None, :]
         where = _offsets(m, c, inner, plane, LAST)
         w = _load(x, where, inside, SUM) - mean
-        g = _gate(w * k + beta, _load(grad, where, inside, SUM), SLOPE)
+        z = w * k + beta
+        given = _load(grad, where, inside, SUM)
+        g = _activate(z, given, slopes, c, mask, SLOPE)
+        if slopes is not None:
+            sum_gz += tl.where(z > 0, 0.0, given * z)
         sum_g += g
         sum_gw += g * w
         if ORDER == "double_backward":
@@ -198,10 +212,12 @@ def _reduce_kernel(
             sum_h += second
             sum_hw += second * w
             sum_gh += g * second
-    sums: tl.constexpr = 2 if ORDER == "backward" else 5
+    sums: tl.constexpr = 3 if slopes is not None else 2 if ORDER == "backward" else 5
     to = partial + at.to(tl.int64) * sums * channels + c
     tl.store(to, tl.sum(sum_g, 0).to(tl.float64), mask=mask)
     tl.store(to + channels, tl.sum(sum_gw, 0).to(tl.float64), mask=mask)
+    if slopes is not None:
+        tl.store(to + 2 * channels, tl.sum(sum_gz, 0).to(tl.float64), mask=mask)
     if ORDER == "double_backward":
         tl.store(to + 2 * channels, tl.sum(sum_h, 0).to(tl.float64), mask=mask)
         tl.store(to + 3 * channels, tl.sum(sum_hw, 0).to(tl.float64), mask=mask)
@@ -226,6 +242,7 @@ def _settle_kernel(
     terms,  # [TERMS, C]
     grad_weight,  # [groups, C]
     grad_bias,
+    grad_slope,  # [C], PReLU's, or None
     channels,
     groups,
     splits,
@@ -238,7 +255,7 @@ def _settle_kernel(
     mask = c < channels
     r = tl.load(stats + channels + c, mask=mask, other=0.0).to(tl.float64)
     kind = grad_weight.dtype.element_ty
-    sums: tl.constexpr = 2 if ORDER == "backward" else 5
+    sums: tl.constexpr = 3 if grad_slope is not None else 2 if ORDER == "backward" else 5
     step = sums * channels
     a = tl.zeros([BLOCK_C], tl.float64)
     aw = tl.zeros([BLOCK_C], tl.float64)
@@ -247,6 +264,7 @@ def _settle_kernel(
     ha = tl.zeros([BLOCK_C], tl.float64)
     u = tl.zeros([BLOCK_C], tl.float64)
     uw = tl.zeros([BLOCK_C], tl.float64)
+    gz = tl.zeros([BLOCK_C], tl.float64)
     at = partial + c
     affine = c.to(tl.int64)
     for _ in range(0, groups):
@@ -255,6 +273,8 @@ def _settle_kernel(
         gw = _total(at + channels, splits, step, mask, BLOCK_C)
         a += gamma * g
         aw += gamma * gw
+        if grad_slope is not None:
+            gz += _total(at + 2 * channels, splits, step, mask, BLOCK_C)
         if ORDER == "backward":
             tl.store(grad_weight + affine, (r * gw).to(kind), mask=mask)
             tl.store(grad_bias + affine, g.to(kind), mask=mask)
@@ -267,6 +287,8 @@ def _settle_kernel(
             uw += h_gamma * gw
         at += splits * step
         affine += channels
+    if grad_slope is not None:
+        tl.store(grad_slope + c, gz.to(kind), mask=mask)
     # Means; of r w in place of w.
     scale = 1.0 / (tl.zeros([BLOCK_C], tl.float64) + count) if TRAINING else tl.zeros([BLOCK_C], tl.float64)
     a *= scale
@@ -304,6 +326,7 @@ def _apply_kernel(
     h,
     weight,  # [groups, C]
     bias,
+    slopes,  # [C], PReLU's, or None
     h_weight,
     h_bias,
     stats,
@@ -350,9 +373,9 @@ def _apply_kernel(
         w = _load(x, where, inside, SUM) - mean
         z = w * k + beta
         if ORDER == "forward":
-            result = _gate(z, z, SLOPE)
+            result = _activate(z, z, slopes, c, mask, SLOPE)
         else:
-            g = _gate(z, _load(grad, where, inside, SUM), SLOPE)
+            g = _activate(z, _load(grad, where, inside, SUM), slopes, c, mask, SLOPE)
             if ORDER == "backward":
                 result = k * g + (term0 * w + term1)
             else:
@@ -378,6 +401,7 @@ class _Call:
         slope: float,
         others: Sequence[Tensor | None] = (),
         instances: bool = False,
+        slopes: Tensor | None = None,
     ) -> None:
         self.last = not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
         self.x = x if self.last else contiguous(x)
@@ -392,7 +416,7 @@ class _Call:
         self.groups = self.samples if len(self.affine_shape) == 2 else 1
         self.sum = sum_dtype(x.dtype)
         self.weight, self.bias = self.affine(weight, 1), self.affine(bias, 0)
-        self.slope = slope
+        self.slope, self.slopes = slope, contiguous(slopes)
         blocks = BLOCKS(x.device)
         self.block_c = blocks["CHANNELS"] if self.last else 1
         self.block_m = blocks["TILE"] // self.block_c
@@ -448,9 +472,11 @@ class _Call:
         )
         return stats
 
-    def terms(self, order: str, grad, h, h_weight, stats, training, grad_weight, grad_bias) -> Tensor:
-        """What the results need of each channel's sums; writes the affine gradients."""
-        partial = self.partial(SUMS[order])
+    def terms(
+        self, order: str, grad, h, h_weight, stats, training, grad_weight, grad_bias, grad_slope: Tensor | None = None
+    ) -> Tensor:
+        """What the results need of each channel's sums; writes the affine gradients, and PReLU's slope's."""
+        partial = self.partial(SUMS[order] if self.slopes is None else 3)
         terms = self.x.new_empty((TERMS, self.channels), dtype=torch.float64)
         launch(
             _reduce_kernel,
@@ -460,6 +486,7 @@ class _Call:
             h,
             self.weight,
             self.bias,
+            self.slopes,
             stats,
             partial,
             self.channels,
@@ -482,6 +509,7 @@ class _Call:
             terms,
             grad_weight,
             grad_bias,
+            grad_slope,
             self.channels,
             self.groups,
             self.splits,
@@ -502,6 +530,7 @@ class _Call:
             h,
             self.weight,
             self.bias,
+            self.slopes,
             h_weight,
             h_bias,
             stats,
@@ -529,9 +558,10 @@ def forward(
     training: bool,
     eps: float,
     negative_slope: float,
+    slope: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The result, and the statistics [3, C]. Launches: 3, or 1 in evaluation."""
-    call = _Call(x, weight, bias, negative_slope)
+    call = _Call(x, weight, bias, negative_slope, slopes=slope)
     y = torch.empty_like(call.x)
     if training:
         stats = call.moments(eps) if call.count else x.new_zeros((3, call.channels), dtype=call.sum)
@@ -558,20 +588,23 @@ def backward(
     training: bool,
     negative_slope: float,
     affine: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias (empty where not wanted). Launches: 3, or 1 in evaluation without these."""
-    call = _Call(x, weight, bias, negative_slope)
+    slope: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, weight, bias and slope (empty where not wanted, or there is none). Launches: 3, or 1 in
+    evaluation without these."""
+    call = _Call(x, weight, bias, negative_slope, slopes=slope)
+    grad_slope = None if slope is None else x.new_zeros(call.channels, dtype=call.sum)
     grad = call.like_x(grad)
     grad_x = torch.empty_like(call.x)
     to_weight, grad_weight = _affine_gradient(call, affine, weight)
     to_bias, grad_bias = _affine_gradient(call, affine, bias)
     if call.count:
-        if training or affine:
-            terms = call.terms("backward", grad, None, None, stats, training, to_weight, to_bias)
+        if training or affine or slope is not None:
+            terms = call.terms("backward", grad, None, None, stats, training, to_weight, to_bias, grad_slope)
         else:
             terms = x.new_zeros((TERMS, call.channels), dtype=torch.float64)
         call.apply("backward", grad, None, None, None, stats, terms, grad_x, None)
-    return grad_x, grad_weight, grad_bias
+    return grad_x, grad_weight, grad_bias, x.new_empty(0, dtype=call.sum) if grad_slope is None else grad_slope
 
 
 def double_backward(
@@ -609,4 +642,6 @@ def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         options = True, 0.2, True
         y, stats = forward(x, vector, vector, None, None, True, 1e-5, 0.2)
         backward(y, x, vector, vector, stats, *options)
+        forward(x, vector, vector, None, None, True, 1e-5, 0.0, vector)
+        backward(y, x, vector, vector, stats, *options, vector)
         double_backward(y, vector, vector, y, x, vector, vector, stats, *options)

@@ -6,7 +6,8 @@ gradients h and k of the two gradients:
 
     dx = m g gain f'          dg = p gain f'          ds = p g df'/da, or p g gain df'/dz where s is the input
 
-csrc/cpu/activation.h has the table of f, f' and df'/ds.
+csrc/cpu/activation.h has the table of f, f' and df'/ds. PReLU, whose slope is a tensor, has a kernel of its own:
+csrc/cpu/bias_act.cpp has its formulas. The sums of bias and slope are torch's, of products that the kernel writes.
 
 Split. A program takes BLOCK neighbouring elements in the order of memory, whatever the order of the dimensions is: an
 element's channel is (element / inner) % channels. Traffic: forward reads 1 tensor and writes 1; backward 2 and 1;
@@ -234,6 +235,71 @@ def _bias_act_kernel(
                     _store_sums(tl.where(inside, second, 0.0), parts, COLUMNS, BLOCK)
 
 
+@triton.jit
+def _prelu_kernel(
+    x,
+    bias,  # [channels] or None
+    slope,  # [channels]
+    grad,
+    h,  # or None
+    h_bias,  # [channels] or None
+    h_slope,  # [channels] or None
+    out,
+    out_x,  # or None
+    out_slope,  # or None: what sums up to the slope's gradient, like x, in the dtype of sums
+    size,
+    channels,
+    inner,
+    ORDER: tl.constexpr,  # "forward", "backward" or "double_backward"
+    GAIN: tl.constexpr,
+    CLAMP: tl.constexpr,  # 0 for none
+    SUM: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    e = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    inside = e < size
+    c = e // inner % channels
+    bound = tl.full([BLOCK], CLAMP, SUM)
+    z = tl.load(x + e, mask=inside, other=0.0).to(SUM)
+    if bias is not None:
+        z += tl.load(bias + c, mask=inside, other=0.0).to(SUM)
+    a = tl.load(slope + c, mask=inside, other=0.0).to(SUM)
+    y = tl.where(z > 0, z, z * a) * GAIN
+    if ORDER == "forward":
+        if CLAMP > 0:
+            y = tl.where(y > bound, bound, y)
+            y = tl.where(y < -bound, -bound, y)
+        tl.store(out + e, y.to(out.dtype.element_ty), mask=inside)
+    else:
+        y = y.to(x.dtype.element_ty).to(SUM)  # as it was stored
+        factor = tl.full([BLOCK], GAIN, SUM)  # m gain
+        if CLAMP > 0:
+            factor = tl.where(tl.abs(y) >= bound, 0.0, factor)
+        below = tl.where(z > 0, 0.0, factor)
+        g = tl.load(grad + e, mask=inside, other=0.0).to(SUM)
+        if ORDER == "backward":
+            dx = tl.where(factor == 0, 0.0, tl.where(z > 0, g, g * a) * factor)
+            tl.store(out + e, dx.to(out.dtype.element_ty), mask=inside)
+            if out_slope is not None:
+                tl.store(out_slope + e, tl.where(below == 0, 0.0, below * g * z), mask=inside)
+        else:
+            p = tl.zeros([BLOCK], SUM)
+            if h is not None:
+                p += tl.load(h + e, mask=inside, other=0.0).to(SUM)
+            if h_bias is not None:
+                p += tl.load(h_bias + c, mask=inside, other=0.0).to(SUM)
+            dg = tl.where(factor == 0, 0.0, tl.where(z > 0, p, p * a) * factor)
+            if h_slope is not None:
+                q = below * tl.load(h_slope + c, mask=inside, other=0.0).to(SUM)
+                dg += tl.where(below == 0, 0.0, q * z)
+                if out_x is not None:
+                    tl.store(out_x + e, (q * g).to(out_x.dtype.element_ty), mask=inside)
+            tl.store(out + e, dg.to(out.dtype.element_ty), mask=inside)
+            if out_slope is not None:
+                tl.store(out_slope + e, tl.where(below == 0, 0.0, below * g * p), mask=inside)
+
+
 # ---- launchers: what gankern/ops/bias_act.py calls --------------------------------------------------------------
 
 
@@ -369,11 +435,104 @@ def double_backward(
     return none if out is None else out, none if out_x is None else out_x, db
 
 
+def _launch_prelu(order, x, bias, slope, grad, h, h_bias, h_slope, out, out_x, out_slope, dim, gain, clamp) -> None:
+    outer, channels, inner = layout(x.shape, x.stride(), dim)
+    size = outer * channels * inner
+    if size == 0:
+        return
+    blocks = BLOCKS(x.device)
+    launch(
+        _prelu_kernel,
+        ceil_div(size, blocks["BLOCK"]),
+        x,
+        contiguous(bias),
+        contiguous(slope),
+        grad,
+        h,
+        contiguous(h_bias),
+        contiguous(h_slope),
+        out,
+        out_x,
+        out_slope,
+        size,
+        channels,
+        inner,
+        ORDER=order,
+        GAIN=gain,
+        CLAMP=_held(clamp, x.dtype),
+        SUM=sum_type(x.dtype),
+        INDEX=index_type(size),
+        **blocks,
+    )
+
+
+def _summed(values: Tensor | None, x: Tensor, dim: int) -> Tensor:
+    """The sum over all but the channels, in x's dtype; empty for None."""
+    return x.new_empty(0) if values is None else sum_of_channels(values, dim).to(x.dtype)
+
+
+def prelu(x: Tensor, bias: Tensor | None, slope: Tensor, dim: int, gain: float, clamp: float | None) -> Tensor:
+    """PReLU's result. Launches: 1, after a copy of what is not dense."""
+    x = dense(x)
+    y = torch.empty_like(x)
+    _launch_prelu("forward", x, bias, slope, None, None, None, None, y, None, None, dim, gain, clamp)
+    return y
+
+
+def prelu_backward(
+    grad: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    slope: Tensor,
+    dim: int,
+    gain: float,
+    clamp: float | None,
+    sums: bool,
+    slope_sums: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, bias and slope (empty where not asked for). Launches: 1, and two sums."""
+    x = dense(x)
+    dx, grad = torch.empty_like(x), laid_out_as(grad, x)
+    products = torch.empty_like(x, dtype=sum_dtype(x.dtype)) if slope_sums else None
+    _launch_prelu("backward", x, bias, slope, grad, None, None, None, dx, None, products, dim, gain, clamp)
+    return dx, _summed(dx if sums else None, x, dim), _summed(products, x, dim)
+
+
+def prelu_double_backward(
+    h: Tensor | None,
+    h_bias: Tensor | None,
+    h_slope: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    slope: Tensor,
+    dim: int,
+    gain: float,
+    clamp: float | None,
+    needs_x: bool,
+    sums: bool,
+    slope_sums: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of grad, x, bias and slope (empty where not asked for). Launches: 1, and two sums."""
+    x = dense(x)
+    h, grad, out = laid_out_as(h, x), laid_out_as(grad, x), torch.empty_like(x)
+    # Without a gradient of the slope's gradient there is none of x, and nobody asks.
+    out_x = torch.empty_like(x) if (needs_x or sums) and h_slope is not None else None
+    products = torch.empty_like(x, dtype=sum_dtype(x.dtype)) if slope_sums else None
+    given = h, h_bias, h_slope, out, out_x, products
+    _launch_prelu("double_backward", x, bias, slope, grad, *given, dim, gain, clamp)
+    grad_x = x.new_empty(0) if out_x is None else out_x
+    return out, grad_x, _summed(out_x if sums else None, x, dim), _summed(products, x, dim)
+
+
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     """Calls that launch every form of the kernel."""
     x, bias = torch.empty(2, 4, 64, 64, dtype=dtype, device=device), torch.empty(4, dtype=dtype, device=device)
     # All activations in the type that mostly runs, and the longest in the others.
-    for row in KERNELS:
+    prelu(x, bias, bias, 1, 1.5, 256.0)
+    prelu_backward(x, x, bias, bias, 1, 1.5, 256.0, True, True)
+    prelu_double_backward(x, bias, bias, x, x, bias, bias, 1, 1.5, 256.0, True, True, True)
+    for row in KERNELS[:-1]:
         if dtype != torch.float32 and row.name not in ("leaky_relu", "softplus", "silu"):
             continue
         options = 1, row.index, 0.2, 1.5, 256.0

@@ -24,10 +24,16 @@ def _gradient_of(values: Tensor | None, every: Tensor, wanted: bool) -> Tensor:
 
 
 def forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, negative_slope: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    negative_slope: float,
+    slope: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The result, and the statistics [3, N, C]. Launches: 3."""
-    call = _Call(x, _of_instances(weight, x), _of_instances(bias, x), negative_slope, instances=True)
+    weight, bias, slope = (_of_instances(v, x) for v in (weight, bias, slope))
+    call = _Call(x, weight, bias, negative_slope, instances=True, slopes=slope)
     y = torch.empty_like(call.x)
     stats = call.moments(eps) if x.numel() else x.new_zeros((3, call.channels), dtype=call.sum)
     if x.numel():
@@ -43,16 +49,20 @@ def backward(
     stats: Tensor,
     negative_slope: float,
     affine: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias (empty where not wanted). Launches: 3."""
-    call = _Call(x, _of_instances(weight, x), _of_instances(bias, x), negative_slope, instances=True)
+    slope: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, weight, bias and slope (empty where not wanted, or there is none). Launches: 3."""
+    every = _of_instances(slope, x)
+    call = _Call(x, _of_instances(weight, x), _of_instances(bias, x), negative_slope, instances=True, slopes=every)
     grad, stats = call.like_x(grad), stats.reshape(3, -1)
     grad_x = torch.empty_like(call.x)
-    to_weight, to_bias = (x.new_zeros(call.channels, dtype=call.sum) for _ in range(2))
+    to_weight, to_bias, to_slope = (x.new_zeros(call.channels, dtype=call.sum) for _ in range(3))
     if x.numel():
-        terms = call.terms("backward", grad, None, None, stats, True, to_weight, to_bias)
+        of_slope = None if slope is None else to_slope
+        terms = call.terms("backward", grad, None, None, stats, True, to_weight, to_bias, of_slope)
         call.apply("backward", grad, None, None, None, stats, terms, grad_x, None)
-    return grad_x, _gradient_of(weight, to_weight, affine), _gradient_of(bias, to_bias, affine)
+    of_affine = _gradient_of(weight, to_weight, affine), _gradient_of(bias, to_bias, affine)
+    return grad_x, *of_affine, _gradient_of(slope, to_slope, True)
 
 
 def double_backward(
@@ -89,4 +99,6 @@ def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         options = 0.2, True
         y, stats = forward(x, vector, vector, 1e-5, 0.2)
         backward(y, x, vector, vector, stats, *options)
+        forward(x, vector, vector, 1e-5, 0.0, vector)
+        backward(y, x, vector, vector, stats, *options, vector)
         double_backward(y, vector, vector, y, x, vector, vector, stats, *options)

@@ -209,6 +209,25 @@ ACTIVATIONS = {
     ),
 }
 
+PRELUS = {
+    "behind batch norm": lambda: (body(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.PReLU()), ["prelu"]),
+    "behind instance norm, of each channel": lambda: (
+        body(nn.Conv2d(8, 8, 1), nn.InstanceNorm2d(8, affine=True), nn.PReLU(8)),
+        ["prelu"],
+    ),
+    "F.prelu in another module": lambda: (
+        Calls(lambda m, x: F.prelu(m.norm(x), m.slope), norm=nn.BatchNorm2d(8), slope=nn.Parameter(torch.rand(8))),
+        ["prelu"],
+    ),
+    "one object at two places": lambda: (
+        (lambda act: body(nn.BatchNorm2d(8), act, nn.Conv2d(8, 8, 1), act))(nn.PReLU()),
+        ["prelu"],
+    ),
+    "behind a convolution": lambda: (body(nn.Conv2d(8, 8, 3, padding=1), nn.PReLU(8)), []),
+    "behind a pixel shuffle": lambda: (body(nn.Conv2d(8, 8, 1), nn.PixelShuffle(2), nn.PReLU(2)), []),
+}
+
+
 DIMENSIONS = {
     "BatchNorm1d": (lambda: body(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)), (8, 5)),
     "BatchNorm1d of sequences": (lambda: body(nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4), nn.LeakyReLU(0.2)), (3, 4, 9)),
@@ -251,6 +270,17 @@ def test_batch_norm_and_activation(name, fused):
     check(ACTIVATIONS[name](), torch.randn(4, 8, 5, 5), tolerance=1e-9)
     found = run_counted(ACTIVATIONS[name](), torch.randn(4, 8, 5, 5), fused)
     assert len([f for f in found if "relu" in f]) == (2 if name == "one activation object" else 1)
+
+
+@pytest.mark.parametrize("name", PRELUS)
+def test_prelu(name, fused, monkeypatch):
+    monkeypatch.setattr(_layers, "SMALL", 1)
+    torch.manual_seed(0)
+    net, expected = PRELUS[name]()
+    report = check(net, torch.randn(4, 8, 5, 5), tolerance=1e-9)
+    assert "PReLU" in str(report) or "prelu" in str(report)
+    assert run_counted(PRELUS[name]()[0], torch.randn(4, 8, 5, 5), fused) == expected
+    assert gankern.last_implementation("bias_act" if "batch" not in name else "batch_norm_act") in ("cpu", "reference")
 
 
 @pytest.mark.parametrize("name", DIMENSIONS)

@@ -65,6 +65,11 @@ V = torch.ones(6)
 FUNCTIONS = [
     (lambda v: GF.bias_act(X, gain=v), "gain", NOT_NUMBERS),
     (lambda v: GF.bias_act(X, activation="leaky_relu", negative_slope=v), "negative_slope", NOT_NUMBERS),
+    (lambda v: GF.bias_act(X, activation="prelu", slope=v), "slope", [None, 0.25, V[:2], V.double(), V[:, None]]),
+    (lambda v: GF.bias_act(X, activation="relu", slope=v), "slope", [V, V[:1]]),
+    (lambda v: GF.batch_norm_act(X, None, None, activation="prelu", slope=v), "slope", [None, 0.25, V[:2], V.double()]),
+    (lambda v: GF.batch_norm_act(X, None, None, slope=v), "slope", [V, V[:1]]),
+    (lambda v: GF.instance_norm_act(X, activation="prelu", slope=v), "slope", [None, 0.25, V[:2], V.double()]),
     (lambda v: GF.bias_act(X, clamp=v), "clamp", [NAN, INF, 0.0, -1.0, "1", [1.0]]),
     (lambda v: GF.bias_act(X, activation=v), "activation", NAMES),
     (lambda v: GF.bias_act_pixel_norm(X, gain=v), "gain", NOT_NUMBERS),

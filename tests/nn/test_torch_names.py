@@ -34,10 +34,12 @@ OURS = {  # name: torch's signature, where Python cannot tell it
     "ConvTranspose2d": None,
     "InstanceNorm2d": None,
     "LeakyReLU": None,
+    "PReLU": None,
     "ReLU": None,
     "conv2d": "input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1",
     "conv_transpose2d": "input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1",
     "leaky_relu": None,
+    "prelu": "input, weight",
     "relu": None,
     "spectral_norm": None,
 }
@@ -207,6 +209,9 @@ LAYERS = [
     ("LeakyReLU", (), {}, (4, 6)),
     ("LeakyReLU", (0.2, True), {}, (4, 6, 3, 3)),
     ("LeakyReLU", (-0.5,), {}, (4, 6, 3, 3)),
+    ("PReLU", (), {}, (4, 6)),
+    ("PReLU", (6, 0.1), {}, (4, 6, 3, 3)),
+    ("PReLU", (), {"dtype": torch.float64}, (6,)),
 ]
 
 

@@ -152,3 +152,42 @@ def test_the_same_bits_every_time():
     x = random(64, 100, 32, 32, dtype=torch.float32, device="cuda")
     runs = [results(triton, x, None, None, None, 0.2, x.dtype) for _ in range(3)]
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run))
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (2, 40, 3, 5), (3, 2, 30, 40)], ids=str)
+@pytest.mark.parametrize("name", ["batch_norm_act", "instance_norm_act", "bias_act"])
+def test_prelu_in_every_order(shape, name):
+    if len(shape) < 3 and name == "instance_norm_act":
+        return
+    function = {
+        "batch_norm_act": lambda i, x, w, b, a: GF.batch_norm_act(
+            x, None, None, w, b, True, activation="prelu", slope=a, implementation=i
+        ),
+        "instance_norm_act": lambda i, x, w, b, a: GF.instance_norm_act(
+            x, None, None, w, b, activation="prelu", slope=a, implementation=i
+        ),
+        "bias_act": lambda i, x, w, b, a: GF.bias_act(
+            x, b, activation="prelu", slope=a, gain=1.5, clamp=0.9, implementation=i
+        ),
+    }[name]
+    channels = shape[1]
+    for last, slopes in ((False, channels), (len(shape) > 2, 1)):
+        x = random(*shape)
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+        tensors = [x, random(channels, seed=1), random(channels, seed=2), random(slopes, seed=3)]
+        sides = []
+        for implementation in ("triton", "reference"):
+            leaves = [t.detach().requires_grad_() for t in tensors]
+            if name == "bias_act":
+                leaves[1].requires_grad_(False)
+            y = function(implementation, *leaves)
+            assert gankern.last_implementation(name) == implementation
+            needed = [t for t in leaves if t.requires_grad]
+            g = random(*y.shape, seed=4).requires_grad_()
+            first = grad(y, needed, g, create_graph=True)
+            hs = [random(*f.shape, seed=5 + i) for i, f in enumerate(first)]
+            second = grad(first, [g, *needed], hs, allow_unused=True)
+            zeros = [torch.zeros_like(t) for t in (g, *needed)]
+            sides.append([y, *first, *(z if s is None else s for s, z in zip(second, zeros))])
+        for mine, right in zip(*sides, strict=True):
+            assert (mine - right).abs().max() <= 1e-9 * max(1.0, right.abs().max().item())

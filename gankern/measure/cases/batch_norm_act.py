@@ -55,6 +55,29 @@ def _case(name: str, shape: tuple[int, ...], *, last: bool = False, per_sample: 
     return Case(NAME, name, partial(_make, shape, last, per_sample), _run, {"torch": _torch}, _work, **options)
 
 
+# PReLU of one slope behind it, as in SRResNet.
+def _make_prelu(shape: tuple[int, ...], last: bool, slopes: int, dtype: torch.dtype, device: str) -> list[Tensor]:
+    inputs = _make(shape, last, False, dtype, device)
+    slope = torch.linspace(0.25, 0.5, slopes, dtype=torch.float64).to(device, inputs[1].dtype)
+    return [*inputs, slope.requires_grad_()]
+
+
+def _prelu(implementation: str | None, inputs: Sequence[Tensor]) -> Tensor:
+    x, weight, bias, slope = inputs
+    options: dict[str, Any] = {"activation": "prelu", "slope": slope, "implementation": implementation}
+    return GF.batch_norm_act(x, None, None, weight, bias, True, **options)
+
+
+def _torch_prelu(inputs: Sequence[Tensor]) -> Tensor:
+    x, weight, bias, slope = inputs
+    return F.prelu(F.batch_norm(x, None, None, weight, bias, True), slope.to(x.dtype))
+
+
+def _prelu_case(name: str, shape: tuple[int, ...], last: bool, slopes: int, **options: Any) -> Case:
+    make = partial(_make_prelu, shape, last, slopes)
+    return Case(NAME, f"prelu {name}", make, _prelu, {"torch": _torch_prelu}, _work, **options)
+
+
 SIZES = {"16x128x64x64": (16, 128, 64, 64), "64x128x32x32": (64, 128, 32, 32), "16x512x4x4": (16, 512, 4, 4)}
 CASES = [
     _case(
@@ -72,5 +95,8 @@ CASES += [
     *(_case(f"16x64x{side}x{side}", (16, 64, side, side), along=("height", side)) for side in SIDES),
     _case("conditional 64x128x32x32", (64, 128, 32, 32), per_sample=True, verify=False),
     _case("5x7x9x11", (5, 7, 9, 11), bench=False, quick=True),
+    _prelu_case("16x64x24x24", (16, 64, 24, 24), False, 1, verify=False),
+    _prelu_case("5x7x9x11", (5, 7, 9, 11), False, 1, bench=False, quick=True),
+    _prelu_case("5x7x9x11 channels_last", (5, 7, 9, 11), True, 7, bench=False, quick=True),
     _case("conditional 5x7x3x3 channels_last", (5, 7, 3, 3), last=True, per_sample=True, bench=False, quick=True),
 ]

@@ -67,6 +67,35 @@ def _one(shape: tuple[int, ...], memory_format: str, dtype: torch.dtype, device:
     return make(shape, memory_format, dtype, device)[:1]
 
 
+# PReLU behind a convolution, one slope as in SRResNet; and a slope, of one or of each channel, beside a bias.
+def _make_prelu(
+    shape: tuple[int, ...], memory_format: str, slopes: int, bias: bool, dtype: torch.dtype, device: str
+) -> list[Tensor]:
+    x, given = make(shape, memory_format, dtype, device)
+    slope = torch.linspace(0.25, 0.5, slopes, dtype=torch.float64).to(device, dtype).requires_grad_()
+    return [x, given, slope] if bias else [x, slope]
+
+
+def _prelu(implementation: str | None, inputs: Sequence[Tensor]) -> Tensor:
+    x, *bias, slope = inputs
+    return GF.bias_act(x, *bias, activation="prelu", slope=slope, implementation=implementation)
+
+
+def _torch_prelu(inputs: Sequence[Tensor]) -> Tensor:
+    x, *bias, slope = inputs
+    return F.prelu(x + bias[0][:, None, None] if bias else x, slope)
+
+
+def _prelu_work(inputs: Sequence[Tensor]) -> dict[str, Work]:
+    x = 4 * inputs[0].numel()
+    return {"forward": Work(2 * x), "backward": Work(3 * x), "double backward": Work(5 * x)}
+
+
+def _prelu_case(name: str, shape: tuple[int, ...], memory_format: str, slopes: int, bias: bool, **options: Any) -> Case:
+    make_inputs = partial(_make_prelu, shape, memory_format, slopes, bias)
+    return Case(NAME, f"prelu {name}", make_inputs, _prelu, {"torch": _torch_prelu}, _prelu_work, **options)
+
+
 CASES = [
     _case("2x4x2x2", (2, 4, 2, 2), "contiguous", "leaky_relu", host=True),
     Case(
@@ -98,4 +127,11 @@ CASES = [
         for activation in GF.ACTIVATIONS
         for memory_format in FORMATS
     ),
+    _prelu_case("16x64x96x96", (16, 64, 96, 96), "contiguous", 1, False, verify=False),
+    _prelu_case("16x64x96x96 channels last", (16, 64, 96, 96), "channels last", 1, False, verify=False),
+    *(
+        _prelu_case(f"5x7x9x3 {memory_format}", (5, 7, 9, 3), memory_format, 7, True, bench=False, quick=True)
+        for memory_format in FORMATS
+    ),
+    _prelu_case("of one slope 5x7x9x13", (5, 7, 9, 13), "contiguous", 1, False, bench=False, quick=True),
 ]

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 import gankern.functional as GF
 from gankern.functional import _checks
 from gankern.functional.batch_norm_act import check_options
+from gankern.nn.modules.bias_act import slope_of_prelu
 
 
 class BatchNormAct(_NormBase):
@@ -20,6 +21,7 @@ class BatchNormAct(_NormBase):
     # without the activation.
 
     dimensions: tuple[int, ...] = ()
+    slope: nn.Parameter | None
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class BatchNormAct(_NormBase):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         self.activation = activation
         self.negative_slope = negative_slope
+        self.register_parameter("slope", slope_of_prelu(activation, device, dtype))
         self.implementation = _checks.implementation(name, implementation)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -69,6 +72,7 @@ class BatchNormAct(_NormBase):
             self.eps,
             activation=self.activation,
             negative_slope=self.negative_slope,
+            slope=getattr(self, "slope", None),  # older pickles have none
             implementation=self.implementation,
         )
 
@@ -88,10 +92,10 @@ class BatchNormAct1d(BatchNormAct):
 class BatchNormAct2d(BatchNormAct):
     """:class:`torch.nn.BatchNorm2d` and the activation behind it in one pass, exact to the second order.
 
-    ``activation`` is None or "linear", "relu" or "leaky_relu" (with ``negative_slope``). All other arguments, their
-    order and defaults, the statistics and the keys of the state_dict are BatchNorm2d's: a checkpoint of either loads
-    into the other. Under DistributedDataParallel statistics are each process's own, as BatchNorm2d's are; there is no
-    synchronised form.
+    ``activation`` is None or "linear", "relu", "leaky_relu" (with ``negative_slope``) or "prelu", which has one slope,
+    the parameter ``slope``, that starts at 0.25. All other arguments, their order and defaults, the statistics and the
+    keys of the state_dict are BatchNorm2d's: a checkpoint of either loads into the other. Under DistributedDataParallel
+    statistics are each process's own, as BatchNorm2d's are; there is no synchronised form.
 
     Formula, errors and gradient order: :func:`gankern.functional.batch_norm_act`.
 
@@ -121,6 +125,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     dimensions = (4,)
     activation = None
     negative_slope = 1.0
+    slope = None
     implementation: str | None = None
     _normalize = BatchNormAct._normalize
 

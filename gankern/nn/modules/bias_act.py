@@ -49,6 +49,41 @@ class LeakyReLU(nn.LeakyReLU):
         return GF.leaky_relu(input, self.negative_slope, self.inplace, implementation=self.implementation)
 
 
+class PReLU(nn.PReLU):
+    """:class:`torch.nn.PReLU`, computed by :func:`gankern.functional.prelu`: one slope or one a channel, ``weight``,
+    which starts at 0.25. ``implementation``: see :mod:`gankern.functional`.
+
+    >>> PReLU()(torch.tensor([[-1.0, 2.0]])).tolist()
+    [[-0.25, 2.0]]
+    """
+
+    implementation: str | None = None
+
+    def __init__(
+        self,
+        num_parameters: int = 1,
+        init: float = 0.25,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        implementation: str | None = None,
+    ) -> None:
+        _checks.whole("PReLU", "num_parameters", num_parameters)
+        _checks.number("PReLU", "init", init)
+        super().__init__(num_parameters, init, device, dtype)
+        self.implementation = _checks.implementation("PReLU", implementation)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return GF.prelu(input, self.weight, implementation=self.implementation)
+
+
+def slope_of_prelu(
+    activation: str | None, device: torch.device | str | None, dtype: torch.dtype | None
+) -> nn.Parameter | None:
+    """The slope that a layer with a PReLU behind it has: one number, which starts at 0.25, as torch.nn.PReLU's."""
+    return nn.Parameter(torch.full((1,), 0.25, device=device, dtype=dtype)) if activation == "prelu" else None
+
+
 class Biased(nn.Module):
     """A bias, which starts at zero, and what the function that uses it is told."""
 
@@ -87,7 +122,8 @@ class BiasAct(Biased):
 
     Args:
         num_channels: of dimension 1.
-        activation, negative_slope, gain, clamp: as the function's.
+        activation, negative_slope, gain, clamp: as the function's. "prelu" has one slope, the parameter ``slope``,
+            which starts at 0.25.
         bias: whether there is one.
         implementation: see :mod:`gankern.functional`.
 
@@ -111,10 +147,11 @@ class BiasAct(Biased):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_channels, bias, implementation, device, dtype)
-        check_options("BiasAct", activation, negative_slope, gain)
+        check_options("BiasAct", activation, negative_slope, gain, prelu=True)
         if clamp is not None:
             _checks.number("BiasAct", "clamp", clamp, above=0)
         self.activation, self.negative_slope, self.gain, self.clamp = activation, negative_slope, gain, clamp
+        self.register_parameter("slope", slope_of_prelu(activation, device, dtype))
 
     def forward(self, input: Tensor) -> Tensor:
         self._check(input)
@@ -123,6 +160,7 @@ class BiasAct(Biased):
             self.bias,
             activation=self.activation,
             negative_slope=self.negative_slope,
+            slope=getattr(self, "slope", None),  # older pickles have none
             gain=self.gain,
             clamp=self.clamp,
             implementation=self.implementation,

@@ -12,12 +12,14 @@ from torch.nn.modules.batchnorm import _NormBase
 import gankern.functional as GF
 from gankern.functional import _checks
 from gankern.functional.batch_norm_act import check_options
+from gankern.nn.modules.bias_act import slope_of_prelu
 
 
 class InstanceNormAct(_NormBase):
     """:class:`torch.nn.InstanceNorm2d` and an activation in one pass: see its 1d, 2d and 3d forms below."""
 
     dimensions: tuple[int, ...] = ()  # of a batch
+    slope: nn.Parameter | None
 
     def __init__(
         self,
@@ -40,6 +42,7 @@ class InstanceNormAct(_NormBase):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         self.activation = activation
         self.negative_slope = negative_slope
+        self.register_parameter("slope", slope_of_prelu(activation, device, dtype))
         self.implementation = implementation
 
     def forward(self, input: Tensor) -> Tensor:
@@ -70,6 +73,7 @@ class InstanceNormAct(_NormBase):
             self.eps,
             activation=self.activation,
             negative_slope=self.negative_slope,
+            slope=getattr(self, "slope", None),  # older pickles have none
             implementation=self.implementation,
         )
 
@@ -89,9 +93,10 @@ class InstanceNormAct1d(InstanceNormAct):
 class InstanceNormAct2d(InstanceNormAct):
     """:class:`torch.nn.InstanceNorm2d` and the activation behind it in one pass, exact to the second order.
 
-    ``activation`` is None, "relu" or "leaky_relu" (with ``negative_slope``). All other arguments, their order and
-    defaults (no affine values, no running statistics), and the keys of the state_dict are InstanceNorm2d's: a
-    checkpoint of either loads into the other. x is [N, C, H, W] or [C, H, W].
+    ``activation`` is None, "relu", "leaky_relu" (with ``negative_slope``) or "prelu" (with one slope, the parameter
+    ``slope``, which starts at 0.25). All other arguments, their order and defaults (no affine values, no running
+    statistics), and the keys of the state_dict are InstanceNorm2d's: a checkpoint of either loads into the other. x is
+    [N, C, H, W] or [C, H, W].
     Formula, errors and gradient order: :func:`gankern.functional.instance_norm_act`.
 
     >>> norm = InstanceNormAct2d(64, activation="relu")
@@ -119,6 +124,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     dimensions = (4,)
     activation = None
     negative_slope = 1.0
+    slope = None
     implementation: str | None = None
     _normalize = InstanceNormAct._normalize
 
