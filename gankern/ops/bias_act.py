@@ -166,7 +166,7 @@ def _prelu_double_backward(options, needed, grad_grads, grads, saved):
 
 def _prelu_plain(options, x, bias, slope):
     dim, gain, clamp = options[1]
-    return reference(x, bias, dim, "prelu", slope, gain, clamp)
+    return reference(x, bias, dim, "prelu", 0.0, gain, clamp, slope)
 
 
 PRELU = f"{NAME}, prelu"
@@ -196,7 +196,7 @@ def bias_prelu(
     """The result for checked arguments; slope is [1] or [channels]."""
     chosen = primitive.select(x, implementation)
     if chosen == "reference":
-        return reference(x, bias, dim, "prelu", slope, gain, clamp)
+        return reference(x, bias, dim, "prelu", 0.0, gain, clamp, slope)
     if x.ndim and len(slope) != x.shape[dim]:
         slope = slope.expand(x.shape[dim])
     name = PRELU_ANY_ORDER if any_order else PRELU

@@ -27,13 +27,14 @@ def bias_act(
     bias: Tensor | None,
     dim: int,
     activation: str | None,
-    negative_slope: float | Tensor,
+    negative_slope: float,
     gain: float,
     clamp: float | None,
+    slope: Tensor | None = None,
 ) -> Tensor:
     """y = clamp(act(x + bias) gain, -clamp, clamp), bias along dimension ``dim``.
 
-    The slope of "prelu" is a tensor, [1] or [channels]. The gradient is 0 where the result is at the clamp. float16 and
+    ``slope``, [1] or [channels], is that of "prelu". The gradient is 0 where the result is at the clamp. float16 and
     bfloat16 are computed in float32.
     """
     dtype = x.dtype
@@ -42,9 +43,8 @@ def bias_act(
     shape = [-1 if d == dim else 1 for d in range(x.ndim)]
     if bias is not None:
         x = x + bias.to(x.dtype).view(shape)
-    if activation == "prelu":
-        assert isinstance(negative_slope, Tensor)
-        y = torch.where(x > 0, x, x * negative_slope.to(x.dtype).view(shape))
+    if slope is not None:
+        y = torch.where(x > 0, x, x * slope.to(x.dtype).view(shape))
     else:
         y = ACTIVATIONS[activation or "linear"](x, negative_slope)
     if gain != 1:
