@@ -34,7 +34,7 @@ def errors(kind: str, way: str | None, channels: int, height: int) -> list[float
     size = ops._result_size(kind, 1, height, height)
     g = torch.randn(4, channels, *size, generator=generator)
     exact = passes(PLAIN[kind], x.double(), w.double(), g)
-    options = (kind, 1, 1.0, "medium", way)
+    options = (kind, 1, 1.0, "medium", way, 0)
     ours = passes(
         PLAIN[kind] if way is None else lambda x, w: ops._Convolve.apply(options, False, *size, x, w, None), x, w, g
     )

@@ -40,6 +40,11 @@ SHAPES = {
         (16, 128, 256, 8), (16, 32, 64, 32), (4, 64, 128, 16), (4, 256, 512, 4), (16, 8, 16, 16),
     ],
 }  # fmt: skip
+SHAPES["strided_of_three"] = [
+    (16, 64, 64, 48), (16, 128, 128, 24), (16, 256, 256, 12), (16, 512, 512, 6), (1, 64, 128, 64), (1, 128, 256, 32),
+    (16, 8, 16, 16), (64, 64, 128, 16),
+]  # fmt: skip
+SHAPES["transposed_of_three"] = [(n, d, c, h) for n, c, d, h in SHAPES["strided_of_three"]]
 SHAPES["downsample"] = [(n, d, c, h) for n, c, d, h in SHAPES["upsample"]]
 SHAPES["transposed"] = [(n, d, c, h) for n, c, d, h in SHAPES["strided"]]
 
@@ -56,14 +61,14 @@ def steps(kind: str, which: str, layout: str, shape: tuple[int, int, int, int]):
     n, c, d, small = shape
     generator = torch.Generator().manual_seed(0)
     info = choice.KINDS[kind]
-    height = small * (2 if kind in ("strided", "downsample") else 1)
+    height = small * (2 if kind.startswith("strided") or kind == "downsample" else 1)
     result = choice.result_size(kind, 1, height, height)
     x = torch.randn(n, c, height, height, generator=generator).contiguous(memory_format=LAYOUTS[layout])
     g = torch.randn(n, d, *result, generator=generator).contiguous(memory_format=LAYOUTS[layout])
     w = torch.randn(*((c, d) if info.swap else (d, c)), info.taps, info.taps, generator=generator)
 
     def step(way: str):
-        options = (kind, 1, 1.0, "medium", way)
+        options = (kind, 1, 1.0, "medium", way, 0)
         if way == "reference":
             if kind == "upsample":
                 return lambda: F.conv2d(F.interpolate(x, scale_factor=2), w, padding=1)

@@ -32,6 +32,8 @@ AS_PUBLISHED = {  # names and order of torch's functions, and of StyleGAN's, as 
     "leaky_relu": ["negative_slope", "inplace"],
     "batch_norm_act": ["running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"],
     "instance_norm_act": ["running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"],
+    "upfirdn1d": ["filter", "up", "down", "padding", "flip_filter", "gain"],
+    "upfirdn3d": ["filter", "up", "down", "padding", "flip_filter", "gain"],
     "upfirdn2d": ["filter", "up", "down", "padding", "flip_filter", "gain"],
     "upsample2d": ["filter", "up", "padding", "flip_filter", "gain"],
     "downsample2d": ["filter", "down", "padding", "flip_filter", "gain"],

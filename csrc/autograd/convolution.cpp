@@ -4,6 +4,8 @@
 #include <ATen/ops/conv_transpose2d.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/reflection_pad2d.h>
+#include <ATen/ops/replication_pad2d.h>
 #include <pybind11/stl.h>
 
 #include <array>
@@ -19,8 +21,8 @@ namespace convolution {
 Primitive self("convolution");
 
 using RowForward = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, int64_t, c10::SymInt,
-                          c10::SymInt, int64_t, bool, bool, double, double);
-using RowWeightGradient = Tensor(const Tensor&, const Tensor&, int64_t, int64_t, bool, bool, double);
+                          c10::SymInt, int64_t, bool, bool, double, double, int64_t);
+using RowWeightGradient = Tensor(const Tensor&, const Tensor&, int64_t, int64_t, bool, bool, double, int64_t);
 
 // A kind of the table in gankern/ops/convolution.py.
 struct Kind {
@@ -32,6 +34,13 @@ struct Kind {
   int64_t stride;   // of torch's own convolution
   bool transposed;  // whether that is a transposed one
   bool zeros;       // torch's form has a pooling
+
+  // Of an image of so many pixels.
+  int64_t result(int64_t n, int64_t padding) const {
+    if (transposed) return 2 * n;
+    if (stride == 1) return n + 2 * padding - 2;
+    return taps == 3 && !collapsed ? (n + 1) / 2 : n / 2;
+  }
 };
 std::vector<Kind> kinds;
 enum : int64_t { kTorch = -1, kReference = -2 };  // ways that are no rows
@@ -46,6 +55,7 @@ struct Plan {
   int64_t padding;
   double scale;
   Ways ways;
+  int64_t border;  // what stands outside of the image: 0 zeros, 1 mirrored pixels, 2 the outermost ones
 
   int64_t way(Pass pass, const Tensor& x) const { return ways[pass][has_channels_together(x)]; }
 };
@@ -69,14 +79,35 @@ Tensor uncollapse(const Kind& kind, const Tensor& grad) {
 // ---- passes, not recorded
 // -------------------------------------------------------------------------------------------
 
+// The image with a border of one pixel.
+Tensor bordered(const Plan& plan, const Tensor& x) {
+  return plan.border == 1 ? at::reflection_pad2d(x, {1, 1, 1, 1}) : at::replication_pad2d(x, {1, 1, 1, 1});
+}
+// Its transpose: the border's values go to the pixels that it was made of. Overwrites y.
+Tensor folded(const Plan& plan, const Tensor& y) {
+  for (int64_t d : {2, 3}) {
+    const int64_t n = y.size(d) - 2, first = plan.border == 1 ? 2 : 1, last = plan.border == 1 ? n - 1 : n;
+    y.select(d, first).add_(y.select(d, 0));
+    y.select(d, last).add_(y.select(d, n + 1));
+  }
+  const auto format = y.is_contiguous() ? at::MemoryFormat::Contiguous : y.suggest_memory_format();
+  return y.narrow(2, 1, y.size(2) - 2).narrow(3, 1, y.size(3) - 2).clone(format);
+}
+
 Tensor convolve(const Plan& plan, bool transpose, int64_t height, int64_t width, const Tensor& x,
                 Tensor weight, const std::optional<Tensor>& bias) {
   static const auto op = find<RowForward>("gankern::convolution_row");
   const Kind& kind = *plan.kind;
   const int64_t row = plan.way(transpose ? kTranspose : kForward, x);
+  if (plan.border && (transpose || row < 0)) {
+    Plan inner = plan;  // of the image with its border
+    inner.border = inner.padding = 0;
+    if (transpose) return folded(plan, convolve(inner, true, height + 2, width + 2, x, weight, bias));
+    return convolve(inner, false, height, width, bordered(plan, x), weight, bias);
+  }
   if (row >= 0)
     return op.call(x, weight, bias, row, height, width, transpose ? 2 - plan.padding : plan.padding,
-                   transpose && kind.flip, kind.swap != transpose, plan.scale * kind.scale, 1.0);
+                   transpose && kind.flip, kind.swap != transpose, plan.scale * kind.scale, 1.0, plan.border);
   if (plan.scale != 1) weight = weight.mul(plan.scale);
   int64_t padding = plan.padding;
   if (kind.collapsed) {
@@ -97,7 +128,13 @@ Tensor weight_gradient(const Plan& plan, const Tensor& x, const Tensor& grad) {
   static const auto op = find<RowWeightGradient>("gankern::convolution_row_weight_gradient");
   const Kind& kind = *plan.kind;
   const int64_t row = plan.way(kWeight, x);
-  if (row >= 0) return op.call(x, grad, row, plan.padding, false, kind.swap, plan.scale * kind.scale);
+  if (row >= 0)
+    return op.call(x, grad, row, plan.padding, false, kind.swap, plan.scale * kind.scale, plan.border);
+  if (plan.border) {
+    Plan inner = plan;
+    inner.border = inner.padding = 0;
+    return weight_gradient(inner, bordered(plan, x), grad);
+  }
   const int64_t taps = kind.collapsed ? 4 : kind.taps, padding = kind.collapsed ? 1 : plan.padding;
   const int64_t outer = kind.transposed ? x.size(1) : grad.size(1),
                 inner = kind.transposed ? grad.size(1) : x.size(1);
@@ -241,11 +278,10 @@ bool operands(PyObject* const* in, Operands* o) {
 }
 
 // The kind's result, or an undefined tensor where plain PyTorch is to run.
-Tensor by_kind(const Kind& kind, const Operands& o, int64_t padding, double scale, PyObject* level) {
+Tensor by_kind(const Kind& kind, const Operands& o, int64_t padding, double scale, PyObject* level,
+               int64_t border = 0) {
   const Tensor &x = *o.x, &weight = *o.weight;
-  const bool half = kind.name == "strided" || kind.name == "downsample", same = kind.name == "same";
-  const auto result = [&](int64_t n) { return same ? n + 2 * padding - 2 : half ? n / 2 : 2 * n; };
-  const int64_t height = result(x.size(2)), width = result(x.size(3));
+  const int64_t height = kind.result(x.size(2), padding), width = kind.result(x.size(3), padding);
   const int64_t in = weight.size(kind.swap ? 0 : 1), out = weight.size(kind.swap ? 1 : 0);
   const int64_t pixels = x.size(0) * std::min(x.size(2) * x.size(3), height * width);
   // Not the engine, but fewer products than plain PyTorch.
@@ -262,7 +298,7 @@ Tensor by_kind(const Kind& kind, const Operands& o, int64_t padding, double scal
         (way(kForward) == kTorch && way(kTranspose) == kTorch && way(kWeight) == kTorch))
       return Tensor();
   }
-  const auto plan = std::make_shared<Plan>(Plan{&kind, padding, scale, ways});
+  const auto plan = std::make_shared<Plan>(Plan{&kind, padding, scale, ways, border});
   put_on_record(self, x.is_cpu());
   const pybind11::gil_scoped_release released;
   return convolved(plan, false, height, width, x, weight, o.bias);
@@ -274,9 +310,8 @@ bool takes(const Kind& kind, const Operands& o, int64_t padding) {
   if (x.dim() != 4 || w.dim() != 4 || w.size(kind.swap ? 0 : 1) != x.size(1) || w.numel() == 0 ||
       x.size(1) == 0)
     return false;
-  const bool half = kind.name == "strided" || kind.name == "downsample", same = kind.name == "same";
   for (int64_t n : {x.size(2), x.size(3)})
-    if ((same ? n + 2 * padding - 2 : half ? n / 2 : n) < 1) return false;
+    if (n < 1 || kind.result(n, padding) < 1) return false;
   return !o.bias || (o.bias->dim() == 1 && o.bias->size(0) == w.size(kind.swap ? 1 : 0));
 }
 
@@ -298,15 +333,17 @@ bool pair(PyObject* object, std::array<int64_t, 2>* values) {
 }
 using Two = std::array<int64_t, 2>;
 
-// (input, weight, bias, stride, padding, dilation, groups, weight_scale, precision, implementation)
+// (input, weight, bias, stride, padding, dilation, groups, weight_scale, precision, implementation, padding_mode)
 PyObject* conv2d(PyObject* const* in) {
+  static const Words borders({"zeros", "reflect", "replicate"});
+  const int border = borders.find(in[10]);
   Operands o;
   Two stride, padding, dilation;
   int64_t groups;
   double scale;
   if (!operands(in, &o) || !pair(in[3], &stride) || !pair(in[4], &padding) || !pair(in[5], &dilation) ||
       !integer(in[6], &groups) || !number(in[7], &scale) || !plain() ||
-      at::impl::torch_function_mode_enabled() || !left_to_auto(in[9]))
+      at::impl::torch_function_mode_enabled() || !left_to_auto(in[9]) || border < 0)
     return decline();
   const Tensor &x = *o.x, &w = *o.weight;
   const Kind* kind = nullptr;
@@ -316,12 +353,18 @@ PyObject* conv2d(PyObject* const* in) {
         padding[0] <= 2)
       kind = &kind_named("same");
     if (taps == Two{4, 4} && stride == Two{2, 2} && padding == Two{1, 1}) kind = &kind_named("strided");
+    if (taps == Two{3, 3} && stride == Two{2, 2} && padding == Two{1, 1})
+      kind = &kind_named("strided_of_three");
   }
   Tensor y;
+  if (border &&
+      !(kind && kind->stride == 1 && padding[0] == 1 && x.dim() == 4 && x.size(2) > 1 && x.size(3) > 1))
+    return decline();
   if (kind) {
     if (!takes(*kind, o, padding[0])) return decline();
-    y = by_kind(*kind, o, padding[0], scale, in[8]);
+    y = by_kind(*kind, o, padding[0], scale, in[8], border);
   }
+  if (border && !y.defined()) return decline();
   if (!y.defined()) {
     if (scale != 1) return decline();
     put_on_record(self, false);
@@ -344,9 +387,10 @@ PyObject* conv_transpose2d(PyObject* const* in) {
     return decline();
   const Tensor &x = *o.x, &w = *o.weight;
   Tensor y;
-  if (w.dim() == 4 && w.size(2) == 4 && w.size(3) == 4 && stride == Two{2, 2} && padding == Two{1, 1} &&
-      more == Two{0, 0} && dilation == Two{1, 1} && groups == 1) {
-    const Kind& kind = kind_named("transposed");
+  const int64_t taps = w.dim() == 4 && w.size(2) == w.size(3) ? w.size(2) : 0;
+  if ((taps == 4 || taps == 3) && stride == Two{2, 2} && padding == Two{1, 1} &&
+      more == Two{4 - taps, 4 - taps} && dilation == Two{1, 1} && groups == 1) {
+    const Kind& kind = kind_named(taps == 4 ? "transposed" : "transposed_of_three");
     if (!takes(kind, o, 1)) return decline();
     y = by_kind(kind, o, 1, scale, in[9]);
   }
@@ -377,7 +421,7 @@ PyObject* resample(PyObject* const* in) {
 
 const Functions functions = {
     method("set_convolution_kinds", entry<set_kinds, 2>),
-    method("conv2d", entry<conv2d, 10>),
+    method("conv2d", entry<conv2d, 11>),
     method("conv_transpose2d", entry<conv_transpose2d, 11>),
     method("resample_conv2d", entry<resample, 7>),
 };

@@ -299,9 +299,21 @@ struct Pixels {
   const S* data;  // of pixel 0, channel 0 of the image, whether that one exists or not
   int64_t width, height, channel_stride;
   const S* zeros;
+  int border;           // as ConvolutionImages has it
+  int64_t top, bottom;  // of the rows that are there
   const S* at(int64_t y, int64_t x) const {
     const bool inside = y >= 0 && y < height && x >= 0 && x < width;
-    return inside ? data + (y * width + x) * channel_stride : zeros;
+    if (!inside && border == 0) return zeros;
+    if (!inside) {
+      // What lies further out than one pixel meets results that do not exist: any pixel does.
+      y = min(max(folded(y, height), top), bottom - 1);
+      x = min(max(folded(x, width), 0), width - 1);
+    }
+    return data + (y * width + x) * channel_stride;
+  }
+  int64_t folded(int64_t i, int64_t n) const {
+    if (border != 1) return i;
+    return i < 0 ? -i : i < n ? i : 2 * n - 2 - i;
   }
 };
 
@@ -384,11 +396,23 @@ void transform_rows(const ConvolutionImages& images, int64_t begin, int64_t end,
       if (bottom > top)
         turn_in(data + top * images.width, images.height * images.width, images.channels,
                 (bottom - top) * images.width, reader.turned, stride);
-      turned = {reader.turned - top * images.width * stride, images.width, images.height, stride,
-                reader.zeros};
+      turned = {reader.turned - top * images.width * stride,
+                images.width,
+                images.height,
+                stride,
+                reader.zeros,
+                images.border,
+                top,
+                bottom};
     }
-    const Pixels<T> direct{data, images.width, images.height, images.channels,
-                           reinterpret_cast<const T*>(reader.zeros)};
+    const Pixels<T> direct{data,
+                           images.width,
+                           images.height,
+                           images.channels,
+                           reinterpret_cast<const T*>(reader.zeros),
+                           images.border,
+                           0,
+                           images.height};
     for (int64_t tile_y = first; tile_y < last; ++tile_y, ++row) {
       const int64_t top = tile_y * step - before;
       if (images.channels_last)
@@ -700,9 +724,17 @@ void weight_gradient(const Convolution& t, const Parallel& parallel) {
 
 }  // namespace
 
-#define GANKERN_ROWS(function, T)                                                              \
-  {function<T, Up9>,      function<T, Down9>,    function<T, Same2>,       function<T, Same4>, \
-   function<T, Strided2>, function<T, Strided4>, function<T, Transposed2>, function<T, Transposed4>}
+#define GANKERN_ROWS(function, T) \
+  {function<T, Up9>,              \
+   function<T, Down9>,            \
+   function<T, Same2>,            \
+   function<T, Same4>,            \
+   function<T, Strided2>,         \
+   function<T, Strided4>,         \
+   function<T, Transposed2>,      \
+   function<T, Transposed4>,      \
+   function<T, StridedOfThree>,   \
+   function<T, TransposedOfThree>}
 #define GANKERN_TABLE(function)                                                                     \
   {GANKERN_ROWS(function, double), GANKERN_ROWS(function, float), GANKERN_ROWS(function, BFloat16), \
    GANKERN_ROWS(function, Half)}

@@ -9,22 +9,26 @@ namespace gankern {
 
 // The rows of the table in convolution_rows.h, in its order.
 enum class ConvolutionRow {
-  kUp9 = 0,      // nearest x2, then 3x3
-  kDown9,        // 3x3, then the sum of each 2x2
-  kSame2,        // 3x3 stride 1, F(2x2)
-  kSame4,        // 3x3 stride 1, F(4x4)
-  kStrided2,     // 4x4 stride 2 padding 1, two-tap phases F(2x2)
-  kStrided4,     // the same, F(4x4)
-  kTransposed2,  // transposed 4x4 stride 2 padding 1, two-tap phases F(2x2)
-  kTransposed4,  // the same, F(4x4)
+  kUp9 = 0,            // nearest x2, then 3x3
+  kDown9,              // 3x3, then the sum of each 2x2
+  kSame2,              // 3x3 stride 1, F(2x2)
+  kSame4,              // 3x3 stride 1, F(4x4)
+  kStrided2,           // 4x4 stride 2 padding 1, two-tap phases F(2x2)
+  kStrided4,           // the same, F(4x4)
+  kTransposed2,        // transposed 4x4 stride 2 padding 1, two-tap phases F(2x2)
+  kTransposed4,        // the same, F(4x4)
+  kStridedOfThree,     // 3x3 stride 2 padding 1: a two-tap phase by F(2x2), and one of one tap
+  kTransposedOfThree,  // transposed 3x3 stride 2 padding 1 with output padding 1, likewise
 };
-constexpr int kConvolutionRows = 8;
+constexpr int kConvolutionRows = 10;
 
 // A batch of images: [images, channels, height, width], contiguous or channels_last.
 struct ConvolutionImages {
   int64_t channels, height, width;
   bool channels_last;
   void* data;
+  int border =
+      0;  // what stands outside: 0 zeros, 1 the pixels mirrored at the outermost ones, 2 these themselves
 };
 
 struct Convolution {

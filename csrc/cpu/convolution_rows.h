@@ -122,6 +122,26 @@ struct Transposed4 {
   static constexpr int kMOf[kProducts] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
 };
 
+// out[i] = w0 x[2i-1] + w2 x[2i+1] + w1 x[2i]: a filter of two taps, points 0, 1, and one of a single tap, whose
+// products are added to those that only one output has.
+struct StridedOfThree {
+  static constexpr int kTaps = 3, kIn = 5, kStep = 4, kBefore = 1, kOut = 2, kV = 5, kM = 3, kProducts = 5;
+  static constexpr double kB[kV][kIn] = {
+      {1, 0, -1, 0, 0}, {0, 0, 1, 0, 0}, {0, 0, -1, 0, 1}, {0, 1, 0, 0, 0}, {0, 0, 0, 1, 0}};
+  static constexpr double kG[kProducts][kTaps] = {{1, 0, 0}, {1, 0, 1}, {0, 0, 1}, {0, 1, 0}, {0, 1, 0}};
+  static constexpr double kA[kOut][kM] = {{1, 1, 0}, {0, 1, 1}};
+  static constexpr int kVOf[kProducts] = {0, 1, 2, 3, 4}, kMOf[kProducts] = {0, 1, 2, 0, 2};
+};
+
+// out[2i] = w1 x[i],  out[2i+1] = w2 x[i] + w0 x[i+1].
+struct TransposedOfThree {
+  static constexpr int kTaps = 3, kIn = 3, kStep = 2, kBefore = 0, kOut = 4, kV = 4, kM = 5, kProducts = 5;
+  static constexpr double kB[kV][kIn] = {{1, -1, 0}, {0, 1, 0}, {0, -1, 1}, {1, 0, 0}};
+  static constexpr double kG[kProducts][kTaps] = {{0, 0, 1}, {1, 0, 1}, {1, 0, 0}, {0, 1, 0}, {0, 1, 0}};
+  static constexpr double kA[kOut][kM] = {{0, 0, 0, 1, 0}, {1, 1, 0, 0, 0}, {0, 0, 0, 0, 1}, {0, 1, 1, 0, 0}};
+  static constexpr int kVOf[kProducts] = {0, 1, 2, 3, 1}, kMOf[kProducts] = {0, 1, 2, 3, 4};
+};
+
 }  // namespace
 }  // namespace GANKERN_ISA
 }  // namespace gankern

@@ -8,7 +8,7 @@ namespace gankern {
 namespace {
 
 constexpr const char* kName = "convolution_row";
-constexpr int64_t kTaps[kConvolutionRows] = {3, 3, 3, 3, 4, 4, 4, 4};
+constexpr int64_t kTaps[kConvolutionRows] = {3, 3, 3, 3, 4, 4, 4, 4, 3, 3};
 
 // A tensor densely in one of the two memory formats.
 struct Images {
@@ -32,13 +32,21 @@ void set_weight(Convolution& task, const Tensor& weight, bool swap) {
   task.stride_x = weight.stride(3);
 }
 
+void set_border(Convolution& task, int64_t border) {
+  STD_TORCH_CHECK(border >= 0 && border <= 2, kName, ": border must be 0, 1 or 2, got ", border);
+  STD_TORCH_CHECK(
+      border != 1 || (task.in.height > 1 && task.in.width > 1) || task.images * task.in.channels == 0, kName,
+      ": an image of one pixel has none to mirror");
+  task.in.border = int(border);
+}
+
 int64_t checked_row(int64_t row) {
   STD_TORCH_CHECK(row >= 0 && row < kConvolutionRows, kName, ": there is no row ", row);
   return row;
 }
 
 Tensor forward(Tensor x, Tensor weight, Optional bias, int64_t row, int64_t height, int64_t width,
-               int64_t padding, bool flip, bool swap, double scale, double slope) {
+               int64_t padding, bool flip, bool swap, double scale, double slope, int64_t border) {
   const int64_t taps = kTaps[checked_row(row)];
   check_images(x, x, "x");
   check_images(weight, x, "weight");
@@ -53,6 +61,7 @@ Tensor forward(Tensor x, Tensor weight, Optional bias, int64_t row, int64_t heig
   Convolution task{};
   task.images = x.size(0);
   task.in = in.view;
+  set_border(task, border);
   task.out = {channels, height, width, last, out.mutable_data_ptr()};
   task.padding = padding;
   set_weight(task, weight, swap);
@@ -69,7 +78,7 @@ Tensor forward(Tensor x, Tensor weight, Optional bias, int64_t row, int64_t heig
 }
 
 Tensor weight_gradient(Tensor x, Tensor grad, int64_t row, int64_t padding, bool flip, bool swap,
-                       double scale) {
+                       double scale, int64_t border) {
   const int64_t taps = kTaps[checked_row(row)];
   check_images(x, x, "x");
   check_images(grad, x, "grad");
@@ -79,6 +88,7 @@ Tensor weight_gradient(Tensor x, Tensor grad, int64_t row, int64_t padding, bool
   Convolution task{};
   task.images = x.size(0);
   task.in = in.view;
+  set_border(task, border);
   task.out = out.view;
   task.padding = padding;
   set_weight(task, weight, swap);

@@ -91,6 +91,7 @@ Leaf = tuple[Callable[..., Any], str]
 
 _CONVOLUTION = "torch's kernels; double backward without what it does not need"
 _ENGINE = "gankern's convolution where it is faster for the shape"
+_PAD = "one with the 3x3 convolution behind it where that is ours"
 _MEAN = "gankern's convolution, with a 2x2 mean where one follows"
 _BATCH_NORM = "gankern's batch norm where it is faster, with a ReLU, LeakyReLU or PReLU where one follows"
 _INSTANCE_NORM = "gankern's instance norm where it is faster, with a ReLU, LeakyReLU or PReLU where one follows"
@@ -105,6 +106,8 @@ LEAVES: dict[Any, Leaf] = {
         cls.forward: (_layers.convolution_forward, _CONVOLUTION)
         for cls in (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d)
     },
+    nn.ReflectionPad2d.forward: (_layers.pad_forward, _PAD),  # that of all dimensions
+    nn.ReplicationPad2d.forward: (_layers.pad_forward, _PAD),
     nn.BatchNorm2d.forward: (_layers.batch_norm_forward, _BATCH_NORM),  # that of all dimensions
     nn.InstanceNorm2d.forward: (_layers.instance_norm_forward, _INSTANCE_NORM),  # likewise
     nn.ReLU.forward: (_layers.relu_forward, _PIECEWISE),
@@ -131,7 +134,7 @@ def _is_engine_shape(module: Any) -> bool:
     if module.groups != 1 or max(module.dilation) > 1:
         return False
     three = module.kernel_size == (3, 3) and module.stride == (1, 1) and not module.transposed
-    return three or (module.kernel_size == (4, 4) and module.stride == (2, 2))
+    return three or (module.kernel_size in ((3, 3), (4, 4)) and module.stride == (2, 2))
 
 
 def _is_first_half(module: Any) -> bool:

@@ -42,7 +42,7 @@ from gankern.core.torch_internals import autocasting, recomputed, transformed
 from gankern.functional.batch_norm_act import update_running
 from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
 from gankern.ops.bias_act import bias_prelu as _bias_prelu
-from gankern.ops.convolution import convolution, ways_for
+from gankern.ops.convolution import BORDERS, convolution, ways_for
 from gankern.ops.convolution_choice import is_known, kind_of
 from gankern.ops.instance_norm_act import instance_norm_act as _instance_norm_act
 
@@ -89,12 +89,40 @@ def conv2d(
                 _worth("upsample", small, weight),
             )
             return result
+    if kind == "same" and pad == 0 and is_half(input, "pad"):
+        inner, mode = fuse(input)
+        result = _with_border(inner, weight, bias, mode)
+        if result is not None:
+            joined(input, f"{_ran('same', inner, weight)}, in one with the padding", 2 * inner.numel() * VALUE)
+            return result
     input = settled(input)
     if kind == "same" and pad == 1 and state.followed[0] is not None:
         deferred = _wait_for_mean(state.followed[0], input, weight, bias)
         if deferred is not None:
             return deferred
     return _conv2d(kind, pad, input, weight, bias, stride, padding, dilation, groups)
+
+
+def _with_border(x: Tensor, weight: Tensor, bias: Tensor | None, mode: str) -> Tensor | None:
+    """The 3x3 convolution of an image with a border of one pixel, which is not stored; None for torch's two steps."""
+    if autocasting(x.device.type) or x.ndim != 4 or min(x.shape[2:]) < 2 or not _repays("same", x, weight):
+        return None
+    return convolution("same", x, weight, bias, border=BORDERS[mode])
+
+
+def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """A border of one pixel waits for the 3x3 convolution behind it."""
+    if mode in ("reflect", "replicate") and tuple(pad) == (1, 1, 1, 1) and may_defer(input) and input.ndim == 4:
+        n, c, height, width = input.shape
+        if min(height, width) > 1:
+            return defer("pad", torch.Size((n, c, height + 2, width + 2)), _padded, input, mode)
+    say("torch", "no border of one mirrored or repeated pixel" if may_defer(input) else "nothing is fused here")
+    return F.pad(settled(input), pad, mode, value)
+
+
+def _padded(input: Tensor, mode: str) -> Tensor:
+    say("torch", "no 3x3 convolution of ours follows")
+    return F.pad(input, (1, 1, 1, 1), mode)
 
 
 def _kind(weight: Tensor, *arguments: Any) -> tuple[str | None, int]:
@@ -184,15 +212,13 @@ def conv_transpose2d(
         say("torch", "autocast")
         return GF.conv_transpose2d(input, weight, bias, *arguments)
     result = None
-    values = ((stride, 2), (padding, 1), (output_padding, 0), (dilation, 1))
-    fits = weight.shape[2:] == (4, 4) and groups == 1 and all(_is(value, number) for value, number in values)
-    if fits:
-        result = convolution("transposed", input, weight, bias)
-    if result is not None:
-        gain(0.5 * _worth("transposed", input, weight))
-        say(_ran("transposed", input, weight))
+    kind, _ = kind_of(weight.shape, stride, padding, dilation, groups, True, output_padding)
+    if kind is not None:
+        result = convolution(kind, input, weight, bias)
+    if result is not None and kind is not None:
+        gain(0.5 * _worth(kind, input, weight))
+        say(_ran(kind, input, weight))
     else:
-        kind = "transposed" if fits else None
         result = _by_torch(kind, input, weight, bias, stride, padding, dilation, True, output_padding, groups)
     return F.conv_transpose2d(input, weight, bias, *arguments) if result is None else result
 
@@ -616,6 +642,7 @@ HANDLERS.update(
         torch.conv2d: conv2d,
         torch.conv_transpose2d: conv_transpose2d,
         F.interpolate: interpolate,
+        F.pad: pad,
         F.batch_norm: batch_norm,
         F.instance_norm: instance_norm,
         F.avg_pool2d: avg_pool2d,
@@ -681,7 +708,7 @@ def unwatched(module: nn.Module) -> bool:
 
 
 def _is_known(kind: str, x: Tensor, weight: Tensor) -> bool:
-    pixels = x.shape[0] * x.shape[2] * x.shape[3] // (4 if kind == "strided" else 1)
+    pixels = x.shape[0] * x.shape[2] * x.shape[3] // (4 if kind.startswith("strided") else 1)
     return is_known(kind, weight.shape[1], weight.shape[0], pixels)
 
 
@@ -698,6 +725,15 @@ def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, inp
         if kind is None or (input.ndim == 4 and not (_is_known(kind, input, weight) and _repays(kind, input, weight))):
             left.how = how
             return module._conv_forward(input, weight, module.bias)
+    if module.padding_mode in ("reflect", "replicate") and _kind(
+        weight, module.stride, padding, module.dilation, module.groups
+    ) == ("same", 1):
+        input = settled(input)
+        result = _with_border(input, weight, module.bias, module.padding_mode)
+        if result is not None:
+            gain(0.5 * _worth("same", input, weight))
+            say(f"{_ran('same', input, weight)}, with its border")
+            return result
     if module.padding_mode != "zeros":
         input = F.pad(settled(input), module._reversed_padding_repeated_twice, mode=module.padding_mode)
         padding = 0
@@ -706,6 +742,13 @@ def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, inp
         return conv2d(input, weight, module.bias, module.stride, padding, module.dilation, module.groups)
     finally:
         state.followed = before
+
+
+@functools.partial(leaf, stands_for=(nn.ReflectionPad2d, nn.ReplicationPad2d))
+def pad_forward(module: Any, input: Tensor) -> Tensor:
+    return pad(
+        input, module.padding, "reflect" if isinstance(module, nn.modules.padding._ReflectionPadNd) else "replicate"
+    )
 
 
 @functools.partial(leaf, stands_for=(nn.ConvTranspose2d,))

@@ -33,7 +33,9 @@ from gankern.functional.upfirdn2d import (
     filter2d,
     fir_downsample_conv2d,
     fir_upsample_conv2d,
+    upfirdn1d,
     upfirdn2d,
+    upfirdn3d,
     upsample2d,
 )
 from gankern.functional.virtual_batch_norm import virtual_batch_norm, virtual_batch_norm_statistics
@@ -67,7 +69,9 @@ __all__ = [
     "self_attention2d",
     "spectral_norm",
     "spectral_norm_group",
+    "upfirdn1d",
     "upfirdn2d",
+    "upfirdn3d",
     "upsample2d",
     "upsample_conv2d",
     "virtual_batch_norm",

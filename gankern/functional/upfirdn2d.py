@@ -72,6 +72,123 @@ def upfirdn2d(
     return _run("upfirdn2d", x, filter, up, down, padding, None, flip_filter, gain, implementation)
 
 
+def upfirdn1d(
+    x: Tensor,
+    filter: Tensor,
+    up: int = 1,
+    down: int = 1,
+    padding: Pair = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    r""":func:`upfirdn2d` of signals, by its kernels: an image of one row.
+
+    Args:
+        x: [N, C, L].
+        filter: [k].
+        up, down: a factor, at least 1.
+        padding: one number for both ends, or (before, after); negative numbers crop.
+        flip_filter, gain, implementation: as in :func:`upfirdn2d`.
+
+    Returns:
+        [N, C, (L * up + padding - k) // down + 1].
+
+    Gradient order: any, for x. Raises ValueError and TypeError as :func:`upfirdn2d`.
+
+    >>> import torch
+    >>> upfirdn1d(torch.tensor([[[1.0, 2.0]]]), torch.tensor([1.0, 1.0]), up=2, padding=(1, 0))
+    tensor([[[1., 1., 2., 2.]]])
+    """
+    name = "upfirdn1d"
+    _dimensions(name, x, filter, 1)
+    (up,), (down,) = _factors(name, "up", up, 1), _factors(name, "down", down, 1)
+    before, after = _ends(name, padding, 1)
+    y = upfirdn2d(
+        x.unsqueeze(2), filter[None], (1, up), (1, down), (before, after, 0, 0), flip_filter, gain,
+        implementation=implementation,
+    )  # fmt: skip
+    return y.squeeze(2)
+
+
+def upfirdn3d(
+    x: Tensor,
+    filter: Tensor,
+    up: Pair = 1,
+    down: Pair = 1,
+    padding: Pair = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    *,
+    implementation: str | None = None,
+) -> Tensor:
+    r""":func:`upfirdn2d` of volumes with one filter along each of the three axes, by its kernels: the planes first,
+    then along the depth.
+
+    Args:
+        x: [N, C, D, H, W].
+        filter: [k], used on all axes.
+        up, down: one factor, or (depth, vertical, horizontal); at least 1.
+        padding: one number for all faces, (depth, vertical, horizontal), or (left, right, top, bottom, front, back) as
+            :func:`torch.nn.functional.pad` has them. Negative numbers crop.
+        flip_filter, gain, implementation: as in :func:`upfirdn2d`.
+
+    Returns:
+        [N, C, (D * up + padding - k) // down + 1, ...].
+
+    Gradient order: any, for x. Raises ValueError and TypeError as :func:`upfirdn2d`.
+
+    >>> import torch
+    >>> upfirdn3d(torch.ones(1, 2, 4, 4, 4), torch.tensor([0.5, 0.5]), up=2, padding=(1, 0, 1, 0, 1, 0), gain=8).shape
+    torch.Size([1, 2, 8, 8, 8])
+    """
+    name = "upfirdn3d"
+    _dimensions(name, x, filter, 3)
+    ups, downs = _factors(name, "up", up, 3), _factors(name, "down", down, 3)
+    edges = _ends(name, padding, 3)
+    samples, channels, depth = x.shape[:3]
+    planes = upfirdn2d(
+        x.flatten(1, 2), filter, ups[1:], downs[1:], edges[:4], flip_filter, gain, implementation=implementation
+    )
+    size = planes.shape[2:]
+    lines = planes.reshape(samples, channels, depth, size[0] * size[1])
+    y = upfirdn2d(
+        lines, filter[:, None], (ups[0], 1), (downs[0], 1), (0, 0, *edges[4:]), flip_filter,
+        implementation=implementation,
+    )  # fmt: skip
+    return y.reshape(samples, channels, y.shape[2], *size)
+
+
+def _dimensions(name: str, x: Tensor, filter: Tensor, axes: int) -> None:
+    _checks.floating(name, "x", x)
+    _checks.floating(name, "filter", filter)
+    if x.ndim != axes + 2:
+        wanted = "[N, C, L]" if axes == 1 else "[N, C, D, H, W]"
+        raise ValueError(f"{name}: x has shape {tuple(x.shape)}; it must be {wanted}")
+    if filter.ndim != 1 or len(filter) == 0:
+        raise ValueError(f"{name}: filter has shape {tuple(filter.shape)}; it must be [k], with a tap or more")
+
+
+def _factors(name: str, argument: str, value: Pair, axes: int) -> tuple[int, ...]:
+    values = _integers(value)
+    if len(values) not in (1, axes) or min(values) < 1:
+        accepted = "an integer of at least 1" if axes == 1 else f"one of at least 1, or {axes} of them"
+        raise ValueError(f"{name}: {argument} is {value}; it must be {accepted}")
+    return values * (axes // len(values))
+
+
+def _ends(name: str, padding: Pair, axes: int) -> tuple[int, ...]:
+    """As torch.nn.functional.pad has them: the last axis first."""
+    values = _integers(padding)
+    if len(values) not in {1, axes, 2 * axes}:
+        raise ValueError(f"{name}: padding is {padding}; it must be 1, {axes} or {2 * axes} integers")
+    if len(values) == 2 * axes:
+        return values
+    values = values * (axes // len(values))
+    return tuple(n for n in reversed(values) for _ in range(2))
+
+
 def upsample2d(
     x: Tensor, filter: Tensor, up: Pair = 2, padding: Pair = 0, flip_filter: bool = False, gain: float = 1, *,
     implementation: str | None = None,

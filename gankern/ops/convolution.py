@@ -40,12 +40,12 @@ primitive = Primitive(
 
 registry.library.define(
     "convolution_row(Tensor x, Tensor weight, Tensor? bias, int row, SymInt height, SymInt width, int padding, "
-    "bool flip, bool swap, float scale, float slope) -> Tensor",
+    "bool flip, bool swap, float scale, float slope, int border=0) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 registry.library.define(
-    "convolution_row_weight_gradient(Tensor x, Tensor grad, int row, int padding, bool flip, bool swap, float scale) "
-    "-> Tensor",
+    "convolution_row_weight_gradient(Tensor x, Tensor grad, int row, int padding, bool flip, bool swap, float scale, "
+    "int border=0) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -62,6 +62,7 @@ def _fake_row(
     swap: bool,
     scale: float,
     slope: float,
+    border: int = 0,
 ) -> Any:
     last = has_channels_together(x) or has_channels_together(weight)
     size = (x.shape[0], weight.shape[1 if swap else 0], height, width)
@@ -69,8 +70,10 @@ def _fake_row(
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
-def _fake_weight_gradient(x: Tensor, grad: Tensor, row: int, padding: int, flip: bool, swap: bool, scale: float) -> Any:
-    taps = 3 if row < 4 else 4
+def _fake_weight_gradient(
+    x: Tensor, grad: Tensor, row: int, padding: int, flip: bool, swap: bool, scale: float, border: int = 0
+) -> Any:
+    taps = 4 if 4 <= row < 8 else 3
     outer, inner = (x.shape[1], grad.shape[1]) if swap else (grad.shape[1], x.shape[1])
     return x.new_empty(outer, inner, taps, taps)
 
@@ -142,6 +145,24 @@ def _weight_gradient_by_torch(kind: Any, padding: int, x: Tensor, grad: Tensor) 
     return _uncollapse(kind, result) if direct.collapsed else result
 
 
+BORDERS = {"zeros": 0, "reflect": 1, "replicate": 2}  # torch's padding modes; of one pixel, around a 3x3 convolution
+
+
+def _bordered(border: int, x: Tensor) -> Tensor:
+    """The image with a border of one pixel."""
+    return F.pad(x, (1, 1, 1, 1), "reflect" if border == 1 else "replicate")
+
+
+def _folded(border: int, y: Tensor) -> Tensor:
+    """The transpose of _bordered: the border's values go to the pixels that it was made of. Overwrites y."""
+    last = has_channels_together(y)
+    for dim in (2, 3):
+        n = y.shape[dim] - 2
+        for of, to in ((0, 2), (n + 1, n - 1)) if border == 1 else ((0, 1), (n + 1, n)):
+            y.select(dim, to).add_(y.select(dim, of))
+    return y[:, :, 1:-1, 1:-1].clone(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
 def _images(x: Tensor) -> int:
     """By which a way is chosen. A compiled program is for batches of any size: it has the way of a usual one."""
     return _COMPILED_BATCH if torch.compiler.is_compiling() else x.shape[0]
@@ -151,7 +172,7 @@ _COMPILED_BATCH = 16
 
 
 def _way(options: tuple, which: str, x: Tensor, channels_in: int, channels_out: int, pixels: int) -> str:
-    kind, _, _, level, forced = options
+    kind, _, _, level, forced, _ = options
     if forced is not None:
         return forced
     args = (kind, which, level, has_channels_together(x), channels_in, channels_out, pixels)
@@ -166,8 +187,11 @@ def _convolve(
     options: tuple, transpose: bool, height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Any:
     """The map of images that ``options`` name, or its transpose, to an image of height times width. Options are (kind,
-    padding, scale, precision, None or the way that all passes take)."""
-    name, padding, scale, _, _ = options
+    padding, scale, precision, None or the way that all passes take, border)."""
+    name, padding, scale, _, _, border = options
+    if border and transpose:
+        inner = (name, 0, *options[2:5], 0)  # of the image with its border
+        return _folded(border, _convolve(inner, True, height + 2, width + 2, x, weight, bias))
     kind = KINDS[name]
     first, second = weight.shape[:2]
     channels = (first, second) if kind.swap else (second, first)  # of the kind: in, out
@@ -178,23 +202,27 @@ def _convolve(
         pad = 2 - padding if transpose else padding
         flip, swap = transpose and kind.flip, kind.swap != transpose
         return torch.ops.gankern.convolution_row(
-            x, weight, bias, row, height, width, pad, flip, swap, scale * kind.scale, 1.0
+            x, weight, bias, row, height, width, pad, flip, swap, scale * kind.scale, 1.0, border
         )
+    if border:
+        x, padding = _bordered(border, x), 0
     weight = weight if scale == 1 else weight * scale
     return _convolve_by_torch(name, transpose, padding, height, width, x, weight, bias)
 
 
 def _weight_gradient(options: tuple, x: Tensor, grad: Tensor) -> Any:
     """The gradient of the weight for the map's input x and the gradient of its result."""
-    name, padding, scale, _, _ = options
+    name, padding, scale, _, _, border = options
     kind = KINDS[name]
     pixels = _images(x) * min(x.shape[2] * x.shape[3], grad.shape[2] * grad.shape[3])
     way = _way(options, "weight", x, x.shape[1], grad.shape[1], pixels)
     if way in kind.rows:
         row = kind.rows[way].forward
         return torch.ops.gankern.convolution_row_weight_gradient(
-            x, grad, row, padding, False, kind.swap, scale * kind.scale
+            x, grad, row, padding, False, kind.swap, scale * kind.scale, border
         )
+    if border:
+        x, padding = _bordered(border, x), 0
     result = _weight_gradient_by_torch(name, padding, x, grad)
     return result if scale == 1 else result * scale
 
@@ -294,8 +322,10 @@ def convolution(
     padding: int = 1,
     scale: float = 1.0,
     implementation: str | None = None,
+    border: int = 0,
 ) -> Tensor | None:
-    """The convolution of weight * scale, for tensors that torch's functions would accept; None where plain PyTorch is
+    """The convolution of weight * scale, for tensors that torch's functions would accept (with a ``border``, one of
+    BORDERS, of "same" with padding 1, for images of two pixels or more each way); None where plain PyTorch is
     to run: where it is asked for, is fastest, or nothing else takes these tensors."""
     wish = primitive.wish(implementation)
     plainly = transformed()
@@ -311,7 +341,7 @@ def convolution(
         forced = ALLOWED[kind, level][-1]
     elif missing and KINDS[kind].collapsed:
         forced = "torch"  # not the engine, but fewer products than plain PyTorch all the same
-    options = (kind, padding, scale, level, forced)
+    options = (kind, padding, scale, level, forced, border)
     if wish == "reference" or problem or (plainly and wish == "auto") or (missing and not forced):
         plain = True
     else:
@@ -372,7 +402,7 @@ def options_for_torch(x: Tensor, weight: Tensor, arguments: tuple) -> tuple[tupl
         return None
     if primitive.refusals(x.device.type, x.dtype)["cpu"]:
         return None
-    options = (kind, pad, 1.0, _level(x), None)
+    options = (kind, pad, 1.0, _level(x), None, 0)
     size = choice.result_size(kind, pad, *x.shape[2:])
     if all(way == "torch" for way in _ways(options, x, weight, *size)):
         return None
@@ -389,5 +419,5 @@ def no_row(implementation: str | None, rows: str) -> None:
 
 def ways_for(kind: str, x: Tensor, weight: Tensor, padding: int = 1) -> dict[str, str]:
     """For each pass of a kind, the way that "auto" takes for these tensors."""
-    options = (kind, padding, 1.0, _level(x), None)
+    options = (kind, padding, 1.0, _level(x), None, 0)
     return dict(zip(PASSES, _ways(options, x, weight, *choice.result_size(kind, padding, *x.shape[2:]))))

@@ -56,6 +56,8 @@ KINDS = {
     "transposed": Kind(
         4, {"tiles2": Row(6, 4, "highest"), "tiles4": Row(7, 5, "medium")}, transposed=True, swap=True, flip=False
     ),
+    "strided_of_three": Kind(3, {"tiles2": Row(8, 9, "highest")}, flip=False),
+    "transposed_of_three": Kind(3, {"tiles2": Row(9, 8, "highest")}, transposed=True, swap=True, flip=False),
 }
 PASSES = ("forward", "transpose", "weight")
 
@@ -96,12 +98,18 @@ def kind_of(
     """The engine's kind of torch's conv2d, or conv_transpose2d, with these arguments and a weight of this shape, and
     its padding; None where it is of none.
 
-    >>> kind_of((8, 4, 3, 3), 1, 1, 1, 1), kind_of((8, 4, 3, 3), 2, 1, 1, 1)
+    >>> kind_of((8, 4, 3, 3), 1, 1, 1, 1), kind_of((8, 4, 5, 5), 2, 1, 1, 1)
     (('same', 1), (None, 0))
     """
-    if groups != 1 or len(weight) != 4 or _pair(dilation) != (1, 1) or _pair(output_padding) != (0, 0):
+    if groups != 1 or len(weight) != 4 or _pair(dilation) != (1, 1):
         return None, 0
-    strides, pads, taps = _pair(stride), _pair(padding), tuple(weight[2:])
+    strides, pads, taps, more = _pair(stride), _pair(padding), tuple(weight[2:]), _pair(output_padding)
+    if taps == (3, 3) and strides == (2, 2) and pads == (1, 1):
+        if transposed:
+            return ("transposed_of_three", 1) if more == (1, 1) else (None, 0)
+        return "strided_of_three", 1
+    if more != (0, 0):
+        return None, 0
     if padding == "valid":
         pads = (0, 0)
     if padding == "same":
@@ -119,6 +127,8 @@ def result_size(kind: str, padding: int, height: int, width: int) -> tuple[int, 
         return height + 2 * padding - 2, width + 2 * padding - 2
     if kind in ("strided", "downsample"):
         return height // 2, width // 2
+    if kind == "strided_of_three":
+        return (height + 1) // 2, (width + 1) // 2
     return 2 * height, 2 * width
 
 
@@ -164,10 +174,13 @@ def is_known(kind: str, channels_in: int, channels_out: int, pixels: int) -> boo
     not below the smallest shape in it."""
     if KINDS[kind].taps == 4 and channels_in * channels_out * pixels < 2**19:
         return False
+    known = measured_ways().get((kind, "forward", "contiguous"))
+    if known is None:  # by the machine whose table it is
+        return False
     if min(channels_in, channels_out) >= 8:
         return True
     shape = (channels_in, channels_out, pixels)
-    return min(_distance(shape, measured) for measured in measured_ways()[kind, "forward", "contiguous"]) < 1
+    return min(_distance(shape, measured) for measured in known) < 1
 
 
 @functools.lru_cache(maxsize=4096)
@@ -182,7 +195,9 @@ def way_for(
     shape = (channels_in, channels_out, pixels)
     if pixels < 1:
         return "torch"
-    measured = measured_ways()[kind, which, "channels_last" if channels_last else "contiguous"]
+    measured = measured_ways().get((kind, which, "channels_last" if channels_last else "contiguous"))
+    if measured is None:
+        return "torch"
     times = measured[min(measured, key=functools.partial(_distance, shape))]
     # The collapsed form's errors are up to 2.7 times those of direct convolution: too much for the highest precision.
     collapsed = KINDS[kind].collapsed and level == "highest"

@@ -228,6 +228,35 @@ PRELUS = {
 }
 
 
+PADDINGS = {
+    "nn.ReflectionPad2d": lambda: body(nn.ReflectionPad2d(1), nn.Conv2d(8, 8, 3), nn.ReLU()),
+    "nn.ReplicationPad2d": lambda: body(body(nn.ReplicationPad2d(1)), body(nn.Conv2d(8, 8, 3, bias=False))),
+    "F.pad": lambda: Calls(lambda m, x: m.conv(F.pad(x, (1, 1, 1, 1), mode="reflect")), conv=nn.Conv2d(8, 8, 3)),
+    "padding_mode": lambda: body(nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")),
+    "CycleGAN's block": lambda: Calls(
+        lambda m, x: x + m.main(x),
+        main=body(
+            *(nn.ReflectionPad2d(1), nn.Conv2d(8, 8, 3), nn.InstanceNorm2d(8), nn.ReLU(True)),
+            *(nn.ReflectionPad2d(1), nn.Conv2d(8, 8, 3), nn.InstanceNorm2d(8)),
+        ),
+    ),
+}
+NO_PADDINGS = {
+    "of three": lambda: body(nn.ReflectionPad2d(3), nn.Conv2d(8, 4, 7)),
+    "of one side": lambda: body(nn.ReflectionPad2d((1, 0, 1, 0)), nn.Conv2d(8, 4, 3)),
+    "before a padded convolution": lambda: body(nn.ReflectionPad2d(1), nn.Conv2d(8, 4, 3, padding=1)),
+    "used twice": lambda: Calls(
+        lambda m, x: (lambda p: m.conv(p) + p[:, :, 1:-1, 1:-1])(m.pad(x)),
+        pad=nn.ReflectionPad2d(1),
+        conv=nn.Conv2d(8, 8, 3),
+    ),
+    "of zeros": lambda: body(nn.ZeroPad2d(1), nn.Conv2d(8, 4, 3)),
+    "one dimension": lambda: Calls(
+        lambda m, x: m.conv(m.pad(x.flatten(2))), pad=nn.ReflectionPad1d(1), conv=nn.Conv1d(8, 4, 3)
+    ),
+}
+
+
 DIMENSIONS = {
     "BatchNorm1d": (lambda: body(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)), (8, 5)),
     "BatchNorm1d of sequences": (lambda: body(nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4), nn.LeakyReLU(0.2)), (3, 4, 9)),
@@ -282,6 +311,40 @@ def test_prelu(name, fused, monkeypatch):
     assert run_counted(PRELUS[name]()[0], torch.randn(4, 8, 5, 5), fused) == expected
     if not expected or "places" in name:
         assert gankern.last_implementation("bias_act") is not None
+
+
+@pytest.fixture
+def borders(monkeypatch):
+    """The borders of the convolutions that ran as one with them, by rows."""
+    seen = []
+    convolution = _layers.convolution
+
+    def recorded(*args, **options):
+        # As on a machine where the rows were measured to be faster for these maps.
+        result = convolution(*args, **options, implementation="cpu" if options.get("border") else None)
+        if result is not None and options.get("border"):
+            seen.append(options["border"])
+        return result
+
+    monkeypatch.setattr(_layers, "convolution", recorded)
+    monkeypatch.setattr(_layers, "_repays", lambda *args: True)
+    return seen
+
+
+@pytest.mark.parametrize("name", PADDINGS)
+def test_padding_and_convolution(name, borders):
+    torch.manual_seed(0)
+    check(PADDINGS[name](), torch.randn(2, 8, 9, 8), tolerance=1e-9)
+    assert run_counted(PADDINGS[name](), torch.randn(2, 8, 9, 8), borders) == (
+        [2] if "Replication" in name else [1, 1] if "block" in name else [1]
+    )
+
+
+@pytest.mark.parametrize("name", NO_PADDINGS)
+def test_other_paddings(name, borders):
+    torch.manual_seed(0)
+    check(NO_PADDINGS[name](), torch.randn(2, 8, 9, 8), tolerance=1e-9)
+    assert len(run_counted(NO_PADDINGS[name](), torch.randn(2, 8, 9, 8), borders)) == (name == "used twice")
 
 
 @pytest.mark.parametrize("name", DIMENSIONS)

@@ -60,7 +60,35 @@ KINDS = {
         1,
         ["highest", "medium"],
     ),
+    "strided_of_three": (
+        lambda x, w, b=None, **options: GF.conv2d(x, w, b, 2, 1, **options),
+        lambda x, w, b=None: F.conv2d(x, w, b, 2, 1),
+        3,
+        False,
+        1,
+        ["highest"],
+    ),
+    "transposed_of_three": (
+        lambda x, w, b=None, **options: GF.conv_transpose2d(x, w, b, 2, 1, 1, **options),
+        lambda x, w, b=None: F.conv_transpose2d(x, w, b, 2, 1, 1),
+        3,
+        True,
+        1,
+        ["highest"],
+    ),
+    **{
+        mode: (
+            lambda x, w, b=None, mode=mode, **options: GF.conv2d(x, w, b, padding=1, padding_mode=mode, **options),
+            lambda x, w, b=None, mode=mode: F.conv2d(F.pad(x, (1, 1, 1, 1), mode), w, b),
+            3,
+            False,
+            2,
+            ["highest", "high"],
+        )
+        for mode in ("reflect", "replicate")
+    },
 }
+BORDERED = {"reflect": ("same", 1), "replicate": ("same", 2)}  # the engine's kind, and what stands around the image
 # How often the error of direct convolution a precision may make, in the forward and in gradients.
 ALLOWED = {"highest": 4, "high": 16, "medium": 32}
 
@@ -242,7 +270,9 @@ def test_nan_stays_in_its_tiles(kind, value):
     """In the results of the tiles that direct convolution spreads it to, and in none beyond."""
     x, w, b = (t.detach() for t in tensors(kind, 2, 3, 4, 32, 32, torch.float32))
     x[1, 1, 13, 14] = value
-    tile = {"upsample": [2], "downsample": [1], "same": [2, 4], "strided": [2, 4], "transposed": [4, 8]}[kind]
+    tiles_of_three = {"strided_of_three": [2], "transposed_of_three": [4]}
+    tiles = {"upsample": [2], "downsample": [1], "strided": [2, 4], "transposed": [4, 8], **tiles_of_three}
+    tile = tiles.get(kind, [2, 4])
     hit = ~KINDS[kind][1](x, w, b).isfinite()
     for size, precision in zip(tile, KINDS[kind][5]):
         with gankern.convolution_precision(precision):
@@ -356,7 +386,7 @@ def test_no_row_is_torch():
     for arguments, options in (
         ((x, w), {"padding": 2}),
         ((x, w), {"stride": 3}),
-        ((x, torch.randn(6, 4, 3, 3)), {"padding": 1, "stride": 2}),
+        ((x, torch.randn(6, 4, 3, 3)), {"padding": 0, "stride": 2}),
         ((x, torch.randn(6, 4, 3, 3)), {"padding": 2, "dilation": 2}),
         ((x, torch.randn(6, 2, 3, 3)), {"padding": 1, "groups": 2}),
         ((x, torch.randn(6, 4, 3, 3)), {"padding": (1, 0)}),
@@ -383,8 +413,8 @@ def test_no_row_is_torch():
 def test_no_row_of_the_others():
     x = torch.randn(2, 4, 6, 6)
     w = torch.randn(4, 3, 3, 3)
-    y = GF.conv_transpose2d(x, w, stride=2, padding=1, output_padding=1)
-    torch.testing.assert_close(y, F.conv_transpose2d(x, w, stride=2, padding=1, output_padding=1))
+    y = GF.conv_transpose2d(x, w, stride=2, padding=1)
+    torch.testing.assert_close(y, F.conv_transpose2d(x, w, stride=2, padding=1))
     w = torch.randn(3, 4, 5, 5)
     torch.testing.assert_close(GF.conv2d_downsample(x, w), F.avg_pool2d(F.conv2d(x, w, padding=2), 2))
     for scale, mode in ((3, "nearest"), (2, "bilinear"), (1.5, "nearest"), (1, "nearest")):
@@ -406,7 +436,11 @@ CALLS = [  # a call of torch's, and the kind and padding that it is
     (F.conv2d, (6, 5, 3, 3), {"padding": (1, 2)}, (None, 0)),
     (F.conv2d, (6, 5, 3, 3), {"padding": 3}, (None, 0)),
     (F.conv2d, (6, 5, 3, 3), {"padding": 1, "dilation": 2}, (None, 0)),
-    (F.conv2d, (6, 5, 3, 3), {"padding": 1, "stride": 2}, (None, 0)),
+    (F.conv2d, (6, 5, 3, 3), {"padding": 1, "stride": 2}, ("strided_of_three", 1)),
+    (F.conv2d, (6, 5, 3, 3), {"padding": 0, "stride": 2}, (None, 0)),
+    (F.conv2d, (6, 5, 3, 3), {"padding": 1, "stride": (2, 1)}, (None, 0)),
+    (F.conv_transpose2d, (5, 6, 3, 3), {"padding": 1, "stride": 2, "output_padding": 1}, ("transposed_of_three", 1)),
+    (F.conv_transpose2d, (5, 6, 3, 3), {"padding": 1, "stride": 2}, (None, 0)),
     (F.conv2d, (5, 1, 3, 3), {"padding": 1, "groups": 5}, (None, 0)),
 ]
 
@@ -458,11 +492,71 @@ def test_ways_by_torch(kind, monkeypatch):
     for h, w in ((6, 8), (7, 5)):
         for memory_format in FORMATS:
             inputs = tensors(kind, 2, 5, 6, h, w, torch.float32, memory_format)
-            head = ((kind, 1, 1.0, "highest", "torch"), False, *choice.result_size(kind, 1, h, w))
+            name, border = BORDERED.get(kind, (kind, 0))
+            head = ((name, 1, 1.0, "highest", "torch", border), False, *choice.result_size(name, 1, h, w))
             ours = derivatives(partial(ops._Convolve.apply, *head), inputs, torch.float32)
             right = derivatives(KINDS[kind][1], inputs, torch.float64)
             for a, r in zip(ours, right):
                 torch.testing.assert_close(a.double(), r, rtol=0, atol=1e-5 * r.abs().max().item())
+
+
+@native
+def test_a_border_copies_no_image():
+    """Neither the forward nor the weight's gradient sees a padded image; that of the input is folded."""
+    for mode in ("reflect", "replicate"):
+        x, w, b = tensors(mode, 2, 5, 6, 7, 6, torch.float32)
+        with _Sizes() as seen:
+            y = GF.conv2d(x, w, b, padding=1, padding_mode=mode, implementation="cpu")
+            grad(y, (w, b), torch.ones_like(y))
+        assert (2, 5, 9, 8) not in seen.sizes and (2, 6, 9, 8) not in seen.sizes
+
+
+class _Sizes(TorchDispatchMode):
+    """The sizes of all results."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.sizes |= {
+            tuple(t.shape) for t in (result if isinstance(result, tuple) else (result,)) if torch.is_tensor(t)
+        }
+        return result
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize(
+    ("taps", "padding", "stride", "dilation"),
+    [(7, 3, 1, 1), (3, 2, 1, 1), (3, 1, 2, 1), ((3, 5), (1, 2), 1, 1), (3, "same", 1, 2), (4, 1, 2, 1), (3, 1, 1, 1)],
+)
+def test_every_padding_mode_is_torchs(mode, taps, padding, stride, dilation):
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(5, 6, taps, stride, padding, dilation, padding_mode=mode).double()
+    x = torch.randn(2, 5, 9, 10, dtype=torch.float64, requires_grad=True)
+    mine = GF.conv2d(x, layer.weight, layer.bias, stride, padding, dilation, padding_mode=mode)
+    right = layer(x)
+    torch.testing.assert_close(mine, right)
+    inputs = (x, layer.weight, layer.bias)
+    for a, r in zip(grad(mine.square().sum(), inputs), grad(right.square().sum(), inputs)):
+        torch.testing.assert_close(a, r)
+    torch.testing.assert_close(GF.conv2d(x[0], layer.weight, None, stride, padding, dilation, padding_mode=mode),
+                               layer(x[0]) - layer.bias[:, None, None])  # fmt: skip
+
+
+def test_paddings_that_no_image_has():
+    w = torch.randn(6, 5, 3, 3)
+    with pytest.raises(ValueError, match="padding is 1; padding_mode 'reflect' takes at most"):
+        GF.conv2d(torch.randn(2, 5, 1, 8), w, padding=1, padding_mode="reflect")
+    with pytest.raises(ValueError, match="padding is .2, 9.; padding_mode 'circular'"):
+        GF.conv2d(torch.randn(2, 5, 8, 8), w, padding=(2, 9), padding_mode="circular")
+    with pytest.raises(ValueError, match="padding_mode is 'mirror'; accepted are 'zeros', 'reflect', 'replicate'"):
+        GF.conv2d(torch.randn(2, 5, 8, 8), w, padding=1, padding_mode="mirror")
+    x = torch.randn(2, 5, 1, 1)  # of one pixel, which may be repeated
+    torch.testing.assert_close(
+        GF.conv2d(x, w, padding=1, padding_mode="replicate"), F.conv2d(x.expand(2, 5, 3, 3), w), rtol=1e-4, atol=1e-4
+    )
 
 
 @native

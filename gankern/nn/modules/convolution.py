@@ -19,8 +19,9 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class Conv2d(nn.Conv2d):
-    """torch.nn.Conv2d (same arguments, initialisation and state_dict keys) by :func:`gankern.functional.conv2d`.
-    ``implementation``: see :mod:`gankern.functional`.
+    """torch.nn.Conv2d (same arguments, initialisation and state_dict keys) by :func:`gankern.functional.conv2d`, which
+    reads what ``padding_mode`` says without a padded copy where it can. ``implementation``: see
+    :mod:`gankern.functional`.
 
     >>> Conv2d(8, 16, 3, padding=1)(torch.randn(2, 8, 32, 32)).shape
     torch.Size([2, 16, 32, 32])
@@ -42,13 +43,9 @@ class Conv2d(nn.Conv2d):
         self.implementation = _checks.implementation(type(self).__name__, implementation)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding: int | str | tuple[int, ...] = self.padding
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
         return GF.conv2d(
-            input, weight, bias, self.stride, padding, self.dilation, self.groups,
-            weight_scale=self.weight_scale, implementation=self.implementation,
+            input, weight, bias, self.stride, self.padding, self.dilation, self.groups,
+            padding_mode=self.padding_mode, weight_scale=self.weight_scale, implementation=self.implementation,
         )  # fmt: skip
 
 
