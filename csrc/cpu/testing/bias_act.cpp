@@ -16,13 +16,16 @@ struct Problem {
   Activation activation;
   bool sparse;  // every argument that may be null is
   bool of_input() const {
-    return activation == Activation::kSilu || activation == Activation::kLeakyReluOfInput;
+    return activation == Activation::kSilu || activation == Activation::kLeakyReluOfInput ||
+           activation == Activation::kPrelu;
   }
   bool curved() const {
     return activation != Activation::kLinear && activation != Activation::kRelu &&
-           activation != Activation::kLeakyRelu && activation != Activation::kLeakyReluOfInput;
+           activation != Activation::kLeakyRelu && activation != Activation::kLeakyReluOfInput &&
+           activation != Activation::kPrelu;
   }
-  double slope() const { return of_input() ? -0.3 : 0.2; }
+  // PReLU's is a tensor's, which half precision has exactly.
+  double slope() const { return activation == Activation::kPrelu ? -0.25 : of_input() ? -0.3 : 0.2; }
   // Where the pre-activation is kept, rounding decides about values next to the clamp: that is for Python.
   double clamp() const { return sparse || of_input() ? double(NAN) : kClamp; }
   int64_t channel(int64_t e) const { return e / layout.inner % layout.channels; }
@@ -37,6 +40,7 @@ double value(const Problem& p, double z) {
     case Activation::kLinear: return z;
     case Activation::kRelu: return std::fmax(z, 0);
     case Activation::kLeakyRelu:
+    case Activation::kPrelu:
     case Activation::kLeakyReluOfInput: return z > 0 ? z : p.slope() * z;
     case Activation::kTanh: return std::tanh(z);
     case Activation::kSigmoid: return 1 / (1 + std::exp(-z));
@@ -53,6 +57,7 @@ double first(const Problem& p, double s) {
     case Activation::kLinear: return 1;
     case Activation::kRelu: return s > 0;
     case Activation::kLeakyRelu:
+    case Activation::kPrelu:
     case Activation::kLeakyReluOfInput: return s > 0 ? 1 : p.slope();
     case Activation::kTanh: return 1 - s * s;
     case Activation::kSigmoid: return s * (1 - s);
@@ -134,7 +139,8 @@ struct Call {
   const Inputs<T>& in;
   Placement at;
   Buffer<T> x{in.x, at}, saved{in.saved, at}, grad{in.grad, at}, h{in.h, at}, bias{in.bias, at},
-      h_bias{in.h_bias, at};
+      h_bias{in.h_bias, at},
+      slope{std::vector<T>(in.bias.size(), baseline::narrow<T>(Acc<T>(in.problem.slope()))), at};
   std::vector<Buffer<T>> tensors = buffers<T>(kTensors, x.size(), at),
                          sums = buffers<T>(kSums, bias.size(), at);
 
@@ -146,6 +152,7 @@ struct Call {
     BiasAct b{};
     b.layout = p.layout, b.negative_slope = p.slope(), b.gain = kGain, b.clamp = p.clamp();
     b.x = x.data(), b.bias = p.sparse ? nullptr : bias.data();
+    if (p.activation == Activation::kPrelu) b.slope = slope.data();
     b.out = tensors[kY].data();
     kernels.forward[row][column](b, parallel);
     if (x.size())

@@ -20,12 +20,15 @@ struct Problem {
   bool flip = false, swap = false, in_last = false, out_last = false, bias = false;
   double slope = 1;
 
-  int64_t taps() const { return row >= ConvolutionRow::kStrided2 ? 4 : 3; }
+  int64_t taps() const {
+    return row >= ConvolutionRow::kStrided2 && row <= ConvolutionRow::kTransposed4 ? 4 : 3;
+  }
   int64_t out(int64_t n) const {
     switch (row) {
       case ConvolutionRow::kDown9:
       case ConvolutionRow::kStrided2:
       case ConvolutionRow::kStrided4: return n / 2;
+      case ConvolutionRow::kStridedOfThree: return (n + 1) / 2;
       case ConvolutionRow::kSame2:
       case ConvolutionRow::kSame4: return n + 2 * padding - 2;
       default: return 2 * n;
@@ -40,7 +43,8 @@ struct Problem {
       case ConvolutionRow::kSame2:
       case ConvolutionRow::kSame4: return {inside(output + t - padding), -1};
       case ConvolutionRow::kStrided2:
-      case ConvolutionRow::kStrided4: return {inside(2 * output + t - 1), -1};
+      case ConvolutionRow::kStrided4:
+      case ConvolutionRow::kStridedOfThree: return {inside(2 * output + t - 1), -1};
       default: {
         const int64_t twice = output + 1 - t;
         return {twice >= 0 && twice % 2 == 0 ? inside(twice / 2) : -1, -1};
