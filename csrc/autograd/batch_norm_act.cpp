@@ -123,6 +123,8 @@ PyObject* call(PyObject* const* in) {
   rule->training = training || !mean;
   if (rule->training && x->numel() == x->size(1)) return decline();
   if (slope_of) {
+    // Its second order is in a wider dtype than half precision: Python's.
+    if (c10::isReducedFloatingType(x->scalar_type())) return decline();
     if (slope_of->dim() != 1 || (slope_of->size(0) != x->size(1) && slope_of->size(0) != 1) ||
         slope_of->device() != x->device() || slope_of->scalar_type() != accumulation_type(*x))
       return decline();

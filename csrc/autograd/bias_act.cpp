@@ -184,6 +184,8 @@ PyObject* prelu(PyObject* const* in) {
   if (!channels_fit(*x, bias, &rule->dim) || given->dim() != 1 || !same_kind(*given, *x)) return decline();
   const int64_t channels = x->size(rule->dim);
   if (given->size(0) != channels && given->size(0) != 1) return decline();
+  // The channels' sums would be rounded before they are added up: Python's.
+  if (given->size(0) != channels && c10::isReducedFloatingType(x->scalar_type())) return decline();
   if (!(rule->implementation = selected(self, in[0], in[6]))) return decline();
   // One slope becomes one of each channel; torch's own node adds their gradients up.
   const Tensor slope = given->size(0) == channels ? *given : given->expand({channels});

@@ -111,6 +111,8 @@ PyObject* call(PyObject* const* in) {
   for (int64_t d = 2; d < x->dim(); ++d) positions *= x->size(d);
   if (positions == 1) return decline();
   if (slope_of) {
+    // Its second order is in a wider dtype than half precision: Python's.
+    if (c10::isReducedFloatingType(x->scalar_type())) return decline();
     if (slope_of->dim() != 1 || (slope_of->size(0) != x->size(1) && slope_of->size(0) != 1) ||
         slope_of->device() != x->device() || slope_of->scalar_type() != accumulation_type(*x))
       return decline();

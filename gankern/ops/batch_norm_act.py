@@ -104,6 +104,8 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     _, _, _, needed_weight, *_ = needed  # of y, stats, x, weight, bias, slope, stats
     kernel = registry.kernel(implementation, NAME, "double_backward", x.device)
     if slope is not None:
+        dtype, x, grad_y = x.dtype, x.to(slope.dtype), grads[0].to(slope.dtype)  # of half precision, wider
+        h = None if h is None else h.to(slope.dtype)
 
         def forward():
             launch = registry.kernel(implementation, NAME, "forward", x.device)
@@ -117,9 +119,11 @@ def _double_backward(options, needed, grad_grads, grads, saved):
             return kernel(h, h_weight, h_bias, grad, x, weight, bias, stats, training, 1.0, needed_weight)
 
         moves = h is not None or h_weight is not None or h_bias is not None, moves_x(h, h_weight, training)
-        return prelu_double_backward(
-            implementation, needed, (forward, backward, double_backward), moves, h is not None, h_slope, grads[0], slope
+        result = prelu_double_backward(
+            implementation, needed, (forward, backward, double_backward), moves, h is not None, h_slope, grad_y, slope
         )
+        of_images = (None if t is None else t.to(dtype) for t in result[:3])
+        return *of_images, *result[3:]
     grad_grad, grad_x, grad_weight = kernel(
         h, h_weight, h_bias, grads[0], x, weight, bias, stats, training, negative_slope, needed_weight
     )

@@ -197,9 +197,14 @@ def bias_prelu(
     chosen = primitive.select(x, implementation)
     if chosen == "reference":
         return reference(x, bias, dim, "prelu", 0.0, gain, clamp, slope)
-    if x.ndim and len(slope) != x.shape[dim]:
-        slope = slope.expand(x.shape[dim])
     name = PRELU_ANY_ORDER if any_order else PRELU
+    if x.ndim and len(slope) != x.shape[dim]:
+        if x.dtype in (torch.float16, torch.bfloat16):  # sums of channels would be rounded before they are added up
+            if bias is not None:
+                x = x + bias.view([-1 if d == dim else 1 for d in range(x.ndim)])
+            one = autograd.differentiate(name, (chosen, (0, gain, clamp)), x.unsqueeze(0), None, slope)[0]
+            return one.squeeze(0)
+        slope = slope.expand(x.shape[dim])
     return autograd.differentiate(name, (chosen, (dim, gain, clamp)), x, bias, slope)[0]
 
 
