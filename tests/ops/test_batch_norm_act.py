@@ -599,7 +599,7 @@ X, ONES = torch.zeros(4, 3, 2, 2), torch.ones(3)
             (X, ONES, ONES),
             {"activation": "tanh"},
             ValueError,
-            "activation is 'tanh'; accepted are 'linear', 'relu', 'leaky_relu', None",
+            "activation is 'tanh'; accepted are 'linear', 'relu', 'leaky_relu', 'prelu', None",
         ),
         ((X, ONES, ONES), {"eps": -1e-5}, ValueError, "eps is -1e-05; it must be at least 0"),
     ],

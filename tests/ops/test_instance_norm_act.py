@@ -136,7 +136,7 @@ BAD = [
     ({"running_mean": torch.zeros(2), "running_var": torch.ones(2)}, r"running_mean has shape \(2,\)"),
     ({"use_input_stats": False}, "running_mean and running_var are None; use_input_stats=False needs them"),
     ({"eps": -1.0}, "eps is -1.0"),
-    ({"activation": "elu"}, "activation is 'elu'; accepted are 'linear', 'relu', 'leaky_relu', None"),
+    ({"activation": "elu"}, "activation is 'elu'; accepted are 'linear', 'relu', 'leaky_relu', 'prelu', None"),
     ({"implementation": "cuda"}, "has no 'cuda' implementation"),
 ]
 
