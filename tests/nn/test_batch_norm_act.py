@@ -47,7 +47,8 @@ def test_activations():
         torch.testing.assert_close(norm(x), expected(nn.BatchNorm2d(4)(x)))
         assert f"activation={activation!r}" in repr(norm)
     with pytest.raises(
-        ValueError, match="BatchNormAct2d: activation is 'elu'; accepted are 'linear', 'relu', 'leaky_relu', None"
+        ValueError,
+        match="BatchNormAct2d: activation is 'elu'; accepted are 'linear', 'relu', 'leaky_relu', 'prelu', None",
     ):
         gnn.BatchNormAct2d(4, activation="elu")
 
