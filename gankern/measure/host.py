@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ def cases(primitives: Sequence[str] | None = None) -> list[Case]:
 def measure(case: Case, mode: str, device: str, rounds: int = 7, samples: int = 9) -> HostCost:
     """The cost of a call of each contender; a sample is of several calls, a millisecond in all."""
     inputs = case.make(torch.float32, device)
-    calls = {OURS: call_of(lambda given: case.run(None, given), inputs, mode)}
+    calls = {OURS: call_of(partial(case.run, None), inputs, mode)}
     for name, peer in case.peers.items():
         call = call_of(peer, inputs, mode)
         try:

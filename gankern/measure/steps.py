@@ -52,6 +52,10 @@ STEPS = [
     Step("DCGAN-64, batch 64", "dcgan", 64, "non_saturating", options={"size": 64}, quick=True),
     Step("SN-GAN ResNet-32, batch 64", "sngan", 64, "hinge", betas=(0.0, 0.9), options={"size": 32}, quick=True),
     Step("WGAN-GP ResNet-32, batch 64", "wgan_gp", 64, "wasserstein", True, lr=1e-4, betas=(0.0, 0.9), quick=True),
+    # So small that the calls are what they take.
+    Step("DCGAN-64, batch 4, width 16", "dcgan", 4, "non_saturating", options={"size": 64, "width": 16}),
+    Step("SN-GAN ResNet-32, batch 4, width 16", "sngan", 4, "hinge", betas=(0.0, 0.9),
+         options={"size": 32, "width": 16}),
     *(
         Step(f"ProGAN-{size}, batch {batch}", "progan", batch, "wasserstein", True, drift=1e-3, lr=1e-3,
              betas=(0.0, 0.99), options={"size": size})

@@ -4,6 +4,7 @@ For a process without TRITON_INTERPRET, in which tensors are on the CPU. `python
 a launch costs the host.
 """
 
+import functools
 import json
 import sys
 import timeit
@@ -13,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from gankern.triton import launch
+from gankern.triton import aot, launch
 
 
 class StubDriver:
@@ -87,6 +88,50 @@ def host_cost():
     return cost
 
 
+class _Small:
+    """torch, with sizes from 16 on as 4: its operators then cost their calls alone."""
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def empty(self, *sizes, **options):
+        return torch.empty(*(4 if isinstance(n, int) and n >= 16 else n for n in sizes), **options)
+
+
+def _recorder(function, driver, calls):
+    def call(*given):
+        before = len(driver.launches)
+        result = function(*given)
+        calls.append((function, given, len(driver.launches) - before))
+        return result
+
+    return call
+
+
+def launcher_costs(number=20, repeat=150):
+    """Of every launcher in fp32: µs of a call by (its name, the kernels that it launches)."""
+    driver, _ = start()
+    costs = {}
+    for name in aot.modules():
+        module, calls = aot._module(name), []
+        entries = {key: getattr(module, key) for key in ("forward", "backward", "double_backward", "statistics")
+                   if hasattr(module, key)}  # fmt: skip
+        vars(module).update({key: _recorder(function, driver, calls) for key, function in entries.items()})
+        if name != "spectral_norm":  # whose operators are on vectors alone
+            module.torch = _Small()
+        module.examples(torch.float32)
+        vars(module).update(entries, torch=torch)
+        for function, given, kernels in calls:
+            key = f"{name}.{function.__name__}", kernels
+            if key not in costs:
+                repeated = timeit.repeat(functools.partial(function, *given), number=number, repeat=repeat)
+                costs[key] = min(repeated) / number * 1e6
+                driver.launches.clear()
+    return costs
+
+
 if __name__ == "__main__":
     print(json.dumps(host_cost()))
+    for (launcher, kernels), cost in launcher_costs().items():
+        print(f"{launcher:42} {kernels} kernels {cost:6.1f} µs, {cost / kernels:5.1f} a kernel")
     sys.exit(0)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import gankern.functional as GF
+import gankern.nn as gnn
 from gankern.measure.cases import Case, Work
 
 NETWORKS: dict[str, list[tuple[int, ...]]] = {
@@ -76,7 +79,51 @@ def work(inputs: Sequence[Tensor]) -> dict[str, Work]:
     return {"forward": Work(3 * 4 * size, 3 * size), "backward": Work(4 * 4 * size, 3 * size)}
 
 
+# ---- as modules: what reading their `.weight` costs ------------------------------------------------------------------
+
+
+class Weights(nn.Module):
+    """Layers, whose weights it returns."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self) -> list[Tensor]:
+        layers: Any = self.layers
+        return [layer.weight for layer in layers]
+
+
+@functools.lru_cache(maxsize=4)
+def network(form: str, *weights: nn.Parameter) -> Weights:
+    """Of torch's or gankern's parametrizations over these very weights."""
+    layers = []
+    for weight in weights:
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        layer.weight = weight
+        normalize = parametrizations if form == "torch" else gnn.utils.parametrizations
+        layers.append(normalize.spectral_norm(layer))
+    root = Weights(layers)
+    if form == "grouped":
+        gnn.utils.group_spectral_norm(root)
+    return root
+
+
+def make_modules(count: int, dtype: torch.dtype, device: str) -> list[Tensor]:
+    weights = make([(2, 2)] * count, dtype, device)[:count]
+    return [nn.Parameter(w.detach()) for w in weights]
+
+
+def through_modules(form: str, implementation: str | None, inputs: Sequence[Tensor]) -> list[Tensor]:
+    return network(form, *inputs)()
+
+
 CASES = [
+    Case("spectral_norm", f"11 modules, {form}", functools.partial(make_modules, 11),
+         functools.partial(through_modules, form),
+         {"torch parametrization": functools.partial(through_modules, "torch", None)}, host=True)
+    for form in ("grouped", "layer by layer")
+] + [
     Case("spectral_norm", f"{name}, {form}", functools.partial(make, [(2, 2)] * layers), run,
          {"torch parametrization": torch_parametrization}, work, host=True)
     for name, layers, form, run in (("one layer", 1, "layer by layer", layer_by_layer),

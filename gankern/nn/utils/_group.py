@@ -61,13 +61,11 @@ class SpectralNormGroup:
         if root is not self.root or parametrize._cache_enabled or self.before.value or transformed():
             return
         asked, requests = self._requests()
-        states = [[t for t in (r.u, r.v, r.sigma) if t is not None] for r in requests]
-        flat = [t for state in states for t in state]
-        if not flat:
+        if not requests:
             return
-        with torch.no_grad():
-            copies = iter(torch._foreach_mul(flat, 1))
-        self.before.value = [(each, state, [next(copies) for _ in state]) for each, state in zip(asked, states)]
+        states = [[t for t in (r.u, r.v, r.sigma) if t is not None] for r in requests]
+        before = _requests.Before(states)
+        self.before.value = [(each, before, i) for i, each in enumerate(asked)]
         place = _requests.gradient_place()
         for weight, (normalizer, *ahead) in zip(_requests.normalize(requests), self.before.value):
             normalizer._prepared.value.append(_requests.Ahead(weight, place, *ahead))
@@ -90,10 +88,10 @@ class SpectralNormGroup:
         if root is not self.root:
             return
         with torch.no_grad():
-            for normalizer, state, copies in self.before.value:
+            for normalizer, before, i in self.before.value:
                 if normalizer._prepared is not None and normalizer._prepared.value:
                     normalizer._prepared.value.clear()
-                    torch._foreach_copy_(state, copies)
+                    before.restore(i)
         self.before.value = []
 
 

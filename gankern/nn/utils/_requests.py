@@ -87,18 +87,45 @@ class Prepared:
         if ahead.place == gradient_place() and not again:
             return ahead.weight
         # It was made under another gradient mode, or the layer will be run again by itself: then by itself now too.
-        with torch.no_grad():
-            torch._foreach_copy_(ahead.state, ahead.before)
+        ahead.before.restore(ahead.number)
         return None
 
 
+class Before:
+    """What the states of layers, each a list of vectors, were at first.
+
+    One operation copies them all: each would cost the host as much as its power iteration. What it copies into has a
+    dtype that holds each of theirs exactly.
+    """
+
+    def __init__(self, states: list[list[Tensor]]) -> None:
+        self.states = states
+        flat = [t if t.ndim == 1 else t.reshape(-1) for state in states for t in state]
+        self.devices = {t.device for t in flat}
+        with torch.no_grad():
+            self.values = {
+                device: torch.cat(flat if len(self.devices) == 1 else [t for t in flat if t.device == device])
+                for device in self.devices
+            }
+
+    def restore(self, index: int) -> None:
+        """The states of one layer, as they were."""
+        start = dict.fromkeys(self.devices, 0)
+        with torch.no_grad():
+            for i, state in enumerate(self.states[: index + 1]):
+                for t in state:
+                    if i == index:
+                        t.copy_(self.values[t.device].narrow(0, start[t.device], t.numel()).view(t.shape))
+                    start[t.device] += t.numel()
+
+
 class Ahead(NamedTuple):
-    """A weight that a group has computed, under which gradient mode, and what its state was before."""
+    """A weight that a group has computed, under which gradient mode, and where what its state was before stands."""
 
     weight: Tensor
     place: tuple[bool, bool]
-    state: list[Tensor]
-    before: list[Tensor]
+    before: Before
+    number: int  # of the layer there
 
 
 def gradient_place() -> tuple[bool, bool]:
