@@ -29,7 +29,11 @@ struct BiasAct final : Rule {
   bool keeps_input, curved;  // as in the table of gankern/ops/bias_act.py
 
   const char* primitive() const override { return "bias_act"; }
+  Options options() const override {
+    return {double(dim), double(activation), negative_slope, gain, clamp.value_or(-1)};
+  }
   bool pieces() const override { return !curved && activation != 0; }  // 0: linear
+  bool bends() const override { return curved; }
 
   Tensor forward(const Tensor& x, const std::optional<Tensor>& bias) const {
     static const auto op = find<Forward>("gankern::bias_act");
@@ -86,13 +90,14 @@ struct Activation {
 };
 std::vector<Activation> activations;
 std::unique_ptr<Words> names;
-int leaky_relu, folded;  // folded: leaky_relu with a negative slope
+int linear, leaky_relu, folded;  // folded: leaky_relu with a negative slope
 
 // ([(name, index, keeps_input, curved)])
 PyObject* set_activations(PyObject* const* in) {
   names = std::make_unique<Words>(std::initializer_list<const char*>{});
   for (py::handle row : py::reinterpret_borrow<py::list>(in[0])) {
     const auto [name, index, keeps, curved] = row.cast<std::tuple<std::string, int64_t, bool, bool>>();
+    if (name == "linear") linear = int(activations.size());
     if (name == "leaky_relu") leaky_relu = int(activations.size());
     if (name == "folded") folded = int(activations.size());
     names->add(name.c_str());
@@ -106,7 +111,7 @@ PyObject* call(PyObject* const* in) {
   const Tensor* x = tensor(in[0]);
   std::optional<Tensor> bias;
   auto rule = std::make_shared<BiasAct>();
-  int activation = names ? names->find(in[3]) : -1;
+  int activation = !names ? -1 : in[3] == Py_None ? linear : names->find(in[3]);
   if (!x || activation < 0 || activation == folded || !optional_tensor(in[1], &bias) ||
       !integer(in[2], &rule->dim) || !number(in[4], &rule->negative_slope) || !number(in[5], &rule->gain) ||
       !plain())
@@ -141,6 +146,7 @@ struct BiasPrelu final : Rule {
   std::optional<double> clamp;
 
   const char* primitive() const override { return "bias_act"; }
+  Options options() const override { return {double(dim), gain, clamp.value_or(-1)}; }
   bool pieces() const override { return true; }
 
   Tensor forward(const Tensor& x, const Optional& bias, const Tensor& slope) const {
@@ -206,7 +212,9 @@ struct Piecewise final : Rule {
   bool leaky;
 
   const char* primitive() const override { return "bias_act"; }
+  Options options() const override { return {negative_slope, double(leaky)}; }
   bool pieces() const override { return true; }
+  bool bends() const override { return false; }
 
   Tensor slope_times(const Tensor& grad, const Tensor& result) const {
     return leaky ? at::leaky_relu_backward(grad, result, negative_slope, /*self_is_result=*/true)
@@ -228,8 +236,8 @@ PyObject* activate(PyObject* const* in) {
   double slope = 0;
   const bool leaky = in[2] != Py_None;
   // A result of a negative slope does not tell the sign of the input.
-  if (!x || !flag(in[1], &in_place) || (leaky && (!number(in[2], &slope) || slope < 0)) || in[3] != Py_None ||
-      !plain() || at::impl::torch_function_mode_enabled())
+  if (!x || !flag(in[1], &in_place) || (leaky && (!number(in[2], &slope) || slope < 0)) ||
+      !left_to_auto(in[3]) || !plain() || at::impl::torch_function_mode_enabled())
     return decline();
   const char* chosen = selected(self, in[0], in[3]);
   if (!chosen) return decline();

@@ -49,6 +49,13 @@ struct Primitive {
   PyObject* key_ = nullptr;
 };
 
+// Attributes, for the running thread, of the threading.local objects of gankern.core.dispatch and .precision.
+enum Local : int { kDispatch, kPrecision, kLocals };
+PyObject* attributes(Local local);
+
+// As gankern.get_convolution_precision; borrowed.
+PyObject* convolution_precision();
+
 // The implementation that "auto" runs on tensors like this one, which goes on record; nullptr where another
 // one is asked for, or where that is Python's to say.
 const char* selected(Primitive& primitive, PyObject* like, PyObject* implementation);
@@ -145,6 +152,15 @@ class Words {
   std::vector<PyObject*> words_;
 };
 
+// What an activation that is linear in pieces multiplies negative values with: 1 for none.
+inline bool slope_of(PyObject* activation, PyObject* negative_slope, double* value) {
+  static const Words names({"linear", "relu", "leaky_relu"});
+  const int name = activation == Py_None ? 0 : names.find(activation);
+  if (name < 0 || !number(negative_slope, value)) return false;
+  if (name < 2) *value = name == 0 ? 1.0 : 0.0;
+  return true;
+}
+
 inline bool same_kind(const Tensor& a, const Tensor& b) {
   return a.scalar_type() == b.scalar_type() && a.device() == b.device();
 }
@@ -189,6 +205,11 @@ template <PyObject* (*body)(PyObject* const*), Py_ssize_t count>
 PyObject* entry(PyObject*, PyObject* const* arguments, Py_ssize_t given) {
   HANDLE_TH_ERRORS
   TORCH_CHECK_TYPE(given == count, "takes ", count, " arguments, got ", given);
+  // A tensor that its Python object alone holds takes the interpreter's lock with every copy of it; with one more
+  // holder it does not, as torch's own calls have one.
+  c10::SmallVector<Tensor, 6> held;
+  for (Py_ssize_t i = 0; i < count; ++i)
+    if (THPVariable_CheckExact(arguments[i])) held.push_back(THPVariable_Unpack(arguments[i]));
   try {
     return body(arguments);
   } catch (const std::bad_alloc& error) {  // torch would make a RuntimeError of it

@@ -58,6 +58,11 @@ struct Plan {
   int64_t border;  // what stands outside of the image: 0 zeros, 1 mirrored pixels, 2 the outermost ones
 
   int64_t way(Pass pass, const Tensor& x) const { return ways[pass][has_channels_together(x)]; }
+  std::string key() const {
+    Options all{double(padding), scale, double(border)};
+    for (const auto& pass : ways) all.insert(all.end(), pass.begin(), pass.end());
+    return kind->name + bytes(all);
+  }
 };
 using PlanPtr = std::shared_ptr<const Plan>;
 
@@ -165,13 +170,22 @@ struct ConvolveBackward final : Recorded {
     const Needed needed = asked();
     const Tensors kept = unpack(0, 2);
     if (plan->kind->zeros && !transpose && at::GradMode::is_enabled()) grad = carry(grad, getptr());
-    const Tensor &x = kept[0], &weight = kept[1];
-    torch::autograd::variable_list results(3);
-    if (needed[0]) results[0] = convolved(plan, !transpose, x.size(2), x.size(3), grad, weight, std::nullopt);
-    if (needed[1])
-      results[1] = transpose ? weight_gradient_of(plan, grad, x) : weight_gradient_of(plan, x, grad);
-    if (needed[2]) results[2] = grad.sum({0, 2, 3});
-    return results;
+    return work()(needed, {std::move(grad)}, kept);
+  }
+
+  std::string key() const override { return plan->key() + (transpose ? "transpose" : ""); }
+  Work work() const override {
+    return [plan = plan, transpose = transpose](const Needed& needed, const Tensors& grads,
+                                                const Tensors& kept) {
+      const Tensor &grad = grads[0], &x = kept[0], &weight = kept[1];
+      Tensors results(3);
+      if (needed[0])
+        results[0] = convolved(plan, !transpose, x.size(2), x.size(3), grad, weight, std::nullopt);
+      if (needed[1])
+        results[1] = transpose ? weight_gradient_of(plan, grad, x) : weight_gradient_of(plan, x, grad);
+      if (needed[2]) results[2] = grad.sum({0, 2, 3});
+      return results;
+    };
   }
 };
 
@@ -184,14 +198,19 @@ struct WeightGradientBackward final : Recorded {
     const Tensor& direction = grads[0];
     if (!direction.defined()) return torch::autograd::variable_list(2);
     refuse_tangents("convolution", grads);
-    const Needed needed = asked();
-    const Tensors kept = unpack(0, 2);
-    const Tensor &x = kept[0], &grad = kept[1];
-    torch::autograd::variable_list results(2);
-    if (needed[0]) results[0] = convolved(plan, true, x.size(2), x.size(3), grad, direction, std::nullopt);
-    if (needed[1])
-      results[1] = convolved(plan, false, grad.size(2), grad.size(3), x, direction, std::nullopt);
-    return results;
+    return work()(asked(), {direction}, unpack(0, 2));
+  }
+
+  std::string key() const override { return plan->key(); }
+  Work work() const override {
+    return [plan = plan](const Needed& needed, const Tensors& grads, const Tensors& kept) {
+      const Tensor &direction = grads[0], &x = kept[0], &grad = kept[1];
+      Tensors results(2);
+      if (needed[0]) results[0] = convolved(plan, true, x.size(2), x.size(3), grad, direction, std::nullopt);
+      if (needed[1])
+        results[1] = convolved(plan, false, grad.size(2), grad.size(3), x, direction, std::nullopt);
+      return results;
+    };
   }
 };
 
@@ -278,8 +297,7 @@ bool operands(PyObject* const* in, Operands* o) {
 }
 
 // The kind's result, or an undefined tensor where plain PyTorch is to run.
-Tensor by_kind(const Kind& kind, const Operands& o, int64_t padding, double scale, PyObject* level,
-               int64_t border = 0) {
+Tensor by_kind(const Kind& kind, const Operands& o, int64_t padding, double scale, int64_t border = 0) {
   const Tensor &x = *o.x, &weight = *o.weight;
   const int64_t height = kind.result(x.size(2), padding), width = kind.result(x.size(3), padding);
   const int64_t in = weight.size(kind.swap ? 0 : 1), out = weight.size(kind.swap ? 1 : 0);
@@ -290,7 +308,8 @@ Tensor by_kind(const Kind& kind, const Operands& o, int64_t padding, double scal
   if (!x.is_cpu() && !kind.collapsed) return Tensor();
   const Ways& ways = !x.is_cpu()
                          ? collapsed
-                         : ways_for(kind, x.scalar_type() == at::kDouble ? highest : level, in, out, pixels);
+                         : ways_for(kind, x.scalar_type() == at::kDouble ? highest : convolution_precision(),
+                                    in, out, pixels);
   if (x.is_cpu()) {
     const bool last = has_channels_together(x);
     const auto way = [&](Pass pass) { return ways[pass][last]; };
@@ -321,29 +340,49 @@ const Kind& kind_named(const char* name) {
   TORCH_CHECK(false, "convolution: there is no kind ", name);
 }
 
-// An integer or a tuple of two.
+// An integer, or one or two of them.
 bool pair(PyObject* object, std::array<int64_t, 2>* values) {
   if (integer(object, &(*values)[0])) {
     (*values)[1] = (*values)[0];
     return true;
   }
-  return PyTuple_CheckExact(object) && PyTuple_GET_SIZE(object) == 2 &&
-         integer(PyTuple_GET_ITEM(object, 0), &(*values)[0]) &&
-         integer(PyTuple_GET_ITEM(object, 1), &(*values)[1]);
+  if (!PyTuple_CheckExact(object) && !PyList_CheckExact(object)) return false;
+  const Py_ssize_t count = PySequence_Fast_GET_SIZE(object);
+  return (count == 1 || count == 2) && integer(PySequence_Fast_GET_ITEM(object, 0), &(*values)[0]) &&
+         integer(PySequence_Fast_GET_ITEM(object, count - 1), &(*values)[1]);
 }
 using Two = std::array<int64_t, 2>;
 
-// (input, weight, bias, stride, padding, dilation, groups, weight_scale, precision, implementation, padding_mode)
+// As above, or one of torch's words; "same" only where it is the same on both sides.
+bool pads(PyObject* object, const Tensor& weight, const Two& stride, const Two& dilation, Two* padding) {
+  static const Words words({"valid", "same"});
+  if (!PyUnicode_CheckExact(object)) return pair(object, padding);
+  const int word = words.find(object);
+  if (word < 0 || weight.dim() != 4) return false;
+  *padding = {0, 0};
+  if (word == 0) return true;
+  for (int axis : {0, 1}) {
+    const int64_t taps = weight.size(2 + axis);
+    if (stride[axis] != 1 || dilation[axis] != 1 || taps % 2 == 0) return false;
+    (*padding)[axis] = taps / 2;
+  }
+  return true;
+}
+
+// (input, weight, bias, stride, padding, dilation, groups, weight_scale, implementation, padding_mode)
 PyObject* conv2d(PyObject* const* in) {
   static const Words borders({"zeros", "reflect", "replicate"});
-  const int border = borders.find(in[10]);
+  static const Kind &same = kind_named("same"), &strided = kind_named("strided"),
+                    &strided_of_three = kind_named("strided_of_three");
+  const int border = borders.find(in[9]);
   Operands o;
   Two stride, padding, dilation;
   int64_t groups;
   double scale;
-  if (!operands(in, &o) || !pair(in[3], &stride) || !pair(in[4], &padding) || !pair(in[5], &dilation) ||
-      !integer(in[6], &groups) || !number(in[7], &scale) || !plain() ||
-      at::impl::torch_function_mode_enabled() || !left_to_auto(in[9]) || border < 0)
+  if (!operands(in, &o) || !pair(in[3], &stride) || !pair(in[5], &dilation) ||
+      !pads(in[4], *o.weight, stride, dilation, &padding) || !integer(in[6], &groups) ||
+      !number(in[7], &scale) || !plain() || at::impl::torch_function_mode_enabled() || !left_to_auto(in[8]) ||
+      border < 0)
     return decline();
   const Tensor &x = *o.x, &w = *o.weight;
   const Kind* kind = nullptr;
@@ -351,10 +390,9 @@ PyObject* conv2d(PyObject* const* in) {
     const Two taps{w.size(2), w.size(3)};
     if (taps == Two{3, 3} && stride == Two{1, 1} && padding[0] == padding[1] && padding[0] >= 0 &&
         padding[0] <= 2)
-      kind = &kind_named("same");
-    if (taps == Two{4, 4} && stride == Two{2, 2} && padding == Two{1, 1}) kind = &kind_named("strided");
-    if (taps == Two{3, 3} && stride == Two{2, 2} && padding == Two{1, 1})
-      kind = &kind_named("strided_of_three");
+      kind = &same;
+    if (taps == Two{4, 4} && stride == Two{2, 2} && padding == Two{1, 1}) kind = &strided;
+    if (taps == Two{3, 3} && stride == Two{2, 2} && padding == Two{1, 1}) kind = &strided_of_three;
   }
   Tensor y;
   if (border &&
@@ -362,7 +400,7 @@ PyObject* conv2d(PyObject* const* in) {
     return decline();
   if (kind) {
     if (!takes(*kind, o, padding[0])) return decline();
-    y = by_kind(*kind, o, padding[0], scale, in[8], border);
+    y = by_kind(*kind, o, padding[0], scale, border);
   }
   if (border && !y.defined()) return decline();
   if (!y.defined()) {
@@ -374,25 +412,27 @@ PyObject* conv2d(PyObject* const* in) {
   return THPVariable_Wrap(std::move(y));
 }
 
-// (input, weight, bias, stride, padding, output_padding, groups, dilation, weight_scale, precision,
+// (input, weight, bias, stride, padding, output_padding, groups, dilation, weight_scale,
 // implementation)
 PyObject* conv_transpose2d(PyObject* const* in) {
+  static const Kind &transposed = kind_named("transposed"),
+                    &transposed_of_three = kind_named("transposed_of_three");
   Operands o;
   Two stride, padding, more, dilation;
   int64_t groups;
   double scale;
   if (!operands(in, &o) || !pair(in[3], &stride) || !pair(in[4], &padding) || !pair(in[5], &more) ||
       !integer(in[6], &groups) || !pair(in[7], &dilation) || !number(in[8], &scale) || !plain() ||
-      at::impl::torch_function_mode_enabled() || !left_to_auto(in[10]))
+      at::impl::torch_function_mode_enabled() || !left_to_auto(in[9]))
     return decline();
   const Tensor &x = *o.x, &w = *o.weight;
   Tensor y;
   const int64_t taps = w.dim() == 4 && w.size(2) == w.size(3) ? w.size(2) : 0;
   if ((taps == 4 || taps == 3) && stride == Two{2, 2} && padding == Two{1, 1} &&
       more == Two{4 - taps, 4 - taps} && dilation == Two{1, 1} && groups == 1) {
-    const Kind& kind = kind_named(taps == 4 ? "transposed" : "transposed_of_three");
+    const Kind& kind = taps == 4 ? transposed : transposed_of_three;
     if (!takes(kind, o, 1)) return decline();
-    y = by_kind(kind, o, 1, scale, in[9]);
+    y = by_kind(kind, o, 1, scale);
   }
   if (!y.defined()) {
     if (scale != 1) return decline();
@@ -403,27 +443,27 @@ PyObject* conv_transpose2d(PyObject* const* in) {
   return THPVariable_Wrap(std::move(y));
 }
 
-// (kind, x, weight, bias, weight_scale, precision, implementation): of a kind that resamples, with a 3x3
+// (kind, x, weight, bias, weight_scale, implementation): of a kind that resamples, with a 3x3
 // kernel.
 PyObject* resample(PyObject* const* in) {
   static const Words names({"upsample", "downsample"});
   Operands o;
   double scale;
   const int name = names.find(in[0]);
-  if (name < 0 || !operands(in + 1, &o) || !number(in[4], &scale) || !plain() || !left_to_auto(in[6]))
+  if (name < 0 || !operands(in + 1, &o) || !number(in[4], &scale) || !plain() || !left_to_auto(in[5]))
     return decline();
   const Kind& kind = kind_named(name ? "downsample" : "upsample");
   if (o.weight->dim() != 4 || o.weight->size(2) != 3 || o.weight->size(3) != 3 || !takes(kind, o, 1))
     return decline();
-  Tensor y = by_kind(kind, o, 1, scale, in[5]);
+  Tensor y = by_kind(kind, o, 1, scale);
   return y.defined() ? THPVariable_Wrap(std::move(y)) : decline();
 }
 
 const Functions functions = {
     method("set_convolution_kinds", entry<set_kinds, 2>),
-    method("conv2d", entry<conv2d, 11>),
-    method("conv_transpose2d", entry<conv_transpose2d, 11>),
-    method("resample_conv2d", entry<resample, 7>),
+    method("conv2d", entry<conv2d, 10>),
+    method("conv_transpose2d", entry<conv_transpose2d, 10>),
+    method("resample_conv2d", entry<resample, 6>),
 };
 
 }  // namespace convolution

@@ -17,6 +17,7 @@ struct GradientPenalty final : Rule {
   bool one_sided;
 
   const char* primitive() const override { return "gradient_penalty"; }
+  Options options() const override { return {target, double(one_sided)}; }
 
   std::tuple<Tensor, Tensor> forward(const Tensor& gradient) const {
     static const auto op = find<Forward>("gankern::gradient_penalty");

@@ -1,5 +1,5 @@
 // Instance normalisation with a (leaky) ReLU behind it: gankern/ops/instance_norm_act.py with its rule.
-#include "call.h"
+#include "norm.h"
 #include "prelu.h"
 
 namespace gankern::nodes {
@@ -22,6 +22,7 @@ struct InstanceNormAct final : Rule {
   double eps, negative_slope;
 
   const char* primitive() const override { return "instance_norm_act"; }
+  Options options() const override { return {eps, negative_slope}; }
   bool pieces() const override { return negative_slope != 1; }
 
   std::tuple<Tensor, Tensor> forward(const Tensor& x, const Optional& weight, const Optional& bias,
@@ -83,50 +84,35 @@ struct InstanceNormAct final : Rule {
   }
 };
 
-bool affine_fits(const Tensor& x, const Optional& t) {
-  if (!t) return true;
-  const bool each = t->dim() == 2 && t->size(0) == x.size(0) && t->size(1) == x.size(1);
-  return (each || (t->dim() == 1 && t->size(0) == x.size(1))) && t->device() == x.device() &&
-         t->scalar_type() == accumulation_type(x);
-}
-
 // The arguments of gankern.functional.instance_norm_act. Running statistics are Python's to keep.
 PyObject* call(PyObject* const* in) {
-  static const Words activations({"relu", "leaky_relu", "prelu"});
   const Tensor* x = tensor(in[0]);
-  Optional weight, bias, slope_of;
+  Optional mean, var, weight, bias, slope;
   auto rule = std::make_shared<InstanceNormAct>();
   bool use_input_stats;
-  double momentum, slope;
-  const int activation = activations.find(in[8]);
-  if (!x || in[1] != Py_None || in[2] != Py_None || !optional_tensor(in[3], &weight) ||
-      !optional_tensor(in[4], &bias) || !flag(in[5], &use_input_stats) || !number(in[6], &momentum) ||
-      !number(in[7], &rule->eps) || (activation < 0 && in[8] != Py_None) || !number(in[9], &slope) ||
-      !optional_tensor(in[11], &slope_of) || (activation == 2) != slope_of.has_value() || !plain())
+  double momentum;
+  if (!x || !optional_tensor(in[1], &mean) || !optional_tensor(in[2], &var) ||
+      !optional_tensor(in[3], &weight) || !optional_tensor(in[4], &bias) || !flag(in[5], &use_input_stats) ||
+      !number(in[6], &momentum) || !number(in[7], &rule->eps) || !optional_tensor(in[11], &slope) ||
+      !slope_of(in[8], in[9], slope, &rule->negative_slope) || !plain())
     return decline();
-  if (!use_input_stats || x->dim() < 3 || x->size(1) == 0 || !(rule->eps >= 0) || !affine_fits(*x, weight) ||
-      !affine_fits(*x, bias) || (weight && bias && weight->dim() != bias->dim()))
+  if (!use_input_stats || x->dim() < 3 || x->size(1) == 0 || !(rule->eps >= 0) ||
+      !affine_fits(*x, weight, bias) || !running_fits(*x, mean, var, /*updated=*/true))
     return decline();
   int64_t positions = 1;
   for (int64_t d = 2; d < x->dim(); ++d) positions *= x->size(d);
   if (positions == 1) return decline();
-  if (slope_of) {
-    // Its second order is in a wider dtype than half precision: Python's.
-    if (c10::isReducedFloatingType(x->scalar_type())) return decline();
-    if (slope_of->dim() != 1 || (slope_of->size(0) != x->size(1) && slope_of->size(0) != 1) ||
-        slope_of->device() != x->device() || slope_of->scalar_type() != accumulation_type(*x))
-      return decline();
-    // One slope becomes one of each channel; torch's own node adds their gradients up.
-    if (slope_of->size(0) != x->size(1)) slope_of = slope_of->expand({x->size(1)});
-  }
-  rule->negative_slope = activation < 0 ? 1.0 : activation == 1 ? slope : 0.0;
+  if (slope && !slope_fits(*x, &slope)) return decline();
   if (!(rule->implementation = selected(self, in[0], in[10]))) return decline();
+  widen(*x, &weight);
+  widen(*x, &bias);
   Tensor y, stats;
   {
     const Running running;
-    std::tie(y, stats) = rule->forward(*x, weight, bias, rule->negative_slope, slope_of);
+    std::tie(y, stats) = rule->forward(*x, weight, bias, rule->negative_slope, slope);
+    if (mean && x->numel()) update_running(mean, var, stats.mean(1), momentum);
   }
-  const Tensor &w = value(weight), &b = value(bias), &a = value(slope_of);
+  const Tensor &w = value(weight), &b = value(bias), &a = value(slope);
   if (records({x, &w, &b, &a})) record(rule, {x, &w, &b, &a}, {&y}, {{*x}, {w}, {b}, {a}, {stats}});
   return THPVariable_Wrap(std::move(y));
 }

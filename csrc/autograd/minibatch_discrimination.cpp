@@ -18,6 +18,7 @@ struct Similarity final : Rule {
   bool include_self;
 
   const char* primitive() const override { return "minibatch_discrimination"; }
+  Options options() const override { return {double(include_self)}; }
 
   Tensor forward(const Tensor& m, const Optional& other) const {
     static const auto op = find<Forward>("gankern::minibatch_discrimination");

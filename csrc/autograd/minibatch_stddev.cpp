@@ -19,6 +19,9 @@ struct MinibatchStddev final : Rule {
   double eps;
 
   const char* primitive() const override { return "minibatch_stddev"; }
+  Options options() const override {
+    return {double(group_size), double(num_channels), double(strided), double(unbiased), eps};
+  }
 
   Tensor forward(const Tensor& x) const {
     static const auto op = find<Forward>("gankern::minibatch_stddev");

@@ -11,10 +11,11 @@ namespace gankern::nodes {
 namespace {
 
 // Counts up where what Python passes to a function here changes: gankern/core/native.py has the same number.
-constexpr int kInterface = 4;
+constexpr int kInterface = 5;
 
 // Set up once, by `start`.
-PyObject *registry, *thread, *wish, *last, *forward_ad, *level, *own_mode;
+PyObject *registry, *locals[kLocals], *wish, *last, *forward_ad, *level, *own_mode;
+PyObject* precisions;
 bool enabled = false;  // until `start`
 
 // Of all files; filled before the module is made, as the library is loaded.
@@ -27,11 +28,18 @@ std::vector<PyMethodDef>& methods() {
 PyObject* start(PyObject* const* in) {
   wish = PyUnicode_InternFromString("wish");
   last = PyUnicode_InternFromString("last");
-  thread = Py_NewRef(in[0]);
+  locals[kDispatch] = Py_NewRef(in[0]);
   registry = Py_NewRef(in[1]);
   forward_ad = Py_NewRef(in[2]);
   level = PyUnicode_InternFromString("_current_level");
   enabled = true;
+  Py_RETURN_NONE;
+}
+
+// (gankern.core.precision's state of a thread, and its global names)
+PyObject* set_precision(PyObject* const* in) {
+  locals[kPrecision] = Py_NewRef(in[0]);
+  precisions = Py_NewRef(in[1]);
   Py_RETURN_NONE;
 }
 
@@ -57,19 +65,14 @@ int dtype_index(const Tensor& t) {
   }
 }
 
-py::object of_thread(PyObject* name) {
-  PyObject* value = PyObject_GetAttr(thread, name);
-  if (!value) throw python_error();
-  return py::reinterpret_steal<py::object>(value);
-}
-
 void set_last(Primitive& primitive, PyObject* name) {
-  if (PyDict_SetItem(of_thread(last).ptr(), primitive.key(), name) < 0) throw python_error();
+  if (PyDict_SetItem(PyDict_GetItem(attributes(kDispatch), last), primitive.key(), name) < 0)
+    throw python_error();
 }
 
-const Functions functions_of_module = {method("start", entry<start, 3>),
-                                       method("set_own_mode", entry<set_own_mode, 1>),
-                                       method("enable", entry<enable, 1>)};
+const Functions functions_of_module = {
+    method("start", entry<start, 3>), method("set_own_mode", entry<set_own_mode, 1>),
+    method("set_precision", entry<set_precision, 2>), method("enable", entry<enable, 1>)};
 
 }  // namespace
 
@@ -80,6 +83,33 @@ Functions::Functions(std::initializer_list<PyMethodDef> functions) {
 PyObject* Primitive::key() {
   if (!key_) key_ = PyUnicode_InternFromString(name);
   return key_;
+}
+
+PyObject* attributes(Local local) {
+  // Asking the object takes longer than a small kernel. The attributes live as long as the thread's own dictionary.
+  struct Known {
+    uint64_t thread = 0;  // Python counts from 1, and gives no number twice
+    PyObject *owner = nullptr, *attributes = nullptr;
+  };
+  static thread_local Known known[kLocals];
+  Known& mine = known[local];
+  const uint64_t thread = PyThreadState_GetID(PyThreadState_Get());
+  PyObject* const owner = PyThreadState_GetDict();
+  if (mine.thread != thread || mine.owner != owner) {
+    PyObject* found = PyObject_GetAttrString(locals[local], "__dict__");
+    if (!found) throw python_error();
+    Py_DECREF(found);
+    mine = {thread, owner, found};
+  }
+  return mine.attributes;
+}
+
+PyObject* convolution_precision() {
+  static PyObject *const of_thread = PyUnicode_InternFromString("precision"), *const of_process =
+                                                                                  PyUnicode_InternFromString(
+                                                                                      "_precision");
+  PyObject* const set = PyDict_GetItem(attributes(kPrecision), of_thread);
+  return set != Py_None ? set : PyDict_GetItem(precisions, of_process);
 }
 
 bool plain() {
@@ -100,17 +130,25 @@ bool plain() {
   return PyLong_AsLong(PyDict_GetItem(forward_ad, level)) < 0;  // as gankern.core.torch_internals has it
 }
 
+namespace {
+bool is_auto(PyObject* implementation) {
+  static PyObject* const automatic = PyUnicode_InternFromString("auto");
+  return implementation == automatic ||
+         (PyUnicode_CheckExact(implementation) && PyUnicode_Compare(implementation, automatic) == 0);
+}
+}  // namespace
+
 bool left_to_auto(PyObject* implementation) {
-  if (implementation != Py_None) return false;
+  if (implementation != Py_None) return is_auto(implementation);
   const char* variable = std::getenv("GANKERN_IMPLEMENTATION");
-  return !(variable && *variable) && of_thread(wish).is_none();
+  return !(variable && *variable) && PyDict_GetItem(attributes(kDispatch), wish) == Py_None;
 }
 
 const char* selected(Primitive& primitive, PyObject* object, PyObject* implementation) {
   const Tensor& like = THPVariable_Unpack(object);
   if (!(like.is_cpu() || like.is_cuda())) return nullptr;
-  if (implementation == Py_None ? !left_to_auto(implementation) : !PyUnicode_CheckExact(implementation))
-    return nullptr;
+  const bool chooses = left_to_auto(implementation);
+  if (!chooses && !PyUnicode_CheckExact(implementation)) return nullptr;
   Primitive::Choice& choice = primitive.choices[like.is_cuda()][dtype_index(like)];
   if (!choice.name) {
     const py::object chosen = py::reinterpret_borrow<py::dict>(registry)[primitive.key()].attr("select")(
@@ -118,7 +156,7 @@ const char* selected(Primitive& primitive, PyObject* object, PyObject* implement
     choice.name = PyUnicode_InternFromString(chosen.cast<std::string>().c_str());
     choice.text = PyUnicode_AsUTF8(choice.name);
   }
-  if (implementation != Py_None && PyUnicode_Compare(implementation, choice.name) != 0) return nullptr;
+  if (!chooses && PyUnicode_Compare(implementation, choice.name) != 0) return nullptr;
   // Only the operators of torch.ops.gankern are called from here, and CUDA C++ has others.
   for (const char* other : {"reference", "cuda"})
     if (std::strcmp(choice.text, other) == 0) return nullptr;

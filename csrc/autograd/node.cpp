@@ -1,8 +1,11 @@
 #include "node.h"
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
@@ -42,6 +45,9 @@ void set_outputs(const NodePtr& node, const Tensors& outputs) {
 struct OfRule : Recorded {
   RulePtr rule;
   explicit OfRule(RulePtr r) : rule(std::move(r)) {}
+  std::string key() const override {
+    return std::string(rule->primitive()) + "," + rule->implementation + "," + bytes(rule->options());
+  }
 
   // What is kept, in blocks of one tensor a layer and one that belongs to all; of the layers without a gradient, which
   // somebody may have overwritten or released, nothing.
@@ -74,6 +80,7 @@ struct Third final : OfRule {
   using OfRule::OfRule;
   std::string name() const override { return std::string("GankernThirdOrder_") + rule->primitive(); }
   variable_list apply(variable_list&&) override { rule->refuse_third_order(); }
+  Work work() const override { rule->refuse_third_order(); }
 };
 
 // Of a gradient of first order. Keeps the gradients of the outputs, then what the forward kept.
@@ -91,7 +98,6 @@ struct Second final : OfRule {
     const Tensors grads(all.begin(), all.begin() + outputs), kept(all.begin() + outputs, all.end());
     refuse_tangents(rule->primitive(), grad_grads);
     refuse_tangents(rule->primitive(), grads);
-    if (witness) witness.note();
     Needed needed = asked();
     needed.resize(saved.size());  // without the token's
     const bool recording =
@@ -109,7 +115,31 @@ struct Second final : OfRule {
       set_outputs(node, results);
     }
     results.resize(num_outputs());
+    if (witness) witness.note(*this, saved.size(), &results);
     return results;
+  }
+
+  std::string key() const override {
+    return OfRule::key() + "," + std::to_string(outputs) + "," + witness.key();
+  }
+  Work work() const override {
+    return [rule = rule, outputs = outputs](Needed needed, Tensors grad_grads, const Tensors& tensors) {
+      for (Tensor& g : grad_grads) g = dense(g);
+      const auto middle = tensors.begin() + int64_t(outputs);
+      const size_t count = needed.size();
+      needed.resize(tensors.size());
+      Tensors results =
+          rule->double_backward(needed, grad_grads, {tensors.begin(), middle}, {middle, tensors.end()});
+      results.resize(count);
+      return results;
+    };
+  }
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    Recorded::compiled_args(args);
+    witness.collect(args);
+  }
+  void traced(const Tensors&, Tensors* results, torch::dynamo::autograd::SwapSavedVariables* swap) override {
+    if (witness) witness.note(*this, saved.size(), results, swap);
   }
 };
 
@@ -138,17 +168,30 @@ struct First final : OfRule {
       const NodePtr node = owned(second);
       if (rule->layers()) grads.emplace_back();  // of what belongs to all
       second->outputs = grads.size();
-      for (const Tensor& t : concat(grads, kept)) {
+      for (const Tensor& t : grads) {
         second->depends_on(t);
+        second->saved.emplace_back(t, false);
+      }
+      for (const Tensor& t : kept) {
+        second->depends_on(rule->bends() ? t : Tensor());
         second->saved.emplace_back(t, false);
       }
       if (rule->pieces()) {
         second->witness = Witness(getptr());
-        if (second->witness) second->depends_on(second->witness.token());
+        second->witness.attach(second);
       }
       set_outputs(node, results);
     }
     return results;
+  }
+
+  // The others may have been overwritten.
+  size_t first_for_work() const override { return rule->spares() ? saved.size() - rule->spares() : 0; }
+  Work work() const override {
+    return [rule = rule](const Needed& needed, Tensors grads, const Tensors& kept) {
+      for (Tensor& g : grads) g = dense(g);
+      return rule->backward(needed, grads, rule->spares() ? rule->again(kept) : kept);
+    };
   }
 
  private:
@@ -176,6 +219,73 @@ Tensors Recorded::unpack(size_t begin, size_t end) {
 void Recorded::release_variables() {
   const std::lock_guard<std::mutex> lock(mutex_);
   for (SavedVariable& s : saved) s.reset_data();
+}
+
+void Recorded::compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const {
+  args.collect(key());
+  for (bool needed : asked()) args.collect(needed);
+  for (size_t i = first_for_work(); i < saved.size(); ++i) args.collect(saved[i], /*is_output=*/true);
+}
+
+variable_list Recorded::apply_with_saved(const variable_list& grads,
+                                         torch::dynamo::autograd::SwapSavedVariables& swap) {
+  variable_list results(num_outputs());
+  if (!any_defined(grads)) return results;
+  const auto unpacked = [this] {
+    Tensors tensors;
+    for (size_t i = first_for_work(); i < saved.size(); ++i) tensors.push_back(saved[i].unpack(getptr()));
+    return tensors;
+  };
+  const Needed needed = asked(), there = exist(needed, grads, unpacked());
+  for (size_t i = first_for_work(); i < saved.size(); ++i) swap.before(saved[i]);
+  results = trace(name(), work(), needed, there, grads, unpacked(), next_edges(), swap);
+  traced(grads, &results, &swap);
+  for (size_t i = first_for_work(); i < saved.size(); ++i) swap.after(saved[i]);
+  return results;
+}
+
+Needed Recorded::exist(const Needed& needed, const Tensors& grads, const Tensors& kept) const {
+  const at::NoGradGuard constant;
+  const BelowAutograd guard;
+  Tensors grads_like(grads.size()), kept_like(kept.size());
+  for (size_t i = 0; i < grads.size(); ++i)
+    if (grads[i].defined())
+      grads_like[i] = at::empty_symint(input_metadata(i).shape_as_dim_vector(),
+                                       input_metadata(i).options().device(at::kMeta));
+  for (size_t i = 0; i < kept.size(); ++i)
+    if (kept[i].defined()) kept_like[i] = at::empty_like(kept[i], kept[i].options().device(at::kMeta));
+  const Tensors results = work()(needed, grads_like, kept_like);
+  Needed there(needed.size());
+  for (size_t i = 0; i < results.size(); ++i) there[i] = needed[i] && results[i].defined();
+  return there;
+}
+
+Tensors trace(const std::string& name, const Work& work, const Needed& needed, const Needed& exist,
+              const Tensors& grads, const Tensors& kept, const torch::autograd::edge_list& edges,
+              torch::dynamo::autograd::SwapSavedVariables& swap) {
+  using namespace torch::dynamo::autograd;
+  const auto call = [work, needed, exist](const variable_list& given,
+                                          const std::vector<c10::IValue>& packed) {
+    const at::NoGradGuard constant;
+    const BelowAutograd guard;
+    Tensors results = work(needed, given, PackedArgs(packed).unpack<Tensors>());
+    for (size_t i = 0; i < results.size(); ++i)
+      if (!exist[i]) results[i] = Tensor();
+    return results;
+  };
+  PackedArgs packed;
+  packed.pack(kept);
+  const auto& compiler = getPyCompilerInterface();
+  const std::string bound =
+      compiler->bind_function(swap.get_py_compiler(), name, call, {IValuePacker<Tensors>::packed_type()},
+                              /*is_custom_function=*/true, /*is_traceable=*/false);
+  const auto metadata = IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+      get_input_metadata(edges));
+  Tensors results = compiler->call_function(swap.get_py_compiler(), "apply_functional", bound, grads,
+                                            packed.vec(), metadata);
+  for (size_t i = 0; i < results.size(); ++i)
+    if (!exist[i]) results[i] = Tensor();
+  return results;
 }
 
 Needed Recorded::asked() const {

@@ -11,6 +11,7 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/python_headers.h>
 
+#include <functional>
 #include <memory>
 #include <new>
 #include <string>
@@ -26,12 +27,15 @@ using at::Tensor;
 using Tensors = std::vector<Tensor>;  // an undefined one is Python's None
 using Needed = c10::SmallVector<bool, 12>;
 using NodePtr = decltype(torch::autograd::Edge::function);
+using Options = std::vector<double>;
 
 // A primitive's gradients for given options; shared by the nodes of all orders of one call. The tensors are
 // those of the Rule of the same name in gankern/ops: the arguments there say what comes and what is returned.
 struct Rule {
   virtual ~Rule() = default;
   virtual const char* primitive() const = 0;
+  // All that decides the gradients but the tensors: rules of one primitive with the same options give the same.
+  virtual Options options() const = 0;
   // Gradients of the tensors that the forward recorded, for those of its outputs.
   virtual Tensors backward(const Needed& needed, const Tensors& grads, const Tensors& saved) const = 0;
   // Gradients of `grads`, then of `saved`, for those of what backward returned.
@@ -44,6 +48,8 @@ struct Rule {
 
   // Whether the result goes through a function that is linear in pieces: see gankern/core/zeros.py.
   virtual bool pieces() const { return false; }
+  // Whether a gradient of second order comes to what the forward kept.
+  virtual bool bends() const { return true; }
 
   // How many of the tensors that the forward keeps, the last ones, are there only for `again`: what the others
   // are, computed and recorded anew, for a result that was kept and then overwritten.
@@ -70,9 +76,38 @@ inline bool records(std::initializer_list<const Tensor*> tensors) {
   return false;
 }
 
+// A node's work without the node, for compiled autograd: which gradients are wanted, the gradients that came, what
+// was kept -> the gradients.
+using Work = std::function<Tensors(const Needed&, Tensors, const Tensors&)>;
+
+// Compiled autograd puts a call of `work` into its graph, which runs as it is: Dynamo does not look into it. `exist`:
+// which results there will be.
+Tensors trace(const std::string& name, const Work& work, const Needed& needed, const Needed& exist,
+              const Tensors& grads, const Tensors& kept, const torch::autograd::edge_list& edges,
+              torch::dynamo::autograd::SwapSavedVariables& swap);
+
+// The bytes of numbers, for a key.
+template <class Numbers>
+std::string bytes(const Numbers& numbers) {
+  return std::string(reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(numbers[0]));
+}
+
 // What all nodes share: tensors that they keep for the backward.
 struct Recorded : torch::autograd::Node {
   c10::SmallVector<torch::autograd::SavedVariable, 6> saved;
+
+  // For compiled autograd, which keeps what it compiled by the nodes' keys: all that decides what the node does but
+  // its tensors; its work; and, for a node with witnesses, what it notes while that is traced.
+  virtual std::string key() const = 0;
+  virtual Work work() const = 0;
+  virtual size_t first_for_work() const { return 0; }  // of what is kept
+  // Which results the work has, by running it on tensors without values.
+  Needed exist(const Needed& needed, const Tensors& grads, const Tensors& kept) const;
+  virtual void traced(const Tensors& /*grads*/, Tensors* /*results*/,
+                      torch::dynamo::autograd::SwapSavedVariables* /*swap*/) {}
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override;
+  torch::autograd::variable_list apply_with_saved(const torch::autograd::variable_list& grads,
+                                                  torch::dynamo::autograd::SwapSavedVariables& swap) override;
 
   void release_variables() override;
   // See Rule; of the node of a forward alone.

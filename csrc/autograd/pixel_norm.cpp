@@ -22,6 +22,7 @@ struct PixelNorm final : Rule, std::enable_shared_from_this<PixelNorm> {
   bool alone;                      // without bias and activation
 
   const char* primitive() const override { return "pixel_norm"; }
+  Options options() const override { return {double(dim), positive, negative, eps, double(alone)}; }
 
   std::tuple<Tensor, Tensor> forward(const Tensor& x, const std::optional<Tensor>& bias) const {
     static const auto op = find<Forward>("gankern::pixel_norm");
@@ -70,19 +71,17 @@ struct PixelNorm final : Rule, std::enable_shared_from_this<PixelNorm> {
 
 // (x, bias, dim, activation, negative_slope, gain, eps, implementation)
 PyObject* call(PyObject* const* in) {
-  static const Words activations({"linear", "relu", "leaky_relu"});
   const Tensor* x = tensor(in[0]);
-  const int activation = activations.find(in[3]);
   std::optional<Tensor> bias;
   auto rule = std::make_shared<PixelNorm>();
   double slope, gain;
-  if (!x || activation < 0 || !optional_tensor(in[1], &bias) || !integer(in[2], &rule->dim) ||
-      !number(in[4], &slope) || !number(in[5], &gain) || !number(in[6], &rule->eps) || !(rule->eps >= 0) ||
-      !plain())
+  if (!x || !optional_tensor(in[1], &bias) || !integer(in[2], &rule->dim) ||
+      !slope_of(in[3], in[4], &slope) || !number(in[5], &gain) || !number(in[6], &rule->eps) ||
+      !(rule->eps >= 0) || !plain())
     return decline();
-  if (!channels_fit(*x, bias, &rule->dim) || (activation == 2 && slope < 0)) return decline();
+  if (!channels_fit(*x, bias, &rule->dim) || slope < 0) return decline();
   rule->positive = gain;
-  rule->negative = gain * (activation == 0 ? 1.0 : activation == 1 ? 0.0 : slope);
+  rule->negative = gain * slope;
   if (!(rule->implementation = selected(self, in[0], in[7]))) return decline();
   rule->alone = !bias && rule->positive == 1 && rule->negative == 1;
   Tensor y;

@@ -18,6 +18,7 @@ using DoubleBackward = std::tuple<Tensor, Tensor, Tensor>(const Optional&, const
 
 struct Attention final : Rule {
   const char* primitive() const override { return "self_attention2d"; }
+  Options options() const override { return {}; }
 
   Tensors backward(const Needed&, const Tensors& grads, const Tensors& saved) const override {
     static const auto op = find<Backward>("gankern::self_attention2d_backward");

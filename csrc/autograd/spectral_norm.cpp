@@ -69,6 +69,14 @@ struct SpectralNorm final : Rule {
     return reached;
   }
 
+  Options options() const override {
+    Options all(dims.begin(), dims.end());
+    for (double option : {double(n_power_iterations), eps, double(u_first), double(add_eps)})
+      all.push_back(option);
+    all.insert(all.end(), lengths.begin(), lengths.end());
+    return all;
+  }
+
   std::tuple<Tensors, Tensor> forward(at::TensorList weights, at::TensorList us, at::TensorList vs) const {
     static const auto op = find<Forward>("gankern::spectral_norm");
     return op.call(weights, us, vs, dims, n_power_iterations, eps, u_first, add_eps);

@@ -36,6 +36,18 @@ struct Transposed final : Recorded {
     refuse_tangents("upfirdn2d", grads);
     return {run(grads[0], unpack(0, 1)[0], geometry)};
   }
+
+  std::string key() const override {
+    const Geometry& g = geometry;
+    return bytes(Options{double(g.up[0]), double(g.up[1]), double(g.down[0]), double(g.down[1]),
+                         double(g.start[0]), double(g.start[1]), double(g.size[0]), double(g.size[1]),
+                         double(g.flip_filter), g.gain});
+  }
+  Work work() const override {
+    return [g = geometry](const Needed&, const Tensors& grads, const Tensors& kept) {
+      return Tensors{run(grads[0], kept[0], g)};
+    };
+  }
 };
 
 // The filtered images, recorded where that is to be.

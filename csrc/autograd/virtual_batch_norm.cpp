@@ -28,6 +28,7 @@ struct VirtualBatchNorm final : Rule {
   double own_share, eps, negative_slope;
 
   const char* primitive() const override { return "virtual_batch_norm"; }
+  Options options() const override { return {own_share, eps, negative_slope}; }
   bool pieces() const override { return negative_slope != 1; }
 
   std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& mean, const Tensor& mean_square,
@@ -73,22 +74,18 @@ bool along_channels(const Tensor& x, const Tensor& v) {
 
 // The arguments of gankern.functional.virtual_batch_norm.
 PyObject* call(PyObject* const* in) {
-  static const Words activations({"relu", "leaky_relu"});
   const Tensor *x = tensor(in[0]), *mean = tensor(in[1]), *mean_square = tensor(in[2]);
   Optional weight, bias;
   auto rule = std::make_shared<VirtualBatchNorm>();
-  double count = 0, slope;
-  const int activation = activations.find(in[7]);
+  double count = 0;
   if (!x || !mean || !mean_square || !optional_tensor(in[4], &weight) || !optional_tensor(in[5], &bias) ||
-      !number(in[6], &rule->eps) || (activation < 0 && in[7] != Py_None) || !number(in[8], &slope) ||
-      !plain())
+      !number(in[6], &rule->eps) || !slope_of(in[7], in[8], &rule->negative_slope) || !plain())
     return decline();
   if (in[3] != Py_None && (!number(in[3], &count) || !(count >= 1))) return decline();
   if (x->dim() < 2 || !(rule->eps >= 0) || !along_channels(*x, *mean) || !along_channels(*x, *mean_square) ||
       (weight && !along_channels(*x, *weight)) || (bias && !along_channels(*x, *bias)))
     return decline();
   rule->own_share = in[3] == Py_None ? 0.0 : 1 / (count + 1);
-  rule->negative_slope = activation < 0 ? 1.0 : activation == 0 ? 0.0 : slope;
   if (!(rule->implementation = selected(self, in[0], in[9]))) return decline();
   Tensor y, kept;
   {
@@ -104,6 +101,7 @@ PyObject* call(PyObject* const* in) {
 // Kept: x, and the result.
 struct ReferenceStatistics final : Rule {
   const char* primitive() const override { return "virtual_batch_norm_statistics"; }
+  Options options() const override { return {}; }
 
   Tensors backward(const Needed&, const Tensors& grads, const Tensors& saved) const override {
     static const auto op = find<StatisticsBackward>("gankern::virtual_batch_norm_statistics_backward");

@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 
 #include <map>
 #include <mutex>
@@ -29,6 +30,7 @@ void at_the_end(std::function<void()> callback) {
 
 }  // namespace
 
+std::string Bits::key() const { return bytes(words_); }
 void Bits::set(size_t i) {
   if (words_.size() <= i / 64) words_.resize(i / 64 + 1);
   words_[i / 64] |= uint64_t(1) << i % 64;
@@ -42,33 +44,37 @@ void Bits::operator|=(const Bits& other) {
   for (size_t i = 0; i < other.words_.size(); ++i) words_[i] |= other.words_[i];
 }
 
-// Of the backwards through one that was recorded, by the engine's number: the leaves that are to have zeros.
+// Of the backwards through one that was recorded, by the engine's number, or where compiled autograd traces one, by
+// the address of its compiler: the leaves that are to have zeros.
 class Absent : public std::enable_shared_from_this<Absent> {
  public:
-  void note(const Bits& leaves) {
-    const int task = torch::autograd::get_current_graph_task_id();
+  using Task = std::pair<int, void*>;
+  static Task running(void* compiler = nullptr) {
+    return {compiler ? -1 : torch::autograd::get_current_graph_task_id(), compiler};
+  }
+
+  void note(const Bits& leaves, const Task& task) {
     bool first;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       first = of_task_.find(task) == of_task_.end();
       of_task_[task] |= leaves;
     }
-    if (first && task >= 0) at_the_end([self = shared_from_this(), task] { self->forget(task); });
+    if (first && task.first >= 0) at_the_end([self = shared_from_this(), task] { self->forget(task); });
   }
-  Bits noted() const {
+  Bits noted(const Task& task) const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = of_task_.find(torch::autograd::get_current_graph_task_id());
+    const auto found = of_task_.find(task);
     return found == of_task_.end() ? Bits() : found->second;
   }
-
- private:
-  void forget(int task) {
+  void forget(const Task& task) {
     const std::lock_guard<std::mutex> lock(mutex_);
     of_task_.erase(task);
   }
 
+ private:
   mutable std::mutex mutex_;  // a backward runs on a thread a device
-  std::unordered_map<int, Bits> of_task_;
+  std::map<Task, Bits> of_task_;
 };
 
 namespace {
@@ -86,6 +92,36 @@ void each_before(at::ArrayRef<Edge> edges, const F& f) {
   }
 }
 
+Tensor& leaf(const Edge& edge) { return static_cast<AccumulateGrad&>(*edge.function).variable; }
+
+Tensor zeros_of(const Tensor& leaf) {
+  const BelowAutograd guard;
+  return at::zeros_like(leaf);
+}
+
+// Along edges to leaves, those that are wanted, in compiled autograd's graph.
+Tensors traced_zeros(const torch::autograd::edge_list& edges, const Needed& wanted,
+                     torch::dynamo::autograd::SwapSavedVariables& swap) {
+  Tensors leaves(edges.size());
+  for (size_t i = 0; i < edges.size(); ++i) {
+    if (!wanted[i]) continue;
+    swap.before(leaf(edges[i]));
+    leaves[i] = leaf(edges[i]);
+  }
+  const auto work = [](const Needed& needed, const Tensors&, const Tensors& kept) {
+    Tensors zeros(kept.size());
+    for (size_t i = 0; i < kept.size(); ++i)
+      if (needed[i]) zeros[i] = zeros_of(kept[i]);
+    return zeros;
+  };
+  Tensors zeros(edges.size());
+  if (std::any_of(wanted.begin(), wanted.end(), [](bool w) { return w; }))
+    zeros = trace("GankernZeros", work, wanted, wanted, {}, leaves, edges, swap);
+  for (size_t i = 0; i < edges.size(); ++i)
+    if (wanted[i]) swap.after(leaf(edges[i]));
+  return zeros;
+}
+
 // Its edges go to the collector before and to each of its leaves. Its output is a token, which nobody reads and
 // which no gradient comes to.
 struct Collector final : Node {
@@ -96,15 +132,29 @@ struct Collector final : Node {
   std::string name() const override { return "GankernZerosCollector"; }
 
   variable_list apply(variable_list&&) override {
-    const Bits noted = absent->noted();
+    const Bits noted = absent->noted(Absent::running());
     variable_list zeros(num_outputs());
-    for (size_t i = 1; i < zeros.size(); ++i) {
-      if (!noted.test(first + i - 1) || !task_should_compute_output(i)) continue;
-      const Tensor& leaf = static_cast<AccumulateGrad&>(*next_edge(i).function).variable;
-      const at::NoGradGuard constant;
-      zeros[i] = at::zeros_like(leaf);
-    }
+    for (size_t i = 1; i < zeros.size(); ++i)
+      if (noted.test(first + i - 1) && task_should_compute_output(i)) zeros[i] = zeros_of(leaf(next_edge(i)));
     return zeros;
+  }
+
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    args.collect(std::to_string(first));
+    for (size_t i = 1; i < num_outputs(); ++i) {
+      args.collect(task_should_compute_output(i));
+      args.collect(leaf(next_edge(i)));
+    }
+  }
+  variable_list apply_with_saved(const variable_list&,
+                                 torch::dynamo::autograd::SwapSavedVariables& swap) override {
+    const Absent::Task task = Absent::running(swap.get_py_compiler());
+    const Bits noted = absent->noted(task);
+    if (first == 0) absent->forget(task);  // it comes last of the chain
+    Needed wanted(num_outputs());
+    for (size_t i = 1; i < wanted.size(); ++i)
+      wanted[i] = noted.test(first + i - 1) && task_should_compute_output(i);
+    return traced_zeros(next_edges(), wanted, swap);
   }
 };
 
@@ -212,10 +262,25 @@ struct Carry final : Recorded {
   variable_list apply(variable_list&& grads) override {
     variable_list passed(num_outputs());
     if (grads[0].defined()) {
-      witness.note();
+      witness.note(*this, 1, &passed);
       passed[0] = std::move(grads[0]);
     }
     return passed;
+  }
+
+  std::string key() const override { return witness.key(); }
+  Work work() const override {
+    return [](const Needed& needed, Tensors grads, const Tensors&) {
+      grads.resize(needed.size());
+      return grads;
+    };
+  }
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    Recorded::compiled_args(args);
+    witness.collect(args);
+  }
+  void traced(const Tensors&, Tensors* results, torch::dynamo::autograd::SwapSavedVariables* swap) override {
+    witness.note(*this, 1, results, swap);
   }
 };
 
@@ -223,6 +288,15 @@ struct Carry final : Recorded {
 
 Witness::Witness(const NodePtr& root) {
   if (!root || !at::GradMode::is_enabled() || transformed()) return;
+  // Right above leaves alone, as in a network of one layer, there is nothing to find out.
+  for (const Edge& edge : root->next_edges())
+    if (edge.is_valid()) direct_edges_.push_back(edge);
+  direct_ =
+      !direct_edges_.empty() && std::all_of(direct_edges_.begin(), direct_edges_.end(), [](const Edge& edge) {
+        return dynamic_cast<AccumulateGrad*>(edge.function.get()) != nullptr;
+      });
+  if (direct_) return;
+  direct_edges_.clear();
   const auto backward = RecordedBackward::running();
   leaves_ = backward->walk(root);
   if (!leaves_.any()) return;
@@ -230,7 +304,31 @@ Witness::Witness(const NodePtr& root) {
   token_ = backward->token();
 }
 
-void Witness::note() const { absent_->note(leaves_); }
+void Witness::attach(Node* node) const {
+  for (const Edge& edge : direct_edges_) node->add_next_edge(edge);
+  if (absent_) node->add_next_edge(torch::autograd::impl::gradient_edge(token_));
+}
+
+void Witness::note(const Node& node, size_t first, Tensors* results,
+                   torch::dynamo::autograd::SwapSavedVariables* swap) const {
+  if (absent_) absent_->note(leaves_, Absent::running(swap ? swap->get_py_compiler() : nullptr));
+  Needed wanted;
+  for (size_t i = 0; i < direct_edges_.size(); ++i)
+    wanted.push_back(node.task_should_compute_output(first + i));
+  Tensors zeros(wanted.size());
+  if (swap)
+    zeros = traced_zeros(direct_edges_, wanted, *swap);
+  else
+    for (size_t i = 0; i < zeros.size(); ++i)
+      if (wanted[i]) zeros[i] = zeros_of(leaf(direct_edges_[i]));
+  std::move(zeros.begin(), zeros.end(), results->begin() + int64_t(first));
+}
+
+void Witness::collect(torch::dynamo::autograd::CompiledNodeArgs& args) const {
+  for (const Edge& edge : direct_edges_) args.collect(leaf(edge));
+}
+
+std::string Witness::key() const { return (direct_ ? "leaves," : "") + leaves_.key(); }
 
 Tensor carry(const Tensor& result, const NodePtr& root) {
   auto* node = new Carry;
@@ -238,7 +336,7 @@ Tensor carry(const Tensor& result, const NodePtr& root) {
   node->witness = Witness(root);
   if (!node->witness) return result;
   node->depends_on(result);
-  node->depends_on(node->witness.token());
+  node->witness.attach(node);
   Tensor carried = [&] {
     const BelowAutograd below;
     return result.view_as(result);

@@ -7,6 +7,7 @@ namespace gankern::nodes {
 
 class Bits {
  public:
+  std::string key() const;
   void set(size_t i);
   bool test(size_t i) const;
   bool any() const;
@@ -25,13 +26,21 @@ class Witness {
   Witness() = default;
   explicit Witness(const NodePtr& root);
 
-  explicit operator bool() const { return bool(absent_); }
-  // To be an input of the node that the backward leaves.
-  const Tensor& token() const { return token_; }
-  // The node runs, with a gradient that came in.
-  void note() const;
+  explicit operator bool() const { return direct_ || absent_; }
+  // Gives the node that the backward leaves its last edges: to the collector, or, where nothing but leaves is right
+  // below the root, to these.
+  void attach(torch::autograd::Node* node) const;
+  // The node runs, with a gradient that came in. Its edges from the first one on are those of `attach`; what goes
+  // along them is put into its results. `swap`: not the engine, but compiled autograd runs it.
+  void note(const torch::autograd::Node& node, size_t first, Tensors* results,
+            torch::dynamo::autograd::SwapSavedVariables* swap = nullptr) const;
+  // For compiled autograd: what tells it apart in a graph of known edges, and its tensors.
+  std::string key() const;
+  void collect(torch::dynamo::autograd::CompiledNodeArgs& args) const;
 
  private:
+  torch::autograd::edge_list direct_edges_;
+  bool direct_ = false;
   std::shared_ptr<Absent> absent_;
   Bits leaves_;
   Tensor token_;

@@ -6,6 +6,8 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+from gankern.core.native import nodes
+
 PRECISIONS = ("highest", "high", "medium")
 
 _precision = "highest"
@@ -69,3 +71,7 @@ def convolution_precision(precision: str) -> Iterator[None]:
         yield
     finally:
         _thread.precision = before
+
+
+# They ask for it themselves.
+nodes.set_precision(_thread, globals())

@@ -12,7 +12,6 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from gankern.core.dispatch import short
 from gankern.core.native import nodes
-from gankern.core.precision import get_convolution_precision
 from gankern.core.torch_internals import autocasting
 from gankern.functional import _checks
 from gankern.ops.convolution import BORDERS, convolution, no_row
@@ -119,8 +118,7 @@ def conv2d(
     torch.Size([2, 4, 16, 16])
     """
     if not is_dynamo_compiling():
-        level = get_convolution_precision()
-        options = (stride, padding, dilation, groups, weight_scale, level, implementation, padding_mode)
+        options = (stride, padding, dilation, groups, weight_scale, implementation, padding_mode)
         y = nodes.conv2d(input, weight, bias, *options)
         if y is not NotImplemented:
             return y
@@ -198,7 +196,6 @@ def conv_transpose2d(
     torch.Size([2, 4, 32, 32])
     """
     if not is_dynamo_compiling():
-        level = get_convolution_precision()
         y = nodes.conv_transpose2d(
             input,
             weight,
@@ -209,7 +206,6 @@ def conv_transpose2d(
             groups,
             dilation,
             weight_scale,
-            level,
             implementation,
         )
         if y is not NotImplemented:
@@ -295,8 +291,7 @@ def upsample_conv2d(
     """
     name = "upsample_conv2d"
     if not is_dynamo_compiling() and scale_factor == 2 and mode == "nearest":
-        level = get_convolution_precision()
-        y = nodes.resample_conv2d("upsample", x, weight, bias, weight_scale, level, implementation)
+        y = nodes.resample_conv2d("upsample", x, weight, bias, weight_scale, implementation)
         if y is not NotImplemented:
             return y
     _checks.number(name, "weight_scale", weight_scale)
@@ -351,8 +346,7 @@ def conv2d_downsample(
     """
     name = "conv2d_downsample"
     if not is_dynamo_compiling():
-        level = get_convolution_precision()
-        y = nodes.resample_conv2d("downsample", x, weight, bias, weight_scale, level, implementation)
+        y = nodes.resample_conv2d("downsample", x, weight, bias, weight_scale, implementation)
         if y is not NotImplemented:
             return y
     _checks.number(name, "weight_scale", weight_scale)

@@ -1,6 +1,7 @@
 """The C++ autograd nodes: the same as the Python Functions, to the bit, and no more than that is asked for."""
 
 import contextlib
+import inspect
 import json
 import os
 import shutil
@@ -447,6 +448,201 @@ def test_compiled():
         torch.autograd.grad(GF.bias_act(x, b, activation="tanh").sum(), (x, b)),
     ):
         assert torch.equal(mine, plain)
+
+
+# ---- which calls they take ------------------------------------------------------------------------------------------
+
+
+def _maps(dtype, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def _affine(**more):
+    """Options of the normalisations, each beside x of [3, 4, 2, 2]."""
+    return {
+        "activation": [None, "linear", "relu", "leaky_relu"],
+        "negative_slope": [0.1, 0, 1],
+        "eps": [1e-3, 0],
+        "implementation": [None, "cpu"],
+        **more,
+    }
+
+
+def _wide(dtype):
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _both(*shape):
+    """Affine values of x's dtype, and of the wider one."""
+    return [lambda d, to=to: {name: _maps(to(d), *shape) for name in ("weight", "bias")} for to in (_same, _wide)]
+
+
+def _running(**more):
+    return [
+        lambda d, to=to: {
+            "running_mean": torch.zeros(4, dtype=to(d)),
+            "running_var": torch.ones(4, dtype=to(d)),
+            **more,
+        }
+        for to in (_same, _wide)
+    ]
+
+
+def _same(dtype):
+    return dtype
+
+
+# Of each function: its tensors for a dtype, and for each option (or several at once, as a dictionary) the values that
+# people give it, or what makes them for a dtype; each is tried beside the others' defaults.
+TAKEN = {
+    "bias_act": (
+        lambda d: (_maps(d, 3, 4, 2, 2), _maps(d, 4)),
+        {
+            "activation": [None, *GF.ACTIVATIONS],
+            "dim": [1, -3],
+            "gain": [2, 0.5],
+            "clamp": [None, 1, 0.5],
+            "negative_slope": [0, 1],
+            "implementation": [None, "auto", "cpu"],
+        },
+    ),
+    "relu": (lambda d: (_maps(d, 3, 4),), {"inplace": [True, False]}),
+    "leaky_relu": (lambda d: (_maps(d, 3, 4),), {"inplace": [True, False], "negative_slope": [0.2, 0, 1]}),
+    "pixel_norm": (lambda d: (_maps(d, 3, 4, 2, 2),), {"dim": [1, -3], "eps": [1e-6, 0], "implementation": ["cpu"]}),
+    "bias_act_pixel_norm": (
+        lambda d: (_maps(d, 3, 4, 2, 2), _maps(d, 4)),
+        {
+            "activation": [None, "linear", "relu", "leaky_relu"],
+            "negative_slope": [0.1, 0],
+            "gain": [2],
+            "dim": [1, -3],
+            "bias": [None],
+        },
+    ),
+    "minibatch_stddev": (
+        lambda d: (_maps(d, 4, 4, 2, 2),),
+        {
+            "group_size": [2, 4, 8],
+            "num_channels": [1, 2],
+            "layout": ["strided", "contiguous"],
+            "unbiased": [True],
+            "on_indivisible": ["raise", "largest_divisor", "whole_batch"],
+        },
+    ),
+    "batch_norm_act": (
+        lambda d: (_maps(d, 3, 4, 2, 2),),
+        _affine(
+            momentum=[0, 1, 0.3],
+            affine=_both(4) + _both(3, 4),
+            running=[
+                {"running_mean": None, "running_var": None},
+                *_running(training=True),
+                *_running(training=False),
+            ],
+        ),
+    ),
+    "instance_norm_act": (
+        lambda d: (_maps(d, 3, 4, 2, 2),),
+        _affine(
+            affine=_both(4) + _both(3, 4),
+            running=_running(),
+        ),
+    ),
+    "virtual_batch_norm": (
+        lambda d: (_maps(d, 3, 4, 2, 2), _maps(_wide(d), 4), _maps(_wide(d), 4).square() + 1, None),
+        _affine(ref_count=[4, 2.5], affine=_both(4)),
+    ),
+    "virtual_batch_norm_statistics": (lambda d: (_maps(d, 3, 4, 2),), {"implementation": ["cpu"]}),
+    "l1_similarity": (
+        lambda d: (_maps(d, 4, 2, 3),),
+        {"include_self": [True, False], "other": [None, lambda d: _maps(d, 3, 2, 3)]},
+    ),
+    "minibatch_discrimination": (
+        lambda d: (_maps(d, 4, 3), _maps(d, 3, 2, 2)),
+        {"include_self": [True], "reduction": ["sum", "mean"]},
+    ),
+    "gradient_penalty": (lambda d: (_maps(d, 3, 4),), {"target": [0, 1, 1.5], "one_sided": [True]}),
+    "upfirdn2d": (
+        lambda d: (_maps(d, 2, 3, 4, 4), _maps(_wide(d), 2, 3)),
+        {"up": [2, (2, 1), [1, 2]], "down": [2, (1, 2)], "padding": [1, (1, 2), [1, 0, 2, 1]], "gain": [2]},
+    ),
+    "upsample2d": (lambda d: (_maps(d, 2, 3, 4, 4), _maps(_wide(d), 4)), {"up": [2, (2, 1)], "gain": [2]}),
+    "downsample2d": (lambda d: (_maps(d, 2, 3, 4, 4), _maps(_wide(d), 4)), {"down": [2, (2, 1)]}),
+    "filter2d": (lambda d: (_maps(d, 2, 3, 4, 4), _maps(_wide(d), 3)), {"flip_filter": [True]}),
+    "spectral_norm": (
+        lambda d: (_maps(d, 4, 3, 2), _maps(d, 4), _maps(d, 6)),
+        {"training": [True, False], "n_power_iterations": [1, 3], "eps": [1e-6], "implementation": ["cpu"]},
+    ),
+    "conv2d": (
+        lambda d: (_maps(d, 2, 4, 6, 6), _maps(d, 5, 4, 3, 3), _maps(d, 5)),
+        {
+            "bias": [None],
+            "padding": [1, (1, 1), [1, 2], (1,), "same", "valid"],
+            "stride": [2, (1, 2), [2]],
+            "dilation": [2, (1, 2)],
+        },
+    ),
+    "conv_transpose2d": (
+        lambda d: (_maps(d, 2, 5, 4, 4), _maps(d, 5, 4, 3, 3), _maps(d, 4)),
+        {"bias": [None], "padding": [1, (1, 0), [1, 1]], "stride": [2, [2, 1]], "dilation": [2]},
+    ),
+    "upsample_conv2d": (
+        lambda d: (_maps(d, 2, 16, 8, 8), _maps(d, 16, 16, 3, 3), _maps(d, 16)),
+        {"bias": [None], "weight_scale": [0.5, 2]},
+    ),
+    "conv2d_downsample": (
+        lambda d: (_maps(d, 2, 16, 8, 8), _maps(d, 16, 16, 3, 3), _maps(d, 16)),
+        {"bias": [None], "weight_scale": [0.5, 2]},
+    ),
+}
+
+
+def calls_of(name, dtype):
+    """(arguments by name, what is special about them) of each set of options."""
+    make, options = TAKEN[name]
+    names = list(inspect.signature(getattr(GF, name)).parameters)
+    for option, values in [("nothing", [{}]), *options.items()]:
+        for value in values:
+            given = dict(zip(names, make(dtype)))
+            if name == "batch_norm_act":
+                given |= {"running_mean": None, "running_var": None, "training": True}
+            value = value(dtype) if callable(value) else value
+            given |= value if isinstance(value, dict) else {option: value}
+            yield given, f"{option}={value}"
+
+
+@needs_nodes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", TAKEN)
+def test_ordinary_calls_do_not_go_through_python(name, dtype, monkeypatch):
+    tried, declined = [], []
+
+    class Spy:
+        def __getattr__(self, function):
+            def call(*arguments):
+                result = getattr(native.nodes, function)(*arguments)
+                if result is NotImplemented:
+                    declined.append(tried[-1])
+                return result
+
+            return call
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("gankern.functional.") and hasattr(module, "nodes"):
+            monkeypatch.setattr(module, "nodes", Spy())
+    for given, what in calls_of(name, dtype):
+        tried.append(what)
+        getattr(GF, name)(**given)
+    assert len(tried) > 1 and declined == []
+
+
+def test_every_function_is_among_them():
+    """But for those that are no primitives: of several calls, or without a kernel."""
+    functions = {name for name, value in vars(GF).items() if inspect.isfunction(value) and name[0] != "_"}
+    own = {name for name in functions if getattr(GF, name).__module__.startswith("gankern.functional.")}
+    assert own - TAKEN.keys() == {
+        "spectral_norm_group", "self_attention2d", "fir_upsample_conv2d", "fir_downsample_conv2d"
+    }  # fmt: skip
 
 
 # ---- the library ------------------------------------------------------------------------------------------------

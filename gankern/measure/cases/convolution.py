@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import gankern.functional as GF
+import gankern.nn as gnn
 from gankern.measure.cases import SIDES, Case, Work
 
 NAME = "convolution"
@@ -41,7 +42,7 @@ Function = Callable[[Inputs], Tensor]
 # height of the input over that of the smaller image)
 KINDS: dict[str, tuple[Callable[..., Tensor], dict[str, Function], int, int, int]] = {
     "upsample": (
-        GF.upsample_conv2d,
+        lambda how, i: GF.upsample_conv2d(i[0], i[1], implementation=how),
         {
             "resize-convolution": lambda i: F.conv2d(F.interpolate(i[0], scale_factor=2), i[1], padding=1),
             "collapsed": _collapsed_up,
@@ -51,22 +52,28 @@ KINDS: dict[str, tuple[Callable[..., Tensor], dict[str, Function], int, int, int
         1,
     ),
     "downsample": (
-        GF.conv2d_downsample,
+        lambda how, i: GF.conv2d_downsample(i[0], i[1], implementation=how),
         {"conv + pool": lambda i: F.avg_pool2d(F.conv2d(i[0], i[1], padding=1), 2), "collapsed": _collapsed_down},
         3,
         9,
         2,
     ),
-    "3x3": (partial(GF.conv2d, padding=1), {"direct": lambda i: F.conv2d(i[0], i[1], padding=1)}, 3, 4, 1),
+    "3x3": (
+        lambda how, i: GF.conv2d(i[0], i[1], padding=1, implementation=how),
+        {"direct": lambda i: F.conv2d(i[0], i[1], padding=1)},
+        3,
+        4,
+        1,
+    ),
     "4x4 stride 2": (
-        partial(GF.conv2d, stride=2, padding=1),
+        lambda how, i: GF.conv2d(i[0], i[1], stride=2, padding=1, implementation=how),
         {"direct": lambda i: F.conv2d(i[0], i[1], stride=2, padding=1)},
         4,
         9,
         2,
     ),
     "transposed 4x4 stride 2": (
-        partial(GF.conv_transpose2d, stride=2, padding=1),
+        lambda how, i: GF.conv_transpose2d(i[0], i[1], stride=2, padding=1, implementation=how),
         {"direct": lambda i: F.conv_transpose2d(i[0], i[1], stride=2, padding=1)},
         4,
         9,
@@ -86,8 +93,34 @@ def _make(kind: str, layout: str, n: int, c: int, d: int, h: int, dtype: torch.d
     return [t.to(device, dtype).requires_grad_() for t in (x, w)]
 
 
-def _run(kind: str, implementation: str | None, inputs: Inputs) -> Tensor:
-    return KINDS[kind][0](*inputs, implementation=implementation)
+# Torch's own convolutions as layers: gankern's are to cost what torch's do.
+LAYERS: dict[str, tuple[str, dict[str, int]]] = {
+    "3x3": ("Conv2d", {"kernel_size": 3, "padding": 1}),
+    "4x4 stride 2": ("Conv2d", {"kernel_size": 4, "stride": 2, "padding": 1}),
+    "transposed 4x4 stride 2": ("ConvTranspose2d", {"kernel_size": 4, "stride": 2, "padding": 1}),
+}
+
+
+@lru_cache(maxsize=8)
+def _layer(library: Any, kind: str, weight: nn.Parameter) -> nn.Module:
+    name, options = LAYERS[kind]
+    layer = getattr(library, name)(*weight.shape[:2], bias=False, **options)
+    layer.weight = weight
+    return layer
+
+
+def _of_layers(kind: str) -> Case:
+    def make(dtype: torch.dtype, device: str) -> list[Tensor]:
+        x, weight = _make(kind, "contiguous", 1, 2, 2, 4, dtype, device)
+        return [x, nn.Parameter(weight.detach())]
+
+    def run(library: Any, implementation: str | None, inputs: Inputs) -> Tensor:
+        x, weight = inputs
+        return _layer(library, kind, weight)(x)
+
+    return Case(
+        NAME, f"{kind} as a layer", make, partial(run, gnn), {"torch's": partial(run, nn, None)}, host=True
+    )  # fmt: skip
 
 
 def _work(kind: str, inputs: Inputs) -> dict[str, Work]:
@@ -108,7 +141,7 @@ def _case(kind: str, n: int, c: int, d: int, h: int, layout: str, **options: Any
         NAME,
         name,
         partial(_make, kind, layout, n, c, d, h),
-        partial(_run, kind),
+        KINDS[kind][0],
         peers if options.get("bench", True) else {},
         partial(_work, kind),
         **options,
@@ -127,6 +160,7 @@ QUICK = {("upsample", 16, 512, 512, 8), ("3x3", 16, 256, 256, 16)}
 
 CASES = (
     [_case(kind, 1, 2, 2, 4, "contiguous", host=True) for kind in KINDS]
+    + [_of_layers(kind) for kind in LAYERS]
     + [
         _case(kind, *shape, layout, verify=False, quick=(kind, *shape) in QUICK and layout == "contiguous")
         for kind, shapes in TIMED.items()
