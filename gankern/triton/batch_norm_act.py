@@ -57,8 +57,10 @@ def _gate(z, v, SLOPE: tl.constexpr):
 def _activate(z, v, slopes, c, mask, SLOPE: tl.constexpr):
     """:func:`_gate`, by PReLU's slope of each channel where there are such."""
     if slopes is None:
-        return _gate(z, v, SLOPE)
-    return tl.where(z <= 0, v * tl.load(slopes + c, mask=mask, other=1.0)[None, :], v)
+        result = _gate(z, v, SLOPE)
+    else:  # what follows a return is compiled, too
+        result = tl.where(z <= 0, v * tl.load(slopes + c, mask=mask, other=1.0)[None, :], v)
+    return result
 
 
 @triton.jit

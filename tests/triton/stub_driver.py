@@ -117,7 +117,7 @@ def launcher_costs(number=20, repeat=150):
         entries = {key: getattr(module, key) for key in ("forward", "backward", "double_backward", "statistics")
                    if hasattr(module, key)}  # fmt: skip
         vars(module).update({key: _recorder(function, driver, calls) for key, function in entries.items()})
-        if name != "spectral_norm":  # whose operators are on vectors alone
+        if name not in ("spectral_norm", "self_attention2d"):  # vectors alone; sizes that are looked at
             module.torch = _Small()
         module.examples(torch.float32)
         vars(module).update(entries, torch=torch)
