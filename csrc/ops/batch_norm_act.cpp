@@ -123,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Op
   in.grad_weight = data(grad_weight);
   in.grad_bias = data(grad_bias);
   const Operand slope = problem.take_slope(slope_in);
-  Tensor grad_slope = slope ? blank_like(*slope) : missing(*problem.x);
+  Tensor grad_slope = slope ? blank_like(*slope) : blank(*problem.x, {0}, accumulation_type(*problem.x));
   in.slope = slope.data();
   if (slope) in.grad_slope = data(grad_slope);
   batch_norm_act().backward[dtype_index(x, kName)](in, torch_threads());

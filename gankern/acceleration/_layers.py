@@ -728,12 +728,14 @@ def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, inp
     if module.padding_mode in ("reflect", "replicate") and _kind(
         weight, module.stride, padding, module.dilation, module.groups
     ) == ("same", 1):
-        input = settled(input)
-        result = _with_border(input, weight, module.bias, module.padding_mode)
+        input, bias = settled(input), module.bias  # read once: a parametrised one is computed
+        result = _with_border(input, weight, bias, module.padding_mode)
         if result is not None:
             gain(0.5 * _worth("same", input, weight))
             say(f"{_ran('same', input, weight)}, with its border")
             return result
+        input = F.pad(input, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+        return conv2d(input, weight, bias, module.stride, 0, module.dilation, module.groups)
     if module.padding_mode != "zeros":
         input = F.pad(settled(input), module._reversed_padding_repeated_twice, mode=module.padding_mode)
         padding = 0

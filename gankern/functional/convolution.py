@@ -58,7 +58,7 @@ def _padded(x: Tensor, weight: Tensor, padding: Ints | str, dilation: Ints, mode
     else:
         before = [padding] * 2 if isinstance(padding, int) else [*padding] * (2 // len(padding))
         after = before
-    most = [n - (mode == "reflect") for n in x.shape[-2:]]
+    most = [n - int(mode == "reflect") for n in x.shape[-2:]]
     if mode != "replicate" and any(max(b, a) > m for b, a, m in zip(before, after, most)):
         raise ValueError(
             f"conv2d: padding is {padding}; padding_mode {mode!r} takes at most {tuple(most)} around images of "

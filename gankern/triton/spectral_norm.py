@@ -670,7 +670,8 @@ def forward(
         call.launch(_reduce_kernel, call.plan.reduce_programs, REDUCE_WARPS, **order)
     if not iterated:
         call.launch(_products_kernel, call.plan.product_programs, TILE_WARPS, WHAT="sigma")
-    call.launch(_scale_kernel, call.plan.tile_programs, TILE_WARPS, state, ITERATED=iterated, **order)
+    warps = 2 * TILE_WARPS if state.dtype == torch.float64 else TILE_WARPS  # which would spill registers
+    call.launch(_scale_kernel, call.plan.tile_programs, warps, state, ITERATED=iterated, **order)
     return normalized, state
 
 

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankern
 import gankern.functional as GF
+from gankern.ops.self_attention2d import attention
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,6 +30,8 @@ EXAMPLES: list[tuple[Callable[..., Any], list[tuple[int, ...]]]] = [
         lambda x, b: torch.ops.gankern.bias_act_forward_(x.detach().clone(), b.detach(), 1, 1, 0.2, 1.0, None),
         [(4, 19, 5, 7), (19,)],
     ),
+    (lambda x, b, s: GF.bias_act(x, b, activation="prelu", slope=s), [(4, 19, 5, 7), (19,), (19,)]),
+    (lambda q, kv: attention(q, kv, None), [(2, 4, 12), (2, 10, 6)]),
     (lambda x: GF.pixel_norm(x), [(3, 18, 5, 7)]),
     (lambda x, b: GF.bias_act_pixel_norm(x, b, activation="leaky_relu"), [(3, 18, 5, 7), (18,)]),
     (lambda x: GF.minibatch_stddev(x, group_size=3, num_channels=2), [(6, 10, 5, 7)]),

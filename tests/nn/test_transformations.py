@@ -62,6 +62,7 @@ MODULES = {
     "InstanceNormAct3d": (lambda: gnn.InstanceNormAct3d(4, negative_slope=0.2, **F64), (4, 4, 3, 3, 2)),
     "SelfAttention2d": (attention, IMAGES),
     "LeakyReLU": (lambda: gnn.LeakyReLU(0.2), IMAGES),
+    "PReLU": (lambda: gnn.PReLU(dtype=torch.float64), IMAGES),
     "MinibatchDiscrimination": (lambda: gnn.MinibatchDiscrimination(4, 3, 2, **F64), (6, 4)),
     "MinibatchStdDev": (lambda: gnn.MinibatchStdDev(2), IMAGES),
     "PixelNorm": (lambda: gnn.PixelNorm(), IMAGES),

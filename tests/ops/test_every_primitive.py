@@ -151,6 +151,10 @@ def test_any_strides(case):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+def _close(a, b):
+    return (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
 @of_cases
 def test_the_number_of_threads_does_not_matter(case):
     before = torch.get_num_threads()
@@ -162,7 +166,7 @@ def test_the_number_of_threads_does_not_matter(case):
     finally:
         torch.set_num_threads(before)
     # Around attention are torch's convolutions: of the operator alone, see test_self_attention2d.py.
-    same = torch.allclose if case.primitive == "self_attention2d" else torch.equal
+    same = _close if case.primitive == "self_attention2d" else torch.equal
     for run in runs[1:]:
         assert all(same(a, b) for a, b in zip(runs[0], run, strict=True))
 

@@ -392,7 +392,7 @@ BAD = {
     "dim": (dict(dim=2), ValueError, "dim is 2; a 2-D weight accepts -2 to 1"),
     "dialect": (dict(dialect="pytorch"), ValueError, "'pytorch'; accepted are 'parametrization', 'hook'"),
     "implementation": (dict(implementation="gpu"), ValueError, "no implementation is called 'gpu'"),
-    "unavailable": (dict(implementation="cuda"), ValueError, "no 'cuda' implementation"),
+    "unavailable": (dict(implementation="cuda"), ValueError, "implementation 'cuda' cannot take"),
 }
 
 
