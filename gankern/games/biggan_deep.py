@@ -1,28 +1,14 @@
-"""BigGAN-deep: bottleneck blocks, twice as many (Brock 2018, arXiv 1809.11096), on labels.
-
-The hinge, judged by projection; the discriminator learns four times as fast as the generator.
-"""
+"""BigGAN-deep: BigGAN's game with bottleneck blocks, twice as many (Brock 2018, arXiv 1809.11096)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from gankern.games._classes import OfClasses
-from gankern.models._record import Preset
+from gankern.games.biggan import BigGAN
 from gankern.models.biggan_deep import biggan_deep
 from gankern.models.gan import GAN
 
 
-class BigGANDeep(OfClasses):
-    preset: ClassVar[Preset] = Preset(
-        loss="hinge", conditioning="projection", size=32, latent=32, width=16, lr=1e-4, beta1=0.0, beta2=0.999,
-        steps=1000, checkpoint_every=500, ema=0.999,
-    )  # fmt: skip
-
-    @dataclass(frozen=True)
-    class Options(OfClasses.Options):
-        embedding: int = 32  # of a class; the paper's is 128
-
+class BigGANDeep(BigGAN):
     def make(self, **options: Any) -> GAN:
         return biggan_deep(**options, embedding=self.options.embedding)
