@@ -23,8 +23,8 @@ def look_up(table: Mapping[str, Value], name: str, what: str) -> Value:
     if name in table:
         return table[name]
     near = get_close_matches(name.lower().replace("-", "_"), table, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ValueError(f"unknown {what} {name!r}; {hint}There are: {', '.join(table)}")
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
+    raise ValueError(f"unknown {what} {name!r}{hint} There are: {', '.join(table)}")
 
 
 def with_options_of(other: Callable[..., Any], **defaults: Any) -> Callable[[Function], Function]:

@@ -93,6 +93,7 @@ class Discriminator(nn.Module):
         logit = layers.conv(last if form.joined else both, 1, 4, bias=form.bias)
         self.both = nn.Sequential(*joined, logit, nn.Flatten(0))
 
-    def forward(self, images: Tensor, codes: Tensor) -> Tensor:
+    def forward(self, images: Tensor, codes: Tensor, features: Tensor | None = None) -> Tensor:
+        """``features`` are ``image(images)``, where several texts are held against the same images."""
         tiled = self.text(codes)[:, :, None, None].expand(-1, -1, 4, 4)
-        return self.both(torch.cat([self.image(images), tiled], 1))
+        return self.both(torch.cat([self.image(images) if features is None else features, tiled], 1))

@@ -7,7 +7,6 @@ computed as people write it on torch's layers, and by ``penalties.critic_step`` 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -16,19 +15,16 @@ from torch import Tensor
 import gankern.nn as gnn
 from gankern import data as data_sets
 from gankern import games, losses, models
-from gankern.data import ImageFolder, Points
-from gankern.data.augment import augment, draw, parse
-from gankern.games import _evaluation, _growth
+from gankern.games import _growth
 from gankern.games._critic import DISCRIMINATOR_LOSSES, DRAGAN_NOISE, Objective
-from gankern.games._game import Figures, Game, Loss, Picture, Player, Run, Samples
-from gankern.models.conditional import CONDITIONINGS, Head
+from gankern.games._game import Loss, Player, Run
+from gankern.games._samples import DrawsSamples
+from gankern.games._stabilisers import Stabilisers, augmented
 
 REFERENCE = 64  # samples of virtual batch norm's reference batch
-NAMED = 16  # classes that have a row each
-DRAWN = {"images": 64, "points": 2000}  # in a picture
 
 
-class Adversarial(Game):
+class Adversarial(DrawsSamples):
     """One model of :mod:`gankern.models`, in training."""
 
     data: ClassVar[str] = "mnist5k"
@@ -56,14 +52,7 @@ class Adversarial(Game):
         self.discriminator_loss = DISCRIMINATOR_LOSSES[run.side]
         self.step = 0
         self.seen: list[Tensor] = []  # the real samples of the last move of the discriminator, and their labels
-        self.averages: dict[str, losses.HistoricalAverage] = {}
-        if config.historical_average:
-            for player, network in (("d", self.discriminator), ("g", self.generator)):
-                self.averages[player] = losses.HistoricalAverage(network.to(run.device).parameters())
-        if config.feature_matching and not any(isinstance(m, Head) for m in self.discriminator.modules()):
-            raise ValueError(
-                f"feature_matching: which features of {config.model}'s discriminator to match is not known"
-            )
+        self.stabilisers = Stabilisers(run, {"d": self.discriminator, "g": self.generator})
 
     def build(self) -> models.GAN:
         return models.build(self.config.model, layers=self.run.side, **self.config.architecture())
@@ -124,15 +113,15 @@ class Adversarial(Game):
             draws["noise"] = DRAGAN_NOISE * real.std() * run.uniform(*real.shape[1:])
         if config.noisy_labels and torch.rand(()) < config.noisy_labels:
             objective = objective.swapped()
-        noises = [self._noise(real) for _ in range(2)] if self._noise_std() else []
-        augments = [self._augmentation() for _ in range(2)]
-        historical = self._historical("d")
+        noises = self.stabilisers.noises(real, self.step)
+        augments = [self.stabilisers.augmentation() for _ in range(2)]
+        historical = self.stabilisers.historical("d")
 
         def loss(part: slice) -> Tensor:
             labels_ = tuple(x[part] for x in labels)
             with torch.no_grad():
                 fake = self.generator(latents[part], *labels_).to(real.dtype)
-            pair = [self._augmented(x, drawn, part) for x, drawn in zip((real[part], fake), augments)]
+            pair = [augmented(x, drawn, part) for x, drawn in zip((real[part], fake), augments)]
             if noises:
                 pair = [x + noise[part] for x, noise in zip(pair, noises)]
             drawn = {name: x[part] for name, x in draws.items()}
@@ -140,50 +129,25 @@ class Adversarial(Game):
 
         return loss
 
-    def _augmentation(self) -> dict[str, Tensor]:
-        """The random numbers of the augmentation of a batch; none where there is none."""
-        names = () if self.config.augment is None else parse(self.config.augment)
-        return draw(names, self.run.uniform)
-
-    @staticmethod
-    def _augmented(images: Tensor, drawn: dict[str, Tensor], part: slice) -> Tensor:
-        return augment(images, {name: numbers[part] for name, numbers in drawn.items()})
-
-    def _noise_std(self) -> float:
-        """The standard deviation of the instance noise at this step."""
-        config = self.config
-        steps = config.instance_noise_steps
-        return config.instance_noise * (max(0.0, 1.0 - self.step / steps) if steps else 1.0)
-
-    def _noise(self, like: Tensor) -> Tensor:
-        return self._noise_std() * self.run.normal(*like.shape[1:])
-
-    def _historical(self, player: str) -> Callable[[], Tensor | float]:
-        """The weighted distance of a player's parameters to the average of all that they were before his moves."""
-        if player not in self.averages:
-            return lambda: 0.0
-        self.averages[player].update()
-        return lambda: self.config.historical_average * self.averages[player].penalty()
-
     def _generator_loss(self) -> Callable[[slice], Tensor]:
         run = self.run
         latents = run.normal(self.config.latent)
         labels = [] if run.condition is None else [run.conditions()]
         real, *of_real = self.seen or [latents]  # which only what is seen with real samples looks at
-        noises = [self._noise(real) for _ in range(2)] if self._noise_std() else []
-        augments = [self._augmentation() for _ in range(2 if self.config.feature_matching else 1)]
-        historical = self._historical("g")
+        noises = self.stabilisers.noises(real, self.step)
+        augments = [self.stabilisers.augmentation() for _ in range(2 if self.config.feature_matching else 1)]
+        historical = self.stabilisers.historical("g")
 
         def loss(part: slice) -> Tensor:
             labels_ = tuple(x[part] for x in labels)
-            fake = self._augmented(self.generator(latents[part], *labels_), augments[0], part)
+            fake = augmented(self.generator(latents[part], *labels_), augments[0], part)
             if noises:
                 fake = fake + noises[0][part]
             if not self.config.feature_matching:
                 return self.loss.generator(self.discriminator(fake, *labels_)) + historical()
-            with self._features() as features:
+            with self.stabilisers.features() as features:
                 with torch.no_grad():
-                    seen = self._augmented(real[part], augments[1], part)
+                    seen = augmented(real[part], augments[1], part)
                     seen = seen + noises[1][part] if noises else seen
                     self.discriminator(seen, *(x[part] for x in of_real))
                 logits = self.discriminator(fake, *labels_)
@@ -192,68 +156,9 @@ class Adversarial(Game):
 
         return loss
 
-    @contextmanager
-    def _features(self) -> Iterator[list[Tensor]]:
-        """What the discriminator's last layer is given in each call within: the features that are matched."""
-        features: list[Tensor] = []
-        (head,) = (m for m in self.discriminator.modules() if isinstance(m, Head))
-        hook = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
-        try:
-            yield features
-        finally:
-            hook.remove()
-
     def extra_state(self) -> dict[str, Any]:
-        return {f"{player}_average": average.state_dict() for player, average in self.averages.items()}
+        return {f"{player}_average": average.state_dict() for player, average in self.stabilisers.averages.items()}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        for player, average in self.averages.items():
+        for player, average in self.stabilisers.averages.items():
             average.load_state_dict(state[f"{player}_average"])
-
-    def sample(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Samples for ``latents`` [N, latent], on the CPU, from the averaged generator if there is one."""
-        arguments = [x.to(self.run.device) for x in (latents, labels) if x is not None]
-        with self.evaluating():
-            return torch.cat([self.average()(*parts) for parts in zip(*(x.split(256) for x in arguments))]).cpu()
-
-    def draw_classes(self, label: int | None, seed: int) -> Picture:
-        """A class a column, a latent a row; or many of one class."""
-        config = self.config
-        if not config.conditioning or CONDITIONINGS[config.conditioning] != "labels":
-            raise ValueError(f"{config.model} has classes to draw a grid of only where it was trained with labels")
-        latents = torch.randn(8 if label is None else 64, config.latent, generator=torch.Generator().manual_seed(seed))
-        if label is not None:
-            return Picture(self.sample(latents, torch.full((64,), label)))
-        classes = torch.arange(config.num_classes)
-        images = self.sample(latents.repeat_interleave(len(classes), 0), classes.repeat(8))
-        return Picture(images, len(classes))
-
-    def pictures(self) -> dict[str, Picture]:
-        config, points = self.config, self.config.size is None
-        number = DRAWN["points" if points else "images"]
-        latents = torch.randn(number, config.latent, generator=torch.Generator().manual_seed(config.seed))
-        labels, rows = None, tuple[str, ...]()
-        if config.conditioning and CONDITIONINGS[config.conditioning] != "labels":
-            if self.run.condition is None:
-                return {}  # the vectors that samples are drawn for are the data's
-            labels = self.run.condition[torch.arange(number) % len(self.run.condition)]
-        elif config.conditioning and config.num_classes <= NAMED:  # a row for each class, of the same eight latents
-            labels = torch.arange(config.num_classes).repeat_interleave(8)
-            latents = latents[:8].repeat(config.num_classes, 1)
-            rows = self._class_names()
-        elif config.conditioning:
-            labels = torch.arange(number) % config.num_classes
-        modes = getattr(self.run.samples, "modes", None)
-        return {"samples": Picture(self.sample(latents, labels), modes=modes, rows=rows)}
-
-    def _class_names(self) -> tuple[str, ...]:
-        """Of a folder's class folders their names, of other data the numbers."""
-        samples = self.run.samples
-        names = samples.classes if isinstance(samples, ImageFolder) else range(self.config.num_classes)
-        return tuple(map(str, names))
-
-    @classmethod
-    def evaluator(cls, config: Any, samples: Samples, condition: Any = None) -> Callable[[Any], Figures]:
-        if isinstance(samples, Points):
-            return _evaluation.OnPoints(config, samples, condition)
-        return _evaluation.OnImages(config, samples, condition)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,8 @@ class GANCLS(OfTexts):
 
     def moves(self) -> Iterator[tuple[str, Loss]]:
         options, run, latent = self.options, self.run, self.config.latent
-        encoder, generate, judge = self.networks.values()
+        encoder, generate = self.networks["encoder"], self.networks["generator"]
+        judge: Any = self.networks["discriminator"]
         if self.step == 0:
             # Every process sees whole batches here, so that all have one encoder.
             look = Discriminator(self.config.side, self.config.channels, 32, SMALL, run.layers).image
@@ -74,9 +76,10 @@ class GANCLS(OfTexts):
         with torch.no_grad():
             codes = encoder(texts)
             fake = generate(run.normal(latent), codes)
-        loss = F.softplus(-judge(images, codes)).mean() + 0.5 * F.softplus(judge(fake, codes)).mean()
+        seen = judge.image(images)
+        loss = F.softplus(-judge(images, codes, features=seen)).mean() + 0.5 * F.softplus(judge(fake, codes)).mean()
         if options.mismatched:
-            wrong = F.softplus(judge(images, codes.roll(1, 0)))
+            wrong = F.softplus(judge(images, codes.roll(1, 0), features=seen))
             differs = (several != several.roll(1, 0)).flatten(1).any(1)
             loss = loss + 0.5 * options.mismatched * (wrong * differs).sum() / differs.sum().clamp(min=1)
         yield "d", loss

@@ -184,6 +184,7 @@ class Trainer:
 
     def _new_optimisers(self) -> None:
         self.optimisers = self.game.optimisers = {}
+        self.stepped: dict[str, list[nn.Parameter]] = {}  # found once: on small networks looking is a part of a step
         self.rates: dict[str, float] = {}
         for name, player in self.game.players.items():
             kind = player.optimiser or self.config.optimiser
@@ -193,7 +194,8 @@ class Trainer:
             self.rates[name] = options["lr"]
             if self.replays is not None:
                 options = replayed.capturable(options, self.device)
-            self.optimisers[name] = OPTIMISERS[kind](self.parameters(name), **options)
+            self.stepped[name] = self.parameters(name)
+            self.optimisers[name] = OPTIMISERS[kind](self.stepped[name], **options)
 
     def _set_rates(self) -> None:
         """The learning rates and momenta of the coming step."""
@@ -256,7 +258,7 @@ class Trainer:
     def _minimise(self, player: str, loss: Tensor | Callable[[slice], Tensor]) -> Tensor:
         """One step of a player's optimiser on his loss, for a function the mean of it over the parts of this process's
         part of the batch; and its value."""
-        parameters, optimiser, scaler = self.parameters(player), self.optimisers[player], self.scalers[player]
+        parameters, optimiser, scaler = self.stepped[player], self.optimisers[player], self.scalers[player]
         optimiser.zero_grad()
         total = torch.zeros((), device=self.device)
         number = 1 if isinstance(loss, Tensor) else self.config.accumulate
