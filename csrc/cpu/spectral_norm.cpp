@@ -609,8 +609,9 @@ struct GradientWork {
       const int64_t start = line * s.m.inner;
       const A* v = s.v + line / s.m.rows * s.m.inner - start;
       const Vec<A> x = broadcast(inverse), y = broadcast(coefficient * s.u[line % s.m.rows]);
-      write_range(out, start, start + s.m.inner, s.past_caches,
-                  [&](int64_t e, int64_t n) { return load_n(g + e, n) * x + load_n(v + e, n) * y; });
+      write_range(out, start, start + s.m.inner, s.past_caches, [&](int64_t e, int64_t n) {
+        return multiply_add<A>(load_n(g + e, n), x, load_n(v + e, n) * y);
+      });
     }
   }
 
@@ -628,10 +629,12 @@ struct GradientWork {
       const A* v = s.v + line / s.m.rows * s.m.inner - start;
       const Vec<A> x = broadcast(inverse), y = broadcast(minus_q),
                    z = broadcast(outer * s.u[line % s.m.rows]);
-      write_range(grad_grad, start, end, s.past_caches,
-                  [&](int64_t e, int64_t n) { return load_n(h + e, n) * x + load_n(s.m.data + e, n) * y; });
-      write_range(grad_weight, start, end, s.past_caches,
-                  [&](int64_t e, int64_t n) { return load_n(g + e, n) * y + load_n(v + e, n) * z; });
+      write_range(grad_grad, start, end, s.past_caches, [&](int64_t e, int64_t n) {
+        return multiply_add<A>(load_n(h + e, n), x, load_n(s.m.data + e, n) * y);
+      });
+      write_range(grad_weight, start, end, s.past_caches, [&](int64_t e, int64_t n) {
+        return multiply_add<A>(load_n(g + e, n), y, load_n(v + e, n) * z);
+      });
     }
   }
 };

@@ -132,6 +132,21 @@ inline Vec<A> broadcast(A x) {
   return x - Vec<A>{};
 }
 
+// a b + c. Of a sum of two products a compiler may fuse either, and does so differently in the copies of a loop
+// (head, body, tail); where the address decides which copy an element meets, this keeps its bits the same.
+template <class A>
+inline Vec<A> multiply_add(Vec<A> a, Vec<A> b, Vec<A> c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  return (Vec<A>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  return (Vec<A>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return a * b + c;
+#endif
+}
+
 inline Vec<double> load(const double* p) {
   Vec<double> x;
   std::memcpy(&x, p, sizeof x);
