@@ -38,6 +38,9 @@ AS_PUBLISHED = {  # names and order of torch's functions, and of StyleGAN's, as 
     "upsample2d": ["filter", "up", "padding", "flip_filter", "gain"],
     "downsample2d": ["filter", "down", "padding", "flip_filter", "gain"],
     "filter2d": ["filter", "padding", "flip_filter", "gain"],
+    **{f"upsample{d}d": ["filter", "up", "padding", "flip_filter", "gain"] for d in (1, 3)},
+    **{f"downsample{d}d": ["filter", "down", "padding", "flip_filter", "gain"] for d in (1, 3)},
+    **{f"filter{d}d": ["filter", "padding", "flip_filter", "gain"] for d in (1, 3)},
 }
 # The name is torch's, and so is the preset.
 SLOPE_OF_TORCH = {"leaky_relu", "LeakyReLU"}

@@ -1,7 +1,8 @@
 """Whether a generator makes checkerboard patterns, and which of its layers does.
 
 An upsampling layer treats its output samples differently according to their place modulo the stride, their phase. If
-some phases sum more terms than others, noise, features and gradients come out with a grid of that stride in them.
+some phases sum more terms than others, noise, features and gradients come out with a grid of that stride in them: a
+checkerboard in images, a tone at the sampling rate over the stride in signals.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,17 +32,20 @@ if TYPE_CHECKING:
 CLEAN = 1.05  # the largest ratio of a geometry's phase energies that is called clean
 CLEAN_WEIGHTS = 1.25  # of the weights': drawn at random they are never quite even
 CLEAN_PATTERN = 0.05
-SIZE = 16  # of the feature maps that layers are measured on
+SIZES = {1: 64, 2: 16, 3: 12}  # of the feature maps that layers are measured on, by their dimensions
 DRAWS = 4
 BATCH = 8
 
-Map = list[list[float]]
+Map = list[Any]  # a number for each phase: [factor] for signals, [factor][factor] for images, and so on
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_KINDS = {3: "signals [N, C, L]", 4: "images [N, C, H, W]", 5: "volumes [N, C, D, H, W]"}
 
 
 @dataclass
 class Stage:
-    """One upsampling layer. Maps hold the energy of each output phase, [factor][factor], with mean 1; ratios are that
-    of the largest entry over the smallest: 1 is clean."""
+    """One upsampling layer. Maps hold the energy of each output phase, [factor] for each dimension, with mean 1; ratios
+    are that of the largest entry over the smallest: 1 is clean."""
 
     layer: str  # its name in the generator; "" is the generator itself
     kind: str
@@ -68,11 +73,11 @@ class Report:
     factor: int  # of all stages together
     image_energy: Map  # of the images' Laplacian, by phase modulo the factor of the last stage
     image_ratio: float
-    # Power of the images at frequencies of the strides over the median power around: period in pixels, (vertical,
-    # horizontal) frequency in cycles a pixel, ratio.
+    # Power of the images at frequencies of the strides over the median power around: period in pixels, frequency in
+    # cycles a pixel along each axis (vertical, horizontal), ratio.
     peaks: list[dict[str, Any]]
     culprit: str | None  # the layer with the largest ratio; None where all are clean
-    spectrum: Tensor = field(repr=False)  # [H, W], mean power, frequency 0 in the middle
+    spectrum: Tensor = field(repr=False)  # [H, W] (or [L], [D, H, W]), mean power, frequency 0 in the middle
 
     @property
     def clean(self) -> bool:
@@ -94,7 +99,8 @@ class Report:
             geometry = "-" if s.overlap_ratio is None else f"{s.overlap_ratio:.2f}"
             numbers = geometry, f"{s.ratio:.2f}", f"{s.gradient_ratio:.2f}", f"{s.pattern:.0%}"
             table.add_row(s.layer or "(itself)", s.kind, str(s.factor), *numbers, s.advice or "clean")
-        table.add_row("images", "", str(self.factor), "", f"{self.image_ratio:.2f}", "", "", self._peak_line())
+        what = _KINDS[self.spectrum.ndim + 2].split()[0]
+        table.add_row(what, "", str(self.factor), "", f"{self.image_ratio:.2f}", "", "", self._peak_line())
         return table
 
     def _peak_line(self) -> str:
@@ -102,7 +108,8 @@ class Report:
         return "" if worst is None else f"spectrum: x{worst['ratio']:.1f} at period {worst['period']}"
 
     def save_picture(self, path: Path | str) -> None:
-        """Overlap and energy maps of every stage, and the spectrum of the images, as a PNG."""
+        """Overlap and energy maps of every stage, and the spectrum of the images, as a PNG. Of volumes, slices stand
+        side by side, and the spectrum is the mean over the depth's frequencies."""
         Figure = extras.load("matplotlib.figure", "a picture").Figure
 
         figure = Figure(figsize=(3 * (len(self.stages) + 1), 6), layout="constrained")
@@ -115,18 +122,28 @@ class Report:
                 axis.set_axis_off()
                 if values is None:
                     continue
-                tiled = torch.tensor(values).repeat(8 // stage.factor or 1, 8 // stage.factor or 1)
+                flat = _as_plane(torch.tensor(values))
+                tiled = flat.repeat(*(8 // n or 1 for n in flat.shape))
                 axis.imshow(tiled.numpy(), vmin=0, vmax=2, cmap="coolwarm")
                 axis.set_title(f"{stage.layer or stage.kind}\n{what}: {ratio:.2f}", fontsize=9)
-        axes[0][-1].imshow(self.spectrum.clamp_min(1e-12).log10().numpy(), cmap="magma")
-        axes[0][-1].set_title("spectrum of the images", fontsize=9)
-        axes[1][-1].imshow(self.image_energy, vmin=0, vmax=2, cmap="coolwarm")
-        axes[1][-1].set_title(f"images' phases: {self.image_ratio:.2f}", fontsize=9)
+        what = _KINDS[self.spectrum.ndim + 2].split()[0]
+        power = self.spectrum.clamp_min(1e-12).log10()
+        if power.ndim == 1:
+            axes[0][-1].plot(power.numpy())
+        else:
+            axes[0][-1].imshow((power if power.ndim == 2 else power.mean(0)).numpy(), cmap="magma")
+        axes[0][-1].set_title(f"spectrum of the {what}", fontsize=9)
+        axes[1][-1].imshow(_as_plane(torch.tensor(self.image_energy)).numpy(), vmin=0, vmax=2, cmap="coolwarm")
+        axes[1][-1].set_title(f"{what}' phases: {self.image_ratio:.2f}", fontsize=9)
         for axis in (axes[0][-1], axes[1][-1]):
             axis.set_axis_off()
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=100, format=Path(path).suffix[1:].lower() or "png")
         write_bytes(path, buffer.getvalue())
+
+
+def _as_plane(phases: Tensor) -> Tensor:
+    return torch.cat(list(phases), 1) if phases.ndim == 3 else phases.expand(1, -1) if phases.ndim == 1 else phases
 
 
 def checkerboard(
@@ -145,10 +162,12 @@ def checkerboard(
     still have different weights: the fourth number is how much of the response to a constant input alternates between
     phases.
 
-    Source: Odena et al. 2016, distill.pub/2016/deconv-checkerboard.
+    Source: Odena et al. 2016, distill.pub/2016/deconv-checkerboard; for audio Donahue et al. 2019, arXiv 1802.04208,
+    section 3.2, and Pons et al. 2021, arXiv 2010.14356.
 
     Args:
-        generator: a module that makes images [N, C, H, W]; run in evaluation mode, and left as it was.
+        generator: a module that makes images [N, C, H, W], signals [N, C, L] or volumes [N, C, D, H, W]; run in
+            evaluation mode, and left as it was. Layers of that many dimensions are looked at.
         inputs: its arguments, for instance (latents, labels); by default normal latents.
         latent: the latents' length or shape, where it cannot be found out and no inputs are given.
         samples: images for the spectrum, where no inputs are given.
@@ -159,7 +178,8 @@ def checkerboard(
 
     Raises:
         ValueError: where the generator cannot be called with these inputs (the message says how to pass labels), makes
-            no images, or has no upsampling.
+            no images, signals or volumes, has no upsampling, or upsamples in another number of dimensions than it ends
+            with.
 
     >>> report = checkerboard(nn.Sequential(nn.ConvTranspose2d(8, 3, 3, stride=2)), torch.randn(2, 8, 4, 4))
     >>> report.culprit, report.stages[0].overlap_ratio > 2
@@ -174,18 +194,16 @@ def checkerboard(
         images, found = _trace(generator, arguments)
         if not found:
             raise ValueError(
-                f"checkerboard: {type(generator).__name__} has no layer that upsamples (whose output has more rows and "
-                f"columns than its input): there is nothing that could make a checkerboard"
+                f"checkerboard: {type(generator).__name__} has no layer that upsamples (whose output is larger than "
+                f"its input along every axis): there is nothing that could make a checkerboard"
             )
         stages = [_stage(name, module, calls, random) for name, module, calls in found]
 
     images = images.double().cpu()
     factor = math.prod(stage.factor for stage in stages)
     last = stages[-1].factor
-    laplacian = 4 * images[..., 1:-1, 1:-1] - images[..., :-2, 1:-1] - images[..., 2:, 1:-1]
-    laplacian = laplacian - images[..., 1:-1, :-2] - images[..., 1:-1, 2:]
-    edge = min(4, (images.shape[-1] - 2 * last) // 2 // last * last)
-    image_energy = _by_phase(laplacian, last, max(edge, 0), offset=1)
+    edge = min(4, (min(images.shape[2:]) - 2 * last) // 2 // last * last)
+    image_energy = _by_phase(_laplacian(images), last, max(edge, 0), offset=1)
     spectrum = _spectrum(images)
     worst = max(stages, key=lambda stage: (stage.advice is not None, stage.severity))
     culprit = worst.layer if worst.advice else None
@@ -231,8 +249,8 @@ def _latent(generator: nn.Module) -> int | tuple[int, ...]:
     for module in generator.modules():
         if isinstance(module, nn.Linear):
             return module.in_features
-        if isinstance(module, nn.ConvTranspose2d):
-            return module.in_channels, 1, 1
+        if isinstance(module, _TRANSPOSED):
+            return module.in_channels, *[1] * len(module.kernel_size)
     raise ValueError(
         f"checkerboard: the shape of the latents of {type(generator).__name__} cannot be found out; pass latent=128 or "
         f"inputs=(latents,)"
@@ -244,7 +262,7 @@ def _trace(generator: nn.Module, arguments: list[Any]) -> tuple[Tensor, list[tup
     names = {module: name for name, module in generator.named_modules()}
     calls: list[tuple[nn.Module, tuple]] = []
     outputs: dict[nn.Module, Tensor] = {}
-    others: list[nn.Module] = []  # upsample in one or three dimensions
+    by_kind: list[tuple[nn.Module, int]] = []  # upsampling layers by their class, and how many dimensions they had
     last_convolution: list[Any] = [None, None, None]  # module, its arguments, its output
     shuffled: dict[nn.Module, tuple[nn.Module, tuple]] = {}  # the convolution before a pixel shuffle is part of it
 
@@ -256,9 +274,11 @@ def _trace(generator: nn.Module, arguments: list[Any]) -> tuple[Tensor, list[tup
             shuffled[module] = last_convolution[0], last_convolution[1]
         if isinstance(module, nn.Conv2d):
             last_convolution[:] = module, args, output
-        if isinstance(module, _IN_ONE_OR_THREE) and x.ndim in (3, 5) and _grows(x, output):
-            others.append(module)
-        if x.ndim == output.ndim == 4 and min(x.shape[2:]) >= 2 and _factor(module, x, output) >= 2:
+        if isinstance(module, nn.Linear):  # which has no phases: every output is a sum of its own
+            return
+        if isinstance(module, (*_TRANSPOSED, nn.Upsample)) and x.ndim in _KINDS and _factor(module, x, output) >= 2:
+            by_kind.append((module, x.ndim))
+        if x.ndim == output.ndim and x.ndim in _KINDS and min(x.shape[2:]) >= 2 and _factor(module, x, output) >= 2:
             calls.append((module, args))
             outputs[module] = output
 
@@ -272,14 +292,19 @@ def _trace(generator: nn.Module, arguments: list[Any]) -> tuple[Tensor, list[tup
     finally:
         for hook in hooks:
             hook.remove()
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        came = shown(images)
-        raise ValueError(f"checkerboard: {type(generator).__name__} made no images [N, C, H, W], but {came}")
-    if others:
+    if not isinstance(images, Tensor) or images.ndim not in _KINDS:
+        came, kinds = shown(images), list(_KINDS.values())
         raise ValueError(
-            f"checkerboard: {names[others[0]] or 'the generator itself'} ({type(others[0]).__name__}) upsamples in one "
-            f"or three dimensions; only layers of images [N, C, H, W] are looked at"
+            f"checkerboard: {type(generator).__name__} made no {', '.join(kinds[:-1])} or {kinds[-1]}, but {came}"
         )
+    for module, ndim in by_kind:
+        if ndim != images.ndim:
+            raise ValueError(
+                f"checkerboard: {names[module] or 'the generator itself'} ({type(module).__name__}) upsamples "
+                f"{_KINDS[ndim]}, and the generator makes {_KINDS[images.ndim]}; only layers of that "
+                f"many dimensions are looked at"
+            )
+    calls = [(module, args) for module, args in calls if outputs[module].ndim == images.ndim]
     upsampling = {module for module, _ in calls}
     innermost = [
         (names[module], module, args)
@@ -287,11 +312,11 @@ def _trace(generator: nn.Module, arguments: list[Any]) -> tuple[Tensor, list[tup
         if not any(child in upsampling for child in module.modules() if child is not module)
     ]
     for name, module, args in innermost:
-        vertical, horizontal = _factors(module, args[0], outputs[module])
-        if vertical != horizontal:
+        factors = _factors(module, args[0], outputs[module])
+        if len(set(factors)) > 1:
             raise ValueError(
-                f"checkerboard: {name or 'the generator itself'} ({type(module).__name__}) makes {vertical} times the "
-                f"rows and {horizontal} times the columns; only layers with one factor for both are looked at"
+                f"checkerboard: {name or 'the generator itself'} ({type(module).__name__}) makes {factors} times the "
+                f"samples of its axes; only layers with one factor for all axes are looked at"
             )
     for i, (name, module, _) in enumerate(innermost):
         if module in shuffled:
@@ -312,19 +337,11 @@ def _call_failed(generator: nn.Module, arguments: list[Any], error: Exception) -
     return message
 
 
-_IN_ONE_OR_THREE = (nn.ConvTranspose1d, nn.ConvTranspose3d, nn.Upsample)
-
-
-def _grows(x: Tensor, output: Tensor) -> bool:
-    return any(after >= 1.5 * before for before, after in zip(x.shape[2:], output.shape[2:]))
-
-
-def _factors(module: nn.Module, x: Tensor, output: Tensor) -> tuple[int, int]:
-    """How many rows and columns a layer makes of one."""
-    if isinstance(module, nn.ConvTranspose2d):
-        rows, columns = module.stride
-        return rows, columns
-    return round(output.shape[2] / x.shape[2]), round(output.shape[3] / x.shape[3])
+def _factors(module: nn.Module, x: Tensor, output: Tensor) -> tuple[int, ...]:
+    """How many samples a layer makes of one along each axis."""
+    if isinstance(module, _TRANSPOSED):
+        return module.stride
+    return tuple(round(after / before) for before, after in zip(x.shape[2:], output.shape[2:]))
 
 
 def _factor(module: nn.Module, x: Tensor, output: Tensor) -> int:
@@ -337,7 +354,8 @@ def _factor(module: nn.Module, x: Tensor, output: Tensor) -> int:
 def _stage(name: str, module: nn.Module, args: tuple, random: torch.Generator) -> Stage:
     x, *rest = args
     rest = [r[:1].expand(BATCH, *r.shape[1:]) if isinstance(r, Tensor) and r.ndim else r for r in rest]
-    shape = BATCH, x.shape[1], SIZE, SIZE
+    axes = x.ndim - 2
+    shape = BATCH, x.shape[1], *[SIZES[axes]] * axes
 
     def noise(*size: int) -> Tensor:
         return torch.randn(size, generator=random).to(x)
@@ -353,7 +371,7 @@ def _stage(name: str, module: nn.Module, args: tuple, random: torch.Generator) -
         draws = [module(noise(*shape), *rest) for _ in range(DRAWS)]
         centre = torch.cat(draws).mean(0)
         energy = _mean_map(_by_phase(y - centre, factor, edge * factor) for y in draws)
-        constant = noise(*shape[:2], 1, 1).expand(shape)
+        constant = noise(*shape[:2], *[1] * axes).expand(shape)
         pattern = _pattern(module(constant, *rest) - module(torch.zeros_like(constant), *rest), factor, edge * factor)
     gradient = _gradient_energy(lambda x: module(x, *rest), noise, shape, factor, edge)
     overlap = None
@@ -377,24 +395,35 @@ def _stage(name: str, module: nn.Module, args: tuple, random: torch.Generator) -
 
 
 def _by_phase(y: Tensor, factor: int, edge: int, offset: int = 0) -> Map:
-    """The mean square of y by phase, with mean 1. The first row and column of y are at ``offset``."""
-    if edge:
-        y = y[..., edge:-edge, edge:-edge]
-    energy = torch.zeros(factor, factor, dtype=torch.float64)
-    for i in range(factor):
-        for j in range(factor):
-            a, b = (i - offset - edge) % factor, (j - offset - edge) % factor
-            energy[i, j] = y[..., a::factor, b::factor].double().square().mean()
+    """The mean square of y by phase, with mean 1. The first sample of each axis of y is at ``offset``."""
+    axes = y.ndim - 2
+    # As many samples of one phase as of another.
+    y = y[_last(slice(edge, edge + (n - 2 * edge) // factor * factor) for n in y.shape[2:])]
+    energy = torch.zeros([factor] * axes, dtype=torch.float64)
+    for phase in _phases(factor, axes):
+        first = [(i - offset - edge) % factor for i in phase]
+        energy[phase] = y[_last(slice(i, None, factor) for i in first)].double().square().mean()
     return _normalised(energy)
+
+
+def _last(each: Iterable[Any]) -> tuple[Any, ...]:
+    """The index of a tensor's last axes."""
+    return ..., *each
+
+
+def _phases(factor: int, axes: int) -> Iterable[tuple[int, ...]]:
+    return itertools.product(range(factor), repeat=axes)
 
 
 def _pattern(y: Tensor, factor: int, edge: int) -> float:
     """Of the energy of y's interior, the share that is left when every block of phases is replaced by its mean."""
-    rows, columns = ((n - 2 * edge) // factor * factor for n in y.shape[2:])
-    y = y[..., edge : edge + rows, edge : edge + columns].double()
-    y = y.unflatten(3, (-1, factor)).unflatten(2, (-1, factor))
+    sizes = [(n - 2 * edge) // factor * factor for n in y.shape[2:]]
+    y = y[_last(slice(edge, edge + n) for n in sizes)].double()
+    for axis in range(y.ndim - 1, 1, -1):
+        y = y.unflatten(axis, (-1, factor))
     total = y.square().sum()
-    return ((y - y.mean((3, 5), keepdim=True)).square().sum() / total).item() if total > 0 else 0.0
+    within = tuple(range(3, y.ndim, 2))
+    return ((y - y.mean(within, keepdim=True)).square().sum() / total).item() if total > 0 else 0.0
 
 
 def _normalised(energy: Tensor) -> Map:
@@ -407,30 +436,30 @@ def _mean_map(maps: Iterable[Map]) -> Map:
 
 
 def _ratio(energy: Map) -> float:
-    values = [value for row in energy for value in row]
-    return max(values) / min(values) if min(values) > 0 else math.inf
+    least, most = torch.tensor(energy, dtype=torch.float64).aminmax()
+    return (most / least).item() if least > 0 else math.inf
 
 
 def _gradient_energy(
     run: Callable[[Tensor], Tensor], noise: Callable[..., Tensor], shape: Sequence[int], factor: int, edge: int
 ) -> Map:
-    energy = torch.zeros(factor, factor, dtype=torch.float64)
+    axes = len(shape) - 2
+    energy = torch.zeros([factor] * axes, dtype=torch.float64)
     with torch.enable_grad():
         x = noise(*shape).requires_grad_()
         y = run(x)
         border = edge * factor
         for _ in range(DRAWS):
             white = noise(*y.shape)
-            for i in range(factor):
-                for j in range(factor):
-                    one = torch.zeros_like(y)
-                    one[..., border + i : y.shape[2] - border : factor, border + j : y.shape[3] - border : factor] = 1
-                    (g,) = torch.autograd.grad(y, x, white * one, retain_graph=True)
-                    energy[i, j] += g.double().square().sum() / one.sum()
+            for phase in _phases(factor, axes):
+                one = torch.zeros_like(y)
+                one[_last(slice(border + i, n - border, factor) for i, n in zip(phase, y.shape[2:]))] = 1
+                (g,) = torch.autograd.grad(y, x, white * one, retain_graph=True)
+                energy[phase] += g.double().square().sum() / one.sum()
     return _normalised(energy)
 
 
-_NORMS = (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 @torch.no_grad()
@@ -444,24 +473,29 @@ def _overlap(module: nn.Module, shape: Sequence[int], rest: Sequence[Any], like:
     for parameter in same.parameters():
         parameter.fill_(1 if parameter.ndim >= 2 else 0)
     x = torch.zeros(1, *shape[1:], dtype=torch.float64, device=like.device)
-    x[:, :, shape[2] // 2, shape[3] // 2] = 1
+    x[_last(n // 2 for n in shape[2:])] = 1
     rest = [r[:1] if isinstance(r, Tensor) and r.ndim else r for r in rest]
     return _by_phase(same(x, *rest), factor, 0)
 
 
 def _advice(module: nn.Module, stage: Stage) -> str | None:
-    if isinstance(module, nn.ConvTranspose2d) and (stage.overlap_ratio or 1) > CLEAN:
+    axes = torch.tensor(stage.energy).ndim
+    # There are layers of ours, and replacements, for images; the same mathematics by torch's for the others.
+    resize = "gankern.nn.UpsampleConv2d" if axes == 2 else f"nn.Upsample and nn.Conv{axes}d"
+    replacing = "gankern.replace_upsampling" if axes == 2 else f"gankern.nn.SubpixelConv{axes}d"
+    if isinstance(module, _TRANSPOSED) and (stage.overlap_ratio or 1) > CLEAN:
         kernel, stride = module.kernel_size[0], module.stride[0]
         return (
             f"stride {stride} does not divide kernel size {kernel}: take kernel size {2 * stride}, a "
-            f"resize-convolution or a sub-pixel convolution (gankern.replace_upsampling)"
+            f"resize-convolution or a sub-pixel convolution ({replacing})"
         )
     if (stage.overlap_ratio or 1) > CLEAN:
-        return "its geometry overlaps unevenly: take a resize-convolution (gankern.nn.UpsampleConv2d)"
+        return f"its geometry overlaps unevenly: take a resize-convolution ({resize})"
     if max(stage.ratio, stage.gradient_ratio) > CLEAN_WEIGHTS or stage.pattern > CLEAN_PATTERN:
         return (
-            "its geometry is even, its weights are not: a resize-convolution cannot have such weights "
-            "(gankern.replace_upsampling), a sub-pixel convolution need not start with them (gankern.nn.init.icnr_)"
+            f"its geometry is even, its weights are not: a resize-convolution "
+            f"({'gankern.replace_upsampling' if axes == 2 else resize}) cannot have such weights, "
+            f"a sub-pixel convolution need not start with them (gankern.nn.init.icnr_)"
         )
     return None
 
@@ -469,32 +503,42 @@ def _advice(module: nn.Module, stage: Stage) -> str | None:
 # ---- the images ---------------------------------------------------------------------------------------------
 
 
+def _laplacian(images: Tensor) -> Tensor:
+    """Second differences along all axes, of the samples that have neighbours on all of them."""
+    total = torch.zeros(())
+    for axis in range(2, images.ndim):
+        line = images
+        for other in range(2, images.ndim):
+            if other != axis:
+                line = line.narrow(other, 1, line.shape[other] - 2)
+        total = total - line.diff(n=2, dim=axis)
+    return total
+
+
 def _spectrum(images: Tensor) -> Tensor:
-    images = images - images.mean((2, 3), keepdim=True)
+    axes = tuple(range(2, images.ndim))
+    images = images - images.mean(axes, keepdim=True)
     # Hann's window: what differs between opposite edges would otherwise be in all frequencies of an axis.
-    for axis in (2, 3):
+    for axis in axes:
         window = torch.hann_window(images.shape[axis], dtype=images.dtype, device=images.device)
-        images = images * window.unflatten(0, (-1, *[1] * (3 - axis)))
-    power = torch.fft.fft2(images).abs().square().mean((0, 1))
+        images = images * window.unflatten(0, (-1, *[1] * (images.ndim - 1 - axis)))
+    power = torch.fft.fftn(images, dim=axes).abs().square().mean((0, 1))
     return torch.fft.fftshift(power)
 
 
 def _peaks(spectrum: Tensor, factor: int) -> list[dict[str, Any]]:
-    height, width = spectrum.shape
+    axes = spectrum.ndim
+    ring = [step for step in itertools.product(range(-2, 3), repeat=axes) if max(map(abs, step)) == 2]
     peaks = []
     period = 2
-    while period <= factor and period <= min(height, width) // 4:
-        for vertical, horizontal in ((0, 1), (1, 0), (1, 1)):
-            y = (height // 2 + vertical * height // period) % height
-            x = (width // 2 + horizontal * width // period) % width
-            around = [
-                spectrum[(y + dy) % height, (x + dx) % width]
-                for dy in range(-2, 3)
-                for dx in range(-2, 3)
-                if max(abs(dy), abs(dx)) == 2
-            ]
+    while period <= factor and period <= min(spectrum.shape) // 4:
+        for direction in itertools.product((0, 1), repeat=axes):
+            if not any(direction):
+                continue
+            at = [(n // 2 + d * n // period) % n for n, d in zip(spectrum.shape, direction)]
+            around = [spectrum[tuple((i + d) % n for i, d, n in zip(at, step, spectrum.shape))] for step in ring]
             median = torch.stack(around).median()
-            ratio = (spectrum[y, x] / median).item() if median > 0 else 1.0
-            peaks.append({"period": period, "frequency": [vertical / period, horizontal / period], "ratio": ratio})
+            ratio = (spectrum[tuple(at)] / median).item() if median > 0 else 1.0
+            peaks.append({"period": period, "frequency": [d / period for d in direction], "ratio": ratio})
         period *= 2
     return peaks

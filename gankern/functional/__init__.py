@@ -29,14 +29,20 @@ from gankern.functional.spectral_norm import (
     spectral_norm_group,
 )
 from gankern.functional.upfirdn2d import (
+    downsample1d,
     downsample2d,
+    downsample3d,
+    filter1d,
     filter2d,
+    filter3d,
     fir_downsample_conv2d,
     fir_upsample_conv2d,
     upfirdn1d,
     upfirdn2d,
     upfirdn3d,
+    upsample1d,
     upsample2d,
+    upsample3d,
 )
 from gankern.functional.virtual_batch_norm import virtual_batch_norm, virtual_batch_norm_statistics
 
@@ -53,8 +59,12 @@ __all__ = [
     "conv2d",
     "conv2d_downsample",
     "conv_transpose2d",
+    "downsample1d",
     "downsample2d",
+    "downsample3d",
+    "filter1d",
     "filter2d",
+    "filter3d",
     "fir_downsample_conv2d",
     "fir_upsample_conv2d",
     "gradient_penalty",
@@ -72,7 +82,9 @@ __all__ = [
     "upfirdn1d",
     "upfirdn2d",
     "upfirdn3d",
+    "upsample1d",
     "upsample2d",
+    "upsample3d",
     "upsample_conv2d",
     "virtual_batch_norm",
     "virtual_batch_norm_statistics",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
@@ -101,15 +102,7 @@ def upfirdn1d(
     >>> upfirdn1d(torch.tensor([[[1.0, 2.0]]]), torch.tensor([1.0, 1.0]), up=2, padding=(1, 0))
     tensor([[[1., 1., 2., 2.]]])
     """
-    name = "upfirdn1d"
-    _dimensions(name, x, filter, 1)
-    (up,), (down,) = _factors(name, "up", up, 1), _factors(name, "down", down, 1)
-    before, after = _ends(name, padding, 1)
-    y = upfirdn2d(
-        x.unsqueeze(2), filter[None], (1, up), (1, down), (before, after, 0, 0), flip_filter, gain,
-        implementation=implementation,
-    )  # fmt: skip
-    return y.squeeze(2)
+    return _along_axes("upfirdn1d", 1, x, filter, up, down, padding, None, flip_filter, gain, implementation)
 
 
 def upfirdn3d(
@@ -143,31 +136,62 @@ def upfirdn3d(
     >>> upfirdn3d(torch.ones(1, 2, 4, 4, 4), torch.tensor([0.5, 0.5]), up=2, padding=(1, 0, 1, 0, 1, 0), gain=8).shape
     torch.Size([1, 2, 8, 8, 8])
     """
-    name = "upfirdn3d"
-    _dimensions(name, x, filter, 3)
-    ups, downs = _factors(name, "up", up, 3), _factors(name, "down", down, 3)
-    edges = _ends(name, padding, 3)
-    samples, channels, depth = x.shape[:3]
-    planes = upfirdn2d(
-        x.flatten(1, 2), filter, ups[1:], downs[1:], edges[:4], flip_filter, gain, implementation=implementation
-    )
-    size = planes.shape[2:]
-    lines = planes.reshape(samples, channels, depth, size[0] * size[1])
-    y = upfirdn2d(
-        lines, filter[:, None], (ups[0], 1), (downs[0], 1), (0, 0, *edges[4:]), flip_filter,
-        implementation=implementation,
-    )  # fmt: skip
-    return y.reshape(samples, channels, y.shape[2], *size)
+    return _along_axes("upfirdn3d", 3, x, filter, up, down, padding, None, flip_filter, gain, implementation)
 
 
-def _dimensions(name: str, x: Tensor, filter: Tensor, axes: int) -> None:
+_AXES = {1: ("samples",), 3: ("planes", "rows", "columns")}
+
+
+def _along_axes(
+    name: str,
+    axes: int,
+    x: Tensor,
+    filter: Tensor,
+    up: Pair,
+    down: Pair,
+    padding: Pair,
+    keeps_place: Callable[[int, int, int], tuple[int, int]] | None,
+    flip_filter: bool,
+    gain: float,
+    implementation: str | None,
+) -> Tensor:
+    """One filter along the one axis of signals or the three of volumes; ``keeps_place`` of (taps, up, down) is padding
+    that is added, and multiplies the gain by the factors."""
     _checks.floating(name, "x", x)
     _checks.floating(name, "filter", filter)
-    if x.ndim != axes + 2:
+    _checks.number(name, "gain", gain)
+    if x.ndim != axes + 2 or 0 in x.shape[2:]:
         wanted = "[N, C, L]" if axes == 1 else "[N, C, D, H, W]"
-        raise ValueError(f"{name}: x has shape {tuple(x.shape)}; it must be {wanted}")
+        raise ValueError(
+            f"{name}: x has shape {tuple(x.shape)}; it must be {wanted}, not empty along its {', '.join(_AXES[axes])}"
+        )
     if filter.ndim != 1 or len(filter) == 0:
         raise ValueError(f"{name}: filter has shape {tuple(filter.shape)}; it must be [k], with a tap or more")
+    ups, downs = _factors(name, "up", up, axes), _factors(name, "down", down, axes)
+    ends = _ends(name, padding, axes)
+    if keeps_place is not None:
+        extra = [keeps_place(len(filter), u, d) for u, d in zip(ups, downs)]
+        ends = [(before + b, after + a) for (before, after), (b, a) in zip(ends, extra)]
+        gain = gain * math.prod(ups)
+    for axis, n, u, (before, after) in zip(_AXES[axes], x.shape[2:], ups, ends):
+        _leaves_something(name, axis, n * u, len(filter), before, after)
+    if axes == 1:
+        y = upfirdn2d(
+            x.unsqueeze(2), filter[None], (1, *ups), (1, *downs), (*ends[0], 0, 0), flip_filter, gain,
+            implementation=implementation,
+        )  # fmt: skip
+        return y.squeeze(2)
+    # The planes first, then along the depth: images whose columns are a plane's pixels.
+    planes = upfirdn2d(
+        x.flatten(1, 2), filter, ups[1:], downs[1:], (*ends[2], *ends[1]), flip_filter, gain,
+        implementation=implementation,
+    )  # fmt: skip
+    lines = planes.unflatten(1, x.shape[1:3]).flatten(3)
+    y = upfirdn2d(
+        lines, filter[:, None], (ups[0], 1), (downs[0], 1), (0, 0, *ends[0]), flip_filter,
+        implementation=implementation,
+    )  # fmt: skip
+    return y.unflatten(3, planes.shape[2:])
 
 
 def _factors(name: str, argument: str, value: Pair, axes: int) -> tuple[int, ...]:
@@ -178,15 +202,26 @@ def _factors(name: str, argument: str, value: Pair, axes: int) -> tuple[int, ...
     return values * (axes // len(values))
 
 
-def _ends(name: str, padding: Pair, axes: int) -> tuple[int, ...]:
-    """As torch.nn.functional.pad has them: the last axis first."""
+def _ends(name: str, padding: Pair, axes: int) -> list[tuple[int, int]]:
+    """(before, after) of each axis, the first one first: torch.nn.functional.pad has them the other way round."""
     values = _integers(padding)
     if len(values) not in {1, axes, 2 * axes}:
         raise ValueError(f"{name}: padding is {padding}; it must be 1, {axes} or {2 * axes} integers")
-    if len(values) == 2 * axes:
-        return values
-    values = values * (axes // len(values))
-    return tuple(n for n in reversed(values) for _ in range(2))
+    if len(values) < 2 * axes:
+        return [(n, n) for n in values * (axes // len(values))]
+    return list(zip(values[::2], values[1::2]))[::-1]
+
+
+def _place_of_upsampling(taps: int, up: int, down: int) -> tuple[int, int]:
+    return (taps + up - 1) // 2, (taps - up) // 2
+
+
+def _place_of_downsampling(taps: int, up: int, down: int) -> tuple[int, int]:
+    return (taps - down + 1) // 2, (taps - down) // 2
+
+
+def _place_of_filtering(taps: int, up: int, down: int) -> tuple[int, int]:
+    return taps // 2, (taps - 1) // 2
 
 
 def upsample2d(
@@ -213,7 +248,7 @@ def upsample2d(
             return y
     factors = _pair(name, "up", up)
     _checks.number(name, "gain", gain)
-    extra = [(((k + u - 1) // 2), (k - u) // 2) for k, u in zip(_taps(name, filter), factors)]
+    extra = [_place_of_upsampling(k, u, 1) for k, u in zip(_taps(name, filter), factors)]
     return _run(name, x, filter, up, 1, padding, extra, flip_filter, gain * factors[0] * factors[1], implementation)
 
 
@@ -237,7 +272,7 @@ def downsample2d(
         y = nodes.upfirdn2d(x, filter, 1, down, padding, flip_filter, gain, name, implementation)
         if y is not NotImplemented:
             return y
-    extra = [((k - d + 1) // 2, (k - d) // 2) for k, d in zip(_taps(name, filter), _pair(name, "down", down))]
+    extra = [_place_of_downsampling(k, 1, d) for k, d in zip(_taps(name, filter), _pair(name, "down", down))]
     return _run(name, x, filter, 1, down, padding, extra, flip_filter, gain, implementation)
 
 
@@ -264,8 +299,110 @@ def filter2d(
         y = nodes.upfirdn2d(x, filter, 1, 1, padding, flip_filter, gain, name, implementation)
         if y is not NotImplemented:
             return y
-    extra = [(k // 2, (k - 1) // 2) for k in _taps(name, filter)]
+    extra = [_place_of_filtering(k, 1, 1) for k in _taps(name, filter)]
     return _run(name, x, filter, 1, 1, padding, extra, flip_filter, gain, implementation)
+
+
+def upsample1d(
+    x: Tensor, filter: Tensor, up: int = 2, padding: Pair = 0, flip_filter: bool = False, gain: float = 1, *,
+    implementation: str | None = None,
+) -> Tensor:  # fmt: skip
+    r""":func:`upsample2d` of signals: [N, C, L] to [N, C, L * up], with one filter [k] along each axis.
+
+    :func:`upfirdn1d` with :func:`upsample2d`'s padding and gain. Gradient order and errors are :func:`upfirdn1d`'s.
+
+    >>> import torch
+    >>> f = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    >>> upsample1d(torch.tensor([[[0.0, 8.0, 0.0]]]), f)
+    tensor([[[0., 2., 6., 6., 2., 0.]]])
+    """
+    return _along_axes(
+        "upsample1d", 1, x, filter, up, 1, padding, _place_of_upsampling, flip_filter, gain, implementation
+    )
+
+
+def downsample1d(
+    x: Tensor, filter: Tensor, down: int = 2, padding: Pair = 0, flip_filter: bool = False, gain: float = 1, *,
+    implementation: str | None = None,
+) -> Tensor:  # fmt: skip
+    r""":func:`downsample2d` of signals: [N, C, L] to [N, C, L // down], with one filter [k] along each axis.
+
+    :func:`upfirdn1d` with :func:`downsample2d`'s padding. Gradient order and errors are :func:`upfirdn1d`'s.
+
+    >>> import torch
+    >>> downsample1d(torch.arange(6.0).reshape(1, 1, 6), torch.tensor([1.0, 1.0]) / 2)  # a box of two is the mean
+    tensor([[[0.5000, 2.5000, 4.5000]]])
+    """
+    return _along_axes(
+        "downsample1d", 1, x, filter, 1, down, padding, _place_of_downsampling, flip_filter, gain, implementation
+    )
+
+
+def filter1d(
+    x: Tensor, filter: Tensor, padding: Pair = 0, flip_filter: bool = False, gain: float = 1, *,
+    implementation: str | None = None,
+) -> Tensor:  # fmt: skip
+    r""":func:`filter2d` of signals: [N, C, L] to the same shape, with one filter [k] along each axis.
+
+    :func:`upfirdn1d` with :func:`filter2d`'s padding. Gradient order and errors are :func:`upfirdn1d`'s.
+
+    >>> import torch
+    >>> filter1d(torch.ones(1, 1, 4), torch.tensor([1.0, 2.0, 1.0]) / 4)
+    tensor([[[0.7500, 1.0000, 1.0000, 0.7500]]])
+    """
+    return _along_axes("filter1d", 1, x, filter, 1, 1, padding, _place_of_filtering, flip_filter, gain, implementation)
+
+
+def upsample3d(
+    x: Tensor, filter: Tensor, up: Pair = 2, padding: Pair = 0, flip_filter: bool = False, gain: float = 1, *,
+    implementation: str | None = None,
+) -> Tensor:  # fmt: skip
+    r""":func:`upsample2d` of volumes: [N, C, D, H, W] to [N, C, D * up, ...], with one filter [k] along each axis.
+
+    :func:`upfirdn3d` with :func:`upsample2d`'s padding and gain. Gradient order and errors are :func:`upfirdn3d`'s.
+
+    >>> import torch
+    >>> f = torch.tensor([1.0, 1.0]) / 2
+    >>> upsample3d(torch.ones(1, 2, 4, 4, 4), f).shape  # a box of two is nearest-neighbour upsampling
+    torch.Size([1, 2, 8, 8, 8])
+    """
+    return _along_axes(
+        "upsample3d", 3, x, filter, up, 1, padding, _place_of_upsampling, flip_filter, gain, implementation
+    )
+
+
+def downsample3d(
+    x: Tensor, filter: Tensor, down: Pair = 2, padding: Pair = 0, flip_filter: bool = False, gain: float = 1, *,
+    implementation: str | None = None,
+) -> Tensor:  # fmt: skip
+    r""":func:`downsample2d` of volumes: [N, C, D, H, W] to [N, C, D // down, ...], with one filter [k] along each axis.
+
+    :func:`upfirdn3d` with :func:`downsample2d`'s padding. Gradient order and errors are :func:`upfirdn3d`'s.
+
+    >>> import torch
+    >>> downsample3d(torch.arange(8.0).reshape(1, 1, 2, 2, 2), torch.tensor([1.0, 1.0]) / 2)
+    tensor([[[[[3.5000]]]]])
+    """
+    return _along_axes(
+        "downsample3d", 3, x, filter, 1, down, padding, _place_of_downsampling, flip_filter, gain, implementation
+    )
+
+
+def filter3d(
+    x: Tensor, filter: Tensor, padding: Pair = 0, flip_filter: bool = False, gain: float = 1, *,
+    implementation: str | None = None,
+) -> Tensor:  # fmt: skip
+    r""":func:`filter2d` of volumes: [N, C, D, H, W] to the same shape, with one filter [k] along each axis.
+
+    :func:`upfirdn3d` with :func:`filter2d`'s padding. Gradient order and errors are :func:`upfirdn3d`'s.
+
+    >>> import torch
+    >>> filter3d(torch.ones(1, 1, 3, 3, 3), torch.tensor([1.0, 2.0, 1.0]) / 4)[0, 0, 1]
+    tensor([[0.5625, 0.7500, 0.5625],
+            [0.7500, 1.0000, 0.7500],
+            [0.5625, 0.7500, 0.5625]])
+    """
+    return _along_axes("filter3d", 3, x, filter, 1, 1, padding, _place_of_filtering, flip_filter, gain, implementation)
 
 
 def _of_convolution(
@@ -366,12 +503,15 @@ def _run(
         ("rows", x.shape[2], up[0], taps[0], *edges[2:]),
         ("columns", x.shape[3], up[1], taps[1], *edges[:2]),
     ):
-        removed = max(-before, 0) + max(-after, 0)
-        if removed >= n * u or n * u + before + after < k:
-            raise ValueError(
-                f"{name}: padding of ({before}, {after}) leaves nothing of {n * u} {axis} for a filter of {k} taps"
-            )
+        _leaves_something(name, axis, n * u, k, before, after)
     return _upfirdn2d(x, filter, up, down, edges, bool(flip_filter), float(gain), implementation)
+
+
+def _leaves_something(name: str, axis: str, size: int, taps: int, before: int, after: int) -> None:
+    if max(-before, 0) + max(-after, 0) >= size or size + before + after < taps:
+        raise ValueError(
+            f"{name}: padding of ({before}, {after}) leaves nothing of {size} {axis} for a filter of {taps} taps"
+        )
 
 
 def _taps(name: str, filter: Tensor) -> tuple[int, int]:

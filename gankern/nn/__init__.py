@@ -32,7 +32,9 @@ from gankern.nn.modules.convolution import (
     EqualizedConv2d,
     EqualizedConv3d,
     EqualizedLinear,
+    SubpixelConv1d,
     SubpixelConv2d,
+    SubpixelConv3d,
     UpsampleConv2d,
 )
 from gankern.nn.modules.instance_norm_act import (
@@ -45,7 +47,17 @@ from gankern.nn.modules.minibatch_discrimination import MinibatchDiscrimination
 from gankern.nn.modules.minibatch_stddev import MinibatchStdDev
 from gankern.nn.modules.pixel_norm import BiasActPixelNorm, PixelNorm
 from gankern.nn.modules.self_attention2d import SelfAttention2d
-from gankern.nn.modules.upfirdn2d import Blur2d, FIRDownsample2d, FIRUpsample2d
+from gankern.nn.modules.upfirdn2d import (
+    Blur1d,
+    Blur2d,
+    Blur3d,
+    FIRDownsample1d,
+    FIRDownsample2d,
+    FIRDownsample3d,
+    FIRUpsample1d,
+    FIRUpsample2d,
+    FIRUpsample3d,
+)
 from gankern.nn.modules.virtual_batch_norm import (
     VirtualBatchNorm1d,
     VirtualBatchNorm2d,
@@ -64,7 +76,9 @@ __all__ = [
     "BatchNormAct3d",
     "BiasAct",
     "BiasActPixelNorm",
+    "Blur1d",
     "Blur2d",
+    "Blur3d",
     "ConditionalBatchNorm1d",
     "ConditionalBatchNorm2d",
     "ConditionalBatchNorm3d",
@@ -75,8 +89,12 @@ __all__ = [
     "EqualizedConv2d",
     "EqualizedConv3d",
     "EqualizedLinear",
+    "FIRDownsample1d",
     "FIRDownsample2d",
+    "FIRDownsample3d",
+    "FIRUpsample1d",
     "FIRUpsample2d",
+    "FIRUpsample3d",
     "InstanceNorm2d",
     "InstanceNormAct1d",
     "InstanceNormAct2d",
@@ -91,7 +109,9 @@ __all__ = [
     "PixelNorm",
     "ReLU",
     "SelfAttention2d",
+    "SubpixelConv1d",
     "SubpixelConv2d",
+    "SubpixelConv3d",
     "UpsampleConv2d",
     "VirtualBatchNorm1d",
     "VirtualBatchNorm2d",

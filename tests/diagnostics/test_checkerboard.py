@@ -132,7 +132,7 @@ def test_bad_input():
     assert diagnostics.checkerboard(Conditional(), (latents, torch.tensor([0, 1, 2, 0]))).stages
     with pytest.raises(ValueError, match="Sequential has no layer that upsamples"):
         diagnostics.checkerboard(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)), torch.randn(1, 3, 8, 8))
-    with pytest.raises(ValueError, match="made no images"):
+    with pytest.raises(ValueError, match="made no signals .*, images"):
         diagnostics.checkerboard(nn.Sequential(nn.Linear(8, 4)))
     with pytest.raises(ValueError, match="latents of Resize cannot be found out; pass latent=128"):
         diagnostics.checkerboard(Resize())
@@ -273,10 +273,71 @@ class InOneDimension(nn.Module):
         return self.last(y if y.ndim == 4 else y[:, :, None].expand(-1, -1, 8, -1))
 
 
-@pytest.mark.parametrize("dimensions", [1, 3])
-def test_layers_that_it_has_no_formula_for_are_refused(dimensions):
-    with pytest.raises(ValueError, match=rf"up \(ConvTranspose{dimensions}d\) upsamples in one or three dimensions"):
+@pytest.mark.parametrize(("dimensions", "kind"), [(1, "signals"), (3, "volumes")])
+def test_layers_of_other_dimensions_than_the_result_are_refused(dimensions, kind):
+    with pytest.raises(ValueError, match=rf"up \(ConvTranspose{dimensions}d\) upsamples {kind} .*makes images"):
         diagnostics.checkerboard(InOneDimension(dimensions), torch.randn(2, 4, 8, 8))
+
+
+CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+BLURRED = {1: gnn.FIRUpsample1d, 3: gnn.FIRUpsample3d}
+SHUFFLED = {1: gnn.SubpixelConv1d, 3: gnn.SubpixelConv3d}
+
+
+def in_dimensions(d, upsampling):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        CONVOLUTION[d](4, 32, 3, padding=1), nn.ReLU(), upsampling(), CONVOLUTION[d](8, 2, 3, padding=1)
+    )
+
+
+def diagnose_in(d, upsampling):
+    return diagnostics.checkerboard(in_dimensions(d, upsampling), torch.randn(8, 4, *[{1: 32, 3: 6}[d]] * d))
+
+
+# Along an axis an output sums 1 or 2 products for kernel 3 and stride 2, and 2 or 3 for kernel 9 and stride 4.
+@pytest.mark.parametrize(
+    ("d", "kernel", "stride", "ratio"), [(1, 3, 2, 2), (1, 9, 4, 3 / 2), (1, 16, 4, 1), (3, 3, 2, 8), (3, 4, 2, 1)]
+)
+def test_transposed_convolutions_of_signals_and_volumes(d, kernel, stride, ratio):
+    report = diagnose_in(d, lambda: TRANSPOSED[d](32, 8, kernel, stride, (kernel - stride + 1) // 2))
+    (stage,) = report.stages
+    assert stage.overlap_ratio == pytest.approx(ratio, rel=1e-9)
+    assert torch.tensor(stage.energy).shape == (stride,) * d and stage.factor == stride
+    assert (report.culprit == "2") or ratio == 1
+    if ratio > 1:
+        assert stage.advice.startswith(f"stride {stride} does not divide kernel size {kernel}")
+        assert f"SubpixelConv{d}d" in stage.advice
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_clean_upsampling_of_signals_and_volumes(d):
+    for upsampling in (
+        lambda: nn.Sequential(nn.Upsample(scale_factor=2), CONVOLUTION[d](32, 8, 3, padding=1)),
+        lambda: nn.Sequential(BLURRED[d](), CONVOLUTION[d](32, 8, 3, padding=1)),
+        lambda: SHUFFLED[d](32, 8, 3, padding=1),
+    ):
+        report = diagnose_in(d, upsampling)
+        assert report.clean and report.stages[0].pattern < 1e-6
+    report = diagnose_in(d, lambda: SHUFFLED[d](32, 8, 3, padding=1, icnr=False))
+    assert not report.clean and report.stages[0].pattern > 0.3  # about 1 - 1 / 2**d
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_the_report_of_signals_and_volumes(d, tmp_path):
+    report = diagnose_in(d, lambda: TRANSPOSED[d](32, 8, 3, 2, 1, 1))
+    assert json.loads(json.dumps(report.to_dict()))["stages"][0]["kind"] == f"ConvTranspose{d}d"
+    assert report.table().columns[0]._cells[-1] == {1: "signals", 3: "volumes"}[d]
+    report.save_picture(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+    assert len(report.peaks) == 2**d - 1  # a tone of half the sampling rate along each axis, face and space diagonal
+    assert max(peak["ratio"] for peak in report.peaks) > 20
+
+
+def test_the_latents_of_a_generator_of_signals():
+    report = diagnostics.checkerboard(nn.Sequential(nn.ConvTranspose1d(8, 8, 4), nn.ConvTranspose1d(8, 1, 4, 2, 1)))
+    assert [stage.layer for stage in report.stages] == ["1"]
 
 
 @pytest.mark.parametrize(
@@ -284,16 +345,16 @@ def test_layers_that_it_has_no_formula_for_are_refused(dimensions):
     [nn.ConvTranspose2d(4, 3, 3, (2, 1)), nn.ConvTranspose2d(4, 3, 5, (3, 2)), nn.Upsample(scale_factor=(1, 2))],
 )
 def test_other_factors_for_rows_than_for_columns_are_refused(layer):
-    with pytest.raises(ValueError, match=r"2\.1 .* times the rows and . times the columns"):
+    with pytest.raises(ValueError, match=r"2\.1 .* makes \(\d, \d\) times the samples of its axes"):
         diagnostics.checkerboard(
             nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Identity(), nn.Sequential(nn.ReLU(), layer)),
             torch.randn(2, 4, 8, 8),
         )
 
 
-def test_volumes_are_no_images():
-    with pytest.raises(ValueError, match=r"made no images .* but a tensor \(2, 3, 10, 10, 10\)"):
-        diagnostics.checkerboard(nn.ConvTranspose3d(4, 3, 4, 2), torch.randn(2, 4, 4, 4, 4))
+def test_what_is_neither_signal_nor_image_nor_volume():
+    with pytest.raises(ValueError, match=r"made no signals .*, images .* or volumes .* but a tensor \(2, 16\)"):
+        diagnostics.checkerboard(nn.Linear(4, 16), torch.randn(2, 4))
     with pytest.raises(TypeError, match="generator must be a torch.nn.Module, got None"):
         diagnostics.checkerboard(None)
 

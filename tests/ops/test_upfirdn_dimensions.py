@@ -1,4 +1,4 @@
-"""upfirdn1d and upfirdn3d against zero-stuffing and torch's convolutions in fp64."""
+"""The filters of signals and volumes against zero-stuffing and torch's convolutions in fp64."""
 
 import itertools
 
@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
 import gankern.functional as GF
+import gankern.nn as gnn
+from gankern.functional import filters
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -70,6 +72,78 @@ def test_gradients_of_every_order():
         assert gradcheck(call, x) and gradgradcheck(call, x)
 
 
+@pytest.mark.parametrize("implementation", ["reference", None])
+@pytest.mark.parametrize("k", [2, 3, 4, 7])
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_pictures_stay_in_place(k, factor, implementation):
+    """Each axis as upsample2d, downsample2d and filter2d have the one that is not of size 1: signals are images of one
+    row for a filter of one row, and one filter along all axes is one after the other."""
+    f, options = values(k, seed=k), {"flip_filter": True, "gain": 1.5, "implementation": implementation}
+    axes = {1: values(2, 3, 12), 3: values(2, 3, 6, 7, 8)}
+    for d, x in axes.items():
+        for name, argument in (("upsample", {"up": factor}), ("downsample", {"down": factor}), ("filter", {})):
+            expected = x
+            for axis in range(2, x.ndim):
+                line = expected.movedim(axis, -1)
+                image = line.reshape(x.shape[0], -1, 1, line.shape[-1])
+                both = {key: (1, value) for key, value in argument.items()}
+                image = getattr(GF, f"{name}2d")(image, f[None], **both, flip_filter=True)
+                expected = image.reshape(*line.shape[:-1], image.shape[-1]).movedim(-1, axis)
+            y = getattr(GF, f"{name}{d}d")(x, f, **argument, **options)
+            torch.testing.assert_close(y, expected * 1.5, rtol=1e-12, atol=1e-12)
+    # A filter of sum 1 keeps the mean away from the edges.
+    flat = GF.upsample3d(
+        torch.ones(1, 1, 9, 9, 9, dtype=torch.float64), filters.fir([1.0] * (k * factor)).double(), factor
+    )
+    middle = flat.shape[2] // 2
+    assert flat[0, 0, middle, middle, middle].item() == pytest.approx(1)
+
+
+LAYERS = {
+    (d, name): getattr(gnn, f"{name}{d}d")
+    for d in (1, 3)
+    for name in ("Blur", "FIRUpsample", "FIRDownsample", "SubpixelConv")
+}
+
+
+def of_layer(d, name):
+    function = {"Blur": "filter", "FIRUpsample": "upsample", "FIRDownsample": "downsample"}[name]
+    return getattr(GF, f"{function}{d}d")
+
+
+@pytest.mark.parametrize(("d", "name"), [key for key in LAYERS if key[1] != "SubpixelConv"])
+def test_layers(d, name):
+    x = values(2, 3, *(8, 6, 4)[:d])
+    for options in ({}, {"filter": "box"}, {"filter": [1.0, 2.0, 1.0], "implementation": "reference"}):
+        layer = LAYERS[d, name](**options)
+        assert layer.state_dict() == {} and "filter=" in repr(layer)
+        torch.testing.assert_close(layer.double()(x), of_layer(d, name)(x, layer.filter))
+    with pytest.raises(ValueError, match=rf"{name}{d}d: filter has shape \(2, 2\); it must be \[k\]"):
+        LAYERS[d, name](filter=[[1.0, 1.0], [1.0, 1.0]])
+    if name != "Blur":
+        y = LAYERS[d, name](4 if name == "FIRUpsample" else 2)(x.float())
+        assert y.shape[2:] == tuple(n * 4 if name == "FIRUpsample" else n // 2 for n in x.shape[2:])
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+@pytest.mark.parametrize(("d", "convolution"), [(1, F.conv1d), (3, F.conv3d)])
+def test_subpixel_convolutions(d, convolution, factor):
+    """With ICNR a convolution and nearest-neighbour upsampling; without, each phase its own channel's convolution."""
+    x = values(2, 4, *(7, 5, 6)[:d])
+    layer = LAYERS[d, "SubpixelConv"](4, 3, 3, factor, padding=1).double()
+    copies = factor**d
+    low = convolution(x, layer.weight[::copies], layer.bias[::copies], padding=1)
+    torch.testing.assert_close(layer(x), F.interpolate(low, scale_factor=factor))
+    torch.testing.assert_close(layer(x[0]), layer(x)[0])
+    layer = LAYERS[d, "SubpixelConv"](4, 3, 3, factor, padding=1, icnr=False).double()
+    low = convolution(x, layer.weight, layer.bias, padding=1)
+    for i, phase in enumerate(itertools.product(range(factor), repeat=d)):
+        at = (..., *(slice(p, None, factor) for p in phase))
+        torch.testing.assert_close(layer(x)[at], low[:, i::copies])
+    with pytest.raises(ValueError, match=f"SubpixelConv{d}d: upscale_factor is 0"):
+        LAYERS[d, "SubpixelConv"](4, 3, 3, 0)
+
+
 def test_bad_input():
     f = torch.ones(3)
     for call, says in (
@@ -79,6 +153,12 @@ def test_bad_input():
         (lambda: GF.upfirdn1d(torch.ones(2, 3, 9), f, up=0), "upfirdn1d: up is 0"),
         (lambda: GF.upfirdn3d(torch.ones(2, 3, 4, 4, 4), f, down=(1, 2)), "upfirdn3d: down is"),
         (lambda: GF.upfirdn3d(torch.ones(2, 3, 4, 4, 4), f, padding=(1, 2)), "upfirdn3d: padding is"),
+        (
+            lambda: GF.upsample1d(torch.ones(2, 3, 9), f, padding=-9),
+            r"upsample1d: padding of \(-7, -9\) leaves nothing",
+        ),
+        (lambda: GF.filter3d(torch.ones(2, 3, 4, 4, 4), f, gain=float("nan")), "filter3d: gain"),
+        (lambda: GF.downsample3d(torch.ones(2, 3, 4, 0, 4), f), "downsample3d: x has shape .* not empty along"),
     ):
         with pytest.raises(ValueError, match=says):
             call()

@@ -349,7 +349,58 @@ class EqualizedLinear(nn.Linear):
         return f"{super().extra_repr()}, gain={self.gain:.4g}"
 
 
-class SubpixelConv2d(Conv2d):
+class _SubpixelConv(nn.modules.conv._ConvNd):
+    """A convolution and a pixel shuffle in one, two or three dimensions."""
+
+    dimensions: int
+    implementation: str | None
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...], upscale_factor: int = 2,
+        padding: int | tuple[int, ...] | str = 0, dilation: int | tuple[int, ...] = 1, groups: int = 1,
+        bias: bool = True, padding_mode: PaddingMode = "zeros", *, icnr: bool = True,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None, implementation: str | None = None,
+    ) -> None:  # fmt: skip
+        name = type(self).__name__
+        if not isinstance(upscale_factor, int) or upscale_factor < 1:
+            raise ValueError(f"{name}: upscale_factor is {upscale_factor!r}; it must be an integer of at least 1")
+        self.upscale_factor = upscale_factor
+        self.icnr = icnr
+        sibling: Any = super()  # the convolution of this many dimensions
+        sibling.__init__(
+            in_channels, out_channels * upscale_factor**self.dimensions, kernel_size, 1, padding, dilation, groups,
+            bias, padding_mode, device, dtype,
+        )  # fmt: skip
+        if isinstance(self, Conv2d):
+            self.implementation = _checks.implementation(name, implementation)
+        else:
+            _checks.choice(name, "implementation", implementation, (None, "auto", "reference"))
+            self.implementation = implementation
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.icnr:
+            init.icnr_(self.weight, self.upscale_factor)
+            if self.bias is not None:
+                copies = self.upscale_factor**self.dimensions
+                with torch.no_grad():
+                    self.bias.copy_(self.bias[::copies].repeat_interleave(copies))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, r, d = super().forward(x), self.upscale_factor, self.dimensions
+        if d == 2:
+            return F.pixel_shuffle(y, r)
+        # [..., C r^d, *sizes] to [..., C, size 1, r, size 2, r, ...]: a channel's values are neighbours, as in torch's.
+        first = y.ndim - d - 1
+        y = y.unflatten(first, (-1, *[r] * d))
+        y = y.permute(*range(first + 1), *(axis for i in range(1, d + 1) for axis in (first + d + i, first + i)))
+        return y.reshape(*y.shape[: first + 1], *(n * r for n in y.shape[first + 1 :: 2]))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, upscale_factor={self.upscale_factor}, icnr={self.icnr}"
+
+
+class SubpixelConv2d(_SubpixelConv, Conv2d):
     r"""Upsamples by a convolution at low resolution that makes r * r channels for each of its outputs, which a pixel
     shuffle then spreads out: the convolution costs r * r times less than after upsampling.
 
@@ -375,34 +426,28 @@ class SubpixelConv2d(Conv2d):
     torch.Size([2, 3, 32, 32])
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], upscale_factor: int = 2,
-        padding: int | tuple[int, int] | str = 0, dilation: int | tuple[int, int] = 1, groups: int = 1,
-        bias: bool = True, padding_mode: PaddingMode = "zeros", *, icnr: bool = True,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None, implementation: str | None = None,
-    ) -> None:  # fmt: skip
-        if not isinstance(upscale_factor, int) or upscale_factor < 1:
-            raise ValueError(
-                f"SubpixelConv2d: upscale_factor is {upscale_factor!r}; it must be an integer of at least 1"
-            )
-        self.upscale_factor = upscale_factor
-        self.icnr = icnr
-        super().__init__(
-            in_channels, out_channels * upscale_factor**2, kernel_size, 1, padding, dilation, groups, bias,
-            padding_mode, device, dtype, implementation=implementation,
-        )  # fmt: skip
+    dimensions = 2
 
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        if self.icnr:
-            init.icnr_(self.weight, self.upscale_factor)
-            if self.bias is not None:
-                copies = self.upscale_factor**2
-                with torch.no_grad():
-                    self.bias.copy_(self.bias[::copies].repeat_interleave(copies))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(super().forward(x), self.upscale_factor)
+class SubpixelConv1d(_SubpixelConv, nn.Conv1d):
+    """As :class:`SubpixelConv2d`, of signals: [N, in_channels, L] to [N, out_channels, L' r] by a convolution of
+    out_channels * r channels, torch's own (``implementation`` is "reference" alone).
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, upscale_factor={self.upscale_factor}, icnr={self.icnr}"
+    Source: the sub-pixel layer of audio super-resolution, Kuleshov et al. 2017, arXiv 1708.00853.
+
+    >>> SubpixelConv1d(8, 2, 9, upscale_factor=4, padding=4)(torch.randn(2, 8, 25)).shape
+    torch.Size([2, 2, 100])
+    """
+
+    dimensions = 1
+
+
+class SubpixelConv3d(_SubpixelConv, nn.Conv3d):
+    """As :class:`SubpixelConv2d`, of volumes: [N, in_channels, D, H, W] to [N, out_channels, D' r, H' r, W' r] by a
+    convolution of out_channels * r ** 3 channels, torch's own (``implementation`` is "reference" alone).
+
+    >>> SubpixelConv3d(4, 2, 3, padding=1)(torch.randn(1, 4, 5, 6, 7)).shape
+    torch.Size([1, 2, 10, 12, 14])
+    """
+
+    dimensions = 3
