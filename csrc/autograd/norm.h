@@ -1,5 +1,5 @@
 // What the normalisations of feature maps share: affine values and running statistics, as
-// gankern/functional/batch_norm_act.py has them.
+// gankern/functional/_norm_act.py has them.
 #pragma once
 
 #include "call.h"

@@ -1,5 +1,5 @@
 // PReLU behind a normalisation: its second order is made of that of the normalisation alone and of bias_act's, as in
-// gankern/ops/batch_norm_act.py.
+// gankern/ops/_norm_act.py.
 #pragma once
 
 #include <functional>

@@ -16,7 +16,7 @@
 //       K = m(h a) - m(h) m(a) - m(h r w) m(a r w)
 //
 // PReLU has a slope a of each channel, and da = sum over z <= 0 of g z; its second order is made of that without
-// an activation and of bias_act's (gankern/ops/batch_norm_act.py).
+// an activation and of bias_act's (gankern/ops/_norm_act.py).
 //
 // So every order is two sweeps: sums over each channel (of x and its square; of g', g' w; of these, h, h w
 // and g' h), then results that are sums of products of what was read with a few coefficients, which follow
@@ -76,7 +76,7 @@ struct Gate {
   IntVec<A> keep;
   explicit Gate(double s) : slope(broadcast<A>(A(s))), keep(IntVec<A>{} - (s != 0)) {}
   explicit Gate(Vec<A> s) : slope(s), keep(IntVec<A>{} - 1) {}
-  Vec<A> operator()(Vec<A> z, Vec<A> v) const {
+  [[gnu::always_inline]] Vec<A> operator()(Vec<A> z, Vec<A> v) const {
     const IntVec<A> below = (IntVec<A>)(z <= Vec<A>{});
     return below ? (Vec<A>)((IntVec<A>)(v * slope) & keep) : v;
   }
@@ -99,90 +99,65 @@ struct Moments {
   using V = Vec<A>;
   static constexpr int kIn = 1, kSums = 2;
   // k: what the values are taken about
-  static void reduce(const V* k, const V* in, const Gate<A>&, V* sums) {
+  [[gnu::always_inline]] static void reduce(const V* k, const V* in, const Gate<A>&, V* sums) {
     const V d = in[0] - k[0];
     sums[0] += d;
     sums[1] += d * d;
   }
 };
 
-template <class T>
+// The orders: what each reads and writes, its coefficients of a channel (kRead of which its first sweep reads, too), its
+// sums, and the arithmetic of both sweeps, of a vector. That is inlined whatever the compiler thinks of it: a call would
+// take the sums out of their registers.
+//
+// With kPrelu the slope is a coefficient more, in place of the gate's, and its gradient a sum more.
+template <bool kPrelu, class A>
+[[gnu::always_inline]] inline Gate<A> gate_of(const Vec<A>* k, const Gate<A>& gate) {
+  if constexpr (kPrelu)
+    return Gate<A>(k[3]);
+  else
+    return gate;
+}
+
+template <class T, bool kPrelu = false>
 struct Forward {
   using A = Acc<T>;
   using V = Vec<A>;
-  static constexpr int kIn = 1, kSums = 0, kCoefs = 3, kRead = 3, kOut = 1;
+  static constexpr int kIn = 1, kSums = 0, kCoefs = kPrelu ? 4 : 3, kRead = kCoefs, kOut = 1;
   static void coefs(const Channel<A>& c, const Affine<A>& a, A* k, int64_t stride) {
     k[0] = c.mean;
     k[stride] = a.gamma * c.r;
     k[2 * stride] = a.beta;
+    if constexpr (kPrelu) k[3 * stride] = a.slope;
   }
-  static void apply(const V* k, const V* in, const Gate<A>& gate, V* out) {
+  [[gnu::always_inline]] static void apply(const V* k, const V* in, const Gate<A>& gate, V* out) {
     const V z = (in[0] - k[0]) * k[1] + k[2];
-    out[0] = gate(z, z);
+    out[0] = gate_of<kPrelu>(k, gate)(z, z);
   }
 };
 
-template <class T>
+template <class T, bool kPrelu = false>
 struct Backward {
   using A = Acc<T>;
   using V = Vec<A>;
-  static constexpr int kIn = 2, kSums = 2, kCoefs = 5, kRead = 3, kOut = 1;
+  static constexpr int kIn = 2, kSums = kPrelu ? 3 : 2, kRead = kPrelu ? 4 : 3, kCoefs = kRead + 2, kOut = 1;
   // term: of w and of 1 in dx
   static void coefs(const Channel<A>& c, const Affine<A>& a, A* k, int64_t stride) {
-    Forward<T>::coefs(c, a, k, stride);
-    k[3 * stride] = c.term[0];
-    k[4 * stride] = c.term[1];
+    Forward<T, kPrelu>::coefs(c, a, k, stride);
+    k[kRead * stride] = c.term[0];
+    k[(kRead + 1) * stride] = c.term[1];
   }
-  static void reduce(const V* k, const V* in, const Gate<A>& gate, V* sums) {
-    const V w = in[0] - k[0];
-    const V g = gate(w * k[1] + k[2], in[1]);
-    sums[0] += g;
-    sums[1] += g * w;
-  }
-  static void apply(const V* k, const V* in, const Gate<A>& gate, V* out) {
-    const V w = in[0] - k[0];
-    const V g = gate(w * k[1] + k[2], in[1]);
-    out[0] = k[1] * g + (k[3] * w + k[4]);
-  }
-};
-
-// The same with PReLU: the slope is a coefficient more, and its gradient a sum more. kRead: how many coefficients
-// the first sweep reads.
-template <class T>
-struct PreluForward {
-  using A = Acc<T>;
-  using V = Vec<A>;
-  static constexpr int kIn = 1, kSums = 0, kCoefs = 4, kRead = 4, kOut = 1;
-  static void coefs(const Channel<A>& c, const Affine<A>& a, A* k, int64_t stride) {
-    Forward<T>::coefs(c, a, k, stride);
-    k[3 * stride] = a.slope;
-  }
-  static void apply(const V* k, const V* in, const Gate<A>&, V* out) {
-    Forward<T>::apply(k, in, Gate<A>(k[3]), out);
-  }
-};
-
-template <class T>
-struct PreluBackward {
-  using A = Acc<T>;
-  using V = Vec<A>;
-  static constexpr int kIn = 2, kSums = 3, kCoefs = 6, kRead = 4, kOut = 1;
-  static void coefs(const Channel<A>& c, const Affine<A>& a, A* k, int64_t stride) {
-    PreluForward<T>::coefs(c, a, k, stride);
-    k[4 * stride] = c.term[0];
-    k[5 * stride] = c.term[1];
-  }
-  static void reduce(const V* k, const V* in, const Gate<A>&, V* sums) {
+  [[gnu::always_inline]] static void reduce(const V* k, const V* in, const Gate<A>& gate, V* sums) {
     const V w = in[0] - k[0], z = w * k[1] + k[2];
-    const V g = Gate<A>(k[3])(z, in[1]);
+    const V g = gate_of<kPrelu>(k, gate)(z, in[1]);
     sums[0] += g;
     sums[1] += g * w;
-    sums[2] += z > V{} ? V{} : in[1] * z;
+    if constexpr (kPrelu) sums[2] += z > V{} ? V{} : in[1] * z;
   }
-  static void apply(const V* k, const V* in, const Gate<A>&, V* out) {
+  [[gnu::always_inline]] static void apply(const V* k, const V* in, const Gate<A>& gate, V* out) {
     const V w = in[0] - k[0];
-    const V g = Gate<A>(k[3])(w * k[1] + k[2], in[1]);
-    out[0] = k[1] * g + (k[4] * w + k[5]);
+    const V g = gate_of<kPrelu>(k, gate)(w * k[1] + k[2], in[1]);
+    out[0] = k[1] * g + (k[kRead] * w + k[kRead + 1]);
   }
 };
 
@@ -200,7 +175,7 @@ struct DoubleBackward {
     k[6 * stride] = c.term[3];
     k[7 * stride] = c.term[4];
   }
-  static void reduce(const V* k, const V* in, const Gate<A>& gate, V* sums) {
+  [[gnu::always_inline]] static void reduce(const V* k, const V* in, const Gate<A>& gate, V* sums) {
     const V w = in[0] - k[0], h = in[2];
     const V g = gate(w * k[1] + k[2], in[1]);
     sums[0] += g;
@@ -209,7 +184,7 @@ struct DoubleBackward {
     sums[3] += h * w;
     sums[4] += g * h;
   }
-  static void apply(const V* k, const V* in, const Gate<A>& gate, V* out) {
+  [[gnu::always_inline]] static void apply(const V* k, const V* in, const Gate<A>& gate, V* out) {
     const V w = in[0] - k[0], h = in[2];
     const V z = w * k[1] + k[2];
     out[0] = gate(z, k[1] * h + (k[3] * w + k[4]));
@@ -321,24 +296,20 @@ struct Problem {
   }
 
   // `sums` [affines][kSums], of the order's `reduce`. What is a factor of w, in place of r w, is scaled here.
-  void settle(int64_t c, const double* sums, PreluBackward<T>*) const {
-    double slope = 0;
-    for (int64_t n = 0; n < affines(); ++n) slope += sums[3 * n + 2];
-    if (in.grad_slope) static_cast<A*>(in.grad_slope)[c] = A(slope);
-    settle_backward(c, sums, 3);
-  }
-  void settle(int64_t c, const double* sums, Backward<T>*) const { settle_backward(c, sums, 2); }
-  void settle_backward(int64_t c, const double* sums, int step) const {
+  template <bool kPrelu>
+  void settle(int64_t c, const double* sums, Backward<T, kPrelu>*) const {
     Channel<A>& channel = channels[c];
     const double r = channel.r, M = double(count());
-    double a = 0, aw = 0;
-    for (int64_t n = 0; n < affines(); ++n, sums += step) {
+    double a = 0, aw = 0, slope = 0;
+    for (int64_t n = 0; n < affines(); ++n, sums += Backward<T, kPrelu>::kSums) {
       const double gamma = affine(in.weight, n, c, 1);
       a += gamma * sums[0];
       aw += gamma * sums[1];
+      if constexpr (kPrelu) slope += sums[2];
       put(in.grad_weight, n, c, r * sums[1]);
       put(in.grad_bias, n, c, sums[0]);
     }
+    if (kPrelu && in.grad_slope) static_cast<A*>(in.grad_slope)[c] = A(slope);
     if (!in.training) return;
     channel.term[0] = A(-r * r * r * (aw / M));
     channel.term[1] = A(-r * (a / M));
@@ -872,7 +843,7 @@ void forward(const BatchNormAct& in, const Parallel& parallel) {
   with_layout<T>(in, 1, in.y, nullptr, [&](const auto& layout) {
     const auto apply = [&](int64_t b, int64_t part) {
       if (in.slope)
-        layout.template apply<PreluForward<T>>(b, part);
+        layout.template apply<Forward<T, true>>(b, part);
       else
         layout.template apply<Forward<T>>(b, part);
     };
@@ -888,38 +859,38 @@ void forward(const BatchNormAct& in, const Parallel& parallel) {
   });
 }
 
-template <class T, template <class> class Op>
+template <class T, class Op>
 void differentiate(const BatchNormAct& in, const Parallel& parallel, void* out, void* out1) {
   const int64_t affines = in.channels * (in.per_sample ? in.samples : 1);
   if (in.samples * in.plane == 0)
     for (int64_t i = 0; i < 3; ++i)
       if (void* sums = i == 2 ? in.grad_slope : i ? in.grad_bias : in.grad_weight)
         std::memset(sums, 0, size_t(i == 2 ? in.channels : affines) * sizeof(Acc<T>));
-  with_layout<T>(in, Op<T>::kIn, out, out1, [&](const auto& layout) {
+  with_layout<T>(in, Op::kIn, out, out1, [&](const auto& layout) {
     for (int64_t c = 0; c < in.channels; ++c) layout.take_stats(c);
     const bool sums = in.training || in.grad_weight || in.grad_bias || in.grad_slope;
     sweep(
-        layout, parallel, sums ? Op<T>::kSums : 0,
+        layout, parallel, sums ? Op::kSums : 0,
         [&](int64_t b, int64_t part, double* partial) {
-          if (sums) layout.template reduce<Op<T>>(b, part, partial);
+          if (sums) layout.template reduce<Op>(b, part, partial);
         },
         [&](int64_t b, double* partial) {
-          if (sums) layout.template settle<Op<T>>(b, partial);
+          if (sums) layout.template settle<Op>(b, partial);
         },
-        [&](int64_t b, int64_t part) { layout.template apply<Op<T>>(b, part); });
+        [&](int64_t b, int64_t part) { layout.template apply<Op>(b, part); });
   });
 }
 
 template <class T>
 void backward(const BatchNormAct& in, const Parallel& parallel) {
   if (in.slope)
-    differentiate<T, PreluBackward>(in, parallel, in.grad_x, nullptr);
+    differentiate<T, Backward<T, true>>(in, parallel, in.grad_x, nullptr);
   else
-    differentiate<T, Backward>(in, parallel, in.grad_x, nullptr);
+    differentiate<T, Backward<T>>(in, parallel, in.grad_x, nullptr);
 }
 template <class T>
 void double_backward(const BatchNormAct& in, const Parallel& parallel) {
-  differentiate<T, DoubleBackward>(in, parallel, in.grad_grad, in.grad_x);
+  differentiate<T, DoubleBackward<T>>(in, parallel, in.grad_grad, in.grad_x);
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ from gankern.acceleration._scope import (
 from gankern.core import activations
 from gankern.core.dispatch import last_implementation
 from gankern.core.torch_internals import autocasting, recomputed, transformed
-from gankern.functional.batch_norm_act import update_running
+from gankern.functional._norm_act import update_running
 from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
 from gankern.ops.bias_act import bias_prelu as _bias_prelu
 from gankern.ops.convolution import BORDERS, convolution, ways_for

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from gankern.core import activations
-from gankern.core.dispatch import short
 from gankern.core.native import nodes
 from gankern.functional import _checks
+from gankern.functional._norm_act import check_affine, check_options, check_running, update_running
 from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
 
 NAME = "batch_norm_act"
-HALF = (torch.float16, torch.bfloat16)
 
 
 def batch_norm_act(
@@ -70,25 +66,14 @@ def batch_norm_act(
         ValueError, TypeError: naming the argument, what came and what is accepted. Also, as torch's, while training
             with one value a channel.
 
+    >>> import torch
     >>> x, mean, var = torch.randn(8, 3, 4, 4), torch.zeros(3), torch.ones(3)
     >>> batch_norm_act(x, mean, var, training=True, activation="leaky_relu", negative_slope=0.2).shape
     torch.Size([8, 3, 4, 4])
     """
     if not is_dynamo_compiling():
-        y = nodes.batch_norm_act(
-            x,
-            running_mean,
-            running_var,
-            weight,
-            bias,
-            training,
-            momentum,
-            eps,
-            activation,
-            negative_slope,
-            implementation,
-            slope,
-        )
+        behind = activation, negative_slope, implementation, slope
+        y = nodes.batch_norm_act(x, running_mean, running_var, weight, bias, training, momentum, eps, *behind)
         if y is not NotImplemented:
             return y
     _checks.floating(NAME, "x", x)
@@ -108,55 +93,3 @@ def batch_norm_act(
     if training and running_mean is not None and values:
         update_running(running_mean, running_var, stats, momentum)
     return y
-
-
-def check_options(name: str, momentum: float, eps: float, activation: str | None, negative_slope: float) -> None:
-    _checks.number(name, "momentum", momentum)
-    _checks.number(name, "eps", eps, least=0)
-    _checks.activation(name, activation, negative_slope, (*activations.PIECEWISE, "prelu"))
-
-
-def update_running(running_mean: Any, running_var: Any, stats: Tensor, momentum: float) -> None:
-    """Takes mean and unbiased variance of ``stats``, [3, C], up into checked running statistics."""
-    mean, _, var = stats.unbind()  # no gradient reaches them: no need for torch.no_grad()
-    for kept, new in ((running_mean, mean), (running_var, var)):
-        kept.lerp_(new if new.dtype == kept.dtype else new.to(kept.dtype), momentum)
-
-
-def check_affine(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-    for name, values in (("weight", weight), ("bias", bias)):
-        if values is None:
-            continue
-        _checks.floating(op, name, values)
-        shape, given = x.shape, values.shape
-        if given != shape[1:2] and given != shape[:2]:
-            raise ValueError(
-                f"{op}: {name} has shape {tuple(given)}; for x of shape {tuple(shape)} it must be "
-                f"({shape[1]},), or ({shape[0]}, {shape[1]}) for each sample's own"
-            )
-        half = x.dtype in HALF
-        if values.device != x.device or not (values.dtype == x.dtype or (half and values.dtype == torch.float32)):
-            wanted = f"{short(x.dtype)}{' or float32' if half else ''} on {x.device}"
-            raise ValueError(f"{op}: {name} is {short(values.dtype)} on {values.device}; x needs {wanted}")
-    if weight is not None and bias is not None and weight.shape != bias.shape:
-        raise ValueError(
-            f"{op}: weight has shape {tuple(weight.shape)} and bias {tuple(bias.shape)}; they must have the same"
-        )
-
-
-def check_running(op: str, x: Tensor, mean: Tensor | None, var: Tensor | None, updated: bool) -> None:
-    if (mean is None) != (var is None):
-        missing = "running_mean" if mean is None else "running_var"
-        raise ValueError(f"{op}: {missing} is None and the other is not; give both or neither")
-    if mean is None:
-        return
-    values: Any
-    for name, values in (("running_mean", mean), ("running_var", var)):
-        _checks.floating(op, name, values)
-        if values.shape != x.shape[1:2] or values.device != x.device:
-            raise ValueError(
-                f"{op}: {name} has shape {tuple(values.shape)} on {values.device}; for x of shape {tuple(x.shape)} "
-                f"it must be ({x.shape[1]},) on {x.device}"
-            )
-        if updated:
-            _checks.writable(op, name, values)

@@ -10,7 +10,7 @@ from torch.compiler import is_dynamo_compiling
 from gankern.core import activations
 from gankern.core.native import nodes
 from gankern.functional import _checks
-from gankern.functional.batch_norm_act import check_affine, check_options, check_running, update_running
+from gankern.functional._norm_act import check_affine, check_options, check_running, update_running
 from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
 from gankern.ops.instance_norm_act import instance_norm_act as _instance_norm_act
 from gankern.ops.instance_norm_act import primitive
@@ -75,20 +75,8 @@ def instance_norm_act(
     torch.Size([1, 64, 16, 16])
     """
     if not is_dynamo_compiling():
-        y = nodes.instance_norm_act(
-            x,
-            running_mean,
-            running_var,
-            weight,
-            bias,
-            use_input_stats,
-            momentum,
-            eps,
-            activation,
-            negative_slope,
-            implementation,
-            slope,
-        )
+        behind = activation, negative_slope, implementation, slope
+        y = nodes.instance_norm_act(x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps, *behind)
         if y is not NotImplemented:
             return y
     _checks.floating(NAME, "x", x)

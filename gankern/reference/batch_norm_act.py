@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gankern.reference._eps import plus_eps
+from gankern.reference._norm_act import moments, normalized, widened
 
 
 def batch_norm_act(
@@ -27,32 +27,11 @@ def batch_norm_act(
     ``negative_slope`` is that of a leaky ReLU: 1 for no activation, 0 for ReLU. ``slope`` [C] is PReLU's, in its place.
     float16 and bfloat16 are computed in float32.
     """
-    dtype = x.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        x = x.float()
-    over = [0, *range(2, x.ndim)]
-
-    def along(values: Tensor) -> Tensor:
-        """Of channels, or of each sample's channels, so that it broadcasts with x."""
-        values = values if values.ndim == 2 else values.unsqueeze(0)
-        return values.reshape(values.shape + (1,) * (x.ndim - 2))
-
+    values = widened(x)
     if training and x.numel():
-        mean = x.mean(over)
-        squares = (x - along(mean)).square().sum(over)
-        count = x.numel() // x.shape[1]
-        var, kept_var = squares / count, squares / (count - 1)
+        statistics = moments(values, [0, *range(2, x.ndim)], x.numel() // x.shape[1])
     else:
-        mean = x.new_zeros(x.shape[1]) if running_mean is None else running_mean.to(x.dtype)
-        var = kept_var = torch.ones_like(mean) if running_var is None else running_var.to(x.dtype)
-    rstd = plus_eps(var, eps).rsqrt()
-    y = (x - along(mean)) * along(rstd)
-    if weight is not None:
-        y = y * along(weight)
-    if bias is not None:
-        y = y + along(bias)
-    if slope is not None:
-        y = torch.where(y > 0, y, y * along(slope.to(y.dtype)))
-    elif negative_slope != 1:
-        y = y.relu() if negative_slope == 0 else torch.nn.functional.leaky_relu(y, negative_slope)
-    return y.to(dtype), torch.stack([mean, rstd, kept_var]).detach()
+        mean = values.new_zeros(x.shape[1]) if running_mean is None else running_mean.to(values.dtype)
+        var = torch.ones_like(mean) if running_var is None else running_var.to(values.dtype)
+        statistics = mean, var, var
+    return normalized(values, statistics, (weight, bias), eps, negative_slope, slope, x.dtype)

@@ -1,7 +1,8 @@
 """Cases: one set-up a primitive that serves verification, speed, memory and the command line alike.
 
-Each module here, one a primitive, holds a list CASES. `gankern verify` runs those with ``verify``, `gankern bench` and
-benchmarks/ those with ``bench``; shapes are those of real models.
+Each module here, one a primitive, holds a list CASES; what several share is in modules with an underscore. `gankern
+verify` runs those with ``verify``, `gankern bench` and benchmarks/ those with ``bench``; shapes are those of real
+models.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Case:
 
 def all_cases() -> list[Case]:
     """The cases of every primitive, in the primitives' alphabetical order."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
     return [case for name in names for case in importlib.import_module(f"{__name__}.{name}").CASES]
 
 

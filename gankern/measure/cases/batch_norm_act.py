@@ -11,22 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gankern.functional as GF
-from gankern.measure.cases import SIDES, Case, Work
+from gankern.measure.cases import Case
+from gankern.measure.cases._norm_act import make, of_maps, work
 
 NAME = "batch_norm_act"
 SLOPE = 0.2
-
-
-def _make(shape: tuple[int, ...], last: bool, per_sample: bool, dtype: torch.dtype, device: str) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    affine = shape[:2] if per_sample else shape[1:2]
-    weights = torch.float64 if dtype == torch.float64 else torch.float32  # of half-precision x, as AMP has it
-    x = torch.randn(shape, generator=generator).to(device, dtype)
-    if last:
-        x = x.contiguous(memory_format=torch.channels_last)
-    weight = (1 + 0.1 * torch.randn(affine, generator=generator)).to(device, weights)
-    bias = (0.1 * torch.randn(affine, generator=generator)).to(device, weights)
-    return [v.requires_grad_() for v in (x, weight, bias)]
 
 
 def _run(implementation: str | None, inputs: Sequence[Tensor]) -> Tensor:
@@ -45,19 +34,13 @@ def _torch(inputs: Sequence[Tensor]) -> Tensor:
     return F.leaky_relu(y * weight[:, :, None, None] + bias[:, :, None, None], SLOPE)
 
 
-def _work(inputs: Sequence[Tensor]) -> dict[str, Work]:
-    """x in, y out; x and g in, dx out; x, g and h in, two out."""
-    size = 4 * inputs[0].numel()
-    return {mode: Work(n * size) for mode, n in {"forward": 2, "backward": 3, "double backward": 5}.items()}
-
-
-def _case(name: str, shape: tuple[int, ...], *, last: bool = False, per_sample: bool = False, **options: Any) -> Case:
-    return Case(NAME, name, partial(_make, shape, last, per_sample), _run, {"torch": _torch}, _work, **options)
+def _case(name: str, shape: tuple[int, ...], *, last: bool = False, affine: str = "channel", **options: Any) -> Case:
+    return Case(NAME, name, partial(make, shape, last, affine), _run, {"torch": _torch}, work, **options)
 
 
 # PReLU of one slope behind it, as in SRResNet.
 def _make_prelu(shape: tuple[int, ...], last: bool, slopes: int, dtype: torch.dtype, device: str) -> list[Tensor]:
-    inputs = _make(shape, last, False, dtype, device)
+    inputs = make(shape, last, "channel", dtype, device)
     slope = torch.linspace(0.25, 0.5, slopes, dtype=torch.float64).to(device, inputs[1].dtype)
     return [*inputs, slope.requires_grad_()]
 
@@ -74,29 +57,16 @@ def _torch_prelu(inputs: Sequence[Tensor]) -> Tensor:
 
 
 def _prelu_case(name: str, shape: tuple[int, ...], last: bool, slopes: int, **options: Any) -> Case:
-    make = partial(_make_prelu, shape, last, slopes)
-    return Case(NAME, f"prelu {name}", make, _prelu, {"torch": _torch_prelu}, _work, **options)
+    inputs = partial(_make_prelu, shape, last, slopes)
+    return Case(NAME, f"prelu {name}", inputs, _prelu, {"torch": _torch_prelu}, work, **options)
 
 
-SIZES = {"16x128x64x64": (16, 128, 64, 64), "64x128x32x32": (64, 128, 32, 32), "16x512x4x4": (16, 512, 4, 4)}
 CASES = [
-    _case(
-        f"{name}{' channels_last' if last else ''}",
-        shape,
-        last=last,
-        verify=shape == (16, 512, 4, 4),
-        quick=name == "16x128x64x64" and not last,
-    )
-    for name, shape in SIZES.items()
-    for last in (False, True)
-]
-CASES += [
-    _case("2x4x2x2", (2, 4, 2, 2), host=True),
-    *(_case(f"16x64x{side}x{side}", (16, 64, side, side), along=("height", side)) for side in SIDES),
-    _case("conditional 64x128x32x32", (64, 128, 32, 32), per_sample=True, verify=False),
+    *of_maps(_case, [(16, 128, 64, 64), (64, 128, 32, 32), (16, 512, 4, 4)], verified=(16, 512, 4, 4)),
+    _case("conditional 64x128x32x32", (64, 128, 32, 32), affine="sample", verify=False),
     _case("5x7x9x11", (5, 7, 9, 11), bench=False, quick=True),
     _prelu_case("16x64x24x24", (16, 64, 24, 24), False, 1, verify=False),
     _prelu_case("5x7x9x11", (5, 7, 9, 11), False, 1, bench=False, quick=True),
     _prelu_case("5x7x9x11 channels_last", (5, 7, 9, 11), True, 7, bench=False, quick=True),
-    _case("conditional 5x7x3x3 channels_last", (5, 7, 3, 3), last=True, per_sample=True, bench=False, quick=True),
+    _case("conditional 5x7x3x3 channels_last", (5, 7, 3, 3), last=True, affine="sample", bench=False, quick=True),
 ]

@@ -11,15 +11,13 @@ from torch.nn.modules.batchnorm import _NormBase
 
 import gankern.functional as GF
 from gankern.functional import _checks
-from gankern.functional.batch_norm_act import check_options
-from gankern.nn.modules.bias_act import slope_of_prelu
+from gankern.nn.modules._norm_act import WithActivation, behind
 
 
-class InstanceNormAct(_NormBase):
+class InstanceNormAct(WithActivation, _NormBase):
     """:class:`torch.nn.InstanceNorm2d` and an activation in one pass: see its 1d, 2d and 3d forms below."""
 
     dimensions: tuple[int, ...] = ()  # of a batch
-    slope: nn.Parameter | None
 
     def __init__(
         self,
@@ -35,15 +33,9 @@ class InstanceNormAct(_NormBase):
         negative_slope: float = 0.2,
         implementation: str | None = None,
     ) -> None:
-        name = type(self).__name__
-        _checks.whole(name, "num_features", num_features)
-        check_options(name, 0.0 if momentum is None else momentum, eps, activation, negative_slope)
-        _checks.implementation(name, implementation)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        self.activation = activation
-        self.negative_slope = negative_slope
-        self.register_parameter("slope", slope_of_prelu(activation, device, dtype))
-        self.implementation = implementation
+        self._check("num_features", num_features, momentum, eps, activation, negative_slope, implementation)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self._put_behind(activation, negative_slope, implementation, device, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._normalize(input)
@@ -71,17 +63,8 @@ class InstanceNormAct(_NormBase):
             self.training or not self.track_running_stats,
             0.0 if self.momentum is None else self.momentum,
             self.eps,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            slope=getattr(self, "slope", None),  # older pickles have none
-            implementation=self.implementation,
+            **behind(self),
         )
-
-    def extra_repr(self) -> str:
-        parts = [super().extra_repr(), f"activation={self.activation!r}"]
-        if self.activation == "leaky_relu":
-            parts.append(f"negative_slope={self.negative_slope}")
-        return ", ".join(parts)
 
 
 class InstanceNormAct1d(InstanceNormAct):
