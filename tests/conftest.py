@@ -9,6 +9,7 @@ on the CPU it generates C++. Tests that need Triton's compiler take it out again
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ if importlib.util.find_spec("triton") and not torch.cuda.is_available() and os.e
             "Triton was imported before tests/conftest.py could set TRITON_INTERPRET=1: set it in the environment"
         )
     os.environ["TRITON_INTERPRET"] = "1"
+
+sys.path.insert(0, str(Path(__file__).parent))  # common.py
 
 
 @pytest.fixture(scope="session")

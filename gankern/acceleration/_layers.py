@@ -394,9 +394,7 @@ def _normalize(
     if matters(x):  # to any order, as the original's
         each = activations.slope(activation, each)
         own = training or mean is None
-        result, stats = _batch_norm_act(
-            x, weight, bias, mean, var, own, of.eps, each, None, any_order=True, slope=prelu
-        )
+        result, stats = _batch_norm_act(x, (weight, bias, prelu), (mean, var), (own, of.eps, each), any_order=True)
         if training and mean is not None:
             update_running(mean, var, stats, momentum)
     else:
@@ -430,7 +428,7 @@ def _norm_of_each(
             slope=prelu,
         )
     each = activations.slope(activation, each)
-    result, stats = _instance_norm_act(x, weight, bias, of.eps, each, None, any_order=True, slope=prelu)
+    result, stats = _instance_norm_act(x, (weight, bias, prelu), (), (of.eps, each), any_order=True)
     if mean is not None:
         update_running(mean, var, stats.mean(1), of.momentum)
     return result

@@ -89,7 +89,8 @@ def batch_norm_act(
     if own and values == shape[1]:
         raise ValueError(f"{NAME}: expected more than 1 value per channel when training, got input size {tuple(shape)}")
     each = activations.slope(activation, negative_slope)
-    y, stats = _batch_norm_act(x, weight, bias, running_mean, running_var, own, eps, each, implementation, slope=slope)
+    running = running_mean, running_var
+    y, stats = _batch_norm_act(x, (weight, bias, slope), running, (own, eps, each), implementation)
     if training and running_mean is not None and values:
         update_running(running_mean, running_var, stats, momentum)
     return y

@@ -92,13 +92,14 @@ def instance_norm_act(
         if running_mean is None:
             raise ValueError(f"{NAME}: running_mean and running_var are None; use_input_stats=False needs them")
         chosen = primitive.select(x, implementation)
-        return _batch_norm_act(x, weight, bias, running_mean, running_var, False, eps, each, chosen, slope=slope)[0]
+        running = running_mean, running_var
+        return _batch_norm_act(x, (weight, bias, slope), running, (False, eps, each), chosen)[0]
     if math.prod(shape[2:]) == 1:
         raise ValueError(
             f"{NAME}: x has shape {tuple(shape)}; with use_input_stats a channel needs more than one position, since "
             "its own mean would be all that there is in it"
         )
-    y, stats = _instance_norm_act(x, weight, bias, eps, each, implementation, slope=slope)
+    y, stats = _instance_norm_act(x, (weight, bias, slope), (), (eps, each), implementation)
     if running_mean is not None and x.numel():
         update_running(running_mean, running_var, stats.mean(1), momentum)
     return y

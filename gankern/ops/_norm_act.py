@@ -238,14 +238,16 @@ class NormAct:
         affine: tuple[Tensor | None, Tensor | None, Tensor | None],
         running: tuple[Tensor | None, ...],
         options: tuple,
-        implementation: str | None,
-        any_order: bool,
+        implementation: str | None = None,
+        any_order: bool = False,
     ) -> tuple[Tensor, ...]:
         """The result and its statistics, for checked arguments. ``affine``: weight, bias and slope, of any dtype;
-        slope, PReLU's in place of the last option, is [1] or [C]. ``options``: without the implementation."""
+        slope, PReLU's in place of the last option, is [1] or [C]. ``options``: its own, eps and negative_slope."""
         weight, bias, slope = widened(x, *affine)
         if slope is not None:
             slope, options = slope.expand(x.shape[1]), (*options[:-1], 0.0)
+        if self.running:
+            running = (None, None) if options[0] else widened(x, *running)
         chosen = self.primitive.select(x, implementation)
         if chosen == "reference":
             return self.reference(x, weight, bias, *running, *options, slope)

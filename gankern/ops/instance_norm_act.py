@@ -1,8 +1,8 @@
 """Operators and gradients of instance normalisation with a (leaky) ReLU or PReLU behind it.
 
 It is batch normalisation of one sample that has N C channels, and runs as that: by the kernels of
-csrc/cpu/batch_norm_act.cpp and gankern/triton/batch_norm_act.py, where the formulas stand. Operators and rule:
-_norm_act.py. ``stats`` is [3, N, C].
+csrc/cpu/batch_norm_act.cpp and gankern/triton/batch_norm_act.py, where the formulas stand. Operators, rule and
+call: _norm_act.py. ``stats`` is [3, N, C].
 """
 
 from __future__ import annotations
@@ -21,19 +21,5 @@ def _plain(options: tuple, x: Tensor, weight: Tensor | None, bias: Tensor | None
     return F.instance_norm(x, None, None, weight, bias, True, 0.0, options[1])
 
 
-_norm = NormAct(NAME, reference, lambda x: x.shape[:2], _plain)
-primitive, ANY_ORDER = _norm.primitive, _norm.any_order
-
-
-def instance_norm_act(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    negative_slope: float,
-    implementation: str | None,
-    any_order: bool = False,
-    slope: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """See :meth:`NormAct.__call__`."""
-    return _norm(x, (weight, bias, slope), (), (eps, negative_slope), implementation, any_order)
+instance_norm_act = NormAct(NAME, reference, groups=lambda x: x.shape[:2], plain=_plain)
+primitive = instance_norm_act.primitive

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from common import Twice
 from test_pairs import Calls, check
 from torch import nn
 
@@ -200,19 +201,9 @@ def of_something_else(m, out):
     return torch.cat([out, y[:, 8:]], 1)
 
 
-class Doubles(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 2 * grad
-
-
 def unseen(m, out):
     """A Function of its own, which announces itself to nobody, takes what waits."""
-    return F.pad(Doubles.apply(out + m.bias.view(1, -1, 1, 1)), (0, 0, 0, 0))
+    return F.pad(Twice.apply(out + m.bias.view(1, -1, 1, 1)), (0, 0, 0, 0))
 
 
 def without_gradient(m, out):

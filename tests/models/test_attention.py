@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from gankern.models.biggan import biggan
 from gankern.models.biggan_deep import biggan_deep
 from gankern.models.sagan import sagan
 
@@ -11,10 +12,11 @@ from gankern.models.sagan import sagan
 @pytest.mark.parametrize(
     ("build", "options"),
     [
+        (biggan, {"size": 32, "width": 4, "latent": 8, "embedding": 6, "num_classes": 5}),
         (biggan_deep, {"size": 32, "width": 4, "latent": 8, "embedding": 6, "num_classes": 5}),
         (sagan, {"size": 32, "width": 4, "latent": 8, "num_classes": 5}),
     ],
-    ids=["biggan_deep", "sagan"],
+    ids=["biggan", "biggan_deep", "sagan"],
 )
 def test_both_sets_of_layers_compute_the_same(build, options):
     results, kept = [], None

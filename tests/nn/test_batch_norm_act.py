@@ -1,4 +1,5 @@
-"""Modules of batch normalisation with an activation, against torch's own."""
+"""Modules of batch normalisation with an activation, against torch's own. What holds for every such norm is in
+test_norm_act.py."""
 
 import pytest
 import torch
@@ -6,34 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import gankern.nn as gnn
-
-PAIRS = [
-    (gnn.BatchNormAct1d, nn.BatchNorm1d, (6, 4)),
-    (gnn.BatchNormAct1d, nn.BatchNorm1d, (6, 4, 5)),
-    (gnn.BatchNormAct2d, nn.BatchNorm2d, (6, 4, 5, 3)),
-    (gnn.BatchNormAct3d, nn.BatchNorm3d, (6, 4, 2, 5, 3)),
-    (gnn.BatchNorm2d, nn.BatchNorm2d, (6, 4, 5, 3)),
-]
-
-
-def slope_of(module):
-    return module.negative_slope if module.activation == "leaky_relu" else 1.0
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}], ids=str
-)
-@pytest.mark.parametrize(("ours", "theirs", "shape"), PAIRS)
-def test_is_torchs_with_an_activation(ours, theirs, shape, options):
-    ours, theirs = ours(4, eps=1e-3, **options), theirs(4, eps=1e-3, **options)
-    theirs.load_state_dict(ours.state_dict())
-    for step in range(3):
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(step)) + 2
-        torch.testing.assert_close(ours(x), F.leaky_relu(theirs(x), slope_of(ours)), rtol=1e-4, atol=1e-5)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
-    ours.eval(), theirs.eval()
-    torch.testing.assert_close(ours(x), F.leaky_relu(theirs(x), slope_of(ours)), rtol=1e-4, atol=1e-5)
 
 
 def test_activations():

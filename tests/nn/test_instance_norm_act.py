@@ -1,4 +1,5 @@
-"""Modules of instance normalisation with an activation, against torch's own."""
+"""Modules of instance normalisation with an activation, against torch's own. What holds for every such norm is in
+test_norm_act.py."""
 
 import pytest
 import torch
@@ -7,42 +8,6 @@ from torch import nn
 
 import gankern
 import gankern.nn as gnn
-
-PAIRS = [
-    (gnn.InstanceNormAct1d, nn.InstanceNorm1d, (6, 4, 5)),
-    (gnn.InstanceNormAct2d, nn.InstanceNorm2d, (6, 4, 5, 3)),
-    (gnn.InstanceNormAct3d, nn.InstanceNorm3d, (6, 4, 2, 5, 3)),
-    (gnn.InstanceNorm2d, nn.InstanceNorm2d, (6, 4, 5, 3)),
-]
-
-
-def slope_of(module):
-    return module.negative_slope if module.activation == "leaky_relu" else 1.0
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"affine": True},
-        {"track_running_stats": True},
-        {"affine": True, "track_running_stats": True, "momentum": None},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize(("ours", "theirs", "shape"), PAIRS)
-def test_is_torchs_with_an_activation(ours, theirs, shape, options):
-    ours, theirs = ours(4, eps=1e-3, **options), theirs(4, eps=1e-3, **options)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    theirs.load_state_dict(ours.state_dict())
-    for step in range(3):
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(step)) + 2
-        torch.testing.assert_close(ours(x), F.leaky_relu(theirs(x), slope_of(ours)), rtol=1e-4, atol=1e-5)
-        one = F.leaky_relu(theirs(x[0]), slope_of(ours))  # without a batch
-        torch.testing.assert_close(ours(x[0]), one, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
-    ours.eval(), theirs.eval()
-    torch.testing.assert_close(ours(x), F.leaky_relu(theirs(x), slope_of(ours)), rtol=1e-4, atol=1e-5)
 
 
 def test_defaults_are_torchs():

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,7 +37,8 @@ def on_instruction_set(request):
 
     def run(file, *lines):
         head = (
-            "import importlib.util, torch",
+            "import importlib.util, sys, torch",
+            f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})",  # common.py
             f"spec = importlib.util.spec_from_file_location('cases', {file!r})",
             "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases)",
         )

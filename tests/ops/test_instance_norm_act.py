@@ -1,12 +1,14 @@
 """Instance normalisation with an activation against torch's own in fp64, and its reference against NumPy. What holds for
 every primitive (dtypes, orders, strides, threads) is in test_every_primitive.py, over this primitive's cases."""
 
+import functools
 import itertools
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from common import every_order
 from torch.autograd import grad
 
 import gankern
@@ -37,17 +39,6 @@ def ours(x, weight, bias, slope):
     return GF.instance_norm_act(x, None, None, weight, bias, activation=activation, negative_slope=slope)
 
 
-def every_order(function, x, weight, bias, slope):
-    inputs = [v.detach().requires_grad_() for v in (x, weight, bias) if v is not None]
-    given = iter(inputs)
-    out = function(*[None if v is None else next(given) for v in (x, weight, bias)], slope)
-    g = random(*out.shape, seed=3).to(out).requires_grad_()
-    first = grad(out, inputs, g, create_graph=True)
-    hs = [random(*v.shape, seed=4 + i).to(v) for i, v in enumerate(first)]
-    second = grad(first, [*inputs, g], hs, allow_unused=True)
-    return [out, *first, *[torch.zeros_like(v) if s is None else s for s, v in zip(second, [*inputs, g])]]
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_order_and_layout(shape):
     affine = [(None, None), (random(shape[1], seed=1), random(shape[1], seed=2)),
@@ -56,7 +47,8 @@ def test_every_order_and_layout(shape):
     x = random(*shape)
     layouts = [x, x.movedim(1, -1).contiguous().movedim(-1, 1), x.transpose(0, -1).contiguous().transpose(0, -1)]
     for (weight, bias), slope, x in itertools.product(affine, (1.0, 0.0, 0.2), layouts):
-        for mine, right in zip(every_order(ours, x, weight, bias, slope), every_order(torchs, x, weight, bias, slope)):
+        found = (every_order(functools.partial(f, slope=slope), (x, weight, bias)) for f in (ours, torchs))
+        for mine, right in zip(*found, strict=True):
             scale = max(1.0, right.abs().max().item())
             assert (mine - right).abs().max() <= 1e-9 * scale
         assert gankern.last_implementation("instance_norm_act") == COMPILED

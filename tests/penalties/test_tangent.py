@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from common import Twice
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -454,16 +455,6 @@ def test_random_critics(names, seed):
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------
-
-
-class Twice(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, g):
-        return 2 * g
 
 
 def overwrite_through_a_view(net, x):

@@ -1,9 +1,12 @@
 """The Triton kernels of instance normalisation with an activation against torch's own: those of batch normalisation
 (test_batch_norm_act.py), with each sample's channels as channels of their own."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
+from common import every_order
 from torch.autograd import grad
 
 import gankern
@@ -35,27 +38,18 @@ def triton(x, weight, bias, slope):
     )
 
 
-def every_order(function, x, weight, bias, slope):
-    inputs = [v.detach().requires_grad_() for v in (x, weight, bias) if v is not None]
-    given = iter(inputs)
-    out = function(*[None if v is None else next(given) for v in (x, weight, bias)], slope)
-    g = random(*out.shape, seed=3).to(out).requires_grad_()
-    first = grad(out, inputs, g, create_graph=True)
-    hs = [random(*v.shape, seed=4 + i).to(v) for i, v in enumerate(first)]
-    second = grad(first, [*inputs, g], hs, allow_unused=True)
-    return [out, *first, *[torch.zeros_like(v) if s is None else s for s, v in zip(second, [*inputs, g])]]
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_order_and_layout(shape, device):
     for size, slope in ((None, 1.0), (shape[1:2], 0.2), (shape[:2], 0.0)):
         weight, bias = (None if size is None else random(*size, device=device, seed=s) for s in (10, 11))
         x = random(*shape, device=device)
         for values in (x, x.movedim(1, -1).contiguous().movedim(-1, 1)):
-            mine = every_order(triton, values, weight, bias, slope)
+            mine, right = (
+                every_order(functools.partial(f, slope=slope), (values, weight, bias)) for f in (triton, torchs)
+            )
             assert gankern.last_implementation("instance_norm_act") == "triton"
             assert mine[0].stride() == values.stride()
-            for a, b in zip(mine, every_order(torchs, values, weight, bias, slope)):
+            for a, b in zip(mine, right, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 

@@ -1,0 +1,41 @@
+"""What tests of several folders use; tests/conftest.py makes it importable."""
+
+import torch
+from torch.autograd import grad
+
+
+def every_order(function, tensors):
+    """The result, the gradients of the tensors (None among them are handed on), and the gradients of these by the
+    gradient that came in and the tensors; zeros for those that do not exist."""
+    leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
+    present = [t for t in leaves if t is not None]
+    y = function(*leaves)
+    g = _numbers(y, 0).requires_grad_()
+    first = grad(y, present, g, create_graph=True)
+    directions = [_numbers(t, 1 + i) for i, t in enumerate(first)]
+    second = grad(first, [g, *present], directions, allow_unused=True)
+    return [y, *first, *(torch.zeros_like(t) if s is None else s for s, t in zip(second, [g, *present]))]
+
+
+def _numbers(like, seed):
+    generator = torch.Generator().manual_seed(100 + seed)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like) + 0.3
+
+
+def compiles_to_one_graph(step, *tensors):
+    """Its result and its gradients are those of eager mode."""
+    compiled = torch.compile(step, fullgraph=True)
+    torch.testing.assert_close(compiled(*tensors), step(*tensors))
+    torch.testing.assert_close(grad(compiled(*tensors), tensors), grad(step(*tensors), tensors))
+
+
+class Twice(torch.autograd.Function):
+    """Somebody's own, which nobody knows."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
