@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ def along(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(values.shape + (1,) * (x.ndim - 2))
 
 
-def moments(x: Tensor, over: Sequence[int], count: int) -> tuple[Tensor, Tensor, Tensor]:
+def moments(x: Tensor, over: list[int], count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and variance of the ``count`` values in the dimensions ``over``, and their unbiased variance."""
     mean = x.mean(over)
     squares = (x - along(mean, x)).square().sum(over)
