@@ -209,16 +209,17 @@ class Normalizer(Prepared):
         weight, u = _tensor(module, family.weight), _tensor(module, family.u).detach().view(-1)
         # Where v comes first and is not kept, the iteration does not read it: any values do.
         v = weight.new_zeros(weight.numel() // u.numel()) if family.v is None else _tensor(module, family.v).detach()
+        parameter = weight
         if family.last_vectors:
             weight, u, v = weight.detach(), u.clone(), v.clone()
             self.vectors = u, v
         rules = Rules(family.dialect, reading.iterations, reading.eps, module.training, weight.dtype, weight.device)
         sigma = None if family.sigma is None else _tensor(module, family.sigma)
-        return Request(rules, weight, u, v, 0, sigma)
+        return Request(rules, weight, u, v, 0, sigma, parameter)
 
     def weight(self, module: nn.Module) -> Tensor:
         family = FAMILIES[self.family]
-        prepared = self._take()
+        prepared = self._take(_tensor(module, family.weight), module.training)
         normalized = normalize([self.request(module)])[0] if prepared is None else prepared
         if not family.last_vectors or family.v is None or self.vectors is None:
             return normalized

@@ -182,6 +182,61 @@ def test_layer_used_twice(form):
     torch.testing.assert_close(ours.a(x), right.a(x))
 
 
+def _parameter(layer):
+    return next(p for name, p in layer.named_parameters() if "bias" not in name)
+
+
+class Between(nn.Module):
+    """Whose forward does something to a layer after another one has run: what a group computed ahead is not it."""
+
+    def __init__(self, normalize, form, change):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = (normalize(nn.Linear(4, 4)).double() for _ in range(2))
+        self.form, self.change = form, change
+
+    def forward(self, x):
+        self.train()
+        _parameter(self.b).requires_grad_(self.change != "unfrozen")
+        y = self.a(x).tanh()
+        if self.change in ("frozen", "unfrozen"):
+            _parameter(self.b).requires_grad_(self.change == "unfrozen")
+        elif self.change == "evaluated":
+            self.b.eval()
+        elif self.change == "written":
+            with torch.no_grad():
+                _parameter(self.b).mul_(-1.5)
+        elif self.change == "replaced":
+            twin = nn.Parameter(_parameter(self.b).detach().flip(0))
+            if self.form == "hook":
+                self.b.weight_orig = twin
+            else:
+                self.b.parametrizations.weight.original = twin
+        return self.b(y)
+
+
+@pytest.mark.parametrize("change", ["nothing", "frozen", "unfrozen", "evaluated", "written", "replaced"])
+@pytest.mark.parametrize("form", FORMS)
+def test_layers_that_change_within_a_forward(form, change):
+    theirs, ours = FORMS[form]
+    accelerated = Between(theirs, form, change)
+    gankern.accelerate(accelerated)
+    right = Between(theirs, form, change)
+    for module in (U.group_spectral_norm(Between(ours, form, change)), accelerated):
+        right.load_state_dict(module.state_dict())
+        for _ in range(2):
+            x = torch.randn(5, 4, dtype=torch.float64)
+            results = []
+            for each in (right, module):
+                each.zero_grad()
+                out = each(x)
+                out.square().sum().backward()
+                grads = [p.grad for p in each.parameters() if p.grad is not None]
+                results.append([out.detach(), *(t.clone() for t in each.state_dict().values()), *grads])
+            close(*reversed(results))
+            assert _parameter(module.b).grad is None if change == "frozen" else _parameter(module.b).grad is not None
+
+
 def test_failed_forward_leaves_nothing_behind():
     class Fails(Twice):
         def forward(self, x):

@@ -67,8 +67,11 @@ class SpectralNormGroup:
         before = _requests.Before(states)
         self.before.value = [(each, before, i) for i, each in enumerate(asked)]
         place = _requests.gradient_place()
-        for weight, (normalizer, *ahead) in zip(_requests.normalize(requests), self.before.value):
-            normalizer._prepared.value.append(_requests.Ahead(weight, place, *ahead))
+        compiling = torch.compiler.is_compiling()
+        for request, weight, (normalizer, *ahead) in zip(requests, _requests.normalize(requests), self.before.value):
+            parameter = request.weight if request.parameter is None else request.parameter
+            state = (0, 0, True) if compiling else _requests.state_of(parameter)
+            normalizer._prepared.value.append(_requests.Ahead(weight, place, request.rules.training, state, *ahead))
 
     def _requests(self) -> tuple[list[Prepared], list[Request]]:
         requests, members, asked = [], [], []

@@ -35,6 +35,7 @@ class Request(NamedTuple):
     v: Tensor
     dim: int
     sigma: Tensor | None = None
+    parameter: Tensor | None = None  # where ``weight`` is a detached one
 
 
 def normalize(requests: Sequence[Request]) -> list[Tensor]:
@@ -78,15 +79,17 @@ class Prepared:
         :meth:`request` is given."""
         return True
 
-    def _take(self) -> Tensor | None:
+    def _take(self, parameter: Tensor, training: bool) -> Tensor | None:
         if self._prepared is None or transformed() or not self._prepared.value:
             return None
         ahead = self._prepared.value.pop()
-        # torch.compile keeps or recomputes what it likes, in one graph: nobody runs a layer again there.
-        again = not torch.compiler.is_compiling() and recomputed()
-        if ahead.place == gradient_place() and not again:
-            return ahead.weight
-        # It was made under another gradient mode, or the layer will be run again by itself: then by itself now too.
+        if ahead.training == training and ahead.place == gradient_place():
+            # torch.compile keeps or recomputes what it likes, in one graph: nobody runs a layer again there, and what
+            # a forward does to its own parameters breaks the graph.
+            if torch.compiler.is_compiling() or (ahead.state == state_of(parameter) and not recomputed()):
+                return ahead.weight
+        # It was made in another mode, of a parameter that was frozen, replaced or written to since, or the layer will
+        # be run again by itself: then by itself now too.
         ahead.before.restore(ahead.number)
         return None
 
@@ -120,12 +123,20 @@ class Before:
 
 
 class Ahead(NamedTuple):
-    """A weight that a group has computed, under which gradient mode, and where what its state was before stands."""
+    """A weight that a group has computed, of what and in which mode, and where what its state was before stands."""
 
     weight: Tensor
     place: tuple[bool, bool]
+    training: bool
+    state: tuple[int, int, bool]
     before: Before
     number: int  # of the layer there
+
+
+def state_of(parameter: Tensor) -> tuple[int, int, bool]:
+    """What tells whether a parameter is still the same, with the same values, and trained as it was."""
+    version = 0 if parameter.is_inference() else parameter._version
+    return id(parameter), version, parameter.requires_grad
 
 
 def gradient_place() -> tuple[bool, bool]:

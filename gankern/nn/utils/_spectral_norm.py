@@ -81,7 +81,7 @@ class SpectralNorm(Prepared, TorchHook):
     def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
         if self.dialect == "hook" and not self.ready(module):  # made complex, for instance: torch's way
             return super().compute_weight(module, do_power_iteration)
-        prepared = self._take()
+        prepared = self._take(self._state(module, self._names.original), do_power_iteration)
         return normalize([self.request(module, do_power_iteration)])[0] if prepared is None else prepared
 
     def remove(self, module: nn.Module) -> None:

@@ -71,7 +71,7 @@ class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
             return super().forward(weight)
         if weight.ndim == 1:
             return F.normalize(weight, dim=0, eps=self.eps)
-        prepared = self._take()
+        prepared = self._take(weight, self.training)
         return normalize([self.request(weight)])[0] if prepared is None else prepared
 
 
