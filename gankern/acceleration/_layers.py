@@ -369,7 +369,7 @@ def _normalize(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    of: nn.modules.batchnorm._BatchNorm | _Statistics | _OfEach,
+    of: _Layer | _Statistics | _OfEach,
     followed: Followed | None,
     counts: bool = True,
     activation: str | None = None,
@@ -386,7 +386,7 @@ def _normalize(
         if activation is None:
             say(f"gankern: instance norm ({last_implementation('instance_norm_act')})")
         return result
-    mean, var, training, momentum = of.now(counts) if isinstance(of, _Statistics) else _now(of, counts)
+    mean, var, training, momentum = of.now(counts)
     if mean is not None and var is not None:
         # torch's kernel saves these and updates them unseen; a forward by it may still wait for its backward.
         mean, var = mean.data, var.data
@@ -457,18 +457,34 @@ class _Statistics(NamedTuple):
         return self.mean if kept else None, self.var if kept else None, self.training, self.momentum
 
 
-def _now(module: nn.modules.batchnorm._BatchNorm, counts: bool) -> tuple[Tensor | None, Tensor | None, bool, float]:
-    """The same of torch's layer, which counts its calls."""
-    mean, var, momentum = module.running_mean, module.running_var, module.momentum
-    training = module.training or (mean is None and var is None)
-    if module.training and module.track_running_stats:
-        if counts and module.num_batches_tracked is not None:
-            module.num_batches_tracked.add_(1)
-        if momentum is None and module.num_batches_tracked is not None:
-            momentum = 1 / float(module.num_batches_tracked)
-    if training and not (counts and module.track_running_stats):
-        mean = var = None
-    return mean, var, training, momentum or 0.0
+class _Layer(NamedTuple):
+    """What torch's layer, which counts its calls, was when it was called: an activation may be waited for meanwhile."""
+
+    mean: Tensor | None
+    var: Tensor | None
+    training: bool
+    momentum: float | None
+    eps: float
+    batches: Tensor | None  # counts; None: not kept
+    tracks: bool
+
+    @classmethod
+    def of(cls, module: nn.modules.batchnorm._BatchNorm) -> _Layer:
+        mean, var, training = module.running_mean, module.running_var, module.training
+        tracks = training and module.track_running_stats
+        return cls(mean, var, training, module.momentum, module.eps, module.num_batches_tracked, tracks)
+
+    def now(self, counts: bool) -> tuple[Tensor | None, Tensor | None, bool, float]:
+        mean, var, momentum = self.mean, self.var, self.momentum
+        training = self.training or (mean is None and var is None)
+        if self.tracks:
+            if counts and self.batches is not None:
+                self.batches.add_(1)
+            if momentum is None and self.batches is not None:
+                momentum = 1 / float(self.batches)
+        if training and not (counts and self.tracks):
+            mean = var = None
+        return mean, var, training, momentum or 0.0
 
 
 def batch_norm(
@@ -802,9 +818,10 @@ def batch_norm_forward(module: nn.BatchNorm2d, followed: Followed | None, input:
         say("torch", NOT_FASTER)
         return type(module).forward(module, input)
     module._check_input_dim(input)
+    of = _Layer.of(module)
     if followed is not None and followed.waits and unwatched(module) and may_defer(input):
-        return defer("norm", input.shape, _normalize, input, module.weight, module.bias, module, followed, True)
-    return _normalize(input, module.weight, module.bias, module, None)
+        return defer("norm", input.shape, _normalize, input, module.weight, module.bias, of, followed, True)
+    return _normalize(input, module.weight, module.bias, of, None)
 
 
 @functools.partial(leaf, constants=1, stands_for=(nn.InstanceNorm2d,))

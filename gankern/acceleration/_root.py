@@ -147,7 +147,7 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
     finally:
         state.double, state.intercepting = double, intercepting
         if not intercepting:
-            state.waiting, state.fused, state.chains = (), (), None
+            state.waiting, state.fused, state.chains, state.exposed = (), (), None, False
         if plan.group is not None:
             plan.group.clear(module)
 

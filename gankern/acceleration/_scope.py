@@ -40,6 +40,7 @@ class _State(threading.local):
     def __init__(self) -> None:
         self.intercepting = False
         self.grad_mode = True  # when that began; another one is of a block without gradients, or a Function's forward
+        self.exposed = False  # whether somebody got at a tensor's memory, and may write to it unseen
         self.double = False  # whether the gradient may be differentiated
         self.waiting: tuple[weakref.ref[Deferred], ...] = ()  # what is deferred, in the order of the calls
         # What the convolutions and batch norms that a module calls by itself are told: _layers.Followed of each.
@@ -215,6 +216,7 @@ def may_defer(x: Tensor) -> bool:
     """Whether deferring is possible here at all."""
     return (
         state.intercepting
+        and not state.exposed
         and torch.is_grad_enabled() == state.grad_mode
         and type(x) is Tensor
         and x.is_floating_point()
@@ -332,7 +334,16 @@ PURE = METADATA | {
     torch._C._set_grad_enabled,
 }
 
-HANDLERS: dict[Any, Callable[..., Any]] = {}
+
+def _expose(*args: Any, **kwargs: Any) -> Any:
+    settle()
+    state.exposed = True
+    return NotImplemented
+
+
+HANDLERS: dict[Any, Callable[..., Any]] = dict.fromkeys(
+    _listed("numpy __array__ __dlpack__ data_ptr storage untyped_storage", Tensor), _expose
+)
 STEPS: dict[Any, Callable[..., Any]] = {}  # of operations that may be a part of a chain: (function, args, kwargs)
 
 

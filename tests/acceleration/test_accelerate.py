@@ -257,6 +257,8 @@ class Overwrites(nn.Module):
 
     def forward(self, x):
         x = x * 1
+        if self.case.endswith(("numpy", "before")):
+            memory = x.detach().numpy() if self.case.endswith("numpy") else x.untyped_storage()
         h = self.conv(x)
         match self.case:
             case "input":
@@ -269,6 +271,12 @@ class Overwrites(nn.Module):
                 x[0] = 0
             case "input, by data":
                 x.data.mul_(2)
+            case "input, by numpy":
+                memory *= 2
+            case "input, by its memory":
+                x.untyped_storage().fill_(0)
+            case "input, by memory that was got before":
+                memory.fill_(0)
             case "result":
                 h += 1
             case "result, in place":
@@ -304,6 +312,9 @@ OVERWRITES = [
     "input, by function",
     "input, by assignment",
     "input, by data",
+    "input, by numpy",
+    "input, by its memory",
+    "input, by memory that was got before",
     "result",
     "result, in place",
     "view",
@@ -328,6 +339,55 @@ def test_what_comes_between(case):
         gankern.accelerate(net)
         for _ in range(2 * _layers.Followed.patience):
             torch.testing.assert_close(net(x), expected, rtol=1e-10, atol=1e-10)
+
+
+class LayerChanges(nn.Module):
+    """A batch norm whose settings change before its activation runs: they are those of its call."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.norm, self.act, self.change = nn.BatchNorm2d(16), nn.LeakyReLU(0.2), change
+
+    def forward(self, x):
+        norm = self.norm
+        norm.train(self.change != "trained").momentum, norm.eps = 0.1, 1e-5
+        norm.track_running_stats = True
+        y = norm(x)
+        match self.change:
+            case "evaluated":
+                norm.eval()
+            case "trained":
+                norm.train()
+            case "momentum":
+                norm.momentum = 0.7
+            case "eps":
+                norm.eps = 0.5
+            case "statistics":
+                norm.track_running_stats = False
+            case "buffers":
+                norm.running_mean, norm.running_var = norm.running_mean.new_zeros(16), norm.running_var.new_ones(16)
+            case "count":
+                norm.num_batches_tracked = torch.tensor(40)
+        return self.act(y)
+
+
+@pytest.mark.parametrize(
+    "change", ["nothing", "evaluated", "trained", "momentum", "eps", "statistics", "buffers", "count"]
+)
+def test_a_layer_that_changes_before_its_activation(change, monkeypatch):
+    monkeypatch.setattr(_layers, "LARGE", 1)
+    right = LayerChanges(change).double()
+    net = copy.deepcopy(right)
+    gankern.accelerate(net)
+    for seed in range(2):
+        x = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(seed)).double()
+        leaves = [x.clone().requires_grad_() for _ in range(2)]
+        results = []
+        for module, leaf in zip((right, net), leaves):
+            out = module(leaf)
+            (out * out.detach().cos()).sum().backward()
+            results.append([out, leaf.grad, *module.state_dict().values()])
+        torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
 
 
 def test_shared_activation_sees_the_same_memory():

@@ -83,11 +83,11 @@ class Prepared:
         if self._prepared is None or transformed() or not self._prepared.value:
             return None
         ahead = self._prepared.value.pop()
-        if ahead.training == training and ahead.place == gradient_place():
-            # torch.compile keeps or recomputes what it likes, in one graph: nobody runs a layer again there, and what
-            # a forward does to its own parameters breaks the graph.
-            if torch.compiler.is_compiling() or (ahead.state == state_of(parameter) and not recomputed()):
-                return ahead.weight
+        # torch.compile keeps or recomputes what it likes, in one graph: nobody runs a layer again there, and what a
+        # forward does to its own parameters breaks the graph.
+        same = torch.compiler.is_compiling() or (ahead.state == state_of(parameter) and not recomputed())
+        if same and ahead.training == training and ahead.place == gradient_place():
+            return ahead.weight
         # It was made in another mode, of a parameter that was frozen, replaced or written to since, or the layer will
         # be run again by itself: then by itself now too.
         ahead.before.restore(ahead.number)
