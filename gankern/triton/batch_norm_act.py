@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.launch import Blocks, ceil_div, contiguous, laid_out_as, launch, sum_dtype, sum_type
+from gankern.triton.launch import Blocks, ceil_div, contiguous, laid_out_as, launch, planned, sum_dtype, sum_type
 
 WARPS = 4
 BLOCKS = Blocks(  # values of a tile, and in channels_last how many of them are neighbouring channels
@@ -61,6 +61,16 @@ def _activate(z, v, slopes, c, mask, SLOPE: tl.constexpr):
     else:  # what follows a return is compiled, too
         result = tl.where(z <= 0, v * tl.load(slopes + c, mask=mask, other=1.0)[None, :], v)
     return result
+
+
+@triton.jit
+def _affine(vector, at, mask, otherwise: tl.constexpr, DTYPE: tl.constexpr):
+    """An affine value of each channel, or a constant where there is no vector."""
+    if vector is None:
+        value = tl.zeros_like(at).to(DTYPE) + otherwise
+    else:
+        value = tl.load(vector + at, mask=mask, other=0.0).to(DTYPE)
+    return value
 
 
 @triton.jit
@@ -158,17 +168,31 @@ def _settle_moments_kernel(
 
 
 @triton.jit
+def _evaluation_kernel(mean, var, stats, channels, EPS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The statistics [3, C] of given mean and var."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = c < channels
+    kind = stats.dtype.element_ty
+    v = tl.load(var + c, mask=mask, other=1.0).to(kind)
+    tl.store(stats + c, tl.load(mean + c, mask=mask, other=0.0).to(kind), mask=mask)
+    r = 1.0 / tl.sqrt(v.to(tl.float64) + tl.full([1], EPS, tl.float64))
+    tl.store(stats + channels + c, r.to(kind), mask=mask)
+    tl.store(stats + 2 * channels + c, v, mask=mask)
+
+
+@triton.jit
 def _reduce_kernel(
     x,
     grad,
     h,
-    weight,  # [groups, C]
-    bias,
+    weight,  # [groups, C], or None for 1
+    bias,  # the same, or None for 0; so h_weight and h_bias
     slopes,  # [C], PReLU's, or None
     stats,
     partial,  # [groups * splits, sums, C]
     channels,
     inner,
+    period,  # after how many channels affine values and slopes repeat
     plane,
     group,  # values of a channel in a group: all, or a sample's
     splits,  # of a group
@@ -188,8 +212,10 @@ def _reduce_kernel(
     end = own * group + tl.minimum(start + chunk, group)
     mean = tl.load(stats + c, mask=mask, other=0.0)[None, :]
     k = tl.load(stats + channels + c, mask=mask, other=0.0)
-    k = (k * tl.load(weight + own * channels + c, mask=mask, other=0.0))[None, :]
-    beta = tl.load(bias + own * channels + c, mask=mask, other=0.0)[None, :]
+    repeated = c % period
+    affine = own * channels + repeated
+    k = (k * _affine(weight, affine, mask, 1.0, SUM))[None, :]
+    beta = _affine(bias, affine, mask, 0.0, SUM)[None, :]
 
     sum_g = tl.zeros([BLOCK_M, BLOCK_C], SUM)
     sum_gw = tl.zeros([BLOCK_M, BLOCK_C], SUM)
@@ -204,7 +230,7 @@ def _reduce_kernel(
         w = _load(x, where, inside, SUM) - mean
         z = w * k + beta
         given = _load(grad, where, inside, SUM)
-        g = _activate(z, given, slopes, c, mask, SLOPE)
+        g = _activate(z, given, slopes, repeated, mask, SLOPE)
         if slopes is not None:
             sum_gz += tl.where(z > 0, 0.0, given * z)
         sum_g += g
@@ -242,10 +268,11 @@ def _settle_kernel(
     h_weight,
     stats,
     terms,  # [TERMS, C]
-    grad_weight,  # [groups, C]
+    grad_weight,  # [groups, C], or None
     grad_bias,
     grad_slope,  # [C], PReLU's, or None
     channels,
+    period,
     groups,
     splits,
     count,
@@ -256,7 +283,7 @@ def _settle_kernel(
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = c < channels
     r = tl.load(stats + channels + c, mask=mask, other=0.0).to(tl.float64)
-    kind = grad_weight.dtype.element_ty
+    kind = stats.dtype.element_ty
     sums: tl.constexpr = 3 if grad_slope is not None else 2 if ORDER == "backward" else 5
     step = sums * channels
     a = tl.zeros([BLOCK_C], tl.float64)
@@ -269,8 +296,9 @@ def _settle_kernel(
     gz = tl.zeros([BLOCK_C], tl.float64)
     at = partial + c
     affine = c.to(tl.int64)
+    given = affine % period
     for _ in range(0, groups):
-        gamma = tl.load(weight + affine, mask=mask, other=0.0).to(tl.float64)
+        gamma = _affine(weight, given, mask, 1.0, tl.float64)
         g = _total(at, splits, step, mask, BLOCK_C)
         gw = _total(at + channels, splits, step, mask, BLOCK_C)
         a += gamma * g
@@ -278,10 +306,12 @@ def _settle_kernel(
         if grad_slope is not None:
             gz += _total(at + 2 * channels, splits, step, mask, BLOCK_C)
         if ORDER == "backward":
-            tl.store(grad_weight + affine, (r * gw).to(kind), mask=mask)
-            tl.store(grad_bias + affine, g.to(kind), mask=mask)
+            if grad_weight is not None:
+                tl.store(grad_weight + affine, (r * gw).to(kind), mask=mask)
+            if grad_bias is not None:
+                tl.store(grad_bias + affine, g.to(kind), mask=mask)
         else:
-            h_gamma = tl.load(h_weight + affine, mask=mask, other=0.0).to(tl.float64)
+            h_gamma = _affine(h_weight, given, mask, 0.0, tl.float64)
             h += _total(at + 2 * channels, splits, step, mask, BLOCK_C)
             hw += _total(at + 3 * channels, splits, step, mask, BLOCK_C)
             ha += gamma * _total(at + 4 * channels, splits, step, mask, BLOCK_C)
@@ -289,6 +319,7 @@ def _settle_kernel(
             uw += h_gamma * gw
         at += splits * step
         affine += channels
+        given += channels
     if grad_slope is not None:
         tl.store(grad_slope + c, gz.to(kind), mask=mask)
     # Means; of r w in place of w.
@@ -309,16 +340,17 @@ def _settle_kernel(
         tl.store(terms + 2 * channels + c, -r * r * aw, mask=mask)
         tl.store(terms + 3 * channels + c, -r * r * (uw + r * difference), mask=mask)
         tl.store(terms + 4 * channels + c, -r * u, mask=mask)
-        at = partial + c
-        affine = c.to(tl.int64)
-        for _ in range(0, groups):
-            g = _total(at, splits, step, mask, BLOCK_C)
-            gw = _total(at + channels, splits, step, mask, BLOCK_C)
-            gh = _total(at + 4 * channels, splits, step, mask, BLOCK_C)
-            value = r * (gh - h * g - hw * r * gw)
-            tl.store(grad_weight + affine, value.to(kind), mask=mask)
-            at += splits * step
-            affine += channels
+        if grad_weight is not None:
+            at = partial + c
+            affine = c.to(tl.int64)
+            for _ in range(0, groups):
+                g = _total(at, splits, step, mask, BLOCK_C)
+                gw = _total(at + channels, splits, step, mask, BLOCK_C)
+                gh = _total(at + 4 * channels, splits, step, mask, BLOCK_C)
+                value = r * (gh - h * g - hw * r * gw)
+                tl.store(grad_weight + affine, value.to(kind), mask=mask)
+                at += splits * step
+                affine += channels
 
 
 @triton.jit
@@ -326,8 +358,8 @@ def _apply_kernel(
     x,
     grad,
     h,
-    weight,  # [groups, C]
-    bias,
+    weight,  # [groups, C], or None for 1
+    bias,  # the same, or None for 0; so h_weight and h_bias
     slopes,  # [C], PReLU's, or None
     h_weight,
     h_bias,
@@ -337,6 +369,7 @@ def _apply_kernel(
     out_x,  # double backward: dx
     channels,
     inner,
+    period,
     plane,
     group,
     splits,
@@ -354,17 +387,21 @@ def _apply_kernel(
     start = (at % splits).to(tl.int64) * chunk
     begin = own * group + start
     end = own * group + tl.minimum(start + chunk, group)
-    affine = own * channels + c
+    repeated = c % period
+    affine = own * channels + repeated
     mean = tl.load(stats + c, mask=mask, other=0.0)[None, :]
     r = tl.load(stats + channels + c, mask=mask, other=0.0)[None, :]
-    k = r * tl.load(weight + affine, mask=mask, other=0.0)[None, :]
-    beta = tl.load(bias + affine, mask=mask, other=0.0)[None, :]
-    if ORDER != "forward":
+    k = r * _affine(weight, affine, mask, 1.0, SUM)[None, :]
+    beta = _affine(bias, affine, mask, 0.0, SUM)[None, :]
+    if terms is None:  # in evaluation nothing depends on the other values
+        term0 = tl.zeros_like(r)
+        term1 = tl.zeros_like(r)
+    elif ORDER != "forward":
         term0 = tl.load(terms + c, mask=mask, other=0.0).to(SUM)[None, :]
         term1 = tl.load(terms + channels + c, mask=mask, other=0.0).to(SUM)[None, :]
     if ORDER == "double_backward":
-        e = r * tl.load(h_weight + affine, mask=mask, other=0.0)[None, :] + k * term0
-        f = tl.load(h_bias + affine, mask=mask, other=0.0)[None, :] + k * term1
+        e = r * _affine(h_weight, affine, mask, 0.0, SUM)[None, :] + k * term0
+        f = _affine(h_bias, affine, mask, 0.0, SUM)[None, :] + k * term1
         term2 = tl.load(terms + 2 * channels + c, mask=mask, other=0.0).to(SUM)[None, :]
         term3 = tl.load(terms + 3 * channels + c, mask=mask, other=0.0).to(SUM)[None, :]
         term4 = tl.load(terms + 4 * channels + c, mask=mask, other=0.0).to(SUM)[None, :]
@@ -375,9 +412,9 @@ def _apply_kernel(
         w = _load(x, where, inside, SUM) - mean
         z = w * k + beta
         if ORDER == "forward":
-            result = _activate(z, z, slopes, c, mask, SLOPE)
+            result = _activate(z, z, slopes, repeated, mask, SLOPE)
         else:
-            g = _activate(z, _load(grad, where, inside, SUM), slopes, c, mask, SLOPE)
+            g = _activate(z, _load(grad, where, inside, SUM), slopes, repeated, mask, SLOPE)
             if ORDER == "backward":
                 result = k * g + (term0 * w + term1)
             else:
@@ -391,9 +428,19 @@ def _apply_kernel(
 # ---- launchers: what gankern/ops/batch_norm_act.py calls ----------------------------------------------------
 
 
+def _of_each(*values: Tensor | None) -> bool:
+    """Whether any of them are each sample's own."""
+    return any(v is not None and v.ndim == 2 for v in values)
+
+
+def _repeated(values: Tensor | None, x: Tensor) -> Tensor | None:
+    """[C] or [N, C] as [N C]."""
+    return None if values is None else values.expand(x.shape[:2]).reshape(-1)
+
+
 class _Call:
     """A tensor x, how it is split, and what all kernels take. With ``instances`` it is one sample, whose channels are
-    those of all samples of x."""
+    those of all samples of x; affine values and slopes of C channels are then those of each C of them."""
 
     def __init__(
         self,
@@ -410,14 +457,15 @@ class _Call:
         self.samples, self.channels = x.shape[:2]
         if instances:
             self.samples, self.channels = 1, self.samples * self.channels
+        self.period = x.shape[1] if instances and not _of_each(weight, bias, slopes, *others) else self.channels
         self.inner = x.shape[1] if self.last else self.channels
         self.plane = math.prod(x.shape[2:])
         self.count = self.samples * self.plane
-        given = [v for v in (weight, bias, *others) if v is not None]
-        self.affine_shape = given[0].shape if given else (self.channels,)
-        self.groups = self.samples if len(self.affine_shape) == 2 else 1
+        self.groups = self.samples if _of_each(weight, bias, *others) and not instances else 1
+        if instances and self.period == self.channels:
+            weight, bias, slopes, *others = (_repeated(v, x) for v in (weight, bias, slopes, *others))
         self.sum = sum_dtype(x.dtype)
-        self.weight, self.bias = self.affine(weight, 1), self.affine(bias, 0)
+        self.weight, self.bias, *self.others = (contiguous(v) for v in (weight, bias, *others))
         self.slope, self.slopes = slope, contiguous(slopes)
         blocks = BLOCKS(x.device)
         self.block_c = blocks["CHANNELS"] if self.last else 1
@@ -431,10 +479,27 @@ class _Call:
         self.tile |= {"BLOCK_M": self.block_m, "BLOCK_C": self.block_c}
         self.tile["num_warps"] = blocks["num_warps"]
 
-    def affine(self, values: Tensor | None, otherwise: float) -> Tensor:
-        if values is None:
-            return self.x.new_full(self.affine_shape, otherwise, dtype=self.sum)
-        return contiguous(values)
+    def gradient(self, wanted: bool, values: Tensor | None) -> Tensor | None:
+        """What a kernel writes of the affine values' gradient, [groups, C]; None where there is none."""
+        if not wanted or values is None:
+            return None
+        made = self.x.new_empty(self.groups * self.channels, dtype=self.sum)
+        return made if self.count else made.zero_()
+
+    def evaluation(self, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+        stats = self.x.new_empty((3, self.channels), dtype=self.sum)
+        launch(
+            _evaluation_kernel,
+            ceil_div(self.channels, SETTLED),
+            contiguous(mean),
+            contiguous(var),
+            stats,
+            self.channels,
+            EPS=eps,
+            BLOCK_C=SETTLED,
+            num_warps=1,
+        )
+        return stats
 
     def like_x(self, values: Tensor | None) -> Tensor:
         """The values as x lies in memory; zeros for None."""
@@ -474,9 +539,7 @@ class _Call:
         )
         return stats
 
-    def terms(
-        self, order: str, grad, h, h_weight, stats, training, grad_weight, grad_bias, grad_slope: Tensor | None = None
-    ) -> Tensor:
+    def terms(self, order: str, grad, h, h_weight, stats, training, grad_weight, grad_bias, grad_slope) -> Tensor:
         """What the results need of each channel's sums; writes the affine gradients, and PReLU's slope's."""
         partial = self.partial(SUMS[order] if self.slopes is None else 3)
         terms = self.x.new_empty((TERMS, self.channels), dtype=torch.float64)
@@ -493,6 +556,7 @@ class _Call:
             partial,
             self.channels,
             self.inner,
+            self.period,
             self.plane,
             self.group,
             self.splits,
@@ -513,6 +577,7 @@ class _Call:
             grad_bias,
             grad_slope,
             self.channels,
+            self.period,
             self.groups,
             self.splits,
             self.count,
@@ -541,6 +606,7 @@ class _Call:
             out_x,
             self.channels,
             self.inner,
+            self.period,
             self.plane,
             self.group,
             self.splits,
@@ -551,6 +617,7 @@ class _Call:
         )
 
 
+@planned
 def forward(
     x: Tensor,
     weight: Tensor | None,
@@ -569,18 +636,20 @@ def forward(
         stats = call.moments(eps) if call.count else x.new_zeros((3, call.channels), dtype=call.sum)
     else:
         assert running_mean is not None and running_var is not None  # there, in evaluation
-        stats = torch.stack([running_mean, (running_var + eps).rsqrt(), running_var]).detach()
+        stats = call.evaluation(running_mean, running_var, eps)
     if call.count:
         call.apply("forward", None, None, None, None, stats, None, y, None)
     return y, stats
 
 
-def _affine_gradient(call: _Call, wanted: bool, value: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What the kernel writes, where the values exist or not, and what is returned."""
-    made = call.x.new_zeros(call.affine_shape, dtype=call.sum)
-    return made, made if wanted and value is not None else made.new_empty(0)
+def _or_empty(gradient: Tensor | None, values: Tensor | None, call: _Call) -> Tensor:
+    """A gradient laid out as the values, or nothing."""
+    if gradient is None or values is None:
+        return call.x.new_empty(0, dtype=call.sum)
+    return gradient.view(values.shape) if values.ndim == 2 else gradient
 
 
+@planned
 def backward(
     grad: Tensor,
     x: Tensor,
@@ -595,20 +664,18 @@ def backward(
     """The gradients of x, weight, bias and slope (empty where not wanted, or there is none). Launches: 3, or 1 in
     evaluation without these."""
     call = _Call(x, weight, bias, negative_slope, slopes=slope)
-    grad_slope = None if slope is None else x.new_zeros(call.channels, dtype=call.sum)
-    grad = call.like_x(grad)
-    grad_x = torch.empty_like(call.x)
-    to_weight, grad_weight = _affine_gradient(call, affine, weight)
-    to_bias, grad_bias = _affine_gradient(call, affine, bias)
+    grad, grad_x = call.like_x(grad), torch.empty_like(call.x)
+    made = call.gradient(affine, weight), call.gradient(affine, bias), call.gradient(True, slope)
     if call.count:
-        if training or affine or slope is not None:
-            terms = call.terms("backward", grad, None, None, stats, training, to_weight, to_bias, grad_slope)
-        else:
-            terms = x.new_zeros((TERMS, call.channels), dtype=torch.float64)
+        terms = None
+        if training or any(gradient is not None for gradient in made):
+            terms = call.terms("backward", grad, None, None, stats, training, *made)
         call.apply("backward", grad, None, None, None, stats, terms, grad_x, None)
-    return grad_x, grad_weight, grad_bias, x.new_empty(0, dtype=call.sum) if grad_slope is None else grad_slope
+    grad_weight, grad_bias, grad_slope = (_or_empty(g, v, call) for g, v in zip(made, (weight, bias, slope)))
+    return grad_x, grad_weight, grad_bias, grad_slope
 
 
+@planned
 def double_backward(
     grad_grad_x: Tensor | None,
     grad_grad_weight: Tensor | None,
@@ -625,15 +692,15 @@ def double_backward(
     """The gradients of `backward`'s grad, x and weight (empty where there are none). Launches: 3."""
     call = _Call(x, weight, bias, negative_slope, (grad_grad_weight, grad_grad_bias))
     grad, h = call.like_x(grad), call.like_x(grad_grad_x)
-    h_weight, h_bias = call.affine(grad_grad_weight, 0), call.affine(grad_grad_bias, 0)
     grad_grad, grad_x = torch.empty_like(call.x), torch.empty_like(call.x)
-    to_weight, grad_weight = _affine_gradient(call, affine and grad_grad_x is not None, weight)
+    made = call.gradient(affine and grad_grad_x is not None, weight)
     if call.count:
-        terms = call.terms("double_backward", grad, h, h_weight, stats, training, to_weight, None)
+        h_weight, h_bias = call.others
+        terms = call.terms("double_backward", grad, h, h_weight, stats, training, made, None, None)
         call.apply("double_backward", grad, h, h_weight, h_bias, stats, terms, grad_grad, grad_x)
     if grad_grad_weight is None and (grad_grad_x is None or not training):
         grad_x = x.new_empty(0)
-    return grad_grad, grad_x, grad_weight
+    return grad_grad, grad_x, _or_empty(made, weight, call)
 
 
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
@@ -645,5 +712,7 @@ def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         y, stats = forward(x, vector, vector, None, None, True, 1e-5, 0.2)
         backward(y, x, vector, vector, stats, *options)
         forward(x, vector, vector, None, None, True, 1e-5, 0.0, vector)
+        forward(x, None, None, vector, vector, False, 1e-5, 0.2)
+        backward(y, x, None, None, stats, False, 0.2, False)
         backward(y, x, vector, vector, stats, *options, vector)
         double_backward(y, vector, vector, y, x, vector, vector, stats, *options)

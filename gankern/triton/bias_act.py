@@ -12,11 +12,11 @@ csrc/cpu/bias_act.cpp has its formulas. The sums of bias and slope are torch's, 
 Split. A program takes BLOCK neighbouring elements in the order of memory, whatever the order of the dimensions is: an
 element's channel is (element / inner) % channels. Traffic: forward reads 1 tensor and writes 1; backward 2 and 1;
 double backward 3 and 1 or 2; bound by it. Where a block is of one channel, or of all in turn, a program writes its part
-of db beside, and torch adds up the parts; elsewhere db is a sum of its own, which reads dx once more. Computed in fp32
+of db beside, and a second kernel adds up the parts (gankern/triton/sums.py); of blocks of all channels a program takes
+several, so that the parts are few. Elsewhere db is a sum of its own, which reads dx once more. Computed in fp32
 (fp64 for fp64).
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -32,12 +32,15 @@ from gankern.triton.launch import (
     contiguous,
     dense,
     index_type,
+    kept,
     laid_out_as,
     launch,
     next_power_of_2,
+    planned,
     sum_dtype,
     sum_type,
 )
+from gankern.triton.sums import sum_of_parts
 
 BLOCKS = Blocks(
     "bias_act",
@@ -46,6 +49,7 @@ BLOCKS = Blocks(
     {"BLOCK": 2048, "num_warps": 8},
     {"BLOCK": 4096, "num_warps": 8},
 )
+PROGRAMS = 2048  # that leave sums of all channels, at most: enough for every GPU
 # What ACT is, by number.
 ACTIVATIONS = tuple(row.name for row in KERNELS)
 
@@ -175,6 +179,7 @@ def _bias_act_kernel(
     size,
     channels,
     inner,
+    steps,  # blocks of a program, one after the other
     ORDER: tl.constexpr,  # "forward", "backward" or "double_backward"
     ACT: tl.constexpr,
     SLOPE: tl.constexpr,
@@ -186,53 +191,57 @@ def _bias_act_kernel(
     BLOCK: tl.constexpr,
 ):
     OF_INPUT: tl.constexpr = ACT == "silu" or ACT == "leaky_relu_of_input"
-    e = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
-    inside = e < size
-    c = e // inner % channels
-    bound = tl.full([BLOCK], CLAMP, SUM)  # a plain number would be taken as fp32
-    z = tl.load(x + e, mask=inside, other=0.0).to(SUM)
-    if ORDER == "forward" or OF_INPUT:  # noqa: SIM102
-        if bias is not None:
-            z += tl.load(bias + c, mask=inside, other=0.0).to(SUM)
-    if ORDER == "forward":
-        y = _value(z, ACT, SLOPE) * GAIN
-        if CLAMP > 0:
-            y = tl.where(y > bound, bound, y)
-            y = tl.where(y < -bound, -bound, y)
-        tl.store(out + e, y.to(out.dtype.element_ty), mask=inside)
-    else:
-        # The result, as it was stored.
-        if OF_INPUT:
-            y = (_value(z, ACT, SLOPE) * GAIN).to(x.dtype.element_ty).to(SUM)
-        else:
-            y = z
-            z = y * (0.0 if GAIN == 0 else 1.0 / GAIN)
-        if ORDER == "backward":
-            g = tl.load(grad + e, mask=inside, other=0.0).to(SUM)
-            dx = _first(g * GAIN, z, ACT, SLOPE)
+    total = tl.zeros([BLOCK], SUM)
+    for step in range(steps):
+        e = (tl.program_id(0).to(INDEX) * steps + step) * BLOCK + tl.arange(0, BLOCK)
+        inside = e < size
+        c = e // inner % channels
+        bound = tl.full([BLOCK], CLAMP, SUM)  # a plain number would be taken as fp32
+        z = tl.load(x + e, mask=inside, other=0.0).to(SUM)
+        if ORDER == "forward" or OF_INPUT:  # noqa: SIM102
+            if bias is not None:
+                z += tl.load(bias + c, mask=inside, other=0.0).to(SUM)
+        if ORDER == "forward":
+            y = _value(z, ACT, SLOPE) * GAIN
             if CLAMP > 0:
-                dx = tl.where(tl.abs(y) >= bound, 0.0, dx)
-            tl.store(out + e, dx.to(out.dtype.element_ty), mask=inside)
-            if parts is not None:
-                _store_sums(tl.where(inside, dx, 0.0), parts, COLUMNS, BLOCK)
+                y = tl.where(y > bound, bound, y)
+                y = tl.where(y < -bound, -bound, y)
+            tl.store(out + e, y.to(out.dtype.element_ty), mask=inside)
         else:
-            p = tl.zeros([BLOCK], SUM)
-            if h is not None:
-                p += tl.load(h + e, mask=inside, other=0.0).to(SUM)
-            if h_bias is not None:
-                p += tl.load(h_bias + c, mask=inside, other=0.0).to(SUM)
-            if CLAMP > 0:
-                p = tl.where(tl.abs(y) >= bound, 0.0, p)
-            if out is not None:
-                tl.store(out + e, _first(p * GAIN, z, ACT, SLOPE).to(out.dtype.element_ty), mask=inside)
-            if out_x is not None:
-                p *= tl.load(grad + e, mask=inside, other=0.0).to(SUM)
-                if OF_INPUT:
-                    p *= GAIN
-                second = _second(p, z, ACT)
-                tl.store(out_x + e, second.to(out_x.dtype.element_ty), mask=inside)
+            # The result, as it was stored.
+            if OF_INPUT:
+                y = (_value(z, ACT, SLOPE) * GAIN).to(x.dtype.element_ty).to(SUM)
+            else:
+                y = z
+                z = y * (0.0 if GAIN == 0 else 1.0 / GAIN)
+            if ORDER == "backward":
+                g = tl.load(grad + e, mask=inside, other=0.0).to(SUM)
+                dx = _first(g * GAIN, z, ACT, SLOPE)
+                if CLAMP > 0:
+                    dx = tl.where(tl.abs(y) >= bound, 0.0, dx)
+                tl.store(out + e, dx.to(out.dtype.element_ty), mask=inside)
                 if parts is not None:
-                    _store_sums(tl.where(inside, second, 0.0), parts, COLUMNS, BLOCK)
+                    total += tl.where(inside, dx, 0.0)
+            else:
+                p = tl.zeros([BLOCK], SUM)
+                if h is not None:
+                    p += tl.load(h + e, mask=inside, other=0.0).to(SUM)
+                if h_bias is not None:
+                    p += tl.load(h_bias + c, mask=inside, other=0.0).to(SUM)
+                if CLAMP > 0:
+                    p = tl.where(tl.abs(y) >= bound, 0.0, p)
+                if out is not None:
+                    tl.store(out + e, _first(p * GAIN, z, ACT, SLOPE).to(out.dtype.element_ty), mask=inside)
+                if out_x is not None:
+                    p *= tl.load(grad + e, mask=inside, other=0.0).to(SUM)
+                    if OF_INPUT:
+                        p *= GAIN
+                    second = _second(p, z, ACT)
+                    tl.store(out_x + e, second.to(out_x.dtype.element_ty), mask=inside)
+                    if parts is not None:
+                        total += tl.where(inside, second, 0.0)
+    if parts is not None:
+        _store_sums(total, parts, COLUMNS, BLOCK)
 
 
 @triton.jit
@@ -303,7 +312,7 @@ def _prelu_kernel(
 # ---- launchers: what gankern/ops/bias_act.py calls --------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=4096)
+@kept
 def layout(shape: Sequence[int], strides: Sequence[int], dim: int) -> tuple[int, int, int]:
     """Outer, channels, inner of a dense tensor, as in csrc/cpu/kernels.h."""
     channels = shape[dim] if shape else 1
@@ -317,10 +326,13 @@ def layout(shape: Sequence[int], strides: Sequence[int], dim: int) -> tuple[int,
 def sum_of_channels(dx: Tensor, dim: int) -> Tensor:
     """db: the sum over all but the channels."""
     others = [d for d in range(dx.ndim) if d != dim]
-    return (dx.sum(others, dtype=sum_dtype(dx.dtype)) if others else dx).to(dx.dtype)
+    if not others:
+        return dx.clone()
+    total = dx.sum(others, dtype=sum_dtype(dx.dtype))
+    return total if total.dtype == dx.dtype else total.to(dx.dtype)
 
 
-@functools.lru_cache
+@kept
 def _held(clamp: float | None, dtype: torch.dtype) -> float:
     """The clamp as the dtype holds it; 0 for none."""
     return 0.0 if clamp is None else torch.tensor(clamp, dtype=dtype).item()
@@ -337,12 +349,13 @@ def _launch(
     blocks = BLOCKS(x.device)
     block = blocks["BLOCK"]
     programs = ceil_div(size, block)
-    parts, columns = None, 0
-    over: tuple[int, ...] = (0, 2)
+    parts, columns, steps = None, 0, 1
     if sums and inner % block == 0:
         parts = x.new_empty((outer, channels, inner // block), dtype=sum_dtype(x.dtype))
     elif sums and inner == 1 and channels == next_power_of_2(channels) <= block:
-        parts, columns, over = x.new_empty((programs, channels), dtype=sum_dtype(x.dtype)), channels, (0,)
+        columns, steps = channels, ceil_div(programs, PROGRAMS)
+        programs = ceil_div(programs, steps)
+        parts = x.new_empty((programs, channels, 1), dtype=sum_dtype(x.dtype))
     launch(
         _bias_act_kernel,
         programs,
@@ -357,6 +370,7 @@ def _launch(
         size,
         channels,
         inner,
+        steps,
         ORDER=order,
         ACT=ACTIVATIONS[activation],
         SLOPE=slope,
@@ -367,9 +381,10 @@ def _launch(
         INDEX=index_type(size),
         **blocks,
     )
-    return None if parts is None else parts.sum(over).to(x.dtype)
+    return None if parts is None else sum_of_parts(parts, x.dtype)
 
 
+@planned
 def forward(x: Tensor, bias: Tensor | None, *arguments) -> Tensor:
     """The result. Launches: 1, after a copy of what is not dense."""
     x = dense(x)
@@ -378,6 +393,7 @@ def forward(x: Tensor, bias: Tensor | None, *arguments) -> Tensor:
     return y
 
 
+@planned
 def forward_(x: Tensor, bias: Tensor | None, *arguments) -> None:
     """Overwrites x with the result. Launches: 1."""
     values = dense(x)
@@ -386,6 +402,7 @@ def forward_(x: Tensor, bias: Tensor | None, *arguments) -> None:
         x.copy_(values)
 
 
+@planned
 def backward(
     grad: Tensor,
     saved: Tensor,
@@ -407,6 +424,7 @@ def backward(
     return dx, sum_of_channels(dx, dim) if db is None else db
 
 
+@planned
 def double_backward(
     h: Tensor | None,
     h_bias: Tensor | None,
@@ -468,9 +486,13 @@ def _launch_prelu(order, x, bias, slope, grad, h, h_bias, h_slope, out, out_x, o
 
 def _summed(values: Tensor | None, x: Tensor, dim: int) -> Tensor:
     """The sum over all but the channels, in x's dtype; empty for None."""
-    return x.new_empty(0) if values is None else sum_of_channels(values, dim).to(x.dtype)
+    if values is None:
+        return x.new_empty(0)
+    total = sum_of_channels(values, dim)
+    return total if total.dtype == x.dtype else total.to(x.dtype)
 
 
+@planned
 def prelu(x: Tensor, bias: Tensor | None, slope: Tensor, dim: int, gain: float, clamp: float | None) -> Tensor:
     """PReLU's result. Launches: 1, after a copy of what is not dense."""
     x = dense(x)
@@ -479,6 +501,7 @@ def prelu(x: Tensor, bias: Tensor | None, slope: Tensor, dim: int, gain: float, 
     return y
 
 
+@planned
 def prelu_backward(
     grad: Tensor,
     x: Tensor,
@@ -498,6 +521,7 @@ def prelu_backward(
     return dx, _summed(dx if sums else None, x, dim), _summed(products, x, dim)
 
 
+@planned
 def prelu_double_backward(
     h: Tensor | None,
     h_bias: Tensor | None,

@@ -39,6 +39,7 @@ from gankern.triton.launch import (
     laid_out_as,
     launch,
     next_power_of_2,
+    planned,
     sum_type,
 )
 
@@ -157,6 +158,7 @@ def _all_dots(a: Tensor, b: Tensor) -> tuple[Tensor, int]:
     return partial, parts
 
 
+@planned
 def forward(gradient: Tensor, target: float, one_sided: bool) -> tuple[Tensor, Tensor]:
     """The penalties and the norms. Launches: 2."""
     values, norms = _per_sample(gradient), _per_sample(gradient)
@@ -178,6 +180,7 @@ def forward(gradient: Tensor, target: float, one_sided: bool) -> tuple[Tensor, T
     return values, norms
 
 
+@planned
 def backward(grad: Tensor, gradient: Tensor, norms: Tensor, target: float, one_sided: bool) -> Tensor:
     """The gradient of gradient. Launches: 1."""
     g = sample_major(gradient)
@@ -187,6 +190,7 @@ def backward(grad: Tensor, gradient: Tensor, norms: Tensor, target: float, one_s
     return out
 
 
+@planned
 def double_backward(
     grad_grad: Tensor, grad: Tensor, gradient: Tensor, norms: Tensor, target: float, one_sided: bool
 ) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,10 @@ which refuses it. While a hook or a setting of `triton.knobs` is in force, as pr
 launches go through the JIT, which knows them; and so they do where this Triton launches a compiled kernel in another
 way than the one that is known here.
 
+What a launcher does before it launches follows from its arguments' signature alone: it looks at shapes and strides,
+chooses a grid, lays out what it allocates. :func:`planned` has it do that once. What it asked torch for and what it
+launched is kept, and the next call with this signature allocates and launches, nothing else.
+
 The device guard is here and nowhere else: torch's own functions have theirs. Launches go to the current stream.
 """
 
@@ -24,13 +28,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, overload
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast, overload
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
@@ -87,17 +93,28 @@ _handles: dict[tuple, _Handle] = {}
 _record: list[Launch] | None = None
 
 
+class _Thread(threading.local):
+    """The launcher that this thread writes down the steps of, if any."""
+
+    tracing: _Tracing | None = None
+
+
+_thread = _Thread()
+
+
 def launch(
-    kernel: Any, programs: int | tuple[int, int], *arguments: Tensor | int | None, num_warps: int, **constants: Any
-) -> None:
+    kernel: Any, programs: int | tuple[int, ...], *arguments: Tensor | int | None, num_warps: int, **constants: Any
+) -> _Handle | None:
     """Launches ``programs`` programs of a kernel on the device of its tensors, on its current stream.
 
     ``arguments`` are the kernel's first parameters, in their order: tensors, whole numbers, None. Fractions are passed
     as constants, as everything else that the kernel declares ``tl.constexpr``: an argument would be rounded to fp32.
+    Returns the handle that such a launch has from now on, if any.
     """
+    if _thread.tracing is not None:
+        return _thread.tracing.launched(Launch(kernel, programs, arguments, constants, num_warps))
     if _record is not None or not BY_HANDLE:
-        _launch_by_jit(None, Launch(kernel, programs, arguments, constants, num_warps))
-        return
+        return _launch_by_jit(None, Launch(kernel, programs, arguments, constants, num_warps))
     key: list[Any] = [id(kernel), num_warps]
     values: list[Any] = []
     device = -1
@@ -121,31 +138,31 @@ def launch(
     active = driver.active
     if device >= 0 and device != active.get_current_device():
         with torch.cuda.device(device):
-            launch(kernel, programs, *arguments, num_warps=num_warps, **constants)
-        return
+            return launch(kernel, programs, *arguments, num_warps=num_warps, **constants)
     known = tuple(key)
     handle = _handles.get(known)
     if handle is None or not _nobody_listens():
-        _launch_by_jit(known, Launch(kernel, programs, arguments, constants, num_warps))
-        return
+        return _launch_by_jit(known, Launch(kernel, programs, arguments, constants, num_warps))
     x, y = programs if type(programs) is tuple else (programs, 1)
     stream = active.get_current_stream(max(device, 0))
     handle.run(x, y, 1, stream, handle.function, handle.metadata, None, None, None, *values)
+    return handle
 
 
-def _launch_by_jit(key: tuple | None, request: Launch) -> None:
+def _launch_by_jit(key: tuple | None, request: Launch) -> _Handle | None:
     """Launches through the JIT, which compiles what it has not compiled yet, and keeps the compiled kernel."""
     kernel, programs, arguments, constants, num_warps = request
     if _record is not None:
         _record.append(request)
-        return
+        return None
     grid = programs if isinstance(programs, tuple) else (programs,)
     compiled = kernel[grid](*arguments, **constants, num_warps=num_warps)
     if key is None or not _nobody_listens() or not isinstance(compiled, CompiledKernel):
-        return
+        return None
     # By handle, constants follow in the order of the call, and take their places only where that is the kernel's.
     if kernel.arg_names[len(arguments) :] == list(constants) and not kernel.pre_run_hooks:
         _handles[key] = _Handle(kernel, compiled.run, compiled.function, compiled.packed_metadata)
+    return _handles.get(key)
 
 
 @contextlib.contextmanager
@@ -154,9 +171,252 @@ def recorded() -> Iterator[list[Launch]]:
     global _record
     before, _record = _record, []
     try:
-        yield _record
+        with _unplanned():
+            yield _record
     finally:
         _record = before
+
+
+# ---- plans ------------------------------------------------------------------------------------------------------
+
+PLANS = 512  # of a launcher; where one more comes, the oldest goes
+# What a launcher may ask torch for that is no tensor: the signature decides it. __get__ is of attributes.
+FACTS = {
+    "__get__",
+    "__len__",
+    "dim",
+    "element_size",
+    "get_device",
+    "is_contiguous",
+    "numel",
+    "promote_types",
+    "size",
+    "stride",
+}
+ALLOCATE = {"empty", "empty_like", "empty_strided", "new_empty"}
+_held_off = 0  # how many ask for launchers without plans
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@contextlib.contextmanager
+def _unplanned() -> Iterator[None]:
+    """Within the block every launcher does all its work, in every thread."""
+    global _held_off
+    _held_off += 1
+    try:
+        yield
+    finally:
+        _held_off -= 1
+
+
+def kept(function: F) -> F:
+    """``functools.lru_cache`` for what a launcher computes by way of torch, which is then no step of its plan."""
+
+    @functools.lru_cache(maxsize=4096)
+    def aside(*arguments: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return function(*arguments)
+
+    return cast(F, functools.wraps(function)(aside))
+
+
+class _Step:
+    """Arguments in their order: those that are no tensors, and for each tensor its place and its number in the plan."""
+
+    def __init__(self, arguments: Sequence[Any], numbers: dict[int, int]) -> None:
+        tensors = [(place, value) for place, value in enumerate(arguments) if isinstance(value, Tensor)]
+        self.places = [(place, numbers[id(tensor)]) for place, tensor in tensors]
+        self.rest = [None if isinstance(value, Tensor) else value for value in arguments]
+
+    def given(self, tensors: Sequence[Tensor]) -> list[Any]:
+        given = self.rest.copy()
+        for place, number in self.places:
+            given[place] = tensors[number]
+        return given
+
+
+class _Call(_Step):
+    """A call of torch's."""
+
+    def __init__(self, function: Any, arguments: Sequence[Any], keywords: dict, numbers: dict[int, int]) -> None:
+        super().__init__(arguments, numbers)
+        self.function, self.keywords = function, keywords
+
+    def do(self, tensors: list[Tensor], stream: int | None) -> None:
+        result = self.function(*self.given(tensors), **self.keywords)
+        if type(result) is tuple or type(result) is list:
+            tensors += result
+        else:
+            tensors.append(result)
+
+
+class _Allocation:
+    """Memory for a tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.shape, self.strides = tuple(tensor.shape), tensor.stride()
+        self.dtype, self.device = tensor.dtype, tensor.device
+
+    def do(self, tensors: list[Tensor], stream: int | None) -> None:
+        tensors.append(torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device))
+
+
+class _Launched(_Step):
+    """A launch, and the handle that it goes by, if any."""
+
+    def __init__(self, request: Launch, handle: _Handle | None, numbers: dict[int, int]) -> None:
+        arguments = *request.arguments, *request.constants.values()
+        super().__init__(arguments, numbers)
+        self.request = request._replace(arguments=())  # which would keep the tensors
+        self.count = len(request.arguments)
+        self.x, self.y = request.programs if isinstance(request.programs, tuple) else (request.programs, 1)
+        self.handle = handle
+        # The handle is for addresses of these remainders.
+        self.addresses = [(*place, arguments[place[0]].data_ptr() % ALIGNMENT) for place in self.places]
+
+    def do(self, tensors: list[Tensor], stream: int | None) -> None:
+        handle = self.handle
+        if handle is None or stream is None:
+            self.by_key(tensors)
+            return
+        given = self.rest.copy()
+        for place, number, remainder in self.addresses:
+            given[place] = address = tensors[number].data_ptr()
+            if address & 15 != remainder:
+                self.by_key(tensors)
+                return
+        handle.run(self.x, self.y, 1, stream, handle.function, handle.metadata, None, None, None, *given)
+
+    def by_key(self, tensors: list[Tensor]) -> None:
+        kernel, programs, _, constants, num_warps = self.request
+        launch(kernel, programs, *self.given(tensors)[: self.count], num_warps=num_warps, **constants)
+
+
+class _Tracing(TorchFunctionMode):
+    """Writes down what a launcher does. Tensors are known by number: the arguments, then all results."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.tensors = list(tensors)  # alive, so that an id is of one of them
+        self.numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
+        self.steps: list[_Call | _Allocation | _Launched] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        keywords = kwargs or {}
+        result = func(*args, **keywords)
+        results = list(result) if type(result) in (tuple, list) else [result]
+        if results and all(isinstance(value, Tensor) for value in results):
+            for value in (*args, *keywords.values()):
+                if isinstance(value, (tuple, list)) and any(isinstance(entry, Tensor) for entry in value):
+                    raise RuntimeError(f"a planned launcher gives torch.{func.__name__} a list of tensors")
+            if func.__name__ in ALLOCATE:
+                self.steps.append(_Allocation(result))
+            else:
+                self.steps.append(_Call(func, args, keywords, self.numbers))
+            for tensor in results:
+                self.numbers[id(tensor)] = len(self.tensors)
+                self.tensors.append(tensor)
+        elif func.__name__ not in FACTS:
+            raise RuntimeError(f"a planned launcher calls {func.__name__}, which no signature decides")
+        return result
+
+    def launched(self, request: Launch) -> _Handle | None:
+        """Launches, with what the JIT asks of tensors left out."""
+        kernel, programs, arguments, constants, num_warps = request
+        _thread.tracing = None
+        try:
+            with torch._C.DisableTorchFunction():
+                handle = launch(kernel, programs, *arguments, num_warps=num_warps, **constants)
+                self.steps.append(_Launched(request, handle, self.numbers))
+        finally:
+            _thread.tracing = self
+        return handle
+
+
+class _Plan:
+    """What a launcher does for a signature, and which of the tensors are its result."""
+
+    def __init__(self, traced: _Tracing, result: Any) -> None:
+        self.steps = traced.steps
+        self.result = _numbered(result, traced.numbers)
+
+    def run(self, tensors: list[Tensor]) -> Any:
+        """Does it with these arguments, whose list it then fills with all that is made."""
+        stream = None
+        if BY_HANDLE and _nobody_listens():
+            active, device = driver.active, tensors[0].get_device()
+            if device >= 0 and device != active.get_current_device():
+                with torch.cuda.device(device):
+                    return self.run(tensors)
+            stream = active.get_current_stream(max(device, 0))
+        for step in self.steps:
+            step.do(tensors, stream)
+        return _of_numbers(self.result, tensors)
+
+
+def _numbered(result: Any, numbers: dict[int, int]) -> Any:
+    """A launcher's result with numbers in place of the tensors."""
+    if isinstance(result, (tuple, list)):
+        return tuple(_numbered(value, numbers) for value in result)
+    return None if result is None else numbers[id(result)]
+
+
+def _of_numbers(result: Any, tensors: Sequence[Tensor]) -> Any:
+    if type(result) is int:
+        return tensors[result]
+    return None if result is None else tuple([_of_numbers(value, tensors) for value in result])
+
+
+def planned(launcher: F) -> F:
+    """A launcher of tensors, numbers, lists of numbers and None, whose work before launches is done once a signature:
+    of a tensor dtype, device, shape, strides and where between multiples of 16 it lies, and all else by value.
+
+    The launcher must follow from that alone, and is refused where it asks torch for more (FACTS). What it computes by
+    way of torch and keeps is for :func:`kept`. Block sizes that are tried, and launches that are recorded, go without
+    plans.
+    """
+    plans: dict[tuple, _Plan] = {}
+
+    def call(*arguments: Any) -> Any:
+        if _held_off or _thread.tracing is not None:
+            return launcher(*arguments)
+        key: list[Any] = []
+        tensors: list[Tensor] = []
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                key += (argument.dtype, argument.device, argument.shape, argument.stride(), argument.data_ptr() & 15)
+                tensors.append(argument)
+            elif type(argument) is float:
+                key.append(argument or argument.hex())  # zeros have signs
+            else:
+                key.append(tuple(argument) if type(argument) is list else argument)
+        known = tuple(key)
+        plan = plans.get(known)
+        if plan is not None:
+            return plan.run(tensors)
+        plan, result = _traced(launcher, arguments)
+        if len(plans) >= PLANS:
+            plans.pop(next(iter(plans), ()), None)
+        plans[known] = plan
+        return result
+
+    return cast(F, functools.wraps(launcher)(call))
+
+
+def _traced(launcher: Callable[..., Any], arguments: Sequence[Any]) -> tuple[_Plan, Any]:
+    """Calls a launcher: its plan, and its result."""
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    # One tensor may be given twice now, and two the next time.
+    aliases = [tensor.detach() for tensor in tensors]
+    following = iter(aliases)
+    tracing = _thread.tracing = _Tracing(aliases)
+    try:
+        with tracing:
+            result = launcher(*[next(following) if isinstance(a, Tensor) else a for a in arguments])
+    finally:
+        _thread.tracing = None
+    plan = _Plan(tracing, result)
+    return plan, _of_numbers(plan.result, [*tensors, *tracing.tensors[len(tensors) :]])
 
 
 # ---- block sizes ------------------------------------------------------------------------------------------------
@@ -198,7 +458,8 @@ class Blocks:
         """Within the block, this variant on every device: to try and to test it."""
         before, self._used = self._used, variant
         try:
-            yield
+            with _unplanned():
+                yield
         finally:
             self._used = before
 
@@ -231,7 +492,7 @@ def index_type(*counts: int) -> tl.dtype:
     return tl.int64 if max(counts) > 2**31 - 2**17 else tl.int32
 
 
-@functools.lru_cache(maxsize=4096)
+@kept
 def dense_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
     """The strides of ``torch.empty_like``: those given where elements lie densely in some order, else of that order."""
     return torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()

@@ -15,19 +15,17 @@ Split. A program takes one kernel b and a block of points, and passes over all o
 of pairs lives in registers. Each pair is computed twice, once from either side: what it adds to the other point would
 need atomics, or partial sums in memory. For many coordinates the gradient is split among programs, MAX_DIMS each.
 
-Traffic. Each program reads its b's slice of `against` once; a copy of m as [B, C, N] makes these reads contiguous,
-and a slice stays in the L2 cache for all its programs. Bound by arithmetic: N^2 B (3 C + 10) operations forward. Sums
-are in fp32 (fp64 for fp64), in a fixed order, without atomics.
+Traffic. Each program reads its b's slice of `against` once; copies of m, g and h as [B, C, N], which one kernel makes
+before, make these reads contiguous, and a slice stays in the L2 cache for all its programs. Bound by arithmetic:
+N^2 B (3 C + 10) operations forward. Sums are in fp32 (fp64 for fp64), in a fixed order, without atomics.
 """
-
-from typing import overload
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.launch import Blocks, ceil_div, launch, next_power_of_2, sum_type
+from gankern.triton.launch import Blocks, ceil_div, contiguous, launch, next_power_of_2, planned, sum_type
 
 BLOCKS = Blocks(  # the tile of pairs of one program; see _against
     "minibatch_discrimination",
@@ -36,6 +34,7 @@ BLOCKS = Blocks(  # the tile of pairs of one program; see _against
     {"POINTS": 8, "AGAINST": 64, "num_warps": 2},
     {"POINTS": 16, "AGAINST": 32, "num_warps": 2},
 )
+TILE = 32  # of a transposition, each side
 MAX_DIMS = 64  # coordinates whose gradients one program holds
 
 # ---- the kernel --------------------------------------------------------------------------------------------
@@ -143,16 +142,65 @@ def _pairs_kernel(
         tl.store(to, gradient.to(out.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _transposed(x, to, count, width, TILE: tl.constexpr):
+    """A tile of x [count, width] as [width, count]; zeros for None."""
+    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    k = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    inside = (i < count)[:, None] & (k < width)[None, :]
+    value = tl.zeros([TILE, TILE], to.dtype.element_ty)
+    if x is not None:
+        value = tl.load(x + i.to(tl.int64)[:, None] * width + k[None, :], mask=inside, other=0.0)
+    tl.store(to + k.to(tl.int64)[:, None] * count + i[None, :], tl.trans(value), mask=tl.trans(inside))
+
+
+@triton.jit
+def _slices_kernel(
+    m,  # [count, width]
+    grad,  # [count, kernels]
+    h,  # like m, or None
+    m_to,
+    grad_to,  # None where there is no grad
+    h_to,  # None where nobody asks for h
+    count,
+    kernels,
+    width,  # kernels times coordinates
+    TILE: tl.constexpr,
+):
+    _transposed(m, m_to, count, width, TILE)
+    if h_to is not None:
+        _transposed(h, h_to, count, width, TILE)
+    if grad_to is not None:
+        _transposed(grad, grad_to, count, kernels, TILE)
+
+
 # ---- launchers: what gankern/ops/minibatch_discrimination.py calls ------------------------------------------
 
 
-@overload
-def _slices(x: Tensor) -> Tensor: ...
-@overload
-def _slices(x: None) -> None: ...
-def _slices(x: Tensor | None) -> Tensor | None:
-    """[N, B, C] as [B, C, N], or [N, B] as [B, N]."""
-    return None if x is None else x.movedim(0, -1).contiguous()
+def _slices(m: Tensor, grad: Tensor | None = None, h: Tensor | None = None, second: bool = False) -> list:
+    """m [N, B, C] as [B, C, N]; grad [N, B] as [B, N]; h like m, which without one is of zeros where ``second`` asks
+    for it. Launches: 1."""
+    count, kernels, dims = m.shape
+    slices = m.new_empty((kernels, dims, count))
+    of_grad = None if grad is None else m.new_empty((kernels, count))
+    of_h = m.new_empty((kernels, dims, count)) if second else None
+    across = ceil_div(kernels * dims, TILE)
+    launch(
+        _slices_kernel,
+        (ceil_div(count, TILE), across),
+        m.contiguous(),
+        contiguous(grad),
+        contiguous(h),
+        slices,
+        of_grad,
+        of_h,
+        count,
+        kernels,
+        kernels * dims,
+        TILE=TILE,
+        num_warps=4,
+    )
+    return [slices, of_grad, of_h]
 
 
 def _against(width: int, order: str, double: bool, of_other: bool) -> int:
@@ -166,7 +214,18 @@ def _unrolled(dims: int) -> int:
     return dims if dims <= 5 else next(n for n in (4, 2, 1) if dims % n == 0)
 
 
-def _launch(order: str, points, points_h, points_grad, against, against_h, against_grad, same, sums, out):
+def _launch(
+    order: str,
+    points: Tensor,
+    points_h: Tensor | None,
+    points_grad: Tensor | None,
+    against: Tensor,
+    against_h: Tensor | None,
+    against_grad: Tensor | None,
+    same: bool,
+    sums: Tensor | None,
+    out: Tensor | None,
+) -> None:
     """points and against in slices; the others are None where there are none."""
     kernels, dims, count = points.shape
     if count == 0:
@@ -208,11 +267,12 @@ def _empty(like: Tensor | None, model: Tensor) -> Tensor:
     return model.new_empty(0) if like is None else like.new_empty(like.shape)
 
 
+@planned
 def forward(m: Tensor, other: Tensor | None, include_self: bool) -> Tensor:
-    """The sums, [N, B]. Launches: 1, after a copy of each set."""
+    """The sums, [N, B]. Launches: 2, or 3 for two sets."""
     sums = m.new_empty(m.shape[:2])
-    points = _slices(m)
-    against = points if other is None else _slices(other)
+    points, *_ = _slices(m)
+    against = points if other is None else _slices(other)[0]
     _launch("forward", points, None, None, against, None, None, other is None, sums, None)
     if other is None and include_self:
         # The similarity of a point to itself: 1, and NaN where it has an infinity or NaN.
@@ -220,31 +280,31 @@ def forward(m: Tensor, other: Tensor | None, include_self: bool) -> Tensor:
     return sums
 
 
+@planned
 def backward(grad: Tensor, m: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The gradients of m and of other (empty without one). Launches: 1, or 2 for two sets."""
+    """The gradients of m and of other (empty without one). Launches: 2, or 4 for two sets."""
     grad_m, grad_other = _empty(m, m), _empty(other, m)
-    points, g = _slices(m), _slices(grad)
+    points, g, _ = _slices(m, grad)
     if other is None:
         _launch("backward", points, None, g, points, None, g, True, None, grad_m)
     else:
-        against = _slices(other)
+        against, *_ = _slices(other)
         _launch("backward", points, None, g, against, None, None, False, None, grad_m)
         _launch("backward", against, None, None, points, None, g, False, None, grad_other)
     return grad_m, grad_other
 
 
+@planned
 def double_backward(
     grad_grad_m: Tensor | None, grad_grad_other: Tensor | None, grad: Tensor, m: Tensor, other: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `backward`'s three tensors. Launches: 1, or 2 for two sets."""
+    """The gradients of `backward`'s three tensors. Launches: 2, or 4 for two sets."""
     grad_grad, grad_m, grad_other = m.new_empty(m.shape[:2]), _empty(m, m), _empty(other, m)
-    points, g = _slices(m), _slices(grad)
-    h = torch.zeros_like(points) if grad_grad_m is None else _slices(grad_grad_m)
+    points, g, h = _slices(m, grad, grad_grad_m, True)
     if other is None:
         _launch("double_backward", points, h, g, points, h, g, True, grad_grad, grad_m)
     else:
-        against = _slices(other)
-        against_h = torch.zeros_like(against) if grad_grad_other is None else _slices(grad_grad_other)
+        against, _, against_h = _slices(other, None, grad_grad_other, True)
         _launch("double_backward", points, h, g, against, against_h, None, False, grad_grad, grad_m)
         _launch("double_backward", against, against_h, None, points, h, g, False, None, grad_other)
     return grad_grad, grad_m, grad_other

@@ -11,13 +11,15 @@ Second order, for the gradient h of dx, q = sum_i h_i d_i:
     gradient of x_i: k / (D sigma) (h_i - mean h - d_i q / (D sigma^2))
 
 Split. One kernel for all orders. A program takes BLOCK neighbouring positions of a group as they lie in memory,
-channels last or not, and passes over its samples twice: the second time they come from the cache. It writes the copies
-and the gradients, and the sum of its sigma, or of q / (D sigma), of its feature to memory of its own; torch adds these
-up in order, and a second kernel writes the channel of the result. No atomics. For channels last tensors a block lies
-across features, so a program sums one feature after the other.
+channels last or not, and passes over its samples once for the sums, where the forward also copies them; the gradients
+take another pass, in which they come from the cache. Sums are of differences from the group's first sample, which lose
+no more to its size than the spread allows: variance = sum (x_i - x_0)^2 - (sum (x_i - x_0))^2 / G. The sum of the
+program's sigma, or of q / (D sigma), of its feature goes to memory of its own; a second kernel adds these up in order
+(gankern/triton/sums.py), and a third one writes the channel of the result. No atomics. For channels last tensors a
+block lies across features, so a program sums one feature after the other.
 
-Traffic. x is read once from memory and once from the L2 cache, the result is written once; gradients likewise. Bound by
-memory. Sums are in fp32 (fp64 for fp64).
+Traffic. Forward: x is read once, the result written once; gradients: x is read once from memory and once from the
+cache. Bound by memory. Sums are in fp32 (fp64 for fp64).
 """
 
 import math
@@ -28,7 +30,8 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.core.layout import empty, memory_format
-from gankern.triton.launch import Blocks, ceil_div, index_type, launch, sum_dtype, sum_type
+from gankern.triton.launch import Blocks, ceil_div, index_type, launch, planned, sum_dtype, sum_type
+from gankern.triton.sums import sum_of_parts
 
 BLOCKS = Blocks(  # positions of a program
     "minibatch_stddev",
@@ -46,7 +49,7 @@ WARPS = 4
 @triton.jit
 def _sample(m, i, groups, group_size, STRIDED: tl.constexpr):
     """Sample i of group m."""
-    return (i * groups + m if STRIDED else m * group_size + i).to(tl.int64)
+    return tl.cast(i * groups + m if STRIDED else m * group_size + i, tl.int64)
 
 
 @triton.jit
@@ -84,33 +87,30 @@ def _positions_kernel(
     result_at = at + at // channels * FEATURES if LAST else at
 
     count = tl.zeros([1], SUM) + group_size
-    mean = tl.zeros([BLOCK], SUM)
-    mean_h = tl.zeros([BLOCK], SUM)
+    first = _sample(m, 0, groups, group_size, STRIDED) * size + at
+    base = tl.load(x + first, mask=inside, other=0.0).to(SUM)
+    sum_d = tl.zeros([BLOCK], SUM)
+    squares = tl.zeros([BLOCK], SUM)
+    sum_h = tl.zeros([BLOCK], SUM)
+    sum_hd = tl.zeros([BLOCK], SUM)
     for i in range(group_size):
         n = _sample(m, i, groups, group_size, STRIDED)
         value = tl.load(x + n * size + at, mask=inside, other=0.0)
-        mean += value.to(SUM)
+        d = value.to(SUM) - base
+        sum_d += d
+        squares += d * d
         if ORDER == "forward":
             tl.store(out + n * result_size + result_at, value, mask=inside)
         if ORDER == "double_backward":
             tangent = tl.load(h + n * size + at, mask=inside, other=0.0)
-            mean_h += tangent.to(SUM)
             tl.store(out + n * result_size + result_at, tangent, mask=inside)
-    mean /= count
-    mean_h /= count
-    rest = tl.zeros([BLOCK], SUM)  # what the mean lost in x's precision: the mean of the differences
-    for i in range(group_size):
-        n = _sample(m, i, groups, group_size, STRIDED)
-        rest += tl.load(x + n * size + at, mask=inside, other=0.0).to(SUM) - mean
-    rest /= count
-    variance = tl.zeros([BLOCK], SUM)
-    q = tl.zeros([BLOCK], SUM)
-    for i in range(group_size):
-        n = _sample(m, i, groups, group_size, STRIDED)
-        d = tl.load(x + n * size + at, mask=inside, other=0.0).to(SUM) - mean - rest
-        variance += d * d
-        if ORDER == "double_backward":
-            q += d * tl.load(h + n * size + at, mask=inside, other=0.0).to(SUM)
+            sum_h += tangent.to(SUM)
+            sum_hd += tangent.to(SUM) * d
+    mean = sum_d / count  # less x_0
+    mean_h = sum_h / count
+    variance = squares - sum_d * mean
+    variance = tl.where(variance < 0, 0.0, variance)  # unlike maximum, keeps NaN
+    q = sum_hd - mean * sum_h
     divisor = count - 1 if UNBIASED else count
     sigma = tl.sqrt(variance / divisor + tl.full([1], EPS, SUM))  # a plain number would be taken as fp32
     term = sigma
@@ -121,7 +121,7 @@ def _positions_kernel(
         slope = term / sigma
         for i in range(group_size):
             n = _sample(m, i, groups, group_size, STRIDED)
-            d = tl.load(x + n * size + at, mask=inside, other=0.0).to(SUM) - mean - rest
+            d = tl.load(x + n * size + at, mask=inside, other=0.0).to(SUM) - base - mean
             if ORDER == "backward":
                 g = tl.load(grad + n * result_size + result_at, mask=inside, other=0.0).to(SUM)
                 result = g + scale * d
@@ -136,13 +136,45 @@ def _positions_kernel(
 
 
 @triton.jit
+def _factors_kernel(
+    grad,  # like the result
+    k,  # [groups, features]
+    groups,
+    group_size,
+    channels,
+    pixels,
+    positions,  # of a feature
+    FEATURES: tl.constexpr,
+    STRIDED: tl.constexpr,
+    LAST: tl.constexpr,
+    SUM: tl.constexpr,
+    FILL: tl.constexpr,
+):
+    """The sum of a feature's gradients over the group and its pixels, over its positions."""
+    m = tl.program_id(0) // FEATURES
+    feature = tl.program_id(0) % FEATURES
+    result_size = tl.cast(channels + FEATURES, tl.int64) * pixels
+    total = tl.zeros([FILL], SUM)
+    for i in range(group_size):
+        own = grad + _sample(m, i, groups, group_size, STRIDED) * result_size
+        for start in range(0, pixels, FILL):
+            p = tl.cast(start, tl.int64) + tl.arange(0, FILL)
+            at = p * (channels + FEATURES) + channels + feature
+            if not LAST:
+                at = tl.cast(channels + feature, tl.int64) * pixels + p
+            total += tl.load(own + at, mask=p < pixels, other=0.0).to(SUM)
+    tl.store(k + tl.program_id(0), tl.sum(total, 0) / positions)
+
+
+@triton.jit
 def _channel_kernel(
-    values,  # [groups, features]
+    values,  # [groups, features]: sums over positions
     out,
     groups,
     group_size,
     channels,
     pixels,
+    positions,
     FEATURES: tl.constexpr,
     STRIDED: tl.constexpr,
     LAST: tl.constexpr,
@@ -155,7 +187,7 @@ def _channel_kernel(
     inside = at < tl.cast(pixels, tl.int64) * FEATURES
     m = n % groups if STRIDED else n // group_size
     feature = at % FEATURES if LAST else at // pixels
-    value = tl.load(values + m * FEATURES + feature, mask=inside, other=0.0)
+    value = tl.load(values + m * FEATURES + feature, mask=inside, other=0.0) / positions
     size = tl.cast(channels, tl.int64) * pixels
     to = at // FEATURES * (channels + FEATURES) + channels + feature if LAST else size + at
     tl.store(out + n * (size + FEATURES * pixels) + to, value.to(out.dtype.element_ty), mask=inside)
@@ -171,7 +203,22 @@ def _geometry(x: Tensor) -> tuple[Tensor, bool, int]:
     return x.contiguous(memory_format=layout), last, math.prod(x.shape[2:])
 
 
-def _launch(order, x, grad, h, k, out, out_x, group_size, num_channels, strided, unbiased, eps, last, pixels):
+def _launch(
+    order: str,
+    x: Tensor,
+    grad: Tensor | None,
+    h: Tensor | None,
+    k: Tensor | None,
+    out: Tensor | None,
+    out_x: Tensor | None,
+    group_size: int,
+    num_channels: int,
+    strided: bool,
+    unbiased: bool,
+    eps: float,
+    last: bool,
+    pixels: int,
+) -> None:
     groups, channels = len(x) // group_size, x.shape[1]
     wide = sum_dtype(x.dtype)
     sizes = BLOCKS(x.device)
@@ -208,12 +255,13 @@ def _launch(order, x, grad, h, k, out, out_x, group_size, num_channels, strided,
     launch(
         _channel_kernel,
         len(x) * ceil_div(pixels * num_channels, FILL),
-        parts.sum(2) / (channels // num_channels * pixels),
+        sum_of_parts(parts.view(1, groups * num_channels, blocks), wide),
         out,
         groups,
         group_size,
         channels,
         pixels,
+        channels // num_channels * pixels,
         FEATURES=num_channels,
         STRIDED=strided,
         LAST=last,
@@ -222,17 +270,35 @@ def _launch(order, x, grad, h, k, out, out_x, group_size, num_channels, strided,
     )
 
 
-def _factors(grad: Tensor, x: Tensor, group_size: int, num_channels: int, strided: bool) -> Tensor:
-    """k: the sums of the gradients of the result over the group and its pixels, over its positions."""
+def _factors(
+    grad: Tensor, x: Tensor, group_size: int, num_channels: int, strided: bool, last: bool, pixels: int
+) -> Tensor:
+    """k, of a gradient that lies as x does."""
     groups, channels = len(x) // group_size, x.shape[1]
-    samples = grad[:, channels:].reshape(len(x), num_channels, -1).sum(2, dtype=sum_dtype(x.dtype))
-    by_group = samples.unflatten(0, (group_size, groups) if strided else (groups, group_size))
-    positions = channels // num_channels * max(math.prod(x.shape[2:]), 1)
-    return by_group.sum(0 if strided else 1).div(positions).contiguous()
+    k = x.new_empty((groups, num_channels), dtype=sum_dtype(x.dtype))
+    launch(
+        _factors_kernel,
+        groups * num_channels,
+        grad,
+        k,
+        groups,
+        group_size,
+        channels,
+        pixels,
+        channels // num_channels * pixels,
+        FEATURES=num_channels,
+        STRIDED=strided,
+        LAST=last,
+        SUM=sum_type(x.dtype),
+        FILL=FILL,
+        num_warps=WARPS,
+    )
+    return k
 
 
+@planned
 def forward(x: Tensor, group_size: int, num_channels: int, strided: bool, unbiased: bool, eps: float) -> Tensor:
-    """Launches: 2, and a sum."""
+    """Launches: 3."""
     out = empty(x, x.shape[1] + num_channels)
     if x.numel():
         x, last, pixels = _geometry(x)
@@ -241,21 +307,23 @@ def forward(x: Tensor, group_size: int, num_channels: int, strided: bool, unbias
     return out
 
 
+@planned
 def backward(
     grad: Tensor, x: Tensor, group_size: int, num_channels: int, strided: bool, unbiased: bool, eps: float
 ) -> Tensor:
-    """Launches: 1, after sums of the result's gradients."""
+    """Launches: 2."""
     out = empty(x)
     if x.numel():
         layout = memory_format(x)
         x, last, pixels = _geometry(x)
         grad = grad.contiguous(memory_format=layout)
-        k = _factors(grad, x, group_size, num_channels, strided)
+        k = _factors(grad, x, group_size, num_channels, strided, last, pixels)
         options = (group_size, num_channels, strided, unbiased, eps, last, pixels)
         _launch("backward", x, grad, None, k, None, out, *options)
     return out
 
 
+@planned
 def double_backward(
     grad_grad_x: Tensor,
     grad: Tensor,
@@ -266,13 +334,13 @@ def double_backward(
     unbiased: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Launches: 2, and sums."""
+    """Launches: 4."""
     grad_grad, grad_x = empty(x, x.shape[1] + num_channels), empty(x)
     if x.numel():
         layout = memory_format(x)
         x, last, pixels = _geometry(x)
-        h = grad_grad_x.contiguous(memory_format=layout)
-        k = _factors(grad, x, group_size, num_channels, strided)
+        grad, h = grad.contiguous(memory_format=layout), grad_grad_x.contiguous(memory_format=layout)
+        k = _factors(grad, x, group_size, num_channels, strided, last, pixels)
         options = (group_size, num_channels, strided, unbiased, eps, last, pixels)
         _launch("double_backward", x, None, h, k, grad_grad, grad_x, *options)
     return grad_grad, grad_x

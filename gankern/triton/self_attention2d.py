@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.core.layout import accumulation_dtype
-from gankern.triton.launch import ceil_div, launch, sum_type
+from gankern.triton.launch import ceil_div, launch, planned, sum_type
 
 # Queries and keys of a tile: of the forward, and of the gradients, which hold more at a time.
 FORWARD = {"BLOCK": 32, "num_warps": 4}
@@ -258,6 +258,7 @@ def _sizes(q: Tensor, kv: Tensor, tile: dict[str, int]) -> tuple[tuple[int, int,
     return (dims, values, q.shape[2], kv.shape[2]), constants
 
 
+@planned
 def forward(q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
     """The result and its statistics. Launches: 1."""
     q, kv = q.contiguous(), kv.contiguous()
@@ -289,11 +290,13 @@ def _gradients(
     return grad_q, grad_kv
 
 
+@planned
 def backward(grad: Tensor, q: Tensor, kv: Tensor, o: Tensor, stats: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of queries, and of keys and values. Launches: 2."""
     return _gradients(q, kv, grad, stats, None, None, None)
 
 
+@planned
 def double_backward(
     h_q: Tensor | None, h_kv: Tensor | None, grad: Tensor, q: Tensor, kv: Tensor, o: Tensor, stats: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

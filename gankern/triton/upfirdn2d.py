@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.core.layout import has_whole_pixels
-from gankern.triton.launch import Blocks, ceil_div, contiguous, launch, sum_type
+from gankern.triton.launch import Blocks, ceil_div, contiguous, launch, planned, sum_type
 
 BLOCKS = Blocks(  # rows and columns of a tile
     "upfirdn2d",
@@ -129,6 +129,7 @@ def _upfirdn2d_kernel(
 # ---- launcher: what gankern/ops/upfirdn2d.py calls ---------------------------------------------------------
 
 
+@planned
 def forward(
     x: Tensor,
     filter: Tensor,

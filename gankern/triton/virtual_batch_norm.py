@@ -7,7 +7,8 @@ over the pixels, then values that are linear in what is read, with coefficients 
 Split. A program takes an example and a block of channels, and passes over their pixels twice, in tiles [CHANNELS,
 PIXELS]: sums, then values. Between the two it computes the coefficients, in fp64: a few operations a channel. Element
 (c, p) lies at c * channel_stride + p * pixel_stride: one kernel for both memory formats, with tiles that are long in
-the direction in which memory is. The sums over examples go to memory [4, N, C] and are added up in order by torch.
+the direction in which memory is. The sums over examples go to memory [4, N, C], and a second kernel adds them up in
+order.
 
 Traffic. The second pass comes from the L2 cache where an example's block fits: 1 read and 1 write forward, 2 and 1
 backward, 3 and 2 double backward. Bound by memory. Each lane of a tile adds up its pixels in fp32 (fp64 for fp64), of
@@ -23,9 +24,10 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.core.layout import empty, memory_format
-from gankern.triton.launch import Blocks, ceil_div, contiguous, launch, next_power_of_2, sum_dtype, sum_type
+from gankern.triton.launch import Blocks, ceil_div, contiguous, launch, next_power_of_2, planned, sum_dtype, sum_type
 
-WARPS = 4  # of the kernels that go over no map
+WARPS = 4  # of the statistics' sums
+SETTLED = 32  # channels of a program that adds up
 # Values of a tile, and in channels_last how many of them are neighbouring channels at most: fewer make more programs,
 # each of which passes over all pixels of an example.
 BLOCKS = Blocks(
@@ -227,17 +229,26 @@ def _normalize_kernel(
 
 
 @triton.jit
+def _nearest(x, moments, c, channels, channel_stride, SUM: tl.constexpr):
+    """K, what a channel's values are taken relative to: the mean, or without moments the channel's first value."""
+    if moments is None:
+        K = tl.load(x + c.to(tl.int64) * channel_stride, mask=c < channels, other=0.0).to(SUM)
+    else:
+        K = _channel(moments, c, channels).to(SUM)
+    return K
+
+
+@triton.jit
 def _sums_kernel(
     x,
-    h,  # like x, or x itself less K
-    nearest,  # K: [C]
+    h,  # like x; None for x itself less K
+    moments,  # [2, C], or None
     sums,  # [2, N, C]: of h and of h (x - K)
     count,
     channels,
     pixels,
     channel_stride,
     pixel_stride,
-    OWN: tl.constexpr,  # h is x - K
     SUM: tl.constexpr,
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -246,7 +257,7 @@ def _sums_kernel(
     n = (tl.program_id(0) // blocks).to(tl.int64)
     c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
     start = n * channels * pixels + c[:, None].to(tl.int64) * channel_stride
-    K = _channel(nearest, c, channels).to(SUM)
+    K = _nearest(x, moments, c, channels, channel_stride, SUM)
     total = tl.zeros([CHANNELS, PIXELS], SUM)
     product = tl.zeros([CHANNELS, PIXELS], SUM)
     for begin in range(0, pixels, PIXELS):
@@ -254,7 +265,7 @@ def _sums_kernel(
         inside = (c < channels)[:, None] & (p < pixels)[None, :]
         at = start + p[None, :].to(tl.int64) * pixel_stride
         d = tl.where(inside, _load(x, at, inside, SUM) - K[:, None], 0.0)
-        value = d if OWN else _load(h, at, inside, SUM)
+        value = d if h is None else _load(h, at, inside, SUM)
         total += value
         product += value * d
     to = sums + n * channels + c
@@ -263,19 +274,88 @@ def _sums_kernel(
 
 
 @triton.jit
+def _over_examples(sums, c, count, channels):
+    """Sums of [N, C] over the examples, in their order."""
+    total = tl.zeros_like(c).to(tl.float64)
+    for n in range(count):
+        total += tl.load(sums + tl.cast(n, tl.int64) * channels + c, mask=c < channels, other=0.0)
+    return total
+
+
+@triton.jit
+def _settle_sums_kernel(
+    x,
+    moments,  # as for _sums_kernel
+    sums,
+    out,  # [2, C]: without moments these, and else the gradient of their gradient
+    count,
+    channels,
+    values,  # of a channel
+    channel_stride,
+    SUM: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    first = _over_examples(sums, c, count, channels) / values
+    second = _over_examples(sums + tl.cast(count, tl.int64) * channels, c, count, channels) / values
+    K = _nearest(x, moments, c, channels, channel_stride, SUM).to(tl.float64)
+    if moments is None:
+        variance = second - first * first
+        first += K
+        second = tl.where(variance < 0, 0.0, variance) + first * first
+    else:
+        second = 2 * (second + K * first)
+    tl.store(out + c, first, mask=c < channels)
+    tl.store(out + channels + c, second, mask=c < channels)
+
+
+@triton.jit
+def _store_total(sums, out, c, count, channels):
+    total = _over_examples(sums, c, count, channels)
+    if out.dtype.element_ty.primitive_bitwidth < 32:  # for which Triton's interpreter has no way from fp64
+        total = total.to(tl.float32)
+    tl.store(out + c, total.to(out.dtype.element_ty), mask=c < channels)
+
+
+@triton.jit
+def _settle_gradients_kernel(
+    sums,  # [4, N, C]
+    grad_mean,  # [C], or None where nobody asks; so the others
+    grad_mean_square,
+    grad_weight,
+    grad_bias,
+    count,
+    channels,
+    CHANNELS: tl.constexpr,
+):
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    step = tl.cast(count, tl.int64) * channels
+    if grad_mean is not None:
+        _store_total(sums, grad_mean, c, count, channels)
+    if grad_mean_square is not None:
+        _store_total(sums + step, grad_mean_square, c, count, channels)
+    if grad_weight is not None:
+        _store_total(sums + 2 * step, grad_weight, c, count, channels)
+    if grad_bias is not None:
+        _store_total(sums + 3 * step, grad_bias, c, count, channels)
+
+
+@triton.jit
 def _affine_kernel(
     x,
-    coef,  # [3, C]: K, scale, shift
+    grad,  # [2, C], of the statistics
+    moments,  # [2, C], or None
     out,
     channels,
     pixels,
+    values,  # of a channel
     channel_stride,
     pixel_stride,
     SUM: tl.constexpr,
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """(x - K) scale + shift. A tile a program."""
+    """x a + b, in terms of x - K where there are moments; without them b is 0. A tile a program."""
     parts = tl.cdiv(pixels, PIXELS)
     blocks = tl.cdiv(channels, CHANNELS)
     task = tl.program_id(0) // parts
@@ -284,10 +364,14 @@ def _affine_kernel(
     p = tl.program_id(0) % parts * PIXELS + tl.arange(0, PIXELS)
     inside = (c < channels)[:, None] & (p < pixels)[None, :]
     at = n * channels * pixels + c[:, None].to(tl.int64) * channel_stride + p[None, :].to(tl.int64) * pixel_stride
-    K = _channel(coef, c, channels).to(SUM)
-    scale = _channel(coef + channels, c, channels).to(SUM)
-    shift = _channel(coef + 2 * channels, c, channels).to(SUM)
-    value = (_load(x, at, inside, SUM) - K[:, None]) * scale[:, None] + shift[:, None]
+    value = _load(x, at, inside, SUM)
+    scale = 2 * _channel(grad + channels, c, channels) / values
+    if moments is None:
+        value = value * scale.to(SUM)[:, None]
+    else:
+        K = _channel(moments, c, channels).to(SUM)
+        shift = _channel(grad, c, channels) / values + scale * K.to(tl.float64)
+        value = (value - K[:, None]) * scale.to(SUM)[:, None] + shift.to(SUM)[:, None]
     tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 
 
@@ -354,11 +438,31 @@ def _launch(order, map_, grad, h, vectors, seconds, saved, out, out_x, sums, sha
     )
 
 
+def _sums_of_gradients(x: Tensor) -> Tensor:
+    """[4, N, C], which the kernel writes where there is something to sum up."""
+    sums = x.new_empty((4, *x.shape[:2]), dtype=torch.float64)
+    return sums if x.numel() else sums.zero_()
+
+
 def _channel_gradients(sums: Tensor, x: Tensor, *vectors: Tensor | None) -> list[Tensor]:
-    totals = sums.sum(1)
-    return [x.new_empty(0) if v is None else total.to(v.dtype) for v, total in zip(vectors, totals)]
+    """Of reference mean and mean of squares, weight, and bias where that is given: empty for None."""
+    grads = [None if v is None else v.new_empty(v.shape) for v in vectors]
+    outs = [*grads, None] if len(grads) == 3 else grads
+    count, channels = x.shape[:2]
+    launch(
+        _settle_gradients_kernel,
+        ceil_div(channels, SETTLED),
+        sums,
+        *outs,
+        count,
+        channels,
+        CHANNELS=SETTLED,
+        num_warps=1,
+    )
+    return [x.new_empty(0) if grad is None else grad for grad in grads]
 
 
+@planned
 def forward(x, ref_mean, ref_mean_square, weight, bias, own_share, eps, negative_slope) -> tuple[Tensor, Tensor]:
     """Launches: 1."""
     out, saved = empty(x), x.new_empty((2, *x.shape[:2]), dtype=torch.float64)
@@ -369,12 +473,13 @@ def forward(x, ref_mean, ref_mean_square, weight, bias, own_share, eps, negative
     return out, saved
 
 
+@planned
 def backward(
     grad, x, ref_mean, ref_mean_square, weight, bias, saved, own_share, eps, negative_slope, need_x, need_channels
 ) -> tuple[Tensor, ...]:
-    """Launches: 1, and a sum over the examples."""
+    """Launches: 2, or 1 without the channels' gradients."""
     grad_x = empty(x) if need_x else x.new_empty(0)
-    sums = x.new_zeros((4, *x.shape[:2]), dtype=torch.float64)
+    sums = _sums_of_gradients(x)
     if x.numel():
         map_, vectors = _Map(x), (ref_mean, ref_mean_square, weight, bias)
         out_x = grad_x if need_x else None
@@ -385,6 +490,7 @@ def backward(
     return (grad_x, *_channel_gradients(sums, x, ref_mean, ref_mean_square, weight, bias))
 
 
+@planned
 def double_backward(
     h,
     h_mean,
@@ -405,10 +511,10 @@ def double_backward(
     need_x,
     need_channels,
 ) -> tuple[Tensor, ...]:
-    """Launches: 1, and a sum over the examples."""
+    """Launches: 2, or 1 without the channels' gradients."""
     grad_grad = empty(x) if need_grad else x.new_empty(0)
     grad_x = empty(x) if need_x else x.new_empty(0)
-    sums = x.new_zeros((4, *x.shape[:2]), dtype=torch.float64)
+    sums = _sums_of_gradients(x)
     if x.numel():
         map_, vectors = _Map(x), (ref_mean, ref_mean_square, weight, bias)
         seconds = h_mean, h_mean_square, h_weight, h_bias
@@ -421,62 +527,70 @@ def double_backward(
     return (grad_grad, grad_x, *_channel_gradients(sums, x, ref_mean, ref_mean_square, weight))
 
 
-def _sums(map_: _Map, h: Tensor | None, nearest: Tensor) -> Tensor:
-    """[2, C]: of h and h (x - K), or of x - K and its square without h."""
+def _sums(map_: _Map, h: Tensor | None, moments: Tensor | None) -> Tensor:
+    """[2, C], of sums that :func:`_sums_kernel` takes."""
     sums = map_.x.new_empty((2, map_.count, map_.channels), dtype=torch.float64)
+    out = map_.x.new_empty((2, map_.channels), dtype=torch.float64)
     launch(
-        _sums_kernel,
-        map_.programs,
-        map_.x,
-        h,
-        nearest,
-        sums,
-        *map_.sizes,
-        OWN=h is None,
-        SUM=map_.sum,
-        **map_.tile,
-        num_warps=WARPS,
+        _sums_kernel, map_.programs, map_.x, h, moments, sums, *map_.sizes, SUM=map_.sum, **map_.tile, num_warps=WARPS
     )
-    return sums.sum(1)
-
-
-def _affine(map_: _Map, y: Tensor, coef: list[Tensor]) -> Tensor:
-    out = empty(map_.x)
-    programs = map_.programs * ceil_div(map_.pixels, map_.tile["PIXELS"])
-    coefficients = torch.stack(coef).to(map_.wide)
     launch(
-        _affine_kernel, programs, y, coefficients, out, *map_.sizes[1:], SUM=map_.sum, **map_.tile, num_warps=map_.warps
+        _settle_sums_kernel,
+        ceil_div(map_.channels, SETTLED),
+        map_.x,
+        moments,
+        sums,
+        out,
+        map_.count,
+        map_.channels,
+        map_.count * map_.pixels,
+        map_.strides[0],
+        SUM=map_.sum,
+        CHANNELS=SETTLED,
+        num_warps=1,
     )
     return out
 
 
+def _affine(map_: _Map, y: Tensor, grad: Tensor, moments: Tensor | None) -> Tensor:
+    out = empty(map_.x)
+    launch(
+        _affine_kernel,
+        map_.programs * ceil_div(map_.pixels, map_.tile["PIXELS"]),
+        y,
+        contiguous(grad),
+        moments,
+        out,
+        map_.channels,
+        map_.pixels,
+        map_.count * map_.pixels,
+        *map_.strides,
+        SUM=map_.sum,
+        **map_.tile,
+        num_warps=map_.warps,
+    )
+    return out
+
+
+@planned
 def statistics(x: Tensor) -> Tensor:
-    """Mean and mean of squares, relative to each channel's first value. Launches: 1, and a few on [N, C]."""
-    map_ = _Map(x)
-    nearest = x[0].reshape(x.shape[1], -1)[:, 0].to(map_.wide).contiguous()
-    d, square = _sums(map_, None, nearest) / (map_.count * map_.pixels)
-    mean = nearest.double() + d
-    return torch.stack([mean, (square - d * d).clamp_min(0) + mean * mean])
+    """Mean and mean of squares, by way of sums relative to each channel's first value. Launches: 2."""
+    return _sums(_Map(x), None, None)
 
 
+@planned
 def statistics_backward(grad: Tensor, x: Tensor, moments: Tensor) -> Tensor:
-    """Launches: 1, and a few on [C]."""
+    """Launches: 1."""
     map_ = _Map(x)
-    nearest = moments[0].to(map_.wide).double()
-    scale = 2 * grad[1] / (map_.count * map_.pixels)
-    return _affine(map_, map_.x, [nearest, scale, grad[0] / (map_.count * map_.pixels) + scale * nearest])
+    return _affine(map_, map_.x, grad, contiguous(moments))
 
 
+@planned
 def statistics_double_backward(h: Tensor, grad: Tensor, x: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Launches: 2, and a few on [C]."""
+    """Launches: 3."""
     map_ = _Map(x)
-    values = map_.count * map_.pixels
-    nearest = moments[0].to(map_.wide)
     h = map_.like(h)
-    total, product = _sums(map_, h, nearest)
-    grad_grad = torch.stack([total, 2 * (product + nearest.double() * total)]) / values
-    zeros = torch.zeros_like(grad[1])
-    return grad_grad, _affine(map_, h, [zeros, 2 * grad[1] / values, zeros])
+    return _sums(map_, h, contiguous(moments)), _affine(map_, h, grad, None)
 
 
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:

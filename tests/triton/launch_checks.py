@@ -202,14 +202,146 @@ def other_devices_tensors_have_kernels_of_their_own():
     assert [place[1] for place in driver.launches] == [78, 78]
 
 
+@launch.planned
+def _planned(x, y, dims, scale, second):
+    """A launcher: what it does depends on shapes, strides, values and the absence of arguments."""
+    x = x if x.is_contiguous() else x.contiguous()
+    out, none = torch.empty_like(x), x.new_empty(0)
+    _call(out, y if second else None, x.numel(), dims[0], scale)
+    total = x.sum(dims, dtype=torch.float64)
+    return (out, total, none) if second else (out, None, x.shape[0] and total)
+
+
+def plans_do_what_the_launcher_does():
+    """Twice for every signature, in another order the second time: what it launches on what, and what comes back."""
+    driver, by_jit = stub_driver.start()
+    base = torch.randn(4, 6, 8)
+    kinds = [
+        (base, base, [0], 1.5, True),
+        (base, torch.randn(4, 6, 8), [0], 1.5, True),  # the same signature, of two tensors
+        (base, base, [0], 1.5, False),
+        (base, base, [1], 1.5, True),
+        (base, base, [0, 2], 1.5, True),
+        (base, base, [0], 0.0, True),
+        (base, base, [0], -0.0, True),  # equal, and another kernel
+        (base.double(), base, [0], 1.5, True),
+        (base.transpose(0, 1), base, [0], 1.5, True),
+        (base.transpose(0, 1), None, [0], 1.5, False),
+        (base[:, :5], base, [0], 1.5, True),
+        (base.view(-1)[1:].view(-1), base, [0], 1.5, True),  # an address that is no multiple of 16
+        (base.view(-1)[2:], base, [0], 1.5, True),
+        (base.view(-1)[4:].view(-1), base, [0], 1.5, True),
+        (base[:0], base, [0], 1.5, True),
+    ]
+
+    def done(function, kind):
+        driver.launches.clear()
+        results = function(*kind)
+        ((grid, stream, kernel, arguments),) = driver.launches
+        pointers = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+        assert pointers[0] == results[0].data_ptr()
+        assert pointers[1] == (kind[1].data_ptr() if kind[4] else None)
+        facts = [None if r is None else (r.shape, r.stride(), r.dtype) for r in results]
+        return grid, stream, kernel, repr(pointers[2:]), facts, results[1]
+
+    def plainly(*kind):
+        with launch._unplanned():
+            return _planned(*kind)
+
+    right = [done(plainly, kind) for kind in kinds]
+    for order in (range(len(kinds)), reversed(range(len(kinds)))):
+        for i in order:
+            *expected, total = right[i]
+            *got, sums = done(_planned, kinds[i])
+            assert got == expected, (i, got, expected)
+            assert sums is total or torch.equal(sums, total)
+    # A plan keeps no tensor that was given or made.
+    import gc
+    import weakref
+
+    x = torch.randn(3, 5)
+    kept = [weakref.ref(x), *(weakref.ref(r) for r in _planned(x, x, [0], 1.5, True))]
+    del x
+    gc.collect()
+    assert [reference() for reference in kept] == [None] * 4
+
+
+def plans_that_no_signature_decides_are_refused():
+    stub_driver.start()
+    for ask in (lambda x: x.sum().item(), lambda x: x.data_ptr(), lambda x: torch.stack([x, x])):
+        try:
+            launch.planned(ask)(torch.zeros(3))
+        except RuntimeError as error:
+            assert "planned launcher" in str(error)
+        else:
+            raise AssertionError("not refused")
+    assert launch._thread.tracing is None
+
+
+def plans_are_few():
+    stub_driver.start()
+    calls = []
+
+    @launch.planned
+    def launcher(x, number):
+        calls.append(number)
+        return x.new_empty(number)
+
+    x = torch.zeros(3)
+    for number in (*range(launch.PLANS + 1), launch.PLANS, 0):  # the oldest one is gone
+        assert launcher(x, number).shape == (number,)
+    assert calls == [*range(launch.PLANS + 1), 0]
+
+
+def plans_of_several_threads():
+    import threading
+
+    driver, _ = stub_driver.start()
+    x, failed = torch.randn(4, 6, 8), []
+
+    def work(k):
+        for n in range(1, 5):
+            for _ in range(3):
+                out, total, _ = _planned(x[:n], x, [0], 1.5 + k % 2, True)
+                if out.shape != x[:n].shape or not torch.equal(total, x[:n].sum(0, dtype=torch.float64)):
+                    failed.append(n)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+def hooks_see_planned_launches():
+    driver, by_jit = stub_driver.start()
+    x, seen = torch.randn(4, 6, 8), []
+    for _ in range(2):
+        _planned(x, x, [0], 1.5, True)
+    by_jit.clear()
+    hook = triton.knobs.runtime.launch_enter_hook
+
+    def on_enter(metadata):
+        seen.append(metadata.get()["name"])
+
+    hook.add(on_enter)
+    _planned(x, x, [0], 1.5, True)
+    hook.remove(on_enter)
+    _planned(x, x, [0], 1.5, True)
+    assert seen == ["_kernel"] and len(by_jit) == 1
+
+
 def the_way_of_this_triton_is_known():
     assert launch._known_way()
 
 
 def host_cost():
-    """Loosely: a launch by handle costs less than two thirds of the JIT's, and few microseconds."""
+    """Loosely: a launch by handle costs less than two thirds of the JIT's, and a whole planned launcher, with what it
+    allocates, less than that is."""
     cost = stub_driver.host_cost()
     assert cost["handle"] < cost["jit"] / 1.5, cost
+    assert cost["planned"] < cost["jit"], cost
 
 
 def no_global_constants():

@@ -72,7 +72,7 @@ def start():
 
 
 def host_cost():
-    """µs of a launch of the kernel of bias_act: by handle, and through the JIT."""
+    """µs of a launch of the kernel of bias_act by handle and through the JIT, and of the whole launcher by its plan."""
     from gankern.triton import bias_act
 
     driver, by_jit = start()
@@ -86,6 +86,10 @@ def host_cost():
         repeated = timeit.repeat(lambda: bias_act._launch(*arguments), number=50, repeat=200)
         cost[way] = min(repeated) / 50 * 1e6
         driver.launches.clear()
+    call = functools.partial(bias_act.forward, x, None, 1, 2, 0.2, 1.0, None)
+    call()
+    cost["planned"] = min(timeit.repeat(call, number=50, repeat=200)) / 50 * 1e6
+    driver.launches.clear()
     return cost
 
 
@@ -118,7 +122,7 @@ def launcher_costs(number=20, repeat=150):
         entries = {key: getattr(module, key) for key in ("forward", "backward", "double_backward", "statistics")
                    if hasattr(module, key)}  # fmt: skip
         vars(module).update({key: _recorder(function, driver, calls) for key, function in entries.items()})
-        if name not in ("spectral_norm", "self_attention2d"):  # vectors alone; sizes that are looked at
+        if name not in ("spectral_norm", "self_attention2d", "sums"):  # vectors alone; sizes that are looked at
             module.torch = _Small()
         module.examples(torch.float32)
         vars(module).update(entries, torch=torch)
