@@ -23,9 +23,9 @@
 // register tile of kTileRows broadcasts by two vectors. V and M of a block stay in the L2 cache; U is
 // streamed through it once a block. x is read once (rows between blocks twice), out written once.
 //
-// Blocks are cut by the shape alone and every sum has a fixed order: results do not depend on the number of
-// threads. Scratch is U, and for each thread V and M of a block; for the weight gradient dU and V and W of
-// one chunk: none of it grows with the batch.
+// Blocks are cut by the shape alone (those of a forward by the threads too, which no sum notices) and every
+// sum has a fixed order: results do not depend on the number of threads. Scratch is U, and for each thread V
+// and M of a block; for the weight gradient dU and V and W of one chunk: none of it grows with the batch.
 #include "convolution.h"
 
 #include <cstring>
@@ -47,13 +47,12 @@ constexpr int kTileRows = 6;
 constexpr int64_t kBlockBytes = 640 * 1024;    // of V of a block
 constexpr int64_t kProductBytes = 256 * 1024;  // of M of a block
 constexpr int64_t kTiles = 48;                 // of a block, at least
-constexpr int64_t kParts = 4;       // of the forward, at least: blocks times parts of the output channels
-constexpr int64_t kSumTiles = 128;  // of one sum of dU, at least
-constexpr int64_t kDepth = 256;     // tiles that a product of the weight gradient sums at a time
-constexpr int64_t kChunkBytes = 12 << 20;  // of V and W of a chunk of the weight gradient
-constexpr int64_t kSums = 16;              // of dU at most
-constexpr int64_t kSumsBytes = 16 << 20;   // of them all
-constexpr int64_t kSumBytes = 1 << 20;     // of V and W of a chunk of each
+constexpr int64_t kSumTiles = 128;             // of one sum of dU, at least
+constexpr int64_t kDepth = 256;                // tiles that a product of the weight gradient sums at a time
+constexpr int64_t kChunkBytes = 12 << 20;      // of V and W of a chunk of the weight gradient
+constexpr int64_t kSums = 16;                  // of dU at most
+constexpr int64_t kSumsBytes = 16 << 20;       // of them all
+constexpr int64_t kSumBytes = 1 << 20;         // of V and W of a chunk of each
 constexpr int64_t kLine = 64;
 // Terms that are added one after the other: longer sums are sums of such sums, which keeps their rounding
 // errors small (an error grows as the square root of the number of terms added to it). Also what stays in the
@@ -290,7 +289,9 @@ struct Plan {
         panels(ceil_div(t.out.channels, kPanel<A>)),
         depth(odd_lines<A>(t.in.channels)) {}
   int64_t panel_values(const Convolution& t) const { return t.in.channels * kPanel<A>; }
-  int64_t product_values(const Convolution& t) const { return panels * panel_values(t); }
+  // From a product's part of U to the next one's: not a power of two, where the stores of a kernel's products
+  // would meet in few lines of the cache.
+  int64_t product_values(const Convolution& t) const { return odd_lines<A>(panels * panel_values(t)); }
 };
 
 // A rectangle of pixels of one image whose channels lie side by side.
@@ -427,34 +428,74 @@ void transform_rows(const ConvolutionImages& images, int64_t begin, int64_t end,
 
 // ---- the kernel -----------------------------------------------------------------------------------------
 
-// The taps of L output channels from `channel` on and one input channel, as vectors, and back.
+// Whether the taps of a kernel lie side by side, as in torch's weights.
+template <int taps>
+bool taps_together(const Convolution& t) {
+  return t.stride_x == 1 && t.stride_y == taps;
+}
+
+// Where tap k of the kernel as the row wants it lies.
+template <int taps>
+inline int64_t tap_offset(const Convolution& t, int k) {
+  if (t.flip) k = taps * taps - 1 - k;
+  return k / taps * t.stride_y + k % taps * t.stride_x;
+}
+
+// The taps of L output channels from `channel` on and one input channel, as vectors, and back. A kernel's taps
+// that lie side by side are read as they lie, and turned in registers; output channels that do need no turning.
 template <class T, int taps>
 void load_taps(const Convolution& t, int64_t channel, int64_t in, Vec<Acc<T>>* w) {
   using A = Acc<T>;
-  constexpr int L = kLanes<T>;
-  const T* from = static_cast<const T*>(t.weight) + in * t.stride_in;
+  constexpr int L = kLanes<T>, n = taps * taps;
+  const T* from = static_cast<const T*>(t.weight) + channel * t.stride_out + in * t.stride_in;
   const int lanes = int(min(L, t.out.channels - channel));
-  for (int y = 0; y < taps; ++y)
-    for (int x = 0; x < taps; ++x) {
-      const int64_t tap = (t.flip ? taps - 1 - y : y) * t.stride_y + (t.flip ? taps - 1 - x : x) * t.stride_x;
-      A buffer[L] = {};
-      for (int l = 0; l < lanes; ++l) buffer[l] = widen(from[(channel + l) * t.stride_out + tap]);
-      w[y * taps + x] = load(buffer) * A(t.scale);
+  Vec<A> x[(n + L - 1) / L * L];
+  if (taps_together<taps>(t)) {
+    for (int block = 0; block < n; block += L) {
+      const int width = min(L, n - block);
+      for (int l = 0; l < L; ++l) {
+        const T* p = from + l * t.stride_out + block;
+        x[block + l] = l >= lanes ? Vec<A>{} : width == L ? load(p) : load_partial(p, width);
+      }
+      transpose<A>(x + block);
     }
+    for (int k = 0; k < n; ++k) w[k] = x[t.flip ? n - 1 - k : k] * A(t.scale);
+  } else if (t.stride_out == 1) {
+    for (int k = 0; k < n; ++k) w[k] = load_partial(from + tap_offset<taps>(t, k), lanes) * A(t.scale);
+  } else {
+    for (int k = 0; k < n; ++k) {
+      A buffer[L] = {};
+      for (int l = 0; l < lanes; ++l) buffer[l] = widen(from[l * t.stride_out + tap_offset<taps>(t, k)]);
+      w[k] = load(buffer) * A(t.scale);
+    }
+  }
 }
 template <class T, int taps>
 void store_taps(const Convolution& t, int64_t channel, int64_t in, const Vec<Acc<T>>* w) {
   using A = Acc<T>;
-  constexpr int L = kLanes<T>;
-  T* to = static_cast<T*>(t.weight) + in * t.stride_in;
+  constexpr int L = kLanes<T>, n = taps * taps;
+  T* to = static_cast<T*>(t.weight) + channel * t.stride_out + in * t.stride_in;
   const int lanes = int(min(L, t.out.channels - channel));
-  for (int y = 0; y < taps; ++y)
-    for (int x = 0; x < taps; ++x) {
-      const int64_t tap = (t.flip ? taps - 1 - y : y) * t.stride_y + (t.flip ? taps - 1 - x : x) * t.stride_x;
-      A buffer[L];
-      store(buffer, w[y * taps + x] * A(t.scale));
-      for (int l = 0; l < lanes; ++l) to[(channel + l) * t.stride_out + tap] = narrow<T>(buffer[l]);
+  Vec<A> x[(n + L - 1) / L * L] = {};
+  if (taps_together<taps>(t)) {
+    for (int k = 0; k < n; ++k) x[t.flip ? n - 1 - k : k] = w[k] * A(t.scale);
+    for (int block = 0; block < n; block += L) {
+      const int width = min(L, n - block);
+      transpose<A>(x + block);
+      for (int l = 0; l < lanes; ++l) {
+        T* p = to + l * t.stride_out + block;
+        width == L ? store(p, x[block + l]) : store_partial(p, x[block + l], width);
+      }
     }
+  } else if (t.stride_out == 1) {
+    for (int k = 0; k < n; ++k) store_partial(to + tap_offset<taps>(t, k), w[k] * A(t.scale), lanes);
+  } else {
+    for (int k = 0; k < n; ++k) {
+      A buffer[L];
+      store(buffer, w[k] * A(t.scale));
+      for (int l = 0; l < lanes; ++l) to[l * t.stride_out + tap_offset<taps>(t, k)] = narrow<T>(buffer[l]);
+    }
+  }
 }
 
 template <class T, class R>
@@ -569,14 +610,16 @@ void forward(const Convolution& t, const Parallel& parallel) {
   for (int64_t c = 0; c < plan.panels * kPanel<A>; ++c)
     bias.at[c] = t.bias && c < t.out.channels ? widen(static_cast<const T*>(t.bias)[c]) : A(0);
 
-  const int64_t rows =
+  int64_t rows =
       rows_of_block(plan.rows, plan.tiles_x, R::kV * R::kV * plan.depth * int64_t(sizeof(A)), kBlockBytes);
+  // Few blocks: parts of the output channels make the rest of the work for several threads, each with a V of
+  // its own; and where these are few too, smaller blocks. No sum depends on either.
+  const int64_t threads = max(1, parallel.threads);
+  const int64_t parts = min(plan.panels, ceil_div(threads, ceil_div(plan.rows, rows)));
+  rows = min(rows, max(1, ceil_div(plan.rows, ceil_div(threads, parts))));
   const int64_t tiles = rows * plan.tiles_x;
   const int64_t v_plane = odd_lines<A>(tiles * plan.depth);
   const int64_t blocks = ceil_div(plan.rows, rows);
-  // Few blocks: parts of the output channels make the rest of the work for several threads, each with a V of
-  // its own.
-  const int64_t parts = min(plan.panels, ceil_div(kParts, blocks));
   const int64_t m_tile_bytes = R::kM * R::kM * kPanel<A> * int64_t(sizeof(A)) * tiles;
   const int64_t group =
       min(ceil_div(plan.panels, parts), max(1, kProductBytes / m_tile_bytes));  // panels at a time
@@ -702,7 +745,7 @@ void weight_gradient(const Convolution& t, const Parallel& parallel) {
   using A = Acc<T>;
   const Plan<R, A> plan(t);
   const int64_t values = R::kProducts * R::kProducts * plan.product_values(t);
-  if (values == 0) return;
+  if (plan.panels * t.in.channels == 0) return;
   // Where dU is small, some sums of it at a time, each of them by one thread and through its own cache; where
   // it is large, one, by all threads.
   const int64_t sums = max(1, min(min(kSums, kSumsBytes / (values * int64_t(sizeof(A)))),
