@@ -1,10 +1,10 @@
 """Measures every way of every kind of convolution, and writes gankern/ops/ways/<machine>.json: what "auto" decides by.
 
-    python benchmarks/measure_convolution_ways.py [--kinds upsample,same] [--seconds 50]
+    python benchmarks/measure_convolution_ways.py [--kinds upsample,same] [--keep --seconds 50]
 
 Of each shape, pass and memory format all ways run in turn, in one process, fp32, with glibc told to keep freed memory;
-the table holds the least milliseconds of each. What was not measured in this run (``--kinds``, or when ``--seconds``
-are over: run it again until it says that nothing is left) is kept from the file.
+the table holds the least milliseconds of each. Kinds that are not named keep what the file has of them; with ``--keep``
+those that are do too, and only what is missing is measured, for ``--seconds``: run it again until nothing is left.
 """
 
 from __future__ import annotations
@@ -23,27 +23,38 @@ from gankern.ops import convolution_choice as choice
 
 FILE = choice.WAYS / f"{choice.machine()}.json"
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-# Kind: (images, channels in, channels out, height and width of the smaller image).
+# Kind: (images, channels in, channels out, height and width of the smaller image). First ordinary layers at ordinary
+# batches, then small products: few images, few channels, small maps.
 SHAPES = {
     "upsample": [
         (16, 512, 512, 4), (16, 512, 512, 8), (16, 512, 256, 16), (16, 256, 128, 32), (8, 128, 64, 64),
         (8, 64, 32, 128), (4, 32, 16, 256), (64, 128, 128, 4), (64, 128, 128, 16), (4, 128, 128, 4), (16, 16, 16, 16),
         (16, 64, 3, 32), (16, 4, 16, 32),
+        (4, 16, 16, 4), (4, 16, 16, 8), (4, 16, 16, 16), (4, 64, 64, 4), (4, 64, 64, 8), (1, 64, 64, 4),
+        (1, 128, 64, 16), (1, 256, 128, 32), (1, 512, 512, 4), (2, 32, 32, 32), (1, 8, 8, 8),
     ],
     "same": [
         (16, 512, 512, 4), (16, 512, 512, 8), (16, 256, 256, 16), (16, 128, 128, 32), (16, 64, 64, 64),
         (8, 32, 32, 128), (4, 16, 16, 256), (64, 128, 128, 8), (4, 128, 128, 4), (16, 16, 16, 16), (16, 3, 64, 32),
         (16, 64, 3, 32), (16, 3, 16, 128),
+        (4, 16, 16, 4), (4, 16, 16, 8), (4, 16, 16, 16), (4, 16, 16, 32), (4, 64, 64, 4), (4, 64, 64, 8),
+        (1, 64, 64, 4), (4, 3, 16, 32), (4, 16, 3, 32), (4, 1, 4, 8), (1, 64, 64, 32), (1, 256, 256, 16),
+        (1, 256, 256, 32), (1, 512, 512, 4), (1, 8, 8, 8),
     ],
     "strided": [
         (64, 3, 64, 32), (64, 64, 128, 16), (64, 128, 256, 8), (64, 256, 512, 4), (64, 512, 1024, 4),
         (16, 128, 256, 8), (16, 32, 64, 32), (4, 64, 128, 16), (4, 256, 512, 4), (16, 8, 16, 16),
+        (4, 3, 16, 32), (4, 16, 32, 16), (4, 32, 64, 8), (4, 64, 128, 4), (1, 64, 128, 4), (4, 3, 8, 16),
+        (4, 8, 16, 8), (4, 16, 32, 4), (16, 3, 64, 16), (1, 3, 64, 128), (1, 64, 128, 64), (1, 128, 256, 32),
+        (1, 256, 512, 16), (1, 512, 512, 8), (1, 512, 512, 4), (1, 512, 512, 2), (1, 512, 512, 1), (1, 256, 1024, 8),
+    ],
+    "strided_of_three": [
+        (16, 64, 64, 48), (16, 128, 128, 24), (16, 256, 256, 12), (16, 512, 512, 6), (1, 64, 128, 64),
+        (1, 128, 256, 32), (16, 8, 16, 16), (64, 64, 128, 16),
+        (4, 16, 32, 16), (4, 32, 64, 8), (4, 64, 128, 4), (1, 64, 128, 4), (4, 3, 16, 32), (4, 8, 16, 8),
+        (1, 512, 512, 4),
     ],
 }  # fmt: skip
-SHAPES["strided_of_three"] = [
-    (16, 64, 64, 48), (16, 128, 128, 24), (16, 256, 256, 12), (16, 512, 512, 6), (1, 64, 128, 64), (1, 128, 256, 32),
-    (16, 8, 16, 16), (64, 64, 128, 16),
-]  # fmt: skip
 SHAPES["transposed_of_three"] = [(n, d, c, h) for n, c, d, h in SHAPES["strided_of_three"]]
 SHAPES["downsample"] = [(n, d, c, h) for n, c, d, h in SHAPES["upsample"]]
 SHAPES["transposed"] = [(n, d, c, h) for n, c, d, h in SHAPES["strided"]]
@@ -90,8 +101,11 @@ def least(functions: dict, seconds: float = 0.4) -> dict[str, float]:
         function()
     times = dict.fromkeys(functions, float("inf"))
     end, rounds = time.perf_counter() + seconds, 0
-    while rounds < 3 or (time.perf_counter() < end and rounds < 40):
-        for way, function in functions.items():
+    while rounds < 3 or (time.perf_counter() < end and rounds < 60):
+        # The order changes: what ran before decides what is in the caches.
+        ways = list(functions)
+        for way in ways[rounds % len(ways) :] + ways[: rounds % len(ways)]:
+            function = functions[way]
             begin = time.perf_counter()
             function()
             times[way] = min(times[way], time.perf_counter() - begin)
@@ -128,10 +142,12 @@ def main() -> None:
     arguments = parser.parse_args()
     gankern.keep_freed_memory()
     keep = arguments.keep and FILE.is_file()
-    table = {key: dict(shapes) for key, shapes in choice.measured_ways().items()} if keep else {}
+    kinds = arguments.kinds.split(",")
+    known = choice.measured_ways() if FILE.is_file() else {}
+    table = {key: dict(shapes) for key, shapes in known.items() if keep or key[0] not in kinds}
     begin, left = time.perf_counter(), 0
     with torch.no_grad():
-        for kind, which, layout, shape in problems(arguments.kinds.split(",")):
+        for kind, which, layout, shape in problems(kinds):
             key = (shape[1], shape[2], shape[0] * shape[3] ** 2)
             shapes = table.setdefault((kind, which, layout), {})
             if key in shapes:

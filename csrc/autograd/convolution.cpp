@@ -4,6 +4,8 @@
 #include <ATen/ops/conv_transpose2d.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/reflection_pad2d.h>
 #include <ATen/ops/replication_pad2d.h>
 #include <pybind11/stl.h>
@@ -99,6 +101,16 @@ Tensor folded(const Plan& plan, const Tensor& y) {
   return y.narrow(2, 1, y.size(2) - 2).narrow(3, 1, y.size(3) - 2).clone(format);
 }
 
+// Of a transposed convolution by torch that gives height times width: rows and columns of that than the least
+// that there can be.
+std::array<int64_t, 2> more_than_least(const Kind& kind, int64_t taps, int64_t padding, const Tensor& x,
+                                       int64_t height, int64_t width) {
+  const auto more = [&](int64_t n, int64_t before) {
+    return n - ((before - 1) * kind.stride - 2 * padding + taps);
+  };
+  return {more(height, x.size(2)), more(width, x.size(3))};
+}
+
 Tensor convolve(const Plan& plan, bool transpose, int64_t height, int64_t width, const Tensor& x,
                 Tensor weight, const std::optional<Tensor>& bias) {
   static const auto op = find<RowForward>("gankern::convolution_row");
@@ -120,11 +132,8 @@ Tensor convolve(const Plan& plan, bool transpose, int64_t height, int64_t width,
     padding = 1;
   }
   const bool transposed = kind.transposed != transpose;
-  std::array<int64_t, 2> more{0, 0};  // rows and columns of the result than the least that there can be
-  if (transposed)
-    for (int axis : {0, 1})
-      more[axis] =
-          (axis ? width : height) - ((x.size(2 + axis) - 1) * kind.stride - 2 * padding + weight.size(2));
+  std::array<int64_t, 2> more{0, 0};
+  if (transposed) more = more_than_least(kind, weight.size(2), padding, x, height, width);
   return at::convolution(x, weight, bias, {kind.stride, kind.stride}, {padding, padding}, {1, 1}, transposed,
                          more, 1);
 }
@@ -143,9 +152,11 @@ Tensor weight_gradient(const Plan& plan, const Tensor& x, const Tensor& grad) {
   const int64_t taps = kind.collapsed ? 4 : kind.taps, padding = kind.collapsed ? 1 : plan.padding;
   const int64_t outer = kind.transposed ? x.size(1) : grad.size(1),
                 inner = kind.transposed ? grad.size(1) : x.size(1);
+  std::array<int64_t, 2> more{0, 0};
+  if (kind.transposed) more = more_than_least(kind, taps, padding, x, grad.size(2), grad.size(3));
   Tensor result = std::get<1>(at::convolution_backward(
       grad, x, x.new_empty({outer, inner, taps, taps}), std::nullopt, {kind.stride, kind.stride},
-      {padding, padding}, {1, 1}, kind.transposed, {0, 0}, 1, {false, true, false}));
+      {padding, padding}, {1, 1}, kind.transposed, more, 1, {false, true, false}));
   if (kind.collapsed) result = uncollapse(kind, result);
   return plan.scale == 1 ? result : result.mul(plan.scale);
 }
@@ -369,6 +380,25 @@ bool pads(PyObject* object, const Tensor& weight, const Two& stride, const Two& 
   return true;
 }
 
+// A convolution that is one matrix product, if it is one: see as_product of gankern/ops/convolution.py.
+Tensor as_product(const Operands& o, const Two& padding, const Two& more, const Two& dilation, int64_t groups,
+                  bool transposed) {
+  const Tensor &x = *o.x, &w = *o.weight;
+  if (x.dim() != 4 || w.dim() != 4 || groups != 1 || padding != Two{0, 0} || more != Two{0, 0} ||
+      dilation != Two{1, 1} || !x.is_cpu() ||
+      (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble))
+    return Tensor();
+  const int64_t height = transposed ? 1 : w.size(2), width = transposed ? 1 : w.size(3);
+  if (x.size(2) != height || x.size(3) != width || x.size(1) != w.size(transposed ? 0 : 1) ||
+      x.numel() == 0 || w.numel() == 0 || !x.is_contiguous() || !w.is_contiguous())
+    return Tensor();
+  const int64_t out = w.size(transposed ? 1 : 0);
+  if (o.bias && (o.bias->dim() != 1 || o.bias->size(0) != out)) return Tensor();
+  if (!transposed) return at::linear(x.flatten(1), w.flatten(1), o.bias).view({x.size(0), out, 1, 1});
+  const Tensor y = at::mm(x.flatten(1), w.flatten(1)).view({x.size(0), out, w.size(2), w.size(3)});
+  return o.bias ? y.add(o.bias->view({-1, 1, 1})) : y;
+}
+
 // (input, weight, bias, stride, padding, dilation, groups, weight_scale, implementation, padding_mode)
 PyObject* conv2d(PyObject* const* in) {
   static const Words borders({"zeros", "reflect", "replicate"});
@@ -407,7 +437,8 @@ PyObject* conv2d(PyObject* const* in) {
     if (scale != 1) return decline();
     put_on_record(self, false);
     const pybind11::gil_scoped_release released;
-    y = at::conv2d(x, w, o.bias, stride, padding, dilation, groups);
+    if (!kind) y = as_product(o, padding, {0, 0}, dilation, groups, false);
+    if (!y.defined()) y = at::conv2d(x, w, o.bias, stride, padding, dilation, groups);
   }
   return THPVariable_Wrap(std::move(y));
 }
@@ -438,7 +469,8 @@ PyObject* conv_transpose2d(PyObject* const* in) {
     if (scale != 1) return decline();
     put_on_record(self, false);
     const pybind11::gil_scoped_release released;
-    y = at::conv_transpose2d(x, w, o.bias, stride, padding, more, groups, dilation);
+    y = as_product(o, padding, more, dilation, groups, true);
+    if (!y.defined()) y = at::conv_transpose2d(x, w, o.bias, stride, padding, more, groups, dilation);
   }
   return THPVariable_Wrap(std::move(y));
 }

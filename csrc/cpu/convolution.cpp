@@ -44,7 +44,7 @@ constexpr int kTileRows = 12;  // of the register tile, by two vectors: 24 of 32
 #else
 constexpr int kTileRows = 6;
 #endif
-constexpr int64_t kBlockBytes = 640 * 1024;    // of V of a block
+constexpr int64_t kBlockBytes = 640 * 1024;    // of V of a block, and M of one panel
 constexpr int64_t kProductBytes = 256 * 1024;  // of M of a block
 constexpr int64_t kTiles = 48;                 // of a block, at least
 constexpr int64_t kSumTiles = 128;             // of one sum of dU, at least
@@ -442,7 +442,7 @@ inline int64_t tap_offset(const Convolution& t, int k) {
 }
 
 // The taps of L output channels from `channel` on and one input channel, as vectors, and back. A kernel's taps
-// that lie side by side are read as they lie, and turned in registers; output channels that do need no turning.
+// that lie side by side are read as they lie, and turned in registers; output channels that do are not turned.
 template <class T, int taps>
 void load_taps(const Convolution& t, int64_t channel, int64_t in, Vec<Acc<T>>* w) {
   using A = Acc<T>;
@@ -498,15 +498,15 @@ void store_taps(const Convolution& t, int64_t channel, int64_t in, const Vec<Acc
   }
 }
 
+// U of some panels of output channels, whose products' parts of it lie `plane` apart.
 template <class T, class R>
-void transform_kernel(const Convolution& t, const Plan<R, Acc<T>>& plan, Acc<T>* u,
+void transform_kernel(const Convolution& t, int64_t first_panel, int64_t panels, int64_t plane, Acc<T>* u,
                       const Parallel& parallel) {
   using A = Acc<T>;
   constexpr int L = kLanes<T>, k = R::kProducts;
-  const int64_t plane = plan.product_values(t);
-  parallel_for(parallel, plan.panels * t.in.channels, 64, [&](int64_t begin, int64_t end) {
+  parallel_for(parallel, panels * t.in.channels, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t panel = i / t.in.channels, in = i % t.in.channels;
+      const int64_t panel = first_panel + i / t.in.channels, in = i % t.in.channels;
       for (int half = 0; half < 2; ++half) {
         const int64_t channel = panel * kPanel<A> + half * L;
         if (channel >= t.out.channels) continue;
@@ -520,28 +520,23 @@ void transform_kernel(const Convolution& t, const Plan<R, Acc<T>>& plan, Acc<T>*
   });
 }
 
+// The gradient of the kernels of one panel and one input channel from their dU, of which there are `sums`.
 template <class T, class R>
-void kernel_gradient(const Convolution& t, const Plan<R, Acc<T>>& plan, const Acc<T>* du, int64_t sums,
-                     const Parallel& parallel) {
+void kernel_gradient(const Convolution& t, int64_t panel, int64_t in, const Acc<T>* du, int64_t plane,
+                     int64_t sums) {
   using A = Acc<T>;
   constexpr int L = kLanes<T>, k = R::kProducts;
-  const int64_t plane = plan.product_values(t);
-  parallel_for(parallel, plan.panels * t.in.channels, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t panel = i / t.in.channels, in = i % t.in.channels;
-      for (int half = 0; half < 2; ++half) {
-        const int64_t channel = panel * kPanel<A> + half * L;
-        if (channel >= t.out.channels) continue;
-        Vec<A> w[R::kTaps * R::kTaps], y[k * k];
-        const A* from = du + i * kPanel<A> + half * L;
-        for (int j = 0; j < k * k; ++j) y[j] = load(from + j * plane);
-        for (int64_t sum = 1; sum < sums; ++sum)
-          for (int j = 0; j < k * k; ++j) y[j] += load(from + (sum * k * k + j) * plane);
-        apply_twice<A, Matrix<R::kG, true>>(y, w);
-        store_taps<T, R::kTaps>(t, channel, in, w);
-      }
-    }
-  });
+  for (int half = 0; half < 2; ++half) {
+    const int64_t channel = panel * kPanel<A> + half * L;
+    if (channel >= t.out.channels) continue;
+    Vec<A> w[R::kTaps * R::kTaps], y[k * k];
+    const A* from = du + half * L;
+    for (int j = 0; j < k * k; ++j) y[j] = load(from + j * plane);
+    for (int64_t sum = 1; sum < sums; ++sum)
+      for (int j = 0; j < k * k; ++j) y[j] += load(from + (sum * k * k + j) * plane);
+    apply_twice<A, Matrix<R::kG, true>>(y, w);
+    store_taps<T, R::kTaps>(t, channel, in, w);
+  }
 }
 
 // ---- forward --------------------------------------------------------------------------------------------
@@ -604,14 +599,12 @@ void forward(const Convolution& t, const Parallel& parallel) {
   using B = Matrix<R::kB, false>;
   const Plan<R, A> plan(t);
   if (plan.rows * plan.tiles_x * t.out.channels == 0) return;
-  Scratch<A> u(R::kProducts * R::kProducts * plan.product_values(t));
-  transform_kernel<T, R>(t, plan, u.at, parallel);
   Scratch<A> bias(plan.panels * kPanel<A>);
   for (int64_t c = 0; c < plan.panels * kPanel<A>; ++c)
     bias.at[c] = t.bias && c < t.out.channels ? widen(static_cast<const T*>(t.bias)[c]) : A(0);
 
-  int64_t rows =
-      rows_of_block(plan.rows, plan.tiles_x, R::kV * R::kV * plan.depth * int64_t(sizeof(A)), kBlockBytes);
+  const int64_t m_tile = R::kM * R::kM * kPanel<A>, v_tile = R::kV * R::kV * plan.depth;
+  int64_t rows = rows_of_block(plan.rows, plan.tiles_x, (v_tile + m_tile) * int64_t(sizeof(A)), kBlockBytes);
   // Few blocks: parts of the output channels make the rest of the work for several threads, each with a V of
   // its own; and where these are few too, smaller blocks. No sum depends on either.
   const int64_t threads = max(1, parallel.threads);
@@ -620,15 +613,21 @@ void forward(const Convolution& t, const Parallel& parallel) {
   const int64_t tiles = rows * plan.tiles_x;
   const int64_t v_plane = odd_lines<A>(tiles * plan.depth);
   const int64_t blocks = ceil_div(plan.rows, rows);
-  const int64_t m_tile_bytes = R::kM * R::kM * kPanel<A> * int64_t(sizeof(A)) * tiles;
-  const int64_t group =
-      min(ceil_div(plan.panels, parts), max(1, kProductBytes / m_tile_bytes));  // panels at a time
+  constexpr int64_t products = R::kProducts * R::kProducts;
+  const int64_t m_bytes = m_tile * int64_t(sizeof(A)) * tiles;
+  int64_t group = min(ceil_div(plan.panels, parts), max(1, kProductBytes / m_bytes));  // panels at a time
+  // A thread that reads U once makes what it reads itself: through its own cache, and for no other thread to wait.
+  const bool own = blocks <= threads;
+  if (own) group = min(group, max(1, kBlockBytes / (products * plan.panel_values(t) * int64_t(sizeof(A)))));
+  const int64_t u_plane = own ? odd_lines<A>(group * plan.panel_values(t)) : plan.product_values(t);
+  Scratch<A> u(own ? 0 : products * u_plane);
+  if (!own) transform_kernel<T, R>(t, 0, plan.panels, u_plane, u.at, parallel);
   const int64_t m_stride = odd_lines<A>(group * kPanel<A>), m_plane = odd_lines<A>(tiles * m_stride);
   const int64_t turned = turned_values<A>(t.in, rows, R::kStep, R::kIn);
   const int64_t turned_out = t.out.channels_last ? 0 : rows * R::kOut * t.out.width * group * kPanel<A>;
 
   parallel_for(parallel, blocks * parts, 1, [&](int64_t begin_task, int64_t end_task) {
-    Scratch<A> v(R::kV * R::kV * v_plane), m(R::kM * R::kM * m_plane);
+    Scratch<A> v(R::kV * R::kV * v_plane), m(R::kM * R::kM * m_plane), own_u(own ? products * u_plane : 0);
     Scratch<A> zeros(padded_channels<A>(t.in.channels)), in_room(turned), out_room(turned_out);
     std::memset(zeros.at, 0, size_t(padded_channels<A>(t.in.channels)) * sizeof(A));
     const Reader<A> reader{zeros.at, in_room.at};
@@ -641,13 +640,14 @@ void forward(const Convolution& t, const Parallel& parallel) {
       for (int64_t panel = first_panel; panel < last_panel; panel += group) {
         const int64_t panels = min(group, last_panel - panel);
         const int64_t first = panel * kPanel<A>, channels = min(panels * kPanel<A>, t.out.channels - first);
+        const A* kernels = own ? own_u.at : u.at + panel * plan.panel_values(t);
+        if (own) transform_kernel<T, R>(t, panel, panels, u_plane, own_u.at, Parallel{1, nullptr});
         bool started[R::kM * R::kM] = {};
         for (int i = 0; i < R::kProducts; ++i)
           for (int j = 0; j < R::kProducts; ++j) {
             const A* a = v.at + (R::kVOf[i] * R::kV + R::kVOf[j]) * v_plane;
             const int to = R::kMOf[i] * R::kM + R::kMOf[j];
-            const A* b =
-                u.at + (i * R::kProducts + j) * plan.product_values(t) + panel * plan.panel_values(t);
+            const A* b = kernels + (i * R::kProducts + j) * u_plane;
             for (int64_t p = 0; p < panels; ++p)
               panel_product<A>(count, t.in.channels, min(kPanel<A>, channels - p * kPanel<A>), a, plan.depth,
                                1, b + p * plan.panel_values(t), m.at + to * m_plane + p * kPanel<A>, m_stride,
@@ -683,7 +683,18 @@ void forward(const Convolution& t, const Parallel& parallel) {
 
 // ---- gradient of the weight -----------------------------------------------------------------------------
 
-// du = the sum over rows [first, last) of tiles.
+// Rows of tiles of a chunk, of `rows` that are summed.
+template <class T, class R>
+int64_t rows_of_chunk(const Convolution& t, const Plan<R, Acc<T>>& plan, int64_t rows, int64_t chunk_bytes) {
+  using A = Acc<T>;
+  const int64_t in_panels = ceil_div(t.in.channels, kPanel<A>);
+  const int64_t tile_bytes =
+      (R::kV * R::kV * in_panels + R::kM * R::kM * plan.panels) * kPanel<A> * int64_t(sizeof(A));
+  return rows_of_block(rows, plan.tiles_x, tile_bytes, chunk_bytes);
+}
+
+// du = the sum over rows [first, last) of tiles; or, without a du, the gradient of the weight at once: of one
+// square of channels after the other, whose dU stays in this thread's cache. That wants one chunk.
 template <class T, class R>
 void accumulate_products(const Convolution& t, const Plan<R, Acc<T>>& plan, int64_t first, int64_t last,
                          int64_t chunk_bytes, Acc<T>* du, const Parallel& parallel) {
@@ -692,9 +703,7 @@ void accumulate_products(const Convolution& t, const Plan<R, Acc<T>>& plan, int6
   using At = Matrix<R::kA, true>;
   constexpr int64_t products = R::kProducts * R::kProducts;
   const int64_t in_panels = ceil_div(t.in.channels, kPanel<A>);
-  const int64_t tile_bytes =
-      (R::kV * R::kV * in_panels + R::kM * R::kM * plan.panels) * kPanel<A> * int64_t(sizeof(A));
-  const int64_t rows = rows_of_block(last - first, plan.tiles_x, tile_bytes, chunk_bytes);
+  const int64_t rows = rows_of_chunk<T, R>(t, plan, last - first, chunk_bytes);
   const int64_t tiles = rows * plan.tiles_x;
   const int64_t panel = odd_lines<A>(tiles * kPanel<A>);
   const int64_t v_plane = in_panels * panel, w_plane = plan.panels * panel;
@@ -720,21 +729,37 @@ void accumulate_products(const Convolution& t, const Plan<R, Acc<T>>& plan, int6
                                     {w.at + tile * kPanel<A>, w_plane, kPanel<A>, panel});
       }
     });
+    // c (+)= one product's sum for a panel of output channels and one of input channels.
+    const auto multiply = [&](int64_t product, int64_t out, int64_t in, A* c, bool add) {
+      const int i = int(product / R::kProducts), j = int(product % R::kProducts);
+      const A* a = v.at + (R::kVOf[i] * R::kV + R::kVOf[j]) * v_plane + in * panel;
+      const A* b = w.at + (R::kMOf[i] * R::kM + R::kMOf[j]) * w_plane + out * panel;
+      for (int64_t tile = 0; tile < count; tile += kDepth)
+        panel_product<A>(min(kPanel<A>, t.in.channels - in * kPanel<A>), min(kDepth, count - tile),
+                         t.out.channels - out * kPanel<A>, a + tile * kPanel<A>, 1, kPanel<A>,
+                         b + tile * kPanel<A>, c, kPanel<A>, add || tile > 0);
+    };
+    if (!du) {
+      const int64_t plane = odd_lines<A>(kPanel<A> * kPanel<A>);
+      parallel_for(parallel, plan.panels * in_panels, 1, [&](int64_t task, int64_t end_task) {
+        Scratch<A> square(products * plane);
+        for (; task < end_task; ++task) {
+          const int64_t out = task / in_panels, in = task % in_panels;
+          for (int64_t product = 0; product < products; ++product)
+            multiply(product, out, in, square.at + product * plane, false);
+          for (int64_t i = 0; i < min(kPanel<A>, t.in.channels - in * kPanel<A>); ++i)
+            kernel_gradient<T, R>(t, out, in * kPanel<A> + i, square.at + i * kPanel<A>, plane, 1);
+        }
+      });
+      continue;
+    }
     parallel_for(parallel, products * plan.panels * parts, 1, [&](int64_t task, int64_t end_task) {
       for (; task < end_task; ++task) {
         const int64_t product = task / (plan.panels * parts), out = task / parts % plan.panels;
-        const int64_t first_in = in_panels * (task % parts) / parts;
-        const int64_t last_in = in_panels * (task % parts + 1) / parts;
-        const int i = int(product / R::kProducts), j = int(product % R::kProducts);
-        const A* a = v.at + (R::kVOf[i] * R::kV + R::kVOf[j]) * v_plane;
-        const A* b = w.at + (R::kMOf[i] * R::kM + R::kMOf[j]) * w_plane + out * panel;
         A* c = du + product * plan.product_values(t) + out * plan.panel_values(t);
-        for (int64_t tile = 0; tile < count; tile += kDepth)
-          for (int64_t in = first_in; in < last_in; ++in)
-            panel_product<A>(min(kPanel<A>, t.in.channels - in * kPanel<A>), min(kDepth, count - tile),
-                             t.out.channels - out * kPanel<A>, a + in * panel + tile * kPanel<A>, 1,
-                             kPanel<A>, b + tile * kPanel<A>, c + in * kPanel<A> * kPanel<A>, kPanel<A>,
-                             begin + tile > first);
+        for (int64_t in = in_panels * (task % parts) / parts; in < in_panels * (task % parts + 1) / parts;
+             ++in)
+          multiply(product, out, in, c + in * kPanel<A> * kPanel<A>, begin > first);
       }
     });
   }
@@ -744,12 +769,17 @@ template <class T, class R>
 void weight_gradient(const Convolution& t, const Parallel& parallel) {
   using A = Acc<T>;
   const Plan<R, A> plan(t);
-  const int64_t values = R::kProducts * R::kProducts * plan.product_values(t);
   if (plan.panels * t.in.channels == 0) return;
+  const int64_t values = R::kProducts * R::kProducts * plan.product_values(t);
   // Where dU is small, some sums of it at a time, each of them by one thread and through its own cache; where
   // it is large, one, by all threads.
   const int64_t sums = max(1, min(min(kSums, kSumsBytes / (values * int64_t(sizeof(A)))),
                                   min(plan.rows, plan.rows * plan.tiles_x / kSumTiles)));
+  const bool one_chunk = sums == 1 && plan.rows * plan.tiles_x > 0 &&
+                         rows_of_chunk<T, R>(t, plan, plan.rows, kChunkBytes) >= plan.rows;
+  const int64_t squares = plan.panels * ceil_div(t.in.channels, kPanel<A>);
+  if (one_chunk && (squares >= 2 * parallel.threads || squares % max(1, parallel.threads) == 0))
+    return accumulate_products<T, R>(t, plan, 0, plan.rows, kChunkBytes, nullptr, parallel);
   Scratch<A> du(values * sums);
   if (plan.rows * plan.tiles_x == 0) {
     std::memset(du.at, 0, size_t(values) * sizeof(A));
@@ -762,7 +792,11 @@ void weight_gradient(const Convolution& t, const Parallel& parallel) {
                                   du.at + i * values, Parallel{1, nullptr});
     });
   }
-  kernel_gradient<T, R>(t, plan, du.at, sums, parallel);
+  parallel_for(parallel, plan.panels * t.in.channels, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      kernel_gradient<T, R>(t, i / t.in.channels, i % t.in.channels, du.at + i * kPanel<A>,
+                            plan.product_values(t), sums);
+  });
 }
 
 }  // namespace

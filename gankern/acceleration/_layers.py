@@ -38,12 +38,14 @@ from gankern.acceleration._scope import (
 )
 from gankern.core import activations
 from gankern.core.dispatch import last_implementation
+from gankern.core.layout import has_channels_together
+from gankern.core.native import nodes
 from gankern.core.torch_internals import autocasting, recomputed, transformed
 from gankern.functional._norm_act import update_running
 from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
 from gankern.ops.bias_act import bias_prelu as _bias_prelu
-from gankern.ops.convolution import BORDERS, convolution, ways_for
-from gankern.ops.convolution_choice import is_known, kind_of
+from gankern.ops.convolution import BORDERS, convolution, level_of, ways_for
+from gankern.ops.convolution_choice import KINDS, kind_of, result_size, saved
 from gankern.ops.instance_norm_act import instance_norm_act as _instance_norm_act
 
 
@@ -81,12 +83,12 @@ def conv2d(
     kind, pad = _kind(weight, stride, padding, dilation, groups)
     if kind == "same" and pad == 1 and is_half(input, "upsample"):
         small, *_ = fuse(input)
-        result = convolution("upsample", small, weight, bias)
+        result = _resampled("upsample", small, weight, bias)
         if result is not None:
             joined(
                 input,
                 _ran("upsample", small, weight) + ", in one with the upsampling",
-                _worth("upsample", small, weight),
+                _worth("upsample", 1, small, weight) - PAIR,
             )
             return result
     if kind == "same" and pad == 0 and is_half(input, "pad"):
@@ -103,9 +105,18 @@ def conv2d(
     return _conv2d(kind, pad, input, weight, bias, stride, padding, dilation, groups)
 
 
+def _resampled(kind: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Both steps in one, the whole call in C++ where nothing wants to know of it; None where torch's two are faster."""
+    if not state.double:
+        y = nodes.resample_conv2d(kind, x, weight, bias, 1.0, None)
+        if y is not NotImplemented:
+            return y
+    return convolution(kind, x, weight, bias)
+
+
 def _with_border(x: Tensor, weight: Tensor, bias: Tensor | None, mode: str) -> Tensor | None:
     """The 3x3 convolution of an image with a border of one pixel, which is not stored; None for torch's two steps."""
-    if autocasting(x.device.type) or x.ndim != 4 or min(x.shape[2:]) < 2 or not _repays("same", x, weight):
+    if autocasting(x.device.type) or x.ndim != 4 or min(x.shape[2:]) < 2 or not _repays("same", 1, x, weight):
         return None
     return convolution("same", x, weight, bias, border=BORDERS[mode])
 
@@ -142,37 +153,38 @@ def _conv2d(kind, pad, input, weight, bias, stride, padding, dilation, groups) -
         say("torch", "autocast")
         return GF.conv2d(input, weight, bias, stride, padding, dilation, groups)
     result = None
-    if kind is not None and _repays(kind, input, weight):
+    if kind is not None and _repays(kind, pad, input, weight):
         result = convolution(kind, input, weight, bias, pad)
     if result is not None and kind is not None:
-        gain(0.5 * _worth(kind, input, weight))
+        gain(_worth(kind, pad, input, weight))
         say(_ran(kind, input, weight))
     else:
         result = _by_torch(kind, input, weight, bias, stride, padding, dilation, False, 0, groups)
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups) if result is None else result
 
 
-def _products(kind: str, x: Tensor, weight: Tensor) -> int:
-    """The multiplications that plain PyTorch needs."""
-    return weight.numel() * (x.numel() // max(x.shape[1], 1)) * (4 if kind == "upsample" else 1)
+PAIR = 60.0  # microseconds that it costs to let a first half wait; measured
+CALL = 10.0  # microseconds of a layer that the way to a kernel of ours may take more than the call of torch's function
+ON_GPUS = 5e-5  # that a fused pair is worth for a thousand products; not measured
 
 
-PRODUCTS = 2**24  # from which on the table of measured shapes is trusted alone
+def _worth(kind: str, pad: int, x: Tensor, weight: Tensor) -> float:
+    """The microseconds that a convolution by our ways is faster than plain PyTorch's, as measured; with its gradients
+    where there may be some."""
+    height, width = x.shape[2:]
+    if x.device.type != "cpu":
+        enlarged = 4 if kind == "upsample" else 1
+        return weight.numel() * x.shape[0] * height * width * enlarged * ON_GPUS / 1000
+    first, second = weight.shape[:2]
+    channels = (first, second) if KINDS[kind].swap else (second, first)
+    new_height, new_width = result_size(kind, pad, height, width)
+    pixels = x.shape[0] * min(height * width, new_height * new_width)
+    return saved(kind, level_of(x), has_channels_together(x), *channels, pixels, torch.is_grad_enabled())
 
 
-def _repays(kind: str, x: Tensor, weight: Tensor) -> bool:
-    """Whether a small convolution has enough pixels to make up for the transformation of its weight (measured)."""
-    if kind != "same" or x.ndim != 4 or _products(kind, x, weight) >= PRODUCTS:
-        return True
-    return x.numel() >= 8 * x.shape[1] * max(weight.shape[:2])
-
-
-# Microseconds that a fused pair is worth for a thousand products; less than was measured. On GPUs not measured.
-WORTH = {"cpu": 0.006, "cuda": 5e-5}
-
-
-def _worth(kind: str, x: Tensor, weight: Tensor) -> float:
-    return WORTH.get(x.device.type, 0.0) * _products(kind, x, weight) / 1000
+def _repays(kind: str, pad: int, x: Tensor, weight: Tensor) -> bool:
+    """Whether that is more than the call costs."""
+    return x.ndim != 4 or x.device.type != "cpu" or _worth(kind, pad, x, weight) >= CALL
 
 
 def _ran(kind: str, x: Tensor, weight: Tensor) -> str:
@@ -212,11 +224,11 @@ def conv_transpose2d(
         say("torch", "autocast")
         return GF.conv_transpose2d(input, weight, bias, *arguments)
     result = None
-    kind, _ = kind_of(weight.shape, stride, padding, dilation, groups, True, output_padding)
-    if kind is not None:
-        result = convolution(kind, input, weight, bias)
+    kind, pad = kind_of(weight.shape, stride, padding, dilation, groups, True, output_padding)
+    if kind is not None and _repays(kind, pad, input, weight):
+        result = convolution(kind, input, weight, bias, pad)
     if result is not None and kind is not None:
-        gain(0.5 * _worth(kind, input, weight))
+        gain(_worth(kind, pad, input, weight))
         say(_ran(kind, input, weight))
     else:
         result = _by_torch(kind, input, weight, bias, stride, padding, dilation, True, output_padding, groups)
@@ -318,11 +330,11 @@ def avg_pool2d(
         if halves and not ceil_mode and divisor_override in (None, 4) and min(input.shape[2:]) >= 2:
             *arguments, followed = fuse(input)
             followed.misses = 0
-            result = convolution("downsample", *arguments)
+            result = _resampled("downsample", *arguments)
             if result is not None:
                 x, weight, _ = arguments
                 ran = _ran("downsample", x, weight)
-                joined(input, f"{ran}, in one with the convolution", _worth("downsample", x, weight))
+                joined(input, f"{ran}, in one with the convolution", _worth("downsample", 1, x, weight) - PAIR)
                 return result
     input = settled(input)
     _say_second(input)
@@ -721,31 +733,37 @@ def unwatched(module: nn.Module) -> bool:
     )
 
 
-def _is_known(kind: str, x: Tensor, weight: Tensor) -> bool:
-    pixels = x.shape[0] * x.shape[2] * x.shape[3] // (4 if kind.startswith("strided") else 1)
-    return is_known(kind, weight.shape[1], weight.shape[0], pixels)
-
-
 @functools.partial(leaf, constants=2, stands_for=(nn.Conv2d,))
 def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, input: Tensor) -> Tensor:
     weight = module.weight
     padding: int | str | tuple[int, ...] = module.padding
     unpaired = followed is None or not followed.waits or not state.intercepting
     if unpaired and not state.double and type(input) is Tensor and state.log is None:
-        how = (input.shape, weight.shape, module.stride, padding, module.dilation, module.groups)
+        options = (module.stride, padding, module.dilation, module.groups)
+        how = (input.shape, weight.shape, *options, torch.is_grad_enabled())
         if how == left.how:
             return module._conv_forward(input, weight, module.bias)
-        kind, _ = _kind(weight, module.stride, padding, module.dilation, module.groups)
-        if kind is None or (input.ndim == 4 and not (_is_known(kind, input, weight) and _repays(kind, input, weight))):
+        kind, pad = _kind(weight, *options)
+        if kind is None and input.shape[2:] == weight.shape[2:] and module.padding_mode == "zeros":
+            y = nodes.conv2d(input, weight, module.bias, *options, 1.0, None, "zeros")  # may be one matrix product
+            if y is not NotImplemented:
+                return y
+        if kind is None or (input.ndim == 4 and not _repays(kind, pad, input, weight)):
             left.how = how
             return module._conv_forward(input, weight, module.bias)
+        if module.padding_mode == "zeros" and input.ndim == 4:
+            # The whole call in C++, where nothing wants to know of it.
+            y = nodes.conv2d(input, weight, module.bias, *options, 1.0, None, "zeros")
+            if y is not NotImplemented:
+                gain(_worth(kind, pad, input, weight))
+                return y
     if module.padding_mode in ("reflect", "replicate") and _kind(
         weight, module.stride, padding, module.dilation, module.groups
     ) == ("same", 1):
         input, bias = settled(input), module.bias  # read once: a parametrised one is computed
         result = _with_border(input, weight, bias, module.padding_mode)
         if result is not None:
-            gain(0.5 * _worth("same", input, weight))
+            gain(_worth("same", 1, input, weight))
             say(f"{_ran('same', input, weight)}, with its border")
             return result
         input = F.pad(input, module._reversed_padding_repeated_twice, mode=module.padding_mode)
@@ -771,16 +789,16 @@ def pad_forward(module: Any, input: Tensor) -> Tensor:
 def conv_transpose2d_forward(module: nn.ConvTranspose2d, input: Tensor, output_size: list[int] | None = None) -> Tensor:
     if output_size is not None or module.padding_mode != "zeros":
         return type(module).forward(module, settled(input), output_size)
-    return conv_transpose2d(
-        input,
-        module.weight,
-        module.bias,
-        module.stride,
-        module.padding,
-        module.output_padding,
-        module.groups,
-        module.dilation,
-    )
+    weight, bias = module.weight, module.bias
+    options = (module.stride, module.padding, module.output_padding, module.groups, module.dilation)
+    if not state.double and type(input) is Tensor and state.log is None:
+        y = nodes.conv_transpose2d(input, weight, bias, *options, 1.0, None)
+        if y is not NotImplemented:
+            kind, pad = kind_of(weight.shape, *options[:2], options[4], options[3], True, options[2])
+            if kind is not None and input.ndim == 4:
+                gain(_worth(kind, pad, input, weight))
+            return y
+    return conv_transpose2d(input, weight, bias, *options)
 
 
 @functools.partial(leaf, stands_for=(nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d))

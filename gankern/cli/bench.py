@@ -123,7 +123,7 @@ def bench(
     work |= {
         f"{step.name}, {mode}": partial(steps.measure, step, seconds=10 * seconds, mode=mode, **options)
         for step in wanted
-        for mode in steps.modes_of(device)
+        for mode in steps.modes_of(device, step)
     }
 
     settings = {
@@ -218,7 +218,7 @@ def _host(primitives: list[str] | None, device: str, json_file: Path | None) -> 
         console.print(f"record written to {json_file}")
 
 
-def _steps(names: list[str] | None, quick: bool) -> list[steps.Step]:
+def _steps(names: list[str] | None, quick: bool) -> list[steps.Step | steps.Play]:
     """The training steps of the named models."""
     known = dict.fromkeys(step.model for step in steps.STEPS) | {"all": None}
     for name in names or ():

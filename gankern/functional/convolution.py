@@ -14,7 +14,7 @@ from gankern.core.dispatch import short
 from gankern.core.native import nodes
 from gankern.core.torch_internals import autocasting
 from gankern.functional import _checks
-from gankern.ops.convolution import BORDERS, convolution, no_row
+from gankern.ops.convolution import BORDERS, as_product, convolution, no_row
 from gankern.ops.convolution_choice import Ints, kind_of
 from gankern.reference import convolution as reference
 
@@ -85,9 +85,10 @@ def conv2d(
     A 3x3 kernel of stride 1 with padding 0, 1 or 2 runs as Winograd's F(2x2) with 4 instead of 9 products a pixel,
     a 4x4 kernel of stride 2 with padding 1 as four filters of two taps with 9 instead of 16, and a 3x3 kernel of stride
     2 with padding 1 as filters of two taps and of one with 6.25 instead of 9, where that was measured to be faster;
-    :func:`gankern.set_convolution_precision` allows larger tiles. Everything else (other kernels and strides, groups,
-    dilation, unbatched input, torch.func's transforms) is torch's own convolution. All gradients, of any order, run the
-    same way, and only those are computed that are asked for.
+    :func:`gankern.set_convolution_precision` allows larger tiles. A kernel as large as the image, without padding, is
+    one matrix product. Everything else (other kernels and strides, groups, dilation, unbatched input, torch.func's
+    transforms) is torch's own convolution. All gradients, of any order, run the same way, and only those are computed
+    that are asked for.
 
     Source: Winograd 1980; Lavin and Gray 2015, arXiv 1509.09308.
 
@@ -155,6 +156,8 @@ def conv2d(
         result = convolution(kind, x, weight, bias, pad, weight_scale, implementation)
     else:
         no_row(implementation, "3x3 kernels of stride 1 and padding 0 to 2, 3x3 and 4x4 of stride 2 and padding 1")
+        if weight_scale == 1:
+            result = as_product(x, weight, bias, padding, dilation, groups, implementation)
     if result is not None:
         return result
     return _scaled(lambda b: F.conv2d(x, weight, b, stride, padding, dilation, groups), bias, weight_scale)
@@ -175,7 +178,7 @@ def conv_transpose2d(
 ) -> Tensor:
     r"""torch.nn.functional.conv_transpose2d, on the CPU with fewer multiplications for a 4x4 kernel of stride 2 and
     padding 1: 9 instead of 16 products an input pixel; and for a 3x3 kernel of stride 2, padding 1 and output padding
-    1: 6.25 instead of 9.
+    1: 6.25 instead of 9. Of images of one pixel, without padding, it is one matrix product (a generator's first layer).
 
     Everything else is torch's own. Gradients, precision, memory formats, NaN and errors as in :func:`conv2d`; a tile
     has 4x4 results, in larger tiles 8x8.
@@ -234,6 +237,8 @@ def conv_transpose2d(
         result = convolution(kind, x, weight, bias, pad, weight_scale, implementation)
     else:
         no_row(implementation, "4x4 kernels of stride 2, padding 1 and output_padding 0")
+        if weight_scale == 1:
+            result = as_product(x, weight, bias, padding, dilation, groups, implementation, True, output_padding)
     if result is not None:
         return result
     return _scaled(

@@ -5,6 +5,9 @@ generator, optimisers included. The contenders are one model built four ways: st
 people write by hand; the same with both networks under ``torch.compile`` wherever that runs (a penalty's double
 backward it refuses, so the penalty stays eager); the same after one call of :func:`gankern.accelerate`; and gankern's
 layers and penalty. On CUDA they meet a second time, every one of them as one CUDA graph: the kernels without the host.
+
+A system that is no pair of generator and critic on noise (pix2pix, CycleGAN, SRGAN) or whose networks take classes is
+measured as a game of :mod:`gankern.games`: all moves of one step of its trainer, on random images.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import gankern
 import gankern.penalties
-from gankern import losses, models
+from gankern import games, losses, models, training
 from gankern.core.dispatch import short
 from gankern.measure import benchmark
 from gankern.measure.benchmark import ACCELERATED, OURS, Result
 from gankern.training.graphed import GraphedStep
+from gankern.training.trainer import Trainer
 
 WHOLE_STEP = "whole step"
 GRAPHED_STEP = "whole step, graphed"  # each contender as one CUDA graph
@@ -48,7 +52,20 @@ class Step:
     quick: bool = False
 
 
-STEPS = [
+@dataclass(frozen=True)
+class Play:
+    """One step of a game at one size; ``settings`` are those of :func:`gankern.training.configure`."""
+
+    name: str
+    model: str
+    batch: int
+    size: int
+    classes: int = 0  # of its labels
+    settings: dict[str, Any] = field(default_factory=dict)
+    quick: bool = False
+
+
+STEPS: list[Step | Play] = [
     Step("DCGAN-64, batch 64", "dcgan", 64, "non_saturating", options={"size": 64}, quick=True),
     Step("SN-GAN ResNet-32, batch 64", "sngan", 64, "hinge", betas=(0.0, 0.9), options={"size": 32}, quick=True),
     Step("WGAN-GP ResNet-32, batch 64", "wgan_gp", 64, "wasserstein", True, lr=1e-4, betas=(0.0, 0.9), quick=True),
@@ -61,6 +78,14 @@ STEPS = [
              betas=(0.0, 0.99), options={"size": size})
         for size, batch in ((16, 16), (32, 4), (64, 4), (128, 4))
     ),
+    Play("pix2pix-256, batch 1", "pix2pix", 1, 256, settings={"width": 64, "options": {"strided": 3, "dropout": 3}}),
+    Play("CycleGAN-128, 6 blocks, batch 1", "cyclegan", 1, 128,
+         settings={"width": 64, "options": {"blocks": 6, "strided": 3}}),
+    Play("SRGAN, crops of 96, batch 4", "srgan", 4, 96,
+         settings={"width": 64, "options": {"blocks": 16, "features": 1024, "mse_steps": 0}}),
+    Play("SAGAN-32, batch 16", "sagan", 16, 32, 10, settings={"width": 64}),
+    Play("BigGAN-deep-128, ch 32, batch 4", "biggan_deep", 4, 128, 10,
+         settings={"width": 32, "latent": 128, "options": {"embedding": 128}}),
 ]  # fmt: skip
 
 
@@ -72,11 +97,36 @@ def penalty_by_hand(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
     return 10.0 * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-def make_step(step: Step, variant: str, device: str, fast: bool = False) -> Callable[[], None]:
+def _play(step: Play, variant: str, device: str, fast: bool) -> Callable[[], Any]:
+    """:func:`make_step` of a game."""
+    torch.manual_seed(0)
+    images = torch.rand(step.batch, 3, step.size, step.size) * 2 - 1
+    # What the game asks for beside the images: their classes, or images to translate.
+    conditions = {"labels": torch.arange(step.batch) % max(step.classes, 1), "pairs": images.flip(3),
+                  "unpaired": images.flip(3)}  # fmt: skip
+    needs = games.find(step.model).needs
+    condition = None if needs is None else conditions[needs]
+    config = training.configure(
+        step.model, "noise", images, condition, batch_size=step.batch, device=device,
+        precision="bf16" if fast else "fp32", **step.settings,
+    )  # fmt: skip
+    trainer = Trainer(config, OURS if variant == OURS else "torch", images, condition)
+    networks = trainer.game.networks
+    if variant == "torch, compiled":
+        torch._dynamo.reset()
+        networks.update({name: torch.compile(network) for name, network in networks.items()})  # type: ignore[misc]
+    for network in networks.values() if variant == ACCELERATED else ():
+        gankern.accelerate(network)
+    return trainer.step
+
+
+def make_step(step: Step | Play, variant: str, device: str, fast: bool = False) -> Callable[[], Any]:
     """A function that trains for one step. Every variant starts from the same weights and sees the same images.
 
     ``variant`` is "gankern", "torch", "torch, compiled" or "torch, accelerated"; with ", graphed" behind it, the step
     is one CUDA graph. ``fast``: forward passes under autocast to bfloat16, and networks and images in channels_last."""
+    if isinstance(step, Play):
+        return _play(step, variant, device, fast)
     torch.manual_seed(0)
     graphed = variant.endswith(AS_GRAPH)
     variant = variant.removesuffix(AS_GRAPH)
@@ -91,7 +141,7 @@ def make_step(step: Step, variant: str, device: str, fast: bool = False) -> Call
             gankern.accelerate(network)
     loss = losses.get(step.loss)
     g_optimiser, d_optimiser = (
-        torch.optim.Adam(network.parameters(), step.lr, step.betas, capturable=graphed and device != "cpu")
+        torch.optim.Adam(network.parameters(), step.lr, step.betas, capturable=graphed and device != "cpu", fused=True)
         for network in (generator, critic)
     )
     latents = torch.randn(step.batch, gan.latent, device=device)
@@ -149,9 +199,11 @@ def make_step(step: Step, variant: str, device: str, fast: bool = False) -> Call
     return partial(train, real, latents)
 
 
-def modes_of(device: str) -> tuple[str, ...]:
-    """How a step is measured on a device: each of its modes is a result of its own."""
-    return (WHOLE_STEP, GRAPHED_STEP) if device.startswith("cuda") else (WHOLE_STEP,)
+def modes_of(device: str, step: Step | Play | None = None) -> tuple[str, ...]:
+    """How a step is measured on a device: each of its modes is a result of its own. (A game's trainer replays graphs
+    by itself where it can.)"""
+    graphed = device.startswith("cuda") and not isinstance(step, Play)
+    return (WHOLE_STEP, GRAPHED_STEP) if graphed else (WHOLE_STEP,)
 
 
 def variants_of(mode: str, compiled: bool) -> dict[str, str]:
@@ -164,7 +216,7 @@ def variants_of(mode: str, compiled: bool) -> dict[str, str]:
 
 
 def measure(
-    step: Step, device: str, compiled: bool, seconds: float, mode: str = WHOLE_STEP, fast: bool = False
+    step: Step | Play, device: str, compiled: bool, seconds: float, mode: str = WHOLE_STEP, fast: bool = False
 ) -> Result:
     """Times one step in all variants of a mode; ``fast`` as :func:`make_step` has it."""
     dtype = torch.bfloat16 if fast else torch.float32
@@ -185,7 +237,7 @@ KINDS = {
 }  # fmt: skip
 
 
-def breakdown(step: Step, variant: str, device: str) -> dict[str, float]:
+def breakdown(step: Step | Play, variant: str, device: str) -> dict[str, float]:
     """Milliseconds of one step by what they are spent on; the penalty apart, whatever it is made of."""
     train = make_step(step, variant, device)
     train()

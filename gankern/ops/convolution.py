@@ -110,6 +110,14 @@ native.nodes.set_convolution_kinds(
 )
 
 
+def _more(direct: choice.Kind, taps: int, padding: int, small: Tensor, height: int, width: int) -> list[int]:
+    """Of a transposed convolution by torch that gives height times width: rows and columns of that than the least that
+    there can be."""
+    return [
+        n - ((before - 1) * direct.stride - 2 * padding + taps) for n, before in zip((height, width), small.shape[2:])
+    ]
+
+
 def _convolve_by_torch(
     kind: Any, transpose: bool, padding: int, height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Any:
@@ -117,11 +125,7 @@ def _convolve_by_torch(
     if direct.collapsed:
         weight, padding = _collapse(kind, weight), 1
     transposed = direct.transposed != transpose
-    more = [0, 0]  # rows and columns of the result than the least that there can be
-    if transposed:
-        taps = weight.shape[2]
-        least = [(n - 1) * direct.stride - 2 * padding + taps for n in x.shape[2:]]
-        more = [height - least[0], width - least[1]]
+    more = _more(direct, weight.shape[2], padding, x, height, width) if transposed else [0, 0]
     return torch.ops.aten.convolution(x, weight, bias, [direct.stride] * 2, [padding] * 2, [1, 1], transposed, more, 1)
 
 
@@ -138,7 +142,7 @@ def _weight_gradient_by_torch(kind: Any, padding: int, x: Tensor, grad: Tensor) 
         [padding] * 2,
         [1, 1],
         direct.transposed,
-        [0, 0],
+        _more(direct, taps, padding, x, *grad.shape[2:]) if direct.transposed else [0, 0],
         1,
         [False, True, False],
     )[1]
@@ -334,7 +338,7 @@ def convolution(
     missing = problem or primitive.refusals(x.device.type, x.dtype)["cpu"]
     if wish not in ("auto", "reference") and (wish != "cpu" or missing):
         raise primitive.refuse(wish, {"cpu": missing, "reference": None})
-    level = _level(x)
+    level = level_of(x)
     height, width = (0, 0) if problem else choice.result_size(kind, padding, *x.shape[2:])
     forced = None
     if wish == "cpu":
@@ -362,7 +366,8 @@ def _run(options: tuple, height: int, width: int, x: Tensor, weight: Tensor, bia
     return autograd.apply(_Convolve, options, False, height, width, x, weight, bias)
 
 
-def _level(x: Tensor) -> str:
+def level_of(x: Tensor) -> str:
+    """The precision that a convolution of this image has."""
     return "highest" if x.dtype == torch.float64 else precision.get_convolution_precision()
 
 
@@ -402,11 +407,48 @@ def options_for_torch(x: Tensor, weight: Tensor, arguments: tuple) -> tuple[tupl
         return None
     if primitive.refusals(x.device.type, x.dtype)["cpu"]:
         return None
-    options = (kind, pad, 1.0, _level(x), None, 0)
+    options = (kind, pad, 1.0, level_of(x), None, 0)
     size = choice.result_size(kind, pad, *x.shape[2:])
     if all(way == "torch" for way in _ways(options, x, weight, *size)):
         return None
     return options, *size
+
+
+def as_product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: choice.Ints | str,
+    dilation: choice.Ints,
+    groups: int,
+    implementation: str | None = None,
+    transposed: bool = False,
+    output_padding: choice.Ints = 0,
+) -> Tensor | None:
+    """torch's convolution where it is one matrix product: a transposed one of images of one pixel, as the first layer
+    of a generator is, or a kernel as large as the image, as the last one of a discriminator. Torch's convolutions take
+    up to ten times as long for these. None of any other, and where the memory format would be another one."""
+    if x.ndim != 4 or weight.ndim != 4 or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return None
+    if primitive.wish(implementation) != "auto" or autograd.recording.recorder is not None:
+        return None
+    if transformed() or torch.compiler.is_compiling():
+        return None
+    options = (0 if padding == "valid" else padding, 0), (dilation, 1), (output_padding, 0), (groups, 1)
+    if any(value != plain and value != (plain, plain) for value, plain in options):
+        return None
+    size, out = ((1, 1), weight.shape[1]) if transposed else (weight.shape[2:], weight.shape[0])
+    same = all(t.dtype == x.dtype and t.device == x.device for t in (weight, *(() if bias is None else (bias,))))
+    if not same or x.shape[2:] != size or x.shape[1] != weight.shape[0 if transposed else 1]:
+        return None
+    if x.numel() == 0 or weight.numel() == 0 or (bias is not None and bias.shape != (out,)):
+        return None
+    if not (x.is_contiguous() and weight.is_contiguous()):
+        return None
+    if not transposed:
+        return F.linear(x.flatten(1), weight.flatten(1), bias).view(-1, out, 1, 1)
+    y = torch.mm(x.flatten(1), weight.flatten(1)).view(-1, *weight.shape[1:])
+    return y if bias is None else y + bias.view(-1, 1, 1)
 
 
 def no_row(implementation: str | None, rows: str) -> None:
@@ -419,5 +461,5 @@ def no_row(implementation: str | None, rows: str) -> None:
 
 def ways_for(kind: str, x: Tensor, weight: Tensor, padding: int = 1) -> dict[str, str]:
     """For each pass of a kind, the way that "auto" takes for these tensors."""
-    options = (kind, padding, 1.0, _level(x), None, 0)
+    options = (kind, padding, 1.0, level_of(x), None, 0)
     return dict(zip(PASSES, _ways(options, x, weight, *choice.result_size(kind, padding, *x.shape[2:]))))

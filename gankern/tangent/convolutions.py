@@ -36,6 +36,23 @@ def fast_convolutions(critic: Any, x: Tensor) -> contextlib.AbstractContextManag
     own, and what is compiled would be so again with the mode in it."""
     if x.device.type != "cpu" or torch.compiler.is_compiling() or not isinstance(critic, nn.Module):
         return contextlib.nullcontext()
-    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in critic.modules()):
+    modules = list(critic.modules())
+    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules):
         return contextlib.nullcontext()
-    return _Convolutions()
+    return _Convolutions() if any(map(_may_call_torchs, modules)) else contextlib.nullcontext()
+
+
+def _may_call_torchs(module: nn.Module) -> bool:
+    """Whether a module's own code may call one of torch's convolutions. Without such a module there is nothing to do,
+    and the mode, in whose sight everything goes through Python, is spared."""
+    cls = type(module)
+    if "forward" in module.__dict__:
+        return True
+    if isinstance(module, nn.Conv2d):
+        return cls._conv_forward is nn.Conv2d._conv_forward
+    if isinstance(module, nn.ConvTranspose2d):
+        return cls.forward is nn.ConvTranspose2d.forward
+    home, code = getattr(cls.forward, "__module__", None) or "", getattr(cls.forward, "__code__", None)
+    if code is None or not home.startswith(("torch.nn.modules.", "gankern.")):
+        return True
+    return not {"conv2d", "conv_transpose2d"}.isdisjoint(code.co_names)

@@ -2,6 +2,7 @@
 equal to the original throughout. test_round_trip.py runs it."""
 
 import copy
+import math
 import warnings
 
 import torch
@@ -110,7 +111,7 @@ def main() -> None:
     # What is for large tensors alone is done for these small ones too.
     _functions.FROM.update(cpu=0, cuda=0)
     _chains.FROM.update(dict.fromkeys(_chains.FROM, 0))
-    _layers.PRODUCTS, _layers.LARGE = 0, 1
+    _layers.CALL, _layers.LARGE = -math.inf, 1
     for cost in ("operation", "forward", "layer"):
         setattr(_root.Gains, cost, 0.0)
     for name in NETWORKS:

@@ -4,6 +4,7 @@ training and in evaluation, at several sizes of a batch, after attributes change
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ import gankern
 from gankern.acceleration import _functions, _layers, _root, _spectral
 
 # What is for large tensors alone is done for these small ones too.
-_functions.FROM, _layers.PRODUCTS, _spectral.FROM = {"cpu": 0}, 0, 0
+_functions.FROM, _layers.CALL, _spectral.FROM = {"cpu": 0}, -math.inf, 0
 _root.Gains.operation = _root.Gains.forward = _root.Gains.layer = 0.0
 
 

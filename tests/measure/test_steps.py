@@ -6,7 +6,7 @@ import torch
 from gankern import models
 from gankern.measure import steps
 from gankern.measure.benchmark import ACCELERATED, OURS
-from gankern.measure.steps import Step
+from gankern.measure.steps import Play, Step
 
 STEPS = [
     Step("dcgan", "dcgan", 4, "non_saturating", options={"size": 16, "width": 8}),
@@ -42,6 +42,26 @@ def test_measured_with_a_penalty(step):
     assert all(contender.median for contender in result.contenders.values())
     spent = steps.breakdown(step, OURS, "cpu")
     assert spent["gradient penalty"] > 0 and spent["convolution"] > 0 and spent["optimiser"] > 0
+
+
+GAMES = [
+    Play("pix2pix", "pix2pix", 2, 16, settings={"width": 4}),
+    Play("cyclegan", "cyclegan", 1, 16, settings={"width": 4, "options": {"blocks": 1}}),
+    Play("srgan", "srgan", 2, 16, settings={"width": 8, "options": {"blocks": 1, "features": 8, "mse_steps": 0}}),
+    Play("sagan", "sagan", 2, 32, 2, settings={"width": 4, "latent": 8}),
+]
+
+
+@pytest.mark.parametrize("step", GAMES, ids=lambda step: step.name)
+def test_games_take_the_same_step(step, monkeypatch):
+    """The losses of two steps: of the same weights, images and random numbers, and of the same updates."""
+    found = {}
+    for variant in ("torch", OURS, ACCELERATED):
+        play = steps.make_step(step, variant, "cpu")
+        found[variant] = [loss for _ in range(2) for loss in play().losses.values()]
+    assert found[OURS] == pytest.approx(found["torch"], rel=2e-3, abs=2e-3)
+    assert found[ACCELERATED] == pytest.approx(found["torch"], rel=2e-3, abs=2e-3)
+    assert steps.modes_of("cuda", step) == (steps.WHOLE_STEP,)
 
 
 def test_graphs_meet_graphs_on_cuda(monkeypatch):

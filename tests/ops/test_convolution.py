@@ -1,5 +1,6 @@
 """The convolution engine against torch's direct convolution in fp64, and its own rows against each other never."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankern
 import gankern.functional as GF
-from gankern.core.native import NATIVE_MISSING
+from gankern.core.native import NATIVE_MISSING, python_gradients
 from gankern.ops import convolution as ops
 from gankern.ops import convolution_choice as choice
 
@@ -421,6 +422,68 @@ def test_no_row_of_the_others():
         y = GF.upsample_conv2d(x, w, scale_factor=scale, mode=mode)
         torch.testing.assert_close(y, F.conv2d(F.interpolate(x, scale_factor=scale, mode=mode), w, padding=2))
         assert gankern.last_implementation("convolution") == "reference"
+
+
+PRODUCTS = {  # convolutions that are one matrix product: torch's function, of x and a weight, with these options
+    "a generator's first layer": (F.conv_transpose2d, (3, 5, 1, 1), (5, 4, 4, 4), {}),
+    "of another stride": (F.conv_transpose2d, (3, 5, 1, 1), (5, 4, 2, 3), {"stride": 2, "padding": (0, 0)}),
+    "a discriminator's last layer": (F.conv2d, (3, 5, 4, 4), (2, 5, 4, 4), {}),
+    "valid": (F.conv2d, (3, 5, 4, 6), (2, 5, 4, 6), {"padding": "valid", "stride": (2, 1)}),
+    "of one pixel": (F.conv2d, (3, 5, 1, 1), (7, 5, 1, 1), {"padding": 0}),
+}
+NO_PRODUCTS = {
+    "padded": (F.conv_transpose2d, (3, 5, 1, 1), (5, 4, 4, 4), {"padding": 1}),
+    "of a larger result": (F.conv_transpose2d, (3, 5, 1, 1), (5, 4, 2, 2), {"stride": 2, "output_padding": 1}),
+    "in groups": (F.conv2d, (3, 4, 4, 4), (2, 2, 4, 4), {"groups": 2}),
+    "dilated": (F.conv2d, (3, 5, 7, 7), (2, 5, 4, 4), {"dilation": 2}),
+    "of a larger image": (F.conv2d, (3, 5, 5, 4), (2, 5, 4, 4), {}),
+    "unbatched": (F.conv2d, (5, 4, 4), (2, 5, 4, 4), {}),
+    "no image": (F.conv2d, (0, 5, 4, 4), (2, 5, 4, 4), {}),
+}
+
+
+@pytest.mark.parametrize("nodes", [True, False], ids=["C++", "Python"])
+@pytest.mark.parametrize("name", PRODUCTS | NO_PRODUCTS)
+def test_one_product(name, nodes, monkeypatch):
+    function, image, kernel, options = (PRODUCTS | NO_PRODUCTS)[name]
+    ours = getattr(GF, function.__name__)
+    torch.manual_seed(0)
+    x, w = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in (image, kernel))
+    transposed = function is F.conv_transpose2d
+    b = torch.randn(kernel[1] if transposed else kernel[0], dtype=torch.float64, requires_grad=True)
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with contextlib.nullcontext() if nodes else python_gradients():
+        for bias in (b, None):
+            with Watch():
+                y = ours(x, w, bias, **options)
+            right = function(x, w, bias, **options)
+            torch.testing.assert_close(y, right, rtol=1e-12, atol=1e-12)
+            assert y.stride() == right.stride()
+        convolved = torch.ops.aten.convolution.default in seen
+        assert convolved == (name in NO_PRODUCTS)
+        if name in PRODUCTS:
+            assert gradcheck(lambda *t: ours(*t, **options), (x, w, b))
+            assert gradgradcheck(lambda *t: ours(*t, **options), (x, w, b))
+        for memory_format in FORMATS if len(image) == 4 else ():
+            xs, ws = (t.detach().contiguous(memory_format=memory_format) for t in (x, w))
+            y, right = ours(xs, ws, **options), function(xs, ws, **options)
+            torch.testing.assert_close(y, right, rtol=1e-12, atol=1e-12)
+            assert y.stride() == right.stride()
+        for dtype in (torch.bfloat16, torch.float16):
+            y, right = (f(x.to(dtype), w.to(dtype), **options) for f in (ours, function))
+            assert torch.equal(y, right)  # torch's own
+        with pytest.raises(RuntimeError):
+            ours(x, w[:, :, :, :, None], **options)
+        with gankern.use_implementation("reference"), Watch():
+            seen.clear()
+            ours(x, w, **options)
+            assert torch.ops.aten.convolution.default in seen
 
 
 CALLS = [  # a call of torch's, and the kind and padding that it is
