@@ -45,7 +45,7 @@ def fast_convolutions(critic: Any, x: Tensor) -> contextlib.AbstractContextManag
 def _may_call_torchs(module: nn.Module) -> bool:
     """Whether a module's own code may call one of torch's convolutions. Without such a module there is nothing to do,
     and the mode, in whose sight everything goes through Python, is spared."""
-    cls = type(module)
+    cls: Any = type(module)
     if "forward" in module.__dict__:
         return True
     if isinstance(module, nn.Conv2d):
