@@ -51,7 +51,7 @@ _DRAWN: dict[str, tuple[Callable[[int], ImageSource], int]] = {
     "edges": (drawn.Outlined, 32),
     "captions": (drawn.Scenes, 32),
     "turning": (drawn.Turning, 32),
-    "photos": (drawn.Photos, 32),
+    "photos": (drawn.Photos, 96),
 }
 AT_ANY_SIZE = tuple(_DRAWN)  # without being resized
 

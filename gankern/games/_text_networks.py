@@ -76,20 +76,25 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images and codes of texts -> logits [N]; the code joins the map of 4x4."""
+    """Images and codes of texts -> logits [N]; the code joins the map of 4x4. ``spectral``: spectral norm of all
+    weights in the place of batch norm."""
 
-    def __init__(self, size: int, channels: int, width: int, form: Form, layers: Layers):
+    def __init__(self, size: int, channels: int, width: int, form: Form, layers: Layers, spectral: bool = False):
         super().__init__()
+
+        def act(maps: int) -> nn.Module:
+            return layers.leaky_relu(0.2) if spectral else layers.batch_norm_act(maps, 0.2)
+
         maps = [width << i for i in range(size.bit_length() - 3)]
         modules: list[nn.Module] = []
         for i, (before, after) in enumerate(pairwise([channels, *maps])):
             modules.append(layers.conv(before, after, 4, 2, 1, bias=form.bias))
-            modules.append(layers.batch_norm_act(after, 0.2) if i else layers.leaky_relu(0.2))
+            modules.append(act(after) if i else layers.leaky_relu(0.2))
         last = maps[-1]
         self.image = nn.Sequential(*modules, *([Residual(last, layers, 0.2)] if form.residual else []))
-        self.text = projection(form, form.norm[1], layers)
+        self.text = projection(form, form.norm[1] and not spectral, layers)
         both = last + form.projected
-        joined = [layers.conv(both, last, 1, bias=form.bias), layers.batch_norm_act(last, 0.2)] if form.joined else []
+        joined = [layers.conv(both, last, 1, bias=form.bias), act(last)] if form.joined else []
         logit = layers.conv(last if form.joined else both, 1, 4, bias=form.bias)
         self.both = nn.Sequential(*joined, logit, nn.Flatten(0))
 

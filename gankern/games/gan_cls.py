@@ -23,26 +23,30 @@ from gankern.games._text import OfTexts, TextEncoder, embed_jointly, standardise
 from gankern.games._text_networks import AUTHORS, PLAIN, SMALL, Discriminator, Generator
 from gankern.models._record import Preset
 from gankern.models.dcgan import initialise
+from gankern.models.layers import normalise_spectrally
 
 
 class GANCLS(OfTexts):
     """Images of texts."""
 
     preset = Preset(
-        loss="non_saturating", size=32, latent=64, width=32, lr=5e-4, batch_size=32, steps=1500, checkpoint_every=500
-    )
+        loss="non_saturating", size=32, latent=64, width=32, lr=1e-3, beta1=0.0, beta2=0.99, batch_size=32, steps=2000,
+        checkpoint_every=500,
+    )  # fmt: skip
 
     @dataclass(frozen=True)
     class Options:
         mismatched: float = 1.0  # weight of the term of mismatched texts; 0 is without CLS
         interpolated: float = 1.0  # weight of the term of codes between two texts; 0 is without INT
         encoder_steps: int = 400  # of the text encoder, before the first step
+        spectral: bool = True  # the small discriminator has spectral norm in the place of batch norm
         paper: bool = False  # the authors' networks: residual blocks, biases, codes of 1024, projected to 128
         blocks: bool = True  # of the paper's; without, they are the form that is widely used
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         config, options = self.config, self.options
+        spectral = options.spectral and not options.paper
         form = SMALL if not options.paper else AUTHORS if options.blocks else PLAIN
         if config.side < 16 or config.side & (config.side - 1):
             raise ValueError(f"gan_cls: images of a power of two from 16 on, got {config.side}")
@@ -50,10 +54,12 @@ class GANCLS(OfTexts):
         self.networks = {
             "encoder": TextEncoder(form.code),  # no player's
             "generator": Generator(*shape, config.latent, config.width, form, run.layers),
-            "discriminator": Discriminator(*shape, config.width // form.ratio, form, run.layers),
+            "discriminator": Discriminator(*shape, config.width // form.ratio, form, run.layers, spectral),
         }
         for network in list(self.networks.values())[1:]:
             network.apply(initialise)
+        if spectral:
+            normalise_spectrally(self.networks["discriminator"], run.layers)
         self.players = {"d": Player(("discriminator",), "discriminator"), "g": Player(("generator",), "generator")}
         self.step = 0
 

@@ -15,8 +15,8 @@ from gankern.models.sagan import sagan
 
 class SAGAN(OfClasses):
     preset: ClassVar[Preset] = Preset(
-        loss="hinge", conditioning="projection", size=32, latent=128, width=16, lr=1e-4, beta1=0.0, beta2=0.9,
-        steps=1000, checkpoint_every=500,
+        loss="hinge", conditioning="projection", size=32, latent=128, width=16, batch_size=16, lr=1e-4, beta1=0.0,
+        beta2=0.9, steps=1000, checkpoint_every=500,
     )  # fmt: skip
 
     def make(self, **options: Any) -> GAN:

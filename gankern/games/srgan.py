@@ -52,15 +52,15 @@ class SRGAN(Game):
     family: ClassVar[str] = "image to image"
     data: ClassVar[str] = "photos"
     preset = Preset(
-        loss="non_saturating", latent=1, width=16, lr=1e-3, beta1=0.9, batch_size=16, steps=1000, checkpoint_every=250,
-        evaluate=4,
+        loss="non_saturating", latent=1, width=16, lr=1e-3, beta1=0.9, batch_size=4, steps=2400, decay_steps=2400,
+        checkpoint_every=600, evaluate=4,
     )  # fmt: skip
 
     @dataclass(frozen=True)
     class Options:
         blocks: int = 4  # 16 in the paper
         features: int = 64  # of the discriminator's linear layer; 1024 in the paper
-        mse_steps: int = 600  # by pixels alone, at first
+        mse_steps: int = 1800  # by pixels alone, at first
         adversarial_weight: float = 1e-3
         content_weight: float = 1.0  # of the random network's features, beside the pixels
 

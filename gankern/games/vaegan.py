@@ -8,7 +8,9 @@ discriminator D, and z_p is drawn from N(0, I):
     Dec minimises      gamma L_rec + softplus(-D(Dec(z))) + softplus(-D(Dec(z_p)))
     Enc minimises      L_prior + L_rec
 
-L_rec never trains the features that it is measured with. With the option ``vae`` there is no discriminator, and encoder
+L_rec never trains the features that it is measured with. And the authors' balance: where D's mean cost of real images
+or of fakes is below 0.68 - 0.35 he does not move, where one is above 0.68 + 0.35 Dec does not; were that both, both
+move. With the option ``vae`` there is no discriminator, and encoder
 and decoder together minimise L_prior + 1/(2 s^2) |x - Dec(z)|^2: the plain variational auto-encoder.
 """
 
@@ -64,6 +66,9 @@ def networks(
     }
 
 
+EQUILIBRIUM = 0.68  # the mean cost of a discriminator that can not tell is log 2
+
+
 class VAEGAN(EncodesClasses):
     """Errors in the discriminator's features."""
 
@@ -77,6 +82,7 @@ class VAEGAN(EncodesClasses):
     @dataclass(frozen=True)
     class Options:
         gamma: float = 0.01  # weight of L_rec to the decoder, beside what the discriminator says
+        balance: float = 0.35  # how far the costs may be from 0.68 for both to move; 0: both always do
         vae: bool = False  # the plain variational auto-encoder
         pixel_std: float = 0.3  # s of the plain one
         hidden: int = 128  # features before the codes, and twice those before the logit
@@ -115,6 +121,12 @@ class VAEGAN(EncodesClasses):
         encoder = self.networks["encoder"]
         return self.quietly(lambda images: encoder(images).chunk(2, 1)[0]), self.quietly(self.networks["decoder"])
 
+    def move_now(self, costs: Tensor) -> tuple[bool, bool]:
+        """Whether the discriminator, and whether the decoder moves, at his mean costs of real images and of fakes."""
+        far, costs = self.options.balance, self.run.mean(costs)
+        wins, loses = bool((costs < EQUILIBRIUM - far).any()), bool((costs > EQUILIBRIUM + far).any())
+        return (not wins, not loses) if far and wins != loses else (True, True)
+
     def moves(self) -> Iterator[tuple[str, Loss]]:
         options, decoder = self.options, self.networks["decoder"]
         images, *_ = self.run.batch()
@@ -130,13 +142,18 @@ class VAEGAN(EncodesClasses):
         with torch.no_grad():
             latents, _ = self.encode(images)
             again, fresh = decoder(latents), decoder(self.run.normal(self.config.latent))
-        yield "d", F.softplus(-look(images)).mean() + F.softplus(look(again)).mean() + F.softplus(look(fresh)).mean()
+        of_real = F.softplus(-look(images)).mean()
+        of_fakes = F.softplus(look(again)).mean() + F.softplus(look(fresh)).mean()
+        discriminates, decodes = self.move_now(torch.stack([of_real, of_fakes / 2]).detach())
+        if discriminates:
+            yield "d", of_real + of_fakes
 
         with torch.no_grad():
             target = features(images)
-        seen, fresh = features(decoder(latents)), look(decoder(self.run.normal(self.config.latent)))
-        adversarial = F.softplus(-head(seen)).mean() + F.softplus(-fresh).mean()
-        yield "g", options.gamma * squares(seen - target) + adversarial
+        if decodes:
+            seen, fresh = features(decoder(latents)), look(decoder(self.run.normal(self.config.latent)))
+            adversarial = F.softplus(-head(seen)).mean() + F.softplus(-fresh).mean()
+            yield "g", options.gamma * squares(seen - target) + adversarial
 
         latents, prior = self.encode(images)
         yield "e", prior + squares(features(decoder(latents)) - target)

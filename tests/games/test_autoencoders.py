@@ -1,5 +1,7 @@
 """EBGAN, BEGAN, VAE-GAN, BiGAN and ALI: the papers' sizes, formulas, bad input."""
 
+import math
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -93,6 +95,37 @@ def test_divergence_of_the_prior_and_who_is_trained_on_what():
     assert [player for player, _ in game.moves()] == ["d", "g", "e"]
     plain = made("vaegan", images, samples=images, size=16, width=8, latent=4, options={"vae": True})
     assert list(plain.networks) == ["encoder", "decoder"] and list(plain.players) == ["v"]
+
+
+@pytest.mark.parametrize(
+    ("real", "fake", "balance", "moves"),
+    [
+        (0.7, 0.7, 0.35, "dge"),
+        (0.3, 0.7, 0.35, "ge"),  # the discriminator is ahead: below 0.33
+        (0.7, 0.3, 0.35, "ge"),
+        (0.7, 1.1, 0.35, "de"),  # the decoder is: above 1.03
+        (1.1, 0.7, 0.35, "de"),
+        (0.3, 1.1, 0.35, "dge"),  # both would rest
+        (0.3, 0.7, 0.0, "dge"),
+        (0.7, 1.1, 0.0, "dge"),
+        (0.3, 0.7, 0.4, "dge"),
+    ],
+)
+def test_balance_of_vaegan(real, fake, balance, moves):
+    """Who moves where the discriminator's costs are ``real`` and ``fake``."""
+    images = torch.ones(4, 1, 16, 16)
+    game = made(
+        "vaegan", images, samples=images, size=16, width=8, latent=4, batch_size=4, options={"balance": balance}
+    )
+    game.run.batches = iter([images])
+    logit = {True: -math.log(math.expm1(real)), False: math.log(math.expm1(fake))}  # softplus(-l), and softplus(l)
+    features = game.networks["features"]
+
+    def head(seen):
+        return torch.full((len(seen), 1), logit[torch.equal(seen, features(images))]) + 0 * seen.sum()
+
+    game.networks["head"] = head
+    assert "".join(player for player, _ in game.moves()) == moves
 
 
 def test_losses_of_pairs():

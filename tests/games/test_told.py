@@ -107,7 +107,8 @@ def test_parameters_of_the_paper(layers):
     [
         (128, {"paper": True}, 18_909_699, 4_032_321),
         (64, {"paper": True, "blocks": False}, 4_756_736, 2_899_072),
-        (32, {}, 1_370_624, 785_344),
+        (32, {"spectral": False}, 1_370_624, 785_344),
+        (32, {}, 1_370_624, 783_936),  # without batch norm's scales and shifts
     ],
 )
 def test_parameters_of_text_to_image_by_its_options(layers, width, options, generator, discriminator):
@@ -187,6 +188,18 @@ def test_losses_by_their_formulas(mismatched, interpolated):
         torch.testing.assert_close(mixed, 0.5 * codes[:4] + 0.5 * codes[4:])
         expected = expected + interpolated * F.softplus(-logits).mean()
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("spectral", [True, False])
+def test_the_small_discriminator_of_texts_is_spectrally_normalised(spectral):
+    """Each weight is divided by its largest singular value, in the place of batch norm."""
+    judge = scene_trainer("gankern", spectral=spectral).game.networks["discriminator"].eval()
+    weights = [m.weight.flatten(1) for m in judge.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    sizes = torch.stack([torch.linalg.matrix_norm(w, 2) for w in weights])
+    assert len(sizes) == 5 and bool((sizes > 0.5).all()) == spectral  # else they are drawn from N(0, 0.02)
+    if spectral:
+        torch.testing.assert_close(sizes, torch.ones(5), atol=0.1, rtol=0)  # a few power iterations
+    assert any("BatchNorm" in type(m).__name__ for m in judge.modules()) != spectral
 
 
 def test_the_same_text_is_no_mismatch():
