@@ -7,7 +7,9 @@
 It uses the Python that runs it, installs nothing, needs no network, and writes to $OUT and to build/ alone; and on a
 GPU to gankern/devices, which block sizes and which tiers were best: commit that file, and they are what runs. A machine
 may be lent for minutes, so each stage is a process with a limit, all together take at most --limit seconds (480), and
-each writes its record as it goes: what is stopped keeps what it has. A stage that fails does not stop the later ones.
+each writes its record as it goes, most telling first: what is stopped keeps what it has. A stage that fails does not
+stop the later ones; what one leaves of its time, the next one has. What kernels compile, which takes longer than to
+measure them, is compiled before by several processes at once, into caches in build/.
 
     environment   versions and hardware
     tests         the GPU's tests in parallel processes, and beside them the native build
@@ -42,16 +44,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# In the order in which they run, most telling first: seconds that each may take at most.
+# In the order in which they run, most telling first: seconds that each has, and what the ones before leave; 480 in all.
 STAGES = {
-    "environment": 30,
-    "tests": 150,
-    "host": 30,
+    "environment": 15,
+    "tests": 120,
+    "host": 25,
     "device": 110,
-    "steps": 140,
-    "variants": 90,
-    "convolutions": 40,
-    "sanitizer": 60,
+    "steps": 110,
+    "variants": 50,
+    "convolutions": 25,
+    "sanitizer": 25,
 }
 CUDA_TESTS = ["tests/gpu/test_every_primitive.py", "-k-cuda"]  # by the name of the tier in their names
 LOG_CHARACTERS = 200_000  # of a stage's output that is kept, its end
@@ -136,45 +138,107 @@ def environment(record: Record, device: str) -> None:
 
 
 def tests(record: Record, device: str) -> None:
-    """The GPU's tests and those of the kernels on their own, in parallel processes; beside them the native build, with
-    CUDA C++ for this device alone; behind it the tests of what it built."""
+    """The GPU's tests and those of the kernels on their own, dealt out to processes, each of which goes on record as it
+    ends; beside them the native build, with CUDA C++ for this device alone, in a copy of the sources: no test loads a
+    library that is half written. Behind it the tests of what it built."""
+    cores = os.cpu_count() or 1
+    processes = max(1, min(14, cores - 2))
+    begin = time.monotonic()
+    build, built = _native_build(device)
+    chosen = ["tests/gpu", "tests/triton", "--deselect", "tests/triton/test_aot.py::test_every_kernel_on_every_target"]
+    if device == "cpu":
+        chosen, processes = ["tests/gpu", "tests/triton/test_aot.py", "-k", "spill"], min(2, processes)
+
+    def run(what: str, arguments: Sequence[str], seconds: float) -> bool:
+        fine = True
+        for row in _dealt_out(arguments, processes, seconds):
+            record.add(what=what, seconds=time.monotonic() - begin, **row)
+            fine = fine and row["status"] in (0, 5)  # 5: nothing was chosen
+        return fine
+
+    fine = {"tests": run("tests", chosen, 95)}
+    output, _ = build.communicate()
+    record.add(what="build", seconds=time.monotonic() - begin, status=build.returncode, output=output[-4_000:])
+    fine["build"] = build.returncode == 0
+    if fine["build"]:
+        for library in built.glob("gankern/*.so"):
+            shutil.copy2(library, ROOT / "gankern" / library.name)
+        fine["tests of CUDA C++"] = run("tests of CUDA C++", CUDA_TESTS, 60)
+    if not all(fine.values()):
+        raise RuntimeError("not all passed: " + "; ".join(what for what, passed in fine.items() if not passed))
+
+
+def _native_build(device: str) -> tuple[subprocess.Popen[str], Path]:
+    """The build, begun, and the copy of the sources in which it runs; what it compiled before is kept there."""
     settings = {"CMAKE_BUILD_PARALLEL_LEVEL": "6"}
     if device == "cuda":
         import torch
 
         settings["CUDAARCHS"] = "{}{}-real".format(*torch.cuda.get_device_capability())
-    build = subprocess.Popen(
-        [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **settings},
-    )
-    cores = os.cpu_count() or 1
-    parallel = ["-n", str(min(14, cores))] if importlib.util.find_spec("xdist") and cores > 2 else []
-    chosen = ["tests/gpu", "tests/triton", "--deselect", "tests/triton/test_aot.py::test_every_kernel_on_every_target"]
-    if device == "cpu":
-        chosen = ["tests/gpu", "tests/triton/test_aot.py", "-k", "spill"]
-    begin = time.monotonic()
+    copy = ROOT / "build" / "native"
+    left_out = shutil.ignore_patterns("__pycache__", "*.so")
+    for name in ("csrc", "gankern"):
+        shutil.copytree(ROOT / name, copy / name, dirs_exist_ok=True, ignore=left_out)
+    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "MANIFEST.in", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy2(ROOT / name, copy / name)
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    environment = {**os.environ, **settings, "PYTHONPATH": str(copy)}
+    pipe = subprocess.PIPE
+    build = subprocess.Popen(command, cwd=copy, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
+    return build, copy
 
-    def run(what: str, arguments: Sequence[str]) -> int:
-        command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", *parallel, *arguments]
-        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        print(ran.stdout[-20_000:], ran.stderr[-5_000:])
-        counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|errors?|xfailed)", ran.stdout)}
-        failures = re.findall(r"^(?:FAILED|ERROR) (.*)", ran.stdout, re.M)
-        status = ran.returncode
-        record.add(what=what, seconds=time.monotonic() - begin, status=status, **counts, failures=failures[:200])
-        return status
 
-    states = {"tests": run("tests", chosen)}
-    output, _ = build.communicate()
-    states["build"] = build.returncode
-    record.add(what="build", seconds=time.monotonic() - begin, status=build.returncode, output=output[-4_000:])
-    states["tests of CUDA C++"] = run("tests of CUDA C++", CUDA_TESTS)
-    if any(states.values()):
-        raise RuntimeError("; ".join(f"{what}: status {status}" for what, status in states.items()))
+def _dealt_out(arguments: Sequence[str], processes: int, seconds: float) -> Iterator[dict[str, Any]]:
+    """What each of several processes of pytest found, as it ends; together they run the tests that the arguments
+    choose. Whatever runs longer than that is stopped, and has a row that says so."""
+    pytest = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider"]
+    listed = subprocess.run([*pytest, "--collect-only", *arguments], cwd=ROOT, capture_output=True, text=True)
+    names = [line for line in listed.stdout.splitlines() if "::" in line and not line.startswith(("FAILED", "ERROR"))]
+    if listed.returncode not in (0, 5):
+        yield {"status": listed.returncode, "failures": ["collection"], "output": listed.stdout[-4_000:]}
+    logs = ROOT / "build" / "tests"
+    logs.mkdir(parents=True, exist_ok=True)
+    running: dict[int, tuple[subprocess.Popen[bytes], Path]] = {}
+    for number in range(min(processes, len(names))):
+        log = logs / f"{number}.log"
+        with log.open("w") as file:
+            command = [*pytest, *names[number::processes]]
+            running[number] = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT), log
+    end = time.monotonic() + seconds
+    while running:
+        for number, (process, log) in list(running.items()):
+            status: int | str | None = process.poll()
+            if status is None and time.monotonic() > end:
+                process.kill()
+                process.wait()
+                status = "stopped"
+            if status is None:
+                continue
+            del running[number]
+            text = log.read_text(errors="replace")
+            print(text[-5_000:])
+            found = re.findall(r"(\d+) (passed|failed|skipped|errors?|xfailed)", text)
+            failures = re.findall(r"^(?:FAILED|ERROR) (.*)", text, re.M)[:50]
+            yield {"status": status, **{what: int(n) for n, what in found}, "failures": failures}
+        time.sleep(0.2)
+
+
+def _in_processes(function: Callable[..., Any], work: Sequence[tuple[Any, ...]], seconds: float) -> dict[str, Any]:
+    """Calls the function with each of the arguments in several processes, for so many seconds at most: how long it
+    took, how many calls ended, and what failed. For what is kept in caches, so that no failure matters."""
+    begin, done, errors = time.monotonic(), 0, []
+    count = max(1, min(10, (os.cpu_count() or 1) - 2, len(work)))
+    with multiprocessing.get_context("spawn").Pool(count) as pool:
+        for pending in [pool.apply_async(function, given) for given in work]:
+            try:
+                pending.get(max(0.0, begin + seconds - time.monotonic()))
+                done += 1
+            except multiprocessing.TimeoutError:
+                continue
+            except Exception as error:  # of a process: it will be seen where the same is measured
+                errors.append(f"{type(error).__name__}: {str(error)[:200]}")
+    return {"seconds": time.monotonic() - begin, "calls": len(work), "done": done, "errors": errors[:10]}
 
 
 def _tiny_cases() -> Iterator[tuple[Any, str]]:
@@ -289,19 +353,26 @@ def device(record: Record, where: str) -> None:
     def measure(
         runs: dict[str, Callable[..., Any]], dtype: Any, layout: str, name: str, shape: Any, passes: float
     ) -> None:
-        x = torch.randn(shape, device=where, dtype=dtype).contiguous(memory_format=layouts[layout])
-        b = torch.randn(shape[1], device=where, dtype=dtype)
-        inputs = (x.requires_grad_(), b.requires_grad_())
+        inputs = _inputs(shape, dtype, layout, where)
+        x = inputs[0]
         row = {who: attempt(partial(_times, measured, run, inputs, where, quick)) for who, run in runs.items()}
         limit = passes * x.nbytes / bandwidth * 1e3
         record.add(case=name, dtype=str(dtype)[6:], layout=layout, limit_ms=limit, contenders=row)
 
     cases = _device_cases(where)
-    for dtype, layout in kinds:
-        for name, shape, ours, peer, passes in cases:
-            measure({"gankern": ours} | ({"eager": peer} if peer else {}), dtype, layout, name, shape, passes)
+    large = [number for number, case in enumerate(cases) if "large" in case[0]]
+    # Small maps in one kind alone: there launches count, which are the same in all.
+    wanted = [(number, *kind) for kind in kinds for number in large]
+    wanted += [(number, *kinds[0]) for number in range(len(cases)) if number not in large]
+    compiled = [(number, *kind) for kind in kinds for number in large if cases[number][3] is not None]
+    if where == "cuda":
+        work = [(*one, False) for one in wanted] + [(*one, True) for one in compiled]
+        record.add(what="compiled", **_in_processes(_compile_case, work, 40))
+    for number, dtype, layout in wanted:
+        name, shape, ours, peer, passes = cases[number]
+        measure({"gankern": ours} | ({"eager": peer} if peer else {}), dtype, layout, name, shape, passes)
 
-    of_their_own = ("spectral_norm", "minibatch_discrimination", "gradient_penalty", "upfirdn2d")
+    of_their_own = ("spectral_norm", "minibatch_discrimination", "gradient_penalty")
     for case in all_cases() if where == "cuda" else [case for case, _ in _tiny_cases()]:
         if case.primitive in of_their_own and (where == "cpu" or (case.bench and case.along is None)):
             for mode in benchmark.MODES:
@@ -313,12 +384,30 @@ def device(record: Record, where: str) -> None:
                 }
                 record.add(case=f"{case.primitive} {case.name}", mode=mode, dtype="float32", contenders=row)
 
-    # Compiling takes seconds a peer: last, and of the large maps, whose bars it decides.
-    for dtype, layout in kinds if where == "cuda" else []:
-        for name, shape, _, peer, passes in cases:
-            if peer is not None and "large" in name:
-                torch._dynamo.reset()
-                measure({"compiled": torch.compile(peer)}, dtype, layout, name, shape, passes)
+    # Last, since what is not in the cache yet takes seconds a peer.
+    for number, dtype, layout in compiled if where == "cuda" else []:
+        name, shape, _, peer, passes = cases[number]
+        torch._dynamo.reset()
+        measure({"compiled": torch.compile(peer)}, dtype, layout, name, shape, passes)
+
+
+def _inputs(shape: Any, dtype: Any, layout: str, where: str) -> tuple[Any, Any]:
+    """A map and a bias, leaves both."""
+    import torch
+
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    x = torch.randn(shape, device=where, dtype=dtype).contiguous(memory_format=memory_format)
+    return x.requires_grad_(), torch.randn(shape[1], device=where, dtype=dtype).requires_grad_()
+
+
+def _compile_case(number: int, dtype: Any, layout: str, peer: bool) -> None:
+    """Runs a case of the device stage once, ours or the compiled peer, so that its kernels are in the caches."""
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    _, shape, ours, eager, _ = _device_cases("cuda")[number]
+    for step in _modes(torch.compile(eager) if peer else ours, _inputs(shape, dtype, layout, "cuda")).values():
+        attempt(step)
 
 
 def _replayed(
@@ -345,8 +434,8 @@ def _tiers(primitive: str, where: str) -> list[str]:
     return able if len(able) > 1 else []
 
 
-def _times(measured: Any, run: Callable[..., Any], inputs: Sequence[Any], where: str, quick: dict) -> dict[str, Any]:
-    """Forward, forward + backward, double backward, and the memory of the second."""
+def _modes(run: Callable[..., Any], inputs: Sequence[Any]) -> dict[str, Callable[[], None]]:
+    """Forward, forward + backward, double backward."""
     import torch
 
     def forward() -> None:
@@ -364,43 +453,61 @@ def _times(measured: Any, run: Callable[..., Any], inputs: Sequence[Any], where:
         grads = torch.autograd.grad(run(*inputs), used, cotangent, create_graph=True)
         torch.autograd.grad(grads, [*used, cotangent], [torch.ones_like(g) for g in grads], allow_unused=True)
 
+    return {"f": forward, "f+b": backward, "double backward": double_backward}
+
+
+def _times(measured: Any, run: Callable[..., Any], inputs: Sequence[Any], where: str, quick: dict) -> dict[str, Any]:
+    """The milliseconds of each mode, and the memory of forward + backward."""
+    modes = _modes(run, inputs)
     timed = {
         mode: attempt(lambda step=step: measured.milliseconds(measured.graph_of(step, where), where, **quick))
-        for mode, step in (("f", forward), ("f+b", backward), ("double backward", double_backward))
+        for mode, step in modes.items()
     }
-    return timed | {"peak_mb": attempt(lambda: measured.peak_megabytes(backward, where))}
+    return timed | {"peak_mb": attempt(lambda: measured.peak_megabytes(modes["f+b"], where))}
 
 
-def steps(record: Record, where: str) -> None:
-    """Whole steps: torch, compiled, accelerated and gankern; all but the compiled one also as CUDA graphs; fp32 with
-    TF32, and bfloat16 in channels_last. Then the kernels that a graphed step takes the most time in."""
-    import torch
-
-    from gankern.measure import device as measured
+def _steps(where: str) -> list[Any]:
+    """The whole steps that are measured, those with a bar first."""
     from gankern.measure import steps as whole
-    from gankern.measure.benchmark import OURS
 
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     Step = whole.Step
+    if where == "cpu":
+        return [Step("DCGAN-16, batch 4", "dcgan", 4, "non_saturating", options={"size": 16, "width": 8})]
     progan = {"loss": "wasserstein", "penalty": True, "drift": 1e-3, "lr": 1e-3, "betas": (0.0, 0.99)}
-    wanted = [
+    return [
         next(s for s in whole.STEPS if s.model == "wgan_gp"),
         next(s for s in whole.STEPS if s.model == "sngan"),
         next(s for s in whole.STEPS if s.model == "dcgan"),
         Step("ProGAN-64, batch 4", "progan", 4, options={"size": 64}, **progan),
-        Step("DCGAN-64, batch 256", "dcgan", 256, "non_saturating", options={"size": 64}),
         Step("ProGAN-256, batch 4", "progan", 4, options={"size": 256}, **progan),
+        Step("DCGAN-64, batch 256", "dcgan", 256, "non_saturating", options={"size": 64}),
     ]
-    if where == "cpu":
-        wanted = [Step("DCGAN-16, batch 4", "dcgan", 4, "non_saturating", options={"size": 16, "width": 8})]
-    for fast in (False, True):
-        for step in wanted:
-            for mode in whole.modes_of(where):
-                variants = whole.variants_of(mode, compiled=where == "cuda" and not fast)
-                row = {}
-                for name, variant in variants.items():
-                    row[name] = attempt(partial(_step_time, measured, whole, step, variant, where, fast))
-                record.add(step=step.name, mode=mode, fast=fast, contenders=row)
+
+
+def steps(record: Record, where: str) -> None:
+    """Whole steps: torch, accelerated and gankern, as CUDA graphs and without; fp32 with TF32, and bfloat16 in
+    channels_last. Then the kernels that a step takes the most time in, and at the end torch compiled, which may take
+    longer than all else."""
+    from gankern.measure import device as measured
+    from gankern.measure import steps as whole
+    from gankern.measure.benchmark import OURS
+
+    wanted = _steps(where)
+    modes = sorted(whole.modes_of(where), key=lambda mode: not mode.endswith("graphed"))
+    order = [(fast, mode, number) for fast in (False, True) for mode in modes for number in range(len(wanted))]
+    if where == "cuda":
+        variants = sorted({v for mode in modes for v in whole.variants_of(mode, compiled=False).values()})
+        eager = [v for v in variants if "graphed" not in v and v != "torch"]
+        work = [(n, v, where, fast) for fast in (False, True) for n in range(len(wanted)) for v in eager]
+        record.add(what="compiled", **_in_processes(_compile_step, work, 30))
+
+    def measure(fast: bool, mode: str, step: Any, variants: dict[str, str]) -> None:
+        for name, variant in variants.items():  # a row each: what is stopped keeps those before
+            time_of = partial(_step_time, measured, whole, step, variant, where, fast)
+            record.add(step=step.name, mode=mode, fast=fast, contenders={name: attempt(time_of)})
+
+    for fast, mode, number in order:
+        measure(fast, mode, wanted[number], whole.variants_of(mode, compiled=False))
     for step in wanted[:4]:
         for variant in ("torch", OURS):
             record.add(
@@ -408,12 +515,33 @@ def steps(record: Record, where: str) -> None:
                 variant=variant,
                 kernels=attempt(lambda s=step, v=variant: measured.top_kernels(whole.make_step(s, v, where), where)),
             )
+    for step in wanted if where == "cuda" else []:
+        for mode in modes:
+            others = whole.variants_of(mode, compiled=False)
+            compiled = {n: v for n, v in whole.variants_of(mode, compiled=True).items() if n not in others}
+            measure(False, mode, step, compiled)
+
+
+def _compile_step(number: int, variant: str, where: str, fast: bool) -> None:
+    """One step of training, so that its kernels are in the caches."""
+    sys.path.insert(0, str(ROOT))
+    from gankern.measure import steps as whole
+
+    _with_tf32()
+    whole.make_step(_steps(where)[number], variant, where, fast)()
+
+
+def _with_tf32() -> None:
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
 
 def _step_time(measured: Any, whole: Any, step: Any, variant: str, where: str, fast: bool) -> dict[str, Any]:
+    _with_tf32()
     train = whole.make_step(step, variant, where, fast)
     return {
-        "ms": measured.milliseconds(train, where, seconds=0.3, rounds=3),
+        "ms": measured.milliseconds(train, where, seconds=0.2, rounds=3),
         "peak_mb": measured.peak_megabytes(train, where),
     }
 
@@ -488,10 +616,7 @@ def variants(record: Record, where: str) -> None:
     work = [(name, number, where) for name, own in blocks.items() for number in range(len(own.variants))]
     if where == "cpu":
         work = work[:1]  # there is nothing to compile
-    begin = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(max(1, min(12, (os.cpu_count() or 1) - 2, len(work)))) as pool:
-        done = attempt(partial(pool.starmap, _compile_variant, work, chunksize=1))
-    record.add(what="compiled", seconds=time.monotonic() - begin, error=done if isinstance(done, str) else None)
+    record.add(what="compiled", **_in_processes(_compile_variant, work, 30 if where == "cuda" else 120))
 
     def replayed(run: Callable[..., Any], x: Any) -> float:
         def step() -> None:
@@ -633,6 +758,16 @@ OF_THEIR_OWN = [
       for count, least in ((64, 2.0), (256, 3.0), (1024, 20.0))
       for mode, least in (("forward + backward", least), ("double backward", 10.0))),
 ]  # fmt: skip
+WIDE = "spectral_norm 1024 x 8192, grouped"
+LARGE = [
+    "bias_act",
+    "bias_act_pixel_norm",
+    "batch_norm_act",
+    "minibatch_stddev",
+    "virtual_batch_norm",
+    "upfirdn2d up",
+    "upfirdn2d down",
+]
 STEP_RATIOS = {"WGAN-GP": 2.5, "SN-GAN": 1.8, "ProGAN-64": 1.7, "ProGAN-256": 1.7, "DCGAN": 1.25}
 EAGER_RATIOS = {"WGAN-GP": 1.5, "SN-GAN": 1.4}
 
@@ -668,9 +803,18 @@ def bars(out: Path) -> list[dict[str, Any]]:
             peers = [ms for name, ms in times.items() if not name.startswith("gankern") and peer in name]
             if ours and peers:
                 bar(f"{row['case']}, {mode}: against the fastest {peer or 'peer'}", min(peers) / min(ours), least)
+    bandwidth = _record(out, "device").get("copy_bandwidth")
+    for row in _results(out, "device"):
+        ours = row.get("contenders", {}).get("gankern")
+        if (row.get("case"), row.get("mode")) == (WIDE, "forward + backward") and isinstance(ours, float) and bandwidth:
+            limit = 7 * 1024 * 8192 * 4 / bandwidth * 1e3  # 2 reads and 1 write forward, 3 and 1 backward
+            bar(f"{WIDE}: share of the copy limit", limit / ours, 1 / 1.5)
+    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in _results(out, "steps"):
-        if "contenders" not in row:
-            continue
+        if "contenders" in row:
+            key = row["step"], row["mode"], row["fast"]
+            merged.setdefault(key, {**row, "contenders": {}})["contenders"] |= row["contenders"]
+    for row in merged.values():
         times = {name: c["ms"] for name, c in row["contenders"].items() if isinstance(c, dict)}
         ours, peers = times.get("gankern"), [t for n, t in times.items() if n.startswith("torch") and "accel" not in n]
         if ours is None or not peers:
@@ -679,14 +823,41 @@ def bars(out: Path) -> list[dict[str, Any]]:
         least = next((ratio for start, ratio in ratios.items() if row["step"].startswith(start)), 1.0)
         label = f"{row['step']}, {'bf16 channels_last' if row['fast'] else 'fp32'}, {row['mode']}"
         bar(f"{label}: against the fastest of torch's", min(peers) / ours, least)
+    states: dict[str, bool] = {}
     for row in _results(out, "tests"):
-        bar(f"{row['what']} without a failure", float(row["status"] == 0), 1.0)
-    return found
+        states[row["what"]] = states.get(row["what"], True) and row["status"] in (0, 5)
+    for what, fine in states.items():
+        bar(f"{what} without a failure", float(fine), 1.0)
+    return found + _without_figures(found, out)
+
+
+def _without_figures(found: Sequence[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
+    """The bars for which the records hold no figure: nothing ran, or what ran failed."""
+    kinds = [f"{dtype}, {layout}" for dtype in ("float32", "bfloat16") for layout in ("contiguous", "channels_last")]
+    modes = {"whole step, graphed": STEP_RATIOS, "whole step": EAGER_RATIOS}
+    asked = [
+        *(("device", f"{name} large, {kind}", "") for name in LARGE for kind in kinds),
+        *(("device", start, f", {mode}:") for start, mode, _, _ in OF_THEIR_OWN),
+        *(("steps", step, f", {mode}:") for mode, ratios in modes.items() for step in ratios),
+        ("device", WIDE, ""),
+        ("tests", "tests without a failure", ""),
+    ]
+    missing = []
+    for stage, start, within in asked:
+        if not (out / f"{stage}.json").exists():
+            continue  # nobody asked for that stage
+        if not any(row["bar"].startswith(start) and within in row["bar"] for row in found):
+            missing.append({"bar": start + within.rstrip(":"), "figure": None, "met": False})
+    return missing
+
+
+def _record(out: Path, stage: str) -> dict[str, Any]:
+    path = out / f"{stage}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _results(out: Path, stage: str) -> list[dict[str, Any]]:
-    path = out / f"{stage}.json"
-    return json.loads(path.read_text())["results"] if path.exists() else []
+    return _record(out, stage).get("results", [])
 
 
 # ---- running the stages -------------------------------------------------------------------------------------------
@@ -707,9 +878,10 @@ def run_all(names: Sequence[str], out: Path, device: str, limit: float) -> int:
     start = time.monotonic()
     states: dict[str, str] = {}
     logs: dict[str, str] = {}
-    for name in names:
+    share = limit / sum(STAGES[name] for name in names)  # of its time in the table that a stage has
+    for number, name in enumerate(names):
         left = limit - (time.monotonic() - start)
-        seconds = min(STAGES[name] * (1 if device == "cuda" else 4), left)
+        seconds = left - share * sum(STAGES[later] for later in names[number + 1 :])
         if seconds < 5:
             states[name] = f"NOT RUN: the {limit:.0f} seconds are over"
             continue
@@ -729,7 +901,8 @@ def run_all(names: Sequence[str], out: Path, device: str, limit: float) -> int:
     for name, state in states.items():
         print(f"{name:14} {state}")
     for row in met:
-        print(f"{'met ' if row['met'] else 'MISSED'} {row['figure']:8.3f} of {row['least']:5.2f}  {row['bar']}")
+        figure = "NO FIGURE" if row["figure"] is None else f"{row['figure']:8.3f} of {row['least']:5.2f}"
+        print(f"{'met   ' if row['met'] else 'MISSED'} {figure:17}  {row['bar']}")
     if device == "cpu":
         print("a dry run on the CPU: its figures say nothing")
     return int(any(not state.startswith("passed") for state in states.values()))

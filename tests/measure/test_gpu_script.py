@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -37,6 +38,40 @@ def test_every_stage_is_there_and_bounded(gpu):
     assert all(callable(getattr(gpu, stage)) for stage in gpu.STAGES)
     assert len(gpu.STAGES) <= 8  # a file each, but the environment's, which is in the summary
     assert all(10 <= seconds <= 240 for seconds in gpu.STAGES.values())
+    assert sum(gpu.STAGES.values()) == 480  # what it is held for
+
+
+def test_what_a_stage_leaves_of_its_time_the_next_one_has(gpu, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(gpu, "STAGES", {"host": 10, "steps": 20, "variants": 30})
+    monkeypatch.setattr(gpu, "_bounded", lambda name, out, device, seconds: given.update({name: seconds}) or ("", ""))
+    gpu.run_all(["host", "steps", "variants"], tmp_path, "cuda", 120)
+    assert [round(given[name]) for name in ("host", "steps", "variants")] == [20, 60, 120]
+
+
+def test_tests_are_dealt_out_and_stopped(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    (tmp_path / "test_some.py").write_text(
+        "import time\n"
+        "def test_a(): pass\n"
+        "def test_b(): assert 0, 'wrong'\n"
+        "def test_c(): time.sleep(60)\n"
+        "def test_d(): pass\n"
+    )
+    rows = list(gpu._dealt_out(["test_some.py"], 3, 12))
+    assert [row["status"] for row in rows[2:]] == ["stopped"]
+    assert {row["status"]: row.get("passed") for row in rows[:2]} == {0: 2, 1: None}
+    assert [row["failures"][0] for row in rows if row["failures"]] == ["test_some.py::test_b - AssertionError: wrong"]
+    (tmp_path / "test_some.py").write_text("import nothing_of_that_name\n")
+    (row,) = gpu._dealt_out(["test_some.py"], 3, 12)
+    assert row["status"] == 2 and "nothing_of_that_name" in row["output"]
+
+
+def test_work_in_processes_is_bounded(gpu):
+    found = gpu._in_processes(math.sqrt, [(4.0,), (-1.0,), (9.0,)], 60)
+    assert found["calls"] == 3 and found["done"] == 2 and "ValueError" in found["errors"][0]
+    found = gpu._in_processes(time.sleep, [(60,)], 1)
+    assert found["done"] == 0 and found["seconds"] < 30
 
 
 def test_a_stage_that_hangs_or_fails_leaves_its_record_and_the_others_run(gpu, tmp_path, monkeypatch):
@@ -55,7 +90,7 @@ def test_a_stage_that_hangs_or_fails_leaves_its_record_and_the_others_run(gpu, t
     out = tmp_path / "out"
     out.mkdir()
     begin = time.monotonic()
-    assert gpu.run_all(["host", "steps", "variants"], out, "cuda", 100) == 1
+    assert gpu.run_all(["host", "steps", "variants"], out, "cuda", 66) == 1
     assert time.monotonic() - begin < 50
     summary = json.loads((out / "summary.json").read_text())
     assert "stopped after 6 s" in summary["stages"]["host"]
@@ -83,21 +118,36 @@ def test_bars(gpu, tmp_path):
         {"case": "bias_act large", **row, "contenders": {"compiled": {"f+b": 0.9}}},
         {"case": "minibatch_discrimination", "mode": "forward", "contenders": {"gankern": 0.1}},
     )
-    steps = {"gankern": {"ms": 5.0}, "torch, accelerated": {"ms": 4.0}, "torch, graphed": {"ms": 10.0}}
+    steps = {"gankern": {"ms": 5.0}, "torch, accelerated": {"ms": 4.0}}
     write(
         "steps",
         {"step": "WGAN-GP ResNet-32, batch 64", "mode": "whole step, graphed", "fast": False, "contenders": steps},
+        {
+            "step": "WGAN-GP ResNet-32, batch 64",
+            "mode": "whole step, graphed",
+            "fast": False,
+            "contenders": {"torch, graphed": {"ms": 10.0}},
+        },
         {"step": "DCGAN-64, batch 64", "mode": "whole step", "fast": True, "contenders": {"torch": {"ms": 1.0}}},
         {"step": "DCGAN-64, batch 64", "variant": "torch", "kernels": []},
     )
     write("tests", {"what": "tests", "status": 1})
-    found = {row["bar"].rpartition(": ")[2]: (row["figure"], row["least"], row["met"]) for row in gpu.bars(tmp_path)}
+    rows = gpu.bars(tmp_path)
+    found = {
+        row["bar"].rpartition(": ")[2]: (row["figure"], row["least"], row["met"])
+        for row in rows
+        if row["figure"] is not None
+    }
     assert found == {
         "share of the copy limit": (0.9, 0.85, True),
         "against torch.compile": (0.9, 1.0, False),
         "against the fastest of torch's": (2.0, 2.5, False),
         "tests without a failure": (0.0, 1.0, False),
     }
+    missing = [row["bar"] for row in rows if row["figure"] is None]
+    assert "bias_act large, bfloat16, contiguous" in missing and "bias_act large, float32, contiguous" not in missing
+    assert "WGAN-GP, whole step" in missing and "WGAN-GP, whole step, graphed" not in missing
+    assert "upfirdn2d up large, float32, contiguous" in missing  # it ran, and failed
 
 
 def test_bars_of_primitives_with_cases_of_their_own(gpu, tmp_path):
@@ -109,15 +159,18 @@ def test_bars_of_primitives_with_cases_of_their_own(gpu, tmp_path):
         ("minibatch_discrimination N=256 B=100 C=5", "double backward", {"gankern": 1.0, "broadcast": 12.0}),
         ("minibatch_discrimination N=256 B=100 C=5", "forward", {"gankern": 1.0, "broadcast": 1.0}),
         ("minibatch_discrimination N=64 B=100 C=5", "double backward", {"gankern": "RuntimeError: no"}),
+        ("spectral_norm 1024 x 8192, grouped", "forward + backward", {"gankern": 0.7}),
     ]  # fmt: skip
     rows = [{"case": case, "mode": mode, "dtype": "float32", "contenders": times} for case, mode, times in cases]
-    (tmp_path / "device.json").write_text(json.dumps({"results": rows}))
-    found = {row["bar"]: (row["figure"], row["least"], row["met"]) for row in gpu.bars(tmp_path)}
+    (tmp_path / "device.json").write_text(json.dumps({"results": rows, "copy_bandwidth": 7 * 2**25 / 0.56e-3}))
+    measured = [row for row in gpu.bars(tmp_path) if row["figure"] is not None]
+    found = {row["bar"]: (row["figure"], row["least"], row["met"]) for row in measured}
     assert found == {
         "spectral_norm SN-DCGAN-64 discriminator, grouped, forward + backward: against the fastest parametriz": (
             9.0, 8.0, True),
         "minibatch_discrimination N=256 B=100 C=5, forward + backward: against the fastest peer": (2.5, 3.0, False),
         "minibatch_discrimination N=256 B=100 C=5, double backward: against the fastest peer": (12.0, 10.0, True),
+        "spectral_norm 1024 x 8192, grouped: share of the copy limit": (0.8, 1 / 1.5, True),
     }  # fmt: skip
 
 
