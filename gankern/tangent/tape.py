@@ -35,7 +35,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gankern.core import autograd
-from gankern.core.torch_internals import graph_nodes
+from gankern.core.torch_internals import graph_nodes, memory_of
 from gankern.ops.convolution_choice import KINDS
 from gankern.tangent import reached, rules
 from gankern.tangent.nodes import INPUT, WEIGHT, Bilinear, Gate, Kernel, LayoutMatters, Linear, Node, NotCovered
@@ -75,7 +75,7 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in _WATCHED and not self.tape.paused:
-            tensors = [x for x in rules.tensors_of(args, kwargs or {}) if x.requires_grad]
+            tensors = [x for x in rules.tensors_of(args, kwargs or {}) if x.requires_grad or func in _OF_CONSTANTS_TOO]
             if tensors:
                 try:
                     _WATCHED[func](self.tape, tensors)
@@ -91,14 +91,34 @@ def _refuses(what: str):
     return refuse
 
 
-def _reads_layout(tape: Tape, tensors: list[Tensor]) -> None:
-    """The code of a critic, which may go by it; torch's and this library's own goes by it for speed."""
-    frame: FrameType | None = sys._getframe(2)  # of whoever called what is watched, which may be of Python itself
+def _by_the_critic() -> bool:
+    """Whether what is watched is called by the code of a critic, rather than by torch's or this library's own."""
+    frame: FrameType | None = sys._getframe(3)  # of whoever called it, which may be of Python itself
     while frame is not None and frame.f_globals.get("__name__") in ("torch.overrides", "torch._tensor"):
         frame = frame.f_back
     caller = "" if frame is None else frame.f_globals.get("__name__", "")
-    if tape.relaid and caller.split(".")[0] not in ("torch", "gankern"):
+    return caller.split(".")[0] not in ("torch", "gankern")
+
+
+def _reads_layout(tape: Tape, tensors: list[Tensor]) -> None:
+    """The code of a critic, which may go by it; others go by it for speed."""
+    if tape.relaid and _by_the_critic():
         raise LayoutMatters("the critic reads how a tensor lies in memory")
+
+
+def _exposes(tape: Tape, tensors: list[Tensor]) -> None:
+    """Who has the memory of a tensor may write to it, and nobody counts that as a write."""
+    if _by_the_critic():
+        exposed = {memory_of(x) for x in tensors if x.layout is torch.strided}
+        if exposed & tape.memory:
+            raise NotCovered("the critic reads the memory of a tensor")
+        tape.exposed |= exposed
+
+
+def _freezes(tape: Tape, tensors: list[Tensor]) -> None:
+    """What autograd saved of a parameter is differentiated or not by what it is then, not by what it was before."""
+    if any(isinstance(x, nn.Parameter) or id(x) in tape.leaves for x in tensors):
+        raise NotCovered("the critic freezes or unfreezes a parameter while it runs")
 
 
 def _gives_away(tape: Tape, tensors: list[Tensor]) -> None:
@@ -118,10 +138,14 @@ _WATCHED = {
     _tensor.data.__get__: _gives_away,
     _tensor.data.__set__: _refuses("the critic writes .data of what depends on the input or a parameter"),
     Tensor.set_: _refuses("set_() of what depends on the input or a parameter"),
-    Tensor.untyped_storage: _refuses("the critic reads the memory of a tensor"),
-    Tensor._typed_storage: _refuses("the critic reads the memory of a tensor"),
+    Tensor.untyped_storage: _exposes,
+    Tensor._typed_storage: _exposes,
+    Tensor.requires_grad_: _freezes,
+    _tensor.requires_grad.__set__: _freezes,
+    **dict.fromkeys((Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr, Tensor.storage), _exposes),
     **dict.fromkeys((Tensor.stride, Tensor.is_contiguous, Tensor.dim_order, Tensor.storage_offset), _reads_layout),
 }
+_OF_CONSTANTS_TOO = {func for func, watch in _WATCHED.items() if watch in (_exposes, _freezes)}
 
 
 Values = dict[int | None, Tensor]  # tangents or cotangents by the number of their value; of None there is none
@@ -155,6 +179,8 @@ class Tape(TorchDispatchMode):
         self.paused = False
         self.functions: set[type] = set()  # autograd's nodes of what this library's primitives are
         self.detached: set[int] = set()  # addresses of memory that ``.data`` of a value has given away
+        self.memory: set[int] = set()  # addresses of all values, as far as they are known
+        self.exposed: set[int] = set()  # and of memory that the critic got at
         self.of_layout: set[int] = set()  # addresses of memory that only by its layout is shared, or is not
         self.relaid = False  # whether the inputs lie in memory otherwise than the caller's
         self.reached: list[Tensor] = []  # the leaves that autograd's graph of the output has
@@ -168,6 +194,7 @@ class Tape(TorchDispatchMode):
     def _leaf(self, parameter: Tensor) -> int:
         number = self._value(WEIGHT)
         self.leaves[id(parameter)] = number
+        self._note_memory(parameter)
         self.parameters[number] = parameter
         return number
 
@@ -206,6 +233,15 @@ class Tape(TorchDispatchMode):
 
     def mark(self, x: Tensor, number: int | None) -> None:
         setattr(x, _MARK, (self, number))
+        self._note_memory(x)
+
+    def _note_memory(self, x: Tensor) -> None:
+        # On the meta device, and in a compiler's hands, a tensor has none.
+        if x.layout is torch.strided and not (x.is_meta or torch.compiler.is_compiling()):
+            address = memory_of(x)
+            if address in self.exposed:
+                raise NotCovered("the critic reads the memory of a tensor")
+            self.memory.add(address)
 
     def kind(self, values: Iterable[int | None]) -> int:
         kind = 0

@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -144,6 +145,46 @@ def another_data(net, h):
     return h
 
 
+def through_numpy(net, h):
+    y = F.leaky_relu(h, 0.2).tanh()
+    memory = y.detach().numpy()
+    memory *= 0.5
+    return y
+
+
+def through_memory_got_before(net, h):
+    h = h * 1
+    memory = h.detach().untyped_storage()
+    y = F.leaky_relu(h, 0.2)
+    memory.copy_((-h.detach()).untyped_storage())
+    return y
+
+
+def through_an_array(net, h):
+    y = h.tanh()
+    np.asarray(y.detach())[:] *= 0.5
+    return y
+
+
+def frozen_within(net, h):
+    net.m[0].requires_grad_(False)
+    y = net.m[0](h).tanh()
+    net.m[0].requires_grad_(True)
+    return y
+
+
+def frozen_by_assignment(net, h):
+    weight = net.m[0].weight
+    weight.requires_grad = False
+    y = net.m[0](h).tanh()
+    weight.requires_grad = True
+    return y
+
+
+def a_leaf_of_its_own(net, h):
+    return h * h.detach().requires_grad_().sigmoid()
+
+
 def strided(net, h):
     return h.as_strided((4, 4, 64), (256, 1, 4)).tanh().view(4, 4, 8, 8)
 
@@ -176,6 +217,13 @@ BESIDE = {
     "a Function that records": (lambda net, h: OfItsOwn.apply(h), "Function OfItsOwn"),
     "a write through .data": (through_data, r"through \.data"),
     "another .data": (another_data, r"writes \.data"),
+    "a write through numpy": (through_numpy, "reads the memory of a tensor"),
+    "a write to memory got before": (through_memory_got_before, "reads the memory of a tensor"),
+    "a write through an array": (through_an_array, "reads the memory of a tensor"),
+    "frozen within": (frozen_within, "freezes or unfreezes"),
+    "frozen by assignment": (frozen_by_assignment, "freezes or unfreezes"),
+    "a leaf of its own": (a_leaf_of_its_own, None),
+    "numbers by numpy": (lambda net, h: h * float(h.detach().abs().amax().numpy()), None),
     "a checkpoint": (
         lambda net, h: checkpoint(lambda h: net.m[0](h).tanh(), h, use_reentrant=False),
         None if torch.__version__ >= (2, 13) else "reads grad_fn",  # older ones look there whether to recompute

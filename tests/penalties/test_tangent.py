@@ -785,7 +785,7 @@ def test_peak_memory():
 import sys, torch
 from torch import nn
 from gankern.tangent.method import penalty_gradients
-sys.path.insert(0, {folder!r})
+sys.path[:0] = {folders!r}
 from test_tangent import by_double_backward, two_sided
 layers = []
 for a, b in ((3, 64), (64, 128), (128, 256)):
@@ -803,7 +803,7 @@ else:
     by_double_backward(critic, [x], dtype=torch.float32)
 print(read("VmHWM") - before)
 """
-    code = code.format(folder=str(Path(__file__).parent))
+    code = code.format(folders=[str(folder) for folder in Path(__file__).parents[:2]])
     environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536")
     peaks = {}
     for method in ("tangent", "eager"):
