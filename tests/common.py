@@ -18,8 +18,9 @@ def every_order(function, tensors):
 
 
 def _numbers(like, seed):
+    """Numbers that every dtype has."""
     generator = torch.Generator().manual_seed(100 + seed)
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like) + 0.3
+    return (torch.randn(like.shape, generator=generator) + 0.3).to(torch.bfloat16).to(like)
 
 
 def compiles_to_one_graph(step, *tensors):
@@ -27,6 +28,18 @@ def compiles_to_one_graph(step, *tensors):
     compiled = torch.compile(step, fullgraph=True)
     torch.testing.assert_close(compiled(*tensors), step(*tensors))
     torch.testing.assert_close(grad(compiled(*tensors), tensors), grad(step(*tensors), tensors))
+
+
+def iterated(m, u, v, rules, normalize, n):
+    """u and v after n power iterations of spectral norm on a matrix, in the order of a dialect."""
+    for _ in range(n):
+        if rules.u_first:
+            u = normalize(m @ v)
+            v = normalize(m.T @ u)
+        else:
+            v = normalize(m.T @ u)
+            u = normalize(m @ v)
+    return u, v
 
 
 class Twice(torch.autograd.Function):

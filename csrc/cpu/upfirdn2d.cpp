@@ -32,6 +32,7 @@
 #include "upfirdn2d.h"
 
 #include <cstring>
+#include <utility>
 
 #include "common.h"
 
@@ -164,58 +165,37 @@ inline void put(T* to, Vec<Acc<T>> x, int64_t n, bool past) {
   }
 }
 
+// Of the values of two vectors, x[0], ..., y[0], ...: for each lane i the one of number first + step * i.
+template <int first, int step, class V, int... i>
+inline V picked(V x, V y, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(x, y, (first + step * i)...);
+}
+// x[first], y[first], x[first + 1], ...
+template <int first, class V, int... i>
+inline V woven(V x, V y, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(x, y, (first + i / 2 + i % 2 * int(sizeof...(i)))...);
+}
+template <class V>
+using Lanes = std::make_integer_sequence<int, int(sizeof(V) / sizeof(V{}[0]))>;
+
 // {a0, b0, a1, b1, ...} of two vectors, in two vectors; and back.
 template <class V>
 inline void weave(V& a, V& b) {
-  constexpr int L = sizeof(V) / sizeof(a[0]);
   const V x = a, y = b;
-  if constexpr (L == 2) {
-    a = __builtin_shufflevector(x, y, 0, 2);
-    b = __builtin_shufflevector(x, y, 1, 3);
-  } else if constexpr (L == 4) {
-    a = __builtin_shufflevector(x, y, 0, 4, 1, 5);
-    b = __builtin_shufflevector(x, y, 2, 6, 3, 7);
-  } else if constexpr (L == 8) {
-    a = __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11);
-    b = __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15);
-  } else {
-    a = __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    b = __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-  }
+  a = woven<0>(x, y, Lanes<V>());
+  b = woven<int(Lanes<V>::size()) / 2>(x, y, Lanes<V>());
 }
 template <class V>
 inline void unweave(V& a, V& b) {
-  constexpr int L = sizeof(V) / sizeof(a[0]);
   const V x = a, y = b;
-  if constexpr (L == 2) {
-    a = __builtin_shufflevector(x, y, 0, 2);
-    b = __builtin_shufflevector(x, y, 1, 3);
-  } else if constexpr (L == 4) {
-    a = __builtin_shufflevector(x, y, 0, 2, 4, 6);
-    b = __builtin_shufflevector(x, y, 1, 3, 5, 7);
-  } else if constexpr (L == 8) {
-    a = __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14);
-    b = __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15);
-  } else {
-    a = __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    b = __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-  }
+  a = picked<0, 2>(x, y, Lanes<V>());
+  b = picked<1, 2>(x, y, Lanes<V>());
 }
 
 // x[m], x[m + 1], ..., y[0], ..., y[m - 1].
 template <int m, class V>
 inline V shift(V x, V y) {
-  constexpr int L = sizeof(V) / sizeof(x[0]);
-  if constexpr (m == 0) {
-    return x;
-  } else if constexpr (L == 4) {
-    return __builtin_shufflevector(x, y, m, m + 1, m + 2, m + 3);
-  } else if constexpr (L == 8) {
-    return __builtin_shufflevector(x, y, m, m + 1, m + 2, m + 3, m + 4, m + 5, m + 6, m + 7);
-  } else {
-    return __builtin_shufflevector(x, y, m, m + 1, m + 2, m + 3, m + 4, m + 5, m + 6, m + 7, m + 8, m + 9,
-                                   m + 10, m + 11, m + 12, m + 13, m + 14, m + 15);
-  }
+  return picked<m, 1>(x, y, Lanes<V>());
 }
 
 // ---- the rows of one strip ------------------------------------------------------------------------------

@@ -104,35 +104,35 @@ inline V sign(V x) {
 // Here two instructions take t = -x log2(e) apart, t - floor(t) and the product with 2^floor(t), whatever t
 // is; -infinity becomes 0 by itself. 2^f for f in [0, 1) is a polynomial of least relative error: 1.9e-9 for
 // float, 3.1e-18 for double.
-constexpr float kPower2[] = {1.0f,           0.693146984f,   0.240229836f,   0.0554833420f,
-                             0.00967884096f, 0.00124396882f, 0.000217022541f};
-constexpr double kPower2Double[] = {1.0,
-                                    0.6931471805599463,
-                                    0.2402265069590547,
-                                    0.055504108665711156,
-                                    0.009618129098792517,
-                                    0.0013333558661580297,
-                                    0.0001540351144636591,
-                                    1.525319025105116e-05,
-                                    1.320819347014727e-06,
-                                    1.025445756348392e-07,
-                                    6.5544564076409885e-09,
-                                    6.272435804780997e-10};
+template <class A>
+constexpr A kPower2[] = {1.0f,           0.693146984f,   0.240229836f,   0.0554833420f,
+                         0.00967884096f, 0.00124396882f, 0.000217022541f};
+template <>
+constexpr double kPower2<double>[] = {1.0,
+                                      0.6931471805599463,
+                                      0.2402265069590547,
+                                      0.055504108665711156,
+                                      0.009618129098792517,
+                                      0.0013333558661580297,
+                                      0.0001540351144636591,
+                                      1.525319025105116e-05,
+                                      1.320819347014727e-06,
+                                      1.025445756348392e-07,
+                                      6.5544564076409885e-09,
+                                      6.272435804780997e-10};
 
-inline Vec<float> exp_minus(Vec<float> x) {
-  const Vec<float> t = x * broadcast<float>(-1.44269504f);
-  const Vec<float> f = (Vec<float>)_mm512_reduce_ps((__m512)t, 9);
-  Vec<float> p = broadcast<float>(kPower2[6]);
+// x - floor(x).
+inline Vec<float> fraction(Vec<float> x) { return (Vec<float>)_mm512_reduce_ps((__m512)x, 9); }
+inline Vec<double> fraction(Vec<double> x) { return (Vec<double>)_mm512_reduce_pd((__m512d)x, 9); }
+
+template <class V>
+inline V exp_minus(V x) {
+  using A = std::decay_t<decltype(x[0])>;
+  constexpr int kLast = int(sizeof kPower2<A> / sizeof(A)) - 1;
+  const V t = x * broadcast<A>(A(-1.4426950408889634)), f = fraction(t);
+  V p = broadcast<A>(kPower2<A>[kLast]);
 #pragma GCC unroll 16
-  for (int k = 5; k >= 0; --k) p = p * f + broadcast<float>(kPower2[k]);
-  return scale(p, t);
-}
-inline Vec<double> exp_minus(Vec<double> x) {
-  const Vec<double> t = x * broadcast<double>(-1.4426950408889634);
-  const Vec<double> f = (Vec<double>)_mm512_reduce_pd((__m512d)t, 9);
-  Vec<double> p = broadcast<double>(kPower2Double[11]);
-#pragma GCC unroll 16
-  for (int k = 10; k >= 0; --k) p = p * f + broadcast<double>(kPower2Double[k]);
+  for (int k = kLast - 1; k >= 0; --k) p = p * f + broadcast<A>(kPower2<A>[k]);
   return scale(p, t);
 }
 #else

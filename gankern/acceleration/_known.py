@@ -22,7 +22,19 @@ from torch import Tensor, nn
 import gankern.functional as GF
 from gankern.acceleration._code import original
 from gankern.acceleration._layers import leaf
-from gankern.acceleration._read import INPUT, Joined, Node, Reader, Unknown, Value, axes_of, holds, node, numbers_in
+from gankern.acceleration._read import (
+    INPUT,
+    Joined,
+    Node,
+    Reader,
+    Unknown,
+    Value,
+    axes_of,
+    holds,
+    node,
+    nodes_in,
+    numbers_in,
+)
 from gankern.acceleration._scope import say
 from gankern.core.dispatch import last_implementation
 
@@ -206,17 +218,7 @@ def _axis(cell: Value) -> Any:
 
 def _kinds(of: Any) -> set[str]:
     """The names of the operations in an expression."""
-    found, seen, pending = set(), set(), [of]
-    while pending:
-        part = pending.pop()
-        if isinstance(part, Node):
-            if part in seen:
-                continue
-            seen.add(part)
-            found.add(part[0])
-        if isinstance(part, tuple):
-            pending += part
-    return found
+    return {part[0] for part in nodes_in(of)}
 
 
 def _run_bias_act(options: tuple, module: nn.Module, x: Tensor) -> Tensor:

@@ -290,21 +290,23 @@ def _stripped(of: Any, done: dict[Node, Any]) -> Any:
     return done[of]
 
 
-def numbers_in(of: Node) -> set[float]:
-    found: set[float] = set()
-    seen: set[Node] = set()
+def nodes_in(of: Any) -> set[Node]:
+    """All operations in an expression."""
+    found: set[Node] = set()
     pending: list[Any] = [of]
     while pending:
         part = pending.pop()
         if isinstance(part, Node):
-            if part in seen:
+            if part in found:
                 continue
-            seen.add(part)
-            if part[0] == "number":
-                found.add(part[1])
+            found.add(part)
         if isinstance(part, tuple):
             pending += part
     return found
+
+
+def numbers_in(of: Node) -> set[float]:
+    return {part[1] for part in nodes_in(of) if part[0] == "number"}
 
 
 def _ordered(*nodes: Node) -> tuple[Node, ...]:

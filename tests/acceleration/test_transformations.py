@@ -81,22 +81,33 @@ def weights(net):
 
 # ---- each returns what a network gives ------------------------------------------------------------------------------
 
+GIVES = []
 
+
+def gives(function):
+    GIVES.append(function)
+    return function
+
+
+@gives
 def traced(net):
     return torch.jit.trace(net, X)(X)
 
 
+@gives
 def exported(net):
     program = torch.export.export(net, (X,))
     assert not [node for node in program.graph.nodes if "gankern" in str(node.target)]
     return program.module()(X)
 
 
+@gives
 def exported_with_a_batch(net):
     shapes = {"x": {0: torch.export.Dim("batch", min=2, max=64)}}
     return torch.export.export(net, (X,), dynamic_shapes=shapes).module()(X[:2])
 
 
+@gives
 def in_onnxruntime(net):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -108,10 +119,12 @@ def in_onnxruntime(net):
     return torch.from_numpy(y)
 
 
+@gives
 def mapped(net):
     return torch.func.vmap(net)(torch.stack([X, 2 * X]))
 
 
+@gives
 def per_sample(net):
     state, buffers = weights(net)
 
@@ -121,6 +134,7 @@ def per_sample(net):
     return torch.func.vmap(torch.func.grad(loss), (None, 0))(state, X)
 
 
+@gives
 def ensemble(net):
     other = copy.deepcopy(net)
     for p in other.parameters():
@@ -129,60 +143,49 @@ def ensemble(net):
     return torch.func.vmap(lambda *state: functional_call(net, state, (X,)))(*state)
 
 
+@gives
 def reverse(net):
     return torch.func.jacrev(lambda x: net(x).sum((1, 2, 3)))(X)
 
 
+@gives
 def pushed(net):
     return torch.func.jvp(net, (X,), (X.cos(),))
 
 
+@gives
 def dual(net):
     with forward_ad.dual_level():
         return forward_ad.unpack_dual(net(forward_ad.make_dual(X, X.cos()))).tangent
 
 
+@gives
 def inference(net):
     with torch.inference_mode():
         return net(X).clone()
 
 
+@gives
 def on_meta(net):
     y = net.to("meta")(X.to("meta"))
     return torch.empty(y.shape).fill_(y.device.type == "meta")
 
 
+@gives
 def scaled(net):
     return net(X, scale=2.0)
 
 
-GIVES = [
-    traced,
-    exported,
-    exported_with_a_batch,
-    in_onnxruntime,
-    mapped,
-    per_sample,
-    ensemble,
-    reverse,
-    pushed,
-    dual,
-    inference,
-    on_meta,
-    scaled,
-]
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("gives", GIVES, ids=lambda f: f.__name__)
-def test_what_the_original_gives(gives, norm):
-    if gives is ensemble and norm == "parametrization":
+@pytest.mark.parametrize("given", GIVES, ids=lambda f: f.__name__)
+def test_what_the_original_gives(given, norm):
+    if given is ensemble and norm == "parametrization":
         pytest.skip("torch stacks modules of one class")
     net, twin = pair(norm)
-    expected = gives(net)
-    close(gives(twin), expected)
-    close(twin(X) if gives is not on_meta else (), net(X) if gives is not on_meta else ())
+    expected = given(net)
+    close(given(twin), expected)
+    close(twin(X) if given is not on_meta else (), net(X) if given is not on_meta else ())
 
 
 def test_signatures_are_the_originals():

@@ -2,13 +2,13 @@
 
 import math
 
-import common
 import hypothesis
 import numpy as np
 import pytest
 import scipy.special
 import torch
 import torch.nn.functional as F
+from common import compiles_to_one_graph, every_order
 from hypothesis import strategies as st
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,22 +56,11 @@ def textbook(x, bias, dim=1, activation="linear", negative_slope=0.2, gain=1.0, 
     return y if clamp is None else y.clamp(-clamp, clamp)
 
 
-def results(function, x, bias, seed=3):
-    """The result, the first-order gradients, and the gradients of those: of x, bias and the incoming gradient."""
-    inputs = [v.detach().requires_grad_() for v in (x, bias) if v is not None]
-    out = function(*inputs, *([None] if bias is None else []))
-    g = values(*out.shape, seed=seed).to(out.dtype).requires_grad_()
-    first = grad(out, inputs, g, create_graph=True)
-    hs = [values(*v.shape, seed=seed + 1).to(v.dtype) for v in first]
-    second = grad(first, [*inputs, g], hs, allow_unused=True)
-    return [out, *first, *(torch.zeros_like(v) if s is None else s for s, v in zip(second, [*inputs, g]))]
-
-
 def assert_as_good_as_torch(x, bias, **options):
-    ours = results(lambda x, b: GF.bias_act(x, b, **options), x, bias)
+    ours = every_order(lambda x, b: GF.bias_act(x, b, **options), (x, bias))
     assert gankern.last_implementation("bias_act") == COMPILED
-    theirs = results(lambda x, b: textbook(x, b, **options), x, bias)
-    exact = results(lambda x, b: textbook(x, b, **options), x.double(), None if bias is None else bias.double())
+    theirs = every_order(lambda x, b: textbook(x, b, **options), (x, bias))
+    exact = every_order(lambda x, b: textbook(x, b, **options), (x.double(), None if bias is None else bias.double()))
     accumulation = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
     for mine, plain, right in zip(ours, theirs, exact):
         assert mine.dtype == x.dtype and mine.shape == right.shape
@@ -349,7 +338,7 @@ def all_bits():
     for shape in ((40, 16, 33, 9), (64, 300, 3, 3), (2, 9000), (5, 3, 21000), (16, 64, 66, 66)):
         x, bias = values(*shape, dtype=torch.float32), values(shape[1], dtype=torch.float32, seed=1)
         for activation in ("leaky_relu",) if x.numel() > 2**22 else ("leaky_relu", "silu"):
-            bits += results(lambda x, b, a=activation: GF.bias_act(x, b, activation=a), x, bias)
+            bits += every_order(lambda x, b, a=activation: GF.bias_act(x, b, activation=a), (x, bias))
     return bits
 
 
@@ -390,7 +379,7 @@ def test_compiles_to_one_graph(activation):
     def step(x, bias):
         return GF.leaky_relu(GF.bias_act(x, bias, activation=activation, clamp=1.5)).square().sum()
 
-    common.compiles_to_one_graph(step, x, bias)
+    compiles_to_one_graph(step, x, bias)
 
 
 def test_func_transforms():

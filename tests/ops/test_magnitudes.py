@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from common import iterated
 
 import gankern.functional as GF
 from gankern.core.native import NATIVE_MISSING
@@ -31,13 +32,7 @@ def exact(weight, u, v, dialect, n, eps):
         norm = (x / x.abs().max()).norm() * x.abs().max()
         return x / (norm + eps if rules.add_eps else norm.clamp_min(eps))
 
-    for _ in range(n):
-        if rules.u_first:
-            u = normalize(m @ v)
-            v = normalize(m.T @ u)
-        else:
-            v = normalize(m.T @ u)
-            u = normalize(m @ v)
+    u, v = iterated(m, u, v, rules, normalize, n)
     return u, v, u @ (m @ v)
 
 

@@ -3,12 +3,12 @@
 import contextlib
 import math
 
-import common
 import hypothesis
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from common import compiles_to_one_graph, every_order
 from hypothesis import strategies as st
 from torch.autograd import grad, gradcheck, gradgradcheck
 
@@ -38,21 +38,11 @@ def textbook(x, bias, dim=1, activation="leaky_relu", negative_slope=0.2, gain=1
     return a * torch.rsqrt(a.square().mean(dim, keepdim=True) + eps)
 
 
-def results(function, x, bias, seed=3):
-    """The result, the first-order gradients, and the gradients of those: of x, bias and the incoming gradient."""
-    inputs = [v.detach().requires_grad_() for v in (x, bias) if v is not None]
-    out = function(*inputs, *([None] if bias is None else []))
-    g = values(*out.shape, seed=seed).to(out.dtype).requires_grad_()
-    first = grad(out, inputs, g, create_graph=True)
-    hs = [values(*v.shape, seed=seed + 1).to(v.dtype) for v in first]
-    return [out, *first, *grad(first, [*inputs, g], hs)]
-
-
 def assert_as_good_as_torch(x, bias, **options):
-    ours = results(lambda x, b: GF.bias_act_pixel_norm(x, b, **options), x, bias)
+    ours = every_order(lambda x, b: GF.bias_act_pixel_norm(x, b, **options), (x, bias))
     assert gankern.last_implementation("pixel_norm") == COMPILED
-    theirs = results(lambda x, b: textbook(x, b, **options), x, bias)
-    exact = results(lambda x, b: textbook(x, b, **options), x.double(), None if bias is None else bias.double())
+    theirs = every_order(lambda x, b: textbook(x, b, **options), (x, bias))
+    exact = every_order(lambda x, b: textbook(x, b, **options), (x.double(), None if bias is None else bias.double()))
     for mine, plain, right in zip(ours, theirs, exact):
         assert mine.dtype == x.dtype and mine.shape == right.shape
         if not x.numel():
@@ -201,7 +191,7 @@ def all_bits():
     bits = []
     for shape in ((40, 16, 33, 9), (64, 300, 3, 3), (500, 300), (16, 64, 66, 66)):
         x, bias = values(*shape, dtype=torch.float32), values(shape[1], dtype=torch.float32, seed=1)
-        bits += results(GF.bias_act_pixel_norm, x, bias)
+        bits += every_order(GF.bias_act_pixel_norm, (x, bias))
     return bits
 
 
@@ -234,7 +224,7 @@ def test_compiles_to_one_graph():
     def step(x, bias):
         return (GF.pixel_norm(GF.bias_act_pixel_norm(x, bias) + 1) ** 3).sum()
 
-    common.compiles_to_one_graph(step, x, bias)
+    compiles_to_one_graph(step, x, bias)
 
 
 def test_func_transforms():

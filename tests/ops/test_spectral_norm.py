@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from common import iterated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
@@ -47,13 +48,7 @@ def test_reference_is_the_formula(dialect):
     def n(x):
         return x / (np.linalg.norm(x) + 1e-3 if rules.add_eps else max(np.linalg.norm(x), 1e-3))
 
-    for _ in range(2):
-        if rules.u_first:
-            nu = n(m @ nv)
-            nv = n(m.T @ nu)
-        else:
-            nv = n(m.T @ nu)
-            nu = n(m @ nv)
+    nu, nv = iterated(m, nu, nv, rules, n, 2)
     normalized, ru, rv, sigma = reference(weight, u, v, 0, 2, 1e-3, rules.u_first, rules.add_eps)
     np.testing.assert_allclose(ru, nu)
     np.testing.assert_allclose(rv, nv)
