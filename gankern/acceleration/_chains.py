@@ -126,7 +126,7 @@ class Chains:
         self.origins: dict[Any, Origin] = {}
         self.misses: dict[Any, int] = {}
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return Chains, ()
 
     def origin(self, shape: torch.Size, bias: torch.Size | None) -> Origin | None:

@@ -59,11 +59,11 @@ class _Convolution(Function):
     """Inputs: options of aten.convolution, x, weight, bias or None."""
 
     @staticmethod
-    def forward(options, x, weight, bias):
+    def forward(options: Any, x: Any, weight: Any, bias: Any) -> Any:
         return _aten.convolution(x, weight, bias, *options)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.options, x, weight, bias = inputs
         ctx.present = (True, True, bias is not None)
         ctx.sizes = None if bias is None else list(bias.shape)
@@ -71,7 +71,7 @@ class _Convolution(Function):
         ctx.save_for_backward(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad):
+    def backward(ctx: Any, grad: Any) -> Any:
         if grad is None:
             return None, None, None, None
         needed = autograd._needed(ctx, skip=1)
@@ -87,18 +87,18 @@ class _ConvolutionBackward(Function):
     """Inputs: options, which gradients, the bias's size; the gradient, x, weight."""
 
     @staticmethod
-    def forward(options, needed, sizes, grad, x, weight):
+    def forward(options: Any, needed: Any, sizes: Any, grad: Any, x: Any, weight: Any) -> Any:
         return _aten.convolution_backward(grad, x, weight, sizes, *options, list(needed))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.options, _, _, *tensors = inputs
         ctx.present = (True, True, True)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, *grad_grads):
+    def backward(ctx: Any, *grad_grads: Any) -> Any:
         if all(h is None for h in grad_grads):
             return (None,) * 6
         for_grad, for_x, for_weight = autograd._needed(ctx, skip=3)
@@ -159,17 +159,17 @@ class Piecewise:
 
 class _Piecewise(Function):
     @staticmethod
-    def forward(function, constants, x):
+    def forward(function: Any, constants: tuple, x: Any) -> Any:
         return function.forward(x, *constants)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.function, ctx.constants, x = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x if ctx.function.keeps_input else output)
 
     @staticmethod
-    def backward(ctx: Any, grad):
+    def backward(ctx: Any, grad: Any) -> Any:
         if grad is None:
             return None, None, None
         (kept,) = ctx.saved_tensors
@@ -178,7 +178,7 @@ class _Piecewise(Function):
 
 class _PiecewiseInPlace(_Piecewise):
     @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.mark_dirty(inputs[2])
         _Piecewise.setup_context(ctx, inputs, output)
 
@@ -195,18 +195,18 @@ class _MaxPool2d(Function):
     """torch's, which keeps where each largest value was."""
 
     @staticmethod
-    def forward(constants, x):
+    def forward(constants: tuple, x: Any) -> Any:
         return _aten.max_pool2d_with_indices(x, *constants)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.constants, x = inputs
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(x, output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad, _):
+    def backward(ctx: Any, grad: Any, _: Any) -> Any:
         if grad is None:
             return None, None
         x, indices = ctx.saved_tensors

@@ -58,34 +58,34 @@ class Reading:
 # ---- our formulas, as they are read -----------------------------------------------------------------------------
 
 
-def _pixel_norm(x, eps):
+def _pixel_norm(x: Any, eps: float) -> Any:
     return x * torch.rsqrt(x.square().mean(1, keepdim=True) + eps)
 
 
-def _stddev_strided(x, group, channels, correction, eps):
+def _stddev_strided(x: Any, group: int, channels: int, correction: int, eps: float) -> Any:
     n, c, h, w = x.shape
     y = x.reshape(group, n // group, channels, c // channels, h, w)
     y = (y.var(0, correction=correction) + eps).sqrt().mean([2, 3, 4])
     return y.reshape(n // group, channels, 1, 1).repeat(group, 1, h, w)
 
 
-def _stddev_contiguous(x, group, channels, correction, eps):
+def _stddev_contiguous(x: Any, group: int, channels: int, correction: int, eps: float) -> Any:
     n, c, h, w = x.shape
     y = x.reshape(n // group, group, channels, c // channels, h, w)
     y = (y.var(1, correction=correction) + eps).sqrt().mean([2, 3, 4])
     return y.reshape(n // group, 1, channels, 1, 1).expand(-1, group, -1, h, w).reshape(n, channels, h, w)
 
 
-def _similarity(x, kernel, kernels, own):
+def _similarity(x: Any, kernel: Any, kernels: int, own: bool) -> Any:
     m = (x @ kernel.reshape(x.shape[1], -1)).reshape(x.shape[0], kernels, -1)
     return (-(m[:, None] - m[None]).abs().sum(3)).exp().sum(1) - own
 
 
-def _mean_similarity(x, kernel, kernels, own):
+def _mean_similarity(x: Any, kernel: Any, kernels: int, own: bool) -> Any:
     return _similarity(x, kernel, kernels, own) / (x.shape[0] - own)
 
 
-def _bias_act(x, bias, name, slope, gain, clamp):
+def _bias_act(x: Any, bias: Any, name: str, slope: float, gain: float, clamp: float | None) -> Any:
     if bias is not None:
         x = x + bias.reshape([1, x.shape[1]] + [1] * (x.ndim - 2))
     if name == "leaky_relu":
@@ -99,7 +99,7 @@ def _bias_act(x, bias, name, slope, gain, clamp):
     return x
 
 
-def _upfirdn2d(x, filter, up, down, before, after, flip):
+def _upfirdn2d(x: Any, filter: Tensor, up: int, down: int, before: int, after: int, flip: bool) -> Any:
     n, c, h, w = x.shape
     x = F.pad(x.reshape(n, c, h, 1, w, 1), [0, up - 1, 0, 0, 0, up - 1])
     x = F.pad(x.reshape(n, c, h * up, w * up), [max(before, 0), max(after, 0), max(before, 0), max(after, 0)])
@@ -306,7 +306,7 @@ class Known:
     def __init__(self) -> None:
         self.readings: dict[Any, Reading] = {}
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return Known, ()
 
     def find(self, module: nn.Module, x: Tensor) -> Found | None:

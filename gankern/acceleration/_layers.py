@@ -148,7 +148,17 @@ def _kind(weight: Tensor, *arguments: Any) -> tuple[str | None, int]:
 _kind_of = functools.lru_cache(maxsize=1024)(kind_of)
 
 
-def _conv2d(kind, pad, input, weight, bias, stride, padding, dilation, groups) -> Tensor:
+def _conv2d(
+    kind: str | None,
+    pad: Any,
+    input: Tensor,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> Tensor:
     if autocasting(input.device.type):
         say("torch", "autocast")
         return GF.conv2d(input, weight, bias, stride, padding, dilation, groups)
@@ -252,7 +262,7 @@ class Followed:
     def waits(self) -> bool:
         return self.misses < self.patience
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return Followed, ()
 
 
@@ -261,7 +271,7 @@ class Left:
 
     how: tuple | None = None
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return Left, ()
 
 

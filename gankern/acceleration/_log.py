@@ -126,7 +126,7 @@ _LOOKS = {
 class Listing(TorchFunctionMode):
     """Lists the functions that nobody before it took."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         log = state.log
         name = getattr(func, "__name__", "")

@@ -959,7 +959,7 @@ def holds(guards: Sequence[Callable[[nn.Module], bool]], module: nn.Module) -> b
         return False
 
 
-def _leaves(values: Any):
+def _leaves(values: Any) -> Any:
     for value in values:
         if isinstance(value, (list, tuple)):
             yield from _leaves(value)

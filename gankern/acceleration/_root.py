@@ -68,7 +68,7 @@ class Gains:
         self.useless: dict[Any, list[int]] = {}  # by kind of call: how often either was of no use
         self.plain: set[Any] = set()  # what is known of calls with data that need nothing, in its shortest form
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return Gains, ()
 
     def need(self, kind: Any) -> int:

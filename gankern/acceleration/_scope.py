@@ -135,7 +135,7 @@ class Deferred(Tensor):
     pair: Pair
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
@@ -143,7 +143,9 @@ class Deferred(Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares it as what it is without the decorator
+        cls, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         # An operation that did not announce itself: its gradient arrives at _Connection. Autograd is behind us here.
         def plain(x: Deferred) -> Tensor:
             with above_autograd():
@@ -158,10 +160,10 @@ class Deferred(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             return self.pair.value()
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: Any) -> Any:
         return self.value().__reduce_ex__(protocol)
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: Any) -> Any:
         return self.value().__deepcopy__(memo)
 
 
@@ -175,7 +177,7 @@ class _Connection(torch.autograd.Function):
         return Tensor._make_wrapper_subclass(Deferred, size, dtype=like.dtype, device=like.device)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         leaves = [x for x in ctx.inputs if x.requires_grad]
         found = iter(
             torch.autograd.grad(ctx.pair.value(), leaves, grad, retain_graph=True, create_graph=torch.is_grad_enabled())
@@ -350,7 +352,7 @@ STEPS: dict[Any, Callable[..., Any]] = {}  # of operations that may be a part of
 class Interception(TorchFunctionMode):
     """Sends torch's functions to those of HANDLERS, which return NotImplemented for what they leave to torch."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if torch.compiler.is_compiling() or func in METADATA:
             return func(*args, **kwargs)

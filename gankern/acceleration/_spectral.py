@@ -29,7 +29,7 @@ FROM = 2**16
 # ---- our formulas, as they are read (see _read.py) ----------------------------------------------------------------
 
 
-def _biggan(weight, u, iterations, eps):
+def _biggan(weight: Any, u: Any, iterations: int, eps: float) -> Any:
     w = weight.view(weight.shape[0], -1)
     with torch.no_grad():
         for _ in range(iterations):
@@ -39,7 +39,7 @@ def _biggan(weight, u, iterations, eps):
     return weight / sigma, u, sigma
 
 
-def _wrapper(weight, u, v, iterations, eps):
+def _wrapper(weight: Any, u: Any, v: Any, iterations: int, eps: float) -> Any:
     w = weight.detach().view(weight.shape[0], -1)
     for _ in range(iterations):
         v = torch.mv(w.t(), u)
@@ -339,7 +339,7 @@ def _why_left(module: nn.Module, hook: Any) -> str:
     return "it computes none of the known forms"
 
 
-def _by_norm(weight, u, shape, eps):
+def _by_norm(weight: Any, u: Any, shape: Any, eps: float) -> Any:
     w = weight.view(shape[0], -1)
     v = w.t() @ u
     v = v / (v.norm() + eps)
@@ -348,7 +348,7 @@ def _by_norm(weight, u, shape, eps):
     return weight / (u.t() @ w @ v), w
 
 
-def _by_normalize(weight, u, shape, eps):
+def _by_normalize(weight: Any, u: Any, shape: Any, eps: float) -> Any:
     w = weight.view(shape[0], -1)
     v = F.normalize(w.t() @ u, dim=0, eps=eps)
     u = F.normalize(w @ v, dim=0, eps=eps)

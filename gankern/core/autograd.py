@@ -18,6 +18,7 @@ from gankern.core.dispatch import refuse_gradient_order
 from gankern.core.torch_internals import recomputed, transformed
 
 Tensors = Sequence[Tensor | None]
+Kept = Sequence[Any]  # the same, where a rule knows which of them are there
 
 RULES: dict[str, Rule] = {}
 

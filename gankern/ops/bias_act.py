@@ -7,6 +7,7 @@ activations the input.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from gankern.core import activations, autograd, native, registry
 from gankern.core.activations import Activation
+from gankern.core.autograd import Kept, Tensors
 from gankern.core.torch_internals import transformed
 from gankern.reference.bias_act import bias_act as reference
 
@@ -75,15 +77,15 @@ registry.define(
 # Options: implementation, activation, and the constants that every kernel takes.
 
 
-def _forward(options, x, bias):
+def _forward(options: tuple, x: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
     return (registry.kernel(options[0], NAME, "forward", x.device)(x, bias, *options[2]),)
 
 
-def _saved(options, tensors, outputs):
+def _saved(options: tuple, tensors: Tensors, outputs: Tensors) -> Tensors:
     return tensors if options[1].keeps_input else outputs
 
 
-def _backward(options, needed, grads, saved):
+def _backward(options: tuple, needed: Sequence[bool], grads: Tensors, saved: Kept) -> Tensors:
     implementation, activation, constants = options
     bias = saved[1] if activation.keeps_input else None
     kernel = registry.kernel(implementation, NAME, "backward", saved[0].device)
@@ -91,7 +93,9 @@ def _backward(options, needed, grads, saved):
     return grad_x, grad_bias if needed[1] else None
 
 
-def _double_backward(options, needed, grad_grads, grads, saved):
+def _double_backward(
+    options: tuple, needed: Sequence[bool], grad_grads: Tensors, grads: Tensors, saved: Kept
+) -> Tensors:
     implementation, activation, constants = options
     needs_grad = needed[0]
     needs_saved, *needs_bias = (need and activation.curved for need in needed[1:])
@@ -107,7 +111,7 @@ def _double_backward(options, needed, grad_grads, grads, saved):
     return (*result, grad_bias if sums else None) if activation.keeps_input else result
 
 
-def _pieces(options):
+def _pieces(options: tuple) -> bool:
     return not options[1].curved and options[1].name != "linear"
 
 
@@ -146,17 +150,19 @@ registry.define(
 )
 
 
-def _prelu_forward(options, x, bias, slope):
+def _prelu_forward(options: tuple, x: Tensor, bias: Tensor | None, slope: Tensor) -> tuple[Tensor, ...]:
     return (registry.kernel(options[0], NAME, "prelu", x.device)(x, bias, slope, *options[1]),)
 
 
-def _prelu_backward(options, needed, grads, saved):
+def _prelu_backward(options: tuple, needed: Sequence[bool], grads: Tensors, saved: Kept) -> Tensors:
     kernel = registry.kernel(options[0], NAME, "prelu_backward", saved[0].device)
     grad_x, grad_bias, grad_slope = kernel(grads[0], *saved, *options[1], needed[1], needed[2])
     return grad_x, grad_bias if needed[1] else None, grad_slope if needed[2] else None
 
 
-def _prelu_double_backward(options, needed, grad_grads, grads, saved):
+def _prelu_double_backward(
+    options: tuple, needed: Sequence[bool], grad_grads: Tensors, grads: Tensors, saved: Kept
+) -> Tensors:
     of_slope = grad_grads[2] is not None  # without, nothing depends on x other than by the kink
     needs_x, sums, slope_sums = needed[1] and of_slope, needed[2] and of_slope, needed[3]
     kernel = registry.kernel(options[0], NAME, "prelu_double_backward", saved[0].device)
@@ -164,7 +170,7 @@ def _prelu_double_backward(options, needed, grad_grads, grads, saved):
     return [value if need else None for value, need in zip(result, (True, needs_x, sums, slope_sums))]
 
 
-def _prelu_plain(options, x, bias, slope):
+def _prelu_plain(options: tuple, x: Tensor, bias: Tensor | None, slope: Tensor) -> Tensor:
     dim, gain, clamp = options[1]
     return reference(x, bias, dim, "prelu", 0.0, gain, clamp, slope)
 
@@ -212,12 +218,13 @@ class _InPlace(autograd._Forward):
     """Overwrites its tensor, which is then its own result. For activations that keep that."""
 
     @staticmethod
-    def forward(name, options, x, bias):
+    def forward(name: str, options: tuple, *tensors: Any) -> Any:
+        x, bias = tensors
         registry.kernel(options[0], NAME, "forward_", x.device)(x, bias, *options[2])
         return (x,)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         autograd._Forward.setup_context(ctx, inputs, output)
         ctx.mark_dirty(inputs[2])
 

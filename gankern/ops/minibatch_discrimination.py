@@ -8,9 +8,12 @@ computes the similarities again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from gankern.core import autograd, registry
+from gankern.core.autograd import Kept, Tensors
 from gankern.reference.minibatch_discrimination import minibatch_discrimination as reference
 
 NAME = "minibatch_discrimination"
@@ -42,18 +45,20 @@ registry.define(
 )
 
 
-def _forward(options, m, other):
+def _forward(options: tuple, m: Tensor, other: Tensor | None) -> tuple[Tensor, ...]:
     implementation, include_self = options
     return (registry.kernel(implementation, NAME, "forward", m.device)(m, other, include_self),)
 
 
-def _backward(options, needed, grads, saved):
+def _backward(options: tuple, needed: Sequence[bool], grads: Tensors, saved: Kept) -> Tensors:
     m, other = saved
     grad_m, grad_other = registry.kernel(options[0], NAME, "backward", m.device)(grads[0], m, other)
     return grad_m, None if other is None else grad_other
 
 
-def _double_backward(options, needed, grad_grads, grads, saved):
+def _double_backward(
+    options: tuple, needed: Sequence[bool], grad_grads: Tensors, grads: Tensors, saved: Kept
+) -> Tensors:
     m, other = saved
     kernel = registry.kernel(options[0], NAME, "double_backward", m.device)
     grad_grad, grad_m, grad_other = kernel(*grad_grads, *grads, m, other)

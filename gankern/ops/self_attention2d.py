@@ -7,9 +7,12 @@ beside inputs and result is two numbers a query, ``stats``: its largest score an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from gankern.core import autograd, registry
+from gankern.core.autograd import Kept, Tensors
 from gankern.core.layout import accumulation_dtype
 from gankern.reference.self_attention2d import self_attention2d as reference
 
@@ -44,15 +47,17 @@ registry.define(
 )
 
 
-def _forward(options, q, kv):
+def _forward(options: tuple, q: Tensor, kv: Tensor) -> tuple[Tensor, ...]:
     return registry.kernel(options[0], NAME, "forward", q.device)(q, kv)
 
 
-def _backward(options, needed, grads, saved):
+def _backward(options: tuple, needed: Sequence[bool], grads: Tensors, saved: Kept) -> Tensors:
     return registry.kernel(options[0], NAME, "backward", saved[0].device)(grads[0], *saved)
 
 
-def _double_backward(options, needed, grad_grads, grads, saved):
+def _double_backward(
+    options: tuple, needed: Sequence[bool], grad_grads: Tensors, grads: Tensors, saved: Kept
+) -> Tensors:
     kernel = registry.kernel(options[0], NAME, "double_backward", saved[0].device)
     grad_grad, grad_q, grad_kv = kernel(*grad_grads, grads[0], *saved)
     # How the result and its statistics depend on q and kv is in these gradients already.

@@ -12,11 +12,13 @@ is by itself, as if it had a node of its own: see ``layers`` of :class:`gankern.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gankern.core import autograd, registry
+from gankern.core.autograd import Kept, Tensors
 from gankern.core.layout import accumulation_dtype
 from gankern.reference.spectral_norm import spectral_norm as reference
 
@@ -33,7 +35,16 @@ def state_sizes(weights: Sequence[Tensor], dims: Sequence[int]) -> list[int]:
     return sizes
 
 
-def _fake_forward(weights, us, vs, dims, n_power_iterations, eps, u_first, add_eps):
+def _fake_forward(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    dims: Sequence[int],
+    n_power_iterations: int,
+    eps: float,
+    u_first: bool,
+    add_eps: bool,
+) -> Any:
     state = weights[0].new_empty(sum(state_sizes(weights, dims)), dtype=accumulation_dtype(weights[0]))
     return [torch.empty_like(w) for w in weights], state
 
@@ -69,7 +80,7 @@ registry.define(
 # Tensors: L weights, L us, L vs. Outputs: L normalized weights, then the state.
 
 
-def _forward(options, *tensors):
+def _forward(options: tuple, *tensors: Tensor) -> tuple[Tensor, ...]:
     implementation, *rest, _ = options
     layers = len(tensors) // 3
     lists = tensors[:layers], tensors[layers : 2 * layers], tensors[2 * layers :]
@@ -77,11 +88,11 @@ def _forward(options, *tensors):
     return *normalized, state
 
 
-def _saved(options, tensors, outputs):
+def _saved(options: tuple, tensors: Tensors, outputs: Tensors) -> Tensors:
     return *tensors[: len(outputs) - 1], outputs[-1]
 
 
-def _backward(options, needed, grads, saved):
+def _backward(options: tuple, needed: Sequence[bool], grads: Kept, saved: Kept) -> Tensors:
     implementation, dims, *_ = options
     layers = len(dims)
     reached = [i for i in range(layers) if needed[i] and grads[i] is not None]
@@ -93,7 +104,9 @@ def _backward(options, needed, grads, saved):
     return *_spread(reached, result, layers), *[None] * (2 * layers)
 
 
-def _double_backward(options, needed, grad_grads, grads, saved):
+def _double_backward(
+    options: tuple, needed: Sequence[bool], grad_grads: Tensors, grads: Tensors, saved: Kept
+) -> Tensors:
     implementation, dims, *_ = options
     layers = len(dims)
     reached = [i for i in range(layers) if grad_grads[i] is not None and grads[i] is not None]

@@ -65,7 +65,16 @@ def geometry(
     return Geometry(up, down, (top, left), size, flip_filter, gain)
 
 
-def _fake(x, filter, up, down, start, size, flip_filter, gain):
+def _fake(
+    x: Tensor,
+    filter: Tensor,
+    up: Sequence[int],
+    down: Sequence[int],
+    start: Sequence[int],
+    size: Sequence[int],
+    flip_filter: bool,
+    gain: float,
+) -> Any:
     layout = torch.channels_last if has_whole_pixels(x) else torch.contiguous_format
     return torch.empty((*x.shape[:2], *size), dtype=x.dtype, device=x.device, memory_format=layout)
 
@@ -84,18 +93,18 @@ class Upfirdn2d(Function):
     with the transposed geometry, and so on: exact in any order."""
 
     @staticmethod
-    def forward(implementation, x, filter, geometry):
+    def forward(implementation: str, x: Tensor, filter: Tensor, geometry: Geometry) -> Any:
         return registry.kernel(implementation, NAME, "forward", x.device)(x, filter, *geometry)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         ctx.implementation, x, filter, geometry = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(filter)
         ctx.geometry = geometry.transposed(taps_of(filter), x.shape[2:])
 
     @staticmethod
-    def backward(ctx: Any, grad):
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
         if grad is None:
             return None, None, None, None
         (filter,) = ctx.saved_tensors

@@ -17,7 +17,7 @@ _OURS = {torch.conv2d: GF.conv2d, torch.conv_transpose2d: GF.conv_transpose2d}
 class _Convolutions(TorchFunctionMode):
     """Within it torch.conv2d is gankern.functional's, which is torch's again where no row of the engine is faster."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         ours = _OURS.get(func)
         if ours is not None and not _left_to_torch():
             func = ours

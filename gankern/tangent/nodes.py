@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gankern.core.autograd import Rule
 from gankern.core.layout import memory_format
 
 INPUT = 1  # a value that depends on the critic's inputs
 WEIGHT = 2  # a value that depends on a parameter
 
 Grads = Sequence[Tensor | None]
+Given = Sequence[Any]  # the same, where a node knows which of them are there
 
 
 class NotCovered(Exception):
@@ -67,10 +69,10 @@ class Linear(Node):
     def __init__(self, forward: Callable[[Tensor], Tensor], transpose: Callable[[Tensor], Tensor]) -> None:
         self.forward, self.transpose = forward, transpose
 
-    def push(self, tangents, needed):
+    def push(self, tangents: Given, needed: Sequence[bool]) -> tuple[Grads, Grads]:
         return (self.forward(tangents[0]),), ()
 
-    def pull(self, grads, needed):
+    def pull(self, grads: Given, needed: Sequence[bool]) -> Grads:
         return (self.transpose(grads[0]),)
 
 
@@ -80,17 +82,17 @@ class Gate(Node):
 
     __slots__ = ("backward", "fresh_grad", "fresh_tangent", "options", "y")
 
-    def __init__(self, backward, y: Tensor, *options) -> None:
+    def __init__(self, backward: Any, y: Tensor, *options: float) -> None:
         self.backward, self.y, self.options = backward, y.detach(), options
         self.fresh_grad = self.fresh_tangent = False
 
-    def delta(self, grads, needed):
+    def delta(self, grads: Given, needed: Sequence[bool]) -> Grads:
         return (self._mask(grads[0], self.fresh_grad),)
 
-    def push(self, tangents, needed):
+    def push(self, tangents: Given, needed: Sequence[bool]) -> tuple[Grads, Grads]:
         return (self._mask(tangents[0], self.fresh_tangent),), ()
 
-    def pull(self, grads, needed):
+    def pull(self, grads: Given, needed: Sequence[bool]) -> Grads:
         return (self._mask(grads[0], False),)
 
     def _mask(self, x: Tensor, fresh: bool) -> Tensor:
@@ -107,15 +109,15 @@ class Sum(Node):
     def __init__(self, shape: torch.Size, shapes: Sequence[torch.Size], factors: Sequence[float]) -> None:
         self.shape, self.shapes, self.factors = shape, shapes, factors
 
-    def push(self, tangents, needed):
-        total = None
+    def push(self, tangents: Given, needed: Sequence[bool]) -> tuple[Grads, Grads]:
+        total: Any = None  # there is one tangent at least
         for t, c in zip(tangents, self.factors):
             if t is not None:
                 t = scaled(t, c)
                 total = t if total is None else total + t
         return (total.expand(self.shape),), ()
 
-    def pull(self, grads, needed):
+    def pull(self, grads: Given, needed: Sequence[bool]) -> Grads:
         (g,) = grads
         return [
             scaled(sum_to(g, shape), c) if need else None for need, shape, c in zip(needed, self.shapes, self.factors)
@@ -127,16 +129,18 @@ class Join(Node):
 
     __slots__ = ("forward", "shapes", "transpose")
 
-    def __init__(self, forward, transpose, shapes) -> None:
+    def __init__(
+        self, forward: Callable[..., Any], transpose: Callable[..., Any], shapes: Sequence[torch.Size]
+    ) -> None:
         self.forward, self.transpose, self.shapes = forward, transpose, shapes
 
-    def push(self, tangents, needed):
+    def push(self, tangents: Given, needed: Sequence[bool]) -> tuple[Grads, Grads]:
         like = next(t for t in tangents if t is not None)
         return (
             self.forward([like.new_zeros(shape) if t is None else t for t, shape in zip(tangents, self.shapes)]),
         ), ()
 
-    def pull(self, grads, needed):
+    def pull(self, grads: Given, needed: Sequence[bool]) -> Grads:
         return self.transpose(grads[0])
 
 
@@ -145,13 +149,15 @@ class Parts(Node):
 
     __slots__ = ("forward", "shapes", "transpose")
 
-    def __init__(self, forward, transpose, shapes) -> None:
+    def __init__(
+        self, forward: Callable[..., Any], transpose: Callable[..., Any], shapes: Sequence[torch.Size]
+    ) -> None:
         self.forward, self.transpose, self.shapes = forward, transpose, shapes
 
-    def push(self, tangents, needed):
+    def push(self, tangents: Given, needed: Sequence[bool]) -> tuple[Grads, Grads]:
         return self.forward(tangents[0]), ()
 
-    def pull(self, grads, needed):
+    def pull(self, grads: Given, needed: Sequence[bool]) -> Grads:
         like = next(g for g in grads if g is not None)
         return (self.transpose([like.new_zeros(s) if g is None else g for g, s in zip(grads, self.shapes)]),)
 
@@ -162,12 +168,24 @@ class Bilinear(Node):
     """
 
     __slots__ = ("a", "add", "b", "curved", "da", "db", "dc", "f", "g")
+    a: Any  # None where nothing reads it any more
+    b: Any
+    g: Any  # delta, from its pass to push
 
-    def __init__(self, f, da, db, add, dc, a: Tensor, b: Tensor) -> None:
+    def __init__(
+        self,
+        f: Callable[..., Tensor],
+        da: Callable[..., Tensor],
+        db: Callable[..., Tensor],
+        add: Callable[[Tensor], Tensor],
+        dc: Callable[[Tensor], Tensor],
+        a: Tensor,
+        b: Tensor,
+    ) -> None:
         self.f, self.da, self.db, self.add, self.dc, self.g = f, da, db, add, dc, None
         self.a, self.b = a.detach(), b.detach()
 
-    def delta(self, grads, needed):
+    def delta(self, grads: Given, needed: Sequence[bool]) -> Grads:
         (g,) = grads
         if any(kind & WEIGHT for kind in self.kinds[:2]):
             self.g = g
@@ -179,9 +197,9 @@ class Bilinear(Node):
                 self.b = None
         return result
 
-    def push(self, tangents, needed):
+    def push(self, tangents: Given, needed: Sequence[bool]) -> tuple[Grads, Grads]:
         ta, tb, tc = (*tangents, None)[:3]
-        second = [None, None, None]
+        second: list[Tensor | None] = [None, None, None]
         if ta is not None and needed[1]:
             second[1] = self.db(self.g, ta, self.b)
         if tb is not None and needed[0]:
@@ -200,7 +218,7 @@ class Bilinear(Node):
             total = total + term
         return (total,), second
 
-    def pull(self, grads, needed):
+    def pull(self, grads: Given, needed: Sequence[bool]) -> Grads:
         (g,) = grads
         da = self.da(g, self.a, self.b) if needed[0] else None
         db = self.db(g, self.a, self.b) if needed[1] else None
@@ -227,13 +245,13 @@ class Smooth(Node):
         self.y = self.function(*self.x)
         self.tensors = None
 
-    def _differentiate(self, outputs, inputs, grads, **options):
+    def _differentiate(self, outputs: Any, inputs: Any, grads: Grads, **options: Any) -> Any:
         try:
             return torch.autograd.grad(outputs, inputs, grads, allow_unused=True, **options)
         except RuntimeError as error:
             raise NotCovered(f"{self.label} cannot be differentiated twice: {error}") from None
 
-    def delta(self, grads, needed):
+    def delta(self, grads: Given, needed: Sequence[bool]) -> Grads:
         with torch.enable_grad():
             self._run()
             pairs = [(y, g) for y, g in zip(self.y, grads) if g is not None and y.requires_grad]
@@ -247,7 +265,7 @@ class Smooth(Node):
             self.grads = [next(found) if need else None for need in needed]
         return [None if g is None else g.detach() for g in self.grads]
 
-    def push(self, tangents, needed):
+    def push(self, tangents: Given, needed: Sequence[bool]) -> tuple[Grads, Grads]:
         nothing = [None] * len(self.y), ()
         pairs = [(g, t) for g, t in zip(self.grads, tangents) if g is not None and t is not None and g.requires_grad]
         if not pairs:
@@ -264,7 +282,7 @@ class Smooth(Node):
             self.x = self.y = None
         return outgoing, second
 
-    def pull(self, grads, needed):
+    def pull(self, grads: Given, needed: Sequence[bool]) -> Grads:
         if self.y is None:
             with torch.enable_grad():
                 self._run()
@@ -288,10 +306,10 @@ class BatchNorm(Smooth):
     def __init__(self, function: Callable[..., Sequence], tensors: list[Tensor], curved: bool, label: str) -> None:
         super().__init__(function, [_alike(x) for x in tensors], curved, label)
 
-    def delta(self, grads, needed):
+    def delta(self, grads: Given, needed: Sequence[bool]) -> Grads:
         return super().delta([None if g is None else _alike(g) for g in grads], needed)
 
-    def pull(self, grads, needed):
+    def pull(self, grads: Given, needed: Sequence[bool]) -> Grads:
         return super().pull([None if g is None else _alike(g) for g in grads], needed)
 
 
@@ -301,7 +319,7 @@ def _alike(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
 
 
-def _split(pairs, inputs):
+def _split(pairs: Sequence[tuple[Any, Any]], inputs: Any) -> Any:
     outputs, grads = zip(*pairs)
     return outputs, inputs, grads
 
@@ -310,8 +328,9 @@ class Kernel(Node):
     """A primitive of this library, through its own rule: ops.autograd.Rule."""
 
     __slots__ = ("curved", "grads", "options", "roles", "rule", "saved")
+    grads: Any  # delta, from its pass to push
 
-    def __init__(self, rule, options: tuple, tensors: Grads, outputs: Sequence[Tensor], curved: bool) -> None:
+    def __init__(self, rule: Rule, options: tuple, tensors: Grads, outputs: Sequence[Tensor], curved: bool) -> None:
         self.rule, self.options, self.curved = rule, options, curved
         self.saved = tuple(rule.saved(options, tensors, outputs))
         non_differentiable = [i % len(outputs) for i in rule.non_differentiable]
@@ -326,17 +345,17 @@ class Kernel(Node):
         self.saved = tuple(None if x is None else x.detach() for x in self.saved)
         self.grads = None
 
-    def delta(self, grads, needed):
+    def delta(self, grads: Given, needed: Sequence[bool]) -> Grads:
         self.grads = tuple(grads)
         return self.pull(grads, needed)
 
-    def push(self, tangents, needed):
+    def push(self, tangents: Given, needed: Sequence[bool]) -> tuple[Grads, Grads]:
         wanted = [g is not None for g in self.grads]
         wanted += [role == "out" or (role == "in" and needed[i]) for role, i in self.roles]
         found = self.rule.double_backward(self.options, tuple(wanted), tuple(tangents), self.grads, self.saved)
         outgoing = list(found[: len(self.grads)])
-        second: list[Tensor | None] = [None] * len(needed)
-        through: list[Tensor | None] = [None] * len(self.grads)
+        second: list[Any] = [None] * len(needed)
+        through: list[Any] = [None] * len(self.grads)
         for (role, i), grad in zip(self.roles, found[len(self.grads) :]):
             if grad is not None and role is not None:
                 into = second if role == "in" else through
@@ -348,7 +367,7 @@ class Kernel(Node):
         self.grads = None
         return outgoing, second
 
-    def pull(self, grads, needed):
+    def pull(self, grads: Given, needed: Sequence[bool]) -> Grads:
         return self.rule.backward(self.options, tuple(needed), tuple(grads), self.saved)
 
 

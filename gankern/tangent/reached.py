@@ -64,7 +64,7 @@ def known(ins: Sequence[int | None], outs: Sequence[int | None], inputs: Iterabl
     return Step(ins, outs, lambda: [answer] * len(outs))
 
 
-def asked(func: Any, args: tuple, kwargs: dict[str, Any], kinds: Sequence[int], ins: Sequence[int | None]):
+def asked(func: Any, args: tuple, kwargs: dict[str, Any], kinds: Sequence[int], ins: Sequence[int | None]) -> Any:
     """For an operator of torch that is called so: a function of what it made, to call afterwards, that gives the step.
 
     ``kinds`` and ``ins`` are of the tensors in the order of flat(args, kwargs)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,22 +33,27 @@ from gankern.tangent.nodes import (
     sum_to,
 )
 
+if TYPE_CHECKING:
+    from gankern.tangent.tape import Tape
+
 aten = torch.ops.aten
 RULES: dict[Any, Callable[..., Any]] = {}
 
 
-def rule(*operators):
+def rule(*operators: Any) -> Any:
     """Registers a function (tape, operator, *arguments) -> the operator's result, or NotImplemented where this case
     is left to Smooth."""
 
-    def register(function):
+    def register(function: Callable[..., Any]) -> Any:
         RULES.update(dict.fromkeys(operators, function))
         return function
 
     return register
 
 
-def _linear(tape, x: Tensor, y: Tensor, forward, transpose, view: bool = False) -> Tensor:
+def _linear(
+    tape: Tape, x: Tensor, y: Tensor, forward: Callable[..., Any], transpose: Callable[..., Any], view: bool = False
+) -> Tensor:
     tape.add(Linear(forward, transpose), (tape.find(x),), (y,), view)
     return y
 
@@ -57,17 +62,17 @@ def _linear(tape, x: Tensor, y: Tensor, forward, transpose, view: bool = False) 
 
 
 @rule(aten.convolution.default)
-def _convolution(tape, func, x, weight, bias, *options):
+def _convolution(tape: Tape, func: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Any:
     if x.dim() != weight.dim():  # not in a batch
         return NotImplemented
     fast = None if autocasting(x.device.type) else _convolutions.options_for_torch(x, weight, options)
     if fast is not None:
         # An equalised learning rate: the engine scales the weight as it reads it, and no scaled copy has to be kept.
         weight, factor = tape.scaled_weights.get(tape.known(weight), (weight, 1.0))
-        (kind, padding, scale, *rest), *size = fast
+        (kind, padding, scale, *rest), height, width = fast
         options = (kind, padding, scale * factor, *rest)
-        forward, *_ = _convolutions.passes(options, *size)
-        return engine_convolution(tape, options, *size, x, weight, bias, forward(x, weight, bias))
+        forward, *_ = _convolutions.passes(options, height, width)
+        return engine_convolution(tape, options, height, width, x, weight, bias, forward(x, weight, bias))
     # Each of the three other passes would lay the weight out anew.
     kept = (
         weight.contiguous(memory_format=torch.channels_last)
@@ -77,35 +82,37 @@ def _convolution(tape, func, x, weight, bias, *options):
     y = func(x, kept, bias, *options)
     backward = aten.convolution_backward.default
 
-    def f(a, b):
+    def f(a: Any, b: Any) -> Any:
         return func(a, b, None, *options)
 
-    def da(g, a, b):
+    def da(g: Tensor, a: Any, b: Any) -> Any:
         return backward(g, a, b, None, *options, (True, False, False))[0]
 
-    def db(g, a, b):
+    def db(g: Tensor, a: Any, b: Any) -> Any:
         return backward(g, a, b, None, *options, (False, True, False))[1]
 
     return _bilinear(tape, (x, weight, bias), y, f, da, db, _per_channel(y), _sum_per_channel, kept)
 
 
-def engine_convolution(tape, options, height, width, x, weight, bias, y):
+def engine_convolution(
+    tape: Tape, options: Any, height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor
+) -> Any:
     """A convolution by this library's engine, ops/convolution.py, with the result y."""
     passes = _convolutions.passes(options, height, width)
     return _bilinear(tape, (x, weight, bias), y, *passes, _per_channel(y), _sum_per_channel)
 
 
-def _per_channel(y):
+def _per_channel(y: Tensor) -> Any:
     shape = y.shape
     return lambda c: c.view(-1, *[1] * (len(shape) - 2)).expand(shape)
 
 
-def _sum_per_channel(g):
+def _sum_per_channel(g: Tensor) -> Any:
     return g.sum([0, *range(2, g.dim())])
 
 
 @rule(aten.addmm.default)
-def _addmm(tape, func, c, a, b, **scales):
+def _addmm(tape: Tape, func: Any, c: Any, a: Any, b: Any, **scales: Any) -> Any:
     if scales:
         return NotImplemented
     y = func(c, a, b)
@@ -116,12 +123,12 @@ def _addmm(tape, func, c, a, b, **scales):
 
 
 @rule(aten.mm.default, aten.bmm.default)
-def _mm(tape, func, a, b):
+def _mm(tape: Tape, func: Any, a: Any, b: Any) -> Any:
     return _bilinear(tape, (a, b), func(a, b), torch.matmul, _mm_da, _mm_db)
 
 
 @rule(aten.mv.default, aten.dot.default)
-def _mv(tape, func, a, b):
+def _mv(tape: Tape, func: Any, a: Any, b: Any) -> Any:
     if tape.kind((tape.find(a), tape.find(b))) & INPUT:
         return NotImplemented
     outer = torch.outer if a.dim() == 2 else torch.mul
@@ -135,16 +142,16 @@ def _mv(tape, func, a, b):
     )
 
 
-def _mm_da(g, a, b):
+def _mm_da(g: Tensor, a: Any, b: Any) -> Any:
     return g @ b.mT
 
 
-def _mm_db(g, a, b):
+def _mm_db(g: Tensor, a: Any, b: Any) -> Any:
     return (g.mT @ a).mT  # a weight mostly comes as the transpose of a contiguous one
 
 
 @rule(aten.mul.Tensor, aten.mul_.Tensor)
-def _mul(tape, func, a, b):
+def _mul(tape: Tape, func: Any, a: Any, b: Any) -> Any:
     a_value = tape.find(a) if isinstance(a, Tensor) else None
     b_value = tape.find(b) if isinstance(b, Tensor) else None
     if a_value is None or b_value is None:
@@ -168,7 +175,7 @@ def _mul(tape, func, a, b):
 
 
 @rule(aten.div.Tensor, aten.div_.Tensor)
-def _div(tape, func, a, b):
+def _div(tape: Tape, func: Any, a: Any, b: Any) -> Any:
     if not isinstance(a, Tensor) or (isinstance(b, Tensor) and tape.find(b) is not None):
         return NotImplemented
     y = func(a, b)
@@ -177,18 +184,18 @@ def _div(tape, func, a, b):
 
 
 @rule(aten.mul.Scalar, aten.mul_.Scalar, aten.div.Scalar, aten.div_.Scalar)
-def _scalar(tape, func, a, b):
+def _scalar(tape: Tape, func: Any, a: Any, b: Any) -> Any:
     y = func(a, b)
     function = torch.mul if func in (aten.mul.Scalar, aten.mul_.Scalar) else torch.div
     return _scale(tape, a, y, lambda t: function(t, b))
 
 
 @rule(aten.neg.default, aten.neg_.default)
-def _neg(tape, func, x):
+def _neg(tape: Tape, func: Any, x: Tensor) -> Any:
     return _scale(tape, x, func(x), torch.neg)
 
 
-def _scale(tape, x, y, function):
+def _scale(tape: Tape, x: Tensor, y: Tensor, function: Callable[..., Any]) -> Any:
     """y = c x with a constant c of a shape that broadcasts."""
     shape, dtype = x.shape, x.dtype
     if y.dtype != dtype:
@@ -197,7 +204,17 @@ def _scale(tape, x, y, function):
     return _linear(tape, x, y, function, lambda g: sum_to(function(g), shape))
 
 
-def _bilinear(tape, operands, y, f, da, db, add=None, dc=None, kept=None):
+def _bilinear(
+    tape: Tape,
+    operands: tuple,
+    y: Tensor,
+    f: Callable[..., Tensor],
+    da: Callable[..., Tensor],
+    db: Callable[..., Tensor],
+    add: Any = None,  # of a tensor, as dc; None where nothing is added
+    dc: Any = None,
+    kept: Tensor | None = None,
+) -> Any:
     """``kept`` is what f, da and db read for the second operand, if not the operand itself."""
     ins = tuple(None if x is None else tape.find(x) for x in operands)
     if tape.kind(ins[:2]) == 0:  # only what is added depends on something
@@ -215,7 +232,7 @@ def _bilinear(tape, operands, y, f, da, db, add=None, dc=None, kept=None):
 
 
 @rule(aten.relu.default, aten.relu_.default)
-def _relu(tape, func, x):
+def _relu(tape: Tape, func: Any, x: Tensor) -> Any:
     y = func(x)
     tape.add(Gate(aten.threshold_backward, y, 0), (tape.find(x),), (y,))
     tape.save(y)
@@ -223,7 +240,7 @@ def _relu(tape, func, x):
 
 
 @rule(aten.leaky_relu.default, aten.leaky_relu_.default)
-def _leaky_relu(tape, func, x, slope=0.01):
+def _leaky_relu(tape: Tape, func: Any, x: Tensor, slope: float = 0.01) -> Any:
     if slope < 0:  # the result does not tell the sign
         return NotImplemented
     y = func(x, slope)
@@ -233,12 +250,21 @@ def _leaky_relu(tape, func, x, slope=0.01):
 
 
 @rule(aten.rrelu_with_noise.default)
-def _rrelu(tape, func, x, noise, lower=1 / 8, upper=1 / 3, training=False, generator=None):
+def _rrelu(
+    tape: Tape,
+    func: Any,
+    x: Tensor,
+    noise: Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    generator: Any = None,
+) -> Any:
     return NotImplemented if training else _leaky_relu(tape, aten.leaky_relu.default, x, (lower + upper) / 2)
 
 
 @rule(aten.native_dropout.default)
-def _dropout(tape, func, x, p, train):
+def _dropout(tape: Tape, func: Any, x: Tensor, p: float, train: bool | None) -> Any:
     y, mask = func(x, p, train)
     if train:
         factor = 0.0 if p == 1 else 1 / (1 - p)
@@ -259,10 +285,10 @@ def _max_pool(tape: Any, func: Any, x: Tensor, *options: Any) -> Any:
     kernel_size, stride, padding, dilation, ceil_mode = (*options, *defaults[len(options) - 1 :])
     shape, layout = x.shape, memory_format(x)
 
-    def forward(t):
+    def forward(t: Tensor) -> Any:
         return t.flatten(-ndim).gather(-1, indices.flatten(-ndim)).view(indices.shape)
 
-    def transpose(g):
+    def transpose(g: Tensor) -> Any:
         like = g.new_empty(shape).contiguous(memory_format=layout)
         return backward(g, like, kernel_size, stride, padding, dilation, ceil_mode, indices)
 
@@ -271,7 +297,15 @@ def _max_pool(tape: Any, func: Any, x: Tensor, *options: Any) -> Any:
 
 
 @rule(aten.avg_pool2d.default)
-def _avg_pool2d(tape, func, x, kernel_size, stride=(), padding=(0,), *rest):
+def _avg_pool2d(
+    tape: Tape,
+    func: Any,
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    *rest: Any,
+) -> Any:
     y = func(x, kernel_size, stride, padding, *rest)
     kernel, step, pad = _pair(kernel_size), _pair(stride or kernel_size), _pair(padding)
     tiles = (
@@ -280,12 +314,12 @@ def _avg_pool2d(tape, func, x, kernel_size, stride=(), padding=(0,), *rest):
     if tiles and all(size % k == 0 for size, k in zip(x.shape[2:], kernel)):
         area, size = kernel[0] * kernel[1], list(x.shape[2:])
 
-        def transpose(g):
+        def transpose(g: Tensor) -> Any:
             return aten.upsample_nearest2d.default(g / area, size)
     else:
         shape = x.shape
 
-        def transpose(g):
+        def transpose(g: Tensor) -> Any:
             options = (*rest, *(False, True, None)[len(rest) :])
             like = g.new_empty(()).expand(shape)
             return aten.avg_pool2d_backward.default(g, like, kernel, step, pad, *options)
@@ -293,7 +327,7 @@ def _avg_pool2d(tape, func, x, kernel_size, stride=(), padding=(0,), *rest):
     return _linear(tape, x, y, lambda t: func(t, kernel_size, stride, padding, *rest), transpose)
 
 
-def _pair(x):
+def _pair(x: Sequence[int]) -> Any:
     return list(x) * 2 if len(x) == 1 else list(x)
 
 
@@ -301,27 +335,27 @@ def _pair(x):
 
 
 @rule(aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.sub_.Tensor)
-def _add(tape, func, a, b, alpha=1):
+def _add(tape: Tape, func: Any, a: Any, b: Any, alpha: float = 1) -> Any:
     sign = 1 if func in (aten.add.Tensor, aten.add_.Tensor) else -1
     return _sum(tape, (a, b), func(a, b, alpha=alpha), (1, sign * alpha))
 
 
 @rule(aten.add.Scalar, aten.sub.Scalar, aten.add_.Scalar, aten.sub_.Scalar)
-def _add_scalar(tape, func, a, b, alpha=1):
+def _add_scalar(tape: Tape, func: Any, a: Any, b: Any, alpha: float = 1) -> Any:
     return _sum(tape, (a,), func(a, b, alpha), (1,))
 
 
 @rule(aten.rsub.Scalar)
-def _rsub(tape, func, a, b, alpha=1):
+def _rsub(tape: Tape, func: Any, a: Any, b: Any, alpha: float = 1) -> Any:
     return _sum(tape, (a,), func(a, b, alpha), (-alpha,))
 
 
 @rule(aten.lerp.Scalar, aten.lerp_.Scalar)
-def _lerp(tape, func, a, b, weight):
+def _lerp(tape: Tape, func: Any, a: Any, b: Any, weight: float) -> Any:
     return _sum(tape, (a, b), func(a, b, weight), (1 - weight, weight))
 
 
-def _sum(tape, terms, y, factors):
+def _sum(tape: Tape, terms: Sequence[Tensor], y: Tensor, factors: Sequence[float]) -> Any:
     ins = tuple(tape.find(x) if isinstance(x, Tensor) else None for x in terms)
     if y is terms[0] and ins[0] is None:
         raise NotCovered("what depends on the input or a parameter is added in place to a constant")
@@ -332,15 +366,18 @@ def _sum(tape, terms, y, factors):
     return y
 
 
-def _casting_sum(tape, terms, ins, y, factors):
+def _casting_sum(
+    tape: Tape, terms: Sequence[Tensor], ins: Sequence[int | None], y: Tensor, factors: Sequence[float]
+) -> Any:
     shapes = [x.shape if isinstance(x, Tensor) else () for x in terms]
     dtypes = [x.dtype if isinstance(x, Tensor) else None for x in terms]
     shape, dtype = y.shape, y.dtype
 
-    def forward(tangents):
-        return sum(scaled(t, c) for t, c in zip(tangents, factors)).to(dtype).expand(shape)
+    def forward(tangents: Sequence[Tensor]) -> Any:
+        total: Any = sum(scaled(t, c) for t, c in zip(tangents, factors))
+        return total.to(dtype).expand(shape)
 
-    def transpose(g):
+    def transpose(g: Tensor) -> Any:
         return [
             None if i is None else scaled(sum_to(g, shape), c).to(dtype)
             for i, shape, dtype, c in zip(ins, shapes, dtypes, factors)
@@ -351,7 +388,9 @@ def _casting_sum(tape, terms, ins, y, factors):
 
 
 @rule(aten.sum.dim_IntList, aten.mean.dim, aten.sum.default, aten.mean.default)
-def _reduce(tape, func, x, dim=None, keepdim=False, *, dtype=None):
+def _reduce(
+    tape: Tape, func: Any, x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Any:
     arguments = () if func in (aten.sum.default, aten.mean.default) else (dim, keepdim)
     y = func(x, *arguments, dtype=dtype)
     shape, kind = x.shape, x.dtype
@@ -361,7 +400,7 @@ def _reduce(tape, func, x, dim=None, keepdim=False, *, dtype=None):
         for d in dims:
             count *= shape[d]
 
-    def transpose(g):
+    def transpose(g: Tensor) -> Any:
         if not keepdim:
             for d in dims:
                 g = g.unsqueeze(d)
@@ -374,19 +413,19 @@ def _reduce(tape, func, x, dim=None, keepdim=False, *, dtype=None):
 # ---- shapes --------------------------------------------------------------------------------------------------------
 
 
-def _same(x):
+def _same(x: Tensor) -> Any:
     return x
 
 
 @rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default)
-def _view(tape, func, x, *arguments):
+def _view(tape: Tape, func: Any, x: Tensor, *arguments: Any) -> Any:
     shape = x.shape
     y = view(func, x, *arguments)
     result = y.shape
     return _linear(tape, x, y, lambda t: t.reshape(result), lambda g: g.reshape(shape), view=True)
 
 
-def view(func, x, *arguments):
+def view(func: Any, x: Tensor, *arguments: Any) -> Any:
     """The operator's result, or a copy where the tape's memory format, unlike the caller's, has no such view."""
     try:
         return func(x, *arguments)
@@ -397,22 +436,22 @@ def view(func, x, *arguments):
 
 
 @rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default)
-def _squeeze(tape, func, x, *arguments):
+def _squeeze(tape: Tape, func: Any, x: Tensor, *arguments: Any) -> Any:
     return _view(tape, func, x, *arguments)
 
 
 @rule(aten.alias.default)
-def _alias(tape, func, x):
+def _alias(tape: Tape, func: Any, x: Tensor) -> Any:
     return _linear(tape, x, func(x), _same, _same, view=True)
 
 
 @rule(aten.t.default, aten.transpose.int)
-def _transpose(tape, func, x, *dims):
+def _transpose(tape: Tape, func: Any, x: Tensor, *dims: Any) -> Any:
     return _linear(tape, x, func(x, *dims), lambda t: func(t, *dims), lambda g: func(g, *dims), view=True)
 
 
 @rule(aten.permute.default)
-def _permute(tape, func, x, dims):
+def _permute(tape: Tape, func: Any, x: Tensor, dims: Any) -> Any:
     inverse = [0] * len(dims)
     for i, d in enumerate(dims):
         inverse[d % len(dims)] = i
@@ -420,14 +459,16 @@ def _permute(tape, func, x, dims):
 
 
 @rule(aten.expand.default)
-def _expand(tape, func, x, size, **options):
+def _expand(tape: Tape, func: Any, x: Tensor, size: Sequence[int], **options: Any) -> Any:
     shape = x.shape
     y = func(x, size, **options)
     return _linear(tape, x, y, lambda t: t.expand(size), lambda g: sum_to(g, shape), view=True)
 
 
 @rule(aten.slice.Tensor)
-def _slice(tape, func, x, dim=0, start=None, end=None, step=1):
+def _slice(
+    tape: Tape, func: Any, x: Tensor, dim: Any = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Any:
     shape = x.shape
     y = func(x, dim, start, end, step)
     start, end = 0 if start is None else start, shape[dim] if end is None else end
@@ -442,7 +483,7 @@ def _slice(tape, func, x, dim=0, start=None, end=None, step=1):
 
 
 @rule(aten.select.int)
-def _select(tape, func, x, dim, index):
+def _select(tape: Tape, func: Any, x: Tensor, dim: Any, index: int) -> Any:
     shape = x.shape
     return _linear(
         tape,
@@ -455,14 +496,14 @@ def _select(tape, func, x, dim, index):
 
 
 @rule(aten.clone.default)
-def _clone(tape, func, x, **options):
+def _clone(tape: Tape, func: Any, x: Tensor, **options: Any) -> Any:
     if x.is_conj() or x.is_neg():
         raise NotCovered(_LATER.format(func))
     return _linear(tape, x, func(x, **options), _same, _same)
 
 
 @rule(aten._to_copy.default)
-def _to_copy(tape, func, x, **options):
+def _to_copy(tape: Tape, func: Any, x: Tensor, **options: Any) -> Any:
     y = func(x, **options)
     if not y.is_floating_point():
         return y
@@ -471,24 +512,24 @@ def _to_copy(tape, func, x, **options):
 
 
 @rule(aten.constant_pad_nd.default)
-def _pad(tape, func, x, pad, value=0):
+def _pad(tape: Tape, func: Any, x: Tensor, pad: Sequence[int], value: float | None = 0) -> Any:
     back = [-p for p in pad]
     return _linear(tape, x, func(x, pad, value), lambda t: func(t, pad, 0), lambda g: func(g, back, 0))
 
 
 @rule(aten.cat.default, aten.stack.default)
-def _cat(tape, func, tensors, dim=0):
+def _cat(tape: Tape, func: Any, tensors: Any, dim: Any = 0) -> Any:
     y = func(tensors, dim)
     if any(x.dtype != y.dtype or x.dim() == 1 != y.dim() for x in tensors):
         return NotImplemented
     if func is aten.stack.default:
 
-        def transpose(g):
+        def transpose(g: Tensor) -> Any:
             return g.unbind(dim)
     else:
         sizes = [x.shape[dim] for x in tensors]
 
-        def transpose(g):
+        def transpose(g: Tensor) -> Any:
             return g.split(sizes, dim)
 
     node = Join(lambda parts: func(parts, dim), transpose, [x.shape for x in tensors])
@@ -497,7 +538,7 @@ def _cat(tape, func, tensors, dim=0):
 
 
 @rule(aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int)
-def _split(tape, func, x, *arguments):
+def _split(tape: Tape, func: Any, x: Tensor, *arguments: Any) -> Any:
     parts = func(x, *arguments)
     dim = (*arguments, 0)[0 if func is aten.unbind.int else 1]
     join = torch.stack if func is aten.unbind.int else torch.cat
@@ -510,7 +551,7 @@ def _split(tape, func, x, *arguments):
 
 
 @rule(aten.squeeze_.default, aten.squeeze_.dim, aten.squeeze_.dims, aten.unsqueeze_.default)
-def _squeeze_(tape, func, x, *arguments):
+def _squeeze_(tape: Tape, func: Any, x: Tensor, *arguments: Any) -> Any:
     before = x.shape
     func(x, *arguments)
     after = x.shape
@@ -518,13 +559,13 @@ def _squeeze_(tape, func, x, *arguments):
 
 
 @rule(aten.t_.default, aten.transpose_.default)
-def _transpose_(tape, func, x, *dims):
+def _transpose_(tape: Tape, func: Any, x: Tensor, *dims: Any) -> Any:
     func(x, *dims)
     functional = aten.t.default if func is aten.t_.default else aten.transpose.int
     return _reshaped(tape, x, lambda t: functional(t, *dims), lambda g: functional(g, *dims))
 
 
-def _reshaped(tape, x, forward, transpose):
+def _reshaped(tape: Tape, x: Tensor, forward: Callable[..., Any], transpose: Callable[..., Any]) -> Any:
     """x is a new value of the same memory, which nobody has written."""
     tape.add(Linear(forward, transpose), (tape.find(x),), (x,), view=True)
     return x
@@ -604,7 +645,7 @@ def _is_flat(sets: Sequence[set[int]], active: set) -> bool:
     return any(active <= jointly for jointly in sets)
 
 
-def curved_primitive(tape, name: str, options: tuple, values: Sequence[int | None]) -> bool:
+def curved_primitive(tape: Tape, name: str, options: tuple, values: Sequence[int | None]) -> bool:
     active = {i for i, value in enumerate(values) if value is not None and tape.kinds[value] & INPUT}
     flat = FLAT_PRIMITIVES.get(name)
     return bool(active) and not (flat is not None and _is_flat(flat(options), active))
@@ -616,7 +657,7 @@ def check_primitive(name: str, options: tuple, x: Tensor | None) -> None:
 
 
 @cache
-def _traits(func) -> tuple[str, str, tuple[int, ...], bool, bool]:
+def _traits(func: Any) -> tuple[str, str, tuple[int, ...], bool, bool]:
     """Namespace, name, the places of the arguments that it writes, whether it draws random numbers, returns a view."""
     schema = func._schema
     namespace, name = schema.name.split("::")
@@ -626,7 +667,7 @@ def _traits(func) -> tuple[str, str, tuple[int, ...], bool, bool]:
 
 
 @cache
-def gives_numbers(func) -> bool:
+def gives_numbers(func: Any) -> bool:
     """Whether an operator, such as item(), neither returns nor writes a tensor: its result is a constant to anybody."""
     schema = func._schema
     return not schema.is_mutable and not any("Tensor" in str(x.type) for x in schema.returns)
@@ -650,7 +691,7 @@ def _complex(args: Sequence, kwargs: Mapping[str, Any]) -> bool:
     return any(x.is_complex() for x in tensors_of(args, {})) or (bool(kwargs) and _complex(tuple(kwargs.values()), {}))
 
 
-def untracked(tape, func, args, kwargs):
+def untracked(tape: Tape, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """An operator on constants, or within no_grad: its result is a constant."""
     _, name, written, random, _ = _traits(func)
     if written:
@@ -668,14 +709,16 @@ def untracked(tape, func, args, kwargs):
     return result
 
 
-def _check_copy(tape, func, kwargs: Mapping[str, Any], result: Any) -> None:
+def _check_copy(tape: Tape, func: Any, kwargs: Mapping[str, Any], result: Any) -> None:
     """Whether this may be a copy because of the tape's layout: for the caller's it could be the tensor itself."""
     laid_out = kwargs.get("memory_format", torch.preserve_format) != torch.preserve_format
     if laid_out and func in (aten.clone.default, aten._to_copy.default):
         tape.of_layout.add(memory_of(result))
 
 
-def _check_layout(tape, func, name: str, written: tuple[int, ...], random: bool, args) -> None:
+def _check_layout(
+    tape: Tape, func: Any, name: str, written: tuple[int, ...], random: bool, args: Sequence[Any]
+) -> None:
     """What reads or fills memory in the order in which it lies must find it as the caller laid it out. So must what
     writes where it depends on the layout who sees it: to a copy, or to what another layout would have copied."""
     if written and tape.of_layout and any(memory_of(x) in tape.of_layout for x in tensors_of(args, {})):
@@ -684,13 +727,13 @@ def _check_layout(tape, func, name: str, written: tuple[int, ...], random: bool,
         raise LayoutMatters(f"{func} depends on the input's layout in memory")
 
 
-def _reads_what_it_writes(args) -> bool:
+def _reads_what_it_writes(args: Sequence[Any]) -> bool:
     """Whether another argument of an operator in place has the memory of the first: it is gone afterwards."""
     target, *others = tensors_of(args, {})
     return any(share_memory(target, x) for x in others)
 
 
-def record(tape, func, args, kwargs):
+def record(tape: Tape, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The operator's result; it touches the inputs or a parameter."""
     namespace, name, written, random, view = _traits(func)
     if tape.relaid:
@@ -711,7 +754,16 @@ def record(tape, func, args, kwargs):
     return result
 
 
-def _by_rule(tape, func, args, kwargs, name: str, written: tuple[int, ...], random: bool, view: bool):
+def _by_rule(
+    tape: Tape,
+    func: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    name: str,
+    written: tuple[int, ...],
+    random: bool,
+    view: bool,
+) -> Any:
     known = RULES.get(func)
     if known is not None and (known in OF_SHAPES or not _complex(args, kwargs)):
         result = known(tape, func, *args, **kwargs)
@@ -737,7 +789,7 @@ ATTENTION_ADVICE = (
 )
 
 
-def _check_batch_norm(name, args):
+def _check_batch_norm(name: str, args: Sequence[Any]) -> Any:
     if name in ("_batch_norm_no_update", "_native_batch_norm_legit_no_training"):
         return
     training = name == "_batch_norm_with_update" or next(a for a in args[3:] if isinstance(a, bool))
@@ -745,7 +797,9 @@ def _check_batch_norm(name, args):
         raise NotCovered(_BATCH_NORM)
 
 
-def _other(tape, func, args, kwargs, name, mutable, view):
+def _other(
+    tape: Tape, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: str, mutable: bool, view: bool
+) -> Any:
     """Any differentiable operator: a Smooth node."""
     label = str(func)
     target = None
@@ -768,7 +822,7 @@ def _other(tape, func, args, kwargs, name, mutable, view):
             if isinstance(y, Tensor) and y.requires_grad:
                 places.append((key, j))
                 tensors.append(y)
-    values = [tape.find(x) for x in tensors]
+    values: list[Any] = [tape.find(x) for x in tensors]  # of each there is one
 
     result = func(*args, **kwargs)
     outputs = (result,) if isinstance(result, Tensor) else tuple(result) if isinstance(result, (tuple, list)) else ()
@@ -802,7 +856,7 @@ def _other(tape, func, args, kwargs, name, mutable, view):
 
 
 @cache
-def _functional(func, name: str):
+def _functional(func: Any, name: str) -> Any:
     """The operator that returns what func writes to its first argument; of one name may be others."""
     packet = getattr(aten, name, None)
     takes = [(str(a.type), a.kwarg_only) for a in func._schema.arguments]
@@ -813,7 +867,9 @@ def _functional(func, name: str):
     return None
 
 
-def _with_holes(func, args, kwargs, places) -> Callable[..., Sequence]:
+def _with_holes(
+    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], places: Sequence[tuple[Any, int | None]]
+) -> Callable[..., Sequence]:
     """func as a function of the tensors at these places; it keeps the other arguments alone."""
 
     def fill(tensors: Sequence[Tensor | None]) -> tuple[list, dict]:
@@ -829,7 +885,7 @@ def _with_holes(func, args, kwargs, places) -> Callable[..., Sequence]:
 
     args, kwargs = fill([None] * len(places))
 
-    def function(*tensors):
+    def function(*tensors: Tensor | None) -> Any:
         full, named = fill(tensors)
         y = func(*full, **named)
         return (y,) if isinstance(y, Tensor) else y
@@ -837,12 +893,12 @@ def _with_holes(func, args, kwargs, places) -> Callable[..., Sequence]:
     return function
 
 
-def _training(name, args) -> bool:
+def _training(name: str, args: Sequence[Any]) -> bool:
     return name == "_batch_norm_with_update" or any(a is True for a in args[3:])
 
 
-def _transposed(func, shape, rest, kwargs):
-    def transpose(g):
+def _transposed(func: Any, shape: torch.Size, rest: Any, kwargs: Mapping[str, Any]) -> Any:
+    def transpose(g: Tensor) -> Any:
         with torch.enable_grad():
             x = g.new_zeros(()).expand(shape).requires_grad_()
             return torch.autograd.grad(func(x, *rest, **kwargs), x, g)[0]

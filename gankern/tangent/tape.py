@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -73,7 +73,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.tape = tape
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func in _WATCHED and not self.tape.paused:
             tensors = [x for x in rules.tensors_of(args, kwargs or {}) if x.requires_grad or func in _OF_CONSTANTS_TOO]
             if tensors:
@@ -84,7 +84,7 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _refuses(what: str):
+def _refuses(what: str) -> Any:
     def refuse(tape: Tape, tensors: list[Tensor]) -> None:
         raise NotCovered(what)
 
@@ -288,7 +288,7 @@ class Tape(TorchDispatchMode):
 
     # ---- recording -------------------------------------------------------------------------------------------
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if self.paused or rules.gives_numbers(func):
             return func(*args, **kwargs)
@@ -306,7 +306,7 @@ class Tape(TorchDispatchMode):
         self.steps.append(step([self.known(x) for x in reached.flat(result) if isinstance(x, Tensor)]))
         return result
 
-    def _asked(self, func, args, kwargs):
+    def _asked(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         ins = [self.find(x) for x in reached.flat(args, kwargs) if isinstance(x, Tensor)]
         return reached.asked(func, args, kwargs, [0 if i is None else self.kinds[i] for i in ins], ins)
 
@@ -344,7 +344,13 @@ class Tape(TorchDispatchMode):
         finally:
             self.paused, autograd.recording.recorder = before
 
-    def _apart(self, tensors: Sequence[Tensor | None], run, add, pieces: bool = False) -> Any:
+    def _apart(
+        self,
+        tensors: Sequence[Tensor | None],
+        run: Callable[..., Any],
+        add: Callable[[Any], None],
+        pieces: bool = False,
+    ) -> Any:
         """What run() returns, whose operators are not recorded; add(it) records the whole, where it is to be.
         ``pieces`` is core.autograd.Rule's."""
         if self.paused:
@@ -368,13 +374,13 @@ class Tape(TorchDispatchMode):
         finally:
             self.paused = False
 
-    def primitive(self, name: str, options: tuple, tensors: Sequence[Tensor | None]):
+    def primitive(self, name: str, options: tuple, tensors: Sequence[Tensor | None]) -> Any:
         """A primitive of this library: core.autograd.differentiate calls this in its own place."""
         rule = autograd.RULES[name]
         if not self.paused:
             rules.check_primitive(name, options, tensors[0])
 
-        def add(outputs):
+        def add(outputs: Any) -> Any:
             values = [None if x is None else self.find(x) for x in tensors]
             node = Kernel(rule, options, tensors, outputs, rules.curved_primitive(self, name, options, values))
             self.add(node, values, [y if y.requires_grad else None for y in outputs])
@@ -382,12 +388,25 @@ class Tape(TorchDispatchMode):
 
         return self._apart(tensors, lambda: autograd.run(name, options, *tensors), add, rule.pieces(options))
 
-    def linear(self, x: Tensor, run, forward, transpose) -> Tensor:
+    def linear(
+        self,
+        x: Tensor,
+        run: Callable[..., Any],
+        forward: Callable[[Tensor], Tensor],
+        transpose: Callable[[Tensor], Tensor],
+    ) -> Tensor:
         """A linear map of this library, which calls this in its own place: run() is forward(x), with autograd."""
         return self._apart((x,), run, lambda y: self.add(Linear(forward, transpose), (self.find(x),), (y,)))
 
     def convolution(
-        self, run, options: tuple, height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None
+        self,
+        run: Callable[..., Any],
+        options: tuple,
+        height: int,
+        width: int,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
     ) -> Tensor:
         """A convolution of this library: ops.convolution calls this in its own place."""
         arguments = options, height, width, x, weight, bias
@@ -398,7 +417,7 @@ class Tape(TorchDispatchMode):
             KINDS[options[0]].zeros,
         )
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         self._outer.append(autograd.recording.recorder)
         autograd.recording.recorder = self
         if not torch.compiler.is_compiling():
@@ -406,7 +425,7 @@ class Tape(TorchDispatchMode):
             self._watch.__enter__()
         return super().__enter__()
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> Any:
         result = super().__exit__(*exception)
         if self._watch is not None:
             self._watch.__exit__(*exception)

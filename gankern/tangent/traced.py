@@ -3,6 +3,6 @@ since importing Dynamo takes seconds."""
 
 import torch._dynamo
 
-from gankern.tangent.method import _penalty_gradients
+from gankern.tangent import passes
 
-penalty_gradients = torch._dynamo.nonstrict_trace(_penalty_gradients)
+penalty_gradients = torch._dynamo.nonstrict_trace(passes.run)

@@ -155,6 +155,7 @@ def minibatch_standard_deviation(net, x):
     return net.m[1](F.leaky_relu(stddev(F.leaky_relu(net.m[0](x), 0.2)), 0.2)).flatten(1).sum(1)
 
 
+torch.manual_seed(0)  # the same critics whatever was imported before
 CASES = {
     # convolutions
     "conv1d": (nn.Sequential(nn.Conv1d(3, 4, 5, 2, 2), nn.ReLU(), nn.Conv1d(4, 1, 4)), (5, 3, 8)),
