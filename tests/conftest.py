@@ -21,7 +21,10 @@ if importlib.util.find_spec("triton") and not torch.cuda.is_available() and os.e
         )
     os.environ["TRITON_INTERPRET"] = "1"
 
-sys.path.insert(0, str(Path(__file__).parent))  # common.py
+# common.py, for tests and for the processes that they start.
+_TESTS = str(Path(__file__).parent)
+sys.path.insert(0, _TESTS)
+os.environ["PYTHONPATH"] = os.pathsep.join([_TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.fixture(scope="session")

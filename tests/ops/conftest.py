@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,8 +36,7 @@ def on_instruction_set(request):
 
     def run(file, *lines):
         head = (
-            "import importlib.util, sys, torch",
-            f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})",  # common.py
+            "import importlib.util, torch",
             f"spec = importlib.util.spec_from_file_location('cases', {file!r})",
             "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases)",
         )
