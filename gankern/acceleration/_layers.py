@@ -748,25 +748,26 @@ def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, inp
     weight = module.weight
     padding: int | str | tuple[int, ...] = module.padding
     unpaired = followed is None or not followed.waits or not state.intercepting
-    if unpaired and not state.double and type(input) is Tensor and state.log is None:
+    if unpaired and type(input) is Tensor and state.log is None:
         options = (module.stride, padding, module.dilation, module.groups)
         how = (input.shape, weight.shape, *options, torch.is_grad_enabled())
-        if how == left.how:
+        if how == left.how and not state.double:
             return module._conv_forward(input, weight, module.bias)
         kind, pad = _kind(weight, *options)
-        if kind is None and input.shape[2:] == weight.shape[2:] and module.padding_mode == "zeros":
-            y = nodes.conv2d(input, weight, module.bias, *options, 1.0, None, "zeros")  # may be one matrix product
-            if y is not NotImplemented:
-                return y
-        if kind is None or (input.ndim == 4 and not _repays(kind, pad, input, weight)):
-            left.how = how
-            return module._conv_forward(input, weight, module.bias)
-        if module.padding_mode == "zeros" and input.ndim == 4:
+        if kind is None:
+            whole = input.shape[2:] == weight.shape[2:]  # perhaps one matrix product
+        else:
+            whole = input.ndim == 4 and _repays(kind, pad, input, weight)
+        if whole and module.padding_mode == "zeros":
             # The whole call in C++, where nothing wants to know of it.
             y = nodes.conv2d(input, weight, module.bias, *options, 1.0, None, "zeros")
             if y is not NotImplemented:
-                gain(_worth(kind, pad, input, weight))
+                if kind is not None and state.intercepting:
+                    gain(_worth(kind, pad, input, weight))
                 return y
+        elif not whole and not state.double:
+            left.how = how
+            return module._conv_forward(input, weight, module.bias)
     if module.padding_mode in ("reflect", "replicate") and _kind(
         weight, module.stride, padding, module.dilation, module.groups
     ) == ("same", 1):
@@ -804,9 +805,9 @@ def conv_transpose2d_forward(module: nn.ConvTranspose2d, input: Tensor, output_s
     if not state.double and type(input) is Tensor and state.log is None:
         y = nodes.conv_transpose2d(input, weight, bias, *options, 1.0, None)
         if y is not NotImplemented:
-            kind, pad = kind_of(weight.shape, *options[:2], options[4], options[3], True, options[2])
-            if kind is not None and input.ndim == 4:
-                gain(_worth(kind, pad, input, weight))
+            if state.intercepting and input.ndim == 4:
+                kind, pad = kind_of(weight.shape, *options[:2], options[4], options[3], True, options[2])
+                gain(0.0 if kind is None else _worth(kind, pad, input, weight))
             return y
     return conv_transpose2d(input, weight, bias, *options)
 

@@ -62,7 +62,7 @@ class Gains:
     patience = 4
     most = 64  # kinds of calls that are told apart
     # Microseconds that it costs to watch an operation, and a forward, and to have a layer's forward replaced; measured.
-    operation, forward, layer = 8.0, 10.0, 4.0
+    operation, forward, layer = 20.0, 30.0, 6.0
 
     def __init__(self) -> None:
         self.useless: dict[Any, list[int]] = {}  # by kind of call: how often either was of no use
