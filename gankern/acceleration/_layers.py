@@ -173,7 +173,7 @@ def _conv2d(
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups) if result is None else result
 
 
-PAIR = 60.0  # microseconds that it costs to let a first half wait; measured
+PAIR = 80.0  # microseconds that it costs to let a first half wait; measured
 CALL = 10.0  # microseconds of a layer that the way to a kernel of ours may take more than the call of torch's function
 ON_GPUS = 5e-5  # that a fused pair is worth for a thousand products; not measured
 
