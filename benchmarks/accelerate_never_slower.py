@@ -30,8 +30,8 @@ import gankern
 from gankern.core.files import write_json
 from gankern.models import build
 
-TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(TESTS / "acceleration"), str(TESTS)]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "acceleration"))
 import patterns
 import pypi_models
 from harness import Case
