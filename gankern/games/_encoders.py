@@ -43,7 +43,7 @@ class Encodes(Game):
         if self.run.samples is not None:
             images, which = self.seen(32), "held-out images" if self.held_out else "images"
             again = decode(encode(images))
-            drawn[f"{which}, and their reconstructions below"] = Picture(alternating(images, again))
+            drawn[f"{which} and reconstructions"] = Picture(alternating(images, again))
         return drawn
 
 
@@ -66,7 +66,7 @@ class EncodesClasses(Encodes):
             codes, vector = self.vector(labels)
             path = codes[:8, None] + torch.linspace(0.0, 1.5, 8)[:, None] * vector
             moved = Picture(self.coding()[1](path.flatten(0, 1)))
-            drawn[f"the class {FROM}, and more and more of the vector to {TO}"] = moved
+            drawn[f"from class {FROM} towards {TO}"] = moved
         return drawn
 
     def figures(self) -> Figures:

@@ -133,7 +133,7 @@ class BEGAN(Game):
             images = self.run.images[torch.arange(32)].to(self.run.device)
             with self.evaluating():
                 again = self.networks["decoder"](self.networks["encoder"](images))
-            drawn["images, and their reconstructions below"] = Picture(alternating(images, again))
+            drawn["images and reconstructions"] = Picture(alternating(images, again))
         return drawn
 
     def figures(self) -> Figures:

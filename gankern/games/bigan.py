@@ -73,7 +73,10 @@ class BiGAN(Encodes):
     """A generator and its inverse."""
 
     held_out: ClassVar[float] = 0.2
-    preset = Preset(loss="non_saturating", latent=16, width=256, lr=1e-3, steps=6000, checkpoint_every=1500, evaluate=1)
+    preset = Preset(
+        loss="non_saturating", latent=16, width=256, lr=2e-3, batch_size=128, steps=6000, decay_steps=6000,
+        checkpoint_every=1500, evaluate=1,
+    )  # fmt: skip
 
     @dataclass(frozen=True)
     class Options:
