@@ -107,7 +107,7 @@ def _play(step: Play, variant: str, device: str, fast: bool) -> Callable[[], Any
     needs = games.find(step.model).needs
     condition = None if needs is None else conditions[needs]
     config = training.configure(
-        step.model, "noise", images, condition, batch_size=step.batch, device=device,
+        step.model, "noise", images, condition, size=step.size, batch_size=step.batch, device=device,
         precision="bf16" if fast else "fp32", **step.settings,
     )  # fmt: skip
     trainer = Trainer(config, OURS if variant == OURS else "torch", images, condition)
