@@ -88,7 +88,7 @@ def conv2d(
             joined(
                 input,
                 _ran("upsample", small, weight) + ", in one with the upsampling",
-                _worth("upsample", 1, small, weight) - PAIR,
+                0.5 * _worth("upsample", 1, small, weight) - PAIR,
             )
             return result
     if kind == "same" and pad == 0 and is_half(input, "pad"):
@@ -173,7 +173,7 @@ def _conv2d(
     return F.conv2d(input, weight, bias, stride, padding, dilation, groups) if result is None else result
 
 
-PAIR = 80.0  # microseconds that it costs to let a first half wait; measured
+PAIR = 80.0  # microseconds that it costs to let a first half wait; of what a pair saves half is counted
 CALL = 10.0  # microseconds of a layer that the way to a kernel of ours may take more than the call of torch's function
 ON_GPUS = 5e-5  # that a fused pair is worth for a thousand products; not measured
 
@@ -344,7 +344,7 @@ def avg_pool2d(
             if result is not None:
                 x, weight, _ = arguments
                 ran = _ran("downsample", x, weight)
-                joined(input, f"{ran}, in one with the convolution", _worth("downsample", 1, x, weight) - PAIR)
+                joined(input, f"{ran}, in one with the convolution", 0.5 * _worth("downsample", 1, x, weight) - PAIR)
                 return result
     input = settled(input)
     _say_second(input)

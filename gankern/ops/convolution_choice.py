@@ -214,9 +214,9 @@ def way_for(
 def saved(
     kind: str, level: str, channels_last: bool, channels_in: int, channels_out: int, pixels: int, backward: bool
 ) -> float:
-    """The microseconds that the fastest ways are faster than plain PyTorch, in the forward or in all three passes: what
-    was measured nearest to this shape, by the products that there are more or fewer. The peer of a kind that resamples
-    is both steps one after the other, where that was measured, else their collapsed form."""
+    """The microseconds at least that the fastest ways are faster than plain PyTorch, in the forward or in all three
+    passes: what was measured nearest to this shape, less where there are fewer products. The peer of a kind that
+    resamples is both steps one after the other, where that was measured, else their collapsed form."""
     shape = (channels_in, channels_out, pixels)
     total = 0.0
     for which in PASSES if backward else PASSES[:1]:
@@ -225,7 +225,7 @@ def saved(
             nearest, times = found
             way = way_for(kind, which, level, channels_last, *shape)
             faster = times["reference" if "reference" in times else "torch"] - times[way]
-            total += 1e3 * faster * math.prod(shape) / math.prod(nearest)
+            total += 1e3 * faster * min(1.0, math.prod(shape) / math.prod(nearest))
     return total
 
 
