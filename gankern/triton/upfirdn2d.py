@@ -5,15 +5,18 @@ Formula, on each of the two axes, where z[i up] = x[i] and z is 0 elsewhere:
     out[o] = gain sum_j taps[j] z[o down + j - start]
 
 Only every up-th tap meets a sample: with s = o down - start, the first one is j = i up - s for the sample
-i = ceil(s / up), and each following sample meets the tap `up` after. A separable filter's weights are multiplied as
-they are needed: one pass over 2-D neighbourhoods beats two passes through memory.
+i = ceil(s / up), and each following sample meets the tap `up` after. A separable filter's sums along a row are weighted
+once a row: one pass over 2-D neighbourhoods beats two passes through memory.
 
 Split. A program makes a tile of ROWS by COLUMNS outputs of one plane; a plane of channels_last images is one of all
-channels, whose columns are samples times channels. So neighbouring lanes read and write neighbouring addresses.
+channels, whose columns are samples times channels. So neighbouring lanes read and write neighbouring addresses. Up by
+2, a kernel of its own makes two by two outputs a lane, for a quarter of the instructions an output.
 
 Traffic. x is read once from memory, and again from the L1 cache for each tap of its neighbours; the result is written
 once. Bound by memory: ceil(taps / up)^2 multiply-adds an output. Sums are in fp32 (fp64 for fp64).
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -21,16 +24,20 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.core.layout import has_whole_pixels
-from gankern.triton.launch import Blocks, ceil_div, contiguous, launch, planned, sum_type
+from gankern.triton.launch import Blocks, ceil_div, contiguous, index_type, launch, planned, sum_type
 
-BLOCKS = Blocks(  # rows and columns of a tile
+BLOCKS = Blocks(  # rows and columns of a tile; DOUBLING: up by 2 in lanes of two by two outputs
     "upfirdn2d",
-    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4},
-    {"ROWS": 8, "COLUMNS": 128, "num_warps": 4},
-    {"ROWS": 4, "COLUMNS": 256, "num_warps": 4},
-    {"ROWS": 8, "COLUMNS": 64, "num_warps": 2},
-    {"ROWS": 16, "COLUMNS": 64, "num_warps": 4},
+    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 1},
+    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 0},
+    {"ROWS": 8, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 0},
+    {"ROWS": 4, "COLUMNS": 256, "num_warps": 4, "DOUBLING": 1},
+    {"ROWS": 8, "COLUMNS": 64, "num_warps": 2, "DOUBLING": 0},
+    {"ROWS": 8, "COLUMNS": 64, "num_warps": 4, "DOUBLING": 1},
+    {"ROWS": 2, "COLUMNS": 256, "num_warps": 4, "DOUBLING": 1},
+    {"ROWS": 16, "COLUMNS": 64, "num_warps": 4, "DOUBLING": 0},
 )
+DOUBLED_TAPS = 12  # of a filter that is written out for lanes of two by two outputs, at most
 
 # ---- the kernel --------------------------------------------------------------------------------------------
 
@@ -72,6 +79,7 @@ def _upfirdn2d_kernel(
     TAPS_X: tl.constexpr,
     GAIN: tl.constexpr,
     SUM: tl.constexpr,
+    INDEX: tl.constexpr,  # what the elements of a plane are counted in: 64 bits cost more than the sums
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -84,10 +92,10 @@ def _upfirdn2d_kernel(
     e = tile % tiles_x * COLUMNS + tl.arange(0, COLUMNS)
     if GROUPED:
         ox = e // channels
-        within = (e % channels).to(tl.int64)
+        within = (e % channels).to(INDEX)
     else:
         ox = e
-        within = tl.zeros([COLUMNS], tl.int64)
+        within = tl.zeros([COLUMNS], INDEX)
     x += plane // planes_a_batch * batch_stride + plane % planes_a_batch * channel_stride
 
     first_y, tap_y = _first(oy, start_y, UP_Y, DOWN_Y)
@@ -99,7 +107,8 @@ def _upfirdn2d_kernel(
         inside_y = (iy >= 0) & (iy < rows) & (jy < TAPS_Y)
         if not FLIP:
             jy = TAPS_Y - 1 - jy
-        row = iy.to(tl.int64) * row_stride
+        row = iy.to(INDEX) * tl.cast(row_stride, INDEX)
+        line = tl.zeros([ROWS, COLUMNS], SUM)
         if SEPARABLE:
             weight_y = tl.load(filter + jy, mask=inside_y, other=0.0).to(SUM)
         for mx in tl.static_range((TAPS_X + UP_X - 1) // UP_X):
@@ -109,21 +118,128 @@ def _upfirdn2d_kernel(
             if not FLIP:
                 jx = TAPS_X - 1 - jx
             inside = inside_y[:, None] & inside_x[None, :]
-            place = row[:, None] + (ix.to(tl.int64) * column_stride + within)[None, :]
+            place = row[:, None] + (ix.to(INDEX) * tl.cast(column_stride, INDEX) + within)[None, :]
             value = tl.load(x + place, mask=inside, other=0.0).to(SUM)
             if SEPARABLE:
                 weight_x = tl.load(filter + jx, mask=inside_x, other=0.0).to(SUM)
-                total += weight_y[:, None] * weight_x[None, :] * value
+                line += weight_x[None, :] * value
             else:
                 weight = tl.load(filter + jy[:, None] * TAPS_X + jx[None, :], mask=inside, other=0.0).to(SUM)
-                total += weight * value
+                line += weight * value
+        total += weight_y[:, None] * line if SEPARABLE else line
 
-    place = (plane * out_rows + oy.to(tl.int64))[:, None] * width + e[None, :]
+    place = (oy.to(INDEX) * width)[:, None] + e[None, :]
     tl.store(
-        out + place,
+        out + plane * out_rows * width + place,
         (total * GAIN).to(out.dtype.element_ty),
         mask=(oy < out_rows)[:, None] & (e < width)[None, :],
     )
+
+
+@triton.jit
+def _tap(filter, j: tl.constexpr, TAPS: tl.constexpr, FLIP: tl.constexpr, SUM: tl.constexpr):
+    """Tap j, the same for all lanes."""
+    at: tl.constexpr = j if FLIP else TAPS - 1 - j
+    return tl.load(filter + at).to(SUM)
+
+
+@triton.jit
+def _doubling_kernel(
+    x,
+    filter,  # [TAPS]
+    out,
+    channels,
+    planes_a_batch,
+    rows,
+    columns,
+    out_rows,
+    out_columns,
+    start_y,
+    start_x,
+    batch_stride,
+    channel_stride,
+    row_stride,
+    column_stride,
+    GROUPED: tl.constexpr,
+    FLIP: tl.constexpr,
+    EVEN_Y: tl.constexpr,  # whether start_y is even
+    EVEN_X: tl.constexpr,
+    TAPS: tl.constexpr,
+    GAIN: tl.constexpr,
+    SUM: tl.constexpr,
+    INDEX: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """A separable filter, up by 2 on both axes. A lane makes two by two outputs, 2 q and 2 q + 1 of each axis, which
+    share their samples. With an even start and p = q - start / 2, the first one meets tap 2 m at sample p + m, and the
+    second one tap 2 m - 1; with an odd one and p = q - (start - 1) / 2, tap 2 m + 1, and tap 2 m. So taps are the same
+    for all lanes, and a sample is loaded once for four outputs."""
+    pairs_x = tl.cdiv(out_columns, 2)
+    width = pairs_x * channels
+    tiles_x = tl.cdiv(width, COLUMNS)
+    tiles_y = tl.cdiv(tl.cdiv(out_rows, 2), ROWS)
+    tile = tl.program_id(0)
+    plane = (tile // (tiles_x * tiles_y)).to(tl.int64)
+    qy = tile // tiles_x % tiles_y * ROWS + tl.arange(0, ROWS)
+    e = tile % tiles_x * COLUMNS + tl.arange(0, COLUMNS)
+    if GROUPED:
+        qx = e // channels
+        within = (e % channels).to(INDEX)
+    else:
+        qx = e
+        within = tl.zeros([COLUMNS], INDEX)
+    x += plane // planes_a_batch * batch_stride + plane % planes_a_batch * channel_stride
+    py = qy - (start_y if EVEN_Y else start_y - 1) // 2
+    px = qx - (start_x if EVEN_X else start_x - 1) // 2
+    FIRST_Y: tl.constexpr = 0 if EVEN_Y else 1
+    FIRST_X: tl.constexpr = 0 if EVEN_X else 1
+    total_00 = tl.zeros([ROWS, COLUMNS], SUM)
+    total_01 = tl.zeros([ROWS, COLUMNS], SUM)
+    total_10 = tl.zeros([ROWS, COLUMNS], SUM)
+    total_11 = tl.zeros([ROWS, COLUMNS], SUM)
+    for my in tl.static_range(TAPS // 2 + 1):
+        iy = py + my
+        inside_y = (iy >= 0) & (iy < rows)
+        row = iy.to(INDEX) * tl.cast(row_stride, INDEX)
+        line_0 = tl.zeros([ROWS, COLUMNS], SUM)
+        line_1 = tl.zeros([ROWS, COLUMNS], SUM)
+        for mx in tl.static_range(TAPS // 2 + 1):
+            ix = px + mx
+            inside = inside_y[:, None] & ((ix >= 0) & (ix < columns))[None, :]
+            place = row[:, None] + (ix.to(INDEX) * tl.cast(column_stride, INDEX) + within)[None, :]
+            if 2 * mx + FIRST_X < TAPS or (2 * mx + FIRST_X > 0 and 2 * mx + FIRST_X - 1 < TAPS):
+                value = tl.load(x + place, mask=inside, other=0.0).to(SUM)
+                if 2 * mx + FIRST_X < TAPS:
+                    line_0 += _tap(filter, 2 * mx + FIRST_X, TAPS, FLIP, SUM) * value
+                if 2 * mx + FIRST_X > 0 and 2 * mx + FIRST_X - 1 < TAPS:
+                    line_1 += _tap(filter, 2 * mx + FIRST_X - 1, TAPS, FLIP, SUM) * value
+        if 2 * my + FIRST_Y < TAPS:
+            tap = _tap(filter, 2 * my + FIRST_Y, TAPS, FLIP, SUM)
+            total_00 += tap * line_0
+            total_01 += tap * line_1
+        if 2 * my + FIRST_Y > 0 and 2 * my + FIRST_Y - 1 < TAPS:
+            tap = _tap(filter, 2 * my + FIRST_Y - 1, TAPS, FLIP, SUM)
+            total_10 += tap * line_0
+            total_11 += tap * line_1
+
+    out += plane * out_rows * out_columns * channels
+    if GROUPED:
+        for k in tl.static_range(4):
+            oy = 2 * qy + k // 2
+            ox = 2 * qx + k % 2
+            value = total_00 if k == 0 else total_01 if k == 1 else total_10 if k == 2 else total_11
+            place = (oy.to(INDEX) * out_columns * channels)[:, None] + (ox.to(INDEX) * channels + within)[None, :]
+            inside = (oy < out_rows)[:, None] & (ox < out_columns)[None, :]
+            tl.store(out + place, (value * GAIN).to(out.dtype.element_ty), mask=inside)
+    else:
+        ox = tile % tiles_x * (2 * COLUMNS) + tl.arange(0, 2 * COLUMNS)
+        for k in tl.static_range(2):
+            oy = 2 * qy + k
+            value = tl.interleave(total_00, total_01) if k == 0 else tl.interleave(total_10, total_11)
+            place = (oy.to(INDEX) * out_columns)[:, None] + ox[None, :]
+            inside = (oy < out_rows)[:, None] & (ox < out_columns)[None, :]
+            tl.store(out + place, (value * GAIN).to(out.dtype.element_ty), mask=inside)
 
 
 # ---- launcher: what gankern/ops/upfirdn2d.py calls ---------------------------------------------------------
@@ -148,21 +264,30 @@ def forward(
     if out.numel() == 0:
         return out
     channels, planes_a_batch = (c, 1) if grouped else (1, c)
-    blocks = BLOCKS(x.device)
+    blocks = dict(BLOCKS(x.device))
+    doubling = blocks.pop("DOUBLING")
+    span = 1 + sum((n - 1) * abs(stride) for n, stride in zip((channels, h, w), x.stride()[1:]))
+    given: tuple[Any, ...] = (x, contiguous(filter), out, channels, planes_a_batch, h, w, *size, *start, *x.stride())
+    shared = {"GAIN": gain, "SUM": sum_type(x.dtype), "INDEX": index_type(span, size[0] * size[1] * channels), **blocks}
+    if doubling and filter.ndim == 1 and filter.shape[0] <= DOUBLED_TAPS and [*up, *down] == [2, 2, 1, 1]:
+        tiles = ceil_div(ceil_div(size[1], 2) * channels, blocks["COLUMNS"])
+        launch(
+            _doubling_kernel,
+            n * planes_a_batch * tiles * ceil_div(ceil_div(size[0], 2), blocks["ROWS"]),
+            *given,
+            GROUPED=grouped,
+            FLIP=flip_filter,
+            EVEN_Y=start[0] % 2 == 0,
+            EVEN_X=start[1] % 2 == 0,
+            TAPS=filter.shape[0],
+            **shared,
+        )
+        return out
     tiles = ceil_div(size[1] * channels, blocks["COLUMNS"]) * ceil_div(size[0], blocks["ROWS"])
     launch(
         _upfirdn2d_kernel,
         n * planes_a_batch * tiles,
-        x,
-        contiguous(filter),
-        out,
-        channels,
-        planes_a_batch,
-        h,
-        w,
-        *size,
-        *start,
-        *x.stride(),
+        *given,
         GROUPED=grouped,
         SEPARABLE=filter.ndim == 1,
         FLIP=flip_filter,
@@ -172,9 +297,7 @@ def forward(
         DOWN_X=down[1],
         TAPS_Y=filter.shape[0],
         TAPS_X=filter.shape[-1],
-        GAIN=gain,
-        SUM=sum_type(x.dtype),
-        **blocks,
+        **shared,
     )
     return out
 
@@ -185,6 +308,10 @@ def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     last = x.contiguous(memory_format=torch.channels_last)
     taps, square = torch.empty(4, device=device), torch.empty(4, 4, device=device)
     forward(x, taps, [2, 2], [1, 1], [2, 2], [64, 64], False, 4.0)
+    for variant in BLOCKS.variants if dtype == torch.float32 else BLOCKS.variants[:2]:
+        with BLOCKS.use(variant):
+            forward(x, taps, [2, 2], [1, 1], [2, 2], [64, 64], False, 4.0)
+            forward(last, taps, [2, 2], [1, 1], [1, 1], [64, 64], True, 4.0)
     forward(last, taps, [1, 1], [2, 2], [1, 1], [16, 16], False, 1.0)
     forward(x, taps, [1, 1], [1, 1], [2, 2], [33, 33], False, 1.0)
     forward(last, square, [1, 1], [1, 1], [2, 2], [33, 33], False, 1.0)

@@ -12,6 +12,7 @@ from torch.autograd import grad, gradgradcheck
 
 import gankern
 import gankern.functional as GF
+from gankern.triton import launch, upfirdn2d
 from gankern.triton.upfirdn2d import BLOCKS
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -95,3 +96,25 @@ def test_empty(device):
     filter = make_filter((0, 4), device)
     assert GF.upsample2d(torch.zeros(0, 3, 4, 4, device=device), filter, implementation="triton").shape == (0, 3, 8, 8)
     assert GF.upsample2d(torch.zeros(2, 0, 4, 4, device=device), filter, implementation="triton").shape == (2, 0, 8, 8)
+
+
+@pytest.mark.parametrize("taps", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_two_by_two_outputs_a_lane(taps, layout, device):
+    """Up by 2: the kernel of its own against the one for all factors, for every parity and sign of the start."""
+    x = values(2, 3, 5, 7, device=device).contiguous(memory_format=layout)
+    filter, size = values(taps, device=device, seed=1), [9, 13] if taps % 2 else [10, 14]
+    doubling = [variant for variant in BLOCKS.variants if variant["DOUBLING"]]
+    plain = next(variant for variant in BLOCKS.variants if not variant["DOUBLING"])
+    for number, start in enumerate(([0, 0], [1, 2], [2, 1], [3, 3], [-1, -2], [-3, 4])):
+        options = [2, 2], [1, 1], start, size, number % 2 == 0, 1.5
+        with BLOCKS.use(plain), launch.recorded() as launches:
+            upfirdn2d.forward(x, filter, *options)
+        assert launches[0].kernel is upfirdn2d._upfirdn2d_kernel
+        with BLOCKS.use(plain):
+            right = upfirdn2d.forward(x, filter, *options)
+        with BLOCKS.use(doubling[number % len(doubling)]):
+            torch.testing.assert_close(upfirdn2d.forward(x, filter, *options), right, rtol=0, atol=1e-12)
+        with launch.recorded() as launches:
+            upfirdn2d.forward(x, filter, *options)
+        assert launches[0].kernel is upfirdn2d._doubling_kernel
