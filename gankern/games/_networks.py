@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gankern.models.layers import Layers
@@ -38,3 +39,19 @@ class Noise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Drawn on the CPU, so that a seed means the same run on every device.
         return x + self.std * torch.randn(x.shape, dtype=x.dtype).to(x.device) if self.training else x
+
+
+class WithClass(nn.Module):
+    """Beside its maps [N, C, s, s] the network sees a plane that is a function of the class, if there are any."""
+
+    def __init__(self, network: nn.Module, size: int, classes: int, layers: Layers):
+        super().__init__()
+        self.network, self.classes = network, classes
+        if classes:
+            self.plane = nn.Sequential(
+                layers.linear(classes, size * size), layers.relu(), nn.Unflatten(1, (1, size, size))
+            )
+
+    def forward(self, maps: Tensor, *labels: Tensor) -> Tensor:
+        planes = [self.plane(F.one_hot(y, self.classes).to(maps.dtype)) for y in labels]
+        return self.network(torch.cat([maps, *planes], 1))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gankern import metrics
+from gankern.games._measures import read_classes
 
 
 def saturation(images: Tensor, covered: Tensor) -> Tensor:
@@ -46,3 +47,21 @@ def hue_distance(images: Tensor, others: Tensor, covered: Tensor) -> Tensor:
 
     distance = (hue(images) - hue(others)).abs() % 1.0
     return torch.minimum(distance, 1.0 - distance).mean()
+
+
+def stripe_figures(
+    to_b: Tensor, to_a: Tensor, plain: Tensor, striped: Tensor, covered: Tensor, kind: Tensor
+) -> dict[str, float]:
+    """Of plain shapes with stripes made on them, ``to_b``, and of striped ones without, ``to_a``: the energy of the
+    finest Laplacian band, as a share of what striped and plain ones have (``stripes_of_b``, ``stripes_of_a``); how
+    often a classifier of real images sees the kind that was there (``kind_as_b``, ``kind_as_a``); and the mean distance
+    of hues, of a circle of 1 (``hue_error``)."""
+    side = plain.shape[-1]
+    found = {
+        "stripes_of_b": detail(to_b) / detail(striped),
+        "stripes_of_a": detail(to_a) / detail(plain),
+        "kind_as_b": (read_classes(to_b, "striped", side) == kind).float().mean(),
+        "kind_as_a": (read_classes(to_a, "plain", side) == kind).float().mean(),
+        "hue_error": 0.5 * (hue_distance(to_b, plain, covered) + hue_distance(to_a, striped, covered)),
+    }
+    return {name: float(value) for name, value in found.items()}

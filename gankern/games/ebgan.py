@@ -139,12 +139,8 @@ class EBGAN(Game):
         images, fakes = self.run.images[torch.arange(min(1000, len(self.run.images)))], self.drawn(1000)
         with self.evaluating():
             real, (fake, codes) = self.energy(images.to(self.run.device))[0], self.energy(fakes)
-        found = {
-            "energy_real": real.mean().item(),
-            "energy_fake": fake.mean().item(),
-            "margin": self.margin,
-            "squared_cosine": repelling_term(codes).item(),
-        }
+        found = {"energy_real": real.mean().item(), "energy_fake": fake.mean().item(), "margin": self.margin}
+        found["squared_cosine"] = repelling_term(codes).item()
         labels = self.run.known_labels()
         if labels is not None:
             seen = read_classes(fakes.cpu(), config.data, config.side)

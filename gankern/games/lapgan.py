@@ -24,27 +24,12 @@ from gankern import losses, models
 from gankern.functional import filters
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run, Samples
 from gankern.games._measures import band_figures
+from gankern.games._networks import WithClass
 from gankern.games._pictures import alternating
 from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
 COARSEST = 8
-
-
-class WithClass(nn.Module):
-    """Beside its maps [N, C, s, s] the network sees a plane that is a function of the class, if there are any."""
-
-    def __init__(self, network: nn.Module, size: int, classes: int, layers: Layers):
-        super().__init__()
-        self.network, self.classes = network, classes
-        if classes:
-            self.plane = nn.Sequential(
-                layers.linear(classes, size * size), layers.relu(), nn.Unflatten(1, (1, size, size))
-            )
-
-    def forward(self, maps: Tensor, *labels: Tensor) -> Tensor:
-        planes = [self.plane(F.one_hot(y, self.classes).to(maps.dtype)) for y in labels]
-        return self.network(torch.cat([maps, *planes], 1))
 
 
 def level_generator(channels: int, size: int, width: int, classes: int, layers: Layers) -> WithClass:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from gankern import data, games, training
-from gankern.games.cyclegan import ImagePool, hue_distance
+from gankern.games._translation import hue_distance
+from gankern.games.cyclegan import ImagePool
 from gankern.games.pix2pix import foreground_iou, saturation
 from gankern.games.srgan import decibels, enlarge, shrink
 
