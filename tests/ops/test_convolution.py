@@ -552,6 +552,44 @@ def test_the_table_holds_for_all_kinds(which):
                 assert {"torch", *choice.KINDS[kind].rows} <= set(times)
 
 
+def test_small_products_were_measured():
+    """Near a single small image of few channels, and near a small batch of usual ones, of every kind."""
+    for kind in choice.KINDS:
+        for which, layout in itertools.product(choice.PASSES, ("contiguous", "channels_last")):
+            known = choice.measured_ways()[kind, which, layout]
+            for shape in ((16, 16, 4 * 8 * 8), (64, 128, 4 * 4 * 4), (64, 128, 4 * 4)):
+                assert min(choice._distance(shape, measured) for measured in known) <= 3, (kind, which, shape)
+
+
+def test_what_the_ways_save(monkeypatch):
+    """Of the nearest shape; no more for more products, less for fewer; of what resamples against both steps."""
+    measured = {("same", which, "contiguous"): {(8, 8, 64): {"torch": 0.5, "tiles2": 0.2}} for which in choice.PASSES}
+    measured["upsample", "forward", "contiguous"] = {(8, 8, 64): {"torch": 0.1, "reference": 0.9, "nine": 0.4}}
+    monkeypatch.setattr(choice, "measured_ways", lambda: measured)
+    for function in (choice.saved, choice.way_for, choice.is_known):
+        function.cache_clear()
+    try:
+        assert choice.saved("same", "highest", False, 8, 8, 64, False) == pytest.approx(300)
+        assert choice.saved("same", "highest", False, 8, 8, 64, True) == pytest.approx(900)
+        assert choice.saved("same", "highest", False, 16, 16, 640, False) == pytest.approx(300)
+        assert choice.saved("same", "highest", False, 8, 8, 16, False) == pytest.approx(75)
+        assert choice.saved("same", "highest", True, 8, 8, 64, True) == 0  # never measured: torch's
+        assert choice.saved("same", "highest", False, 8, 8, 0, True) == 0  # no image
+        assert choice.saved("upsample", "highest", False, 8, 8, 64, False) == pytest.approx(500)
+        assert choice.saved("upsample", "high", False, 8, 8, 64, False) == pytest.approx(800)
+    finally:
+        for function in (choice.saved, choice.way_for, choice.is_known):
+            function.cache_clear()
+
+
+def test_a_large_transposed_weight_gradient_by_torch():
+    """oneDNN's kernel refuses a gradient of another size than the least that there can be, unless it is told."""
+    x, w, g = torch.randn(1, 128, 4, 4), torch.randn(128, 64, 3, 3, requires_grad=True), torch.randn(1, 64, 8, 8)
+    options = ("transposed_of_three", 1, 1.0, "highest", "torch", 0)
+    (right,) = grad(F.conv_transpose2d(x, w, stride=2, padding=1, output_padding=1), w, g)
+    torch.testing.assert_close(ops._weight_gradient(options, x, g), right, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_ways_by_torch(kind, monkeypatch):
     """What runs where torch is faster, and on devices without the engine."""
