@@ -91,7 +91,7 @@ class Resources:
         return bool(self.stack_bytes or self.local_bytes or self.spilled_registers)
 
 
-def resources(compiled) -> Resources:
+def resources(compiled: Any) -> Resources:
     """Registers, stack and local memory of a kernel that `Entry.compile` returned."""
     if "cubin" in compiled.asm:
         return _cuda_resources(compiled.asm["cubin"])

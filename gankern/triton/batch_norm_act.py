@@ -539,7 +539,18 @@ class _Call:
         )
         return stats
 
-    def terms(self, order: str, grad, h, h_weight, stats, training, grad_weight, grad_bias, grad_slope) -> Tensor:
+    def terms(
+        self,
+        order: str,
+        grad: Tensor | None,
+        h: Tensor | None,
+        h_weight: Tensor | None,
+        stats: Tensor,
+        training: bool,
+        grad_weight: Tensor | None,
+        grad_bias: Tensor | None,
+        grad_slope: Tensor | None,
+    ) -> Tensor:
         """What the results need of each channel's sums; writes the affine gradients, and PReLU's slope's."""
         partial = self.partial(SUMS[order] if self.slopes is None else 3)
         terms = self.x.new_empty((TERMS, self.channels), dtype=torch.float64)
@@ -588,7 +599,18 @@ class _Call:
         )
         return terms
 
-    def apply(self, order: str, grad, h, h_weight, h_bias, stats, terms, out, out_x) -> None:
+    def apply(
+        self,
+        order: str,
+        grad: Tensor | None,
+        h: Tensor | None,
+        h_weight: Tensor | None,
+        h_bias: Tensor | None,
+        stats: Tensor,
+        terms: Tensor | None,
+        out: Tensor,
+        out_x: Tensor | None,
+    ) -> None:
         launch(
             _apply_kernel,
             self.blocks * self.groups * self.splits,

@@ -19,6 +19,7 @@ several, so that the parts are few. Elsewhere db is a sum of its own, which read
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -339,7 +340,20 @@ def _held(clamp: float | None, dtype: torch.dtype) -> float:
 
 
 def _launch(
-    order, x, bias, grad, h, h_bias, out, out_x, dim, activation, slope, gain, clamp, sums: bool = False
+    order: str,
+    x: Tensor,
+    bias: Tensor | None,
+    grad: Tensor | None,
+    h: Tensor | None,
+    h_bias: Tensor | None,
+    out: Tensor | None,
+    out_x: Tensor | None,
+    dim: int,
+    activation: int,
+    slope: float,
+    gain: float,
+    clamp: float | None,
+    sums: bool = False,
 ) -> Tensor | None:
     """Returns db where it was asked for and could be summed up in the same pass."""
     outer, channels, inner = layout(x.shape, x.stride(), dim)
@@ -385,7 +399,7 @@ def _launch(
 
 
 @planned
-def forward(x: Tensor, bias: Tensor | None, *arguments) -> Tensor:
+def forward(x: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
     """The result. Launches: 1, after a copy of what is not dense."""
     x = dense(x)
     y = torch.empty_like(x)
@@ -394,7 +408,7 @@ def forward(x: Tensor, bias: Tensor | None, *arguments) -> Tensor:
 
 
 @planned
-def forward_(x: Tensor, bias: Tensor | None, *arguments) -> None:
+def forward_(x: Tensor, bias: Tensor | None, *arguments: Any) -> None:
     """Overwrites x with the result. Launches: 1."""
     values = dense(x)
     _launch("forward", values, bias, None, None, None, values, None, *arguments)
@@ -453,7 +467,22 @@ def double_backward(
     return none if out is None else out, none if out_x is None else out_x, db
 
 
-def _launch_prelu(order, x, bias, slope, grad, h, h_bias, h_slope, out, out_x, out_slope, dim, gain, clamp) -> None:
+def _launch_prelu(
+    order: str,
+    x: Tensor,
+    bias: Tensor | None,
+    slope: Tensor,
+    grad: Tensor | None,
+    h: Tensor | None,
+    h_bias: Tensor | None,
+    h_slope: Tensor | None,
+    out: Tensor,
+    out_x: Tensor | None,
+    out_slope: Tensor | None,
+    dim: int,
+    gain: float,
+    clamp: float | None,
+) -> None:
     outer, channels, inner = layout(x.shape, x.stride(), dim)
     size = outer * channels * inner
     if size == 0:

@@ -205,7 +205,18 @@ def double_backward(
     return to_grad, out
 
 
-def _launch_combine(g, h, grad, norms, partial, out, to_grad, parts, target, one_sided) -> None:
+def _launch_combine(
+    g: Tensor,
+    h: Tensor | None,
+    grad: Tensor,
+    norms: Tensor,
+    partial: Tensor | None,
+    out: Tensor,
+    to_grad: Tensor | None,
+    parts: int,
+    target: float,
+    one_sided: bool,
+) -> None:
     size = math.prod(g.shape[1:])
     blocks = ceil_div(size, BLOCK)
     launch(

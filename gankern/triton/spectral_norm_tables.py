@@ -5,6 +5,7 @@ tables, they ask by name, from functions that are called when they are compiled.
 """
 
 import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -148,7 +149,7 @@ def matrix_of(shape: tuple[int, ...], strides: tuple[int, ...], dim: int) -> Mat
     return Matrix(rows, columns, inner, tuple(groups) or ((1, 1),))
 
 
-def product(sizes) -> int:
+def product(sizes: Iterable[int]) -> int:
     return functools.reduce(lambda a, b: a * b, sizes, 1)
 
 

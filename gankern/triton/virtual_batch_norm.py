@@ -16,6 +16,7 @@ x - K with the nearest float K to the mean; a channel's lanes are added up in fp
 """
 
 import math
+from collections.abc import Sequence
 from typing import overload
 
 import torch
@@ -411,15 +412,29 @@ def _tile(channels: int, pixels: int, last: bool, blocks: dict[str, int]) -> dic
     return {"CHANNELS": along, "PIXELS": across} if last else {"CHANNELS": across, "PIXELS": along}
 
 
-def _launch(order, map_, grad, h, vectors, seconds, saved, out, out_x, sums, share, eps, slope):
+def _launch(
+    order: str,
+    map_: _Map,
+    grad: Tensor | None,
+    h: Tensor | None,
+    vectors: Sequence[Tensor | None],
+    seconds: Sequence[Tensor | None],
+    saved: Tensor,
+    out: Tensor | None,
+    out_x: Tensor | None,
+    sums: Tensor | None,
+    share: float,
+    eps: float,
+    slope: float,
+) -> None:
     launch(
         _normalize_kernel,
         map_.programs,
         map_.x,
         grad,
         h,
-        *map(contiguous, vectors),
-        *map(contiguous, seconds),
+        *(contiguous(v) for v in vectors),
+        *(contiguous(v) for v in seconds),
         saved,
         out,
         out_x,
@@ -463,7 +478,16 @@ def _channel_gradients(sums: Tensor, x: Tensor, *vectors: Tensor | None) -> list
 
 
 @planned
-def forward(x, ref_mean, ref_mean_square, weight, bias, own_share, eps, negative_slope) -> tuple[Tensor, Tensor]:
+def forward(
+    x: Tensor,
+    ref_mean: Tensor,
+    ref_mean_square: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    own_share: float,
+    eps: float,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor]:
     """Launches: 1."""
     out, saved = empty(x), x.new_empty((2, *x.shape[:2]), dtype=torch.float64)
     if x.numel():
@@ -475,7 +499,18 @@ def forward(x, ref_mean, ref_mean_square, weight, bias, own_share, eps, negative
 
 @planned
 def backward(
-    grad, x, ref_mean, ref_mean_square, weight, bias, saved, own_share, eps, negative_slope, need_x, need_channels
+    grad: Tensor,
+    x: Tensor,
+    ref_mean: Tensor,
+    ref_mean_square: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    own_share: float,
+    eps: float,
+    negative_slope: float,
+    need_x: bool,
+    need_channels: bool,
 ) -> tuple[Tensor, ...]:
     """Launches: 2, or 1 without the channels' gradients."""
     grad_x = empty(x) if need_x else x.new_empty(0)
@@ -492,24 +527,24 @@ def backward(
 
 @planned
 def double_backward(
-    h,
-    h_mean,
-    h_mean_square,
-    h_weight,
-    h_bias,
-    grad,
-    x,
-    ref_mean,
-    ref_mean_square,
-    weight,
-    bias,
-    saved,
-    own_share,
-    eps,
-    negative_slope,
-    need_grad,
-    need_x,
-    need_channels,
+    h: Tensor | None,
+    h_mean: Tensor | None,
+    h_mean_square: Tensor | None,
+    h_weight: Tensor | None,
+    h_bias: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    ref_mean: Tensor,
+    ref_mean_square: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    own_share: float,
+    eps: float,
+    negative_slope: float,
+    need_grad: bool,
+    need_x: bool,
+    need_channels: bool,
 ) -> tuple[Tensor, ...]:
     """Launches: 2, or 1 without the channels' gradients."""
     grad_grad = empty(x) if need_grad else x.new_empty(0)
