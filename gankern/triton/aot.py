@@ -32,7 +32,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from gankern.triton.launch import Launch, recorded
+from gankern.triton.launch import Blocks, Launch, recorded
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -43,6 +43,7 @@ TARGETS = {
 
 
 ANY_TYPE = ("sm_90", "gfx942")  # of one maker, what spills in other types than fp32 hardly depends on the device
+VARIANTS = ("sm_90",)  # for which variants are compiled
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)  # the widest elements and sums, what mostly runs, the narrowest
 
 
@@ -52,6 +53,7 @@ class Entry:
 
     launch: Launch
     dtype: torch.dtype
+    variant: bool = False  # in block sizes that `make gpu` may choose
 
     @property
     def label(self) -> str:
@@ -139,7 +141,7 @@ def modules() -> list[str]:
 
 @functools.cache
 def entries(module: str) -> tuple[Entry, ...]:
-    """What the module's examples launch, each compilation once."""
+    """What the module's examples launch, each compilation once; and in each variant of its block sizes."""
     kinds: dict[str, Entry] = {}
     for dtype in DTYPES:
         with recorded() as launches:
@@ -148,7 +150,13 @@ def entries(module: str) -> tuple[Entry, ...]:
             source, options = Entry(launch, dtype).source(TARGETS["sm_90"])
             kind = repr((launch.kernel.__name__, source.signature, source.constants, source.attrs, options))
             kinds.setdefault(kind, Entry(launch, dtype))
-    return tuple(kinds.values())
+    found = [*kinds.values()]
+    for variant in Blocks.known[module].variants[1:] if module in Blocks.known else ():
+        with Blocks.known[module].use(variant), recorded() as launches:
+            _module(module).examples(torch.bfloat16)
+        others = {Entry(launch, torch.bfloat16).label: launch for launch in launches}
+        found += [Entry(launch, torch.bfloat16, variant=True) for launch in others.values()]
+    return tuple(found)
 
 
 def _module(name: str):
@@ -174,7 +182,7 @@ def check_all(module_names: list[str], targets: list[str], processes: int) -> li
         for module in module_names
         for index, entry in enumerate(entries(module))
         for target in targets
-        if entry.dtype == torch.float32 or target in ANY_TYPE
+        if (target in VARIANTS if entry.variant else entry.dtype == torch.float32 or target in ANY_TYPE)
     ]
     # Compilers are not fork-safe once they have run: each worker starts as a fresh process.
     with multiprocessing.get_context("spawn").Pool(processes) as pool:

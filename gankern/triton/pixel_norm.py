@@ -42,7 +42,6 @@ BLOCKS = Blocks(  # values of a tile, and the most of them that are channels of 
     {"TILE": 2048, "CHANNELS": 256, "num_warps": 4},
     {"TILE": 2048, "CHANNELS": 512, "num_warps": 8},
     {"TILE": 4096, "CHANNELS": 512, "num_warps": 8},
-    {"TILE": 512, "CHANNELS": 128, "num_warps": 2},
 )
 
 PROGRAMS = 2048  # that leave sums of all channels, at most: enough for every GPU

@@ -37,8 +37,6 @@ BLOCKS = Blocks(
     {"TILE": 1024, "CHANNELS": 32, "num_warps": 4},
     {"TILE": 1024, "CHANNELS": 16, "num_warps": 4},
     {"TILE": 1024, "CHANNELS": 8, "num_warps": 4},
-    {"TILE": 2048, "CHANNELS": 16, "num_warps": 8},
-    {"TILE": 2048, "CHANNELS": 32, "num_warps": 8},
 )
 
 # ---- the kernels -------------------------------------------------------------------------------------------
