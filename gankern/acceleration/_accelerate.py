@@ -141,7 +141,6 @@ def _is_first_half(module: Any) -> bool:
     """Whether a mean can be fused with this convolution."""
     return (
         type(module).forward is nn.Conv2d.forward
-        and _same_method(module, nn.Conv2d, "_conv_forward")
         and module.kernel_size == (3, 3)
         and module.stride == (1, 1)
         and module.dilation == (1, 1)
@@ -314,9 +313,9 @@ class _Work:
     def _leaf(self, name: str, module: nn.Module, leaf: Leaf) -> None:
         function, what = leaf
         before = _describe(module)
-        own = "_conv_forward" in module.__dict__ or not _same_method(module, nn.Conv2d, "_conv_forward")
-        if isinstance(module, nn.Conv2d) and own:
-            return self.row(name, before, None, "its _conv_forward is its own")
+        own = _layers.changed_part(module)
+        if own is not None:
+            return self.row(name, before, None, f"its {own} is its own")
         if what == _ENGINE and not _is_engine_shape(module):
             what = _CONVOLUTION
         if what in ONLY_SECOND_ORDER and not self.fast:

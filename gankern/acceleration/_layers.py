@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -700,18 +700,53 @@ HANDLERS.update(
 
 # ---- modules ------------------------------------------------------------------------------------------------
 
+_CONV = {"_conv_forward": nn.Conv2d._conv_forward}
+_TRANSPOSED = {"_output_padding": nn.ConvTranspose2d._output_padding}
+_NORM_OF_EACH = {name: getattr(nn.InstanceNorm2d, name) for name in ("_apply_instance_norm", "_handle_no_batch_input")}
+# The methods that a forward of torch's calls, and in place of which ours runs: of a class with others it is another.
+PARTS: dict[Any, dict[str, Any]] = {
+    nn.Conv1d.forward: {"_conv_forward": nn.Conv1d._conv_forward},
+    nn.Conv2d.forward: _CONV,
+    nn.Conv3d.forward: {"_conv_forward": nn.Conv3d._conv_forward},
+    nn.ConvTranspose1d.forward: _TRANSPOSED,
+    nn.ConvTranspose2d.forward: _TRANSPOSED,
+    nn.ConvTranspose3d.forward: _TRANSPOSED,
+    nn.InstanceNorm2d.forward: _NORM_OF_EACH,
+    **{
+        cls.forward: {}
+        for cls in (
+            nn.ReflectionPad2d, nn.ReplicationPad2d, nn.BatchNorm2d, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.AvgPool2d,
+            nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Upsample,
+        )
+    },
+}  # fmt: skip
+
+
+def changed_part(module: nn.Module, parts: Iterable[tuple[str, Any]] | None = None) -> str | None:
+    """The name of a method, of those its torch class's forward calls, that is the module's own; None: there is none."""
+    cls = type(module)
+    for name, method in PARTS[cls.forward].items() if parts is None else parts:
+        if getattr(cls, name) is not method or name in module.__dict__:
+            return name
+    return None if cls.__getattr__ is nn.Module.__getattr__ else "__getattr__"
+
+
+def _is_known(module: nn.Module, known: dict[Any, tuple[tuple[str, Any], ...]]) -> bool:
+    parts = known.get(type(module).forward)
+    return parts is not None and changed_part(module, parts) is None
+
 
 def leaf(
     function: Callable[..., Tensor], constants: int = 0, stands_for: Sequence[type[nn.Module]] = ()
 ) -> Callable[..., Tensor]:
     """A module's forward, which tells the scope that an operation comes. ``constants`` of its arguments stand before
     those of torch's forward. ``stands_for``: the modules whose forward it replaces; where the module became one with
-    another forward since, that runs."""
-    known = tuple(cls.forward for cls in stands_for)
+    another forward since, or with other methods that it calls, that runs."""
+    known = {cls.forward: tuple(PARTS[cls.forward].items()) for cls in stands_for}
 
     @functools.wraps(function)
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        if known and type(module).forward not in known:
+        if known and not _is_known(module, known):
             return original(module)(*args[constants:], **kwargs)
         if torch.compiler.is_compiling():  # the compiler fuses by itself; it traces convolutions, see conv2d_forward
             return type(module).forward(module, *args[constants:], **kwargs)
@@ -856,9 +891,8 @@ def batch_norm_forward(module: nn.BatchNorm2d, followed: Followed | None, input:
 @functools.partial(leaf, constants=1, stands_for=(nn.InstanceNorm2d,))
 def instance_norm_forward(module: nn.InstanceNorm2d, followed: Followed | None, input: Tensor) -> Tensor:
     input = settled(input)
-    own = type(module)._apply_instance_norm is not nn.InstanceNorm2d._apply_instance_norm
     batch = module._get_no_batch_dim() + 1
-    if own or input.ndim != batch or input.shape[1] != module.num_features:  # or torch's own error, or warning
+    if input.ndim != batch or input.shape[1] != module.num_features:  # or torch's own error, or warning
         say("torch", NOT_FASTER)
         return type(module).forward(module, input)
     module._check_input_dim(input)

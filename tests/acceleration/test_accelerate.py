@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import pickle
+import types
 
 import common
 import pytest
@@ -217,6 +218,74 @@ def test_layers_of_their_own():
     for module in (net, accelerated):  # torch.nn.Module's own errors
         with pytest.raises(ValueError, match="MinibatchStdDev"):
             module(torch.randn(6, 4, 4, 4).double())
+
+
+class ScaledConv(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, weight * 2, bias)
+
+
+class OddTransposed(nn.ConvTranspose2d):
+    def _output_padding(self, *args, **kwargs):
+        return [1, 1]
+
+
+class OddTransposed1d(nn.ConvTranspose1d):
+    def _output_padding(self, *args, **kwargs):
+        return [1]
+
+
+class CheckedNorm(nn.BatchNorm2d):
+    def _check_input_dim(self, input):
+        self.checked = input.shape
+
+
+class ScaledInstanceNorm(nn.InstanceNorm2d):
+    def _apply_instance_norm(self, input):
+        return super()._apply_instance_norm(input) * 2
+
+
+def rescaled(self, input, weight, bias):
+    return F.conv2d(input, weight * 3, bias, padding=1)
+
+
+# What a subclass changes of a layer of torch's, beside its forward.
+SUBCLASSES = {
+    "_conv_forward": (lambda: ScaledConv(16, 16, 3, padding=1), "_conv_forward"),
+    "_output_padding": (lambda: OddTransposed(16, 16, 4, 2, 1), "_output_padding"),
+    "_apply_instance_norm": (lambda: ScaledInstanceNorm(16), "_apply_instance_norm"),
+    "_check_input_dim": (lambda: CheckedNorm(16), None),
+}
+
+
+@pytest.mark.parametrize("name", SUBCLASSES)
+def test_methods_that_a_subclass_changes(name):
+    torch.manual_seed(0)
+    make, own = SUBCLASSES[name]
+    net = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), make(), nn.AvgPool2d(2))
+    report, _ = check_same(net, torch.randn(4, 16, 8, 8), tolerance=1e-8)
+    assert [row.note for row in report.left] == ([] if own is None else [f"its {own} is its own"])
+    net = nn.Sequential(nn.Conv1d(16, 16, 3, padding=1), OddTransposed1d(16, 4, 4, 2, 1))
+    check_same(net, torch.randn(4, 16, 8))
+
+
+@pytest.mark.parametrize("kind", [ScaledConv, OddTransposed, ScaledInstanceNorm, "instance"])
+def test_methods_that_change_afterwards(kind):
+    torch.manual_seed(0)
+    layer = {OddTransposed: nn.ConvTranspose2d(16, 16, 4, 2, 1), ScaledInstanceNorm: nn.InstanceNorm2d(16)}.get(
+        kind, nn.Conv2d(16, 16, 3, padding=1)
+    )
+    net = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), layer, nn.AvgPool2d(2)).double()
+    fast = copy.deepcopy(net)
+    gankern.accelerate(fast)
+    x = torch.randn(4, 16, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(fast(x), net(x))
+    for module in (net, fast):
+        if kind == "instance":
+            module[1]._conv_forward = types.MethodType(rescaled, module[1])
+        else:
+            module[1].__class__ = kind
+    torch.testing.assert_close(fast(x), net(x))
 
 
 def test_sequential_pairs(monkeypatch):
