@@ -110,4 +110,4 @@ if not TYPE_CHECKING:  # a type checker would take it to mean that every name ex
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, *__all__})
+    return sorted({*_MODULES, *__all__})

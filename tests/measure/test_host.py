@@ -206,9 +206,10 @@ def test_a_peer_that_cannot_is_left_out():
 PINNED = ROOT / "tests/measure/host_instructions.json"
 
 COUNTED = """
-import functools, os, subprocess, torch
+import functools, gc, os, subprocess, torch
 from gankern.measure import host
 torch.set_num_threads(1)
+gc.disable()  # a collection costs as much as hundreds of calls, whoever's turn it is
 host.cases()
 # From here on; instrumented, the imports alone would take minutes.
 subprocess.run(["callgrind_control", "-i", "on", str(os.getpid())], check=True, capture_output=True)
