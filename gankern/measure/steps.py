@@ -80,7 +80,7 @@ STEPS: list[Step | Play] = [
     ),
     Play("pix2pix-256, batch 1", "pix2pix", 1, 256, settings={"width": 64, "options": {"strided": 3, "dropout": 3}}),
     Play("CycleGAN-128, 6 blocks, batch 1", "cyclegan", 1, 128,
-         settings={"width": 64, "options": {"blocks": 6, "strided": 3}}),
+         settings={"width": 64, "options": {"blocks": 6, "strided": 3, "identity": 0.0}}),
     Play("SRGAN, crops of 96, batch 4", "srgan", 4, 96,
          settings={"width": 64, "options": {"blocks": 16, "features": 1024, "mse_steps": 0}}),
     Play("SAGAN-32, batch 16", "sagan", 16, 32, 10, settings={"width": 64}),
