@@ -160,6 +160,8 @@ def _along_axes(
     _checks.floating(name, "x", x)
     _checks.floating(name, "filter", filter)
     _checks.number(name, "gain", gain)
+    _checks.implementation(name, implementation)
+    _same_device(name, x, filter)
     if x.ndim != axes + 2 or 0 in x.shape[2:]:
         wanted = "[N, C, L]" if axes == 1 else "[N, C, D, H, W]"
         raise ValueError(
@@ -492,8 +494,7 @@ def _run(
         raise ValueError(
             f"{name}: x has shape {tuple(x.shape)}; it must be [N, C, H, W] with at least one row and column"
         )
-    if filter.device != x.device:
-        raise ValueError(f"{name}: filter is on {filter.device}, x on {x.device}; they must share a device")
+    _same_device(name, x, filter)
     up, down = _pair(name, "up", up), _pair(name, "down", down)
     edges = _edges(name, padding)
     if extra is not None:
@@ -505,6 +506,11 @@ def _run(
     ):
         _leaves_something(name, axis, n * u, k, before, after)
     return _upfirdn2d(x, filter, up, down, edges, bool(flip_filter), float(gain), implementation)
+
+
+def _same_device(name: str, x: Tensor, filter: Tensor) -> None:
+    if filter.device != x.device:
+        raise ValueError(f"{name}: filter is on {filter.device}, x on {x.device}; they must share a device")
 
 
 def _leaves_something(name: str, axis: str, size: int, taps: int, before: int, after: int) -> None:

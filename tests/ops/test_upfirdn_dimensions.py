@@ -159,6 +159,11 @@ def test_bad_input():
         ),
         (lambda: GF.filter3d(torch.ones(2, 3, 4, 4, 4), f, gain=float("nan")), "filter3d: gain"),
         (lambda: GF.downsample3d(torch.ones(2, 3, 4, 0, 4), f), "downsample3d: x has shape .* not empty along"),
+        (lambda: GF.upsample1d(torch.ones(2, 3, 9, device="meta"), f), "upsample1d: filter is on cpu, x on meta"),
+        (
+            lambda: GF.filter3d(torch.ones(2, 3, 4, 4, 4), f, implementation="fast"),
+            "filter3d: implementation is 'fast'",
+        ),
     ):
         with pytest.raises(ValueError, match=says):
             call()
