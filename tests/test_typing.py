@@ -45,6 +45,9 @@ reveal_type(F.softmax)
 reveal_type(nn.Conv2d)
 reveal_type(nn.Module)
 reveal_type(gankern.penalties.gradient_penalty)
+reveal_type(gankern.penalties.r1_penalty)
+reveal_type(gankern.penalties.lipschitz)
+gankern.penalties.r2_penalty(nn.ReLU(), [], half=True, target=0.0)
 gankern.no_such_name
 F.no_such_function
 nn.NoSuchLayer
@@ -102,6 +105,12 @@ def test_accelerate_is_the_function_of_that_name(checked):
         ("reveal_type(nn.Conv2d)", "-> gankern.nn.modules.convolution.Conv2d"),
         ("reveal_type(nn.Module)", "-> torch.nn.modules.module.Module"),
         ("reveal_type(gankern.penalties.gradient_penalty)", "critic_kwargs: "),
+        ("reveal_type(gankern.penalties.r1_penalty)", "'critic_kwargs'?: "),
+        ("reveal_type(gankern.penalties.lipschitz)", "'one_sided'?: "),
+        (
+            "gankern.penalties.r2_penalty(nn.ReLU(), [], half=True, target=0.0)",
+            'error: Unexpected keyword argument "target"',
+        ),
     ],
 )
 def test_revealed(checked, line, part):

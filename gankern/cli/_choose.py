@@ -73,13 +73,12 @@ def check_output(option: str, path: Path | None) -> None:
         raise ValueError(f"{option} {path}: cannot be written: {error.strerror}") from error
 
 
-def check_primitives(names: Sequence[str] | None) -> None:
+def check_run(names: Sequence[str] | None, device: str, json_file: Path | None) -> None:
+    """Raises a ValueError where these primitives could not run on that device, or the results not be written."""
     check_environment()
     for name in names or ():
         look_up(Primitive.registry, name, "primitive")
-
-
-def check_device(device: str) -> None:
+    check_output("--json", json_file)
     if device not in DEVICES:
         raise ValueError(f"unknown device {device!r}; there are: {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():

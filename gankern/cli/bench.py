@@ -13,18 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from gankern.cli._choose import (
-    DEVICES,
-    JSON,
-    PRIMITIVES,
-    TERMINAL,
-    check_device,
-    check_output,
-    check_primitives,
-    choice,
-    console_beside,
-    write_results,
-)
+from gankern.cli._choose import DEVICES, JSON, PRIMITIVES, TERMINAL, check_run, choice, console_beside, write_results
 from gankern.cli._fail import fail
 from gankern.core import memory
 from gankern.core.names import look_up
@@ -82,8 +71,7 @@ def bench(
     With --against, a case that seems slower is measured twice more, and counts only if it is slower each time.
     """
     try:
-        check_primitives(op)
-        check_device(device)
+        check_run(op, device, json_file)
         named = {str(kind).removeprefix("torch."): name for name, kind in PRECISIONS.items()}
         precision = named.get(dtype, dtype) if dtype is not None else precision
         look_up(PRECISIONS, precision, "precision")
@@ -92,7 +80,6 @@ def bench(
         model, scaling = (["all"], True) if full else (model, scaling)
         wanted = _steps(model, quick)
         earlier = None if against is None else load(against)
-        check_output("--json", json_file)
     except ValueError as error:
         fail(error)
     if host_only:

@@ -8,17 +8,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from gankern.cli._choose import (
-    DEVICES,
-    JSON,
-    PRIMITIVES,
-    check_device,
-    check_output,
-    check_primitives,
-    choice,
-    console_beside,
-    write_results,
-)
+from gankern.cli._choose import DEVICES, JSON, PRIMITIVES, check_run, choice, console_beside, write_results
 from gankern.cli._fail import fail
 from gankern.measure import verification
 from gankern.measure.benchmark import environment
@@ -36,9 +26,7 @@ def verify(
     Exits with 1 if a check fails.
     """
     try:
-        check_primitives(op)
-        check_device(device)
-        check_output("--json", json_file)
+        check_run(op, device, json_file)
     except ValueError as error:
         fail(error)
     console = console_beside(json_file)

@@ -14,6 +14,7 @@ from gankern.core.dispatch import check_floating_on, short
 from gankern.core.native import nodes
 from gankern.core.torch_internals import transformed
 from gankern.functional import _checks
+from gankern.ops.spectral_norm import Rules
 from gankern.ops.spectral_norm import spectral_norm_group as _spectral_norm_group
 
 
@@ -163,9 +164,8 @@ def spectral_norm_group(
                 if x is not None:
                     _checks.writable("spectral_norm", name, x)
 
-    normalized, vectors, new_sigma = _spectral_norm_group(
-        weights, us, vs, dims, n_power_iterations if iterates else 0, eps, rules.u_first, rules.add_eps, implementation
-    )
+    settings = Rules(n_power_iterations if iterates else 0, eps, rules.u_first, rules.add_eps)
+    normalized, vectors, new_sigma = _spectral_norm_group(weights, us, vs, dims, settings, implementation)
     if stores:
         with torch.no_grad():
             kept = [x for pair in zip(us, vs) for x in pair]

@@ -65,32 +65,31 @@ class ConvDownsample2d(nn.Conv2d):
         return F.avg_pool2d(super().forward(x), 2)
 
 
-@apart
-class BatchNormAct2d(nn.BatchNorm2d):
-    """Batch norm, then a leaky ReLU; ReLU at slope 0, nothing at None."""
+class _Activated(nn.Module):
+    """The norm behind it in the list of bases, then a leaky ReLU; ReLU at slope 0, nothing at None."""
 
     def __init__(self, channels: int, negative_slope: float | None = 0.0):
         super().__init__(channels)
         self.negative_slope = negative_slope
 
     def forward(self, x: Tensor) -> Tensor:
-        return _activated(super().forward(x), self.negative_slope)
-
-
-def _activated(x: Tensor, negative_slope: float | None) -> Tensor:
-    return x if negative_slope is None else F.leaky_relu(x, negative_slope, inplace=True)
+        x = super().forward(x)
+        return x if self.negative_slope is None else F.leaky_relu(x, self.negative_slope, inplace=True)
 
 
 @apart
-class InstanceNormAct2d(nn.InstanceNorm2d):
-    """Instance norm without weights, then a leaky ReLU; ReLU at slope 0, nothing at None."""
+class BatchNormAct1d(_Activated, nn.BatchNorm1d):
+    """Batch norm of features [N, C], then a leaky ReLU."""
 
-    def __init__(self, channels: int, negative_slope: float | None = 0.0):
-        super().__init__(channels)
-        self.negative_slope = negative_slope
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _activated(super().forward(x), self.negative_slope)
+@apart
+class BatchNormAct2d(_Activated, nn.BatchNorm2d):
+    """Batch norm, then a leaky ReLU."""
+
+
+@apart
+class InstanceNormAct2d(_Activated, nn.InstanceNorm2d):
+    """Instance norm without weights, then a leaky ReLU."""
 
 
 @apart
@@ -103,18 +102,6 @@ class BatchNormPReLU2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.prelu(super().forward(x), self.slope)
-
-
-@apart
-class BatchNormAct1d(nn.BatchNorm1d):
-    """Batch norm of features [N, C], then a leaky ReLU; ReLU at slope 0."""
-
-    def __init__(self, channels: int, negative_slope: float = 0.0):
-        super().__init__(channels)
-        self.negative_slope = negative_slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(super().forward(x), self.negative_slope, inplace=True)
 
 
 @apart

@@ -12,7 +12,7 @@ is by itself, as if it had a node of its own: see ``layers`` of :class:`gankern.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,15 @@ NAME = "spectral_norm"
 primitive = registry.declare(NAME, gradient_order=2, cuda=True)
 
 
+class Rules(NamedTuple):
+    """How u and v are iterated: the operator's arguments behind its lists."""
+
+    n_power_iterations: int
+    eps: float
+    u_first: bool  # whether an iteration computes u before v
+    add_eps: bool  # whether eps is added to a norm; else it is the least
+
+
 def state_sizes(weights: Sequence[Tensor], dims: Sequence[int]) -> list[int]:
     """The lengths of the state's parts: the sigmas, then u and v of each layer."""
     sizes = [len(weights)]
@@ -36,14 +45,7 @@ def state_sizes(weights: Sequence[Tensor], dims: Sequence[int]) -> list[int]:
 
 
 def _fake_forward(
-    weights: Sequence[Tensor],
-    us: Sequence[Tensor],
-    vs: Sequence[Tensor],
-    dims: Sequence[int],
-    n_power_iterations: int,
-    eps: float,
-    u_first: bool,
-    add_eps: bool,
+    weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], dims: Sequence[int], *rules: Any
 ) -> Any:
     state = weights[0].new_empty(sum(state_sizes(weights, dims)), dtype=accumulation_dtype(weights[0]))
     return [torch.empty_like(w) for w in weights], state
@@ -150,22 +152,18 @@ def spectral_norm_group(
     us: Sequence[Tensor],
     vs: Sequence[Tensor],
     dims: Sequence[int],
-    n_power_iterations: int,
-    eps: float,
-    u_first: bool,
-    add_eps: bool,
+    rules: Rules,
     implementation: str | None,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """(normalized weights, [u, v of each layer after the iteration], sigma [L]) of checked arguments; writes
     nothing."""
     chosen = primitive.select(weights[0], implementation)
     if chosen == "reference":
-        rules = (n_power_iterations, eps, u_first, add_eps)
         rows = [reference(w, u, v, d, *rules) for w, u, v, d in zip(weights, us, vs, dims)]
         vectors = [vector for row in rows for vector in row[1:3]]
         return [row[0] for row in rows], vectors, torch.stack([row[3].detach() for row in rows])
     lengths = tuple(u.numel() + v.numel() for u, v in zip(us, vs))
-    options = (chosen, tuple(dims), n_power_iterations, eps, u_first, add_eps, lengths)
+    options = (chosen, tuple(dims), *rules, lengths)
     *normalized, state = autograd.differentiate(NAME, options, *weights, *us, *vs)
     with torch.no_grad():
         sigma, *vectors = state.split(state_sizes(weights, dims))

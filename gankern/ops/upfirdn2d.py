@@ -48,23 +48,6 @@ def taps_of(filter: Tensor) -> tuple[int, int]:
     return filter.shape[0], filter.shape[-1]
 
 
-def geometry(
-    shape: Sequence[int],
-    filter: Tensor,
-    up: tuple[int, int],
-    down: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    flip_filter: bool,
-    gain: float,
-) -> Geometry:
-    """For inputs of ``shape`` and a padding of (left, right, top, bottom). Sizes below 1 are the caller's to refuse."""
-    left, right, top, bottom = padding
-    padded = shape[2] * up[0] + top + bottom, shape[3] * up[1] + left + right
-    taps = taps_of(filter)
-    size = (padded[0] - taps[0]) // down[0] + 1, (padded[1] - taps[1]) // down[1] + 1
-    return Geometry(up, down, (top, left), size, flip_filter, gain)
-
-
 def _fake(
     x: Tensor,
     filter: Tensor,
@@ -122,7 +105,7 @@ def upfirdn2d(
     gain: float,
     implementation: str | None,
 ) -> Tensor:
-    """The filtered images for checked arguments."""
+    """The filtered images for checked arguments, whose padding is (left, right, top, bottom) and leaves something."""
     chosen = primitive.select(x, implementation)
     if chosen == "reference":
         return reference(x, filter, up, down, padding, flip_filter, gain)
@@ -131,11 +114,15 @@ def upfirdn2d(
             f"upfirdn2d: filter requires grad, and for the {chosen} implementation it is a constant; detach() it, or "
             f"pass implementation='reference', which has its gradient"
         )
-    there = geometry(x.shape, filter, up, down, padding, flip_filter, gain)
+    left, right, top, bottom = padding
+    taps = taps_of(filter)
+    padded = x.shape[2] * up[0] + top + bottom, x.shape[3] * up[1] + left + right
+    size = (padded[0] - taps[0]) // down[0] + 1, (padded[1] - taps[1]) // down[1] + 1
+    there = Geometry(up, down, (top, left), size, flip_filter, gain)
     arguments = chosen, x, filter, there
     recorder = autograd.recording.recorder
     if recorder is not None:
-        back = there.transposed(taps_of(filter), x.shape[2:])
+        back = there.transposed(taps, x.shape[2:])
         return recorder.linear(
             x,
             lambda: _run(arguments),

@@ -38,6 +38,7 @@ from gankern.tangent import method as tangent
 from gankern.tangent.nodes import NotCovered
 
 METHODS = ("auto", "tangent", "double_backward")
+WEIGHT = 10.0
 
 Select = Callable[[Any], Tensor] | int | str | None
 Tensors = Sequence[Tensor]
@@ -49,15 +50,15 @@ def penalize(
     critic: Callable[..., Any],
     inputs: Tensors,
     *,
-    weight: float,
     target: float,
     one_sided: bool,
-    reduction: str,
-    norm_dims: str | int | Sequence[int],
-    method: str,
-    critic_args: Sequence[Any],
-    critic_kwargs: Mapping[str, Any] | None,
-    select: Select,
+    weight: float = WEIGHT,
+    reduction: str = "mean",
+    norm_dims: str | int | Sequence[int] = "sample",
+    method: str = "auto",
+    critic_args: Sequence[Any] = (),
+    critic_kwargs: Mapping[str, Any] | None = None,
+    select: Select = None,
 ) -> Tensor:
     """The penalty of the critic's gradients at ``inputs``: what every function of this package ends in."""
     if reduction not in ("mean", "sum"):

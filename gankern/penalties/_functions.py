@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from gankern.core.names import with_options_of
 from gankern.functional import _checks
-from gankern.penalties._common import Select, pairs_of, penalize, random_alpha, samples_of
+from gankern.penalties._common import WEIGHT, Select, pairs_of, penalize, random_alpha, samples_of
 
 Critic = Callable[..., Any]
 Samples = Tensor | Sequence[Tensor]
+
+
+class Shared(TypedDict, total=False):
+    """The options that all penalties of gradients have."""
+
+    weight: float
+    reduction: str
+    norm_dims: str | int | Sequence[int]
+    method: str
+    critic_args: Sequence[Any]
+    critic_kwargs: Mapping[str, Any] | None
+    select: Select
+
+
+_SHARED = frozenset(Shared.__annotations__)
+
+
+class Between(Shared, total=False):
+    """The options of penalties between two sets of samples."""
+
+    target: float
+    one_sided: bool
+    alpha: Tensor | None
+    generator: torch.Generator | None
 
 
 def gradient_penalty(
@@ -21,7 +45,7 @@ def gradient_penalty(
     real: Samples,
     fake: Samples,
     *,
-    weight: float = 10.0,
+    weight: float = WEIGHT,
     target: float = 1.0,
     one_sided: bool = False,
     alpha: Tensor | None = None,
@@ -96,7 +120,7 @@ def gradient_penalty(
 
 
 @with_options_of(gradient_penalty, one_sided=True)
-def lipschitz(critic: Critic, real: Samples, fake: Samples, **options: Any) -> Tensor:
+def lipschitz(critic: Critic, real: Samples, fake: Samples, **options: Unpack[Between]) -> Tensor:
     r"""WGAN-LP's penalty: :func:`gradient_penalty` one-sided, only norms above 1 cost.
 
     :math:`\lambda\,\mathrm{mean}_n\max(0, \lVert\nabla D(\hat x_n)\rVert_2 - 1)^2`. Source: Petzka et al. 2018,
@@ -107,11 +131,12 @@ def lipschitz(critic: Critic, real: Samples, fake: Samples, **options: Any) -> T
     >>> lipschitz(critic, torch.zeros(4, 3), torch.ones(4, 3)).item()
     0.0
     """
-    return gradient_penalty(critic, real, fake, **{"one_sided": True, **options})
+    options.setdefault("one_sided", True)
+    return gradient_penalty(critic, real, fake, **options)
 
 
 @with_options_of(gradient_penalty, target=0.0)
-def zero_centered(critic: Critic, real: Samples, fake: Samples, **options: Any) -> Tensor:
+def zero_centered(critic: Critic, real: Samples, fake: Samples, **options: Unpack[Between]) -> Tensor:
     r"""The zero-centred penalty between samples: :func:`gradient_penalty` with target 0.
 
     :math:`\lambda\,\mathrm{mean}_n\lVert\nabla D(\hat x_n)\rVert_2^2`. Source: Thanh-Tung et al. 2019,
@@ -120,22 +145,12 @@ def zero_centered(critic: Critic, real: Samples, fake: Samples, **options: Any) 
     >>> zero_centered(torch.nn.Linear(3, 1), *torch.randn(2, 4, 3)).shape
     torch.Size([])
     """
-    return gradient_penalty(critic, real, fake, **{"target": 0.0, **options})
+    options.setdefault("target", 0.0)
+    return gradient_penalty(critic, real, fake, **options)
 
 
-def r1_penalty(
-    critic: Critic,
-    real: Samples,
-    *,
-    weight: float = 10.0,
-    half: bool = True,
-    reduction: str = "mean",
-    norm_dims: str | int | Sequence[int] = "sample",
-    method: str = "auto",
-    critic_args: Sequence[Any] = (),
-    critic_kwargs: Mapping[str, Any] | None = None,
-    select: Select = None,
-) -> Tensor:
+@with_options_of(penalize)
+def r1_penalty(critic: Critic, real: Samples, *, half: bool = True, **options: Unpack[Shared]) -> Tensor:
     r"""R1: the squared norm of the critic's gradient at real samples, :math:`(\gamma/2)\,\mathrm{mean}\lVert\nabla
     D(r_n)\rVert_2^2`.
 
@@ -143,31 +158,19 @@ def r1_penalty(
 
     Args:
         real: samples, [N, ...], or several tensors.
-        weight: γ.
         half: False leaves the ½ out, as some code does.
+        weight: γ.
 
     The other arguments, result and errors are :func:`gradient_penalty`'s.
 
     >>> r1_penalty(torch.nn.Linear(3, 1), torch.randn(4, 3)).shape
     torch.Size([])
     """
-    return _at_samples("r1_penalty", "real", critic, real, weight, half, reduction, norm_dims, method, critic_args,
-                       critic_kwargs, select)  # fmt: skip
+    return _at_samples("r1_penalty", "real", critic, real, half, options)
 
 
-def r2_penalty(
-    critic: Critic,
-    fake: Samples,
-    *,
-    weight: float = 10.0,
-    half: bool = True,
-    reduction: str = "mean",
-    norm_dims: str | int | Sequence[int] = "sample",
-    method: str = "auto",
-    critic_args: Sequence[Any] = (),
-    critic_kwargs: Mapping[str, Any] | None = None,
-    select: Select = None,
-) -> Tensor:
+@with_options_of(penalize)
+def r2_penalty(critic: Critic, fake: Samples, *, half: bool = True, **options: Unpack[Shared]) -> Tensor:
     r"""R2: :func:`r1_penalty` at generated samples. Detach them: what requires a gradient gets one.
 
     Source: Mescheder et al. 2018, arXiv 1801.04406, equation 10.
@@ -175,36 +178,21 @@ def r2_penalty(
     >>> r2_penalty(torch.nn.Linear(3, 1), torch.randn(4, 3)).shape
     torch.Size([])
     """
-    return _at_samples("r2_penalty", "fake", critic, fake, weight, half, reduction, norm_dims, method, critic_args,
-                       critic_kwargs, select)  # fmt: skip
+    return _at_samples("r2_penalty", "fake", critic, fake, half, options)
 
 
-def _at_samples(
-    name: str, argument: str, critic: Critic, samples: Samples, weight: float, half: bool, reduction: str,
-    norm_dims: str | int | Sequence[int], method: str, critic_args: Sequence[Any],
-    critic_kwargs: Mapping[str, Any] | None, select: Select,
-) -> Tensor:  # fmt: skip
+def _at_samples(name: str, argument: str, critic: Critic, samples: Samples, half: bool, options: Shared) -> Tensor:
+    for option in options:
+        if option not in _SHARED:
+            raise TypeError(f"{name}() got an unexpected keyword argument {option!r}")
+    weight = options.get("weight", WEIGHT)
     _checks.number(name, "weight", weight)
-    return penalize(
-        name,
-        critic,
-        samples_of(name, argument, samples),
-        weight=weight / 2 if half else weight,
-        target=0.0,
-        one_sided=False,
-        reduction=reduction,
-        norm_dims=norm_dims,
-        method=method,
-        critic_args=critic_args,
-        critic_kwargs=critic_kwargs,
-        select=select,
-    )
+    options["weight"] = weight / 2 if half else weight
+    return penalize(name, critic, samples_of(name, argument, samples), target=0.0, one_sided=False, **options)
 
 
 @with_options_of(gradient_penalty)
-def dragan(
-    critic: Critic, real: Samples, *, noise: float = 0.5, generator: torch.Generator | None = None, **options: Any
-) -> Tensor:
+def dragan(critic: Critic, real: Samples, *, noise: float = 0.5, **options: Unpack[Between]) -> Tensor:
     r"""DRAGAN's penalty: :func:`gradient_penalty` between real samples and noisy ones.
 
     The other end of each line is :math:`r_n + c\,\sigma u_n` with :math:`\sigma` the standard deviation of the whole
@@ -223,13 +211,14 @@ def dragan(
     torch.Size([])
     """
     _checks.number("dragan", "noise", noise)
+    generator = options.get("generator")
     reals = samples_of("dragan", "real", real)
     noisy = []
     for r in reals:
         u = torch.rand(r.shape, generator=generator, device=r.device, dtype=r.dtype)
         deviation = r.detach().std() if r.numel() > 1 else r.new_zeros(())
         noisy.append(r.detach() + noise * deviation * u)
-    return gradient_penalty(critic, reals, noisy, generator=generator, **options)
+    return gradient_penalty(critic, reals, noisy, **options)
 
 
 def drift(outputs: Tensor, *, weight: float = 0.001, reduction: str = "mean") -> Tensor:

@@ -124,8 +124,8 @@ class Sum(Node):
         ]
 
 
-class Join(Node):
-    """A linear map of many inputs to one output; constants among the inputs count as zeros for the tangent."""
+class _Many(Node):
+    """A linear map with values of many ``shapes`` on one of its sides, of which some may be missing: zeros."""
 
     __slots__ = ("forward", "shapes", "transpose")
 
@@ -134,32 +134,33 @@ class Join(Node):
     ) -> None:
         self.forward, self.transpose, self.shapes = forward, transpose, shapes
 
+    def _all(self, values: Given) -> list[Tensor]:
+        like = next(v for v in values if v is not None)
+        return [like.new_zeros(shape) if v is None else v for v, shape in zip(values, self.shapes)]
+
+
+class Join(_Many):
+    """A linear map of many inputs to one output; constants among the inputs count as zeros for the tangent."""
+
+    __slots__ = ()
+
     def push(self, tangents: Given, needed: Sequence[bool]) -> tuple[Grads, Grads]:
-        like = next(t for t in tangents if t is not None)
-        return (
-            self.forward([like.new_zeros(shape) if t is None else t for t, shape in zip(tangents, self.shapes)]),
-        ), ()
+        return (self.forward(self._all(tangents)),), ()
 
     def pull(self, grads: Given, needed: Sequence[bool]) -> Grads:
         return self.transpose(grads[0])
 
 
-class Parts(Node):
+class Parts(_Many):
     """A linear map of one input to many outputs."""
 
-    __slots__ = ("forward", "shapes", "transpose")
-
-    def __init__(
-        self, forward: Callable[..., Any], transpose: Callable[..., Any], shapes: Sequence[torch.Size]
-    ) -> None:
-        self.forward, self.transpose, self.shapes = forward, transpose, shapes
+    __slots__ = ()
 
     def push(self, tangents: Given, needed: Sequence[bool]) -> tuple[Grads, Grads]:
         return self.forward(tangents[0]), ()
 
     def pull(self, grads: Given, needed: Sequence[bool]) -> Grads:
-        like = next(g for g in grads if g is not None)
-        return (self.transpose([like.new_zeros(s) if g is None else g for g, s in zip(grads, self.shapes)]),)
+        return (self.transpose(self._all(grads)),)
 
 
 class Bilinear(Node):

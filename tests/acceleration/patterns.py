@@ -329,12 +329,13 @@ class Iterating:
 
     def W_(self) -> Tensor:
         w = self.weight.view(self.weight.size(0), -1)
-        with torch.no_grad():
-            v = F.normalize(torch.matmul(self.u0, w), eps=self.eps)
-            u = F.normalize(torch.matmul(v, w.t()), eps=self.eps)
-            if self.training:
-                self.u0[:] = u
-        sigma = torch.squeeze(torch.matmul(torch.matmul(v, w.t()), u.t()))
+        for _ in range(self.num_itrs):
+            with torch.no_grad():
+                v = F.normalize(torch.matmul(self.u0, w), eps=self.eps)
+                u = F.normalize(torch.matmul(v, w.t()), eps=self.eps)
+                if self.training:
+                    self.u0[:] = u
+            sigma = torch.squeeze(torch.matmul(torch.matmul(v, w.t()), u.t()))
         if self.training:
             with torch.no_grad():
                 self.sv0[:] = sigma

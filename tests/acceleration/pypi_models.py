@@ -133,20 +133,28 @@ def _mimicry_penalty(discriminator: nn.Module, batch: Batch) -> Tensor:
     return discriminator.compute_gradient_penalty_loss(x, _fake(x))
 
 
-def _mimicry_discriminator(name: str, width: int, count: int, **options: Any) -> Case:
+def _mimicry(
+    name: str, part: str, count: int, *shape: int, **options: Any
+) -> tuple[str, Callable[[], nn.Module], Callable[[], Batch]]:
+    """A network of mimicry's: its name, how it is built, and a batch of inputs of ``shape``."""
     cls = {"sngan": "SNGAN", "wgan_gp": "WGANGP", "dcgan": "DCGAN", "sagan": "SAGAN"}[name]
     labels = name == "sagan"
     if labels:
         options["num_classes"] = 5
 
+    def build() -> nn.Module:
+        return getattr(mimicry(f"{name}.{name}_32"), f"{cls}{part}32")(**options)
+
     def batch() -> Batch:
-        x = torch.randn(count, 3, 32, 32)
+        x = torch.randn(count, *shape)
         return (x, torch.randint(5, (count,))) if labels else (x,)
 
+    return f"mimicry {name}_32 {part.lower()}", build, batch
+
+
+def _mimicry_discriminator(name: str, width: int, count: int, **options: Any) -> Case:
     return Case(
-        f"mimicry {name}_32 discriminator",
-        lambda: getattr(mimicry(f"{name}.{name}_32"), f"{cls}Discriminator32")(ndf=width, **options),
-        batch,
+        *_mimicry(name, "Discriminator", count, 3, 32, 32, ndf=width, **options),
         against(_fake),
         _mimicry_penalty if name == "wgan_gp" else None,
         # compute_gan_loss makes labels of float32 for the sigmoid losses
@@ -155,20 +163,7 @@ def _mimicry_discriminator(name: str, width: int, count: int, **options: Any) ->
 
 
 def _mimicry_generator(name: str, width: int, count: int, **options: Any) -> Case:
-    cls = {"sngan": "SNGAN", "wgan_gp": "WGANGP", "dcgan": "DCGAN", "sagan": "SAGAN"}[name]
-    labels = name == "sagan"
-    if labels:
-        options["num_classes"] = 5
-
-    def batch() -> Batch:
-        z = torch.randn(count, 16)
-        return (z, torch.randint(5, (count,))) if labels else (z,)
-
-    return Case(
-        f"mimicry {name}_32 generator",
-        lambda: getattr(mimicry(f"{name}.{name}_32"), f"{cls}Generator32")(nz=16, ngf=width, **options),
-        batch,
-    )
+    return Case(*_mimicry(name, "Generator", count, 16, nz=16, ngf=width, **options))
 
 
 def _torchgan_discriminator(width: int, count: int, size: int = 32) -> Case:

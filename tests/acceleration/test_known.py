@@ -434,26 +434,9 @@ def test_spectral_norm_of_ones_own(make, iterations):
     assert getattr(plain[0], "calls", 0) == getattr(fast[0], "calls", 0)
 
 
-class Repeating(patterns.IteratingLinear):
-    """BigGAN's layer with ``num_itrs``: in training each iteration goes on from the last, in evaluation from u0."""
-
-    def W_(self):
-        w = self.weight.view(self.weight.size(0), -1)
-        for _ in range(self.num_itrs):
-            with torch.no_grad():
-                v = F.normalize(torch.matmul(self.u0, w), eps=self.eps)
-                u = F.normalize(torch.matmul(v, w.t()), eps=self.eps)
-                if self.training:
-                    self.u0[:] = u
-            sigma = torch.squeeze(torch.matmul(torch.matmul(v, w.t()), u.t()))
-        if self.training:
-            with torch.no_grad():
-                self.sv0[:] = sigma
-        return self.weight / sigma
-
-
 def repeating(layer, iterations):
-    made = Repeating(layer.in_features, layer.out_features)
+    """BigGAN's layer with ``num_itrs``: in training each iteration goes on from the last, in evaluation from u0."""
+    made = patterns.IteratingLinear(layer.in_features, layer.out_features)
     made.num_itrs = iterations
     return made
 

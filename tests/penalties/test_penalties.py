@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import subprocess
 import sys
@@ -665,6 +666,23 @@ def test_objects_remember_their_options():
         penalties.GradientPenalty(wieght=10)
 
 
+def test_signatures_say_the_options_that_are_handed_on():
+    shared = {"weight": 10.0, "reduction": "mean", "norm_dims": "sample", "method": "auto", "critic_args": (),
+              "critic_kwargs": None, "select": None}  # fmt: skip
+    between = {**shared, "target": 1.0, "one_sided": False, "alpha": None, "generator": None}
+    for function, options in {
+        penalties.gradient_penalty: between,
+        penalties.lipschitz: between | {"one_sided": True},
+        penalties.zero_centered: between | {"target": 0.0},
+        penalties.dragan: between | {"noise": 0.5},
+        penalties.r1_penalty: shared | {"half": True},
+        penalties.r2_penalty: shared | {"half": True},
+    }.items():
+        parameters = inspect.signature(function).parameters.values()
+        assert {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} == options
+        assert {p.kind for p in parameters if p.name not in options} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+
+
 @pytest.mark.parametrize("joint", [None, True, False])
 @pytest.mark.parametrize(
     ("penalty", "expected"),
@@ -910,6 +928,9 @@ NET = critic()
         (lambda: penalties.gradient_penalty(lambda x: x.new_zeros(4), REAL, FAKE, method="double_backward"), ValueError, "does not depend on its input"),
         (lambda: penalties.gradient_penalty(NET, REAL.clone().requires_grad_(), FAKE, method="tangent"), ValueError, "detach it"),
         (lambda: penalties.r1_penalty(NET, REAL[0, 0, 0, 0]), ValueError, "real has shapes"),
+        (lambda: penalties.r1_penalty(NET, REAL, target=0.0), TypeError, r"r1_penalty\(\) got an unexpected .* 'target'"),
+        (lambda: penalties.r2_penalty(NET, REAL, wieght=1.0), TypeError, r"r2_penalty\(\) got an unexpected .* 'wieght'"),
+        (lambda: penalties.r2_penalty(NET, REAL, weight="1"), TypeError, "r2_penalty: weight"),
         (lambda: penalties.drift(torch.ones(3), reduction="max"), ValueError, "drift: reduction is 'max'"),
         (lambda: penalties.drift(3), TypeError, "drift: outputs"),
     ],
