@@ -48,8 +48,6 @@ class OfClasses(Adversarial):
                 f"{config.model} judges by projection: conditioning must be projection, got {config.conditioning}"
             )
         super().__init__(run)
-        if self.options.orthogonal < 0 or self.options.standing < 0:
-            raise ValueError(f"{config.model}: options orthogonal and standing must be 0 or more")
         self.players["d"] = Player(("discriminator",), "discriminator", lr=self.DISCRIMINATOR_RATE * config.lr)
 
     def build(self) -> GAN:

@@ -168,10 +168,8 @@ class Config:
         game = games.find(self.model)
         for option in fields(self):
             if option.name in games.ADVERSARIAL_OPTIONS - game.takes and getattr(self, option.name) != option.default:
-                raise ValueError(
-                    f"{option.name} is an option of a generator against a discriminator ({', '.join(models.MODELS)}); "
-                    f"{self.model} has no use for it"
-                )
+                taking = [name for name in games.names() if option.name in games.find(name).takes]
+                raise ValueError(f"{option.name} is an option of {', '.join(taking)}; {self.model} has no use for it")
         if game.own_loss and (self.loss != preset(self.model)["loss"] or self.real_target != 1.0):
             raise ValueError(f"loss and real_target: the losses of {self.model} are its own, and take no other")
         if self.ema is not None and game.averaged is None:
@@ -364,11 +362,20 @@ def configure(model: str, data_name: str, samples: Any, labels: Any = None, **gi
 def reconfigure(saved: Config, **given: Any) -> Config:
     """The configuration of a resumed run: the saved one, with what may change changed."""
     given = {name: value for name, value in given.items() if value is not None}
+    options = given.pop("options", {})
     for name, value in given.items():
         if name not in MAY_CHANGE_ON_RESUME and getattr(saved, name) != value:
             raise ValueError(
                 f"the checkpoint was trained with {name}={getattr(saved, name)}, not {name}={value}: "
                 f"a resumed run may only change {', '.join(MAY_CHANGE_ON_RESUME)}"
+            )
+    options_of = games.find(saved.model).options_of
+    before, asked = (asdict(options_of(saved.model, of)) for of in (saved.options, options))
+    for name in options:
+        if asked[name] != before[name]:
+            raise ValueError(
+                f"the checkpoint was trained with {name}={before[name]}, not {name}={asked[name]}: a resumed run keeps "
+                "its game's options"
             )
     config = Config(**asdict(saved) | given)
     check_here(config)

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
 Samples = Tensor | ImageSource | Points
 Loss = Tensor | Callable[[slice], Tensor]
 Figures = dict[str, float]
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}  # of options
+
+# Of the games' own options those that mean nothing at 0: rates, spreads, and numbers of features. None may be negative.
+POSITIVE = frozenset({"g_lr", "pixel_std", "classes", "labels_per_class", "hidden", "features", "embedding"})
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,8 @@ class Game:
 
     @dataclass(frozen=True)
     class Options:
-        """The game's own options, beside those of every run: a dataclass of numbers, strings and switches."""
+        """The game's own options, beside those of every run: a dataclass of numbers, strings and switches. Numbers are
+        finite and 0 or more, those that ``POSITIVE`` names above 0."""
 
     networks: dict[str, nn.Module]
     players: dict[str, Player]
@@ -216,11 +223,15 @@ class Game:
         for option, value in given.items():
             if not known:
                 raise ValueError(f"{name} has no options of its own, got {option}={value}")
-            default = look_up(known, option, f"option of {name}").default
+            default: Any = look_up(known, option, f"option of {name}").default
             if isinstance(default, float) and type(value) is int:
                 value = float(value)
             if type(value) is not type(default):
-                raise ValueError(f"{name}: option {option} must be a {type(default).__name__}, got {value!r}")
+                raise ValueError(f"{name}: option {option} must be {KINDS[type(default)]}, got {value!r}")
+            number = isinstance(value, int | float)
+            if number and not (0 <= value < inf and (value or option not in POSITIVE)):
+                accepted = "positive" if option in POSITIVE else "0 or more"
+                raise ValueError(f"{name}: option {option} must be {accepted}, got {value}")
             values[option] = value
         return cls.Options(**values)
 
@@ -290,7 +301,9 @@ class Game:
 
             having = [name for name in games.names() if hasattr(games.find(name), method)]
             what = self.DRAWS[method].removeprefix("an ")
-            raise ValueError(f"{self.config.model} has no {what}; {', '.join(having)} have")
+            raise ValueError(
+                f"{self.config.model} has no {what}; {', '.join(having)} {'have' if len(having) > 1 else 'has'}"
+            )
         return found
 
     @classmethod

@@ -1,17 +1,21 @@
 """What is put on top of a generator against a discriminator so that they keep their balance: noise, augmentation,
-historical averaging and feature matching."""
+historical averaging, feature matching and virtual batch norm's reference batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
+import gankern.nn as gnn
 from gankern import losses
 from gankern.data.augment import augment, draw, parse
 from gankern.games._game import Run
 from gankern.models.conditional import Head
+
+REFERENCE = 64  # samples of virtual batch norm's reference batch
 
 
 class Stabilisers:
@@ -66,3 +70,16 @@ class Stabilisers:
 def augmented(images: Tensor, drawn: Mapping[str, Tensor], part: slice) -> Tensor:
     """The images of a part of the batch, with that part of the random numbers."""
     return augment(images, {name: numbers[part] for name, numbers in drawn.items()})
+
+
+def set_reference_batches(run: Run, generator: nn.Module, discriminator: nn.Module) -> None:
+    """Draws the batches that the statistics of virtual batch norm are of, for the networks that have such layers."""
+    config, labels = run.config, run.condition
+    for network, norm in ((generator, config.generator_norm), (discriminator, config.discriminator_norm)):
+        # At 8×8, DCGAN's discriminator has no layer that is normalised.
+        if norm != "virtual" or not any(isinstance(m, gnn.VirtualBatchNorm2d) for m in network.modules()):
+            continue
+        chosen = torch.randint(len(run.images), (REFERENCE,))
+        drawn = torch.randn(REFERENCE, config.latent) if network is generator else run.images[chosen]
+        classes = () if labels is None else (labels[chosen].to(run.device),)
+        gnn.set_reference_batch(network, drawn.to(run.device), *classes)

@@ -1,11 +1,14 @@
 """What games that make images of images are measured by: colours, details, and outlines."""
 
 from math import pi
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gankern import metrics
+from gankern.data.drawn import LENGTH, _Domain, with_stripes
+from gankern.data.shapes import coverage
 from gankern.games._measures import read_classes
 
 
@@ -47,6 +50,15 @@ def hue_distance(images: Tensor, others: Tensor, covered: Tensor) -> Tensor:
 
     distance = (hue(images) - hue(others)).abs() % 1.0
     return torch.minimum(distance, 1.0 - distance).mean()
+
+
+def hidden_pairs(images: Any, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """(plain, striped, coverage, kind) of the same shapes, never trained on; None where the data are not ``plain``."""
+    if not isinstance(images, _Domain) or images.striped:
+        return None
+    indices = torch.arange(2 * LENGTH, 2 * LENGTH + number)
+    factors = images.factors(indices)
+    return images.read(indices), with_stripes(images, indices), coverage(factors, images.shape[2]), factors.kind
 
 
 def stripe_figures(

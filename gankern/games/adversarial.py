@@ -12,16 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-import gankern.nn as gnn
 from gankern import data as data_sets
 from gankern import games, losses, models
 from gankern.games import _growth
 from gankern.games._critic import DISCRIMINATOR_LOSSES, DRAGAN_NOISE, Objective
 from gankern.games._game import Loss, Player, Run
 from gankern.games._samples import DrawsSamples
-from gankern.games._stabilisers import Stabilisers, augmented
-
-REFERENCE = 64  # samples of virtual batch norm's reference batch
+from gankern.games._stabilisers import Stabilisers, augmented, set_reference_batches
 
 
 class Adversarial(DrawsSamples):
@@ -59,16 +56,7 @@ class Adversarial(DrawsSamples):
 
     def start(self) -> None:
         """Sets the batches that virtual batch norm's statistics are of, if there is such a layer."""
-        config, labels = self.config, self.run.condition
-        for network, norm in ((self.generator, config.generator_norm), (self.discriminator, config.discriminator_norm)):
-            # At 8×8, DCGAN's discriminator has no layer that is normalised.
-            if norm != "virtual" or not any(isinstance(m, gnn.VirtualBatchNorm2d) for m in network.modules()):
-                continue
-            images = self.run.images
-            chosen = torch.randint(len(images), (REFERENCE,))
-            drawn = torch.randn(REFERENCE, config.latent) if network is self.generator else images[chosen]
-            classes = () if labels is None else (labels[chosen].to(self.run.device),)
-            gnn.set_reference_batch(network, drawn.to(self.run.device), *classes)
+        set_reference_batches(self.run, self.generator, self.discriminator)
 
     def begin(self, step: int) -> bool:
         """The resolution of the coming step; a new one begins with optimisers that remember nothing (Karras 2018)."""

@@ -21,12 +21,10 @@ from torch import Tensor, nn
 
 from gankern import losses
 from gankern.core.names import look_up
-from gankern.data.drawn import LENGTH, _Domain
-from gankern.data.drawn import with_stripes as drawn_with_stripes
-from gankern.data.shapes import coverage
+from gankern.data.drawn import plain
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._pool import ImagePool
-from gankern.games._translation import stripe_figures
+from gankern.games._translation import hidden_pairs, stripe_figures
 from gankern.models._record import Preset
 from gankern.models.cyclegan import translator
 from gankern.models.pix2pix import patchgan
@@ -67,8 +65,6 @@ class CycleGAN(Game):
         config, options = self.config, self.options
         if config.side % 4 or config.side < 16:
             raise ValueError(f"cyclegan: images of a size that can be halved twice, from 16 on; got {config.side}")
-        if options.pool < 0 or options.cycle < 0 or options.identity < 0:
-            raise ValueError("cyclegan: options pool, cycle and identity must be 0 or more")
         if run.condition is not None and tuple(run.condition.shape[1:]) != tuple(run.images.shape[1:]):
             raise ValueError(
                 f"cyclegan: images of the two domains must be of one shape, got {tuple(run.images.shape[1:])} and "
@@ -123,21 +119,14 @@ class CycleGAN(Game):
         with self.evaluating():
             return torch.cat([self.networks[network](part.to(like)).cpu() for part in images.split(50)])
 
-    def held(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """(plain, striped, coverage, kind) of the same shapes, never trained on; None where the data are others."""
-        images, indices = self.run.samples, torch.arange(2 * LENGTH, 2 * LENGTH + number)
-        if not isinstance(images, _Domain) or images.striped:
-            return None
-        factors = images.factors(indices)
-        covered = coverage(factors, self.config.side)
-        return images.read(indices), drawn_with_stripes(images, indices), covered, factors.kind
-
     def examples(self, number: int) -> tuple[Tensor, Tensor]:
         """Images of both domains to look at: held-out shapes, or the first of other data."""
-        held, others = self.held(number), self.run.condition
-        if held is not None or others is None:  # a checkpoint without its data is looked at with shapes
-            source, indices = _Domain(self.config.side, False), torch.arange(number)
-            return held[:2] if held is not None else (source[indices], drawn_with_stripes(source, indices))
+        others = self.run.condition
+        # A checkpoint without its data is looked at with shapes.
+        held = hidden_pairs(self.run.samples if others is not None else plain(self.config.side), number)
+        if held is not None or others is None:
+            assert held is not None
+            return held[:2]
         few = torch.arange(min(number, len(self.run.images), len(others)))
         return self.run.images[few].cpu(), others[few].cpu()
 
@@ -150,7 +139,7 @@ class CycleGAN(Game):
     def figures(self) -> Figures:
         """``cycle``: |F(G(a)) - a| and |G(F(b)) - b|, their mean. On held-out plain and striped shapes also what
         :func:`stripe_figures` measures."""
-        (a, b), held = self.examples(HELD_OUT), self.held(HELD_OUT)
+        (a, b), held = self.examples(HELD_OUT), hidden_pairs(self.run.samples, HELD_OUT)
         to_b, to_a = self.translate(a), self.translate(b, "b_to_a")
         cycle = 0.5 * ((self.translate(to_b, "b_to_a") - a).abs() + (self.translate(to_a) - b).abs()).mean()
         return {"cycle": float(cycle)} | ({} if held is None else stripe_figures(to_b, to_a, *held))

@@ -52,10 +52,6 @@ class Pix2Pix(Game):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         config, options = self.config, self.options
-        if options.l1_weight < 0 or options.adversarial_weight < 0:
-            raise ValueError("pix2pix: options l1_weight and adversarial_weight must be 0 or more")
-        if config.batch_size < 1:
-            raise ValueError(f"pix2pix: batch_size must be at least 1, got {config.batch_size}")
         halvings = min((config.side & -config.side).bit_length() - 1, len(MULTIPLES))
         multiples = SMALL if config.side < 64 else MULTIPLES
         if halvings < 2:

@@ -69,8 +69,6 @@ class SRGAN(Game):
         config, options = self.config, self.options
         if config.side % 16:
             raise ValueError(f"srgan: images of a size that can be halved four times, got {config.side}")
-        if options.mse_steps < 0 or options.adversarial_weight < 0 or options.content_weight < 0:
-            raise ValueError("srgan: options mse_steps, adversarial_weight and content_weight must be 0 or more")
         critic_width = max(1, config.width // 2)
         self.networks = {
             "generator": srresnet(config.channels, config.width, options.blocks, run.layers),

@@ -95,8 +95,6 @@ class Unrolled(OnPoints):
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
-        if self.options.unroll < 0:
-            raise ValueError(f"unrolled: option unroll must be 0 or more, got {self.options.unroll}")
         if self.config.optimiser != "adam":
             raise ValueError(
                 f"unrolled: the steps ahead are Adam's: optimiser must be adam, got {self.config.optimiser}"

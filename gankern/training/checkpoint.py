@@ -210,6 +210,11 @@ def start_from(path: Path | str, networks: Mapping[str, nn.Module], average: nn.
     """Gives networks, and their moving average, the weights that another run's have."""
     saved = load(path)
     found = side_of(saved, side)
+    if missing := [name for name in networks if name not in saved.trainers[found]]:
+        raise CheckpointError(
+            f"{path} is of {saved.config.model}, which has no network {_listed(missing)} to begin with: "
+            f"start_from takes a run of the same model"
+        )
     for name, network in networks.items():
         restore(network, saved.trainers[found].get(name), Path(path), found)
     if average is not None:

@@ -158,11 +158,11 @@ def test_truncation(folders, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("aae", ("--sweep", "c1"), "aae has no codes to sweep; infogan have"),
+        ("aae", ("--sweep", "c1"), "aae has no codes to sweep; infogan has"),
         ("infogan", ("--sweep", "c9"), "unknown code 'c9'; .*c1, c2, c3"),
         ("aae", ("--classes",), "aae has no classes to draw a grid of; .*acgan"),
         ("sn_dcgan", ("--classes",), "sn_dcgan has classes to draw a grid of only where it was trained with labels"),
-        ("acgan", ("--caption", "a red disc"), "acgan has no captions; gan_cls have"),
+        ("acgan", ("--caption", "a red disc"), "acgan has no captions; gan_cls has"),
         ("gan_cls", ("--caption", "a red disc!"), "letters a to z and spaces.*'!'"),
         ("acgan", ("--reconstruct",), "acgan has no encoder; aae"),
         ("aae", ("--attribute", "8"), "--attribute must be A-B, two classes of digits from 0 to 9.*got '8'"),

@@ -125,7 +125,7 @@ def test_everything_that_can_be_trained_is_listed():
 def test_options_of_a_game(tmp_path):
     assert says(run("dcgan", *SMALL, "-o", "code_weight=1"), "dcgan has no options of its own", "code_weight=1")
     assert says(run("infogan", "-o", "code=1"), "unknown option of infogan 'code'", "code_weight")
-    assert says(run("infogan", "-o", "code_weight=high"), "code_weight must be a float, got 'high'")
+    assert says(run("infogan", "-o", "code_weight=high"), "code_weight must be a number, got 'high'")
     assert says(run("infogan", "-o", "code_weight"), "--option must be NAME=VALUE")
 
 

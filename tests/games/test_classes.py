@@ -57,7 +57,7 @@ def test_samples_are_of_standing_statistics():
     ("options", "says"),
     [
         ({"conditioning": "concatenation"}, "conditioning must be projection, got concatenation"),
-        ({"options": {"orthogonal": -1.0}}, "options orthogonal and standing must be 0 or more"),
+        ({"options": {"orthogonal": -1.0}}, "option orthogonal must be 0 or more, got -1.0"),
     ],
 )
 def test_bad_options_are_named(options, says):

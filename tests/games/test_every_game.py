@@ -2,6 +2,7 @@
 stopped, and its pictures, figures and checkpoint can be had."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -109,3 +110,54 @@ def test_data_of_the_wrong_kind(name):
     if needs is not None:
         with pytest.raises(ValueError, match=f"{name} needs {needs}, and mine has none"):
             training.configure(name, "mine", torch.zeros(8, 3, 32, 32))
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_numbers_that_are_no_options_value(name):
+    game = games.find(name)
+    defaults = vars(game.options_of(name, {}))
+    for option, default in defaults.items():
+        if isinstance(default, bool | str):
+            continue
+        wrong = [-1, *([] if isinstance(default, int) else [-1e-3, math.nan, math.inf])]
+        for value in wrong:
+            with pytest.raises(ValueError, match=f"{name}: option {option} must be (0 or more|positive), got"):
+                game.options_of(name, {option: value})
+    for option in defaults.keys() & {"g_lr", "classes", "labels_per_class", "hidden", "features", "pixel_std"}:
+        with pytest.raises(ValueError, match=f"{name}: option {option} must be positive, got 0"):
+            game.options_of(name, {option: 0})
+
+
+def test_options_of_another_type():
+    for option, value, accepted in (
+        ("blocks", 2.5, "a whole number, got 2.5"),
+        ("blocks", True, "a whole number, got True"),
+        ("cycle", "much", "a number, got 'much'"),
+        ("cycle", True, "a number, got True"),
+        ("upsample", 3, "a name, got 3"),
+    ):
+        with pytest.raises(ValueError, match=f"cyclegan: option {option} must be {accepted}"):
+            games.find("cyclegan").options_of("cyclegan", {option: value})
+    with pytest.raises(ValueError, match="gan_cls: option paper must be true or false, got 1"):
+        games.find("gan_cls").options_of("gan_cls", {"paper": 1})
+
+
+def test_a_resumed_run_keeps_its_games_options():
+    saved, _, _ = prepared("infogan", options={"numbers": 3})
+    # What it has is no change, whether it was given or is the default.
+    for options in ({}, {"numbers": 3}, {"code_weight": 1}, {"numbers": 3, "classes": 10}):
+        assert training.reconfigure(saved, steps=7, options=options).options == {"numbers": 3}
+    for options, said in (({"numbers": 2}, "numbers=3, not numbers=2"), ({"classes": 5}, "classes=10, not classes=5")):
+        with pytest.raises(ValueError, match=f"{said}: a resumed run keeps its game's options"):
+            training.reconfigure(saved, steps=7, options=options)
+    with pytest.raises(ValueError, match="unknown option of infogan 'cycle'"):
+        training.reconfigure(saved, options={"cycle": 1.0})
+
+
+def test_the_weights_of_another_model(tmp_path):
+    config, samples, condition = prepared("aae", steps=1)
+    training.train(config, samples, tmp_path / "aae", labels=condition)
+    config, samples, condition = prepared("infogan", steps=1, start_from=str(tmp_path / "aae" / "checkpoint.pt"))
+    with pytest.raises(checkpoint.CheckpointError, match="is of aae, which has no network .*a run of the same model"):
+        training.train(config, samples, tmp_path / "run", labels=condition)
+    assert not (tmp_path / "run").exists()

@@ -123,9 +123,9 @@ def test_what_the_figures_measure():
     ("name", "options", "says"),
     [
         ("pix2pix", {"size": 30}, "pix2pix: images of a size that can be halved twice"),
-        ("pix2pix", {"options": {"l1_weight": -1.0}}, "l1_weight and adversarial_weight must be 0 or more"),
+        ("pix2pix", {"options": {"l1_weight": -1.0}}, "option l1_weight must be 0 or more, got -1.0"),
         ("cyclegan", {"size": 18}, "cyclegan: images of a size that can be halved twice"),
-        ("cyclegan", {"options": {"pool": -1}}, "pool, cycle and identity must be 0 or more"),
+        ("cyclegan", {"options": {"pool": -1}}, "option pool must be 0 or more, got -1"),
         ("cyclegan", {"loss": "hinge"}, "unknown loss of cyclegan 'hinge'"),
         ("srgan", {"size": 40}, "srgan: images of a size that can be halved four times"),
     ],
