@@ -180,8 +180,17 @@ struct ConvolveBackward final : Recorded {
     refuse_tangents("convolution", grads);
     const Needed needed = asked();
     const Tensors kept = unpack(0, 2);
-    if (plan->kind->zeros && !transpose && at::GradMode::is_enabled()) grad = carry(grad, getptr());
+    if (!transpose && at::GradMode::is_enabled()) grad = carried(grad, kept[0]);
     return work()(needed, {std::move(grad)}, kept);
+  }
+
+  // With what torch's steps give to those below in the second order: a pooling behind the convolution zeros to all of
+  // its inputs, a padding before it to x.
+  Tensor carried(const Tensor& grad, const Tensor& x) {
+    if (plan->kind->zeros) return carry(grad, Witness(getptr()));
+    if (!x.requires_grad()) return grad;
+    const auto derivative = plan->border ? Witness::kZeros : Witness::kNone;
+    return carry(grad, Witness(torch::autograd::impl::gradient_edge(x).function, derivative, x));
   }
 
   std::string key() const override { return plan->key() + (transpose ? "transpose" : ""); }

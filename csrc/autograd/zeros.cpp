@@ -6,11 +6,14 @@
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
 
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <thread>
+#include <typeinfo>
 #include <unordered_map>
 
 #include "call.h"
@@ -97,6 +100,29 @@ Tensor& leaf(const Edge& edge) { return static_cast<AccumulateGrad&>(*edge.funct
 Tensor zeros_of(const Tensor& leaf) {
   const BelowAutograd guard;
   return at::zeros_like(leaf);
+}
+Tensor zeros_along(const Edge& edge) {
+  if (dynamic_cast<AccumulateGrad*>(edge.function.get())) return zeros_of(leaf(edge));
+  const BelowAutograd guard;
+  return edge.function->input_metadata(edge.input_nr).zeros_like();
+}
+
+// Whether a node is of an autograd.Function that is none of this library's. It is run with zeros where nothing comes to
+// it, and gives zeros to what is below, or whatever it likes.
+bool is_of_others(const NodePtr& node) {
+  if (std::strcmp(typeid(*node).name(), "N5torch8autograd6PyNodeE") != 0) return false;
+  const pybind11::gil_scoped_acquire gil;
+  const auto object = pybind11::reinterpret_steal<pybind11::object>(functionToPyObject(node));
+  const auto name = object.attr("_forward_cls").attr("__module__").cast<std::string>();
+  return name.compare(0, 8, "gankern.") != 0;
+}
+
+// Whether somebody sees the gradients that come to a node, or changes them. Leaves have theirs in any case.
+bool is_watched(const NodePtr& node) {
+  if (dynamic_cast<AccumulateGrad*>(node.get())) return false;
+  return !(node->pre_hooks().empty() && node->post_hooks().empty() && node->tensor_pre_hooks().empty() &&
+           node->retains_grad_hooks().empty()) ||
+         is_of_others(node);
 }
 
 // Along edges to leaves, those that are wanted, in compiled autograd's graph.
@@ -191,8 +217,14 @@ class RecordedBackward {
     all.erase(*key_);
   }
 
-  // The leaves below a node; those that are new get a collector.
-  const Bits& walk(const NodePtr& root) {
+  struct Below {
+    NodePtr node;  // so that no other node has its place in memory
+    Bits leaves;
+    bool watched;  // it, or anything below it
+  };
+
+  // What is below a node; leaves that are new get a collector.
+  const Below& walk(const NodePtr& root) {
     const size_t first = leaves_;
     std::vector<Edge> found;
     std::vector<NodePtr> stack{root};
@@ -210,29 +242,27 @@ class RecordedBackward {
       });
       if (!known) continue;
       stack.pop_back();
-      Bits leaves;
+      Below below{node, {}, is_watched(node)};
       if (dynamic_cast<AccumulateGrad*>(node.get())) {
-        leaves.set(leaves_++);
+        below.leaves.set(leaves_++);
         found.emplace_back(node, 0);
       } else {
-        each_before(node->next_edges(),
-                    [&](const Edge& edge) { leaves |= below_.find(edge.function.get())->second.leaves; });
+        each_before(node->next_edges(), [&](const Edge& edge) {
+          const Below& before = below_.find(edge.function.get())->second;
+          below.leaves |= before.leaves;
+          below.watched |= before.watched;
+        });
       }
-      below_.emplace(node.get(), Below{node, std::move(leaves)});
+      below_.emplace(node.get(), std::move(below));
     }
     if (!found.empty()) collect(first, found);
-    return below_.find(root.get())->second.leaves;
+    return below_.find(root.get())->second;
   }
 
   const Tensor& token() const { return token_; }  // there since the first leaf was found
   const std::shared_ptr<Absent>& absent() const { return absent_; }
 
  private:
-  struct Below {
-    NodePtr node;  // so that no other node has its place in memory
-    Bits leaves;
-  };
-
   void collect(size_t first, const std::vector<Edge>& leaves) {
     const NodePtr collector = owned(new Collector(absent_, first));
     collector->add_next_edge(token_.defined() ? torch::autograd::impl::gradient_edge(token_) : Edge());
@@ -286,20 +316,33 @@ struct Carry final : Recorded {
 
 }  // namespace
 
-Witness::Witness(const NodePtr& root) {
+Witness::Witness(const NodePtr& root, Derivative derivative, const Tensor& input) : derivative_(derivative) {
   if (!root || !at::GradMode::is_enabled() || transformed()) return;
-  // Right above leaves alone, as in a network of one layer, there is nothing to find out.
   for (const Edge& edge : root->next_edges())
     if (edge.is_valid()) direct_edges_.push_back(edge);
-  direct_ =
-      !direct_edges_.empty() && std::all_of(direct_edges_.begin(), direct_edges_.end(), [](const Edge& edge) {
-        return dynamic_cast<AccumulateGrad*>(edge.function.get()) != nullptr;
-      });
-  if (direct_) return;
-  direct_edges_.clear();
+  const bool seen = input.defined() && is_watched(root);
+  // Right above leaves alone, as in a network of one layer, there is nothing to find out.
+  direct_ = !seen && !direct_edges_.empty() &&
+            std::all_of(direct_edges_.begin(), direct_edges_.end(), [](const Edge& edge) {
+              return dynamic_cast<AccumulateGrad*>(edge.function.get()) != nullptr;
+            });
+  if (direct_) {
+    direct_ = derivative == kZeros;
+    if (!direct_) direct_edges_.clear();
+    return;
+  }
   const auto backward = RecordedBackward::running();
-  leaves_ = backward->walk(root);
-  if (!leaves_.any()) return;
+  const Bits leaves = backward->walk(root).leaves;
+  passes_ = seen || std::any_of(direct_edges_.begin(), direct_edges_.end(),
+                                [&](const Edge& edge) { return backward->walk(edge.function).watched; });
+  if (passes_) {
+    direct_ = true;
+    if (input.defined()) direct_edges_ = {torch::autograd::impl::gradient_edge(input)};
+    return;
+  }
+  direct_edges_.clear();
+  leaves_ = leaves;
+  if (!leaves_.any() || derivative == kNone) return;
   absent_ = backward->absent();
   token_ = backward->token();
 }
@@ -316,25 +359,30 @@ void Witness::note(const Node& node, size_t first, Tensors* results,
   for (size_t i = 0; i < direct_edges_.size(); ++i)
     wanted.push_back(node.task_should_compute_output(first + i));
   Tensors zeros(wanted.size());
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !(swap && passes_),
+      "gankern: compiled autograd of a second derivative that goes through hooks or an "
+      "autograd.Function; run it without compiled autograd");
   if (swap)
     zeros = traced_zeros(direct_edges_, wanted, *swap);
-  else
+  else if (derivative_ == kZeros)
     for (size_t i = 0; i < zeros.size(); ++i)
-      if (wanted[i]) zeros[i] = zeros_of(leaf(direct_edges_[i]));
+      if (wanted[i]) zeros[i] = zeros_along(direct_edges_[i]);
   std::move(zeros.begin(), zeros.end(), results->begin() + int64_t(first));
 }
 
 void Witness::collect(torch::dynamo::autograd::CompiledNodeArgs& args) const {
+  if (passes_) return;
   for (const Edge& edge : direct_edges_) args.collect(leaf(edge));
 }
 
 std::string Witness::key() const { return (direct_ ? "leaves," : "") + leaves_.key(); }
 
-Tensor carry(const Tensor& result, const NodePtr& root) {
+Tensor carry(const Tensor& result, const Witness& witness) {
+  if (!witness) return result;
   auto* node = new Carry;
   const NodePtr owner = owned(node);
-  node->witness = Witness(root);
-  if (!node->witness) return result;
+  node->witness = witness;
   node->depends_on(result);
   node->witness.attach(node);
   Tensor carried = [&] {
@@ -347,19 +395,20 @@ Tensor carry(const Tensor& result, const NodePtr& root) {
 
 namespace {
 
-// gankern.core.zeros.carry: (result, the tensor below which the leaves are, or None for the node that runs)
+// gankern.core.zeros.carry: (result, the tensor below which the leaves are, or None for the node that runs, whether
+// torch has zeros there)
 PyObject* carry_call(PyObject* const* in) {
   if (!THPVariable_Check(in[0]) || !plain()) return decline();
   const Tensor& result = THPVariable_Unpack(in[0]);
-  NodePtr root;
+  const auto derivative = in[2] == Py_True ? Witness::kZeros : Witness::kNone;
   if (in[1] == Py_None)
-    root = torch::autograd::get_current_node();
-  else
-    root = torch::autograd::impl::gradient_edge(THPVariable_Unpack(in[1])).function;
-  return THPVariable_Wrap(carry(result, root));
+    return THPVariable_Wrap(carry(result, Witness(torch::autograd::get_current_node(), derivative)));
+  const Tensor& input = THPVariable_Unpack(in[1]);
+  return THPVariable_Wrap(
+      carry(result, Witness(torch::autograd::impl::gradient_edge(input).function, derivative, input)));
 }
 
-const Functions functions_of_zeros = {method("carry", entry<carry_call, 2>)};
+const Functions functions_of_zeros = {method("carry", entry<carry_call, 3>)};
 
 }  // namespace
 

@@ -21,10 +21,17 @@ class Absent;
 
 // Of one operator's backward that is being recorded, or nothing: where no leaves are below, or no second
 // backward will come.
+//
+// Where what is below is watched, by hooks or by a Function of somebody's own, nothing is cut short: it is given what
+// torch gives it, along the same edges.
 class Witness {
  public:
+  // What torch's own derivative by the input is: zeros, or none, along an edge that is there all the same.
+  enum Derivative : bool { kNone, kZeros };
+
   Witness() = default;
-  explicit Witness(const NodePtr& root);
+  // `input`: of the operator, where the root is not its own node but the input's.
+  explicit Witness(const NodePtr& root, Derivative derivative = kZeros, const Tensor& input = {});
 
   explicit operator bool() const { return direct_ || absent_; }
   // Gives the node that the backward leaves its last edges: to the collector, or, where nothing but leaves is right
@@ -41,12 +48,14 @@ class Witness {
  private:
   torch::autograd::edge_list direct_edges_;
   bool direct_ = false;
+  bool passes_ = false;  // along edges that do not all end in leaves
+  Derivative derivative_ = kZeros;
   std::shared_ptr<Absent> absent_;
   Bits leaves_;
   Tensor token_;
 };
 
-// A result with a witness behind it, for the node of its forward; the result itself where there is no witness.
-Tensor carry(const Tensor& result, const NodePtr& root);
+// A result with that witness behind it; the result itself where it is none.
+Tensor carry(const Tensor& result, const Witness& witness);
 
 }  // namespace gankern::nodes

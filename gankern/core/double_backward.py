@@ -188,9 +188,10 @@ class fast_double_backward(contextlib.ContextDecorator):
     that makes a gradient with ``create_graph=True`` and the backward of what is made of that gradient. CPU and CUDA
     tensors.
 
-    Each leaf has a gradient, one of zeros, or none, as it has with torch's own. What one can notice: an intermediate
-    tensor has none where torch has zeros, so its hooks are not called, and ``torch.autograd.grad`` by it asks for
-    ``allow_unused=True``.
+    Each leaf has a gradient, one of zeros, or none, as it has with torch's own. Hooks of tensors and modules, and
+    Functions of somebody's own, are called with what torch calls them with: what is above them is left as it is. What
+    one can notice: an intermediate tensor that nobody watches has no gradient where torch has zeros, so that
+    ``torch.autograd.grad`` by it asks for ``allow_unused=True``.
 
     Off until it is asked for. A block holds for its thread (and for the engine's threads while they run its backwards),
     ``enable()`` for the process; blocks may be nested, and may overlap in several threads. The last one to end restores

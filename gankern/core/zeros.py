@@ -20,6 +20,10 @@ these leaves.
 
 What is "below" goes by edges: the backward of torch's operators gives each of its inputs a gradient, or none any.
 
+Where anything below is watched, nothing is cut short: hooks of tensors and modules are given what torch gives them, and
+so is an autograd.Function of somebody's own. There the zeros go along torch's edges, and where torch has an edge that
+carries nothing, such as a convolution's to its input, that is there too.
+
 csrc/autograd/zeros.cpp does the same without Python.
 """
 
@@ -64,6 +68,7 @@ class _RecordedBackward:
 
     def __init__(self) -> None:
         self.below: dict[Node, int] = {}  # of each node that was walked over, the leaves
+        self.watched: set[Node] = set()  # of these nodes, those that somebody sees, or that have such below
         self.leaves = 0
         self.token: Tensor | None = None  # of the newest collector, which has an edge to the one before
         self.absent = _Absent()
@@ -92,10 +97,19 @@ class _RecordedBackward:
                 for after in edges:
                     leaves |= below[after]
                 below[node] = leaves
+                if _is_of_others(node) or not self.watched.isdisjoint(edges):
+                    self.watched.add(node)
         if found:
             first = self.leaves - len(found)
             self.token = _plain_apply(_Collector, self.absent, first, self.token, *found)
         return below[root]
+
+
+def _is_of_others(node: Node) -> bool:
+    """Whether a node is of an autograd.Function that is none of this library's, such as the one that hooks of modules
+    have. Hooks of tensors are not seen from Python."""
+    function = getattr(node, "_forward_cls", None)
+    return function is not None and not function.__module__.startswith("gankern.")
 
 
 def _before(edges: Iterable[tuple[Node | None, int]]) -> Iterator[Node]:
@@ -171,18 +185,44 @@ class _Carry(Function):
         return None, None, grad, None
 
 
-def carry(result: Tensor, below: Any) -> Tensor:
+class _Pass(Function):
+    """Inputs: whether torch has zeros there, a result, the operator's input. Output: the result."""
+
+    @staticmethod
+    def forward(ctx: Any, exist: bool, result: Tensor, input: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.exist, ctx.like = exist, (input.shape, input.dtype, input.device)
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
+        size, dtype, device = ctx.like
+        zeros = torch.zeros(size, dtype=dtype, device=device) if ctx.exist and grad is not None else None
+        return None, grad, zeros
+
+
+def carry(result: Tensor, below: Any, exist: bool = True) -> Tensor:
     """A result of an operator's backward, which is linear in pieces, with a witness behind it. Called within a backward
     that is recorded. ``below``: the node that runs (a Function's ``ctx``), or an input of the operator; the leaves are
-    sought from there."""
-    carried = nodes.carry(result, below if isinstance(below, Tensor) else None)
+    sought from there. ``exist``: whether torch's derivative by the input is one of zeros, or none."""
+    of_input = isinstance(below, Tensor)
+    carried = nodes.carry(result, below if of_input else None, exist)
     if carried is not NotImplemented:
         return carried
     if not torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
         return result
+    root = torch.autograd.graph.get_gradient_edge(below).node if of_input else below
     backward = _recorded_backward()
-    leaves = backward.walk(torch.autograd.graph.get_gradient_edge(below).node if isinstance(below, Tensor) else below)
-    return _plain_apply(_Carry, backward.absent, leaves, result, backward.token) if leaves else result
+    leaves = backward.walk(root)
+    if of_input and root in backward.watched:
+        return _plain_apply(_Pass, exist, result, below)
+    if not of_input and not backward.watched.isdisjoint(_before(root.next_functions)):
+        raise RuntimeError(
+            "gankern: a second derivative goes through a hook of a module, or an autograd.Function, in a way that only "
+            "the compiled library can follow, and that is not built (gankern info says why); pass "
+            "implementation='reference', or leave the hook out"
+        )
+    return _plain_apply(_Carry, backward.absent, leaves, result, backward.token) if leaves and exist else result
 
 
 def _plain_apply(function: type[Function], *args: Any) -> Any:

@@ -253,8 +253,13 @@ class _Convolve(Function):
             return (None,) * 7
         for_x, for_weight, for_bias = autograd._needed(ctx, skip=4)
         x, weight = ctx.saved_tensors
-        if KINDS[ctx.options[0]].zeros and not ctx.transpose and not autograd.first_order_only():
-            grad = zeros.carry(grad, ctx)
+        if not (ctx.transpose or autograd.first_order_only()):
+            # What torch's steps give to those below in the second order: a pooling behind the convolution zeros to all
+            # of its inputs, a padding before it to x.
+            if KINDS[ctx.options[0]].zeros:
+                grad = zeros.carry(grad, ctx)
+            elif x.requires_grad:
+                grad = zeros.carry(grad, x, exist=bool(ctx.options[5]))
         grad_x = grad_weight = None
         if for_x:
             size = x.shape[2:]

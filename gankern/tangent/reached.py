@@ -12,9 +12,10 @@ of these sizes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -158,7 +159,7 @@ def _ask(key: tuple, call: Any, func: Any, kinds: Sequence[int], results: int) -
         if len(_answers) >= _MANY:
             _answers.clear()
         try:
-            with torch._C._DisableTorchDispatch(), torch.enable_grad():
+            with torch._C._DisableTorchDispatch(), torch.enable_grad(), _without_random_numbers():
                 answers = [_differentiate(call, func, kinds, i) for i in range(results)]
         except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
             # An operator that cannot run without data: what it takes counts as reached, as it is wherever there is any
@@ -168,6 +169,19 @@ def _ask(key: tuple, call: Any, func: Any, kinds: Sequence[int], results: int) -
             answers = [Answer(tuple(i for i in every if kinds[i] & 1), every)] * results
         _answers[key] = answers
     return answers
+
+
+@contextlib.contextmanager
+def _without_random_numbers() -> Iterator[None]:
+    """Within it, an operator that draws random numbers takes none away from the caller's."""
+    if torch.compiler.is_compiling():  # on the meta device, which draws none
+        yield
+        return
+    before = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def _differentiate(call: Any, func: Any, kinds: Sequence[int], result: int) -> Answer:

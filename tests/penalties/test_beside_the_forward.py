@@ -18,6 +18,7 @@ import gankern.nn as gnn
 from gankern import penalties
 from gankern.nn.utils.parametrizations import spectral_norm
 from gankern.tangent import method as tangent
+from gankern.tangent import reached
 from gankern.tangent.tape import Tape
 
 
@@ -344,6 +345,28 @@ def test_random_numbers_are_those_of_the_caller_s_layout():
         torch.manual_seed(1)
         values.append(penalties.gradient_penalty(critic, real, fake, alpha=alpha, method=method).item())
     assert values[0] == pytest.approx(values[1], rel=1e-12) and values[1] == values[2]
+
+
+def test_looking_up_derivatives_draws_no_random_numbers(monkeypatch):
+    """torch is asked once which derivatives an operator has; of one that draws random numbers like its argument too."""
+    monkeypatch.setattr(reached, "_answers", {})
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+
+        def forward(self, x):
+            h = self.layers[:2](x)
+            return self.layers[2](h * torch.rand_like(h) + torch.randn_like(h))
+
+    x, after = torch.randn(4, 5), []
+    for method in ("auto", "double_backward"):
+        torch.manual_seed(0)
+        critic = Noisy()
+        value = penalties.r1_penalty(critic, x, method=method)
+        after.append((value.item(), torch.rand(()).item()))
+    assert after[0] == pytest.approx(after[1], rel=1e-6)
 
 
 # ---- what an attempt that was given up leaves behind -------------------------------------------------------------

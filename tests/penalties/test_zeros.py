@@ -92,6 +92,61 @@ class Back(nn.Module):
         return torch.fft.irfft2(torch.complex(spectrum.real, 2 * spectrum.imag)[..., :5], s=(8, 8)).flatten(1)
 
 
+class Turned(torch.autograd.Function):
+    """A gradient reversal."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
+class Shifted(torch.autograd.Function):
+    """Something is added to the gradient, as noise is for privacy."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad + 0.25
+
+
+class With(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def hooked(layer, register=nn.Module.register_full_backward_hook):
+    """Twice the gradient, by a hook of the module."""
+    register(layer, lambda module, grads, *_: tuple(2 * g for g in grads))
+    return layer
+
+
+def with_hook(hook):
+    """Of the tensor that comes."""
+
+    def registered(x):
+        x = x * 1
+        x.register_hook(hook)
+        return x
+
+    return With(registered)
+
+
+def keeps_gradient(x):
+    x.retain_grad()
+    return x
+
+
 def flat(*layers):
     return nn.Sequential(*layers, nn.Flatten())
 
@@ -133,6 +188,40 @@ CRITICS = {
     "projection": Projection,
     "attention": Attention,
     "shared weights": Shared,
+    "mirrored border": lambda: flat(
+        conv(), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), conv(4, 1, 8, 1, 0)
+    ),
+    "repeated border": lambda: flat(
+        conv(), nn.Conv2d(4, 4, 3, padding="same", padding_mode="replicate"), conv(4, 1, 8, 1, 0)
+    ),
+    "border around": lambda: flat(
+        conv(), nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), conv(4, 1, 8, 1, 0)
+    ),
+    **{
+        f"{name} {place}": lambda make=make, below=below, above=above: flat(
+            conv(), *below(), make(), above(), conv(4, 4), nn.ReLU(), conv(4, 1, 8, 1, 0)
+        )
+        for name, make in {
+            "hook of a batch norm": lambda: hooked(nn.BatchNorm2d(4)),
+            "hook of a tanh": lambda: hooked(nn.Tanh()),
+            "hook of a convolution": lambda: hooked(conv(4, 4)),
+            "hook before a tanh": lambda: hooked(nn.Tanh(), nn.Module.register_full_backward_pre_hook),
+            "hook of a tensor": lambda: with_hook(lambda g: 0.5 * g),
+            "hook that adds": lambda: with_hook(lambda g: g + 0.25),
+            "retain_grad": lambda: With(keeps_gradient),
+            "a reversal": lambda: With(Turned.apply),
+            "noise": lambda: With(Shifted.apply),
+        }.items()
+        for place, below, above in (
+            ("below a LeakyReLU", lambda: [], lambda: nn.LeakyReLU(0.2)),
+            ("below a pooling", lambda: [nn.Softplus()], lambda: nn.AvgPool2d(3, 1, 1)),
+            ("below a convolution", lambda: [nn.Softplus()], lambda: conv(4, 4)),
+            ("below two convolutions", lambda: [nn.BatchNorm2d(4)], lambda: nn.Sequential(conv(4, 4), conv(4, 4))),
+            ("below a border", lambda: [], lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")),
+            ("between upsampling and mean", lambda: [nn.Upsample(scale_factor=2)],
+             lambda: nn.Sequential(conv(4, 4), nn.AvgPool2d(2))),
+        )
+    },
     "a spectrum": lambda: flat(conv(), Spectrum(torch.fft.rfft2), nn.Linear(160, 1)),
     "a spectrum and back": lambda: flat(conv(), Back(), nn.Linear(256, 1)),
     "a spectrum's size": lambda: flat(conv(), Spectrum(lambda x: torch.fft.rfft2(x).abs()), nn.Linear(160, 1)),
@@ -231,6 +320,52 @@ def test_layers(name, way):
     twin = GNN[name]("reference").double()
     twin.load_state_dict(critic.state_dict())
     equal(gradients(by_hand(critic), critic), gradients(by_hand(twin), twin))
+
+
+WATCHED = {
+    "bias_act": (lambda: With(lambda x: GF.bias_act(x, activation="leaky_relu")), lambda: nn.LeakyReLU(0.2)),
+    "batch norm": (
+        lambda: gnn.BatchNormAct2d(4, activation="relu").eval(),
+        lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()).eval(),
+    ),
+    "convolution and mean": (
+        lambda: gnn.ConvDownsample2d(4, 4, 3), lambda: nn.Sequential(conv(4, 4), nn.AvgPool2d(2))
+    ),
+    "border": (
+        lambda: gnn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+    ),
+}  # fmt: skip
+
+
+def _watched_pair(name, watched):
+    """A critic of this library's layers, and torch's."""
+    critics = []
+    for layer in WATCHED[name]:
+        torch.manual_seed(0)
+        critic = flat(conv(), watched(), layer(), nn.Tanh(), nn.LazyConv2d(1, 4), nn.AdaptiveAvgPool2d(1))
+        critic.double()(X)
+        critics.append(critic)
+    ours, theirs = critics
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        p.data.copy_(q.data)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_layers_above_what_is_watched(name):
+    for watched in (
+        lambda: hooked(nn.Softplus()), lambda: with_hook(lambda g: g + 0.25), lambda: With(Shifted.apply),
+        lambda: With(Turned.apply),
+    ):  # fmt: skip
+        critic, twin = _watched_pair(name, watched)
+        equal(gradients(by_hand(critic), critic), gradients(by_hand(twin), twin))
+
+
+def test_without_the_library_hooks_are_refused_rather_than_passed_by():
+    critic, _ = _watched_pair("bias_act", lambda: hooked(nn.Softplus()))
+    with native.python_gradients(), pytest.raises(RuntimeError, match="implementation='reference'"):
+        by_hand(critic)
 
 
 @pytest.mark.parametrize("activation", ["linear", "relu", "leaky_relu", "tanh", "silu"])
