@@ -285,7 +285,12 @@ class _Work:
             members.append((module, normalizer))
             self.row(name, before, "gankern's spectral norm", "with the whole network")
         members = self._not_shared(members)
-        return SpectralNormGroup(self.root, members) if members else None
+        group = SpectralNormGroup(self.root, members) if members else None
+        if group is not None and group.one_by_one():
+            self.report.notes.append(
+                "Its code may write to weights unseen (.data, an array): spectral norm is computed layer by layer."
+            )
+        return group
 
     def _owner_of(self, members: nn.Module) -> nn.Module | None:
         for module in self.root.modules():

@@ -30,6 +30,7 @@ from gankern.acceleration._scope import (
     STEPS,
     Deferred,
     Pair,
+    _versions,
     defer,
     is_half,
     joined,
@@ -305,7 +306,7 @@ def _joined(link: Link, x: Tensor, appended: list[Deferred]) -> Tensor:
     for each in appended:  # who still wants it alone takes it from there
         pair = each.pair
         pair.kind, pair.compute, pair.arguments = "part", _part, (result, x.shape[1])
-        pair.versions = [result._version]
+        pair.versions = _versions(pair.arguments)
         state.fused = (*state.fused, weakref.ref(each))
     return result
 

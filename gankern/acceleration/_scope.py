@@ -94,6 +94,12 @@ def _as_it_is(x: Tensor) -> Tensor:
     return x
 
 
+def _versions(arguments: tuple[Any, ...]) -> list[tuple[int, int]]:
+    """Of the tensors among them, which they are, for torch.utils.swap_tensors exchanges that, and how often they were
+    written to."""
+    return [(x._cdata, x._version) for x in arguments if isinstance(x, Tensor)]
+
+
 class Pair:
     """The first half of a pair: how to compute it alone, and what its second half has to know. ``lasts``: whether it
     changes nothing, so that it does not matter when it is computed as long as its arguments are what they were."""
@@ -105,12 +111,12 @@ class Pair:
         self.lasts = kind in LASTING
         self.frame = None if state.log is None else state.log.top
         self.place = place(arguments[0].device)
-        self.versions = [x._version for x in arguments if isinstance(x, Tensor)]
+        self.versions = _versions(arguments)
         self.result: Tensor | None = None
         self.spent = False  # whether what follows ran in one with it, so that perhaps nobody asks for it
 
     def check(self) -> None:
-        if self.versions != [x._version for x in self.arguments if isinstance(x, Tensor)]:
+        if self.versions != _versions(self.arguments):
             raise RuntimeError(
                 "gankern.accelerate: a tensor was overwritten between two operations that run as one, in a way that "
                 "could not be seen; pass the module's name in exclude= (gankern.restore undoes all), and report this"

@@ -185,7 +185,7 @@ class Normalizer(Prepared):
     """Computes the weight of one layer of a family, alone or with a group."""
 
     def __init__(self, family: str) -> None:
-        self.family = family
+        self.family, self.stands_for = family, FAMILIES[family].method
         self.vectors: tuple[Tensor, Tensor] | None = None  # of the last request, for those with last_vectors
         self.readings: dict[bool, Reading] = {}  # by mode
 

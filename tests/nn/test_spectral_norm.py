@@ -206,6 +206,12 @@ class Between(nn.Module):
         elif self.change == "written":
             with torch.no_grad():
                 _parameter(self.b).mul_(-1.5)
+        elif self.change == "written through .data":
+            _parameter(self.b).data.mul_(-1.5)
+        elif self.change == "written as an array":
+            self.as_array()
+        elif self.change == "swapped":
+            torch.utils.swap_tensors(_parameter(self.b), nn.Parameter(_parameter(self.b).detach() * -1.5))
         elif self.change == "replaced":
             twin = nn.Parameter(_parameter(self.b).detach().flip(0))
             if self.form == "hook":
@@ -214,8 +220,47 @@ class Between(nn.Module):
                 self.b.parametrizations.weight.original = twin
         return self.b(y)
 
+    def as_array(self):
+        array = _parameter(self.b).detach().numpy()
+        array *= -1.5
 
-@pytest.mark.parametrize("change", ["nothing", "frozen", "unfrozen", "evaluated", "written", "replaced"])
+
+def _write_before(layer, inputs):
+    _parameter(layer).data.mul_(-1.5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_hooks_that_write_within_a_forward(form):
+    theirs, ours = FORMS[form]
+    right, net = Between(theirs, form, "nothing"), Between(theirs, form, "nothing")
+    gankern.accelerate(net)
+    group = U.group_spectral_norm(Between(ours, form, "nothing"))
+    for module in (right, net, group):
+        module.load_state_dict(right.state_dict())
+    x = torch.randn(5, 4, dtype=torch.float64)
+    for step in range(3):
+        results = [module(x) for module in (right, net, group)]
+        close([results[1]], [results[0]])
+        close([results[2]], [results[0]])
+        if step == 0:
+            for module in (right, net, group):
+                module.b.register_forward_pre_hook(_write_before, prepend=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "nothing",
+        "written through .data",
+        "written as an array",
+        "swapped",
+        "frozen",
+        "unfrozen",
+        "evaluated",
+        "written",
+        "replaced",
+    ],
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_layers_that_change_within_a_forward(form, change):
     theirs, ours = FORMS[form]

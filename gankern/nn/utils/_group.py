@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations as torch_parametrizations
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
+from torch.utils.hooks import RemovableHandle
 
 from gankern.core.dispatch import FLOATING
 from gankern.core.threads import PerThread
@@ -16,6 +17,7 @@ from gankern.core.torch_internals import transformed
 from gankern.nn.utils import _requests, parametrizations
 from gankern.nn.utils._requests import Prepared, Request
 from gankern.nn.utils._spectral_norm import SpectralNorm as Hook
+from gankern.nn.utils._unseen import may_write
 
 
 def normalizers(root: nn.Module) -> list[tuple[nn.Module, Any]]:
@@ -50,15 +52,28 @@ class SpectralNormGroup:
             normalizer._prepared = PerThread(list)
         # What a layer that the thread's running forward does not reach is given back: (it, its state, copies).
         self.before = PerThread(list)
+        self.hooks = -1  # how many there had been, of any module, when it was asked:
+        self.writes = False  # whether the network may write to weights unseen, and then none is computed ahead
 
     def __len__(self) -> int:
         return len(self.members)
+
+    def one_by_one(self) -> bool:
+        """Whether none is computed ahead, since the network's code may write to weights unseen; asked again where a
+        hook was registered since, anywhere."""
+        if not torch.compiler.is_compiling() and self.hooks != RemovableHandle.next_id:
+            self.hooks = RemovableHandle.next_id
+            known = {owner: n.stands_for for owner, n in self.members if n.stands_for is not None}
+            self.writes = may_write(self.root, known)
+        return self.writes
 
     def prepare(self, root: nn.Module, inputs: Any = None) -> None:
         # A data-parallel replica shares this hook but not the layers: it goes layer by layer. So does a forward
         # within parametrize.cached(), where the weights of the first one are kept, one within itself, and one that is
         # traced, exported or under torch.func, where each layer is plain PyTorch.
         if root is not self.root or parametrize._cache_enabled or self.before.value or transformed():
+            return
+        if self.one_by_one():
             return
         asked, requests = self._requests()
         if not requests:
@@ -70,8 +85,8 @@ class SpectralNormGroup:
         compiling = torch.compiler.is_compiling()
         for request, weight, (normalizer, *ahead) in zip(requests, _requests.normalize(requests), self.before.value):
             parameter = request.weight if request.parameter is None else request.parameter
-            state = (0, 0, True) if compiling else _requests.state_of(parameter)
-            normalizer._prepared.value.append(_requests.Ahead(weight, place, request.rules.training, state, *ahead))
+            seen = None if compiling else _requests.Seen.of(parameter)
+            normalizer._prepared.value.append(_requests.Ahead(weight, place, request.rules.training, seen, *ahead))
 
     def _requests(self) -> tuple[list[Prepared], list[Request]]:
         requests, members, asked = [], [], []
@@ -103,7 +118,9 @@ def group_spectral_norm(module: nn.Module) -> nn.Module:
 
     Takes gankern's and torch's own spectral norm, as parametrization and as hook; torch's layers get gankern's
     kernels. Results, buffers and state_dict are those of layer by layer, and so is what happens where a layer runs
-    twice in a forward, not at all, or outside of the module's forward. Complex layers are left as they are.
+    twice in a forward, not at all, or outside of the module's forward. Complex layers are left as they are. Where the
+    forward (or a hook) of a network may write to its weights through ``.data`` or an array, which nobody can see, its
+    layers are computed one by one.
 
     Call it on the network whose forward is called, before wrapping that in DistributedDataParallel.
 

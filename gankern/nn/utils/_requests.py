@@ -73,6 +73,7 @@ class Prepared:
     # Set by a group: for each thread a list, empty or with what it prepared.
     _prepared: PerThread | None = None
     takes_layer = True  # what request() is given: the layer, or its weight
+    stands_for: str | None = None  # the method of the layer that it takes the place of, where it is one
 
     def ready(self, owner: Any) -> bool:
         """Whether it may be asked now; else it computes its weight by itself where that is used. ``owner`` is what
@@ -85,7 +86,7 @@ class Prepared:
         ahead = self._prepared.value.pop()
         # torch.compile keeps or recomputes what it likes, in one graph: nobody runs a layer again there, and what a
         # forward does to its own parameters breaks the graph.
-        same = torch.compiler.is_compiling() or (ahead.state == state_of(parameter) and not recomputed())
+        same = torch.compiler.is_compiling() or (ahead.seen.is_now(parameter) and not recomputed())
         if same and ahead.training == training and ahead.place == gradient_place():
             return ahead.weight
         # It was made in another mode, of a parameter that was frozen, replaced or written to since, or the layer will
@@ -122,21 +123,32 @@ class Before:
                     start[t.device] += t.numel()
 
 
+class Seen(NamedTuple):
+    """What tells whether a parameter is still the same, with the same values, and trained as it was."""
+
+    parameter: Tensor  # itself: so that no other one has its place in memory
+    memory: int  # of its tensor, which torch.utils.swap_tensors exchanges
+    version: int
+    requires_grad: bool
+
+    @classmethod
+    def of(cls, parameter: Tensor) -> Seen:
+        version = 0 if parameter.is_inference() else parameter._version
+        return cls(parameter, parameter._cdata, version, parameter.requires_grad)  # type: ignore[attr-defined]
+
+    def is_now(self, parameter: Tensor) -> bool:
+        return parameter is self.parameter and self[1:] == Seen.of(parameter)[1:]
+
+
 class Ahead(NamedTuple):
     """A weight that a group has computed, of what and in which mode, and where what its state was before stands."""
 
     weight: Tensor
     place: tuple[bool, bool]
     training: bool
-    state: tuple[int, int, bool]
+    seen: Any  # Seen; None where torch.compile traces
     before: Before
     number: int  # of the layer there
-
-
-def state_of(parameter: Tensor) -> tuple[int, int, bool]:
-    """What tells whether a parameter is still the same, with the same values, and trained as it was."""
-    version = 0 if parameter.is_inference() else parameter._version
-    return id(parameter), version, parameter.requires_grad
 
 
 def gradient_place() -> tuple[bool, bool]:

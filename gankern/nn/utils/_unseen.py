@@ -1,0 +1,97 @@
+"""Whether the code of a network may write to its weights in a way that leaves no trace: through ``.data``, an array or
+a pointer, which autograd counts no version for. Asked of the names in the code that a forward can come to."""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+_WAYS = {"data", "numpy", "__array__", "data_ptr", "storage", "untyped_storage", "set_", "from_numpy", "from_dlpack"}
+_LIBRARIES = ("torch", "gankern")
+
+
+def may_write(root: nn.Module, known: Mapping[nn.Module, str]) -> bool:
+    """Of a forward of ``root``. ``known``: methods of its modules that are known to write to nothing but vectors of
+    spectral norm."""
+    return any(
+        _does(function, but=known.get(module, "")) for module in root.modules() for function in _functions(module)
+    )
+
+
+def _functions(module: nn.Module) -> Iterator[tuple[Any, type | None]]:
+    """What a call of a module runs, without torch's own and this library's: functions, each with the class whose
+    methods it may call."""
+    cls = type(module)
+    forward = module.__dict__.get("forward", cls.forward)
+    if not _is_of_libraries(forward):
+        yield getattr(forward, "__func__", forward), cls
+    elif not _is_of_libraries(cls.forward):  # which stands in its place
+        yield cls.forward, cls
+    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+        if isinstance(hook, functools.partial):
+            hook = hook.func
+        if not _is_of_libraries(hook):
+            owner = type(getattr(hook, "__self__", hook))
+            function = getattr(hook, "__func__", hook)
+            yield (function if isinstance(function, types.FunctionType) else owner.__call__), owner
+
+
+def _is_of_libraries(function: Any) -> bool:
+    place = getattr(function, "__module__", None) or type(function).__module__
+    return place.split(".")[0] in _LIBRARIES and not place.startswith("gankern.models")
+
+
+def _does(function: tuple[Any, type | None], but: str) -> bool:
+    code, cls = function
+    key = getattr(code, "__code__", None)
+    if key is None:
+        return False
+    found = _answers.setdefault(key, {})
+    place = cls if cls is not None else object, but
+    if place not in found:
+        found[place] = any(not _WAYS.isdisjoint(names) for names in _reached(code, cls, but))
+    return found[place]
+
+
+_answers: weakref.WeakKeyDictionary[types.CodeType, dict[Any, bool]] = weakref.WeakKeyDictionary()
+
+
+def _reached(start: Any, cls: type | None, but: str) -> Iterator[Iterable[str]]:
+    """The names in the code of a function and of those that it calls by name: methods of the class, and functions
+    beside it."""
+    pending, seen = [start], set()
+    for function in pending:  # which grows
+        function = getattr(function, "fget", function)  # a property's
+        function = getattr(function, "__func__", function)  # of static and class methods
+        function = getattr(function, "__wrapped__", function)
+        if not isinstance(function, types.FunctionType) or function.__code__ in seen:
+            continue
+        seen.add(function.__code__)
+        if _is_of_libraries(function):
+            continue
+        for code in _with_inner(function.__code__):
+            yield code.co_names
+            for name in code.co_names:
+                pending.append(function.__globals__.get(name))
+                if cls is not None and name != but:
+                    pending.append(next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None))
+        pending += [cell.cell_contents for cell in function.__closure__ or () if _is_full(cell)]
+
+
+def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _with_inner(constant)
+
+
+def _is_full(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
