@@ -134,7 +134,7 @@ class Seen(NamedTuple):
     @classmethod
     def of(cls, parameter: Tensor) -> Seen:
         version = 0 if parameter.is_inference() else parameter._version
-        return cls(parameter, parameter._cdata, version, parameter.requires_grad)  # type: ignore[attr-defined]
+        return cls(parameter, parameter._cdata, version, parameter.requires_grad)
 
     def is_now(self, parameter: Tensor) -> bool:
         return parameter is self.parameter and self[1:] == Seen.of(parameter)[1:]
