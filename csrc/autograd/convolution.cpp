@@ -1,9 +1,11 @@
 // Convolutions by bilinear algorithms: gankern/ops/convolution.py, its ways and its gradients of any order.
+#include <ATen/ops/col2im.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/conv_transpose2d.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/im2col.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/reflection_pad2d.h>
@@ -40,12 +42,13 @@ struct Kind {
   // Of an image of so many pixels.
   int64_t result(int64_t n, int64_t padding) const {
     if (transposed) return 2 * n;
-    if (stride == 1) return n + 2 * padding - 2;
+    if (stride == 1) return n + 2 * padding - taps + 1;
     return taps == 3 && !collapsed ? (n + 1) / 2 : n / 2;
   }
 };
 std::vector<Kind> kinds;
-enum : int64_t { kTorch = -1, kReference = -2 };  // ways that are no rows
+// Ways that are no rows, as OTHERS in gankern/ops/convolution_choice.py has them.
+enum : int64_t { kTorch = -1, kReference = -2, kExchanged = -3, kProduct = -4 };
 enum Pass { kForward, kTranspose, kWeight };
 
 // For each pass, and for contiguous and channels_last images: the row, or one of the ways above.
@@ -59,7 +62,12 @@ struct Plan {
   Ways ways;
   int64_t border;  // what stands outside of the image: 0 zeros, 1 mirrored pixels, 2 the outermost ones
 
-  int64_t way(Pass pass, const Tensor& x) const { return ways[pass][has_channels_together(x)]; }
+  int64_t way(Pass pass, const Tensor& x) const {
+    const int64_t found = ways[pass][has_channels_together(x)];
+    // Products of half precision would be rounded before their sum.
+    const bool half = x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble;
+    return found == kProduct && half ? int64_t(kTorch) : found;
+  }
   std::string key() const {
     Options all{double(padding), scale, double(border)};
     for (const auto& pass : ways) all.insert(all.end(), pass.begin(), pass.end());
@@ -111,6 +119,49 @@ std::array<int64_t, 2> more_than_least(const Kind& kind, int64_t taps, int64_t p
   return {more(height, x.size(2)), more(width, x.size(3))};
 }
 
+// The weight of the convolution that is the transpose of one of stride 1, whose padding is taps - 1 - padding.
+Tensor exchanged(const Tensor& weight) { return weight.flip({2, 3}).transpose(0, 1); }
+
+// ---- as products of matrices: see gankern/ops/convolution.py
+// ---------------------------------------------------------------------------------------
+
+Tensor side_by_side(const Tensor& x) {
+  return x.size(0) == 1 ? x.select(0, 0).flatten(1) : x.transpose(0, 1).flatten(1);
+}
+Tensor columns(const Kind& kind, int64_t padding, const Tensor& x) {
+  if (kind.taps == 1) return side_by_side(x);
+  return side_by_side(
+      at::im2col(x, {kind.taps, kind.taps}, {1, 1}, {padding, padding}, {kind.stride, kind.stride}));
+}
+Tensor matrix_product(const Tensor& a, const Tensor& b) {
+  return b.size(1) >= 16 ? a.matmul(b) : b.t().matmul(a.t()).t();
+}
+Tensor convolve_by_product(const Plan& plan, bool transpose, int64_t height, int64_t width, const Tensor& x,
+                           const Tensor& weight, const std::optional<Tensor>& bias) {
+  const Kind& kind = *plan.kind;
+  const int64_t n = x.size(0), pad = plan.padding;
+  const Tensor matrix = weight.flatten(1);
+  Tensor y;
+  if (kind.transposed == transpose) {
+    y = matrix_product(matrix, columns(kind, pad, x)).unflatten(1, {n, height, width}).transpose(0, 1);
+  } else {
+    y = matrix_product(matrix.t(), side_by_side(x)).unflatten(1, {n, -1}).transpose(0, 1);
+    if (kind.taps > 1)
+      y = at::col2im(y, {height, width}, {kind.taps, kind.taps}, {1, 1}, {pad, pad},
+                     {kind.stride, kind.stride});
+    y = y.reshape({n, -1, height, width});
+  }
+  y = y.contiguous(has_channels_together(x) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+  if (plan.scale != 1) y = y.mul(plan.scale);
+  return bias ? y.add(bias->view({-1, 1, 1})) : y;
+}
+Tensor weight_gradient_by_product(const Plan& plan, const Tensor& x, const Tensor& grad) {
+  const Kind& kind = *plan.kind;
+  const Tensor &small = kind.transposed ? x : grad, &large = kind.transposed ? grad : x;
+  const Tensor y = side_by_side(small).matmul(columns(kind, plan.padding, large).t());
+  return y.view({small.size(1), large.size(1), kind.taps, kind.taps});
+}
+
 Tensor convolve(const Plan& plan, bool transpose, int64_t height, int64_t width, const Tensor& x,
                 Tensor weight, const std::optional<Tensor>& bias) {
   static const auto op = find<RowForward>("gankern::convolution_row");
@@ -123,9 +174,15 @@ Tensor convolve(const Plan& plan, bool transpose, int64_t height, int64_t width,
     return convolve(inner, false, height, width, bordered(plan, x), weight, bias);
   }
   if (row >= 0)
-    return op.call(x, weight, bias, row, height, width, transpose ? 2 - plan.padding : plan.padding,
-                   transpose && kind.flip, kind.swap != transpose, plan.scale * kind.scale, 1.0, plan.border);
+    return op.call(x, weight, bias, row, height, width,
+                   transpose ? kind.taps - 1 - plan.padding : plan.padding, transpose && kind.flip,
+                   kind.swap != transpose, plan.scale * kind.scale, 1.0, plan.border);
+  if (row == kProduct) return convolve_by_product(plan, transpose, height, width, x, weight, bias);
   if (plan.scale != 1) weight = weight.mul(plan.scale);
+  if (row == kExchanged) {  // the gradient by torch's forward, and the other way round
+    const int64_t pad = kind.taps - 1 - plan.padding;
+    return at::convolution(x, exchanged(weight), bias, {1, 1}, {pad, pad}, {1, 1}, !transpose, {0, 0}, 1);
+  }
   int64_t padding = plan.padding;
   if (kind.collapsed) {
     weight = collapse(kind, weight);
@@ -149,14 +206,23 @@ Tensor weight_gradient(const Plan& plan, const Tensor& x, const Tensor& grad) {
     inner.border = inner.padding = 0;
     return weight_gradient(inner, bordered(plan, x), grad);
   }
-  const int64_t taps = kind.collapsed ? 4 : kind.taps, padding = kind.collapsed ? 1 : plan.padding;
-  const int64_t outer = kind.transposed ? x.size(1) : grad.size(1),
-                inner = kind.transposed ? grad.size(1) : x.size(1);
+  if (row == kProduct) {
+    const Tensor y = weight_gradient_by_product(plan, x, grad);
+    return plan.scale == 1 ? y : y.mul(plan.scale);
+  }
+  const int64_t taps = kind.collapsed ? 4 : kind.taps;
+  // Exchanged, as that of a convolution from the gradient to the image.
+  const bool exchange = row == kExchanged;
+  const int64_t padding = kind.collapsed ? 1 : exchange ? taps - 1 - plan.padding : plan.padding;
+  const Tensor &from = exchange ? grad : x, &to = exchange ? x : grad;
+  const int64_t outer = kind.transposed ? from.size(1) : to.size(1),
+                inner = kind.transposed ? to.size(1) : from.size(1);
   std::array<int64_t, 2> more{0, 0};
-  if (kind.transposed) more = more_than_least(kind, taps, padding, x, grad.size(2), grad.size(3));
+  if (kind.transposed) more = more_than_least(kind, taps, padding, from, to.size(2), to.size(3));
   Tensor result = std::get<1>(at::convolution_backward(
-      grad, x, x.new_empty({outer, inner, taps, taps}), std::nullopt, {kind.stride, kind.stride},
+      to, from, from.new_empty({outer, inner, taps, taps}), std::nullopt, {kind.stride, kind.stride},
       {padding, padding}, {1, 1}, kind.transposed, more, 1, {false, true, false}));
+  if (exchange) result = exchanged(result).contiguous();
   if (kind.collapsed) result = uncollapse(kind, result);
   return plan.scale == 1 ? result : result.mul(plan.scale);
 }
@@ -330,14 +396,13 @@ Tensor by_kind(const Kind& kind, const Operands& o, int64_t padding, double scal
                          ? collapsed
                          : ways_for(kind, x.scalar_type() == at::kDouble ? highest : convolution_precision(),
                                     in, out, pixels);
+  const auto plan = std::make_shared<Plan>(Plan{&kind, padding, scale, ways, border});
   if (x.is_cpu()) {
-    const bool last = has_channels_together(x);
-    const auto way = [&](Pass pass) { return ways[pass][last]; };
-    if (way(kForward) == kReference ||
-        (way(kForward) == kTorch && way(kTranspose) == kTorch && way(kWeight) == kTorch))
+    const int64_t forward = plan->way(kForward, x);
+    if (forward == kReference ||
+        (forward == kTorch && plan->way(kTranspose, x) == kTorch && plan->way(kWeight, x) == kTorch))
       return Tensor();
   }
-  const auto plan = std::make_shared<Plan>(Plan{&kind, padding, scale, ways, border});
   put_on_record(self, x.is_cpu());
   const pybind11::gil_scoped_release released;
   return convolved(plan, false, height, width, x, weight, o.bias);
@@ -358,6 +423,13 @@ const Kind& kind_named(const char* name) {
   for (const Kind& kind : kinds)
     if (kind.name == name) return kind;
   TORCH_CHECK(false, "convolution: there is no kind ", name);
+}
+
+// The kind of stride 1 with so many taps, if there is one.
+const Kind* of_stride_one(int64_t taps) {
+  for (const Kind& kind : kinds)
+    if (kind.stride == 1 && kind.taps == taps) return &kind;
+  return nullptr;
 }
 
 // An integer, or one or two of them.
@@ -411,8 +483,7 @@ Tensor as_product(const Operands& o, const Two& padding, const Two& more, const 
 // (input, weight, bias, stride, padding, dilation, groups, weight_scale, implementation, padding_mode)
 PyObject* conv2d(PyObject* const* in) {
   static const Words borders({"zeros", "reflect", "replicate"});
-  static const Kind &same = kind_named("same"), &strided = kind_named("strided"),
-                    &strided_of_three = kind_named("strided_of_three");
+  static const Kind &strided = kind_named("strided"), &strided_of_three = kind_named("strided_of_three");
   const int border = borders.find(in[9]);
   Operands o;
   Two stride, padding, dilation;
@@ -427,28 +498,32 @@ PyObject* conv2d(PyObject* const* in) {
   const Kind* kind = nullptr;
   if (w.dim() == 4 && groups == 1 && dilation == Two{1, 1}) {
     const Two taps{w.size(2), w.size(3)};
-    if (taps == Two{3, 3} && stride == Two{1, 1} && padding[0] == padding[1] && padding[0] >= 0 &&
-        padding[0] <= 2)
-      kind = &same;
+    if (taps[0] == taps[1] && stride == Two{1, 1} && padding[0] == padding[1] && padding[0] >= 0 &&
+        padding[0] < taps[0])
+      kind = of_stride_one(taps[0]);
     if (taps == Two{4, 4} && stride == Two{2, 2} && padding == Two{1, 1}) kind = &strided;
     if (taps == Two{3, 3} && stride == Two{2, 2} && padding == Two{1, 1}) kind = &strided_of_three;
   }
   Tensor y;
-  if (border &&
-      !(kind && kind->stride == 1 && padding[0] == 1 && x.dim() == 4 && x.size(2) > 1 && x.size(3) > 1))
+  if (border && !(kind && kind->stride == 1 && kind->taps == 3 && padding[0] == 1 && x.dim() == 4 &&
+                  x.size(2) > 1 && x.size(3) > 1))
     return decline();
-  if (kind) {
+  if (scale == 1 && !border && x.dim() == 4 && w.dim() == 4 && x.size(2) == w.size(2) &&
+      x.size(3) == w.size(3)) {
+    const pybind11::gil_scoped_release released;
+    y = as_product(o, padding, {0, 0}, dilation, groups, false);
+  }
+  if (kind && !y.defined()) {
     if (!takes(*kind, o, padding[0])) return decline();
     y = by_kind(*kind, o, padding[0], scale, border);
+    if (y.defined()) return THPVariable_Wrap(std::move(y));
   }
-  if (border && !y.defined()) return decline();
   if (!y.defined()) {
-    if (scale != 1) return decline();
-    put_on_record(self, false);
+    if (border || scale != 1) return decline();
     const pybind11::gil_scoped_release released;
-    if (!kind) y = as_product(o, padding, {0, 0}, dilation, groups, false);
-    if (!y.defined()) y = at::conv2d(x, w, o.bias, stride, padding, dilation, groups);
+    y = at::conv2d(x, w, o.bias, stride, padding, dilation, groups);
   }
+  put_on_record(self, false);
   return THPVariable_Wrap(std::move(y));
 }
 

@@ -1,4 +1,4 @@
-// Bilinear algorithms for the convolutions of GANs. See convolution.cpp for how.
+// Bilinear algorithms for the convolutions of GANs, and the plain one for few channels. See convolution.cpp for how.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,11 @@ enum class ConvolutionRow {
   kTransposed4,        // the same, F(4x4)
   kStridedOfThree,     // 3x3 stride 2 padding 1: a two-tap phase by F(2x2), and one of one tap
   kTransposedOfThree,  // transposed 3x3 stride 2 padding 1 with output padding 1, likewise
+  kSameOfFour2,        // 4x4 stride 1, F(2x2)
+  kSameOfFour3,        // 4x4 stride 1, F(3x3)
+  kDirect,             // any square kernel of stride 1: the convolution itself
 };
-constexpr int kConvolutionRows = 10;
+constexpr int kConvolutionRows = 13;
 
 // A batch of images: [images, channels, height, width], contiguous or channels_last.
 struct ConvolutionImages {
@@ -34,7 +37,8 @@ struct ConvolutionImages {
 struct Convolution {
   int64_t images;
   ConvolutionImages in, out;  // for the weight gradient, `out` is the gradient that came in
-  int64_t padding;            // of kSame*; the other rows have their own
+  int64_t padding;            // of stride 1; the other rows have their own
+  int64_t taps;               // of kDirect, in each direction; the other rows have their own
   // Weight, or where its gradient goes: element (out channel o, in channel i, tap y, x) at
   // o * stride_out + i * stride_in + y * stride_y + x * stride_x.
   void* weight;

@@ -142,6 +142,37 @@ struct TransposedOfThree {
   static constexpr int kVOf[kProducts] = {0, 1, 2, 3, 1}, kMOf[kProducts] = {0, 1, 2, 3, 4};
 };
 
+// Four taps of stride 1, points 0, 1, -1, 1/2. kBefore is the task's padding.
+struct SameOfFour2 {
+  static constexpr int kTaps = 4, kIn = 5, kStep = 2, kBefore = -1, kOut = 2, kV = 5, kM = 5, kProducts = 5;
+  static constexpr double kB[kV][kIn] = {
+      {1, -2, -1, 2, 0}, {0, -1, 1, 2, 0}, {0, -1, 3, -2, 0}, {0, 1, 0, -1, 0}, {0, 1, -2, -1, 2}};
+  static constexpr double kG[kProducts][kTaps] = {{1, 0, 0, 0},
+                                                  {kHalf, kHalf, kHalf, kHalf},
+                                                  {kSixth, -kSixth, kSixth, -kSixth},
+                                                  {8 * kThird, 4 * kThird, 2 * kThird, kThird},
+                                                  {0, 0, 0, kHalf}};
+  static constexpr double kA[kOut][kM] = {{1, 1, 1, 1, 0}, {0, 1, -1, .5, 1}};
+  static constexpr int kVOf[kProducts] = {0, 1, 2, 3, 4}, kMOf[kProducts] = {0, 1, 2, 3, 4};
+};
+
+// The same with three outputs, points 0, 1, -1, 1/2, -2: the inputs' transform is that of Same4.
+struct SameOfFour3 {
+  static constexpr int kTaps = 4, kIn = 6, kStep = 3, kBefore = -1, kOut = 3, kV = 6, kM = 6, kProducts = 6;
+  static constexpr double kB[kV][kIn] = {{1, -1.5, -2, 1.5, 1, 0}, {0, 1, -.5, -2.5, -1, 0},
+                                         {0, 1, -2.5, .5, 1, 0},   {0, 2, 1, -2, -1, 0},
+                                         {0, 1, -2, -1, 2, 0},     {0, 1, -1.5, -2, 1.5, 1}};
+  static constexpr double kG[kProducts][kTaps] = {
+      {1, 0, 0, 0},
+      {-kThird, -kThird, -kThird, -kThird},
+      {-kThird, kThird, -kThird, kThird},
+      {16 * kFifteenth, 8 * kFifteenth, 4 * kFifteenth, 2 * kFifteenth},
+      {kFifteenth / 2, -kFifteenth, 2 * kFifteenth, -4 * kFifteenth},
+      {0, 0, 0, 1}};
+  static constexpr double kA[kOut][kM] = {{1, 1, 1, 1, 1, 0}, {0, 1, -1, .5, -2, 0}, {0, 1, 1, .25, 4, 1}};
+  static constexpr int kVOf[kProducts] = {0, 1, 2, 3, 4, 5}, kMOf[kProducts] = {0, 1, 2, 3, 4, 5};
+};
+
 }  // namespace
 }  // namespace GANKERN_ISA
 }  // namespace gankern

@@ -8,7 +8,7 @@ namespace gankern {
 namespace {
 
 constexpr const char* kName = "convolution_row";
-constexpr int64_t kTaps[kConvolutionRows] = {3, 3, 3, 3, 4, 4, 4, 4, 3, 3};
+constexpr int64_t kTaps[kConvolutionRows] = {3, 3, 3, 3, 4, 4, 4, 4, 3, 3, 4, 4, 0};  // 0: any
 
 // A tensor densely in one of the two memory formats.
 struct Images {
@@ -47,9 +47,10 @@ int64_t checked_row(int64_t row) {
 
 Tensor forward(Tensor x, Tensor weight, Optional bias, int64_t row, int64_t height, int64_t width,
                int64_t padding, bool flip, bool swap, double scale, double slope, int64_t border) {
-  const int64_t taps = kTaps[checked_row(row)];
+  const int64_t any = kTaps[checked_row(row)];
   check_images(x, x, "x");
   check_images(weight, x, "weight");
+  const int64_t taps = any ? any : weight.size(2);
   STD_TORCH_CHECK(weight.size(2) == taps && weight.size(3) == taps, kName, ": the kernel must have ", taps,
                   " times ", taps, " taps");
   STD_TORCH_CHECK(weight.size(swap ? 0 : 1) == x.size(1), kName, ": weight and x differ in channels");
@@ -64,6 +65,7 @@ Tensor forward(Tensor x, Tensor weight, Optional bias, int64_t row, int64_t heig
   set_border(task, border);
   task.out = {channels, height, width, last, out.mutable_data_ptr()};
   task.padding = padding;
+  task.taps = taps;
   set_weight(task, weight, swap);
   task.flip = flip;
   task.scale = scale;
@@ -79,9 +81,11 @@ Tensor forward(Tensor x, Tensor weight, Optional bias, int64_t row, int64_t heig
 
 Tensor weight_gradient(Tensor x, Tensor grad, int64_t row, int64_t padding, bool flip, bool swap,
                        double scale, int64_t border) {
-  const int64_t taps = kTaps[checked_row(row)];
+  const int64_t any = kTaps[checked_row(row)];
   check_images(x, x, "x");
   check_images(grad, x, "grad");
+  const int64_t taps = any ? any : x.size(2) + 2 * padding + 1 - grad.size(2);
+  STD_TORCH_CHECK(taps > 0, kName, ": grad is larger than a result can be");
   STD_TORCH_CHECK(grad.size(0) == x.size(0), kName, ": x and grad differ in the number of images");
   const Images in(x), out(grad);
   Tensor weight = blank(x, {swap ? x.size(1) : grad.size(1), swap ? grad.size(1) : x.size(1), taps, taps});
@@ -91,6 +95,7 @@ Tensor weight_gradient(Tensor x, Tensor grad, int64_t row, int64_t padding, bool
   set_border(task, border);
   task.out = out.view;
   task.padding = padding;
+  task.taps = taps;
   set_weight(task, weight, swap);
   task.flip = flip;
   task.scale = scale;

@@ -789,9 +789,8 @@ def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, inp
         if how == left.how and not state.double:
             return module._conv_forward(input, weight, module.bias)
         kind, pad = _kind(weight, *options)
-        if kind is None:
-            whole = input.shape[2:] == weight.shape[2:]  # perhaps one matrix product
-        else:
+        whole = input.shape[2:] == weight.shape[2:]  # perhaps one matrix product
+        if kind is not None and not whole:
             whole = input.ndim == 4 and _repays(kind, pad, input, weight)
         if whole and module.padding_mode == "zeros":
             # The whole call in C++, where nothing wants to know of it.

@@ -33,8 +33,9 @@ def set_convolution_precision(precision: str) -> None:
     """Which algorithms gankern's convolutions on the CPU may use: for the whole process, from the next forward on.
 
     - "highest", the default: those whose error against float64 is at most twice that of PyTorch's direct convolution
-      (nine products), or four times (tiles of 2 by 2).
-    - "high": also 3x3 convolutions in tiles of 4 by 4.
+      (nine products), three times (our direct one) or four times (tiles of 2 by 2; five times in 4x4 convolutions of
+      stride 1).
+    - "high": also 3x3 convolutions in tiles of 4 by 4, and 4x4 ones of stride 1 in tiles of 3 by 3.
     - "medium": also 4x4 convolutions of stride 2 in tiles of 4 by 4.
 
     The measured errors are in docs/convolution.md. float64 always has "highest".

@@ -14,6 +14,7 @@ from gankern.core.dispatch import short
 from gankern.core.native import nodes
 from gankern.core.torch_internals import autocasting
 from gankern.functional import _checks
+from gankern.functional.bias_act import bias_act
 from gankern.ops.convolution import BORDERS, as_product, convolution, no_row
 from gankern.ops.convolution_choice import Ints, kind_of
 from gankern.reference import convolution as reference
@@ -67,6 +68,10 @@ def _padded(x: Tensor, weight: Tensor, padding: Ints | str, dilation: Ints, mode
     return F.pad(x, (before[1], after[1], before[0], after[0]), mode)
 
 
+def _activated(y: Tensor, bias: Tensor | None, activation: str, slope: float, implementation: str | None) -> Tensor:
+    return bias_act(y, bias, dim=y.ndim - 3, activation=activation, negative_slope=slope, implementation=implementation)
+
+
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -78,17 +83,21 @@ def conv2d(
     *,
     padding_mode: str = "zeros",
     weight_scale: float = 1.0,
+    activation: str | None = None,
+    negative_slope: float = 0.2,
     implementation: str | None = None,
 ) -> Tensor:
     r"""torch.nn.functional.conv2d, on the CPU with fewer multiplications: :math:`y_o = b_o + \sum_i w_{oi} \star x_i`.
 
     A 3x3 kernel of stride 1 with padding 0, 1 or 2 runs as Winograd's F(2x2) with 4 instead of 9 products a pixel,
-    a 4x4 kernel of stride 2 with padding 1 as four filters of two taps with 9 instead of 16, and a 3x3 kernel of stride
-    2 with padding 1 as filters of two taps and of one with 6.25 instead of 9, where that was measured to be faster;
-    :func:`gankern.set_convolution_precision` allows larger tiles. A kernel as large as the image, without padding, is
-    one matrix product. Everything else (other kernels and strides, groups, dilation, unbatched input, torch.func's
-    transforms) is torch's own convolution. All gradients, of any order, run the same way, and only those are computed
-    that are asked for.
+    a 4x4 kernel of stride 1 with padding 0 to 3 with 6.25 instead of 16, one of stride 2 with padding 1 as four filters
+    of two taps with 9 instead of 16, and a 3x3 kernel of stride 2 with padding 1 as filters of two taps and of one with
+    6.25 instead of 9, where that was measured to be faster; :func:`gankern.set_convolution_precision` allows larger
+    tiles. With few channels on one side (an image's), square kernels of 1, 3, 4, 5, 7 and 9 taps of stride 1 are
+    computed with neighbouring pixels in a vector. Of few pixels and many channels, it is a matrix product, and so is a
+    kernel as large as the image, without padding. Everything else (other kernels and strides, groups, dilation,
+    unbatched input, torch.func's transforms) is torch's own convolution. All gradients, of any order, run the same way,
+    and only those are computed that are asked for.
 
     Source: Winograd 1980; Lavin and Gray 2015, arXiv 1509.09308.
 
@@ -103,6 +112,8 @@ def conv2d(
             there is one, as torch.nn.Conv2d makes it.
         weight_scale: the weight is multiplied with it, in the rows' own pass over it, and no copy of it is kept:
             equalised learning rates.
+        activation, negative_slope: of the result, as in :func:`gankern.functional.bias_act`: bias and activation are
+            one pass, and one in the backward, which gives the bias's gradient too and keeps the result alone.
         implementation: "cpu" runs the rows or raises, "reference" is torch's own convolution; see
             :mod:`gankern.functional`.
 
@@ -110,7 +121,7 @@ def conv2d(
         What torch returns. A NaN or an infinity in the input makes NaN of a whole tile of results: of the 2x2 (or,
         in larger tiles, 4x4) results beside each that torch would make NaN or infinite.
 
-    Gradient order: any.
+    Gradient order: any; 2 with an activation.
 
     Raises:
         ValueError: for an implementation that cannot take these arguments. Otherwise torch's own errors.
@@ -118,6 +129,12 @@ def conv2d(
     >>> conv2d(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3), padding=1).shape
     torch.Size([2, 4, 16, 16])
     """
+    if activation is not None:
+        y = conv2d(
+            input, weight, None, stride, padding, dilation, groups,
+            padding_mode=padding_mode, weight_scale=weight_scale, implementation=implementation,
+        )  # fmt: skip
+        return _activated(y, bias, activation, negative_slope, implementation)
     if not is_dynamo_compiling():
         options = (stride, padding, dilation, groups, weight_scale, implementation, padding_mode)
         y = nodes.conv2d(input, weight, bias, *options)
@@ -152,12 +169,15 @@ def conv2d(
     if padding_mode != "zeros":
         x, padding = _padded(x, weight, padding, dilation, padding_mode), 0
         kind, pad = kind_of(weight.shape, stride, padding, dilation, groups)
-    if kind is not None:
-        result = convolution(kind, x, weight, bias, pad, weight_scale, implementation)
+    if weight_scale == 1:
+        result = as_product(x, weight, bias, padding, dilation, groups, implementation)
+    if result is not None or kind is None:
+        no_row(
+            implementation,
+            "square kernels of 1, 3, 4, 5, 7 or 9 taps of stride 1, 3x3 and 4x4 of stride 2 and padding 1",
+        )
     else:
-        no_row(implementation, "3x3 kernels of stride 1 and padding 0 to 2, 3x3 and 4x4 of stride 2 and padding 1")
-        if weight_scale == 1:
-            result = as_product(x, weight, bias, padding, dilation, groups, implementation)
+        result = convolution(kind, x, weight, bias, pad, weight_scale, implementation)
     if result is not None:
         return result
     return _scaled(lambda b: F.conv2d(x, weight, b, stride, padding, dilation, groups), bias, weight_scale)
@@ -174,6 +194,8 @@ def conv_transpose2d(
     dilation: Ints = 1,
     *,
     weight_scale: float = 1.0,
+    activation: str | None = None,
+    negative_slope: float = 0.2,
     implementation: str | None = None,
 ) -> Tensor:
     r"""torch.nn.functional.conv_transpose2d, on the CPU with fewer multiplications for a 4x4 kernel of stride 2 and
@@ -188,16 +210,22 @@ def conv_transpose2d(
         weight: [C_in, C_out / groups, kernel height, kernel width].
         bias: [C_out].
         stride, padding, output_padding, groups, dilation: as in torch.
-        weight_scale, implementation: as in :func:`conv2d`.
+        weight_scale, activation, negative_slope, implementation: as in :func:`conv2d`.
 
     Returns:
         What torch returns.
 
-    Gradient order: any.
+    Gradient order: any; 2 with an activation.
 
     >>> conv_transpose2d(torch.randn(2, 8, 16, 16), torch.randn(8, 4, 4, 4), stride=2, padding=1).shape
     torch.Size([2, 4, 32, 32])
     """
+    if activation is not None:
+        y = conv_transpose2d(
+            input, weight, None, stride, padding, output_padding, groups, dilation,
+            weight_scale=weight_scale, implementation=implementation,
+        )  # fmt: skip
+        return _activated(y, bias, activation, negative_slope, implementation)
     if not is_dynamo_compiling():
         y = nodes.conv_transpose2d(
             input,
@@ -256,6 +284,8 @@ def upsample_conv2d(
     scale_factor: float = 2,
     mode: str = "nearest",
     weight_scale: float = 1.0,
+    activation: str | None = None,
+    negative_slope: float = 0.2,
     implementation: str | None = None,
 ) -> Tensor:
     r"""A larger image without checkerboards: conv2d(interpolate(x, scale_factor), weight, bias, padding="same").
@@ -278,7 +308,7 @@ def upsample_conv2d(
         bias: [C_out].
         scale_factor: at least 1.
         mode: of torch.nn.functional.interpolate: "nearest", "nearest-exact", "bilinear", "bicubic" or "area".
-        weight_scale: as in :func:`conv2d`.
+        weight_scale, activation, negative_slope: as in :func:`conv2d`.
         implementation: "cpu" runs the nine products or raises, "reference" is the formula above; see
             :mod:`gankern.functional`.
 
@@ -286,7 +316,7 @@ def upsample_conv2d(
         [N, C_out, scale_factor * H, scale_factor * W]. A NaN or an infinity in x can make NaN of all results of the
         2x2 pixels of each result that it has a part in.
 
-    Gradient order: any.
+    Gradient order: any; 2 with an activation.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted.
@@ -294,6 +324,11 @@ def upsample_conv2d(
     >>> upsample_conv2d(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3)).shape
     torch.Size([2, 4, 32, 32])
     """
+    if activation is not None:
+        y = upsample_conv2d(
+            x, weight, scale_factor=scale_factor, mode=mode, weight_scale=weight_scale, implementation=implementation
+        )
+        return _activated(y, bias, activation, negative_slope, implementation)
     name = "upsample_conv2d"
     if not is_dynamo_compiling() and scale_factor == 2 and mode == "nearest":
         y = nodes.resample_conv2d("upsample", x, weight, bias, weight_scale, implementation)
@@ -317,6 +352,8 @@ def conv2d_downsample(
     bias: Tensor | None = None,
     *,
     weight_scale: float = 1.0,
+    activation: str | None = None,
+    negative_slope: float = 0.2,
     implementation: str | None = None,
 ) -> Tensor:
     r"""A smaller image: the 2x2 means of conv2d(x, weight, bias, padding="same").
@@ -334,14 +371,14 @@ def conv2d_downsample(
             a mean. float64, float32, bfloat16 or float16, any strides; channels_last gives channels_last.
         weight: [C_out, C_in, k, k], k odd.
         bias: [C_out].
-        weight_scale: as in :func:`conv2d`.
+        weight_scale, activation, negative_slope: as in :func:`conv2d`.
         implementation: "cpu" runs the nine products or raises, "reference" is the formula above; see
             :mod:`gankern.functional`.
 
     Returns:
         [N, C_out, H // 2, W // 2]. NaN and infinity reach the results that they reach in the formula above.
 
-    Gradient order: any.
+    Gradient order: any; 2 with an activation.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted.
@@ -349,6 +386,9 @@ def conv2d_downsample(
     >>> conv2d_downsample(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3)).shape
     torch.Size([2, 4, 8, 8])
     """
+    if activation is not None:
+        y = conv2d_downsample(x, weight, weight_scale=weight_scale, implementation=implementation)
+        return _activated(y, bias, activation, negative_slope, implementation)
     name = "conv2d_downsample"
     if not is_dynamo_compiling():
         y = nodes.resample_conv2d("downsample", x, weight, bias, weight_scale, implementation)

@@ -14,7 +14,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-import gankern.nn as gnn
 from gankern.core.arguments import whole
 from gankern.models import layers as layer_tables
 from gankern.models._sizes import SizeError
@@ -54,7 +53,7 @@ class Generator(nn.Module):
         self.embed = nn.Embedding(num_classes, embedding)
         self.first = table.linear(self.part, 16 * widths[0])
         self.blocks = nn.ModuleList(GeneratorBlock(before, after, norm, table) for before, after in pairwise(widths))
-        self.attention_at, self.attention = attention, gnn.SelfAttention2d(widths[attention])
+        self.attention_at, self.attention = attention, table.self_attention(widths[attention])
         self.norm = table.batch_norm_act(widths[-1])
         self.last = table.conv(widths[-1], channels, 3, padding=1)
 

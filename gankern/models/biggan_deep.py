@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import gankern.nn as gnn
 from gankern.core.arguments import whole
 from gankern.models import layers as layer_tables
 from gankern.models._sizes import SizeError
@@ -81,7 +80,7 @@ class DiscriminatorBlock(nn.Module):
     def __init__(self, before: int, after: int, halves: bool, table: Layers) -> None:
         super().__init__()
         inner = after // SHRINK
-        self.halves = halves
+        self.mean = table.mean_of_four() if halves else None
         self.main = nn.Sequential(
             table.relu(),
             table.conv(before, inner, 1),
@@ -96,8 +95,8 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.main(x)
-        if self.halves:
-            y, x = F.avg_pool2d(y, 2), F.avg_pool2d(x, 2)
+        if self.mean is not None:
+            y, x = self.mean(y), self.mean(x)
         skip = x if self.more is None else torch.cat([x, self.more(x)], 1)
         return self.last(y) + skip
 
@@ -124,7 +123,7 @@ class Generator(nn.Module):
         for i, (before, after) in enumerate(pairwise(widths)):
             self.blocks.append(GeneratorBlock(before, after, condition, i % 2 == 1, table))
         self.attention_at = attention
-        self.attention = gnn.SelfAttention2d(widths[attention])
+        self.attention = table.self_attention(widths[attention])
         self.norm = table.batch_norm_act(widths[-1])
         self.last = table.conv(widths[-1], channels, 3, padding=1)
 
@@ -150,7 +149,7 @@ class Discriminator(nn.Module):
         for i, (before, after) in enumerate(pairwise(widths)):
             self.blocks.append(DiscriminatorBlock(before, after, i % 2 == 0, table))
         self.attention_at = attention
-        self.attention = gnn.SelfAttention2d(widths[attention])
+        self.attention = table.self_attention(widths[attention])
         self.relu = table.relu()
         self.last = table.linear(widths[-1], 1)
         self.embed = nn.Embedding(num_classes, widths[-1])

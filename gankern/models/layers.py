@@ -233,6 +233,17 @@ class PixelNormConv(nn.Module):
         return pixel_norm(F.leaky_relu(x, 0.2, inplace=True))
 
 
+@apart
+class SelfAttention2d(gnn.SelfAttention2d):
+    """Parameters of gnn.SelfAttention2d, computed as published, with the whole table."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, keys, values = self.theta(x), F.max_pool2d(self.phi(x), 2), F.max_pool2d(self.g(x), 2)
+        table = torch.bmm(queries.flatten(2).mT, keys.flatten(2)).softmax(2)
+        found = torch.bmm(values.flatten(2), table.mT).view(-1, values.shape[1], *x.shape[2:])
+        return x + self.gamma * self.out(found)
+
+
 @coupled
 class MinibatchStdDev(nn.Module):
     """One more channel: the standard deviation over a group of samples, averaged (Karras 2018, §3)."""
@@ -346,6 +357,8 @@ class Layers:
     pixel_norm: Callable[..., nn.Module]
     pixel_norm_dense: Callable[..., nn.Module]
     pixel_norm_conv: Callable[..., nn.Module]
+    self_attention: Callable[..., nn.Module]
+    mean_of_four: Callable[[], nn.Module]
     minibatch_stddev: Callable[..., nn.Module]
     minibatch_discrimination: Callable[..., nn.Module]
     spectral_norm: Callable[[nn.Module], nn.Module]
@@ -377,6 +390,8 @@ TORCH = Layers(
     pixel_norm=PixelNorm,
     pixel_norm_dense=PixelNormDense,
     pixel_norm_conv=PixelNormConv,
+    self_attention=SelfAttention2d,
+    mean_of_four=partial(nn.AvgPool2d, 2),
     minibatch_stddev=MinibatchStdDev,
     minibatch_discrimination=MinibatchDiscrimination,
     spectral_norm=torch.nn.utils.parametrizations.spectral_norm,
@@ -406,6 +421,8 @@ GANKERN = replace(
     pixel_norm=gnn.PixelNorm,
     pixel_norm_dense=FusedPixelNormDense,
     pixel_norm_conv=FusedPixelNormConv,
+    self_attention=gnn.SelfAttention2d,
+    mean_of_four=partial(gnn.FIRDownsample2d, 2, "box"),
     minibatch_stddev=gnn.MinibatchStdDev,
     minibatch_discrimination=gnn.MinibatchDiscrimination,
     spectral_norm=gankern.nn.utils.parametrizations.spectral_norm,

@@ -53,7 +53,7 @@ class DiscriminatorBlock(nn.Module):
         # WGAN-GP's inner channels: those of the input where a block downsamples, except in the first block. A ``wide``
         # block, as SN-GAN's of ImageNet and SAGAN's are, has those of its result.
         inner = after if first or wide else before
-        self.downsample = downsample
+        self.mean = layers.mean_of_four() if downsample else nn.Identity()
         self.relu1 = nn.Identity() if first else layers.relu()
         self.conv1 = layers.conv(before, inner, 3, padding=1)
         self.relu2 = layers.relu(inplace=True)
@@ -67,7 +67,7 @@ class DiscriminatorBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv2(self.relu2(self.conv1(self.relu1(x))))
         # Means and a 1×1 convolution may change places too.
-        return y + self.shortcut(F.avg_pool2d(x, 2) if self.downsample else x)
+        return y + self.shortcut(self.mean(x))
 
 
 @apart

@@ -12,7 +12,6 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-import gankern.nn as gnn
 from gankern.core.arguments import whole
 from gankern.models import layers as layer_tables
 from gankern.models._sizes import SizeError
@@ -40,7 +39,7 @@ class Generator(nn.Module):
         self.first = table.linear(latent, 16 * widths[0])
         norm = partial(table.conditional_batch_norm_act, num_classes=num_classes)
         self.blocks = nn.ModuleList(GeneratorBlock(before, after, norm, table) for before, after in pairwise(widths))
-        self.attention_at, self.attention = attention, gnn.SelfAttention2d(widths[attention])
+        self.attention_at, self.attention = attention, table.self_attention(widths[attention])
         self.norm = table.batch_norm_act(widths[-1])
         self.last = table.conv(widths[-1], channels, 3, padding=1)
 
@@ -64,7 +63,7 @@ class Discriminator(nn.Module):
             DiscriminatorBlock(before, after, table, downsample=i < halvings, first=i == 0, wide=True)
             for i, (before, after) in enumerate(pairwise([channels, *widths]))
         )
-        self.attention_at, self.attention = attention, gnn.SelfAttention2d(widths[attention - 1])
+        self.attention_at, self.attention = attention, table.self_attention(widths[attention - 1])
         self.relu = table.relu()
         self.last = table.linear(widths[-1], 1)
         self.embed = nn.Embedding(num_classes, widths[-1])

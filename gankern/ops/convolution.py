@@ -73,7 +73,7 @@ def _fake_row(
 def _fake_weight_gradient(
     x: Tensor, grad: Tensor, row: int, padding: int, flip: bool, swap: bool, scale: float, border: int = 0
 ) -> Any:
-    taps = 4 if 4 <= row < 8 else 3
+    taps = x.shape[2] + 2 * padding + 1 - grad.shape[2] if row == 12 else 4 if row in (4, 5, 6, 7, 10, 11) else 3
     outer, inner = (x.shape[1], grad.shape[1]) if swap else (grad.shape[1], x.shape[1])
     return x.new_empty(outer, inner, taps, taps)
 
@@ -129,6 +129,11 @@ def _convolve_by_torch(
     return torch.ops.aten.convolution(x, weight, bias, [direct.stride] * 2, [padding] * 2, [1, 1], transposed, more, 1)
 
 
+def _exchanged(weight: Tensor) -> Tensor:
+    """The weight of the convolution that is the transpose of one of stride 1, whose padding is taps - 1 - padding."""
+    return weight.flip(2, 3).transpose(0, 1)
+
+
 def _weight_gradient_by_torch(kind: Any, padding: int, x: Tensor, grad: Tensor) -> Any:
     direct = KINDS[kind]
     taps, padding = (4, 1) if direct.collapsed else (direct.taps, padding)
@@ -147,6 +152,44 @@ def _weight_gradient_by_torch(kind: Any, padding: int, x: Tensor, grad: Tensor) 
         [False, True, False],
     )[1]
     return _uncollapse(kind, result) if direct.collapsed else result
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    """[N, C, ...] -> [C, N ...]."""
+    return x[0].flatten(1) if x.shape[0] == 1 else x.transpose(0, 1).flatten(1)
+
+
+def _columns(kind: choice.Kind, padding: int, x: Tensor) -> Tensor:
+    """The pixels that each tap reads, [C taps^2, pixels of the smaller image of all images]."""
+    if kind.taps > 1:
+        x = F.unfold(x, kind.taps, padding=padding, stride=kind.stride)
+    return _side_by_side(x)
+
+
+def _matrix_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b; with few columns the other way round, for which it was measured to take up to ten times as long."""
+    return a @ b if torch.compiler.is_compiling() or b.shape[1] >= 16 else (b.mT @ a.mT).mT
+
+
+def _convolve_by_product(
+    kind: choice.Kind, transpose: bool, padding: int, height: int, width: int, x: Tensor, weight: Tensor, scale: float
+) -> Any:
+    n, matrix = x.shape[0], weight.flatten(1)
+    if kind.transposed == transpose:  # to the smaller image
+        y = _matrix_product(matrix, _columns(kind, padding, x)).unflatten(1, (n, height, width)).transpose(0, 1)
+    else:
+        y = _matrix_product(matrix.mT, _side_by_side(x)).unflatten(1, (n, -1)).transpose(0, 1)
+        if kind.taps > 1:
+            y = F.fold(y, (height, width), kind.taps, padding=padding, stride=kind.stride)
+        y = y.reshape(n, -1, height, width)
+    y = y.contiguous(memory_format=torch.channels_last if has_channels_together(x) else torch.contiguous_format)
+    return y if scale == 1 else y * scale
+
+
+def _weight_gradient_by_product(kind: choice.Kind, padding: int, x: Tensor, grad: Tensor) -> Tensor:
+    small, large = (x, grad) if kind.transposed else (grad, x)
+    product = _side_by_side(small) @ _columns(kind, padding, large).mT
+    return product.view(small.shape[1], large.shape[1], kind.taps, kind.taps)
 
 
 BORDERS = {"zeros": 0, "reflect": 1, "replicate": 2}  # torch's padding modes; of one pixel, around a 3x3 convolution
@@ -183,8 +226,11 @@ def _way(options: tuple, which: str, x: Tensor, channels_in: int, channels_out: 
     if torch.compiler.is_compiling():
         from gankern.ops import _traced  # which loads Dynamo
 
-        return _traced.way_for(*args)
-    return choice.way_for(*args)
+        way = _traced.way_for(*args)
+    else:
+        way = choice.way_for(*args)
+    # Products of half precision would be rounded before their sum.
+    return "torch" if way == "product" and x.dtype not in (torch.float32, torch.float64) else way
 
 
 def _convolve(
@@ -203,14 +249,20 @@ def _convolve(
     way = _way(options, "transpose" if transpose else "forward", x, *channels, pixels)
     if way in kind.rows:
         row = kind.rows[way].transpose if transpose else kind.rows[way].forward
-        pad = 2 - padding if transpose else padding
+        pad = kind.taps - 1 - padding if transpose else padding
         flip, swap = transpose and kind.flip, kind.swap != transpose
         return torch.ops.gankern.convolution_row(
             x, weight, bias, row, height, width, pad, flip, swap, scale * kind.scale, 1.0, border
         )
     if border:
         x, padding = _bordered(border, x), 0
+    if way == "product":
+        y = _convolve_by_product(kind, transpose, padding, height, width, x, weight, scale)
+        return y if bias is None else y + bias.view(-1, 1, 1)
     weight = weight if scale == 1 else weight * scale
+    if way == "exchanged":  # the gradient by torch's forward, and the other way round
+        pad = kind.taps - 1 - padding
+        return _convolve_by_torch(name, not transpose, pad, height, width, x, _exchanged(weight), bias)
     return _convolve_by_torch(name, transpose, padding, height, width, x, weight, bias)
 
 
@@ -227,7 +279,12 @@ def _weight_gradient(options: tuple, x: Tensor, grad: Tensor) -> Any:
         )
     if border:
         x, padding = _bordered(border, x), 0
-    result = _weight_gradient_by_torch(name, padding, x, grad)
+    if way == "product":
+        result = _weight_gradient_by_product(kind, padding, x, grad)
+    elif way == "exchanged":  # as that of a convolution from the gradient to the image
+        result = _exchanged(_weight_gradient_by_torch(name, kind.taps - 1 - padding, grad, x)).contiguous()
+    else:
+        result = _weight_gradient_by_torch(name, padding, x, grad)
     return result if scale == 1 else result * scale
 
 

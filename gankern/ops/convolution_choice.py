@@ -1,9 +1,10 @@
 """Which kind of convolution a call is, and which way it goes: the one place that answers.
 
 A *kind* is what the engine can compute, a *way* is how: a row of the engine's table (csrc/cpu/convolution_rows.h),
-"torch", its direct convolution (for the two kinds that resample with the 4x4 kernel that both steps collapse into), or
-"reference", both steps one after the other. Which way is fastest was measured: ``ways/`` has a file a machine, written
-by benchmarks/measure_convolution_ways.py.
+"torch", its direct convolution (for the two kinds that resample with the 4x4 kernel that both steps collapse into),
+"exchanged", of stride 1 a gradient by torch's kernels for another pass, "product", a product of matrices, with the
+pixels that each tap reads side by side in one, or "reference", both steps one after the other. Which way is fastest was
+measured: ``ways/`` has a file a machine, written by benchmarks/measure_convolution_ways.py.
 """
 
 from __future__ import annotations
@@ -48,10 +49,18 @@ class Kind:
     zeros: bool = False  # torch's form is a pooling, with a second derivative of zeros by its input: see core.zeros
 
 
+DIRECT = Row(12, 12, "highest")
 KINDS = {
     "upsample": Kind(3, {"nine": Row(0, 1, "highest")}, transposed=True, collapsed=True),
     "downsample": Kind(3, {"nine": Row(1, 0, "highest")}, scale=0.25, collapsed=True, zeros=True),
-    "same": Kind(3, {"tiles2": Row(2, 2, "highest"), "tiles4": Row(3, 3, "high")}, stride=1),
+    "pointwise": Kind(1, {"direct": DIRECT}, stride=1),
+    "same": Kind(3, {"direct": DIRECT, "tiles2": Row(2, 2, "highest"), "tiles4": Row(3, 3, "high")}, stride=1),
+    "same_of_four": Kind(
+        4, {"direct": DIRECT, "tiles2": Row(10, 10, "highest"), "tiles3": Row(11, 11, "high")}, stride=1
+    ),
+    "same_of_five": Kind(5, {"direct": DIRECT}, stride=1),
+    "same_of_seven": Kind(7, {"direct": DIRECT}, stride=1),
+    "same_of_nine": Kind(9, {"direct": DIRECT}, stride=1),
     "strided": Kind(4, {"tiles2": Row(4, 6, "highest"), "tiles4": Row(5, 7, "medium")}, flip=False),
     "transposed": Kind(
         4, {"tiles2": Row(6, 4, "highest"), "tiles4": Row(7, 5, "medium")}, transposed=True, swap=True, flip=False
@@ -60,6 +69,13 @@ KINDS = {
     "transposed_of_three": Kind(3, {"tiles2": Row(9, 8, "highest")}, transposed=True, swap=True, flip=False),
 }
 PASSES = ("forward", "transpose", "weight")
+OTHERS = {
+    "torch": -1,
+    "reference": -2,
+    "exchanged": -3,
+    "product": -4,
+}  # ways that are no rows, as the C++ nodes know them
+OF_STRIDE_ONE = {kind.taps: name for name, kind in KINDS.items() if kind.stride == 1}
 
 
 # The engine's rows for a kind that a precision allows, the one with the largest tile last.
@@ -100,6 +116,8 @@ def kind_of(
 
     >>> kind_of((8, 4, 3, 3), 1, 1, 1, 1), kind_of((8, 4, 5, 5), 2, 1, 1, 1)
     (('same', 1), (None, 0))
+    >>> kind_of((3, 64, 9, 9), 1, 4, 1, 1)
+    ('same_of_nine', 4)
     """
     if groups != 1 or len(weight) != 4 or _pair(dilation) != (1, 1):
         return None, 0
@@ -113,18 +131,20 @@ def kind_of(
     if padding == "valid":
         pads = (0, 0)
     if padding == "same":
-        pads = (1, 1) if taps == (3, 3) else None
+        pads = (taps[0] // 2, taps[1] // 2) if taps[0] % 2 and taps[1] % 2 else None
     if taps == (4, 4) and strides == (2, 2) and pads == (1, 1):
         return "transposed" if transposed else "strided", 1
-    if taps == (3, 3) and strides == (1, 1) and pads in ((0, 0), (1, 1), (2, 2)) and not transposed:
-        return "same", pads[0]
+    square = taps[0] == taps[1] and pads is not None and pads[0] == pads[1] and 0 <= pads[0] < taps[0]
+    if square and taps[0] in OF_STRIDE_ONE and strides == (1, 1) and not transposed:
+        return OF_STRIDE_ONE[taps[0]], pads[0]
     return None, 0
 
 
 def result_size(kind: str, padding: int, height: int, width: int) -> tuple[int, int]:
     """Of an image of height times width."""
-    if kind == "same":
-        return height + 2 * padding - 2, width + 2 * padding - 2
+    if KINDS[kind].stride == 1:
+        more = 2 * padding - KINDS[kind].taps + 1
+        return height + more, width + more
     if kind in ("strided", "downsample"):
         return height // 2, width // 2
     if kind == "strided_of_three":
@@ -193,7 +213,7 @@ def _times(kind: str, which: str, channels_last: bool, shape: Shape) -> tuple[Sh
 def way_for(
     kind: str, which: str, level: str, channels_last: bool, channels_in: int, channels_out: int, pixels: int
 ) -> str:
-    """The way that was fastest where it was measured nearest to this shape: "torch", "reference" or a row's name.
+    """The way that was fastest where it was measured nearest to this shape: one of OTHERS or a row's name.
 
     ``which`` is one of PASSES, ``pixels`` are those of the smaller of the two images times the number of images.
     """
@@ -204,7 +224,7 @@ def way_for(
     _, times = found
     # The collapsed form's errors are up to 2.7 times those of direct convolution: too much for the highest precision.
     collapsed = KINDS[kind].collapsed and level == "highest"
-    allowed = {"reference", *ALLOWED[kind, level], *(() if collapsed else ("torch",))}
+    allowed = {"reference", *ALLOWED[kind, level], *(() if collapsed else OTHERS)}
     if "torch" in allowed and not is_known(kind, *shape):
         return "torch"
     return min(allowed & times.keys(), key=times.__getitem__)
@@ -230,12 +250,11 @@ def saved(
 
 
 def rows_for(kind: str, level: str, channels_in: int, channels_out: int, pixels: int) -> list[list[int]]:
-    """For the C++ nodes: of each pass, for contiguous and channels_last images, its row, or -1 and -2 for "torch" and
-    "reference"."""
+    """For the C++ nodes: of each pass, for contiguous and channels_last images, its row, or its number in OTHERS."""
 
     def number(which: str, way: str) -> int:
-        if way in ("torch", "reference"):
-            return -1 if way == "torch" else -2
+        if way not in KINDS[kind].rows:
+            return OTHERS[way]
         row = KINDS[kind].rows[way]
         return row.transpose if which == "transpose" else row.forward
 

@@ -21,7 +21,16 @@ struct Problem {
   double slope = 1;
 
   int64_t taps() const {
-    return row >= ConvolutionRow::kStrided2 && row <= ConvolutionRow::kTransposed4 ? 4 : 3;
+    switch (row) {
+      case ConvolutionRow::kStrided2:
+      case ConvolutionRow::kStrided4:
+      case ConvolutionRow::kTransposed2:
+      case ConvolutionRow::kTransposed4:
+      case ConvolutionRow::kSameOfFour2:
+      case ConvolutionRow::kSameOfFour3: return 4;
+      case ConvolutionRow::kDirect: return 2 * padding + 1;
+      default: return 3;
+    }
   }
   int64_t out(int64_t n) const {
     switch (row) {
@@ -30,7 +39,10 @@ struct Problem {
       case ConvolutionRow::kStrided4: return n / 2;
       case ConvolutionRow::kStridedOfThree: return (n + 1) / 2;
       case ConvolutionRow::kSame2:
-      case ConvolutionRow::kSame4: return n + 2 * padding - 2;
+      case ConvolutionRow::kSame4:
+      case ConvolutionRow::kSameOfFour2:
+      case ConvolutionRow::kSameOfFour3:
+      case ConvolutionRow::kDirect: return n + 2 * padding - taps() + 1;
       default: return 2 * n;
     }
   }
@@ -41,7 +53,10 @@ struct Problem {
       case ConvolutionRow::kUp9: return {output + t - 1 >= 0 ? inside((output + t - 1) / 2) : -1, -1};
       case ConvolutionRow::kDown9: return {inside(2 * output + t - 1), inside(2 * output + t)};
       case ConvolutionRow::kSame2:
-      case ConvolutionRow::kSame4: return {inside(output + t - padding), -1};
+      case ConvolutionRow::kSame4:
+      case ConvolutionRow::kSameOfFour2:
+      case ConvolutionRow::kSameOfFour3:
+      case ConvolutionRow::kDirect: return {inside(output + t - padding), -1};
       case ConvolutionRow::kStrided2:
       case ConvolutionRow::kStrided4:
       case ConvolutionRow::kStridedOfThree: return {inside(2 * output + t - 1), -1};
@@ -136,6 +151,7 @@ void test_problem(const Problem& p, const std::vector<int>& thread_counts, Place
       task.in = {s.in_channels, s.height, s.width, p.in_last, in.data()};
       task.out = {s.out_channels, height, width, p.out_last, out.data()};
       task.padding = p.padding;
+      task.taps = taps;
       task.weight = weight.data();
       const int64_t square = taps * taps;
       task.stride_out = p.swap ? square : s.in_channels * square;
@@ -185,8 +201,10 @@ GANKERN_TEST(convolution) {
       }
     });
     test_problem<float>(many, {3}, Placement::kGuarded);
-    if (row == int(ConvolutionRow::kSame2) || row == int(ConvolutionRow::kSame4)) {
-      for (int64_t padding : {0, 2}) {
+    if (row == int(ConvolutionRow::kSame2) || row == int(ConvolutionRow::kSame4) ||
+        row >= int(ConvolutionRow::kSameOfFour2)) {
+      for (int64_t padding : {0, 2, 3}) {
+        if (padding == 3 && p.taps() == 3) continue;
         p.padding = padding;
         test_problem<float>(p, {2}, Placement::kGuarded);
       }

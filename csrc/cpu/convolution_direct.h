@@ -1,0 +1,275 @@
+// The row that is no bilinear algorithm: the convolution itself, of stride 1 and any square kernel, for few
+// channels on one side, as the layers beside an image have. The other rows, and vendors' kernels, fill a
+// vector with channels, of which there are not enough there; here it is filled with the pixels of a row.
+//
+//   forward  for a band of rows, up to four output channels and one input channel at a time: the band's
+//            inputs as a plane with what stands around it, then register tiles of rows by one vector, a tap
+//            at a time: sum[channel][row] += w[channel] x[row + tap y][tap x ...]
+//   weight   for an input channel, up to four output channels and up to four taps at a time:
+//            sum[channel][tap] += g[channel] x[tap ...], over the vectors of a band of rows
+//
+// Both add up a band or an input channel in registers, and these sums in memory, in a fixed order.
+#pragma once
+
+namespace gankern {
+namespace GANKERN_ISA {
+namespace {
+
+constexpr int kFew = 4;   // channels, and taps, of a register tile
+constexpr int kBand = 8;  // rows that the weight gradient sums at a time
+
+// Rows of a register tile: 24 of 32 registers are sums, or 12 of 16.
+template <int channels>
+constexpr int kDirectRows = (kVectorBytes == 64 && channels > 1 ? 24 : 12) / channels;
+
+// The rows [top, top + rows) of some channels, columns [left, left + width) of each, as planes of their own.
+// What stands outside of the image is as its border says.
+template <class T>
+void fill_planes(const ConvolutionImages& images, int64_t image, int64_t channel, int64_t channels,
+                 int64_t top, int64_t rows, int64_t left, int64_t width, const Acc<T>* zeros, Acc<T>* to,
+                 int64_t to_row, int64_t to_channel) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<T>;
+  const T* data = static_cast<const T*>(images.data) + image * images.channels * images.height * images.width;
+  if (images.channels_last) {
+    const Pixels<T> pixels{
+        data, images.width, images.height, images.channels, reinterpret_cast<const T*>(zeros), images.border,
+        0,    images.height};
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t x = 0; x < width; x += L) {
+        const T* from[L];
+        for (int l = 0; l < L; ++l) from[l] = pixels.at(top + r, left + x + l);
+        for (int64_t c = 0; c < channels; c += L) {
+          const int64_t wanted = min(L, channels - c), there = min(L, images.channels - channel - c);
+          Vec<A> v[L];
+          for (int l = 0; l < L; ++l) {
+            const T* p = from[l] == pixels.zeros ? from[l] : from[l] + channel + c;
+            v[l] = there >= L ? load(p) : there > 0 ? load_partial(p, there) : Vec<A>{};
+          }
+          transpose<A>(v);
+          for (int l = 0; l < wanted; ++l) store(to + (c + l) * to_channel + r * to_row + x, v[l]);
+        }
+      }
+    return;
+  }
+  const Pixels<T> pixels{nullptr, images.width, images.height, 1, nullptr, images.border, 0, images.height};
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t r = 0; r < rows; ++r) {
+      A* out = to + c * to_channel + r * to_row;
+      int64_t y = top + r;
+      const bool there = y >= 0 && y < images.height;
+      if (channel + c >= images.channels || (!there && images.border == 0)) {
+        std::memset(static_cast<void*>(out), 0, size_t(width) * sizeof(A));
+        continue;
+      }
+      y = min(max(pixels.folded(y, images.height), 0), images.height - 1);
+      const T* row = data + ((channel + c) * images.height + y) * images.width;
+      const auto outside = [&](int64_t x) {
+        if (images.border == 0) return A(0);
+        return A(widen(row[min(max(pixels.folded(x, images.width), 0), images.width - 1)]));
+      };
+      const int64_t begin = min(width, max(0, -left)), end = min(width, max(begin, images.width - left));
+      for (int64_t x = 0; x < begin; ++x) out[x] = outside(left + x);
+      int64_t x = begin;
+      for (; x + L <= end; x += L) store(out + x, load(row + left + x));
+      for (; x < end; ++x) out[x] = widen(row[left + x]);
+      for (; x < width; ++x) out[x] = outside(left + x);
+    }
+}
+
+// to[channel][row] += the products of one input channel, for a vector of pixels of each row.
+template <class A, int channels>
+void direct_tile(int64_t taps, const A* from, int64_t row, const A* w, A* to, int64_t to_row,
+                 int64_t to_channel) {
+  constexpr int R = kDirectRows<channels>;
+  Vec<A> sum[channels][R];
+#pragma GCC unroll 4
+  for (int c = 0; c < channels; ++c)
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) sum[c][r] = Vec<A>{};
+  for (int64_t y = 0; y < taps; ++y)
+    for (int64_t x = 0; x < taps; ++x) {
+      const A* p = from + y * row + x;
+      Vec<A> k[channels];
+#pragma GCC unroll 4
+      for (int c = 0; c < channels; ++c) k[c] = broadcast<A>(w[c]);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        const Vec<A> v = load(p + r * row);
+#pragma GCC unroll 4
+        for (int c = 0; c < channels; ++c) sum[c][r] += k[c] * v;
+      }
+      w += kFew;
+    }
+#pragma GCC unroll 4
+  for (int c = 0; c < channels; ++c)
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+      A* p = to + c * to_channel + r * to_row;
+      store(p, load(p) + sum[c][r]);
+    }
+}
+
+template <class T>
+inline int64_t direct_stride(int64_t width) {
+  return round_up(width, kLanes<T>);
+}
+
+template <class T, int channels>
+void direct_forward(const Convolution& t, const Parallel& parallel) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<T>;
+  constexpr int64_t R = kDirectRows<channels>;
+  const int64_t taps = t.taps, square = taps * taps, height = t.out.height, width = t.out.width;
+  const int64_t bands = ceil_div(height, R), blocks = ceil_div(t.out.channels, channels);
+  if (t.images * bands * blocks * width == 0) return;
+  // Weights as the tiles read them: [block][input channel][tap][output channel of the block].
+  Zeros<A> w(blocks * t.in.channels * square * kFew);
+  for (int64_t o = 0; o < t.out.channels; ++o)
+    for (int64_t i = 0; i < t.in.channels; ++i)
+      for (int64_t k = 0; k < square; ++k) {
+        const int64_t tap = t.flip ? square - 1 - k : k;
+        const T* from = static_cast<const T*>(t.weight) + o * t.stride_out + i * t.stride_in +
+                        tap / taps * t.stride_y + tap % taps * t.stride_x;
+        w.at[((o / channels * t.in.channels + i) * square + k) * kFew + o % channels] =
+            widen(*from) * A(t.scale);
+      }
+  const int64_t out_row = direct_stride<T>(width), row = odd_lines<A>(direct_stride<T>(out_row + taps - 1));
+  const int64_t plane = (R + taps - 1) * row, step = t.in.channels_last ? L : 1;  // channels turned at a time
+  parallel_for(parallel, t.images * bands, 1, [&](int64_t task, int64_t end_task) {
+    Scratch<A> planes(step * plane), sums(channels * R * out_row);
+    Zeros<A> zeros(padded_channels<A>(t.in.channels));
+    for (; task < end_task; ++task) {
+      const int64_t image = task / bands, top = task % bands * R;
+      for (int64_t block = 0; block < blocks; ++block) {
+        std::memset(static_cast<void*>(sums.at), 0, size_t(channels * R * out_row) * sizeof(A));
+        for (int64_t i = 0; i < t.in.channels; ++i) {
+          if (i % step == 0)
+            fill_planes<T>(t.in, image, i, min(step, t.in.channels - i), top - t.padding, R + taps - 1,
+                           -t.padding, direct_stride<T>(out_row + taps - 1), zeros.at, planes.at, row, plane);
+          for (int64_t x = 0; x < width; x += L)
+            direct_tile<A, channels>(taps, planes.at + i % step * plane + x, row,
+                                     w.at + (block * t.in.channels + i) * square * kFew, sums.at + x, out_row,
+                                     R * out_row);
+        }
+        const int64_t first = block * channels;
+        for (int64_t c = 0; c < min(channels, t.out.channels - first); ++c) {
+          const A bias = t.bias ? widen(static_cast<const T*>(t.bias)[first + c]) : A(0), slope = A(t.slope);
+          for (int64_t r = 0; r < min(R, height - top); ++r)
+            for (int64_t x = 0; x < width; x += L) {
+              const int64_t wanted = min(L, width - x);
+              Vec<A> y = load(sums.at + (c * R + r) * out_row + x) + bias;
+              if (slope != 1) y = y < Vec<A>{} ? y * slope : y;
+              T* out = static_cast<T*>(t.out.data);
+              if (!t.out.channels_last) {
+                out += ((image * t.out.channels + first + c) * height + top + r) * width + x;
+                wanted == L ? store(out, y) : store_partial(out, y, wanted);
+                continue;
+              }
+              out += ((image * height + top + r) * width + x) * t.out.channels + first + c;
+              for (int l = 0; l < wanted; ++l) out[l * t.out.channels] = narrow<T>(y[l]);
+            }
+        }
+      }
+    }
+  });
+}
+
+// to[channel][tap] += sums of g[channel] times x[tap ...] over rows of `width` pixels.
+template <class A, int channels, int taps>
+void direct_sums(int64_t rows, int64_t width, const A* g, int64_t g_row, int64_t g_channel, const A* x,
+                 int64_t x_row, A* to, int64_t to_channel) {
+  constexpr int L = kLanesOf<A>;
+  Vec<A> sum[channels][taps];
+#pragma GCC unroll 4
+  for (int c = 0; c < channels; ++c)
+#pragma GCC unroll 4
+    for (int k = 0; k < taps; ++k) sum[c][k] = Vec<A>{};
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = 0; i < width; i += L) {
+      Vec<A> v[taps];
+#pragma GCC unroll 4
+      for (int k = 0; k < taps; ++k) v[k] = load(x + r * x_row + i + k);
+#pragma GCC unroll 4
+      for (int c = 0; c < channels; ++c) {
+        const Vec<A> y = load(g + c * g_channel + r * g_row + i);
+#pragma GCC unroll 4
+        for (int k = 0; k < taps; ++k) sum[c][k] += y * v[k];
+      }
+    }
+  for (int c = 0; c < channels; ++c)
+    for (int k = 0; k < taps; ++k) {
+      A total = 0;
+      for (int l = 0; l < L; ++l) total += sum[c][k][l];
+      to[c * to_channel + k] += total;
+    }
+}
+
+template <class T, int channels>
+void direct_weight_gradient(const Convolution& t, const Parallel& parallel) {
+  using A = Acc<T>;
+  const int64_t taps = t.taps, square = taps * taps, height = t.out.height;
+  const int64_t bands = ceil_div(height, kBand), blocks = ceil_div(t.out.channels, channels);
+  const int64_t step = t.in.channels_last ? kLanes<T> : 1, steps = ceil_div(t.in.channels, step);
+  const int64_t g_row = direct_stride<T>(t.out.width), row = odd_lines<A>(direct_stride<T>(g_row + taps - 1));
+  const int64_t g_plane = kBand * g_row, plane = (kBand + taps - 1) * row;
+  static constexpr auto sums_of = [](int64_t count) {
+    return count == 1   ? direct_sums<A, channels, 1>
+           : count == 2 ? direct_sums<A, channels, 2>
+           : count == 3 ? direct_sums<A, channels, 3>
+                        : direct_sums<A, channels, 4>;
+  };
+  parallel_for(parallel, blocks * steps, 1, [&](int64_t task, int64_t end_task) {
+    Scratch<A> planes(step * plane), g(channels * g_plane), dw(step * channels * square);
+    Zeros<A> zeros(padded_channels<A>(max(t.in.channels, t.out.channels)));
+    for (; task < end_task; ++task) {
+      const int64_t first = task / steps * channels, begin = task % steps * step;
+      const int64_t count = min(step, t.in.channels - begin);
+      std::memset(static_cast<void*>(dw.at), 0, size_t(step * channels * square) * sizeof(A));
+      for (int64_t band = 0; band < t.images * bands; ++band) {
+        const int64_t image = band / bands, top = band % bands * kBand, rows = min(kBand, height - top);
+        fill_planes<T>(t.out, image, first, channels, top, rows, 0, g_row, zeros.at, g.at, g_row, g_plane);
+        fill_planes<T>(t.in, image, begin, count, top - t.padding, rows + taps - 1, -t.padding,
+                       direct_stride<T>(g_row + taps - 1), zeros.at, planes.at, row, plane);
+        for (int64_t i = 0; i < count; ++i)
+          for (int64_t y = 0; y < taps; ++y)
+            for (int64_t x = 0; x < taps; x += kFew)
+              sums_of(min(kFew, taps - x))(rows, g_row, g.at, g_row, g_plane,
+                                           planes.at + i * plane + y * row + x, row,
+                                           dw.at + i * channels * square + y * taps + x, square);
+      }
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t c = 0; c < min(channels, t.out.channels - first); ++c)
+          for (int64_t k = 0; k < square; ++k) {
+            const int64_t tap = t.flip ? square - 1 - k : k;
+            static_cast<T*>(t.weight)[(first + c) * t.stride_out + (begin + i) * t.stride_in +
+                                      tap / taps * t.stride_y + tap % taps * t.stride_x] =
+                narrow<T>(dw.at[(i * channels + c) * square + k] * A(t.scale));
+          }
+    }
+  });
+}
+
+// By the number of output channels.
+template <class T>
+void direct_forward_of_any(const Convolution& t, const Parallel& parallel) {
+  const int64_t channels = t.out.channels;
+  const auto run = channels == 1   ? direct_forward<T, 1>
+                   : channels == 2 ? direct_forward<T, 2>
+                   : channels == 3 ? direct_forward<T, 3>
+                                   : direct_forward<T, 4>;
+  run(t, parallel);
+}
+template <class T>
+void direct_weight_gradient_of_any(const Convolution& t, const Parallel& parallel) {
+  const int64_t channels = t.out.channels;
+  const auto run = channels == 1   ? direct_weight_gradient<T, 1>
+                   : channels == 2 ? direct_weight_gradient<T, 2>
+                   : channels == 3 ? direct_weight_gradient<T, 3>
+                                   : direct_weight_gradient<T, 4>;
+  run(t, parallel);
+}
+
+}  // namespace
+}  // namespace GANKERN_ISA
+}  // namespace gankern
