@@ -134,8 +134,9 @@ def kind_of(
         pads = (taps[0] // 2, taps[1] // 2) if taps[0] % 2 and taps[1] % 2 else None
     if taps == (4, 4) and strides == (2, 2) and pads == (1, 1):
         return "transposed" if transposed else "strided", 1
-    square = taps[0] == taps[1] and pads is not None and pads[0] == pads[1] and 0 <= pads[0] < taps[0]
-    if square and taps[0] in OF_STRIDE_ONE and strides == (1, 1) and not transposed:
+    if pads is None or transposed or strides != (1, 1) or taps[0] != taps[1] or pads[0] != pads[1]:
+        return None, 0
+    if taps[0] in OF_STRIDE_ONE and 0 <= pads[0] < taps[0]:
         return OF_STRIDE_ONE[taps[0]], pads[0]
     return None, 0
 

@@ -16,7 +16,7 @@ class Own(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.never = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.short, self.last = nn.Conv2d(8, 8, 1), nn.Linear(8, 2)
+        self.short, self.last = nn.Conv2d(8, 8, 1, groups=2), nn.Linear(8, 2)
 
     def forward(self, x):
         h = F.avg_pool2d(self.conv(F.interpolate(x, scale_factor=2)), 2)
@@ -71,7 +71,7 @@ def test_what_ran_is_what_was_counted():
 def test_batch_norm_and_activation(monkeypatch):
     from gankern.acceleration import _layers
 
-    net = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+    net = nn.Sequential(nn.Conv2d(8, 8, 1, groups=2), nn.BatchNorm2d(8), nn.ReLU())
     small = gankern.accelerate(copy.deepcopy(net), example_inputs=X)
     assert [c.now for c in small.calls] == ["torch"] * 3
     assert "131072" in small.calls[1].why
