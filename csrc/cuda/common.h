@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #include <cooperative_groups.h>
@@ -59,15 +60,7 @@ __device__ inline void narrow(double x, double* to) { *to = x; }
 
 // What values of a type are summed up in.
 template <class T>
-struct SumOf {
-  using type = float;
-};
-template <>
-struct SumOf<double> {
-  using type = double;
-};
-template <class T>
-using Sum = typename SumOf<T>::type;
+using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // ---- memory ---------------------------------------------------------------------------------------------
 

@@ -29,9 +29,8 @@ Tensor forward(Tensor x_in, Optional bias_in, int64_t dim, int64_t activation, d
   const Operand x = dense(x_in);
   BiasAct in = problem(*x, dim, activation, negative_slope, gain, clamp);
   const Operand bias = along_channels(bias_in, *x, dim, kName);
-  Tensor y = blank_like(*x);
   in.bias = bias.data();
-  in.out = y.mutable_data_ptr();
+  Tensor y = result_like(*x, &in.out);
   bias_act().forward[activation][dtype_index(y, kName)](in, torch_threads());
   return y;
 }
@@ -55,12 +54,9 @@ std::tuple<Tensor, Tensor> backward(Tensor grad_in, Tensor saved_in, Optional bi
   BiasAct in = problem(saved, dim, activation, negative_slope, gain, clamp);
   const Operand grad = like(grad_in, saved, kName);
   const Operand bias = along_channels(bias_in, saved, dim, kName);
-  Tensor grad_x = blank_like(saved);
-  Tensor grad_bias = sums ? blank(saved, {saved.size(dim)}) : missing(saved);
   in.bias = bias.data();
   in.grad = grad.data();
-  in.out = grad_x.mutable_data_ptr();
-  if (sums) in.out_bias = grad_bias.mutable_data_ptr();
+  Tensor grad_x = result_like(saved, &in.out), grad_bias = channel_sums(saved, dim, &in.out_bias, sums);
   bias_act().backward[activation][dtype_index(saved, kName)](in, torch_threads());
   return {grad_x, grad_bias};
 }
@@ -76,16 +72,13 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_bia
   const Operand grad = like(grad_in, saved, kName);
   const Operand h = like(h_in, saved, kName), h_bias = along_channels(h_bias_in, saved, dim, kName),
                 bias = along_channels(bias_in, saved, dim, kName);
-  Tensor grad_grad = needs_grad ? blank_like(saved) : missing(saved);
-  Tensor grad_saved = needs_saved || sums ? blank_like(saved) : missing(saved);
-  Tensor grad_bias = sums ? blank(saved, {saved.size(dim)}) : missing(saved);
   in.bias = bias.data();
   in.grad = grad.data();
   in.h = h.data();
   in.h_bias = h_bias.data();
-  if (needs_grad) in.out = grad_grad.mutable_data_ptr();
-  if (needs_saved || sums) in.out_x = grad_saved.mutable_data_ptr();
-  if (sums) in.out_bias = grad_bias.mutable_data_ptr();
+  Tensor grad_grad = result_like(saved, &in.out, needs_grad);
+  Tensor grad_saved = result_like(saved, &in.out_x, needs_saved || sums);
+  Tensor grad_bias = channel_sums(saved, dim, &in.out_bias, sums);
   bias_act().double_backward[activation][dtype_index(saved, kName)](in, torch_threads());
   return {grad_grad, grad_saved, grad_bias};
 }
@@ -100,10 +93,9 @@ Tensor prelu(Tensor x_in, Optional bias_in, Tensor slope_in, int64_t dim, double
   BiasAct in = problem(*x, dim, kPrelu, 0, gain, clamp);
   const Operand bias = along_channels(bias_in, *x, dim, kName),
                 slope = along_channels(slope_in, *x, dim, kName);
-  Tensor y = blank_like(*x);
   in.bias = bias.data();
   in.slope = slope.data();
-  in.out = y.mutable_data_ptr();
+  Tensor y = result_like(*x, &in.out);
   bias_act().forward[kPrelu][dtype_index(y, kName)](in, torch_threads());
   return y;
 }
@@ -115,15 +107,11 @@ std::tuple<Tensor, Tensor, Tensor> prelu_backward(Tensor grad_in, Tensor x_in, O
   BiasAct in = problem(*x, dim, kPrelu, 0, gain, clamp);
   const Operand grad = like(grad_in, *x, kName), bias = along_channels(bias_in, *x, dim, kName),
                 slope = along_channels(slope_in, *x, dim, kName);
-  Tensor grad_x = blank_like(*x);
-  Tensor grad_bias = sums ? blank(*x, {x->size(dim)}) : missing(*x);
-  Tensor grad_slope = slope_sums ? blank(*x, {x->size(dim)}) : missing(*x);
   in.bias = bias.data();
   in.slope = slope.data();
   in.grad = grad.data();
-  in.out = grad_x.mutable_data_ptr();
-  if (sums) in.out_bias = grad_bias.mutable_data_ptr();
-  if (slope_sums) in.out_slope = grad_slope.mutable_data_ptr();
+  Tensor grad_x = result_like(*x, &in.out), grad_bias = channel_sums(*x, dim, &in.out_bias, sums),
+         grad_slope = channel_sums(*x, dim, &in.out_slope, slope_sums);
   bias_act().backward[kPrelu][dtype_index(*x, kName)](in, torch_threads());
   return {grad_x, grad_bias, grad_slope};
 }
@@ -141,19 +129,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prelu_double_backward(Optional h_in, 
                 h_slope = along_channels(h_slope_in, *x, dim, kName),
                 bias = along_channels(bias_in, *x, dim, kName),
                 slope = along_channels(slope_in, *x, dim, kName);
-  Tensor grad_grad = blank_like(*x), grad_x = needs_x ? blank_like(*x) : missing(*x);
-  Tensor grad_bias = sums ? blank(*x, {x->size(dim)}) : missing(*x);
-  Tensor grad_slope = slope_sums ? blank(*x, {x->size(dim)}) : missing(*x);
   in.bias = bias.data();
   in.slope = slope.data();
   in.grad = grad.data();
   in.h = h.data();
   in.h_bias = h_bias.data();
   in.h_slope = h_slope.data();
-  in.out = grad_grad.mutable_data_ptr();
-  if (needs_x) in.out_x = grad_x.mutable_data_ptr();
-  if (sums) in.out_bias = grad_bias.mutable_data_ptr();
-  if (slope_sums) in.out_slope = grad_slope.mutable_data_ptr();
+  Tensor grad_grad = result_like(*x, &in.out), grad_x = result_like(*x, &in.out_x, needs_x),
+         grad_bias = channel_sums(*x, dim, &in.out_bias, sums),
+         grad_slope = channel_sums(*x, dim, &in.out_slope, slope_sums);
   bias_act().double_backward[kPrelu][dtype_index(*x, kName)](in, torch_threads());
   return {grad_grad, grad_x, grad_bias, grad_slope};
 }

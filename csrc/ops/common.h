@@ -131,6 +131,13 @@ inline Tensor blank(const Tensor& like, std::initializer_list<int64_t> sizes) {
   return blank(like, sizes, like.scalar_type());
 }
 
+// A result, contiguous, of whose memory the kernel is told by `place`.
+inline Tensor result(const Tensor& like, std::initializer_list<int64_t> sizes, void** place) {
+  Tensor x = blank(like, sizes);
+  *place = x.mutable_data_ptr();
+  return x;
+}
+
 // The elements in their logical order.
 inline Operand compact(const Tensor& tensor) {
   return Operand(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor));
@@ -166,6 +173,14 @@ inline Operand like(const Optional& tensor, const Tensor& model, const char* op)
 
 // What stands for a result that nobody asked for.
 inline Tensor missing(const Tensor& x) { return blank(x, {0}); }
+
+// As `result`, of the sizes and strides of a dense tensor; where nobody asked for it, what stands for it.
+inline Tensor result_like(const Tensor& dense, void** place, bool asked = true) {
+  if (!asked) return missing(dense);
+  Tensor x = blank_like(dense);
+  *place = x.mutable_data_ptr();
+  return x;
+}
 
 // Registers an operator and its gradients: `name`, `name`_backward, `name`_double_backward.
 template <auto forward, auto backward, auto double_backward>

@@ -31,6 +31,11 @@ inline Operand along_channels(const Optional& v, const Tensor& x, int64_t dim, c
   return compact(*v);
 }
 
+// A sum a channel, of whose memory the kernel is told by `place`; what stands for it where nobody asked.
+inline Tensor channel_sums(const Tensor& x, int64_t dim, void** place, bool asked) {
+  return asked ? result(x, {x.size(dim)}, place) : missing(x);
+}
+
 // ---- feature maps ---------------------------------------------------------------------------------------
 
 using torch::headeronly::MemoryFormat;

@@ -45,9 +45,8 @@ std::tuple<Tensor, Tensor> forward(Tensor x_in, Optional bias_in, int64_t dim, d
   const Tensor& x = *owner;
   PixelNorm in = problem(x, dim, positive, negative);
   const Operand bias = along_channels(bias_in, x, dim, kName);
-  Tensor y = blank_like(x), scale = new_scale(x, in);
   in.bias = bias.data();
-  in.out = y.mutable_data_ptr();
+  Tensor y = result_like(x, &in.out), scale = new_scale(x, in);
   in.scale = scale.mutable_data_ptr();
   in.eps = eps;
   pixel_norm().forward[dtype_index(x, kName)](in, torch_threads());
@@ -60,12 +59,9 @@ std::tuple<Tensor, Tensor> backward(Tensor grad_in, Optional grad_scale_in, Tens
   const Operand grad = like(grad_in, y, kName), scale = compact(scale_in);
   take_scale(&in, y, scale);
   const Operand grad_scale = like(grad_scale_in, *scale, kName);
-  Tensor grad_x = blank_like(y);
-  Tensor grad_bias = sums ? blank(y, {y.size(dim)}) : missing(y);
   in.grad = grad.data();
   in.grad_scale = grad_scale.data();
-  in.out = grad_x.mutable_data_ptr();
-  if (sums) in.out_bias = grad_bias.mutable_data_ptr();
+  Tensor grad_x = result_like(y, &in.out), grad_bias = channel_sums(y, dim, &in.out_bias, sums);
   pixel_norm().backward[dtype_index(y, kName)](in, torch_threads());
   return {grad_x, grad_bias};
 }
@@ -77,12 +73,11 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_bia
   const Operand grad = like(grad_in, y, kName), scale = compact(scale_in);
   const Operand h = like(h_in, y, kName), h_bias = along_channels(h_bias_in, y, dim, kName);
   take_scale(&in, y, scale);
-  Tensor grad_grad = blank_like(y), grad_y = blank_like(y), grad_scale = new_scale(y, in);
   in.grad = grad.data();
   in.h = h.data();
   in.h_bias = h_bias.data();
-  in.out = grad_grad.mutable_data_ptr();
-  in.out_x = grad_y.mutable_data_ptr();
+  Tensor grad_grad = result_like(y, &in.out), grad_y = result_like(y, &in.out_x);
+  Tensor grad_scale = new_scale(y, in);
   in.out_scale = grad_scale.mutable_data_ptr();
   pixel_norm().double_backward[dtype_index(y, kName)](in, torch_threads());
   return {grad_grad, grad_y, grad_scale};

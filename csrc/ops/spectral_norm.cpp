@@ -4,13 +4,10 @@
 #include <array>
 #include <cstring>
 
-#include "common.h"
+#include "spectral_norm.h"
 
 namespace gankern {
 namespace {
-
-constexpr const char* kName = "spectral_norm";
-using Tensors = std::vector<Tensor>;
 
 // How a dense weight's columns lie in memory. Column j of the matrix counts the other dimensions in their
 // logical order; memory may hold them in another one (channels_last).
@@ -165,14 +162,6 @@ struct Layer {
             v_in_memory.data};
   }
 };
-
-void check(const Tensors& weights, const std::vector<int64_t>& dims) {
-  STD_TORCH_CHECK(!weights.empty() && dims.size() == weights.size(), kName,
-                  ": needs at least one weight, and a dim for each");
-  for (const Tensor& weight : weights)
-    STD_TORCH_CHECK(weight.scalar_type() == weights[0].scalar_type() && weight.numel() > 0, kName,
-                    ": all weights of a group must have one dtype, and values");
-}
 
 std::tuple<Tensors, Tensor> forward(Tensors weights, Tensors us, Tensors vs, std::vector<int64_t> dims,
                                     int64_t n_power_iterations, double eps, bool u_first, bool add_eps) {

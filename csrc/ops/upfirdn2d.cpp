@@ -2,13 +2,10 @@
 #include "../cpu/upfirdn2d.h"
 
 #include "../cpu/vec.h"
-#include "layout.h"
+#include "upfirdn2d.h"
 
 namespace gankern {
 namespace {
-
-constexpr const char* kName = "upfirdn2d";
-using Sizes = std::vector<int64_t>;
 
 template <class T>
 std::vector<double> widen_all(const Operand& x) {
@@ -34,36 +31,14 @@ bool rows_are_dense(const Tensor& x, int64_t group) {
   return (x.size(3) <= 1 || x.strides()[3] == group) && (group == 1 || x.strides()[1] == 1);
 }
 
-Tensor empty(const Tensor& x, const Sizes& size, MemoryFormat format) {
-  return torch::stable::empty({x.size(0), x.size(1), size[0], size[1]}, x.scalar_type(), std::nullopt,
-                              x.device(), std::nullopt, format);
-}
-
-// x itself where the kernel can go through its rows as they lie, else a dense copy.
-Operand rows_of(const Tensor& x, int64_t group, MemoryFormat format) {
-  if (rows_are_dense(x, group)) return Operand(x);
-  Tensor copy = empty(x, {x.size(2), x.size(3)}, format);
-  torch::stable::copy_(copy, x);
-  return Operand(copy);
-}
-
 Tensor upfirdn2d_cpu(Tensor x_in, Tensor filter, Sizes up, Sizes down, Sizes start, Sizes size,
                      bool flip_filter, double gain) {
-  STD_TORCH_CHECK(x_in.dim() == 4, kName, ": x must be 4-D, got ", x_in.dim(), " dimensions");
-  STD_TORCH_CHECK((filter.dim() == 1 || filter.dim() == 2) && filter.numel() > 0, kName,
-                  ": filter must be 1-D or 2-D and not empty");
-  for (const Sizes* pair : {&up, &down, &start, &size})
-    STD_TORCH_CHECK(pair->size() == 2, kName, ": up, down, start and size are pairs");
-  for (int i = 0; i < 2; ++i)
-    STD_TORCH_CHECK(up[i] >= 1 && down[i] >= 1 && size[i] >= 0, kName,
-                    ": up and down must be at least 1, and size 0");
-
+  check(x_in, filter, up, down, start, size);
   const bool grouped = has_whole_pixels(x_in);
-  const MemoryFormat format = grouped ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
   const int64_t group = grouped ? x_in.size(1) : 1;
-  const Operand owner = rows_of(x_in, group, format);
+  const Operand owner = rows_are_dense(x_in, group) ? Operand(x_in) : in_layout(x_in, grouped);
   const Tensor& x = *owner;
-  Tensor out = empty(x, size, format);
+  Tensor out = empty_in_layout(x, {x.size(0), x.size(1), size[0], size[1]}, grouped);
 
   // The kernel correlates. The gain goes to one of a separable filter's two factors.
   std::vector<double> across = to_double(filter);

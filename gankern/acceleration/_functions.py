@@ -234,20 +234,12 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
     return autograd.apply(*function, (negative_slope,), input)
 
 
-def avg_pool2d(
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor:
-    constants = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+def avg_pool2d(input: Tensor, kernel_size: Any, stride: Any, padding: Any, *rest: Any) -> Tensor:
+    """torch's, given all of its arguments."""
     if not pays(input):
-        return F.avg_pool2d(input, *constants)
-    kernel = _numbers(kernel_size, 2)
-    constants = (kernel, [] if stride is None else _numbers(stride, 2), _numbers(padding, 2), *constants[3:])
+        return F.avg_pool2d(input, kernel_size, stride, padding, *rest)
+    strides = [] if stride is None else _numbers(stride, 2)
+    constants = (_numbers(kernel_size, 2), strides, _numbers(padding, 2), *rest)
     return autograd.apply(_Piecewise, _AVG_POOL2D, constants, input)
 
 

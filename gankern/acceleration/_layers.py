@@ -346,10 +346,14 @@ def avg_pool2d(
                 ran = _ran("downsample", x, weight)
                 joined(input, f"{ran}, in one with the convolution", 0.5 * _worth("downsample", 1, x, weight) - PAIR)
                 return result
+    constants = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return _pooled(_functions.avg_pool2d, input, *constants)
+
+
+def _pooled(function: Callable[..., Any], input: Tensor, *arguments: Any) -> Any:
     input = settled(input)
     _say_second(input)
-    constants = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    return _functions.avg_pool2d(input, *constants)
+    return function(input, *arguments)
 
 
 def _say_second(x: Tensor) -> None:
@@ -959,9 +963,8 @@ def avg_pool2d_forward(module: nn.AvgPool2d, input: Tensor) -> Tensor:
 
 @functools.partial(leaf, stands_for=(nn.MaxPool2d,))
 def max_pool2d_forward(module: nn.MaxPool2d, input: Tensor) -> Any:
-    input = settled(input)
-    _say_second(input)
-    return _functions.max_pool2d(
+    return _pooled(
+        _functions.max_pool2d,
         input,
         module.kernel_size,
         module.stride,
@@ -974,9 +977,7 @@ def max_pool2d_forward(module: nn.MaxPool2d, input: Tensor) -> Any:
 
 @functools.partial(leaf, stands_for=(nn.AdaptiveAvgPool2d,))
 def adaptive_avg_pool2d_forward(module: nn.AdaptiveAvgPool2d, input: Tensor) -> Tensor:
-    input = settled(input)
-    _say_second(input)
-    return _functions.adaptive_avg_pool2d(input, module.output_size)
+    return _pooled(_functions.adaptive_avg_pool2d, input, module.output_size)
 
 
 @functools.partial(leaf, stands_for=(nn.Upsample,))

@@ -1,6 +1,11 @@
 """Checks that the models share."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 from gankern.core.arguments import whole
+
+Architecture = TypeVar("Architecture")
 
 
 class SizeError(ValueError):
@@ -18,6 +23,13 @@ def check_size(size: int, smallest: int, largest: int | None = None) -> int:
         )
         raise SizeError(f"size must be a power of two, {range_}, got {size}; {near}")
     return size.bit_length() - 3
+
+
+def of_size(model: str, architectures: Mapping[int, Architecture], size: int) -> Architecture:
+    """What a table holds for images of ``size``."""
+    if whole("size", size) not in architectures:
+        raise SizeError(f"{model} has networks for sizes {', '.join(map(str, architectures))}, got {size}")
+    return architectures[size]
 
 
 def check_translator(name: str, channels: int, width: int, blocks: int) -> None:

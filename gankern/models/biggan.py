@@ -9,17 +9,16 @@ class's embedding, to the norms of a block: batch norm by 1 + W [embed(y), z_i] 
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 
-from gankern.core.arguments import whole
+from gankern.core.arguments import labels as check_labels
+from gankern.models import _attention
 from gankern.models import layers as layer_tables
-from gankern.models._sizes import SizeError
-from gankern.models.biggan_deep import check_labels, initialise
+from gankern.models._sizes import check_positive, of_size
+from gankern.models.biggan_deep import initialise
 from gankern.models.gan import GAN
-from gankern.models.layers import Layers, normalise_spectrally
+from gankern.models.layers import normalise_spectrally
 from gankern.models.resnet import GeneratorBlock
 from gankern.models.sagan import HALVINGS, Discriminator
 
@@ -30,41 +29,14 @@ ARCHITECTURES = {
 }
 
 
-class Generator(nn.Module):
-    """(latents [N, latent], classes [N]) → images [N, channels, size, size] in [-1, 1]."""
-
-    def __init__(
-        self,
-        widths: list[int],
-        attention: int,
-        channels: int,
-        latent: int,
-        embedding: int,
-        num_classes: int,
-        table: Layers,
-    ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.part = latent // len(widths)
-
-        def norm(features: int) -> nn.Module:
-            return table.linear_batch_norm_relu(features, embedding + self.part)
-
-        self.embed = nn.Embedding(num_classes, embedding)
-        self.first = table.linear(self.part, 16 * widths[0])
-        self.blocks = nn.ModuleList(GeneratorBlock(before, after, norm, table) for before, after in pairwise(widths))
-        self.attention_at, self.attention = attention, table.self_attention(widths[attention])
-        self.norm = table.batch_norm_act(widths[-1])
-        self.last = table.conv(widths[-1], channels, 3, padding=1)
+class Generator(_attention.Generator):
+    """Each block's condition is the class's embedding and its part of the latent."""
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        check_labels(labels, self.num_classes)
-        first, *parts = latents.split(self.part, 1)
+        labels = check_labels("labels", labels, len(latents), self.num_classes)
+        first, *parts = latents.split(latents.shape[1] // (len(self.blocks) + 1), 1)
         embedded = self.embed(labels)
-        x = self.first(first).unflatten(1, (-1, 4, 4))
-        for i, (block, part) in enumerate(zip(self.blocks, parts, strict=True)):
-            x = block(self.attention(x) if i == self.attention_at else x, torch.cat([embedded, part], 1))
-        return self.last(self.norm(x)).tanh()
+        return self.images(first, [torch.cat([embedded, part], 1) for part in parts])
 
 
 def biggan(
@@ -86,18 +58,25 @@ def biggan(
     >>> gan.discriminator(gan.generator(torch.randn(2, 8), labels), labels).shape
     torch.Size([2])
     """
-    if whole("size", size) not in ARCHITECTURES:
-        raise SizeError(f"biggan has networks for sizes {', '.join(map(str, ARCHITECTURES))}, got {size}")
-    given = {"channels": channels, "latent": latent, "width": width, "num_classes": num_classes, "embedding": embedding}
-    for name, value in given.items():
-        whole(name, value, least=1)
-    generated, attention, judged, judged_attention = ARCHITECTURES[size]
+    generated, attention, judged, judged_attention = of_size("biggan", ARCHITECTURES, size)
+    check_positive(channels=channels, latent=latent, width=width, num_classes=num_classes, embedding=embedding)
     if latent % len(generated):
         raise ValueError(f"latent must be a multiple of {len(generated)}, the parts it is cut into; got {latent}")
-    table = layer_tables.get(layers)
+    table, part = layer_tables.get(layers), latent // len(generated)
+
+    def norm(features: int) -> nn.Module:
+        return table.linear_batch_norm_relu(features, embedding + part)
+
     generator = Generator(
-        [width * m for m in generated], attention, channels, latent, embedding, num_classes, table
-    )  # fmt: skip
+        [width * m for m in generated],
+        lambda _, before, after: GeneratorBlock(before, after, norm, table),
+        attention,
+        channels,
+        part,
+        num_classes,
+        table,
+        embedding,
+    )
     discriminator = Discriminator(
         [width * m for m in judged], judged_attention, HALVINGS[size], channels, num_classes, table
     )

@@ -22,9 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gankern.core.arguments import labels as check_labels
 from gankern.core.arguments import whole
+from gankern.models import _attention
 from gankern.models import layers as layer_tables
-from gankern.models._sizes import SizeError
+from gankern.models._sizes import check_positive, of_size
 from gankern.models.gan import GAN
 from gankern.models.layers import Layers, normalise_spectrally
 
@@ -101,41 +103,13 @@ class DiscriminatorBlock(nn.Module):
         return self.last(y) + skip
 
 
-class Generator(nn.Module):
-    """(latents [N, latent], classes [N]) → images [N, channels, size, size] in [-1, 1]."""
-
-    def __init__(
-        self,
-        widths: Sequence[int],
-        attention: int,
-        channels: int,
-        latent: int,
-        embedding: int,
-        num_classes: int,
-        table: Layers,
-    ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        condition = latent + embedding
-        self.embed = nn.Embedding(num_classes, embedding)
-        self.first = table.linear(condition, 16 * widths[0])
-        self.blocks = nn.ModuleList()
-        for i, (before, after) in enumerate(pairwise(widths)):
-            self.blocks.append(GeneratorBlock(before, after, condition, i % 2 == 1, table))
-        self.attention_at = attention
-        self.attention = table.self_attention(widths[attention])
-        self.norm = table.batch_norm_act(widths[-1])
-        self.last = table.conv(widths[-1], channels, 3, padding=1)
+class Generator(_attention.Generator):
+    """Each block's condition is the latent and the class's embedding."""
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        check_labels(labels, self.num_classes)
+        labels = check_labels("labels", labels, len(latents), self.num_classes)
         c = torch.cat([latents, self.embed(labels)], 1)
-        x = self.first(c).unflatten(1, (-1, 4, 4))
-        for i, block in enumerate(self.blocks):
-            if i == self.attention_at:
-                x = self.attention(x)
-            x = block(x, c)
-        return self.last(self.norm(x)).tanh()
+        return self.images(c, [c] * len(self.blocks))
 
 
 class Discriminator(nn.Module):
@@ -155,7 +129,7 @@ class Discriminator(nn.Module):
         self.embed = nn.Embedding(num_classes, widths[-1])
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        check_labels(labels, self.num_classes)
+        labels = check_labels("labels", labels, len(images), self.num_classes)
         x = self.first(images)
         for i, block in enumerate(self.blocks):
             if i == self.attention_at:
@@ -163,17 +137,6 @@ class Discriminator(nn.Module):
             x = block(x)
         features = self.relu(x).sum((2, 3))
         return self.last(features).squeeze(1) + (self.embed(labels) * features).sum(1)
-
-
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Raises for labels that are no classes; on a GPU looking would wait for it, and the lookup itself asserts."""
-    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; they must be [N] of integers")
-    looks = labels.device.type == "cpu" and len(labels) and not torch.compiler.is_compiling()
-    if looks and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(
-            f"labels are from {int(labels.min())} to {int(labels.max())}; they must be from 0 to {num_classes - 1}"
-        )
 
 
 def biggan_deep(
@@ -189,16 +152,23 @@ def biggan_deep(
     >>> gan.discriminator(gan.generator(torch.randn(2, 8), labels), labels).shape
     torch.Size([2])
     """
-    if whole("size", size) not in ARCHITECTURES:
-        raise SizeError(f"biggan_deep has networks for sizes {', '.join(map(str, ARCHITECTURES))}, got {size}")
-    for name, value in (("channels", channels), ("latent", latent), ("num_classes", num_classes)):
-        whole(name, value, least=1)
-    whole("embedding", embedding, least=1)
+    shape = of_size("biggan_deep", ARCHITECTURES, size)
+    check_positive(channels=channels, latent=latent, num_classes=num_classes, embedding=embedding)
     if whole("width", width, least=4) % SHRINK:
         raise ValueError(f"width must be a multiple of {SHRINK}, by which blocks are narrowed; got {width}")
-    table, shape = layer_tables.get(layers), ARCHITECTURES[size]
+    table = layer_tables.get(layers)
     maps = [[width * m for m in widths] for widths in (shape.generator, shape.discriminator)]
-    generator = Generator(maps[0], shape.generator_attention, channels, latent, embedding, num_classes, table)
+    condition = latent + embedding
+    generator = Generator(
+        maps[0],
+        lambda i, before, after: GeneratorBlock(before, after, condition, i % 2 == 1, table),
+        shape.generator_attention,
+        channels,
+        condition,
+        num_classes,
+        table,
+        embedding,
+    )
     discriminator = Discriminator(maps[1], shape.discriminator_attention, channels, num_classes, table)
     for network in (generator, discriminator):
         network.apply(initialise)

@@ -12,10 +12,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from gankern.core.arguments import whole
+from gankern.core.arguments import labels as check_labels
+from gankern.models import _attention
 from gankern.models import layers as layer_tables
-from gankern.models._sizes import SizeError
-from gankern.models.biggan_deep import check_labels
+from gankern.models._sizes import check_positive, of_size
 from gankern.models.gan import GAN
 from gankern.models.layers import Layers, normalise_spectrally
 from gankern.models.resnet import DiscriminatorBlock, GeneratorBlock
@@ -28,27 +28,12 @@ ARCHITECTURES = {
 HALVINGS = {32: 2, 128: 5}
 
 
-class Generator(nn.Module):
-    """(latents [N, latent], classes [N]) → images [N, channels, size, size] in [-1, 1]."""
-
-    def __init__(
-        self, widths: list[int], attention: int, channels: int, latent: int, num_classes: int, table: Layers
-    ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.first = table.linear(latent, 16 * widths[0])
-        norm = partial(table.conditional_batch_norm_act, num_classes=num_classes)
-        self.blocks = nn.ModuleList(GeneratorBlock(before, after, norm, table) for before, after in pairwise(widths))
-        self.attention_at, self.attention = attention, table.self_attention(widths[attention])
-        self.norm = table.batch_norm_act(widths[-1])
-        self.last = table.conv(widths[-1], channels, 3, padding=1)
+class Generator(_attention.Generator):
+    """Each block's condition is the class."""
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        check_labels(labels, self.num_classes)
-        x = self.first(latents).unflatten(1, (-1, 4, 4))
-        for i, block in enumerate(self.blocks):
-            x = block(self.attention(x) if i == self.attention_at else x, labels)
-        return self.last(self.norm(x)).tanh()
+        labels = check_labels("labels", labels, len(latents), self.num_classes)
+        return self.images(latents, [labels] * len(self.blocks))
 
 
 class Discriminator(nn.Module):
@@ -69,7 +54,7 @@ class Discriminator(nn.Module):
         self.embed = nn.Embedding(num_classes, widths[-1])
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        check_labels(labels, self.num_classes)
+        labels = check_labels("labels", labels, len(images), self.num_classes)
         x = images
         for i, block in enumerate(self.blocks):
             x = block(self.attention(x) if i == self.attention_at else x)
@@ -89,13 +74,19 @@ def sagan(
     >>> gan.discriminator(gan.generator(torch.randn(2, 8), labels), labels).shape
     torch.Size([2])
     """
-    if whole("size", size) not in ARCHITECTURES:
-        raise SizeError(f"sagan has networks for sizes {', '.join(map(str, ARCHITECTURES))}, got {size}")
-    for name, value in (("channels", channels), ("latent", latent), ("width", width), ("num_classes", num_classes)):
-        whole(name, value, least=1)
+    generated, attention, judged, judged_attention = of_size("sagan", ARCHITECTURES, size)
+    check_positive(channels=channels, latent=latent, width=width, num_classes=num_classes)
     table = layer_tables.get(layers)
-    generated, attention, judged, judged_attention = ARCHITECTURES[size]
-    generator = Generator([width * m for m in generated], attention, channels, latent, num_classes, table)
+    norm = partial(table.conditional_batch_norm_act, num_classes=num_classes)
+    generator = Generator(
+        [width * m for m in generated],
+        lambda _, before, after: GeneratorBlock(before, after, norm, table),
+        attention,
+        channels,
+        latent,
+        num_classes,
+        table,
+    )
     discriminator = Discriminator(
         [width * m for m in judged], judged_attention, HALVINGS[size], channels, num_classes, table
     )

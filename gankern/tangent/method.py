@@ -102,17 +102,9 @@ def _can_be_remembered(critic: Any) -> bool:
     return isinstance(critic, (nn.Module, types.FunctionType))
 
 
-def _with_verdict(
-    critic: Any,
-    parameters: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    penalty: Penalty | tuple,
-    select: Any,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-) -> Any:
+def _with_verdict(critic: Any, parameters: Sequence[Tensor], inputs: Sequence[Tensor], *rest: Any) -> Any:
     """passes.run; where it cannot, the critic and the random numbers are afterwards what they were before."""
-    arguments = critic, parameters, inputs, penalty, select, args, kwargs
+    arguments = critic, parameters, inputs, *rest
     outer = autograd.recording.recorder
     if outer is not None:  # a penalty within a critic that is penalised: what it computes is a constant to that
         with outer.pause():

@@ -37,7 +37,8 @@ def run(
     select: Any,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    relay: bool = True,
+    *,
+    relay: bool,
 ) -> Any:
     """(penalty, parameters beside the given ones, indices of the given ones, gradients: first for those)."""
     penalty, select = resolve(penalty), resolve(select)

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -159,7 +160,7 @@ def entries(module: str) -> tuple[Entry, ...]:
     return tuple(found)
 
 
-def _module(name: str):
+def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.{name}")
 
 

@@ -168,6 +168,17 @@ def _store_sums(values, parts, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _tangent(h, h_bias, e, c, inside, SUM: tl.constexpr, BLOCK: tl.constexpr):
+    """The gradient of dx and its channel's: either may be missing."""
+    p = tl.zeros([BLOCK], SUM)
+    if h is not None:
+        p += tl.load(h + e, mask=inside, other=0.0).to(SUM)
+    if h_bias is not None:
+        p += tl.load(h_bias + c, mask=inside, other=0.0).to(SUM)
+    return p
+
+
+@triton.jit
 def _bias_act_kernel(
     x,  # the input, or what was saved
     bias,  # [channels] or None
@@ -224,11 +235,7 @@ def _bias_act_kernel(
                 if parts is not None:
                     total += tl.where(inside, dx, 0.0)
             else:
-                p = tl.zeros([BLOCK], SUM)
-                if h is not None:
-                    p += tl.load(h + e, mask=inside, other=0.0).to(SUM)
-                if h_bias is not None:
-                    p += tl.load(h_bias + c, mask=inside, other=0.0).to(SUM)
+                p = _tangent(h, h_bias, e, c, inside, SUM, BLOCK)
                 if CLAMP > 0:
                     p = tl.where(tl.abs(y) >= bound, 0.0, p)
                 if out is not None:
@@ -294,11 +301,7 @@ def _prelu_kernel(
             if out_slope is not None:
                 tl.store(out_slope + e, tl.where(below == 0, 0.0, below * g * z), mask=inside)
         else:
-            p = tl.zeros([BLOCK], SUM)
-            if h is not None:
-                p += tl.load(h + e, mask=inside, other=0.0).to(SUM)
-            if h_bias is not None:
-                p += tl.load(h_bias + c, mask=inside, other=0.0).to(SUM)
+            p = _tangent(h, h_bias, e, c, inside, SUM, BLOCK)
             dg = tl.where(factor == 0, 0.0, tl.where(z > 0, p, p * a) * factor)
             if h_slope is not None:
                 q = below * tl.load(h_slope + c, mask=inside, other=0.0).to(SUM)
@@ -311,6 +314,7 @@ def _prelu_kernel(
 
 
 # ---- launchers: what gankern/ops/bias_act.py calls --------------------------------------------------------------
+# What they only hand on to the launch is in *arguments: dim, activation, slope, gain, clamp; PReLU's: dim, gain, clamp.
 
 
 @kept
@@ -333,6 +337,13 @@ def sum_of_channels(dx: Tensor, dim: int) -> Tensor:
     return total if total.dtype == dx.dtype else total.to(dx.dtype)
 
 
+def gradient_of_bias(asked: bool, db: Tensor | None, dx: Tensor, dim: int) -> Tensor:
+    """db, or where the kernel did not sum it up, what torch does; empty where nobody asked."""
+    if not asked:
+        return dx.new_empty(0)
+    return sum_of_channels(dx, dim) if db is None else db
+
+
 @kept
 def _held(clamp: float | None, dtype: torch.dtype) -> float:
     """The clamp as the dtype holds it; 0 for none."""
@@ -353,6 +364,7 @@ def _launch(
     slope: float,
     gain: float,
     clamp: float | None,
+    *,
     sums: bool = False,
 ) -> Tensor | None:
     """Returns db where it was asked for and could be summed up in the same pass."""
@@ -417,54 +429,29 @@ def forward_(x: Tensor, bias: Tensor | None, *arguments: Any) -> None:
 
 
 @planned
-def backward(
-    grad: Tensor,
-    saved: Tensor,
-    bias: Tensor | None,
-    dim: int,
-    activation: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
-    sums: bool,
-) -> tuple[Tensor, Tensor]:
+def backward(grad: Tensor, saved: Tensor, bias: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the bias (empty where not asked for). Launches: 1, and a sum."""
-    arguments = dim, activation, slope, gain, clamp
+    *options, sums = arguments
     saved = dense(saved)
     dx = torch.empty_like(saved)
-    db = _launch("backward", saved, bias, laid_out_as(grad, saved), None, None, dx, None, *arguments, sums)
-    if not sums:
-        return dx, dx.new_empty(0)
-    return dx, sum_of_channels(dx, dim) if db is None else db
+    db = _launch("backward", saved, bias, laid_out_as(grad, saved), None, None, dx, None, *options, sums=sums)
+    return dx, gradient_of_bias(sums, db, dx, options[0])
 
 
 @planned
 def double_backward(
-    h: Tensor | None,
-    h_bias: Tensor | None,
-    grad: Tensor,
-    saved: Tensor,
-    bias: Tensor | None,
-    dim: int,
-    activation: int,
-    slope: float,
-    gain: float,
-    clamp: float | None,
-    needs_grad: bool,
-    needs_saved: bool,
-    sums: bool,
+    h: Tensor | None, h_bias: Tensor | None, grad: Tensor, saved: Tensor, bias: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of grad, of what was saved and of the bias (empty where not asked for). Launches: 1, and a sum."""
-    arguments = dim, activation, slope, gain, clamp
+    *options, needs_grad, needs_saved, sums = arguments
     saved = dense(saved)
     out = torch.empty_like(saved) if needs_grad else None
     out_x = torch.empty_like(saved) if needs_saved or sums else None
     h, grad = laid_out_as(h, saved), laid_out_as(grad, saved)
-    db = _launch("double_backward", saved, bias, grad, h, h_bias, out, out_x, *arguments, sums)
+    db = _launch("double_backward", saved, bias, grad, h, h_bias, out, out_x, *options, sums=sums)
     none = saved.new_empty(0)
-    if db is None:
-        db = sum_of_channels(out_x, dim) if sums and out_x is not None else none
-    return none if out is None else out, none if out_x is None else out_x, db
+    grad_saved = none if out_x is None else out_x
+    return none if out is None else out, grad_saved, gradient_of_bias(sums, db, grad_saved, options[0])
 
 
 def _launch_prelu(
@@ -522,31 +509,25 @@ def _summed(values: Tensor | None, x: Tensor, dim: int) -> Tensor:
 
 
 @planned
-def prelu(x: Tensor, bias: Tensor | None, slope: Tensor, dim: int, gain: float, clamp: float | None) -> Tensor:
+def prelu(x: Tensor, bias: Tensor | None, slope: Tensor, *options: Any) -> Tensor:
     """PReLU's result. Launches: 1, after a copy of what is not dense."""
     x = dense(x)
     y = torch.empty_like(x)
-    _launch_prelu("forward", x, bias, slope, None, None, None, None, y, None, None, dim, gain, clamp)
+    _launch_prelu("forward", x, bias, slope, None, None, None, None, y, None, None, *options)
     return y
 
 
 @planned
 def prelu_backward(
-    grad: Tensor,
-    x: Tensor,
-    bias: Tensor | None,
-    slope: Tensor,
-    dim: int,
-    gain: float,
-    clamp: float | None,
-    sums: bool,
-    slope_sums: bool,
+    grad: Tensor, x: Tensor, bias: Tensor | None, slope: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, bias and slope (empty where not asked for). Launches: 1, and two sums."""
+    *options, sums, slope_sums = arguments
     x = dense(x)
     dx, grad = torch.empty_like(x), laid_out_as(grad, x)
     products = torch.empty_like(x, dtype=sum_dtype(x.dtype)) if slope_sums else None
-    _launch_prelu("backward", x, bias, slope, grad, None, None, None, dx, None, products, dim, gain, clamp)
+    _launch_prelu("backward", x, bias, slope, grad, None, None, None, dx, None, products, *options)
+    dim = options[0]
     return dx, _summed(dx if sums else None, x, dim), _summed(products, x, dim)
 
 
@@ -559,22 +540,18 @@ def prelu_double_backward(
     x: Tensor,
     bias: Tensor | None,
     slope: Tensor,
-    dim: int,
-    gain: float,
-    clamp: float | None,
-    needs_x: bool,
-    sums: bool,
-    slope_sums: bool,
+    *arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of grad, x, bias and slope (empty where not asked for). Launches: 1, and two sums."""
+    *options, needs_x, sums, slope_sums = arguments
     x = dense(x)
     h, grad, out = laid_out_as(h, x), laid_out_as(grad, x), torch.empty_like(x)
     # Without a gradient of the slope's gradient there is none of x, and nobody asks.
     out_x = torch.empty_like(x) if (needs_x or sums) and h_slope is not None else None
     products = torch.empty_like(x, dtype=sum_dtype(x.dtype)) if slope_sums else None
     given = h, h_bias, h_slope, out, out_x, products
-    _launch_prelu("double_backward", x, bias, slope, grad, *given, dim, gain, clamp)
-    grad_x = x.new_empty(0) if out_x is None else out_x
+    _launch_prelu("double_backward", x, bias, slope, grad, *given, *options)
+    dim, grad_x = options[0], x.new_empty(0) if out_x is None else out_x
     return out, grad_x, _summed(out_x if sums else None, x, dim), _summed(products, x, dim)
 
 

@@ -196,39 +196,45 @@ def _channel_kernel(
 # ---- launchers: what gankern/ops/minibatch_stddev.py calls ---------------------------------------------------
 
 
-def _geometry(x: Tensor) -> tuple[Tensor, bool, int]:
-    """x as it is gone through, whether that is channels last, and its pixels."""
-    layout = memory_format(x)
-    last = layout != torch.contiguous_format
-    return x.contiguous(memory_format=layout), last, math.prod(x.shape[2:])
+class _Batch:
+    """A batch and its groups, as the kernels are told of them."""
+
+    def __init__(self, x: Tensor, group_size: int, num_channels: int, strided: bool) -> None:
+        self.layout = memory_format(x)
+        self.x = self.like(x)
+        self.groups, self.channels, self.pixels = len(x) // group_size, x.shape[1], math.prod(x.shape[2:])
+        self.sizes = self.groups, group_size, self.channels, self.pixels
+        self.positions = self.channels // num_channels * self.pixels  # of a feature
+        last = self.layout != torch.contiguous_format
+        self.constants = {"FEATURES": num_channels, "STRIDED": strided, "LAST": last}
+        self.features = num_channels
+        self.sum, self.wide = sum_type(x.dtype), sum_dtype(x.dtype)
+
+    def like(self, y: Tensor) -> Tensor:
+        """y as x is gone through."""
+        return y.contiguous(memory_format=self.layout)
 
 
 def _launch(
     order: str,
-    x: Tensor,
+    batch: _Batch,
     grad: Tensor | None,
     h: Tensor | None,
     k: Tensor | None,
     out: Tensor | None,
     out_x: Tensor | None,
-    group_size: int,
-    num_channels: int,
-    strided: bool,
     unbiased: bool,
     eps: float,
-    last: bool,
-    pixels: int,
 ) -> None:
-    groups, channels = len(x) // group_size, x.shape[1]
-    wide = sum_dtype(x.dtype)
-    sizes = BLOCKS(x.device)
-    blocks = ceil_div(channels * pixels, sizes["BLOCK"])
+    x, features = batch.x, batch.features
+    tile = BLOCKS(x.device)
+    blocks = ceil_div(batch.channels * batch.pixels, tile["BLOCK"])
     parts = None
     if order != "backward":
-        parts = x.new_empty((groups, num_channels, blocks), dtype=wide)
+        parts = x.new_empty((batch.groups, features, blocks), dtype=batch.wide)
     launch(
         _positions_kernel,
-        groups * blocks,
+        batch.groups * blocks,
         x,
         grad,
         h,
@@ -236,60 +242,42 @@ def _launch(
         out,
         out_x,
         parts,
-        groups,
-        group_size,
-        channels,
-        pixels,
-        FEATURES=num_channels,
-        STRIDED=strided,
-        LAST=last,
+        *batch.sizes,
+        **batch.constants,
         ORDER=order,
         UNBIASED=unbiased,
         EPS=eps,
-        SUM=sum_type(x.dtype),
-        INDEX=index_type((channels + num_channels) * pixels),
-        **sizes,
+        SUM=batch.sum,
+        INDEX=index_type((batch.channels + features) * batch.pixels),
+        **tile,
     )
     if parts is None:
         return
     launch(
         _channel_kernel,
-        len(x) * ceil_div(pixels * num_channels, FILL),
-        sum_of_parts(parts.view(1, groups * num_channels, blocks), wide),
+        len(x) * ceil_div(batch.pixels * features, FILL),
+        sum_of_parts(parts.view(1, batch.groups * features, blocks), batch.wide),
         out,
-        groups,
-        group_size,
-        channels,
-        pixels,
-        channels // num_channels * pixels,
-        FEATURES=num_channels,
-        STRIDED=strided,
-        LAST=last,
+        *batch.sizes,
+        batch.positions,
+        **batch.constants,
         FILL=FILL,
         num_warps=WARPS,
     )
 
 
-def _factors(
-    grad: Tensor, x: Tensor, group_size: int, num_channels: int, strided: bool, last: bool, pixels: int
-) -> Tensor:
+def _factors(grad: Tensor, batch: _Batch) -> Tensor:
     """k, of a gradient that lies as x does."""
-    groups, channels = len(x) // group_size, x.shape[1]
-    k = x.new_empty((groups, num_channels), dtype=sum_dtype(x.dtype))
+    k = grad.new_empty((batch.groups, batch.features), dtype=batch.wide)
     launch(
         _factors_kernel,
-        groups * num_channels,
+        batch.groups * batch.features,
         grad,
         k,
-        groups,
-        group_size,
-        channels,
-        pixels,
-        channels // num_channels * pixels,
-        FEATURES=num_channels,
-        STRIDED=strided,
-        LAST=last,
-        SUM=sum_type(x.dtype),
+        *batch.sizes,
+        batch.positions,
+        **batch.constants,
+        SUM=batch.sum,
         FILL=FILL,
         num_warps=WARPS,
     )
@@ -301,9 +289,8 @@ def forward(x: Tensor, group_size: int, num_channels: int, strided: bool, unbias
     """Launches: 3."""
     out = empty(x, x.shape[1] + num_channels)
     if x.numel():
-        x, last, pixels = _geometry(x)
-        options = (group_size, num_channels, strided, unbiased, eps, last, pixels)
-        _launch("forward", x, None, None, None, out, None, *options)
+        batch = _Batch(x, group_size, num_channels, strided)
+        _launch("forward", batch, None, None, None, out, None, unbiased, eps)
     return out
 
 
@@ -314,12 +301,9 @@ def backward(
     """Launches: 2."""
     out = empty(x)
     if x.numel():
-        layout = memory_format(x)
-        x, last, pixels = _geometry(x)
-        grad = grad.contiguous(memory_format=layout)
-        k = _factors(grad, x, group_size, num_channels, strided, last, pixels)
-        options = (group_size, num_channels, strided, unbiased, eps, last, pixels)
-        _launch("backward", x, grad, None, k, None, out, *options)
+        batch = _Batch(x, group_size, num_channels, strided)
+        grad = batch.like(grad)
+        _launch("backward", batch, grad, None, _factors(grad, batch), None, out, unbiased, eps)
     return out
 
 
@@ -337,12 +321,9 @@ def double_backward(
     """Launches: 4."""
     grad_grad, grad_x = empty(x, x.shape[1] + num_channels), empty(x)
     if x.numel():
-        layout = memory_format(x)
-        x, last, pixels = _geometry(x)
-        grad, h = grad.contiguous(memory_format=layout), grad_grad_x.contiguous(memory_format=layout)
-        k = _factors(grad, x, group_size, num_channels, strided, last, pixels)
-        options = (group_size, num_channels, strided, unbiased, eps, last, pixels)
-        _launch("double_backward", x, None, h, k, grad_grad, grad_x, *options)
+        batch = _Batch(x, group_size, num_channels, strided)
+        k = _factors(batch.like(grad), batch)
+        _launch("double_backward", batch, None, batch.like(grad_grad_x), k, grad_grad, grad_x, unbiased, eps)
     return grad_grad, grad_x
 
 

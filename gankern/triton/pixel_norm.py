@@ -16,12 +16,14 @@ so that the parts are few. Channels that are neighbours, but more than a program
 torch, which reads dx once more. Computed in fp32 (fp64 for fp64), in a fixed order.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.bias_act import layout, sum_of_channels
+from gankern.triton.bias_act import gradient_of_bias, layout
 from gankern.triton.launch import (
     Blocks,
     ceil_div,
@@ -56,6 +58,30 @@ def _slope(v, at, POSITIVE: tl.constexpr, NEGATIVE: tl.constexpr):
         return tl.where(at <= 0, 0.0, v * POSITIVE)
     else:
         return tl.where(at <= 0, v * NEGATIVE, v * POSITIVE)
+
+
+@triton.jit
+def _tile(
+    x,
+    vector,
+    start,
+    first,
+    step,
+    there,
+    C: tl.constexpr,
+    SUM: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    """The channels from ``start`` on of pixels that begin at ``first``: which they are, where they lie, which are
+    there; the vector's values, and x's."""
+    c = start + tl.arange(0, CHANNELS)
+    inside = (c < C)[:, None] & there[None, :]
+    at = first[None, :] + c.to(tl.int64)[:, None] * step
+    v = tl.zeros([CHANNELS, PIXELS], SUM)
+    if vector is not None:
+        v += tl.load(vector + c, mask=c < C, other=0.0).to(SUM)[:, None]
+    return c, at, inside, v, tl.load(x + at, mask=inside, other=0.0).to(SUM)
 
 
 @triton.jit
@@ -98,13 +124,7 @@ def _pixel_norm_kernel(
         two = tl.zeros([CHANNELS, PIXELS], SUM)
         three = tl.zeros([CHANNELS, PIXELS], SUM)
         for start in tl.range(0, C, CHANNELS):
-            c = start + tl.arange(0, CHANNELS)
-            inside = (c < C)[:, None] & there[None, :]
-            at = first[None, :] + c.to(tl.int64)[:, None] * step
-            v = tl.zeros([CHANNELS, PIXELS], SUM)
-            if vector is not None:
-                v += tl.load(vector + c, mask=c < C, other=0.0).to(SUM)[:, None]
-            y = tl.load(x + at, mask=inside, other=0.0).to(SUM)
+            c, at, inside, v, y = _tile(x, vector, start, first, step, there, C, SUM, CHANNELS, PIXELS)
             if ORDER == "forward":
                 a = _slope(y + v, y + v, POSITIVE, NEGATIVE)
                 one += tl.where(inside, a * a, 0.0)
@@ -131,13 +151,7 @@ def _pixel_norm_kernel(
                 tl.store(out_scale + pixel, tl.sum(three, 0) - C * m * q, mask=there)
 
         for start in tl.range(0, C, CHANNELS):
-            c = start + tl.arange(0, CHANNELS)
-            inside = (c < C)[:, None] & there[None, :]
-            at = first[None, :] + c.to(tl.int64)[:, None] * step
-            v = tl.zeros([CHANNELS, PIXELS], SUM)
-            if vector is not None:
-                v += tl.load(vector + c, mask=c < C, other=0.0).to(SUM)[:, None]
-            y = tl.load(x + at, mask=inside, other=0.0).to(SUM)
+            c, at, inside, v, y = _tile(x, vector, start, first, step, there, C, SUM, CHANNELS, PIXELS)
             if ORDER == "forward":
                 result = _slope(y + v, y + v, POSITIVE, NEGATIVE) * r[None, :]
             else:
@@ -165,6 +179,7 @@ def _pixel_norm_kernel(
 
 
 # ---- launchers: what gankern/ops/pixel_norm.py calls ---------------------------------------------------------
+# What they only hand on to the launch is in *options: dim, positive, negative.
 
 
 def _shape(channels: int, lines: bool, blocks: dict[str, int]) -> tuple[int, int]:
@@ -190,7 +205,8 @@ def _launch(
     dim: int,
     positive: float,
     negative: float,
-    eps: float,
+    *,
+    eps: float = 0.0,
     sums: bool = False,
 ) -> Tensor | None:
     """Returns db where it was asked for and could be summed up in the same pass."""
@@ -237,54 +253,38 @@ def _launch(
 
 
 @planned
-def forward(
-    x: Tensor, bias: Tensor | None, dim: int, positive: float, negative: float, eps: float
-) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, bias: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
     """The result and each pixel's scale. Launches: 1, after a copy of what is not dense."""
+    *options, eps = arguments
     x = dense(x)
-    outer, _, inner = layout(x.shape, x.stride(), dim)
+    outer, _, inner = layout(x.shape, x.stride(), options[0])
     y = torch.empty_like(x)
     scale = x.new_empty(outer * inner, dtype=sum_dtype(x.dtype))
-    _launch("forward", x, bias, None, None, scale, None, y, None, None, dim, positive, negative, eps)
+    _launch("forward", x, bias, None, None, scale, None, y, None, None, *options, eps=eps)
     return y, scale
 
 
 @planned
 def backward(
-    grad: Tensor,
-    grad_scale: Tensor | None,
-    y: Tensor,
-    scale: Tensor,
-    dim: int,
-    positive: float,
-    negative: float,
-    sums: bool,
+    grad: Tensor, grad_scale: Tensor | None, y: Tensor, scale: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the bias (empty where not asked for). Launches: 1, and one for the bias."""
+    *options, sums = arguments
     dx = torch.empty_like(y)
     grad = laid_out_as(grad, y)
     given = None, grad, None, scale, grad_scale
-    db = _launch("backward", y, *given, dx, None, None, dim, positive, negative, 0.0, sums)
-    if not sums:
-        return dx, dx.new_empty(0)
-    return dx, sum_of_channels(dx, dim) if db is None else db
+    db = _launch("backward", y, *given, dx, None, None, *options, sums=sums)
+    return dx, gradient_of_bias(sums, db, dx, options[0])
 
 
 @planned
 def double_backward(
-    h: Tensor | None,
-    h_bias: Tensor | None,
-    grad: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    dim: int,
-    positive: float,
-    negative: float,
+    h: Tensor | None, h_bias: Tensor | None, grad: Tensor, y: Tensor, scale: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of grad, of y and of scale. Launches: 1."""
     out, out_x, out_scale = torch.empty_like(y), torch.empty_like(y), torch.empty_like(scale)
     grad, h = laid_out_as(grad, y), laid_out_as(h, y)
-    _launch("double_backward", y, h_bias, grad, h, scale, None, out, out_x, out_scale, dim, positive, negative, 0.0)
+    _launch("double_backward", y, h_bias, grad, h, scale, None, out, out_x, out_scale, *options)
     return out, out_x, out_scale
 
 

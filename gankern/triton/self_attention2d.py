@@ -31,6 +31,13 @@ LEAST = 16  # of each side of a product
 
 
 @triton.jit
+def _own(count, BLOCK: tl.constexpr):
+    """A program's sample, and its positions of so many."""
+    tiles = tl.cdiv(count, BLOCK)
+    return (tl.program_id(0) // tiles).to(tl.int64), (tl.program_id(0) % tiles) * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
 def _block(x, first, channels, count, at, C: tl.constexpr, SUM: tl.constexpr):
     """[positions, C] of a map whose sample begins at ``first``: zeros beyond its channels and its end."""
     c = tl.arange(0, C)
@@ -71,9 +78,7 @@ def _forward_kernel(
     SUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    tiles = tl.cdiv(queries, BLOCK)
-    sample = (tl.program_id(0) // tiles).to(tl.int64)
-    i = (tl.program_id(0) % tiles) * BLOCK + tl.arange(0, BLOCK)
+    sample, i = _own(queries, BLOCK)
     of_kv = sample * (dims + values) * keys
     qs = _block(q, sample * dims * queries, dims, queries, i, D, SUM)
     most = tl.full([BLOCK], LOWEST, SUM)
@@ -94,6 +99,12 @@ def _forward_kernel(
     _store(o, sample * values * queries, values, queries, i, result * scale[:, None], E)
     tl.store(stats + sample * 2 * queries + i, most, mask=i < queries)
     tl.store(stats + sample * 2 * queries + queries + i, scale, mask=i < queries)
+
+
+@triton.jit
+def _stats(stats, sample, i, queries):
+    at = stats + sample * 2 * queries + i
+    return tl.load(at, mask=i < queries, other=0.0), tl.load(at + queries, mask=i < queries, other=0.0)
 
 
 @triton.jit
@@ -123,16 +134,12 @@ def _query_kernel(
     SUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    tiles = tl.cdiv(queries, BLOCK)
-    sample = (tl.program_id(0) // tiles).to(tl.int64)
-    i = (tl.program_id(0) % tiles) * BLOCK + tl.arange(0, BLOCK)
+    sample, i = _own(queries, BLOCK)
     of_k = sample * (dims + values) * keys
     of_v = of_k + dims.to(tl.int64) * keys
     qs = _block(q, sample * dims * queries, dims, queries, i, D, SUM)
     gs = _block(grad, sample * values * queries, values, queries, i, E, SUM)
-    at = stats + sample * 2 * queries + i
-    most = tl.load(at, mask=i < queries, other=0.0)
-    scale = tl.load(at + queries, mask=i < queries, other=0.0)
+    most, scale = _stats(stats, sample, i, queries)
     if SECOND:
         hs = _block(h_q, sample * dims * queries, dims, queries, i, D, SUM)
     mean = tl.zeros([BLOCK], SUM)
@@ -202,9 +209,7 @@ def _key_kernel(
     SUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    tiles = tl.cdiv(keys, BLOCK)
-    sample = (tl.program_id(0) // tiles).to(tl.int64)
-    j = (tl.program_id(0) % tiles) * BLOCK + tl.arange(0, BLOCK)
+    sample, j = _own(keys, BLOCK)
     of_q = sample * dims * queries
     of_k = sample * (dims + values) * keys
     of_v = of_k + dims.to(tl.int64) * keys
@@ -219,9 +224,7 @@ def _key_kernel(
         i = start + tl.arange(0, BLOCK)
         qs = _block(q, of_q, dims, queries, i, D, SUM)
         gs = _block(grad, sample * values * queries, values, queries, i, E, SUM)
-        at = stats + sample * 2 * queries + i
-        most = tl.load(at, mask=i < queries, other=0.0)
-        scale = tl.load(at + queries, mask=i < queries, other=0.0)
+        most, scale = _stats(stats, sample, i, queries)
         at = means + sample * 3 * queries + i
         mean = tl.load(at, mask=i < queries, other=0.0)
         p = _probabilities(qs, ks, most, scale, j < keys, SUM)

@@ -17,7 +17,7 @@ MAX_LENGTH = 2**30  # of rows and columns, which are counted in 32 bits; element
 
 
 @triton.constexpr_function
-def extent(name):
+def extent(name: str) -> int:
     """Sizes of the work of one program, and of the tables' rows."""
     return {
         # power, u first: the program's rows, and the bits of sums a row at a time (1024 columns, 512 for fp64)
@@ -38,7 +38,7 @@ def extent(name):
 
 
 @triton.constexpr_function
-def column(name):
+def column(name: str) -> int:
     """Where a value stands in a row of the table of layers."""
     return {
         "rows": 0,
@@ -55,7 +55,7 @@ def column(name):
 
 
 @triton.constexpr_function
-def pointer(name):
+def pointer(name: str) -> int:
     """Where an address stands in a row of the table of pointers, behind whether all of them are aligned (0 or 1): W, u
     and v, then three or four that depend on the launch."""
     return {

@@ -17,7 +17,7 @@ x - K with the nearest float K to the mean; a channel's lanes are added up in fp
 
 import math
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 import torch
 import triton
@@ -40,6 +40,15 @@ BLOCKS = Blocks(
 )
 
 # ---- the kernels -------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _own(channels, pixels, channel_stride, CHANNELS: tl.constexpr):
+    """A program's sample, its channels, and where these begin."""
+    blocks = tl.cdiv(channels, CHANNELS)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    return n, c, n * channels * pixels + c[:, None].to(tl.int64) * channel_stride
 
 
 @triton.jit
@@ -97,10 +106,7 @@ def _normalize_kernel(
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    blocks = tl.cdiv(channels, CHANNELS)
-    n = (tl.program_id(0) // blocks).to(tl.int64)
-    c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    start = n * channels * pixels + c[:, None].to(tl.int64) * channel_stride
+    n, c, start = _own(channels, pixels, channel_stride, CHANNELS)
     own = tl.full([1], SHARE, tl.float64)  # plain numbers would be taken as fp32
     slope = tl.full([1, 1], SLOPE, SUM)
     rest = 1.0 - own
@@ -252,10 +258,7 @@ def _sums_kernel(
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    blocks = tl.cdiv(channels, CHANNELS)
-    n = (tl.program_id(0) // blocks).to(tl.int64)
-    c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    start = n * channels * pixels + c[:, None].to(tl.int64) * channel_stride
+    n, c, start = _own(channels, pixels, channel_stride, CHANNELS)
     K = _nearest(x, moments, c, channels, channel_stride, SUM)
     total = tl.zeros([CHANNELS, PIXELS], SUM)
     product = tl.zeros([CHANNELS, PIXELS], SUM)
@@ -495,32 +498,40 @@ def forward(
     return out, saved
 
 
-@planned
-def backward(
+def _gradients(
+    order: str,
     grad: Tensor,
+    h: Tensor | None,
+    seconds: Sequence[Tensor | None],
     x: Tensor,
-    ref_mean: Tensor,
-    ref_mean_square: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    saved: Tensor,
-    own_share: float,
-    eps: float,
-    negative_slope: float,
+    given: Sequence[Any],
+    need_grad: bool,
     need_x: bool,
-    need_channels: bool,
-) -> tuple[Tensor, ...]:
-    """Launches: 2, or 1 without the channels' gradients."""
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The gradients of grad (None where nobody asked) and of x (empty), and sums for those of the channels."""
+    *vectors, saved, share, eps, slope = given
+    grad_grad = empty(x) if need_grad else None
     grad_x = empty(x) if need_x else x.new_empty(0)
     sums = _sums_of_gradients(x)
     if x.numel():
-        map_, vectors = _Map(x), (ref_mean, ref_mean_square, weight, bias)
-        out_x = grad_x if need_x else None
-        rest = (own_share, eps, negative_slope)
-        _launch("backward", map_, map_.like(grad), None, vectors, (None,) * 4, saved, None, out_x, sums, *rest)
+        map_ = _Map(x)
+        outs = grad_grad, grad_x if need_x else None
+        _launch(order, map_, map_.like(grad), map_.like(h), vectors, seconds, saved, *outs, sums, share, eps, slope)
+    return grad_grad, grad_x, sums
+
+
+# The arguments of both: the two moments of the reference, weight, bias, what the forward saved, own share, eps,
+# negative slope, and what is asked for.
+
+
+@planned
+def backward(grad: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """Launches: 2, or 1 without the channels' gradients."""
+    *given, need_x, need_channels = arguments
+    _, grad_x, sums = _gradients("backward", grad, None, (None,) * 4, x, given, False, need_x)
     if not need_channels:
         return (grad_x, *(x.new_empty(0) for _ in range(4)))
-    return (grad_x, *_channel_gradients(sums, x, ref_mean, ref_mean_square, weight, bias))
+    return (grad_x, *_channel_gradients(sums, x, *given[:4]))
 
 
 @planned
@@ -532,32 +543,17 @@ def double_backward(
     h_bias: Tensor | None,
     grad: Tensor,
     x: Tensor,
-    ref_mean: Tensor,
-    ref_mean_square: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    saved: Tensor,
-    own_share: float,
-    eps: float,
-    negative_slope: float,
-    need_grad: bool,
-    need_x: bool,
-    need_channels: bool,
+    *arguments: Any,
 ) -> tuple[Tensor, ...]:
     """Launches: 2, or 1 without the channels' gradients."""
-    grad_grad = empty(x) if need_grad else x.new_empty(0)
-    grad_x = empty(x) if need_x else x.new_empty(0)
-    sums = _sums_of_gradients(x)
-    if x.numel():
-        map_, vectors = _Map(x), (ref_mean, ref_mean_square, weight, bias)
-        seconds = h_mean, h_mean_square, h_weight, h_bias
-        tangent = map_.like(torch.zeros_like(x) if h is None else h)
-        outs = (grad_grad if need_grad else None, grad_x if need_x else None)
-        rest = (own_share, eps, negative_slope)
-        _launch("double_backward", map_, map_.like(grad), tangent, vectors, seconds, saved, *outs, sums, *rest)
+    *given, need_grad, need_x, need_channels = arguments
+    h = torch.zeros_like(x) if h is None else h
+    seconds = h_mean, h_mean_square, h_weight, h_bias
+    made, grad_x, sums = _gradients("double_backward", grad, h, seconds, x, given, need_grad, need_x)
+    grad_grad = x.new_empty(0) if made is None else made
     if not need_channels:
         return (grad_grad, grad_x, *(x.new_empty(0) for _ in range(3)))
-    return (grad_grad, grad_x, *_channel_gradients(sums, x, ref_mean, ref_mean_square, weight))
+    return (grad_grad, grad_x, *_channel_gradients(sums, x, *given[:3]))
 
 
 def _sums(map_: _Map, h: Tensor | None, moments: Tensor | None) -> Tensor:

@@ -48,7 +48,7 @@ def test_bad_input_is_named():
         biggan(64)
     with pytest.raises(ValueError, match="latent must be a multiple of 4, the parts it is cut into; got 10"):
         biggan(32, latent=10)
-    with pytest.raises(ValueError, match="labels are from 0 to 5; they must be from 0 to 4"):
+    with pytest.raises(ValueError, match="labels must be from 0 to 4, got 5"):
         biggan(**SMALL).generator(torch.randn(2, 8), torch.tensor([0, 5]))
 
 

@@ -36,5 +36,5 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="num_classes"):
         sagan(32, num_classes=0)
     gan = sagan(**SMALL)
-    with pytest.raises(ValueError, match="from 5 to 5; they must be from 0 to 4"):
+    with pytest.raises(ValueError, match="labels must be from 0 to 4, got 5"):
         gan.generator(torch.randn(1, 8), torch.tensor([5]))

@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -23,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "../../testing.h"
 #include "../isa.h"
 #include "../parallel.h"
 #include "../vec.h"
@@ -37,27 +37,6 @@ constexpr bool kRacesOnly = true;
 #else
 constexpr bool kRacesOnly = false;
 #endif
-
-// ---- results --------------------------------------------------------------------------------------------
-
-struct Counts {
-  int64_t checks = 0, failures = 0;
-};
-inline Counts& counts() {
-  static Counts all;
-  return all;
-}
-
-__attribute__((format(printf, 2, 3))) inline void check(bool good, const char* format, ...) {
-  ++counts().checks;
-  if (good || ++counts().failures > 20) return;  // the first ones say enough
-  std::va_list arguments;
-  va_start(arguments, format);
-  std::printf("FAILED: ");
-  std::vprintf(format, arguments);
-  std::printf("\n");
-  va_end(arguments);
-}
 
 // ---- dtypes ---------------------------------------------------------------------------------------------
 

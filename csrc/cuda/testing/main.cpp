@@ -1,12 +1,12 @@
 // Runs the CUDA C++ kernels in emulate.h, without torch and without Python, so that the sanitizers see nothing
 // else: every buffer ends where its data ends, and results are compared with plain loops in double.
 #include <cmath>
-#include <cstdarg>
 #include <cstdio>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "../../testing.h"
 #include "../common.h"
 #include "../minibatch_discrimination.h"
 #include "../spectral_norm.h"
@@ -15,18 +15,7 @@
 namespace gankern::cuda {
 namespace {
 
-int checks = 0, failures = 0;
-
-__attribute__((format(printf, 2, 3))) void check(bool good, const char* format, ...) {
-  ++checks;
-  if (good || ++failures > 20) return;
-  std::va_list arguments;
-  va_start(arguments, format);
-  std::printf("FAILED: ");
-  std::vprintf(format, arguments);
-  std::printf("\n");
-  va_end(arguments);
-}
+using testing::check;
 
 template <class T>
 constexpr int kDtype = 1;
@@ -304,6 +293,8 @@ int main(int count, char** arguments) {
   gankern::cuda::run_all<double>();
   gankern::cuda::run_all<gankern::cuda::BFloat16>();
 #endif
-  std::printf("%d checks, %d failures\n", gankern::cuda::checks, gankern::cuda::failures);
-  return gankern::cuda::failures ? 1 : 0;
+  const auto counts = gankern::testing::counts();
+  std::printf("%lld checks, %lld failures\n", static_cast<long long>(counts.checks),
+              static_cast<long long>(counts.failures));
+  return counts.failures ? 1 : 0;
 }

@@ -3,13 +3,12 @@
 
 #include <array>
 
+#include "../spectral_norm.h"
 #include "launching.h"
 
 namespace gankern {
 namespace {
 
-constexpr const char* kName = "spectral_norm";
-using Tensors = std::vector<Tensor>;
 using Gradients = std::vector<Optional>;
 using cuda::SpectralNormPass;
 
@@ -68,14 +67,6 @@ struct Weight {
     return describe(*without_gaps, dim, &unused) ? without_gaps : compact(weight);
   }
 };
-
-void check(const Tensors& weights, const std::vector<int64_t>& dims) {
-  STD_TORCH_CHECK(!weights.empty() && dims.size() == weights.size(), kName,
-                  ": needs at least one weight, and a dim for each");
-  for (const Tensor& weight : weights)
-    STD_TORCH_CHECK(weight.scalar_type() == weights[0].scalar_type() && weight.numel() > 0, kName,
-                    ": all weights of a group must have one dtype, and values");
-}
 
 void run(SpectralNormPass pass, const std::vector<cuda::SpectralNormLayer>& layers,
          const cuda::SpectralNormRules& rules, const Tensor& weight) {
@@ -206,11 +197,9 @@ std::tuple<Tensors, Tensors> double_backward(Gradients grad_grad_weights, Gradie
   return gradients(&grad_grad_weights, grads, weights, state, dims);
 }
 
+STABLE_TORCH_LIBRARY_IMPL(gankern_cuda, GANKERN_DEVICE, m) {
+  implement_orders<forward, backward, double_backward>(m, kName);
+}
+
 }  // namespace
 }  // namespace gankern
-
-STABLE_TORCH_LIBRARY_IMPL(gankern_cuda, GANKERN_DEVICE, m) {
-  m.impl("spectral_norm", TORCH_BOX(&gankern::forward));
-  m.impl("spectral_norm_backward", TORCH_BOX(&gankern::backward));
-  m.impl("spectral_norm_double_backward", TORCH_BOX(&gankern::double_backward));
-}

@@ -1,25 +1,15 @@
 // torch.ops.gankern_cuda.upfirdn2d on CUDA tensors. Schema: gankern/ops/upfirdn2d.py.
 #include "../../cuda/upfirdn2d.h"
 
-#include "../layout.h"
+#include "../upfirdn2d.h"
 #include "launching.h"
 
 namespace gankern {
 namespace {
 
-constexpr const char* kName = "upfirdn2d";
-using Sizes = std::vector<int64_t>;
-
 Tensor forward(Tensor x_in, Tensor filter_in, Sizes up, Sizes down, Sizes start, Sizes size, bool flip_filter,
                double gain) {
-  STD_TORCH_CHECK(x_in.dim() == 4, kName, ": x must be 4-D, got ", x_in.dim(), " dimensions");
-  STD_TORCH_CHECK((filter_in.dim() == 1 || filter_in.dim() == 2) && filter_in.numel() > 0, kName,
-                  ": filter must be 1-D or 2-D and not empty");
-  for (const Sizes* pair : {&up, &down, &start, &size})
-    STD_TORCH_CHECK(pair->size() == 2, kName, ": up, down, start and size are pairs");
-  for (int i = 0; i < 2; ++i)
-    STD_TORCH_CHECK(up[i] >= 1 && down[i] >= 1 && size[i] >= 0, kName,
-                    ": up and down must be at least 1, and size 0");
+  check(x_in, filter_in, up, down, start, size);
   const Operand filter = compact(filter_in);
   const bool last = has_whole_pixels(x_in);
   const int64_t group = last ? x_in.size(1) : 1;
