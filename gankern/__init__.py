@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gankern import data, diagnostics, functional, losses, metrics, models, nn, penalties, theory, training
+    from gankern import data, diagnostics, functional, games, losses, metrics, models, nn, penalties, theory, training
     from gankern.acceleration import accelerate, restore
     from gankern.acceleration.upsampling import replace_upsampling
     from gankern.core.dispatch import last_implementation, use_implementation
@@ -33,6 +33,7 @@ __all__ = [
     "fast_double_backward",
     "filters",
     "functional",
+    "games",
     "get_convolution_precision",
     "keep_freed_memory",
     "last_implementation",
@@ -72,6 +73,7 @@ _MODULES = frozenset(
         "diagnostics",
         "filters",
         "functional",
+        "games",
         "losses",
         "metrics",
         "models",

@@ -61,6 +61,8 @@ def test_every_step_of_every_kernel_in_cuda():
     assert having
     for name in having:
         assert all((ROOT / path.replace("<kernel>", name)).is_file() for path in listed("kernel")), name
+        for path in ("csrc/cuda/testing/main.cpp", "tests/cuda/test_kernels.py"):
+            assert f"**`{path}`**" in TEXT and name in (ROOT / path).read_text(), (path, name)
 
 
 def test_every_model_and_game():
@@ -70,6 +72,8 @@ def test_every_model_and_game():
     for name in set(games.names()) - set(models.MODELS):
         missing = [path for path in listed("game") if not (ROOT / path.replace("<game>", name)).is_file()]
         assert missing == [], name
+        assert f"gankern train {name}" in (ROOT / "docs" / "models" / f"{name}.md").read_text(), name
+        assert f"\n| [`{name}`](models/{name}.md) |" in (ROOT / "docs" / "games.md").read_text(), name
 
 
 def test_the_floors_are_those_that_are_enforced():

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from importlib.util import find_spec
 from pathlib import Path
@@ -120,6 +121,13 @@ def test_revealed(checked, line, part):
 @pytest.mark.parametrize("line", ["gankern.no_such_name", "F.no_such_function", "nn.NoSuchLayer"])
 def test_a_name_that_does_not_exist_is_an_error(checked, line):
     assert checked[line].startswith("error: Module has no attribute")
+
+
+def test_no_part_of_the_package_may_leave_out_types():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert settings["disallow_untyped_defs"] and settings["disallow_incomplete_defs"]
+    weaker = {key for row in settings["overrides"] for key in row} - {"module", "ignore_missing_imports"}
+    assert weaker == set()
 
 
 def test_the_package_says_that_it_is_typed():

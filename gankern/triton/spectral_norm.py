@@ -618,7 +618,7 @@ class _Call:
         self.tensors = columns  # alive until everything is launched
         self.dtype = _TRITON_DTYPES[weight.dtype]
 
-    def launch(self, kernel: Any, programs: Tensor, num_warps: int, *arguments: Tensor, **constexprs) -> None:
+    def launch(self, kernel: Any, programs: Tensor, num_warps: int, *arguments: Tensor, **constexprs: Any) -> None:
         tables = (self.plan.layers, self.pointers, programs, self.scratch)
         launch(
             kernel,
