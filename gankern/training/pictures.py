@@ -97,7 +97,7 @@ def grid(images: Tensor, columns: int = 8, gap: int = 2) -> np.ndarray:
     columns = min(columns, number)
     rows = -(-number // columns)
     picture = np.ones((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), dtype=np.float32)
-    pixels = (images.float().clamp(-1, 1) * 0.5 + 0.5).permute(0, 2, 3, 1).numpy()
+    pixels = (images.detach().float().clamp(-1, 1) * 0.5 + 0.5).permute(0, 2, 3, 1).numpy()
     for i, image in enumerate(pixels):
         top = gap + (i // columns) * (height + gap)
         left = gap + (i % columns) * (width + gap)
@@ -112,7 +112,7 @@ def pixels(images: Tensor) -> np.ndarray:
     >>> pixels(torch.tensor([-2.0, -1.0, 0.0, 1.0]).view(1, 1, 1, 4)).ravel().tolist()
     [0, 0, 128, 255]
     """
-    return (images.float().clamp(-1.0, 1.0) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return (images.detach().float().clamp(-1.0, 1.0) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def check_each(path: Path | str) -> None:
@@ -221,7 +221,7 @@ def _save_grids(path: Path | str, drawn: dict[str, Picture], title: str) -> None
 def _scatter(axes: Any, points: Tensor, modes: Tensor | None) -> None:
     if modes is not None:
         axes.scatter(*modes.T.numpy(), s=160, facecolors="none", edgecolors="tab:red", linewidths=1, label="true modes")
-    axes.scatter(*points.T.numpy(), s=3, alpha=0.4, linewidths=0, color="tab:blue", label="samples")
+    axes.scatter(*points.detach().T.numpy(), s=3, alpha=0.4, linewidths=0, color="tab:blue", label="samples")
     axes.set(xlim=(-2, 2), ylim=(-2, 2), aspect="equal")
     axes.legend(loc="upper right")
 

@@ -272,6 +272,20 @@ def test_grid():
         pictures.grid(torch.zeros(1, 2, 4, 4))
 
 
+def test_pictures_may_come_with_their_graph(tmp_path):
+    """A game's pictures are what its networks make: that has a gradient, unless the game sees to it."""
+    from gankern.games import Picture
+
+    images, points = torch.rand(2, 3, 4, 4) * 2 - 1, torch.rand(5, 2)
+    for draw in (pictures.grid, pictures.pixels):
+        assert (draw(images.clone().requires_grad_()) == draw(images)).all()
+    for name, drawn in {"images": images, "points": points}.items():
+        for grad in (True, False):
+            picture = {"one": Picture(drawn.clone().requires_grad_(grad)), "points": Picture(points)}
+            pictures.save_samples(tmp_path / f"{name}-{grad}.png", picture)
+        assert (tmp_path / f"{name}-True.png").read_bytes() == (tmp_path / f"{name}-False.png").read_bytes()
+
+
 def test_signals_are_put_back(images, tmp_path):
     import signal
 
