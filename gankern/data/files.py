@@ -412,6 +412,8 @@ def _opened(path: Path) -> Iterator[Any]:
         # its side, and ends the process where a file becomes shorter.
         with path.open("rb") as file, Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
             yield image
+    except Image.UnidentifiedImageError as error:
+        raise BrokenFile(f"{path}: not a picture of {', '.join(FORMATS)}, or damaged") from error
     except Exception as error:  # decoders raise anything of damaged files
         raise BrokenFile(f"{path}: {error or type(error).__name__}") from error
 

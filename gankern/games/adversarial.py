@@ -37,15 +37,8 @@ class Adversarial(DrawsSamples):
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.players = {"d": Player(("discriminator",), "discriminator"), "g": Player(("generator",), "generator")}
         self.loss = losses.get(config.loss, config.real_target)
-        self.objective = Objective(
-            self.loss,
-            config.gradient_penalty,
-            config.drift,
-            config.zero_centered,
-            config.dragan,
-            config.r1,
-            config.r2,
-        )
+        weights = config.gradient_penalty, config.drift, config.zero_centered, config.dragan, config.r1, config.r2
+        self.objective = Objective(self.loss, *weights)
         self.discriminator_loss = DISCRIMINATOR_LOSSES[run.side]
         self.step = 0
         self.seen: list[Tensor] = []  # the real samples of the last move of the discriminator, and their labels

@@ -48,8 +48,9 @@ class CycleGAN(Game):
     needs: ClassVar[str | None] = "unpaired"
     data: ClassVar[str] = "plain"
     preset = Preset(
-        loss="least_squares", latent=1, width=16, lr=1e-3, batch_size=4, steps=1600, checkpoint_every=400, evaluate=4
-    )
+        loss="least_squares", latent=1, width=16, lr=1e-3, batch_size=4, steps=2200, decay_steps=2200,
+        checkpoint_every=400, evaluate=4,
+    )  # fmt: skip
 
     @dataclass(frozen=True)
     class Options:

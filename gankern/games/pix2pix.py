@@ -39,8 +39,9 @@ class Pix2Pix(Game):
     needs: ClassVar[str | None] = "pairs"
     data: ClassVar[str] = "edges"
     preset = Preset(
-        loss="non_saturating", latent=1, width=16, lr=2e-4, batch_size=16, steps=2000, checkpoint_every=500, evaluate=4
-    )
+        loss="non_saturating", latent=1, width=16, lr=1e-3, batch_size=16, steps=4500, decay_steps=6000,
+        checkpoint_every=1500, evaluate=1,
+    )  # fmt: skip
 
     @dataclass(frozen=True)
     class Options:

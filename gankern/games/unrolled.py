@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from gankern.games._game import Loss, Player, Run
 from gankern.games._points import OnPoints
+from gankern.models._record import Preset
 
 TINY = 1e-30  # in the root of Adam's second moment, which has no derivative at 0
 
@@ -87,6 +88,7 @@ class Unrolled(OnPoints):
     """A generator that looks ahead."""
 
     own_loss: ClassVar[bool] = True
+    preset = Preset(OnPoints.preset, steps=1500)  # of the 2,500 over which the rates fall: see docs/models/unrolled.md
 
     @dataclass(frozen=True)
     class Options:

@@ -10,61 +10,24 @@ discriminator D, and z_p is drawn from N(0, I):
 
 L_rec never trains the features that it is measured with. And the authors' balance: where D's mean cost of real images
 or of fakes is below 0.68 - 0.35 he does not move, where one is above 0.68 + 0.35 Dec does not; were that both, both
-move. With the option ``vae`` there is no discriminator, and encoder
-and decoder together minimise L_prior + 1/(2 s^2) |x - Dec(z)|^2: the plain variational auto-encoder.
+move. With the option ``vae`` there is no discriminator, and encoder and decoder together minimise
+L_prior + 1/(2 s^2) |x - Dec(z)|^2: the plain variational auto-encoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from gankern.games._encoders import EncodesClasses
 from gankern.games._game import Loss, Player, Run
+from gankern.games._vaegan_networks import networks
 from gankern.models._record import Preset
-from gankern.models.layers import Layers
-
-
-def networks(
-    channels: int, size: int, latent: int, width: int, hidden: int, kernel: int, layers: Layers
-) -> dict[str, nn.Module]:
-    """The paper's at ``width`` 256, ``hidden`` 1024 and ``kernel`` 5: three halvings, and no bias before batch norm."""
-    start, thin, middle = size // 8, max(16, width // 8), width if size >= 64 else width * 3 // 4
-    down: dict[str, Any] = {"stride": 2, "padding": (kernel - 1) // 2, "bias": False}
-    up = down | {"output_padding": kernel % 2}
-
-    def halvings(maps: tuple[int, ...], slope: float = 0.0) -> list[nn.Module]:
-        pairs = pairwise(maps)
-        return [m for i, o in pairs for m in (layers.conv(i, o, kernel, **down), layers.batch_norm_act(o, slope))]
-
-    def dense(inputs: int, outputs: int) -> list[nn.Module]:
-        return [layers.linear(inputs, outputs, bias=False), layers.batch_norm_act_1d(outputs)]
-
-    decoder = [*dense(latent, width * start**2), nn.Unflatten(1, (width, start, start))]
-    for inputs, outputs in pairwise((width, middle, width // 2, thin)):
-        decoder += [layers.conv_transpose(inputs, outputs, kernel, **up), layers.batch_norm_act(outputs)]
-    *features, last_norm = halvings((thin, width // 2, middle, width))
-    return {
-        "encoder": nn.Sequential(
-            *halvings((channels, width // 4, width // 2, width)),
-            nn.Flatten(),
-            *dense(width * start**2, hidden),
-            layers.linear(hidden, 2 * latent),
-        ),
-        "decoder": nn.Sequential(*decoder, layers.conv(thin, channels, 5, padding=2), nn.Tanh()),
-        # Up to the third halving, before its batch norm.
-        "features": nn.Sequential(layers.conv(channels, thin, 5, padding=2), layers.relu(inplace=True), *features),
-        "head": nn.Sequential(
-            last_norm, nn.Flatten(), *dense(width * start**2, hidden // 2), layers.linear(hidden // 2, 1)
-        ),
-    }
-
 
 EQUILIBRIUM = 0.68  # the mean cost of a discriminator that can not tell is log 2
 

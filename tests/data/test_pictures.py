@@ -147,7 +147,7 @@ REFUSED = {
     "webp of two": (lambda f: frames(f / "a.webp", lossless=True), "holds 2 pictures"),
     "a program": (
         lambda f: (f / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 6\n"),
-        "identify",
+        "not a picture of",
     ),
 }
 
