@@ -42,6 +42,23 @@ def iterated(m, u, v, rules, normalize, n):
     return u, v
 
 
+def with_gradient(name, change):
+    """A Function of that name: values as they are, and ``change`` of their gradient."""
+    methods = {"forward": lambda ctx, x: x.view_as(x), "backward": lambda ctx, grad: change(grad)}
+    return type(name, (torch.autograd.Function,), {key: staticmethod(value) for key, value in methods.items()})
+
+
+class Applied(torch.nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 class Twice(torch.autograd.Function):
     """Somebody's own, which nobody knows."""
 

@@ -7,6 +7,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -948,31 +949,20 @@ def prelu_forward(module: nn.PReLU, input: Tensor) -> Tensor:
     return prelu(input, module.weight)
 
 
+# What torch's forwards read, in the order of its functions.
+_WINDOW = "kernel_size", "stride", "padding"
+_OF_AVG_POOL = attrgetter(*_WINDOW, "ceil_mode", "count_include_pad", "divisor_override")
+_OF_MAX_POOL = attrgetter(*_WINDOW, "dilation", "ceil_mode", "return_indices")
+
+
 @functools.partial(leaf, stands_for=(nn.AvgPool2d,))
 def avg_pool2d_forward(module: nn.AvgPool2d, input: Tensor) -> Tensor:
-    return avg_pool2d(
-        input,
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.ceil_mode,
-        module.count_include_pad,
-        module.divisor_override,
-    )
+    return avg_pool2d(input, *_OF_AVG_POOL(module))
 
 
 @functools.partial(leaf, stands_for=(nn.MaxPool2d,))
 def max_pool2d_forward(module: nn.MaxPool2d, input: Tensor) -> Any:
-    return _pooled(
-        _functions.max_pool2d,
-        input,
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.dilation,
-        module.ceil_mode,
-        module.return_indices,
-    )
+    return _pooled(_functions.max_pool2d, input, *_OF_MAX_POOL(module))
 
 
 @functools.partial(leaf, stands_for=(nn.AdaptiveAvgPool2d,))

@@ -162,7 +162,7 @@ def train(
         with writing():
             draw(out / "samples.png", config.steps, log.figures, beside=True)
             pictures.save_loss_curves(out / "losses.png", log.steps, titles)
-            if log.figures:
+            if log.figures and log.figures[-1][config.sides[0]]:  # a game may have none
                 pictures.save_figure_curves(out / "metrics.png", log.figures)
             parameters = {name: sum(p.numel() for p in net.parameters()) for name, net in game.networks.items()}
             # It takes the steps of one process, so of several it would need the others.

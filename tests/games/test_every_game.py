@@ -3,6 +3,10 @@ stopped, and its pictures, figures and checkpoint can be had."""
 
 import json
 import math
+import re
+import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,6 +69,21 @@ def test_pictures_figures_and_the_way_back(name, tmp_path, same):
     assert all(not network.training for network in played.networks.values())
     first, second = played.pictures(), played.pictures()
     assert first and all(torch.equal(first[n].batch, second[n].batch) for n in first)  # always of the same latents
+
+
+def test_the_game_of_the_docs_is_all_that_a_game_needs(tmp_path, monkeypatch):
+    """As it stands there it is trained, evaluated and drawn, though it has no figures, and looked at again."""
+    docs = (Path(__file__).parents[2] / "docs" / "games.md").read_text()
+    module = types.ModuleType("gankern.games.tiny")
+    exec(re.search(r"```python\n(from gankern\.games import Game.*?)```", docs, re.DOTALL)[1], vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    known = games.names() | {"tiny": "tiny"}
+    monkeypatch.setattr(games, "names", lambda: known)
+    config, samples, _ = prepared("tiny", steps=2, evaluate=1)
+    training.train(config, samples, tmp_path / "run")
+    assert (tmp_path / "run" / "samples.png").is_file() and not (tmp_path / "run" / "metrics.png").exists()
+    played = checkpoint.game(checkpoint.load(tmp_path / "run" / training.CHECKPOINT), "gankern")
+    assert played.pictures()["samples"].batch.shape[1:] == samples.shape[1:]
 
 
 # Games whose own data have labels, which their measures use, though the games need none.

@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from common import Applied
 from torch import nn
 
 from gankern.penalties import r1_penalty
@@ -20,15 +21,6 @@ class Critic(nn.Module):
 
     def forward(self, x):
         return self.head(self.body(self.conv(self.first(x))).tanh().flatten(1))
-
-
-class First(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 def _by_hand(critic, x):
@@ -126,7 +118,7 @@ GOES_BY_THE_LAYOUT = {
 @pytest.mark.parametrize("name", GOES_BY_THE_LAYOUT)
 def test_a_critic_that_goes_by_the_layout(name, method, memory_format):
     torch.manual_seed(0)
-    critic = Critic(First(GOES_BY_THE_LAYOUT[name])).double()
+    critic = Critic(Applied(GOES_BY_THE_LAYOUT[name])).double()
     x = torch.randn(3, 2, 4, 4, dtype=torch.float64).contiguous(memory_format=memory_format)
     try:
         _by_hand(copy.deepcopy(critic), x)
@@ -139,7 +131,7 @@ def test_a_critic_that_goes_by_the_layout(name, method, memory_format):
 
 def test_a_copy_that_is_none_is_overwritten_by_the_tangent_form_too():
     torch.manual_seed(0)
-    critic = Critic(First(lambda x: x.contiguous(memory_format=torch.channels_last).mul_(2))).double()
+    critic = Critic(Applied(lambda x: x.contiguous(memory_format=torch.channels_last).mul_(2))).double()
     _check(critic, torch.randn(3, 2, 4, 4, dtype=torch.float64), "tangent")
 
 
@@ -228,7 +220,7 @@ def test_evaluation_of_one_sample_behind_views():
     critic = Critic(nn.Tanh(), lambda: BehindAView(nn.BatchNorm2d(2)))
     critic = critic.double().eval()
     right = copy.deepcopy(critic)
-    right.body = First(lambda x: F.conv2d(x, torch.eye(2).double()[:, :, None, None] / (1 + 1e-5) ** 0.5))
+    right.body = Applied(lambda x: F.conv2d(x, torch.eye(2).double()[:, :, None, None] / (1 + 1e-5) ** 0.5))
     x = torch.randn(1, 2, 4, 4, dtype=torch.float64)
     ours = r1_penalty(critic, x, method="tangent")
     torch.testing.assert_close(ours, _by_hand(right, x).detach())

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from common import Applied, with_gradient
 from torch import nn
 
 import gankern
@@ -92,37 +93,8 @@ class Back(nn.Module):
         return torch.fft.irfft2(torch.complex(spectrum.real, 2 * spectrum.imag)[..., :5], s=(8, 8)).flatten(1)
 
 
-class Turned(torch.autograd.Function):
-    """A gradient reversal."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return -grad
-
-
-class Shifted(torch.autograd.Function):
-    """Something is added to the gradient, as noise is for privacy."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad + 0.25
-
-
-class With(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
+Turned = with_gradient("Turned", lambda grad: -grad)  # a gradient reversal
+Shifted = with_gradient("Shifted", lambda grad: grad + 0.25)  # as noise is added for privacy
 
 
 def hooked(layer, register=nn.Module.register_full_backward_hook):
@@ -139,7 +111,7 @@ def with_hook(hook):
         x.register_hook(hook)
         return x
 
-    return With(registered)
+    return Applied(registered)
 
 
 def keeps_gradient(x):
@@ -208,9 +180,9 @@ CRITICS = {
             "hook before a tanh": lambda: hooked(nn.Tanh(), nn.Module.register_full_backward_pre_hook),
             "hook of a tensor": lambda: with_hook(lambda g: 0.5 * g),
             "hook that adds": lambda: with_hook(lambda g: g + 0.25),
-            "retain_grad": lambda: With(keeps_gradient),
-            "a reversal": lambda: With(Turned.apply),
-            "noise": lambda: With(Shifted.apply),
+            "retain_grad": lambda: Applied(keeps_gradient),
+            "a reversal": lambda: Applied(Turned.apply),
+            "noise": lambda: Applied(Shifted.apply),
         }.items()
         for place, below, above in (
             ("below a LeakyReLU", lambda: [], lambda: nn.LeakyReLU(0.2)),
@@ -323,7 +295,7 @@ def test_layers(name, way):
 
 
 WATCHED = {
-    "bias_act": (lambda: With(lambda x: GF.bias_act(x, activation="leaky_relu")), lambda: nn.LeakyReLU(0.2)),
+    "bias_act": (lambda: Applied(lambda x: GF.bias_act(x, activation="leaky_relu")), lambda: nn.LeakyReLU(0.2)),
     "batch norm": (
         lambda: gnn.BatchNormAct2d(4, activation="relu").eval(),
         lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()).eval(),
@@ -355,8 +327,8 @@ def _watched_pair(name, watched):
 @pytest.mark.parametrize("name", WATCHED)
 def test_layers_above_what_is_watched(name):
     for watched in (
-        lambda: hooked(nn.Softplus()), lambda: with_hook(lambda g: g + 0.25), lambda: With(Shifted.apply),
-        lambda: With(Turned.apply),
+        lambda: hooked(nn.Softplus()), lambda: with_hook(lambda g: g + 0.25), lambda: Applied(Shifted.apply),
+        lambda: Applied(Turned.apply),
     ):  # fmt: skip
         critic, twin = _watched_pair(name, watched)
         equal(gradients(by_hand(critic), critic), gradients(by_hand(twin), twin))

@@ -18,11 +18,9 @@ namespace {
 using testing::check;
 
 template <class T>
-constexpr int kDtype = 1;
-template <>
-constexpr int kDtype<double> = 0;
-template <>
-constexpr int kDtype<BFloat16> = 2;
+constexpr int kDtype = std::is_same_v<T, double>  ? 0
+                       : std::is_same_v<T, float> ? 1
+                                                  : 2;
 template <class T>
 constexpr double kUnit = 0x1p-23;
 template <>
