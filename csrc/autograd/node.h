@@ -6,6 +6,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -68,9 +69,9 @@ struct Kept {
   bool output = false;
 };
 
-// Whether a forward of these tensors is to be recorded.
+// Whether a forward of these tensors is to be recorded: not in inference mode, where the grad mode may be on.
 inline bool records(std::initializer_list<const Tensor*> tensors) {
-  if (!at::GradMode::is_enabled()) return false;
+  if (!at::GradMode::is_enabled() || c10::InferenceMode::is_enabled()) return false;
   for (const Tensor* t : tensors)
     if (t->defined() && t->requires_grad()) return true;
   return false;

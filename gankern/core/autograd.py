@@ -263,7 +263,7 @@ def first_order_only() -> bool:
     again, in reverse (grad mode is off) or forward mode, or under a torch.func transform. torch.compile has no
     double backward, and cannot trace a Function inside another one's backward."""
     return torch.compiler.is_compiling() or not (
-        torch.is_grad_enabled()
+        (torch.is_grad_enabled() and not torch.is_inference_mode_enabled())
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
@@ -284,4 +284,8 @@ def apply(function: type[Function], *args: Any) -> Any:
         return function.apply(*args) if needed else function.forward(*args)
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return function.apply(*args)
-    return super(Function, function).apply(*args)  # type: ignore[misc]  # torch's stubs leave the base's out
+    plain: Any = super(Function, function)  # torch's stubs leave the base's apply out
+    if torch.is_inference_mode_enabled():  # which records nothing of torch's operators, and would of this
+        with torch.no_grad():
+            return plain.apply(*args)
+    return plain.apply(*args)

@@ -69,11 +69,12 @@ def penalize(
     _checks.number(name, "target", target)
     if target < 0:
         raise ValueError(f"{name}: target is {target}; it must be 0 or more")
-    if not torch.is_grad_enabled():
+    compiling = torch.compiler.is_compiling()
+    if not torch.is_grad_enabled() or (not compiling and torch.is_inference_mode_enabled()):
         where = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
         raise RuntimeError(f"{name}: called inside {where}, where the critic has no gradient; call it outside")
     dims = _norm_dims(name, norm_dims, inputs)
-    if not torch.compiler.is_compiling():
+    if not compiling:
         _warn_of_batch_norm(name, critic)
     samples = inputs[0].shape[0]
     if samples == 0:
@@ -91,7 +92,6 @@ def penalize(
             f"{name}: method='tangent' gives gradients to parameters only, and a sample or another argument of the "
             f"critic requires one; detach it, or use method='double_backward'"
         )
-    compiling = torch.compiler.is_compiling()
     known = None if method == "tangent" or compiling else tangent.refusal(critic)
     unexpected = None
     if method != "double_backward" and not attached and known is None:

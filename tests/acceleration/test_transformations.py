@@ -352,6 +352,27 @@ def test_gradients_inside_a_forward_without():
             close(twin(X.clone()), net(X.clone()))
 
 
+@pytest.mark.parametrize("norm", ["hook", "parametrization"])
+def test_grad_mode_inside_of_inference_mode(norm):
+    """As where a forward sets it by its own mode."""
+
+    class Sets(Net):
+        def forward(self, x):
+            with torch.set_grad_enabled(self.training):
+                return super().forward(x)
+
+    torch.manual_seed(0)
+    net = Sets(NORMS[norm]).double()
+    twin = copy.deepcopy(net)
+    gankern.accelerate(twin)
+    for _ in range(2):
+        with torch.inference_mode():
+            y, right = twin(X.clone()), net(X.clone())
+            assert not y.requires_grad
+            close(y, right)
+    close(twin(X.clone()), net(X.clone()))
+
+
 def test_a_transform_inside_a_forward():
     class Inside(Net):
         def forward(self, x):

@@ -1,6 +1,7 @@
 """Every primitive under every transformation of programs that torch has: the numbers of the plain call, or the error
 that the docs promise. The oracle is the eager call, differentiated once, row by row."""
 
+import contextlib
 import copy
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gankern
 import gankern.functional as GF
+from gankern.core import native
 from gankern.core.dispatch import Primitive
 from gankern.measure import host
 
@@ -375,6 +377,21 @@ TRANSFORMATIONS = [
 def test_transformation(transformation, name):
     found, expected = transformation(name)
     close(found, expected)
+
+
+@pytest.mark.parametrize("gradients_of", ["nodes", "python"])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_inside_of_inference_mode(name, gradients_of):
+    """torch's operators record nothing there, whatever the grad mode: `set_grad_enabled(self.training)` in a forward."""
+    expected = call(name)(*tensors(name))
+    with native.python_gradients() if gradients_of == "python" else contextlib.nullcontext():
+        with torch.inference_mode(), torch.set_grad_enabled(True):
+            inputs = [x * 1 for x in leaves(name)]  # made there
+            found = [call(name)(*each) for each in (leaves(name), inputs)]
+    for result in found:
+        first, right = (y[0] if isinstance(y, (tuple, list)) else y for y in (result, expected))
+        assert first.is_inference() and not first.requires_grad
+        close(first.clone(), right)
 
 
 # ---- what is asked for by name ----------------------------------------------------------------------------------
