@@ -109,13 +109,13 @@ def _shortest(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs: Any) -> Any:
-    # A call that needs nothing of ours is what it was, for the layers' forwards are their own. Written out: in a network
-    # of two tiny layers each microsecond is seen.
+    # A call that needs nothing of ours is what it was, for the layers' forwards are their own. Written out: in a
+    # network of two tiny layers each microsecond is seen.
     if not is_dynamo_compiling() and not plan.leaves.there and len(args) == 1 and not kwargs:
         (x,) = args
-        if type(x) is Tensor and not x.requires_grad:
-            if (x.shape, module.training, is_grad_enabled()) in plan.gains.plain:
-                return type(module).forward(module, x)
+        data = type(x) is Tensor and not x.requires_grad
+        if data and (x.shape, module.training, is_grad_enabled()) in plan.gains.plain:
+            return type(module).forward(module, x)
     if torch.compiler.is_compiling() or transformed() or recomputed():
         return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
     double, intercepting = state.double, state.intercepting
