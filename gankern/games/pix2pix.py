@@ -39,7 +39,7 @@ class Pix2Pix(Game):
     needs: ClassVar[str | None] = "pairs"
     data: ClassVar[str] = "edges"
     preset = Preset(
-        loss="non_saturating", latent=1, width=16, lr=1e-3, batch_size=16, steps=4500, decay_steps=6000,
+        loss="non_saturating", latent=1, width=16, lr=1e-3, batch_size=16, steps=6000, decay_steps=6000,
         checkpoint_every=1500, evaluate=1,
     )  # fmt: skip
 
