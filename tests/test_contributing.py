@@ -16,10 +16,9 @@ WITHOUT = {
     "gankern/nn/modules/gradient_penalty.py",
     "gankern/nn/modules/spectral_norm.py",
     "gankern/triton/convolution.py",  # torch's own convolutions run on a GPU
-    # The kernels of batch norm are those of instance norm too, and tested as such.
-    "csrc/cpu/instance_norm_act.h",
-    "csrc/cpu/instance_norm_act.cpp",
-    "csrc/cpu/testing/instance_norm_act.cpp",
+    # The kernels of batch norm are those of instance and group norm too, and tested as such.
+    *(f"csrc/cpu/{of}_norm_act.{kind}" for of in ("instance", "group") for kind in ("h", "cpp")),
+    *(f"csrc/cpu/testing/{of}_norm_act.cpp" for of in ("instance", "group")),
 }
 
 

@@ -31,6 +31,7 @@ AS_PUBLISHED = {  # names and order of torch's functions, and of StyleGAN's, as 
     "prelu": ["weight"],
     "leaky_relu": ["negative_slope", "inplace"],
     "batch_norm_act": ["running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"],
+    "group_norm_act": ["num_groups", "weight", "bias", "eps"],
     "instance_norm_act": ["running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"],
     "upfirdn1d": ["filter", "up", "down", "padding", "flip_filter", "gain"],
     "upfirdn3d": ["filter", "up", "down", "padding", "flip_filter", "gain"],

@@ -32,6 +32,8 @@
 //           channel. A block of columns that fits into the cache goes as above; otherwise it is cut in parts,
 //           all of which are swept before the second sweep begins, which goes backwards: what was read last
 //           may still be in the last level of cache.
+// Of groups (of channels, of a sample), a channel's samples are the group's, and lie beside each other: lines one
+// behind the other, or, channels_last, the columns of a channel. No third layout, and no kernel of its own.
 // Bound by memory: forward reads x and writes y, backward reads x and g and writes dx, double backward reads
 // x, g and h and writes two; in Rows beyond the cache the reads are twice. Results larger than the caches are
 // written past them. Scratch: sums and coefficients of channels.
@@ -239,15 +241,25 @@ struct Problem {
   int64_t count() const { return in.samples * in.plane; }  // of a channel
   int64_t affines() const { return per_sample ? in.samples : 1; }
 
-  A affine(const void* of, int64_t n, int64_t c, A otherwise) const {
-    return of ? static_cast<const A*>(of)[(per_sample ? n * in.channels : 0) + c] : otherwise;
+  // Where the affine values of a channel of a sample are.
+  int64_t place(int64_t n, int64_t c) const {
+    if (!per_sample) return c;
+    return in.grouped ? c * in.samples + n : n * in.channels + c;
+  }
+  A affine(const void* of, int64_t at, A otherwise) const {
+    return of ? static_cast<const A*>(of)[at] : otherwise;
   }
   Affine<A> affine(int64_t n, int64_t c) const {
-    return {affine(in.weight, n, c, 1), affine(in.bias, n, c, 0), affine(in.h_weight, n, c, 0),
-            affine(in.h_bias, n, c, 0), in.slope ? static_cast<const A*>(in.slope)[c] : A(1)};
+    const int64_t at = place(n, c);
+    return {affine(in.weight, at, 1), affine(in.bias, at, 0), affine(in.h_weight, at, 0),
+            affine(in.h_bias, at, 0), affine(in.slope, in.grouped ? at : c, 1)};
   }
-  void put(void* to, int64_t n, int64_t c, double value) const {
-    if (to) static_cast<A*>(to)[(per_sample ? n * in.channels : 0) + c] = A(value);
+  void put(void* to, int64_t at, double value) const {
+    if (to) static_cast<A*>(to)[at] = A(value);
+  }
+  // The first value of a channel of a sample, where such a line is.
+  int64_t line(int64_t n, int64_t c) const {
+    return (in.grouped ? c * in.samples + n : n * in.channels + c) * in.plane;
   }
 
   static bool aligned(const T* p) { return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0; }
@@ -261,12 +273,15 @@ struct Problem {
 
   // A channel in double, value by value.
   Moment moment_again(int64_t c) const {
-    const int64_t own = in.channels / in.instances, step = in.channels_last ? own : 1, n = in.plane;
-    const int64_t first = in.channels_last ? c / own * own * n + c % own : c * n;
+    const int64_t own = in.channels / in.instances, wide = in.grouped ? in.samples : 1;
+    const int64_t step = in.channels_last ? own * wide : 1;
     const auto each = [&](auto f) {
-      for (int64_t i = 0; i < in.samples; ++i) {
-        const T* p = inputs[0] + i * in.channels * n + first;
-        for (int64_t s = 0; s < n; ++s) f(double(widen(p[s * step])));
+      for (int64_t n = 0; n < in.samples; ++n) {
+        int64_t first = line(n, c);
+        if (in.channels_last && in.grouped) first = (c / own * own * in.plane + c % own) * wide + n;
+        if (in.channels_last && !in.grouped)
+          first = n * in.channels * in.plane + c / own * own * in.plane + c % own;
+        for (int64_t s = 0; s < in.plane; ++s) f(double(widen(inputs[0][first + s * step])));
       }
     };
     double total = 0, sum = 0, squares = 0;
@@ -302,14 +317,17 @@ struct Problem {
     const double r = channel.r, M = double(count());
     double a = 0, aw = 0, slope = 0;
     for (int64_t n = 0; n < affines(); ++n, sums += Backward<T, kPrelu>::kSums) {
-      const double gamma = affine(in.weight, n, c, 1);
+      const int64_t at = place(n, c);
+      const double gamma = affine(in.weight, at, 1);
       a += gamma * sums[0];
       aw += gamma * sums[1];
-      if constexpr (kPrelu) slope += sums[2];
-      put(in.grad_weight, n, c, r * sums[1]);
-      put(in.grad_bias, n, c, sums[0]);
+      put(in.grad_weight, at, r * sums[1]);
+      put(in.grad_bias, at, sums[0]);
+      if constexpr (kPrelu) {
+        slope = in.grouped ? sums[2] : slope + sums[2];
+        put(in.grad_slope, in.grouped ? at : c, slope);
+      }
     }
-    if (kPrelu && in.grad_slope) static_cast<A*>(in.grad_slope)[c] = A(slope);
     if (!in.training) return;
     channel.term[0] = A(-r * r * r * (aw / M));
     channel.term[1] = A(-r * (a / M));
@@ -343,7 +361,7 @@ struct Problem {
     channel.term[4] = A(-r * u);
     for (int64_t n = 0; n < affines(); ++n) {
       const double* s = sums + 5 * n;
-      put(in.grad_weight, n, c, r * (s[4] - h * s[0] - hw * r * s[1]));
+      put(in.grad_weight, place(n, c), r * (s[4] - h * s[0] - hw * r * s[1]));
     }
   }
 };
@@ -376,17 +394,18 @@ struct Planes : Problem<T> {
     int64_t n, segment, offset, length;
   };
   Unit unit(int64_t c, int64_t u) const {
+    if (segments == 1) return {u, 0, P::line(u, c), in.plane};
     const int64_t n = u / segments, segment = u % segments, begin = segment * kSegment;
-    return {n, segment, (n * in.channels + c) * in.plane + begin, min(kSegment, in.plane - begin)};
+    return {n, segment, P::line(n, c) + begin, min(kSegment, in.plane - begin)};
   }
   int64_t first_unit(int64_t part) const {
     return per_sample ? in.samples * part / parts * segments : in.samples * segments * part / parts;
   }
-  template <class Op>
+  template <class Op, int kCount>
   void coefs(int64_t c, int64_t n, V* k) const {
     A values[Op::kCoefs];
     Op::coefs(P::channels[c], P::affine(n, c), values, 1);
-    for (int i = 0; i < Op::kCoefs; ++i) k[i] = broadcast<A>(values[i]);
+    for (int i = 0; i < kCount; ++i) k[i] = broadcast<A>(values[i]);
   }
 
   // `fill` stands behind the end of the first input, zeros behind the others'.
@@ -416,11 +435,12 @@ struct Planes : Problem<T> {
   // Adds vectors of sums to `to` in double, and makes them zero.
   template <int kSums>
   static void flush(V (*sums)[kSums], double* to) {
-    for (int i = 0; i < kSums; ++i)
-      for (int u = 0; u < kUnroll; ++u) {
-        to[i] += double(sum<A>(sums[u][i]));
-        sums[u][i] = V{};
-      }
+    for (int i = 0; i < kSums; ++i) {
+      V total = sums[0][i];
+      for (int u = 1; u < kUnroll; ++u) total += sums[u][i];
+      to[i] += double(sum<A>(total));
+      for (int u = 0; u < kUnroll; ++u) sums[u][i] = V{};
+    }
   }
 
   void moments(int64_t c, int64_t part, double* partial) const {
@@ -428,9 +448,13 @@ struct Planes : Problem<T> {
     V sums[kUnroll][2] = {};
     A about = 0;
     int64_t count = 0;
-    const int64_t begin = first_unit(part), end = first_unit(part + 1);
+    // A group's lines are one line.
+    const int64_t first = first_unit(part), last = first_unit(part + 1);
+    const int64_t values = (last - first) / segments * in.plane, origin = P::line(first / segments, c);
+    const int64_t begin = in.grouped ? 0 : first, end = in.grouped ? ceil_div(values, kSegment) : last;
     for (int64_t u = begin; u < end; ++u) {
-      const Unit at = unit(c, u);
+      const Unit at =
+          in.grouped ? Unit{0, 0, origin + u * kSegment, min(kSegment, values - u * kSegment)} : unit(c, u);
       if (u == begin) {
         about = widen(inputs[0][at.offset]);
         const V k = broadcast<A>(about);
@@ -464,12 +488,12 @@ struct Planes : Problem<T> {
 
   template <class Op>
   void reduce(int64_t c, int64_t part, double* partial) const {
-    V k[Op::kCoefs], sums[kUnroll][Op::kSums] = {};
+    V k[Op::kRead], sums[kUnroll][Op::kSums] = {};
     int64_t count = 0;
     const int64_t begin = first_unit(part), end = first_unit(part + 1);
     for (int64_t u = begin; u < end; ++u) {
       const Unit at = unit(c, u);
-      if (u == begin || (per_sample && at.segment == 0)) coefs<Op>(c, at.n, k);
+      if (u == begin || (per_sample && at.segment == 0)) coefs<Op, Op::kRead>(c, at.n, k);
       reduce_line<Op>(at.offset, at.length, k, V{}, sums);
       count += at.length;
       const bool complete = u == end - 1 || (per_sample && at.segment == segments - 1);
@@ -511,7 +535,7 @@ struct Planes : Problem<T> {
     const int64_t begin = first_unit(part), end = first_unit(part + 1);
     for (int64_t u = begin; u < end; ++u) {
       const Unit at = unit(c, u);
-      if (u == begin || (per_sample && at.segment == 0)) coefs<Op>(c, at.n, k);
+      if (u == begin || (per_sample && at.segment == 0)) coefs<Op, Op::kCoefs>(c, at.n, k);
       const bool past = P::streams && P::aligned(outputs[0] + at.offset) &&
                         (Op::kOut < 2 || P::aligned(outputs[Op::kOut - 1] + at.offset));
       if (past)
@@ -527,21 +551,22 @@ struct Planes : Problem<T> {
 
 // x as [rows, columns], `width` neighbouring columns a channel; of several instances, one such matrix behind
 // the other. A block is a range of an instance's channels, a part a range of rows, of whole samples where these
-// have affine values of their own.
+// have affine values of their own. Grouped, a channel's columns are its samples.
 template <class T>
 struct Rows : Problem<T> {
   using P = Problem<T>;
-  using P::L, P::in, P::inputs, P::outputs, P::per_sample;
+  using P::L, P::in, P::inputs, P::outputs;
   using typename P::A;
   using typename P::V;
 
+  const bool per_sample, per_column;  // affine values are of a sample's rows, or of a column
   int64_t rows, columns, width, sample_rows, own_channels, block_channels, parts;
 
   Rows(const BatchNormAct& b, Channel<A>* c, const void* out, const void* out1, int tensors)
-      : P(b, c, out, out1) {
+      : P(b, c, out, out1), per_sample(P::per_sample && !b.grouped), per_column(P::per_sample && b.grouped) {
     sample_rows = in.channels_last ? in.plane : 1;
-    width = in.channels_last ? 1 : in.plane;
-    rows = in.samples * sample_rows;
+    width = in.grouped ? in.samples : in.channels_last ? 1 : in.plane;
+    rows = in.grouped ? sample_rows : in.samples * sample_rows;
     own_channels = in.channels / in.instances;
     columns = own_channels * width;
     const int64_t bytes = tensors * int64_t(sizeof(T));
@@ -555,6 +580,9 @@ struct Rows : Problem<T> {
       block_channels = min(most, fits / least * least);
       // Enough blocks for the threads.
       while (block_channels >= 2 * least && in.channels < block_channels * kManyChannels) block_channels /= 2;
+      // Or parts, of a few wide ones.
+      if (in.grouped && P::values() > kSerialValues)
+        parts = min(ceil_div(kManyChannels, blocks()), ceil_div(rows, kFlushRows / 8));
     } else {
       const int64_t block_bytes = rows * block_channels * width * bytes;
       parts = min(min(block_bytes / kPartBytes, rows / kPartRows), kMaxParts);
@@ -583,9 +611,13 @@ struct Rows : Problem<T> {
     const int64_t stride = padded();
     for (int64_t c = 0; c < at.channels; ++c) {
       A values[Op::kCoefs];
-      Op::coefs(P::channels[at.channel + c], P::affine(n, at.channel + c), values, 1);
-      for (int j = 0; j < Op::kCoefs; ++j)
-        for (int64_t i = c * width; i < (c + 1) * width; ++i) k[j * stride + i] = values[j];
+      // Of each of its columns, or one for all of them.
+      const int64_t each = per_column ? 1 : width;
+      for (int64_t i = 0; i < width; i += each) {
+        Op::coefs(P::channels[at.channel + c], P::affine(per_column ? i : n, at.channel + c), values, 1);
+        for (int j = 0; j < Op::kCoefs; ++j)
+          for (int64_t l = i; l < i + each; ++l) k[j * stride + c * width + l] = values[j];
+      }
     }
   }
 
@@ -735,9 +767,14 @@ struct Rows : Problem<T> {
     for (int64_t c = 0; c < at.channels; ++c) {
       std::memset(sums.at, 0, size_t(P::affines() * Op::kSums) * sizeof(double));
       for (int64_t slot = 0; slot < slots(); ++slot)
-        for (int i = 0; i < Op::kSums; ++i)
-          sums.at[(per_sample ? slot : 0) * Op::kSums + i] += over_width(
-              partial + (slot * Op::kSums + i) * stride + c * width, [](const double* v) { return *v; });
+        for (int i = 0; i < Op::kSums; ++i) {
+          const double* from = partial + (slot * Op::kSums + i) * stride + c * width;
+          if (per_column)
+            for (int64_t n = 0; n < width; ++n) sums.at[n * Op::kSums + i] += from[n];
+          else
+            sums.at[(per_sample ? slot : 0) * Op::kSums + i] +=
+                over_width(from, [](const double* v) { return *v; });
+        }
       P::settle(at.channel + c, sums.at, static_cast<Op*>(nullptr));
     }
   }
@@ -822,7 +859,7 @@ template <class T, class F>
 void with_layout(const BatchNormAct& in, int tensors, void* out, void* out1, const F& f) {
   if (in.samples * in.channels * in.plane == 0) return;
   Zeros<Channel<Acc<T>>> channels(in.channels);
-  if (in.channels_last || in.plane < kShortPlane)
+  if (in.channels_last || (in.plane < kShortPlane && !in.grouped))
     f(Rows<T>(in, channels.at, out, out1, tensors));
   else
     f(Planes<T>(in, channels.at, out, out1));
@@ -862,10 +899,11 @@ void forward(const BatchNormAct& in, const Parallel& parallel) {
 template <class T, class Op>
 void differentiate(const BatchNormAct& in, const Parallel& parallel, void* out, void* out1) {
   const int64_t affines = in.channels * (in.per_sample ? in.samples : 1);
+  const int64_t slopes = in.grouped ? affines : in.channels;
   if (in.samples * in.plane == 0)
     for (int64_t i = 0; i < 3; ++i)
       if (void* sums = i == 2 ? in.grad_slope : i ? in.grad_bias : in.grad_weight)
-        std::memset(sums, 0, size_t(i == 2 ? in.channels : affines) * sizeof(Acc<T>));
+        std::memset(sums, 0, size_t(i == 2 ? slopes : affines) * sizeof(Acc<T>));
   with_layout<T>(in, Op::kIn, out, out1, [&](const auto& layout) {
     for (int64_t c = 0; c < in.channels; ++c) layout.take_stats(c);
     const bool sums = in.training || in.grad_weight || in.grad_bias || in.grad_slope;

@@ -1,164 +1,25 @@
-// torch.ops.gankern.instance_norm_act and its gradients on CPU tensors: batch_norm_act's kernels on one sample
-// of N C channels. Schemas: gankern/ops/instance_norm_act.py.
-#include <cstring>
-
-#include "../cpu/batch_norm_act.h"
-#include "layout.h"
+// torch.ops.gankern.instance_norm_act and its gradients on CPU tensors: group_norm.h's, of groups of one channel. Schemas: gankern/ops/instance_norm_act.py.
+#include "group_norm.h"
 
 namespace gankern {
 namespace {
 
 constexpr const char* kName = "instance_norm_act";
 
-// Calls f with a pointer of the dtype that x is accumulated in.
-template <class F>
-void with_values(const Tensor& values, const F& f) {
-  if (values.scalar_type() == ScalarType::Double)
-    f(static_cast<double*>(values.mutable_data_ptr()));
-  else
-    f(static_cast<float*>(values.mutable_data_ptr()));
-}
-
-// The problem in the kernels' own layouts. The tensors that own the memory stay alive in here.
-struct Problem {
-  const Operand x;
-  int64_t samples, own;  // own: channels of a sample
-  BatchNormAct in;
-  const Operand weight, bias;
-
-  Problem(const Tensor& x_in, const Optional& weight_in, const Optional& bias_in, double negative_slope)
-      : x(dense_images(x_in, 3, kName)),
-        samples(x->size(0)),
-        own(x->size(1)),
-        in(task(*x, negative_slope)),
-        weight(take(weight_in, "weight")),
-        bias(take(bias_in, "bias")) {
-    in.x = x.data();
-    in.weight = weight.data();
-    in.bias = bias.data();
-  }
-
-  static BatchNormAct task(const Tensor& x, double negative_slope) {
-    BatchNormAct in{};
-    in.channels_last = !x.is_contiguous();
-    in.samples = 1;
-    in.channels = x.size(0) * x.size(1);
-    in.plane = 1;
-    for (int64_t d = 2; d < x.dim(); ++d) in.plane *= x.size(d);
-    in.instances = in.channels_last && in.channels ? x.size(0) : 1;
-    in.training = true;
-    in.negative_slope = negative_slope;
-    return in;
-  }
-  // Affine values, or their gradients, of every sample's channels.
-  Operand take(const Optional& given, const char* name) const {
-    if (!given) return Operand();
-    const Tensor& t = *given;
-    STD_TORCH_CHECK(t.scalar_type() == accumulation_type(*x), kName, ": ", name,
-                    " must have the dtype that x is accumulated in");
-    const bool each = t.dim() == 2 && t.size(0) == samples;
-    STD_TORCH_CHECK((t.dim() == 1 || each) && t.size(t.dim() - 1) == own, kName, ": ", name,
-                    " must be [channels] or [samples, channels]");
-    const Operand values = compact(t);
-    if (each || samples == 1) return values;
-    Tensor repeated = empty();
-    with_values(repeated, [&](auto* to) {
-      for (int64_t n = 0; n < samples; ++n)
-        std::memcpy(to + n * own, values.data(), size_t(own) * sizeof *to);
-    });
-    return Operand(repeated);
-  }
-  // Of every sample's channels.
-  Tensor empty() const { return blank(*x, {samples, own}, accumulation_type(*x)); }
-  // The gradient of values of this shape: over the samples where they have them in common.
-  Tensor gradient_of(const Optional& values, const Tensor& every) const {
-    if (values->dim() == 2) return every;
-    Tensor total = blank(*x, {own}, accumulation_type(*x));
-    with_values(total, [&](auto* to) {
-      with_values(every, [&](const auto* from) {
-        for (int64_t c = 0; c < own; ++c) {
-          double sum = 0;
-          for (int64_t n = 0; n < samples; ++n) sum += double(from[n * own + c]);
-          to[c] = std::remove_reference_t<decltype(*to)>(sum);
-        }
-      });
-    });
-    return total;
-  }
-  Operand take_stats(const Tensor& stats) const {
-    STD_TORCH_CHECK(stats.dim() == 3 && stats.size(0) == 3 && stats.size(1) == samples &&
-                        stats.size(2) == own && stats.scalar_type() == accumulation_type(*x),
-                    kName, ": stats are not those of the forward");
-    return compact(stats);
-  }
-};
-
 std::tuple<Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias, double eps,
-                                   double negative_slope, Optional slope_in) {
-  Problem problem(x, weight, bias, negative_slope);
-  BatchNormAct& in = problem.in;
-  const Operand slope = problem.take(slope_in, "slope");
-  in.slope = slope.data();
-  in.eps = eps;
-  Tensor y = blank_like(*problem.x);
-  Tensor stats = blank(*problem.x, {3, problem.samples, problem.own}, accumulation_type(x));
-  if (x.numel() == 0) torch::stable::zero_(stats);
-  in.stats = stats.mutable_data_ptr();
-  in.y = y.mutable_data_ptr();
-  batch_norm_act().forward[dtype_index(x, kName)](in, torch_threads());
-  return {y, stats};
+                                   double negative_slope, Optional slope) {
+  return group_norm::forward(kName, x, weight, bias, x.size(1), eps, negative_slope, slope);
 }
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Optional weight, Optional bias,
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad, Tensor x, Optional weight, Optional bias,
                                                     Tensor stats, double negative_slope, bool affine,
-                                                    Optional slope_in) {
-  Problem problem(x, weight, bias, negative_slope);
-  BatchNormAct& in = problem.in;
-  const Operand grad = like(grad_in, *problem.x, kName), of_forward = problem.take_stats(stats);
-  Tensor grad_x = blank_like(*problem.x);
-  const bool to_weight = affine && weight, to_bias = affine && bias;
-  Tensor every_weight = to_weight ? problem.empty() : missing(x),
-         every_bias = to_bias ? problem.empty() : missing(x);
-  in.stats = const_cast<void*>(of_forward.data());
-  in.grad = grad.data();
-  in.grad_x = grad_x.mutable_data_ptr();
-  in.grad_weight = to_weight ? every_weight.mutable_data_ptr() : nullptr;
-  in.grad_bias = to_bias ? every_bias.mutable_data_ptr() : nullptr;
-  const Operand slope = problem.take(slope_in, "slope");
-  Tensor every_slope = slope ? problem.empty() : missing(x);
-  in.slope = slope.data();
-  if (slope) in.grad_slope = every_slope.mutable_data_ptr();
-  batch_norm_act().backward[dtype_index(x, kName)](in, torch_threads());
-  return {grad_x, to_weight ? problem.gradient_of(weight, every_weight) : every_weight,
-          to_bias ? problem.gradient_of(bias, every_bias) : every_bias,
-          slope ? problem.gradient_of(slope_in, every_slope) : every_slope};
+                                                    Optional slope) {
+  return group_norm::backward(kName, grad, x, weight, bias, stats, x.size(1), negative_slope, affine, slope);
 }
-
-std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_weight, Optional h_bias,
-                                                   Tensor grad_in, Tensor x, Optional weight, Optional bias,
+std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h, Optional h_weight, Optional h_bias,
+                                                   Tensor grad, Tensor x, Optional weight, Optional bias,
                                                    Tensor stats, double negative_slope, bool affine) {
-  Problem problem(x, weight, bias, negative_slope);
-  BatchNormAct& in = problem.in;
-  const Operand grad = like(grad_in, *problem.x, kName), of_forward = problem.take_stats(stats);
-  // Zeros are rare: only the affine gradients were differentiated.
-  Tensor zeros = h_in ? missing(x) : blank_like(*problem.x);
-  if (!h_in) torch::stable::zero_(zeros);
-  const Operand h = h_in ? like(*h_in, *problem.x, kName) : Operand(zeros),
-                of_weight = problem.take(h_weight, "grad_grad_weight"),
-                of_bias = problem.take(h_bias, "grad_grad_bias");
-  const bool moves_x = h_weight || h_in, to_weight = affine && weight && h_in;
-  Tensor grad_grad = blank_like(*problem.x), grad_x = moves_x ? blank_like(*problem.x) : missing(x);
-  Tensor every_weight = to_weight ? problem.empty() : missing(x);
-  in.h_weight = of_weight.data();
-  in.h_bias = of_bias.data();
-  in.stats = const_cast<void*>(of_forward.data());
-  in.grad = grad.data();
-  in.h = h.data();
-  in.grad_grad = grad_grad.mutable_data_ptr();
-  in.grad_x = moves_x ? grad_x.mutable_data_ptr() : nullptr;
-  in.grad_weight = to_weight ? every_weight.mutable_data_ptr() : nullptr;
-  batch_norm_act().double_backward[dtype_index(x, kName)](in, torch_threads());
-  return {grad_grad, grad_x, to_weight ? problem.gradient_of(weight, every_weight) : every_weight};
+  return group_norm::double_backward(kName, h, h_weight, h_bias, grad, x, weight, bias, stats, x.size(1),
+                                     negative_slope, affine);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gankern, CPU, m) { implement_orders<forward, backward, double_backward>(m, kName); }

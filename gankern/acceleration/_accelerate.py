@@ -94,6 +94,7 @@ _ENGINE = "gankern's convolution where it is faster for the shape"
 _PAD = "one with the 3x3 convolution behind it where that is ours"
 _MEAN = "gankern's convolution, with a 2x2 mean where one follows"
 _BATCH_NORM = "gankern's batch norm where it is faster, with a ReLU, LeakyReLU or PReLU where one follows"
+_GROUP_NORM = "gankern's group norm where it is faster, with a ReLU, LeakyReLU or PReLU where one follows"
 _INSTANCE_NORM = "gankern's instance norm where it is faster, with a ReLU, LeakyReLU or PReLU where one follows"
 _PRELU = "gankern's PReLU where it is faster, in one with a norm before it"
 _PIECEWISE = "double backward without zeros"
@@ -109,6 +110,7 @@ LEAVES: dict[Any, Leaf] = {
     nn.ReflectionPad2d.forward: (_layers.pad_forward, _PAD),  # that of all dimensions
     nn.ReplicationPad2d.forward: (_layers.pad_forward, _PAD),
     nn.BatchNorm2d.forward: (_layers.batch_norm_forward, _BATCH_NORM),  # that of all dimensions
+    nn.GroupNorm.forward: (_layers.group_norm_forward, _GROUP_NORM),
     nn.InstanceNorm2d.forward: (_layers.instance_norm_forward, _INSTANCE_NORM),  # likewise
     nn.ReLU.forward: (_layers.relu_forward, _PIECEWISE),
     nn.LeakyReLU.forward: (_layers.leaky_relu_forward, _PIECEWISE),
@@ -161,7 +163,7 @@ def _doubles(module: nn.Module) -> bool:
     return module.mode in ("nearest", "nearest-exact") and factor is not None and _layers._is(factor, 2)
 
 
-_NORMS = {"batch_norm", "instance_norm"}
+_NORMS = {"batch_norm", "group_norm", "instance_norm"}
 _FIRST_ORDER = _NORMS | {"conv2d", "conv_transpose2d", "interpolate", "upsample", "upsample_nearest", "prelu"}
 _FUNCTIONS = _FIRST_ORDER | {
     *("avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "relu", "relu_", "leaky_relu", "leaky_relu_"),
@@ -330,7 +332,7 @@ class _Work:
             followed = Followed() if _is_first_half(module) else None
             constants = followed, Left()
             what = what if followed is None else _MEAN
-        elif function in (_layers.batch_norm_forward, _layers.instance_norm_forward):
+        elif function in (_layers.batch_norm_forward, _layers.group_norm_forward, _layers.instance_norm_forward):
             constants = (Followed(),)
         self._forward(module, function, *constants)
         self.row(name, before, what)

@@ -47,6 +47,7 @@ from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
 from gankern.ops.bias_act import bias_prelu as _bias_prelu
 from gankern.ops.convolution import BORDERS, convolution, level_of, ways_for
 from gankern.ops.convolution_choice import KINDS, kind_of, result_size, saved
+from gankern.ops.group_norm_act import group_norm_act as _group_norm_act
 from gankern.ops.instance_norm_act import instance_norm_act as _instance_norm_act
 
 
@@ -367,7 +368,9 @@ def _say_second(x: Tensor) -> None:
 # Values from which on ours is faster in training (measured); torch's is in evaluation, and without a backward where
 # channels lie last.
 LARGE = 131072
+WIDE = 256  # positions: likewise of group norm, whose kernel takes short lines one by one
 SMALL = 4096  # likewise of instance norm, for which torch repeats statistics and affine values, or copies x
+_NOT_FASTER_FOR_GROUPS = f"ours is faster in training on maps of {WIDE} positions on, and under a penalty"
 NOT_FASTER = f"ours is faster in training from {LARGE} values on, and under a penalty"
 
 
@@ -396,7 +399,7 @@ def _normalize(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    of: _Layer | _Statistics | _OfEach,
+    of: _Layer | _Statistics | _OfEach | _OfGroups,
     followed: Followed | None,
     counts: bool = True,
     activation: str | None = None,
@@ -407,11 +410,14 @@ def _normalize(
         gain((10.0 if isinstance(of, _OfEach) else 0.0) + x.numel() * VALUE)
         if followed is not None:
             followed.misses += 1
-    if isinstance(of, _OfEach):
-        mean, var = (of.mean, of.var) if counts else (None, None)
-        result = _norm_of_each(x, mean, var, weight, bias, of, activation, slope)
+    if isinstance(of, (_OfEach, _OfGroups)):
+        if isinstance(of, _OfGroups):
+            result = _norm_of_groups(x, weight, bias, of, activation, slope)
+        else:
+            mean, var = (of.mean, of.var) if counts else (None, None)
+            result = _norm_of_each(x, mean, var, weight, bias, of, activation, slope)
         if activation is None:
-            say(f"gankern: instance norm ({last_implementation('instance_norm_act')})")
+            say(f"gankern: {of.kind} norm ({last_implementation(f'{of.kind}_norm_act')})")
         return result
     mean, var, training, momentum = of.now(counts)
     if mean is not None and var is not None:
@@ -461,6 +467,30 @@ def _norm_of_each(
     return result
 
 
+def _norm_of_groups(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    of: _OfGroups,
+    activation: str | None,
+    slope: float | Tensor,
+) -> Tensor:
+    each, prelu = (0.0, slope) if isinstance(slope, Tensor) else (slope, None)
+    if not matters(x):
+        options: Any = {"activation": activation, "negative_slope": each, "slope": prelu}
+        return GF.group_norm_act(x, of.groups, weight, bias, of.eps, **options)
+    constants = of.groups, of.eps, activations.slope(activation, each)
+    return _group_norm_act(x, (weight, bias, prelu), (), constants, any_order=True)[0]
+
+
+class _OfGroups(NamedTuple):
+    """What group norm is told."""
+
+    groups: int
+    eps: float
+    kind = "group"
+
+
 class _OfEach(NamedTuple):
     """What instance norm, by each sample's own statistics, is told of the running ones."""
 
@@ -468,6 +498,7 @@ class _OfEach(NamedTuple):
     var: Tensor | None
     momentum: float
     eps: float
+    kind = "instance"
 
 
 class _Statistics(NamedTuple):
@@ -561,6 +592,40 @@ def instance_norm(
     return _normalize(input, weight, bias, of, None)
 
 
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    input, followed = settled(input), state.followed[1]
+    told = type(num_groups) is int and num_groups > 0 and type(eps) is float and eps > 0
+    ordinary = told and isinstance(input, Tensor) and all(_is_vector(t, input) for t in (weight, bias))
+    if not ordinary or autocasting(input.device.type) or not _is_faster_for_groups(input, num_groups, weight, bias):
+        say("torch", _NOT_FASTER_FOR_GROUPS)
+        return F.group_norm(input, num_groups, weight, bias, eps)
+    if input.ndim not in (4, 5):
+        input = input.contiguous()  # so is torch's result, wherever the channels lie
+    of = _OfGroups(num_groups, eps)
+    if followed is not None and followed.waits and may_defer(input):
+        return defer("norm", input.shape, _normalize, input, weight, bias, of, followed, True)
+    return _normalize(input, weight, bias, of, None)
+
+
+def _is_faster_for_groups(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None) -> bool:
+    if x.dtype not in (torch.float32, torch.float64) or x.ndim < 2 or not plain():
+        return False
+    if any(t is not None and t.dtype != x.dtype for t in (weight, bias)) or (weight is None) != (bias is None):
+        return False
+    if x.shape[1] == 0 or x.shape[1] % groups or x.numel() <= x.shape[0] * groups:
+        return False  # torch's own error
+    if matters(x):
+        return True
+    training = torch.is_grad_enabled() and (x.requires_grad or (weight is not None and weight.requires_grad))
+    return training and x.device.type == "cpu" and x.numel() >= LARGE and x.shape[2:].numel() >= WIDE
+
+
 def _is_faster_for_each(
     x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None
 ) -> bool:
@@ -586,7 +651,7 @@ def _activate(name: str, input: Tensor, slope: float | Tensor, inplace: bool) ->
     x, weight, bias, of, followed, counts = fuse(input)
     followed.misses = 0
     result = _normalize(x, weight, bias, of, followed, counts, name, slope)
-    kind = "instance" if isinstance(of, _OfEach) else "batch"
+    kind = getattr(of, "kind", "batch")
     joined(input, f"gankern: {kind} norm + {name} ({last_implementation(f'{kind}_norm_act')})", x.numel() * VALUE)
     if inplace:
         input.pair.result = result
@@ -685,6 +750,7 @@ HANDLERS.update(
         F.interpolate: interpolate,
         F.pad: pad,
         F.batch_norm: batch_norm,
+        F.group_norm: group_norm,
         F.instance_norm: instance_norm,
         F.avg_pool2d: avg_pool2d,
         F.adaptive_avg_pool2d: _settling(_functions.adaptive_avg_pool2d),
@@ -716,6 +782,7 @@ PARTS: dict[Any, dict[str, Any]] = {
     nn.ConvTranspose1d.forward: _TRANSPOSED,
     nn.ConvTranspose2d.forward: _TRANSPOSED,
     nn.ConvTranspose3d.forward: _TRANSPOSED,
+    nn.GroupNorm.forward: {},
     nn.InstanceNorm2d.forward: _NORM_OF_EACH,
     **{
         cls.forward: {}
@@ -890,6 +957,19 @@ def batch_norm_forward(module: nn.BatchNorm2d, followed: Followed | None, input:
     if followed is not None and followed.waits and unwatched(module) and may_defer(input):
         return defer("norm", input.shape, _normalize, input, module.weight, module.bias, of, followed, True)
     return _normalize(input, module.weight, module.bias, of, None)
+
+
+@functools.partial(leaf, constants=1, stands_for=(nn.GroupNorm,))
+def group_norm_forward(module: nn.GroupNorm, followed: Followed | None, input: Tensor) -> Tensor:
+    if parametrize.is_parametrized(module):  # each reading may compute its tensors anew
+        say("torch", _NOT_FASTER_FOR_GROUPS)
+        return type(module).forward(module, settled(input))
+    before = state.followed
+    state.followed = before[0], followed if unwatched(module) else None
+    try:
+        return group_norm(input, module.num_groups, module.weight, module.bias, module.eps)
+    finally:
+        state.followed = before
 
 
 @functools.partial(leaf, constants=1, stands_for=(nn.InstanceNorm2d,))

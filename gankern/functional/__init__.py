@@ -17,6 +17,7 @@ from gankern.functional.batch_norm_act import batch_norm_act
 from gankern.functional.bias_act import ACTIVATIONS, bias_act, leaky_relu, prelu, relu
 from gankern.functional.convolution import conv2d, conv2d_downsample, conv_transpose2d, upsample_conv2d
 from gankern.functional.gradient_penalty import gradient_penalty
+from gankern.functional.group_norm_act import group_norm_act
 from gankern.functional.instance_norm_act import instance_norm_act
 from gankern.functional.minibatch_discrimination import l1_similarity, minibatch_discrimination
 from gankern.functional.minibatch_stddev import minibatch_stddev
@@ -68,6 +69,7 @@ __all__ = [
     "fir_downsample_conv2d",
     "fir_upsample_conv2d",
     "gradient_penalty",
+    "group_norm_act",
     "instance_norm_act",
     "l1_similarity",
     "leaky_relu",

@@ -37,6 +37,7 @@ from gankern.nn.modules.convolution import (
     SubpixelConv3d,
     UpsampleConv2d,
 )
+from gankern.nn.modules.group_norm_act import GroupNormAct
 from gankern.nn.modules.instance_norm_act import (
     InstanceNorm2d,
     InstanceNormAct1d,
@@ -95,6 +96,7 @@ __all__ = [
     "FIRUpsample1d",
     "FIRUpsample2d",
     "FIRUpsample3d",
+    "GroupNormAct",
     "InstanceNorm2d",
     "InstanceNormAct1d",
     "InstanceNormAct2d",

@@ -76,7 +76,7 @@ _SPATIAL = (
     *(gnn.Blur2d, gnn.FIRDownsample2d, gnn.FIRUpsample2d, gnn.SelfAttention2d),
 )
 _NORMS = (
-    *(nn.GroupNorm, nn.LocalResponseNorm, gnn.PixelNorm),
+    *(nn.GroupNorm, gnn.GroupNormAct, nn.LocalResponseNorm, gnn.PixelNorm),
     *(gnn.VirtualBatchNorm1d, gnn.VirtualBatchNorm2d, gnn.VirtualBatchNorm3d),  # by the reference batch, and its own
 )
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)

@@ -59,16 +59,16 @@ def activated(y: Tensor, negative_slope: float, slope: Tensor | None) -> Tensor:
 
 
 class NormAct:
-    """One of them, registered. ``reference`` takes what the forward does; ``groups(x)`` is the shape of a statistic;
-    ``plain(options, x, weight, bias, stats)`` the normalisation in plain PyTorch, to any order; ``own`` what the
-    operators take of its own, as a schema has it. With ``running``, it has running statistics, and the first of its own
-    is ``training``: whether the statistics are x's own, and not these."""
+    """One of them, registered. ``reference`` takes what the forward does; ``groups(x, *own)`` is the shape of a
+    statistic; ``plain(options, x, weight, bias, stats)`` the normalisation in plain PyTorch, to any order; ``own`` what
+    the operators take of its own, as a schema has it. With ``running``, it has running statistics, and the first of its
+    own is ``training``: whether the statistics are x's own, and not these."""
 
     def __init__(
         self,
         name: str,
         reference: Callable[..., tuple[Tensor, Tensor]],
-        groups: Callable[[Tensor], Sequence[int]],
+        groups: Callable[..., Sequence[int]],
         plain: Callable[[tuple, Tensor, Tensor | None, Tensor | None, Tensor], Tensor],
         own: tuple[str, ...] = (),
         running: bool = False,
@@ -99,7 +99,7 @@ class NormAct:
             "forward",
             f"{self.name}({_AFFINE}, {statistics}{own}float eps, float negative_slope, Tensor? slope=None) -> "
             "(Tensor y, Tensor stats)",
-            lambda x, *_: (empty_like(x), x.new_empty((3, *self.groups(x)), dtype=accumulation_dtype(x))),
+            self._fake_forward,
         )
         registry.define(
             self.name,
@@ -116,6 +116,11 @@ class NormAct:
             "(Tensor grad_grad, Tensor grad_x, Tensor grad_weight)",
             self._fake_double_backward,
         )
+
+    def _fake_forward(self, x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        first = 4 if self.running else 2
+        own = others[first : first + self.before_slope]
+        return empty_like(x), x.new_empty((3, *self.groups(x, *own)), dtype=accumulation_dtype(x))
 
     def _fake_backward(
         self, grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, stats: Tensor, *options: Any

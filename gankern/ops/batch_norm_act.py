@@ -24,6 +24,6 @@ def _plain(options: tuple, x: Tensor, weight: Tensor | None, bias: Tensor | None
 
 
 batch_norm_act = NormAct(
-    NAME, reference, groups=lambda x: x.shape[1:2], plain=_plain, own=("bool training",), running=True
+    NAME, reference, groups=lambda x, training: x.shape[1:2], plain=_plain, own=("bool training",), running=True
 )
 primitive = batch_norm_act.primitive

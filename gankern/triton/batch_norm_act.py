@@ -12,6 +12,9 @@ block of channels adds them up in their order: no atomics, and the split depends
 Traffic. Forward reads x twice and writes y; backward reads x and g twice and writes dx; double backward reads x, g and
 h twice and writes two. Bound by memory. Sums are in fp32 (fp64 for fp64), sums of sums in fp64; sums of squares are
 taken about the mean of a range's first values.
+
+Of group normalisation the channels are those of all samples, as of instance normalisation, and a statistic is that of
+`members` neighbouring ones: their sums are added up where those of ranges are.
 """
 
 import math
@@ -142,19 +145,22 @@ def _moments_kernel(
 @triton.jit
 def _settle_moments_kernel(
     partial,
-    stats,  # [3, C]: mean, 1 / sqrt(var + EPS), unbiased var
+    stats,  # [3, C / members]: mean, 1 / sqrt(var + EPS), unbiased var
     channels,
+    members,  # channels of a statistic
     splits,
     EPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = c < channels
+    statistics = channels // members
+    mask = c < statistics
     count = tl.zeros([BLOCK_C], tl.float64)
     mean = tl.zeros([BLOCK_C], tl.float64)
     squares = tl.zeros([BLOCK_C], tl.float64)
-    for split in range(0, splits):
-        at = partial + split * 3 * channels + c
+    for part in range(0, splits * members):
+        split = part // members
+        at = partial + split * 3 * channels + c * members + (part - split * members)
         n = tl.load(at, mask=mask, other=1.0)
         apart = tl.load(at + channels, mask=mask, other=0.0) - mean
         others = tl.load(at + 2 * channels, mask=mask, other=0.0)
@@ -163,8 +169,8 @@ def _settle_moments_kernel(
         count += n
     kind = stats.dtype.element_ty
     tl.store(stats + c, mean.to(kind), mask=mask)
-    tl.store(stats + channels + c, (1.0 / tl.sqrt(squares / count + EPS)).to(kind), mask=mask)
-    tl.store(stats + 2 * channels + c, (squares / (count - 1.0)).to(kind), mask=mask)
+    tl.store(stats + statistics + c, (1.0 / tl.sqrt(squares / count + EPS)).to(kind), mask=mask)
+    tl.store(stats + 2 * statistics + c, (squares / (count - 1.0)).to(kind), mask=mask)
 
 
 @triton.jit
@@ -193,6 +199,7 @@ def _reduce_kernel(
     channels,
     inner,
     period,  # after how many channels affine values and slopes repeat
+    members,
     plane,
     group,  # values of a channel in a group: all, or a sample's
     splits,  # of a group
@@ -210,8 +217,9 @@ def _reduce_kernel(
     start = (at % splits).to(tl.int64) * chunk
     begin = own * group + start
     end = own * group + tl.minimum(start + chunk, group)
-    mean = tl.load(stats + c, mask=mask, other=0.0)[None, :]
-    k = tl.load(stats + channels + c, mask=mask, other=0.0)
+    statistic = c // members
+    mean = tl.load(stats + statistic, mask=mask, other=0.0)[None, :]
+    k = tl.load(stats + channels // members + statistic, mask=mask, other=0.0)
     repeated = c % period
     affine = own * channels + repeated
     k = (k * _affine(weight, affine, mask, 1.0, SUM))[None, :]
@@ -267,22 +275,25 @@ def _settle_kernel(
     weight,
     h_weight,
     stats,
-    terms,  # [TERMS, C]
+    terms,  # [TERMS, C / members]
     grad_weight,  # [groups, C], or None
     grad_bias,
     grad_slope,  # [C], PReLU's, or None
     channels,
     period,
+    members,
     groups,
     splits,
-    count,
+    count,  # values of a statistic
     ORDER: tl.constexpr,  # "forward", "backward" or "double_backward"
     TRAINING: tl.constexpr,
+    GROUPED: tl.constexpr,  # a statistic is of several channels, which follow one another; else of groups
     BLOCK_C: tl.constexpr,
 ):
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = c < channels
-    r = tl.load(stats + channels + c, mask=mask, other=0.0).to(tl.float64)
+    statistics = channels // members
+    mask = c < statistics
+    r = tl.load(stats + statistics + c, mask=mask, other=0.0).to(tl.float64)
     kind = stats.dtype.element_ty
     sums: tl.constexpr = 3 if grad_slope is not None else 2 if ORDER == "backward" else 5
     step = sums * channels
@@ -294,10 +305,13 @@ def _settle_kernel(
     u = tl.zeros([BLOCK_C], tl.float64)
     uw = tl.zeros([BLOCK_C], tl.float64)
     gz = tl.zeros([BLOCK_C], tl.float64)
-    at = partial + c
-    affine = c.to(tl.int64)
+    first = c.to(tl.int64) * members
+    at = partial + first
+    affine = first
     given = affine % period
-    for _ in range(0, groups):
+    next_sums = 1 if GROUPED else splits * step
+    next_affine = 1 if GROUPED else channels
+    for _ in range(0, members if GROUPED else groups):
         gamma = _affine(weight, given, mask, 1.0, tl.float64)
         g = _total(at, splits, step, mask, BLOCK_C)
         gw = _total(at + channels, splits, step, mask, BLOCK_C)
@@ -305,6 +319,9 @@ def _settle_kernel(
         aw += gamma * gw
         if grad_slope is not None:
             gz += _total(at + 2 * channels, splits, step, mask, BLOCK_C)
+            if GROUPED:
+                tl.store(grad_slope + affine, gz.to(kind), mask=mask)
+                gz = tl.zeros([BLOCK_C], tl.float64)
         if ORDER == "backward":
             if grad_weight is not None:
                 tl.store(grad_weight + affine, (r * gw).to(kind), mask=mask)
@@ -317,10 +334,10 @@ def _settle_kernel(
             ha += gamma * _total(at + 4 * channels, splits, step, mask, BLOCK_C)
             u += h_gamma * g
             uw += h_gamma * gw
-        at += splits * step
-        affine += channels
-        given += channels
-    if grad_slope is not None:
+        at += next_sums
+        affine += next_affine
+        given += next_affine
+    if grad_slope is not None and not GROUPED:
         tl.store(grad_slope + c, gz.to(kind), mask=mask)
     # Means; of r w in place of w.
     scale = 1.0 / (tl.zeros([BLOCK_C], tl.float64) + count) if TRAINING else tl.zeros([BLOCK_C], tl.float64)
@@ -328,7 +345,7 @@ def _settle_kernel(
     aw *= r * scale
     if ORDER == "backward":
         tl.store(terms + c, -r * r * aw, mask=mask)
-        tl.store(terms + channels + c, -r * a, mask=mask)
+        tl.store(terms + statistics + c, -r * a, mask=mask)
     else:
         h *= scale
         hw *= r * scale
@@ -336,21 +353,21 @@ def _settle_kernel(
         u = u * scale - r * (hw * a + aw * h)
         uw = uw * r * scale - 2.0 * r * hw * aw
         tl.store(terms + c, -r * hw, mask=mask)
-        tl.store(terms + channels + c, -h, mask=mask)
-        tl.store(terms + 2 * channels + c, -r * r * aw, mask=mask)
-        tl.store(terms + 3 * channels + c, -r * r * (uw + r * difference), mask=mask)
-        tl.store(terms + 4 * channels + c, -r * u, mask=mask)
+        tl.store(terms + statistics + c, -h, mask=mask)
+        tl.store(terms + 2 * statistics + c, -r * r * aw, mask=mask)
+        tl.store(terms + 3 * statistics + c, -r * r * (uw + r * difference), mask=mask)
+        tl.store(terms + 4 * statistics + c, -r * u, mask=mask)
         if grad_weight is not None:
-            at = partial + c
-            affine = c.to(tl.int64)
-            for _ in range(0, groups):
+            at = partial + first
+            affine = first
+            for _ in range(0, members if GROUPED else groups):
                 g = _total(at, splits, step, mask, BLOCK_C)
                 gw = _total(at + channels, splits, step, mask, BLOCK_C)
                 gh = _total(at + 4 * channels, splits, step, mask, BLOCK_C)
                 value = r * (gh - h * g - hw * r * gw)
                 tl.store(grad_weight + affine, value.to(kind), mask=mask)
-                at += splits * step
-                affine += channels
+                at += next_sums
+                affine += next_affine
 
 
 @triton.jit
@@ -370,6 +387,7 @@ def _apply_kernel(
     channels,
     inner,
     period,
+    members,
     plane,
     group,
     splits,
@@ -389,22 +407,24 @@ def _apply_kernel(
     end = own * group + tl.minimum(start + chunk, group)
     repeated = c % period
     affine = own * channels + repeated
-    mean = tl.load(stats + c, mask=mask, other=0.0)[None, :]
-    r = tl.load(stats + channels + c, mask=mask, other=0.0)[None, :]
+    statistic = c // members
+    statistics = channels // members
+    mean = tl.load(stats + statistic, mask=mask, other=0.0)[None, :]
+    r = tl.load(stats + statistics + statistic, mask=mask, other=0.0)[None, :]
     k = r * _affine(weight, affine, mask, 1.0, SUM)[None, :]
     beta = _affine(bias, affine, mask, 0.0, SUM)[None, :]
     if terms is None:  # in evaluation nothing depends on the other values
         term0 = tl.zeros_like(r)
         term1 = tl.zeros_like(r)
     elif ORDER != "forward":
-        term0 = tl.load(terms + c, mask=mask, other=0.0).to(SUM)[None, :]
-        term1 = tl.load(terms + channels + c, mask=mask, other=0.0).to(SUM)[None, :]
+        term0 = tl.load(terms + statistic, mask=mask, other=0.0).to(SUM)[None, :]
+        term1 = tl.load(terms + statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
     if ORDER == "double_backward":
         e = r * _affine(h_weight, affine, mask, 0.0, SUM)[None, :] + k * term0
         f = _affine(h_bias, affine, mask, 0.0, SUM)[None, :] + k * term1
-        term2 = tl.load(terms + 2 * channels + c, mask=mask, other=0.0).to(SUM)[None, :]
-        term3 = tl.load(terms + 3 * channels + c, mask=mask, other=0.0).to(SUM)[None, :]
-        term4 = tl.load(terms + 4 * channels + c, mask=mask, other=0.0).to(SUM)[None, :]
+        term2 = tl.load(terms + 2 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
+        term3 = tl.load(terms + 3 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
+        term4 = tl.load(terms + 4 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
     for step in range(0, chunk, BLOCK_M):
         m = begin + step + tl.arange(0, BLOCK_M)
         inside = (m < end)[:, None] & mask[None, :]
@@ -440,7 +460,8 @@ def _repeated(values: Tensor | None, x: Tensor) -> Tensor | None:
 
 class _Call:
     """A tensor x, how it is split, and what all kernels take. With ``instances`` it is one sample, whose channels are
-    those of all samples of x; affine values and slopes of C channels are then those of each C of them."""
+    those of all samples of x; affine values and slopes of C channels are then those of each C of them, and a statistic
+    is that of ``members`` of them."""
 
     def __init__(
         self,
@@ -451,6 +472,7 @@ class _Call:
         others: Sequence[Tensor | None] = (),
         instances: bool = False,
         slopes: Tensor | None = None,
+        members: int = 1,
     ) -> None:
         self.last = not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
         self.x = x if self.last else contiguous(x)
@@ -459,6 +481,7 @@ class _Call:
             self.samples, self.channels = 1, self.samples * self.channels
         self.period = x.shape[1] if instances and not _of_each(weight, bias, slopes, *others) else self.channels
         self.inner = x.shape[1] if self.last else self.channels
+        self.members, self.statistics = members, self.channels // members
         self.plane = math.prod(x.shape[2:])
         self.count = self.samples * self.plane
         self.groups = self.samples if _of_each(weight, bias, *others) and not instances else 1
@@ -513,7 +536,7 @@ class _Call:
         chunk = self.chunk * self.groups
         splits = ceil_div(self.count, chunk)
         partial = self.x.new_empty((splits, 3, self.channels), dtype=torch.float64)
-        stats = self.x.new_empty((3, self.channels), dtype=self.sum)
+        stats = self.x.new_empty((3, self.statistics), dtype=self.sum)
         launch(
             _moments_kernel,
             self.blocks * splits,
@@ -528,10 +551,11 @@ class _Call:
         )
         launch(
             _settle_moments_kernel,
-            ceil_div(self.channels, SETTLED),
+            ceil_div(self.statistics, SETTLED),
             partial,
             stats,
             self.channels,
+            self.members,
             splits,
             EPS=eps,
             BLOCK_C=SETTLED,
@@ -553,7 +577,7 @@ class _Call:
     ) -> Tensor:
         """What the results need of each channel's sums; writes the affine gradients, and PReLU's slope's."""
         partial = self.partial(SUMS[order] if self.slopes is None else 3)
-        terms = self.x.new_empty((TERMS, self.channels), dtype=torch.float64)
+        terms = self.x.new_empty((TERMS, self.statistics), dtype=torch.float64)
         launch(
             _reduce_kernel,
             self.blocks * self.groups * self.splits,
@@ -568,6 +592,7 @@ class _Call:
             self.channels,
             self.inner,
             self.period,
+            self.members,
             self.plane,
             self.group,
             self.splits,
@@ -578,7 +603,7 @@ class _Call:
         )
         launch(
             _settle_kernel,
-            ceil_div(self.channels, SETTLED),
+            ceil_div(self.statistics, SETTLED),
             partial,
             self.weight,
             h_weight,
@@ -589,11 +614,13 @@ class _Call:
             grad_slope,
             self.channels,
             self.period,
+            self.members,
             self.groups,
             self.splits,
-            self.count,
+            self.count * self.members,
             ORDER=order,
             TRAINING=training,
+            GROUPED=self.members > 1,
             BLOCK_C=SETTLED,
             num_warps=WARPS,
         )
@@ -629,6 +656,7 @@ class _Call:
             self.channels,
             self.inner,
             self.period,
+            self.members,
             self.plane,
             self.group,
             self.splits,

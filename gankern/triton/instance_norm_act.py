@@ -1,27 +1,13 @@
-"""Instance normalisation and a (leaky) ReLU: the kernels of batch normalisation on one sample of N C channels.
-
-Formulas and split: gankern/triton/batch_norm_act.py. Gradients of affine values that the samples have in common are
-N C values, which a small kernel sums up over the samples (gankern/triton/sums.py).
-"""
+"""Instance normalisation and a (leaky) ReLU: group normalisation of as many groups as channels
+(gankern/triton/group_norm_act.py)."""
 
 import torch
 from torch import Tensor
 
-from gankern.triton.batch_norm_act import _Call
-from gankern.triton.launch import contiguous, planned, sum_dtype
-from gankern.triton.sums import sum_of_parts
+from gankern.triton import group_norm_act
+from gankern.triton.launch import sum_dtype
 
 
-def _gradient_of(values: Tensor | None, every: Tensor | None, call: _Call) -> Tensor:
-    """Of values [C] or [N, C], by those of [N C]; empty where there is none."""
-    if values is None or every is None:
-        return call.x.new_empty(0, dtype=call.sum)
-    if values.ndim == 2:
-        return every.view(values.shape)
-    return sum_of_parts(every.view(-1, values.shape[0], 1), call.sum)
-
-
-@planned
 def forward(
     x: Tensor,
     weight: Tensor | None,
@@ -30,17 +16,10 @@ def forward(
     negative_slope: float,
     slope: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The result, and the statistics [3, N, C]. Launches: 3."""
-    call = _Call(x, weight, bias, negative_slope, instances=True, slopes=slope)
-    y = torch.empty_like(call.x)
-    if call.count == 0 or call.channels == 0:
-        return y, x.new_zeros((3, *x.shape[:2]), dtype=call.sum)
-    stats = call.moments(eps)
-    call.apply("forward", None, None, None, None, stats, None, y, None)
-    return y, stats.view(3, *x.shape[:2])
+    """The result, and the statistics [3, N, C]."""
+    return group_norm_act.forward(x, weight, bias, x.shape[1], eps, negative_slope, slope)
 
 
-@planned
 def backward(
     grad: Tensor,
     x: Tensor,
@@ -51,19 +30,10 @@ def backward(
     affine: bool,
     slope: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, weight, bias and slope (empty where not wanted, or there is none). Launches: 3, and one for
-    each gradient that is summed up over the samples."""
-    call = _Call(x, weight, bias, negative_slope, instances=True, slopes=slope)
-    grad, stats, grad_x = call.like_x(grad), contiguous(stats), torch.empty_like(call.x)
-    made = call.gradient(affine, weight), call.gradient(affine, bias), call.gradient(True, slope)
-    if x.numel():
-        terms = call.terms("backward", grad, None, None, stats, True, *made)
-        call.apply("backward", grad, None, None, None, stats, terms, grad_x, None)
-    grad_weight, grad_bias, grad_slope = (_gradient_of(v, g, call) for v, g in zip((weight, bias, slope), made))
-    return grad_x, grad_weight, grad_bias, grad_slope
+    """The gradients of x, weight, bias and slope (empty where not wanted, or there is none)."""
+    return group_norm_act.backward(grad, x, weight, bias, stats, x.shape[1], negative_slope, affine, slope)
 
 
-@planned
 def double_backward(
     grad_grad_x: Tensor | None,
     grad_grad_weight: Tensor | None,
@@ -76,19 +46,10 @@ def double_backward(
     negative_slope: float,
     affine: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `backward`'s grad, x and weight (empty where there are none). Launches: 3, and one for a
-    weight's that is summed up over the samples."""
-    call = _Call(x, weight, bias, negative_slope, (grad_grad_weight, grad_grad_bias), instances=True)
-    grad, h, stats = call.like_x(grad), call.like_x(grad_grad_x), contiguous(stats)
-    h_weight, h_bias = call.others
-    grad_grad, grad_x = torch.empty_like(call.x), torch.empty_like(call.x)
-    made = call.gradient(affine and grad_grad_x is not None, weight)
-    if x.numel():
-        terms = call.terms("double_backward", grad, h, h_weight, stats, True, made, None, None)
-        call.apply("double_backward", grad, h, h_weight, h_bias, stats, terms, grad_grad, grad_x)
-    if grad_grad_x is None and grad_grad_weight is None:
-        grad_x = x.new_empty(0)
-    return grad_grad, grad_x, _gradient_of(weight, made, call)
+    """The gradients of `backward`'s grad, x and weight (empty where there are none)."""
+    of_affine = grad_grad_weight, grad_grad_bias
+    others = x.shape[1], negative_slope, affine
+    return group_norm_act.double_backward(grad_grad_x, *of_affine, grad, x, weight, bias, stats, *others)
 
 
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:

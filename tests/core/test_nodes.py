@@ -42,6 +42,14 @@ CALLS = {
         lambda x, w, b: GF.instance_norm_act(x, None, None, *_widened(x, w, b), activation="relu"),
         [(3, 4, 5, 2), (3, 4), (3, 4)],
     ),
+    "group_norm_act": (
+        lambda x, w, b: GF.group_norm_act(x, 2, *_widened(x, w, b), activation="leaky_relu"),
+        [(3, 4, 5), (4,), (4,)],
+    ),
+    "group_norm_act, each sample's": (
+        lambda x, w, b: GF.group_norm_act(x, 2, *_widened(x, w, b), activation="relu"),
+        [(3, 4, 5), (3, 4), (3, 4)],
+    ),
     "instance_norm_act, no values": (lambda x: GF.instance_norm_act(x), [(3, 4, 5)]),
     "batch_norm_act, no statistics": (lambda x: GF.batch_norm_act(x, None, None, training=True), [(3, 4, 5)]),
     "l1_similarity": (lambda m: GF.l1_similarity(m, include_self=True), [(4, 2, 3)]),
@@ -541,6 +549,7 @@ TAKEN = {
             ],
         ),
     ),
+    "group_norm_act": (lambda d: (_maps(d, 3, 4, 2, 2), 2), _affine(affine=_both(4) + _both(3, 4))),
     "instance_norm_act": (
         lambda d: (_maps(d, 3, 4, 2, 2),),
         _affine(

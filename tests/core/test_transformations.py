@@ -52,6 +52,12 @@ CALLS = {
         (4,),
         (4,),
     ),
+    "group_norm_act": (
+        lambda x, w, b, i: GF.group_norm_act(x, 2, w, b, activation="leaky_relu", implementation=i),
+        IMAGES,
+        (4,),
+        (4,),
+    ),
     "instance_norm_act": (
         lambda x, w, b, i: GF.instance_norm_act(x, None, None, w, b, activation="leaky_relu", implementation=i),
         IMAGES,

@@ -44,6 +44,7 @@ EXAMPLES = {
     "spectral_norm": lambda x, c: (x, c, x[0].flatten()),
     "conv2d": lambda x, c: (x, x[:, :, :3, :3], c),
     "conv_transpose2d": lambda x, c: (x, x[:, :, :4, :4], c),
+    "group_norm_act": lambda x, c: (x, 1, c, c),
     "instance_norm_act": lambda x, c: (x, c, c.square() + 1, c, c),
     "spectral_norm_group": lambda x, c: ([x], [c], [x[0].flatten()]),
     "upsample_conv2d": lambda x, c: (x, x[:, :, :3, :3], c),

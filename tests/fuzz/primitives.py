@@ -309,6 +309,31 @@ def instance_norm_act(draw: Draw) -> Call:
     return _normalised(draw, GF.instance_norm_act, shape, affine, kept, right, options)
 
 
+def group_norm_act(draw: Draw) -> Call:
+    groups, members = draw.randint(1, 4), draw.randint(1, 5)
+    positions = [draw.randint(1, 6) for _ in range(draw.randrange(4))]
+    if members == 1 and math.prod(positions) == 1:
+        members = 2
+    shape = (draw.choice((1, 2, 5)), groups * members, *positions)
+    affine = shape[:2] if draw.random() < 0.3 else shape[1:2]
+    activation, slope = draw.choice((None, "relu", "leaky_relu")), draw.choice((0.01, 0.2))
+    eps = draw.choice((1e-5, 0.1)) if members * math.prod(positions) > 2 else 0.1  # of two values it decides
+    options = dict(eps=eps, activation=activation, negative_slope=slope)
+
+    def right(x, running_mean, running_var, weight, bias):
+        of_groups = x.reshape(shape[0], groups, -1)
+        centred = of_groups - of_groups.mean(2, keepdim=True)
+        y = (centred / (centred.square().mean(2, keepdim=True) + eps).sqrt()).reshape(x.shape)
+        weight, bias = (None if v is None else v.reshape(*v.shape, *[1] * (x.ndim - 2)) for v in (weight, bias))
+        y = y if weight is None else y * weight
+        return _activate(y if bias is None else y + bias, activation, slope)
+
+    def ours(x, running_mean, running_var, weight, bias, **options):
+        return GF.group_norm_act(x, groups, weight, bias, **options)
+
+    return _normalised(draw, ours, shape, affine, False, right, options)
+
+
 def virtual_batch_norm(draw: Draw) -> Call:
     shape = _map(draw)
     count = draw.choice((None, 1, 7, 64))
@@ -544,6 +569,7 @@ TABLE = (
     self_attention2d,
     gradient_penalty,
     batch_norm_act,
+    group_norm_act,
     instance_norm_act,
     virtual_batch_norm,
     virtual_batch_norm_statistics,

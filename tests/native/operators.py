@@ -51,6 +51,7 @@ EXAMPLES: list[tuple[Callable[..., Any], list[tuple[int, ...]]]] = [
         [(5, 9, 4, 7), (9,), (9,)],
     ),
     (lambda x, w, b: GF.instance_norm_act(x, None, None, w, b), [(5, 9, 4, 70), (5, 9), (5, 9)]),
+    (lambda x, w, b: GF.group_norm_act(x, 3, w, b, activation="leaky_relu"), [(5, 9, 4, 70), (9,), (9,)]),
     (
         lambda x, m, w, b: GF.virtual_batch_norm(x, m, m.square() + 1, 3, w, b, activation="leaky_relu"),
         [(5, 9, 4, 7), (9,), (9,), (9,)],

@@ -62,6 +62,7 @@ MODULES = {
     "FIRUpsample1d": (lambda: gnn.FIRUpsample1d().double(), (4, 4, 6)),
     "FIRUpsample2d": (lambda: gnn.FIRUpsample2d().double(), IMAGES),
     "FIRUpsample3d": (lambda: gnn.FIRUpsample3d().double(), (2, 4, 2, 4, 2)),
+    "GroupNormAct": (lambda: gnn.GroupNormAct(2, 4, negative_slope=0.2, **F64), IMAGES),
     "InstanceNorm2d": (lambda: gnn.InstanceNorm2d(4, affine=True, **F64), IMAGES),
     "InstanceNormAct1d": (lambda: gnn.InstanceNormAct1d(4, **F64), (4, 4, 6)),
     "InstanceNormAct2d": (lambda: gnn.InstanceNormAct2d(4, affine=True, activation="relu", **F64), IMAGES),

@@ -98,7 +98,8 @@ IN_PLACE = {
 }
 # They keep their result, in place of what came before it, which torch's formulation keeps (docs/bias_act.md and
 # docs/pixel_norm.md), or return both statistics as views. What is overwritten is then refused.
-KEEP_THEIR_RESULT = {"bias_act", "batch_norm_act", "instance_norm_act", "pixel_norm", "virtual_batch_norm"}
+NORMS = {"batch_norm_act", "instance_norm_act", "group_norm_act", "pixel_norm", "virtual_batch_norm"}
+KEEP_THEIR_RESULT = {"bias_act"} | NORMS
 REFUSALS = ("modified by an inplace operation", "is a view and is being modified inplace")
 
 

@@ -15,11 +15,19 @@ struct Shape {
   int64_t samples, channels, plane;
   bool last, per_sample, training;
   int64_t instances = 1;
+  bool grouped = false;
   int64_t size() const { return samples * channels * plane; }
   int64_t affine() const { return channels * (per_sample ? samples : 1); }
   int64_t at(int64_t n, int64_t c, int64_t s) const {
     const int64_t own = channels / instances;  // of more than one instance there is one sample
+    if (grouped)
+      return last ? (c / own * plane + s) * own * samples + c % own * samples + n
+                  : (c * samples + n) * plane + s;
     return last ? ((n + c / own) * plane + s) * own + c % own : (n * channels + c) * plane + s;
+  }
+  int64_t affine_at(int64_t n, int64_t c) const {
+    if (!per_sample) return c;
+    return grouped ? c * samples + n : n * channels + c;
   }
 };
 
@@ -63,7 +71,8 @@ struct Call {
     const Shape& s = in.shape;
     BatchNormAct b{};
     b.samples = s.samples, b.channels = s.channels, b.plane = s.plane;
-    b.instances = s.instances, b.channels_last = s.last, b.per_sample = s.per_sample, b.training = s.training;
+    b.instances = s.instances, b.grouped = s.grouped, b.channels_last = s.last, b.per_sample = s.per_sample,
+    b.training = s.training;
     b.eps = kEpsilon, b.negative_slope = kSlope;
     b.x = x.data(), b.weight = weight.data(), b.bias = bias.data(), b.stats = stats.data();
     b.running_mean = mean.data(), b.running_var = var.data();
@@ -99,8 +108,7 @@ void compare(const Call<T>& call, const char* what) {
   for (int64_t c = 0; c < s.channels; ++c) {
     const auto each = [&](auto f) {
       for (int64_t n = 0; n < s.samples; ++n)
-        for (int64_t p = 0; p < s.plane; ++p)
-          f(size_t(s.at(n, c, p)), size_t(s.per_sample ? n * s.channels + c : c));
+        for (int64_t p = 0; p < s.plane; ++p) f(size_t(s.at(n, c, p)), size_t(s.affine_at(n, c)));
     };
     double mean = double(in.mean[size_t(c)]), var = double(in.var[size_t(c)]);
     if (s.training) {
@@ -143,10 +151,11 @@ void compare(const Call<T>& call, const char* what) {
 template <class T>
 void test_problem(const Shape& shape, const Placements& placements, const std::vector<int>& counts) {
   const Inputs<T> inputs(shape);
-  const std::string what = text("%s, [%lld, %lld, %lld], %lld instances%s%s%s", dtype_name<T>(),
-                                (long long)shape.samples, (long long)shape.channels, (long long)shape.plane,
-                                (long long)shape.instances, shape.last ? ", last" : "",
-                                shape.per_sample ? ", per sample" : "", shape.training ? "" : ", evaluation");
+  const std::string what =
+      text("%s, [%lld, %lld, %lld], %lld instances%s%s%s%s", dtype_name<T>(), (long long)shape.samples,
+           (long long)shape.channels, (long long)shape.plane, (long long)shape.instances,
+           shape.last ? ", last" : "", shape.grouped ? ", grouped" : "",
+           shape.per_sample ? ", per sample" : "", shape.training ? "" : ", evaluation");
   test_every_way<Call<T>>(GANKERN_TEST_TABLES(batch_norm_act), inputs, what, placements, counts, compare<T>);
 }
 
@@ -154,9 +163,14 @@ void test_problem(const Shape& shape, const Placements& placements, const std::v
 
 GANKERN_TEST(batch_norm_act) {
   // Few channels in parts; columns in blocks; rows in parts.
-  const std::vector<Shape> shared = {{3, 2, 5000, false, false, true}, {3, 2, 5000, false, true, true},
-                                     {5, 37, 9, false, true, true},    {2, 40, 20000, true, false, true},
-                                     {3, 40, 10000, true, true, true}, {1, 80, 20000, true, false, true, 2}};
+  const std::vector<Shape> shared = {{3, 2, 5000, false, false, true},
+                                     {3, 2, 5000, false, true, true},
+                                     {5, 37, 9, false, true, true},
+                                     {2, 40, 20000, true, false, true},
+                                     {3, 40, 10000, true, true, true},
+                                     {1, 80, 20000, true, false, true, 2},
+                                     {4, 2, 5000, false, true, true, 1, true},
+                                     {9, 6, 3000, true, true, true, 3, true}};
   if (kRacesOnly) {
     for (const Shape& shape : shared) test_problem<float>(shape, {Placement::kHeap}, {2, 5});
     return;
@@ -172,6 +186,11 @@ GANKERN_TEST(batch_norm_act) {
     for (const auto& [own, plane] :
          std::vector<std::tuple<int64_t, int64_t>>{{1, 5}, {3, 67}, {17, 4}, {700, 3}})
       test_problem<T>({1, 3 * own, plane, true, false, true, 3}, kEveryPlacement, {1, 3});
+    for (const auto& [members, groups, plane] :
+         std::vector<std::tuple<int64_t, int64_t, int64_t>>{{2, 1, 5}, {3, 2, 67}, {17, 1, 4}, {300, 3, 3}})
+      for (bool last : {false, true})
+        test_problem<T>({members, 2 * groups, plane, last, true, true, last ? 2 : 1, true}, kEveryPlacement,
+                        {1, 3});
   });
   for (const Shape& shape : shared) test_problem<float>(shape, {Placement::kGuarded}, {2, -3});
 }

@@ -1,0 +1,114 @@
+"""Group normalisation and a (leaky) ReLU: the kernels of batch normalisation on one sample of N C channels, with
+statistics of C / groups neighbouring ones.
+
+Formulas and split: gankern/triton/batch_norm_act.py. Gradients of affine values that the samples have in common are
+N C values, which a small kernel sums up over the samples (gankern/triton/sums.py).
+"""
+
+import torch
+from torch import Tensor
+
+from gankern.triton.batch_norm_act import _Call
+from gankern.triton.launch import contiguous, planned, sum_dtype
+from gankern.triton.sums import sum_of_parts
+
+
+def _gradient_of(values: Tensor | None, every: Tensor | None, call: _Call) -> Tensor:
+    """Of values [C] or [N, C], by those of [N C]; empty where there is none."""
+    if values is None or every is None:
+        return call.x.new_empty(0, dtype=call.sum)
+    if values.ndim == 2:
+        return every.view(values.shape)
+    return sum_of_parts(every.view(-1, values.shape[0], 1), call.sum)
+
+
+def _members(x: Tensor, groups: int) -> int:
+    return x.shape[1] // groups if groups else 1
+
+
+@planned
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+    negative_slope: float,
+    slope: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The result, and the statistics [3, N, groups]. Launches: 3."""
+    call = _Call(x, weight, bias, negative_slope, instances=True, slopes=slope, members=_members(x, groups))
+    y = torch.empty_like(call.x)
+    if call.count == 0 or call.channels == 0:
+        return y, x.new_zeros((3, x.shape[0], groups), dtype=call.sum)
+    stats = call.moments(eps)
+    call.apply("forward", None, None, None, None, stats, None, y, None)
+    return y, stats.view(3, x.shape[0], groups)
+
+
+@planned
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stats: Tensor,
+    groups: int,
+    negative_slope: float,
+    affine: bool,
+    slope: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, weight, bias and slope (empty where not wanted, or there is none). Launches: 3, and one for
+    each gradient that is summed up over the samples."""
+    call = _Call(x, weight, bias, negative_slope, instances=True, slopes=slope, members=_members(x, groups))
+    grad, stats, grad_x = call.like_x(grad), contiguous(stats), torch.empty_like(call.x)
+    made = call.gradient(affine, weight), call.gradient(affine, bias), call.gradient(True, slope)
+    if x.numel():
+        terms = call.terms("backward", grad, None, None, stats, True, *made)
+        call.apply("backward", grad, None, None, None, stats, terms, grad_x, None)
+    grad_weight, grad_bias, grad_slope = (_gradient_of(v, g, call) for v, g in zip((weight, bias, slope), made))
+    return grad_x, grad_weight, grad_bias, grad_slope
+
+
+@planned
+def double_backward(
+    grad_grad_x: Tensor | None,
+    grad_grad_weight: Tensor | None,
+    grad_grad_bias: Tensor | None,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stats: Tensor,
+    groups: int,
+    negative_slope: float,
+    affine: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `backward`'s grad, x and weight (empty where there are none). Launches: 3, and one for a
+    weight's that is summed up over the samples."""
+    call = _Call(
+        x, weight, bias, negative_slope, (grad_grad_weight, grad_grad_bias), instances=True, members=_members(x, groups)
+    )
+    grad, h, stats = call.like_x(grad), call.like_x(grad_grad_x), contiguous(stats)
+    h_weight, h_bias = call.others
+    grad_grad, grad_x = torch.empty_like(call.x), torch.empty_like(call.x)
+    made = call.gradient(affine and grad_grad_x is not None, weight)
+    if x.numel():
+        terms = call.terms("double_backward", grad, h, h_weight, stats, True, made, None, None)
+        call.apply("double_backward", grad, h, h_weight, h_bias, stats, terms, grad_grad, grad_x)
+    if grad_grad_x is None and grad_grad_weight is None:
+        grad_x = x.new_empty(0)
+    return grad_grad, grad_x, _gradient_of(weight, made, call)
+
+
+def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    """Calls that launch every form of the kernels."""
+    vector = torch.empty(32, dtype=sum_dtype(dtype), device=device)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.empty(4, 32, 64, 64, dtype=dtype, device=device).contiguous(memory_format=layout)
+        options = 8, 0.2, True
+        y, stats = forward(x, vector, vector, 8, 1e-5, 0.2)
+        backward(y, x, vector, vector, stats, *options)
+        forward(x, vector, vector, 8, 1e-5, 0.0, vector)
+        backward(y, x, vector, vector, stats, *options, vector)
+        double_backward(y, vector, vector, y, x, vector, vector, stats, *options)
