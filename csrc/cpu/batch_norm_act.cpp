@@ -247,7 +247,7 @@ struct Problem {
     return in.grouped ? c * in.samples + n : n * in.channels + c;
   }
   A affine(const void* of, int64_t at, A otherwise) const {
-    return of ? static_cast<const A*>(of)[at] : otherwise;
+    return of ? static_cast<const A*>(of)[in.period ? at % in.period : at] : otherwise;
   }
   Affine<A> affine(int64_t n, int64_t c) const {
     const int64_t at = place(n, c);

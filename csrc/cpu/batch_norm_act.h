@@ -19,6 +19,8 @@ struct BatchNormAct {
   // x is [channels, samples, plane], or channels_last [instances, plane, channels / instances, samples], and affine
   // values and slope are [channels, samples].
   bool grouped = false;
+  int64_t period =
+      0;            // after how many affine values and slopes they repeat; 0: never. Gradients of them do not
   bool per_sample;  // affine values are [samples, channels] instead of [channels]
   bool training;    // statistics are x's own, and so part of the gradient
   double eps;

@@ -32,7 +32,7 @@ struct Problem {
         samples(x->size(0)),
         own(x->size(1)),
         groups(g),
-        in(task(*x, g, op, negative_slope)),
+        in(task(*x, g, of_each(weight_in) || of_each(bias_in), op, negative_slope)),
         weight(take(weight_in, "weight")),
         bias(take(bias_in, "bias")) {
     in.x = x.data();
@@ -40,13 +40,18 @@ struct Problem {
     in.bias = bias.data();
   }
 
-  static BatchNormAct task(const Tensor& x, int64_t groups, const char* op, double negative_slope) {
+  static bool of_each(const Optional& values) { return values && values->dim() == 2; }
+
+  static BatchNormAct task(const Tensor& x, int64_t groups, bool each, const char* op,
+                           double negative_slope) {
     const int64_t own = x.size(1);
-    STD_TORCH_CHECK(groups == own || (groups > 0 && own % groups == 0), op, ": ", groups, " groups of ", own, " channels");
+    STD_TORCH_CHECK(groups == own || (groups > 0 && own % groups == 0), op, ": ", groups, " groups of ", own,
+                    " channels");
     BatchNormAct in{};
     in.samples = groups ? own / groups : 1;
     in.grouped = in.per_sample = in.samples > 1;
     in.channels = x.size(0) * groups;
+    in.period = each ? 0 : own;
     in.plane = 1;
     for (int64_t d = 2; d < x.dim(); ++d) in.plane *= x.size(d);
     // Of one position the two orders are one, and columns are faster than lines of one value.
@@ -56,17 +61,17 @@ struct Problem {
     in.negative_slope = negative_slope;
     return in;
   }
-  // Affine values, or a slope, of every sample's channels.
+  // Affine values, or a slope: of every sample's channels where they are of these, else of those that repeat.
   Operand take(const Optional& given, const char* argument) const {
     if (!given) return Operand();
     const Tensor& t = *given;
     STD_TORCH_CHECK(t.scalar_type() == accumulation_type(*x), name, ": ", argument,
                     " must have the dtype that x is accumulated in");
-    const bool each = t.dim() == 2 && t.size(0) == samples;
+    const bool each = t.dim() == 2 && t.size(0) == samples && !in.period;
     STD_TORCH_CHECK((t.dim() == 1 || each) && t.size(t.dim() - 1) == own, name, ": ", argument,
-                    " must be [channels] or [samples, channels]");
+                    " must be [channels], or [samples, channels] where weight or bias is");
     const Operand values = compact(t);
-    if (each || samples == 1) return values;
+    if (each || in.period || samples == 1) return values;
     Tensor repeated = empty();
     with_values(repeated, [&](auto* to) {
       for (int64_t n = 0; n < samples; ++n)
