@@ -38,9 +38,8 @@ PyObject* call(PyObject* const* in) {
   given.x = tensor(in[0]);
   if (!given.x || !integer(in[1], &rule->groups) || !optional_tensor(in[2], &given.weight) ||
       !optional_tensor(in[3], &given.bias) || !number(in[4], &rule->eps) || rule->eps < 0 ||
-      !optional_tensor(in[8], &given.slope) ||
-      !slope_of(in[5], in[6], given.slope, &rule->negative_slope) || !plain() ||
-      !given.fit(2, /*updated=*/false))
+      !optional_tensor(in[8], &given.slope) || !slope_of(in[5], in[6], given.slope, &rule->negative_slope) ||
+      !plain() || !given.fit(2, /*updated=*/false))
     return decline();
   const Tensor& x = *given.x;
   if (rule->groups < 1 || x.size(1) % rule->groups || x.numel() == x.size(0) * rule->groups) return decline();
