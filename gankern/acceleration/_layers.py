@@ -488,7 +488,7 @@ class _OfGroups(NamedTuple):
 
     groups: int
     eps: float
-    kind = "group"
+    kind: str = "group"
 
 
 class _OfEach(NamedTuple):
@@ -498,7 +498,7 @@ class _OfEach(NamedTuple):
     var: Tensor | None
     momentum: float
     eps: float
-    kind = "instance"
+    kind: str = "instance"
 
 
 class _Statistics(NamedTuple):

@@ -48,8 +48,8 @@ def double_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of `backward`'s grad, x and weight (empty where there are none)."""
     of_affine = grad_grad_weight, grad_grad_bias
-    others = x.shape[1], negative_slope, affine
-    return group_norm_act.double_backward(grad_grad_x, *of_affine, grad, x, weight, bias, stats, *others)
+    tensors = grad_grad_x, *of_affine, grad, x, weight, bias, stats
+    return group_norm_act.double_backward(*tensors, x.shape[1], negative_slope, affine)
 
 
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:

@@ -26,8 +26,8 @@ def _run(groups: int, implementation: str | None, inputs: Sequence[Tensor]) -> T
 def _torch(groups: int, inputs: Sequence[Tensor]) -> Tensor:
     x, *affine = inputs
     if affine and affine[0].ndim == 2:
-        weight, bias = (v[:, :, None, None] for v in affine)
-        return F.leaky_relu(F.group_norm(x, groups) * weight + bias, 0.2)
+        gain, shift = (v[:, :, None, None] for v in affine)
+        return F.leaky_relu(F.group_norm(x, groups) * gain + shift, 0.2)
     weight, bias = affine or (None, None)
     return F.leaky_relu(F.group_norm(x, groups, weight, bias), 0.2)
 
