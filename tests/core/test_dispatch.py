@@ -104,13 +104,23 @@ def test_compiled_code_follows_use_implementation():
     assert gankern.last_implementation("spectral_norm") == "reference"
 
 
-def test_import_is_light_and_compiles_nothing():
-    script = (
+IMPORTS = {
+    "light, and compiles nothing": (
         "import sys, gankern\n"
         "heavy = {'triton', 'matplotlib', 'typer', 'rich', 'sklearn', 'torch._dynamo'} & set(sys.modules)\n"
         "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    ),
+    "a module that is at home elsewhere, by both names and not before somebody asks": (
+        "import sys, gankern; assert 'torch' not in sys.modules; import gankern.filters; from gankern.filters import fir;"
+        "import gankern.functional.filters as home; assert gankern.filters is home and fir is home.fir;"
+        "assert sys.modules['gankern.filters'] is home"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", IMPORTS)
+def test_import(what):
+    subprocess.run([sys.executable, "-c", IMPORTS[what]], check=True)
 
 
 def test_the_first_call_of_a_process_may_be_compiled():

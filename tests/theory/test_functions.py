@@ -396,16 +396,3 @@ def test_bad_mixtures():
         theory.GaussianMixture(*TWO, weights).log_density(torch.zeros(3, 3))
     with pytest.raises(ValueError, match="components must be from 1 to 3"):
         theory.fit_mixture(torch.zeros(3, 2), 4)
-
-
-def test_filters_by_both_names():
-    """A module that moved is found by its public name: the very same, and not before somebody asks."""
-    import subprocess
-    import sys
-
-    script = (
-        "import sys, gankern; assert 'torch' not in sys.modules; import gankern.filters; from gankern.filters import fir;"
-        "import gankern.functional.filters as home; assert gankern.filters is home and fir is home.fir;"
-        "assert sys.modules['gankern.filters'] is home"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
