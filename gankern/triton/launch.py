@@ -5,10 +5,11 @@ and compares every global constant that the kernel reads with what it was when i
 cost of torch's own launch. :func:`launch` goes that way once for each kind of arguments. The compiled kernel that comes
 back is kept under a key that tells apart whatever Triton compiles apart, and is from then on launched by its handle:
 
-    of a tensor        its dtype, device, and whether its address is a multiple of 16
+    of a tensor        its dtype, device, and whether its address is a multiple of 16; on AMD's devices also whether
+                       the memory that it looks at is of 2 GiB or more, which takes other instructions
     of a whole number  whether it is 1, whether it is a multiple of 16, and whether it needs 64 bits
     of None            that it is None
-    of a constant      its value
+    of a constant      its name, its type and its value
 
 Tensors travel as addresses: Triton's launcher asks the driver about an object that is not a number, and not about a
 number. A tensor that is elsewhere than the others has a key that no compiled kernel stands under, and comes to the JIT,
@@ -18,7 +19,17 @@ way than the one that is known here.
 
 What a launcher does before it launches follows from its arguments' signature alone: it looks at shapes and strides,
 chooses a grid, lays out what it allocates. :func:`planned` has it do that once. What it asked torch for and what it
-launched is kept, and the next call with this signature allocates and launches, nothing else.
+launched is written down as a function of Python, and the next call with this signature runs that: it allocates and
+launches, nothing else. Of a bias and a leaky ReLU, whose x has the signature that the plan is for:
+
+    def plan(stream, a0, a1, a2, a3, a4, a5, a6):
+        t2 = empty((64, 256, 64, 64), (1048576, 4096, 64, 1), float32)
+        pt2 = t2.data_ptr()
+        if stream is None or pt2 & 15 != 0:
+            by_key(a0, a1, None, None, None, t2, None, None, 67108864, 256, 4096, 1)
+        else:
+            run(65536, 1, 1, stream, function, metadata, None, None, None, a0.data_ptr(), ...)
+        return t2
 
 The device guard is here and nowhere else: torch's own functions have theirs. Launches go to the current stream.
 """
@@ -28,6 +39,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast, overload
@@ -44,6 +56,9 @@ from gankern.core import devices
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 ALIGNMENT = 16  # of addresses and numbers: what Triton compiles apart
+BY_MEMORY = torch.version.hip is not None  # AMD's compiler counts in 32 bits within memory of less than 2 GiB
+NARROW = 2**31 - 1  # bytes
+PROGRAMS, PROGRAMS_Y = 2**31 - 1, 65535  # of a launch, and along its second axis: what devices take at most
 INT32 = range(-(2**31), 2**31)
 INT64 = range(-(2**63), 2**63)
 
@@ -59,9 +74,11 @@ class Launch(NamedTuple):
 
 
 class _Handle(NamedTuple):
-    """What launches a compiled kernel. `kernel` keeps the key, which has its id, from meaning another one."""
+    """What launches a compiled kernel. `kernel` keeps the key, which has its id, from meaning another one; `compiled`
+    keeps it loaded."""
 
     kernel: Any
+    compiled: Any
     run: Any
     function: Any
     metadata: Any
@@ -77,14 +94,13 @@ def _known_way() -> bool:
     return call in source
 
 
+RUNTIME, COMPILATION = triton.knobs.runtime, triton.knobs.compilation
+
+
 def _nobody_listens() -> bool:
     """No hook, and no setting other than from the environment."""
-    runtime = triton.knobs.runtime
     return not (
-        runtime.__dict__
-        or triton.knobs.compilation.__dict__
-        or runtime.launch_enter_hook.calls
-        or runtime.launch_exit_hook.calls
+        RUNTIME.__dict__ or COMPILATION.__dict__ or RUNTIME.launch_enter_hook.calls or RUNTIME.launch_exit_hook.calls
     )
 
 
@@ -115,7 +131,11 @@ def launch(
         return _thread.tracing.launched(Launch(kernel, programs, arguments, constants, num_warps))
     if _record is not None or not BY_HANDLE:
         return _launch_by_jit(None, Launch(kernel, programs, arguments, constants, num_warps))
-    key: list[Any] = [id(kernel), num_warps]
+    x, y = programs if type(programs) is tuple else (programs, 1)
+    if x * y > PROGRAMS or y > PROGRAMS_Y:  # of so many programs Triton's launcher launches none, without a word
+        name = kernel.__name__
+        raise ValueError(f"{name}: {x} x {y} programs; at most {PROGRAMS} are accepted, {PROGRAMS_Y} along the second")
+    key: list[Any] = [id(kernel), num_warps, *constants]
     values: list[Any] = []
     device = -1
     argument: Any
@@ -128,12 +148,14 @@ def launch(
         else:
             device = argument.get_device()
             key += (argument.dtype, device)
+            if BY_MEMORY:
+                key.append(argument.untyped_storage().nbytes() > NARROW)
             argument = argument.data_ptr()
             key.append(not argument & 15)
         values.append(argument)
-    for constant in constants.values():
-        key.append(constant.hex() if type(constant) is float else constant)  # NaN is not equal to itself
-        values.append(constant)
+    for value in constants.values():
+        key += (type(value), value.hex() if type(value) is float else value)  # NaN is not equal to itself
+        values.append(value)
 
     active = driver.active
     if device >= 0 and device != active.get_current_device():
@@ -141,9 +163,8 @@ def launch(
             return launch(kernel, programs, *arguments, num_warps=num_warps, **constants)
     known = tuple(key)
     handle = _handles.get(known)
-    if handle is None or not _nobody_listens():
+    if handle is None or kernel.pre_run_hooks or not _nobody_listens():
         return _launch_by_jit(known, Launch(kernel, programs, arguments, constants, num_warps))
-    x, y = programs if type(programs) is tuple else (programs, 1)
     stream = active.get_current_stream(max(device, 0))
     handle.run(x, y, 1, stream, handle.function, handle.metadata, None, None, None, *values)
     return handle
@@ -161,7 +182,7 @@ def _launch_by_jit(key: tuple | None, request: Launch) -> _Handle | None:
         return None
     # By handle, constants follow in the order of the call, and take their places only where that is the kernel's.
     if kernel.arg_names[len(arguments) :] == list(constants) and not kernel.pre_run_hooks:
-        _handles[key] = _Handle(kernel, compiled.run, compiled.function, compiled.packed_metadata)
+        _handles[key] = _Handle(kernel, compiled, compiled.run, compiled.function, compiled.packed_metadata)
     return _handles.get(key)
 
 
@@ -180,9 +201,8 @@ def recorded() -> Iterator[list[Launch]]:
 # ---- plans ------------------------------------------------------------------------------------------------------
 
 PLANS = 512  # of a launcher; where one more comes, the oldest goes
-# What a launcher may ask torch for that is no tensor: the signature decides it. __get__ is of attributes.
+# What a launcher may ask torch for that is no tensor: the signature decides it.
 FACTS = {
-    "__get__",
     "__len__",
     "dim",
     "element_size",
@@ -193,7 +213,10 @@ FACTS = {
     "size",
     "stride",
 }
+ATTRIBUTES = {"device", "dtype", "is_cuda", "itemsize", "ndim", "shape"}
 ALLOCATE = {"empty", "empty_like", "empty_strided", "new_empty"}
+# Of sizes, strides and dtype, on the current device: half the cost of torch.empty_strided.
+EMPTY = {device: getattr(torch._C._dynamo.guards, f"_empty_strided_{device}", None) for device in ("cpu", "cuda")}
 _held_off = 0  # how many ask for launchers without plans
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -212,7 +235,7 @@ def _unplanned() -> Iterator[None]:
 def kept(function: F) -> F:
     """``functools.lru_cache`` for what a launcher computes by way of torch, which is then no step of its plan."""
 
-    @functools.lru_cache(maxsize=4096)
+    @functools.lru_cache(maxsize=4096, typed=True)
     def aside(*arguments: Any) -> Any:
         with torch._C.DisableTorchFunction():
             return function(*arguments)
@@ -220,203 +243,281 @@ def kept(function: F) -> F:
     return cast(F, functools.wraps(function)(aside))
 
 
-class _Step:
-    """Arguments in their order: those that are no tensors, and for each tensor its place and its number in the plan."""
-
-    def __init__(self, arguments: Sequence[Any], numbers: dict[int, int]) -> None:
-        tensors = [(place, value) for place, value in enumerate(arguments) if isinstance(value, Tensor)]
-        self.places = [(place, numbers[id(tensor)]) for place, tensor in tensors]
-        self.rest = [None if isinstance(value, Tensor) else value for value in arguments]
-
-    def given(self, tensors: Sequence[Tensor]) -> list[Any]:
-        given = self.rest.copy()
-        for place, number in self.places:
-            given[place] = tensors[number]
-        return given
+def constant(tensor: Tensor) -> Tensor:
+    """The tensor, which a planned launcher made once for its signature and gives to its kernels at every call."""
+    if _thread.tracing is not None:
+        _thread.tracing.constant(tensor)
+    return tensor
 
 
-class _Call(_Step):
-    """A call of torch's."""
-
-    def __init__(self, function: Any, arguments: Sequence[Any], keywords: dict, numbers: dict[int, int]) -> None:
-        super().__init__(arguments, numbers)
-        self.function, self.keywords = function, keywords
-
-    def do(self, tensors: list[Tensor], stream: int | None) -> None:
-        result = self.function(*self.given(tensors), **self.keywords)
-        if type(result) is tuple or type(result) is list:
-            tensors += result
-        else:
-            tensors.append(result)
-
-
-class _Allocation:
-    """Memory for a tensor."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.shape, self.strides = tuple(tensor.shape), tensor.stride()
-        self.dtype, self.device = tensor.dtype, tensor.device
-
-    def do(self, tensors: list[Tensor], stream: int | None) -> None:
-        tensors.append(torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device))
-
-
-class _Launched(_Step):
-    """A launch, and the handle that it goes by, if any."""
-
-    def __init__(self, request: Launch, handle: _Handle | None, numbers: dict[int, int]) -> None:
-        arguments = *request.arguments, *request.constants.values()
-        super().__init__(arguments, numbers)
-        self.request = request._replace(arguments=())  # which would keep the tensors
-        self.count = len(request.arguments)
-        self.x, self.y = request.programs if isinstance(request.programs, tuple) else (request.programs, 1)
-        self.handle = handle
-        # The handle is for addresses of these remainders.
-        self.addresses = [(*place, arguments[place[0]].data_ptr() % ALIGNMENT) for place in self.places]
-
-    def do(self, tensors: list[Tensor], stream: int | None) -> None:
-        handle = self.handle
-        if handle is None or stream is None:
-            self.by_key(tensors)
-            return
-        given = self.rest.copy()
-        for place, number, remainder in self.addresses:
-            given[place] = address = tensors[number].data_ptr()
-            if address & 15 != remainder:
-                self.by_key(tensors)
-                return
-        handle.run(self.x, self.y, 1, stream, handle.function, handle.metadata, None, None, None, *given)
-
-    def by_key(self, tensors: list[Tensor]) -> None:
-        kernel, programs, _, constants, num_warps = self.request
-        launch(kernel, programs, *self.given(tensors)[: self.count], num_warps=num_warps, **constants)
+def of_addresses(make: Callable[[tuple[int, ...]], Tensor], places: Sequence[tuple[Tensor, int] | None]) -> Tensor:
+    """``make`` of the addresses of places, each so many bytes behind a tensor's first element; 0 for None. A plan calls
+    it anew at each call, with the addresses that its tensors then have."""
+    if _thread.tracing is not None:
+        return _thread.tracing.of_addresses(make, places)
+    return make(tuple([0 if place is None else place[0].data_ptr() + place[1] for place in places]))
 
 
 class _Tracing(TorchFunctionMode):
-    """Writes down what a launcher does. Tensors are known by number: the arguments, then all results."""
+    """Writes down what a launcher does, as a function of Python: ``plan(stream, a0, a1, ...)``.
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    Tensors have names there: a0, or a1_0 of a list, are arguments; t5 was made on the way, and pt5 is its address.
+    What the signature decides is written out, or c3 is a name of it.
+    """
+
+    def __init__(self, arguments: Sequence[Any]) -> None:
         super().__init__()
-        self.tensors = list(tensors)  # alive, so that an id is of one of them
-        self.numbers = {id(tensor): number for number, tensor in enumerate(tensors)}
-        self.steps: list[_Call | _Allocation | _Launched] = []
+        self.names: dict[int, str] = {}
+        self.alive: list[Tensor] = []  # so that an id is of one of these
+        self.given: dict[int, Tensor] = {}  # arguments by the ids of their aliases
+        self.values: dict[str, Any] = {}
+        self.lines: list[str] = []
+        self.pointers: set[str] = set()  # that were written down
+        self.whole = True  # every launch has a handle
+        self.arguments = [self._argument(argument, f"a{place}") for place, argument in enumerate(arguments)]
+        self.device = self.alive[0].get_device()
+
+    # -- what goes in
+
+    def _argument(self, argument: Any, name: str) -> Any:
+        if isinstance(argument, Tensor):
+            alias = argument.detach()  # one tensor may be given twice now, and two the next time
+            self.given[id(alias)] = argument
+            self._bind(alias, name)
+            return alias
+        if type(argument) in (list, tuple) and any(isinstance(entry, Tensor) for entry in argument):
+            self._line("".join(f"{name}_{place}, " for place in range(len(argument))) + f"= {name}")
+            return [self._argument(entry, f"{name}_{place}") for place, entry in enumerate(argument)]
+        return argument
+
+    def _bind(self, tensor: Tensor, name: str) -> str:
+        self.alive.append(tensor)
+        self.names[id(tensor)] = name
+        return name
+
+    def constant(self, tensor: Tensor) -> None:
+        self._bind(tensor, self._value(tensor))
+
+    # -- how it is written
+
+    def _line(self, text: str, depth: int = 1) -> None:
+        self.lines.append("    " * depth + text)
+
+    def _made(self, tensor: Tensor) -> str:
+        return self._bind(tensor, f"t{len(self.alive)}")
+
+    def _value(self, value: Any) -> str:
+        name = f"c{len(self.values)}"
+        self.values[name] = value
+        return name
+
+    def _written(self, value: Any) -> str:
+        """Lists are written out: their owner may change them later."""
+        if isinstance(value, Tensor):
+            if id(value) not in self.names:
+                raise RuntimeError("a planned launcher uses a tensor that is neither given nor made nor `constant`")
+            return self.names[id(value)]
+        if type(value) in (list, tuple):
+            begin, end = "[]" if type(value) is list else "()"
+            return begin + "".join(f"{self._written(entry)}, " for entry in value) + end
+        if type(value) in (dict, set):
+            raise RuntimeError(f"a planned launcher gives torch a {type(value).__name__}")
+        return repr(value) if type(value) in (type(None), bool, int, str) else self._value(value)
+
+    def _pointer(self, tensor: Tensor) -> str:
+        name = self._written(tensor)
+        if name.startswith("c"):
+            return repr(tensor.data_ptr())
+        if name.startswith("a"):
+            return f"{name}.data_ptr()"
+        if name not in self.pointers:
+            self.pointers.add(name)
+            self._line(f"p{name} = {name}.data_ptr()")
+        return f"p{name}"
+
+    # -- what is done
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         keywords = kwargs or {}
+        name = func.__name__
+        if name == "__get__":
+            attribute = getattr(func.__self__, "__name__", "")
+            if attribute not in ATTRIBUTES:
+                raise RuntimeError(f"a planned launcher asks for {attribute}, which no signature decides")
+            return func(*args, **keywords)
         result = func(*args, **keywords)
         results = list(result) if type(result) in (tuple, list) else [result]
         if results and all(isinstance(value, Tensor) for value in results):
-            for value in (*args, *keywords.values()):
-                if isinstance(value, (tuple, list)) and any(isinstance(entry, Tensor) for entry in value):
-                    raise RuntimeError(f"a planned launcher gives torch.{func.__name__} a list of tensors")
-            if func.__name__ in ALLOCATE:
-                self.steps.append(_Allocation(result))
+            if name in ALLOCATE:
+                self._allocated(result)
+                return result
+            given = [*map(self._written, args), *(f"{key}={self._written(value)}" for key, value in keywords.items())]
+            called = f"{self._value(func)}({', '.join(given)})"
+            if isinstance(result, Tensor):
+                self._line(f"{self._made(result)} = {called}")
             else:
-                self.steps.append(_Call(func, args, keywords, self.numbers))
-            for tensor in results:
-                self.numbers[id(tensor)] = len(self.tensors)
-                self.tensors.append(tensor)
-        elif func.__name__ not in FACTS:
-            raise RuntimeError(f"a planned launcher calls {func.__name__}, which no signature decides")
+                self._line("".join(f"{self._made(tensor)}, " for tensor in results) + f"= {called}")
+        elif name not in FACTS:
+            raise RuntimeError(f"a planned launcher calls {name}, which no signature decides")
         return result
 
-    def launched(self, request: Launch) -> _Handle | None:
-        """Launches, with what the JIT asks of tensors left out."""
-        kernel, programs, arguments, constants, num_warps = request
+    def _allocated(self, tensor: Tensor) -> None:
+        shape, strides, dtype, device = tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
+        given = f"{self._written(shape)}, {self._written(strides)}, "
+        allocate = EMPTY.get(device.type) if tensor.get_device() == self.device else None
+        if allocate is None:
+            allocate, given = torch.empty_strided, f"{given}device={self._value(device)}, dtype="
+        self._line(f"{self._made(tensor)} = {self._value(allocate)}({given}{self._value(dtype)})")
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
         _thread.tracing = None
         try:
             with torch._C.DisableTorchFunction():
-                handle = launch(kernel, programs, *arguments, num_warps=num_warps, **constants)
-                self.steps.append(_Launched(request, handle, self.numbers))
+                yield
         finally:
             _thread.tracing = self
+
+    def of_addresses(
+        self, make: Callable[[tuple[int, ...]], Tensor], places: Sequence[tuple[Tensor, int] | None]
+    ) -> Tensor:
+        with self._aside():
+            made = of_addresses(make, places)
+            given = ["0" if place is None else f"{self._pointer(place[0])} + {place[1]}" for place in places]
+            self._line(f"{self._made(made)} = {self._value(make)}(({', '.join(given)},))")
+        return made
+
+    def launched(self, request: Launch) -> _Handle | None:
+        """Launches, with what the JIT asks of tensors left out. In the plan by handle; by key where there is none,
+        where somebody listens, and where what was made lies otherwise between multiples of 16 than the handle is for:
+        where arguments lie is in the signature."""
+        kernel, programs, arguments, constants, num_warps = request
+        with self._aside():
+            handle = launch(kernel, programs, *arguments, num_warps=num_warps, **constants)
+            by_key = functools.partial(launch, kernel, programs, num_warps=num_warps, **constants)
+            again = f"{self._value(by_key)}({', '.join(map(self._written, arguments))})"
+            if handle is None:
+                self.whole = False
+                self._line(again)
+                return None
+            given = [self._pointer(a) if isinstance(a, Tensor) else repr(a) for a in arguments]
+            given += [self._value(value) for value in constants.values()]
+            conditions = ["stream is None"]
+            for argument in arguments:
+                if isinstance(argument, Tensor) and self._written(argument) in self.pointers:
+                    at = argument.data_ptr() % ALIGNMENT
+                    conditions.append(f"p{self._written(argument)} & {ALIGNMENT - 1} != {at}")
+        x, y = programs if isinstance(programs, tuple) else (programs, 1)
+        place = [*map(repr, (x, y, 1)), "stream", self._value(handle.function), self._value(handle.metadata)]
+        self._line(f"if {' or '.join(conditions)}:")
+        self._line(again, 2)
+        self._line("else:")
+        self._line(f"{self._value(handle.run)}({', '.join([*place, *['None'] * 3, *given])})", 2)
         return handle
 
+    # -- what comes out
 
-class _Plan:
-    """What a launcher does for a signature, and which of the tensors are its result."""
+    def plan(self, result: Any) -> tuple[Callable[..., Any], int]:
+        """The function, and the device that has to be the current one: -1 for none."""
+        parameters = "".join(f", a{place}" for place in range(len(self.arguments)))
+        text = [f"def plan(stream{parameters}):", *self.lines, f"    return {self._written(result)}"]
+        names = dict(self.values)
+        exec("\n".join(text), names)
+        return names["plan"], self.device
 
-    def __init__(self, traced: _Tracing, result: Any) -> None:
-        self.steps = traced.steps
-        self.result = _numbered(result, traced.numbers)
-
-    def run(self, tensors: list[Tensor]) -> Any:
-        """Does it with these arguments, whose list it then fills with all that is made."""
-        stream = None
-        if BY_HANDLE and _nobody_listens():
-            active, device = driver.active, tensors[0].get_device()
-            if device >= 0 and device != active.get_current_device():
-                with torch.cuda.device(device):
-                    return self.run(tensors)
-            stream = active.get_current_stream(max(device, 0))
-        for step in self.steps:
-            step.do(tensors, stream)
-        return _of_numbers(self.result, tensors)
+    def returned(self, result: Any) -> Any:
+        """A result with the arguments themselves in place of their aliases."""
+        if type(result) in (list, tuple):
+            return type(result)(map(self.returned, result))
+        return self.given.get(id(result), result)
 
 
-def _numbered(result: Any, numbers: dict[int, int]) -> Any:
-    """A launcher's result with numbers in place of the tensors."""
-    if isinstance(result, (tuple, list)):
-        return tuple(_numbered(value, numbers) for value in result)
-    return None if result is None else numbers[id(result)]
+_numbers = itertools.count()
 
 
-def _of_numbers(result: Any, tensors: Sequence[Tensor]) -> Any:
-    if type(result) is int:
-        return tensors[result]
-    return None if result is None else tuple([_of_numbers(value, tensors) for value in result])
+def _reader(kinds: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
+    """Of arguments of these types (of a list, its own and those of its entries): what tells calls apart, by a number
+    that no other reader has. Written out too: it runs at every call."""
+    lines: list[str] = []
+    key = [repr(next(_numbers))]
+
+    def read(kind: Any, name: str) -> None:
+        if type(kind) is tuple:
+            entries = [f"{name}_{place}" for place in range(len(kind) - 1)]
+            if entries:
+                lines.append(f"    {', '.join(entries)}, = {name}")
+            for entry, of_entry in zip(kind[1:], entries):
+                read(entry, of_entry)
+        elif issubclass(kind, Tensor):
+            key.extend(f"{name}.{fact}" for fact in ("dtype", "device", "shape", "stride()", "data_ptr() & 15"))
+            if BY_MEMORY:
+                key.append(f"{name}.untyped_storage().nbytes() > {NARROW}")
+        elif issubclass(kind, float):
+            key.append(f"{name}.hex()")  # zeros have signs, and NaN is not equal to itself
+        elif kind is not type(None):
+            key.append(name)
+
+    for place, kind in enumerate(kinds):
+        read(kind, f"a{place}")
+    parameters = ", ".join(f"a{place}" for place in range(len(kinds)))
+    names: dict[str, Any] = {}
+    exec("\n".join([f"def reader({parameters}):", *lines, f"    return ({', '.join(key)},)"]), names)
+    return cast(Callable[..., tuple[Any, ...]], names["reader"])
 
 
 def planned(launcher: F) -> F:
-    """A launcher of tensors, numbers, lists of numbers and None, whose work before launches is done once a signature:
-    of a tensor dtype, device, shape, strides and where between multiples of 16 it lies, and all else by value.
+    """A launcher of tensors, numbers, lists of these and None, whose work before launches is done once a signature:
+    of a tensor dtype, device, shape, strides and where between multiples of 16 it lies, and all else by type and value.
 
-    The launcher must follow from that alone, and is refused where it asks torch for more (FACTS). What it computes by
-    way of torch and keeps is for :func:`kept`. Block sizes that are tried, and launches that are recorded, go without
-    plans.
+    The launcher must follow from that alone, and is refused where it asks torch for more (FACTS, ATTRIBUTES). What it
+    computes by way of torch and keeps is for :func:`kept`; a tensor that it keeps, for :func:`constant`. Block sizes
+    that are tried, and launches that are recorded, go without plans.
     """
-    plans: dict[tuple, _Plan] = {}
+    readers: dict[tuple, Callable[..., tuple[Any, ...]]] = {}
+    plans: dict[tuple, tuple[Callable[..., Any], int]] = {}
 
     def call(*arguments: Any) -> Any:
         if _held_off or _thread.tracing is not None:
             return launcher(*arguments)
-        key: list[Any] = []
-        tensors: list[Tensor] = []
-        for argument in arguments:
-            if isinstance(argument, Tensor):
-                key += (argument.dtype, argument.device, argument.shape, argument.stride(), argument.data_ptr() & 15)
-                tensors.append(argument)
-            elif type(argument) is float:
-                key.append(argument or argument.hex())  # zeros have signs
-            else:
-                key.append(tuple(argument) if type(argument) is list else argument)
-        known = tuple(key)
-        plan = plans.get(known)
-        if plan is not None:
-            return plan.run(tensors)
-        plan, result = _traced(launcher, arguments)
-        if len(plans) >= PLANS:
-            plans.pop(next(iter(plans), ()), None)
-        plans[known] = plan
-        return result
+        kinds: tuple[Any, ...] = tuple(map(type, arguments))
+        if list in kinds or tuple in kinds:
+            kinds = tuple([(k, *map(type, a)) if k is list or k is tuple else k for k, a in zip(kinds, arguments)])
+        reader = readers.get(kinds)
+        if reader is None:
+            reader = _put(readers, kinds, _reader(kinds))
+        key = reader(*arguments)
+        known = plans.get(key)
+        if known is None:
+            return _traced(launcher, arguments, plans, key)
+        plan, device = known
+        active = driver.active if BY_HANDLE or device >= 0 else None
+        if device >= 0 and device != active.get_current_device():
+            with torch.cuda.device(device):
+                return plan(active.get_current_stream(device) if BY_HANDLE and _nobody_listens() else None, *arguments)
+        by_handle = BY_HANDLE and _nobody_listens()
+        return plan(active.get_current_stream(max(device, 0)) if by_handle else None, *arguments)
 
     return cast(F, functools.wraps(launcher)(call))
 
 
-def _traced(launcher: Callable[..., Any], arguments: Sequence[Any]) -> tuple[_Plan, Any]:
-    """Calls a launcher: its plan, and its result."""
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    # One tensor may be given twice now, and two the next time.
-    aliases = [tensor.detach() for tensor in tensors]
-    following = iter(aliases)
-    tracing = _thread.tracing = _Tracing(aliases)
+def _put(into: dict[tuple, Any], key: tuple, value: Any) -> Any:
+    if len(into) >= PLANS:
+        into.pop(next(iter(into)), None)
+    into[key] = value
+    return value
+
+
+def _traced(launcher: Callable[..., Any], arguments: Sequence[Any], plans: dict[tuple, Any], key: tuple) -> Any:
+    """Calls a launcher: its result; and its plan is kept, unless somebody listens now."""
+    tracing = _thread.tracing = _Tracing(arguments)
     try:
         with tracing:
-            result = launcher(*[next(following) if isinstance(a, Tensor) else a for a in arguments])
+            result = launcher(*tracing.arguments)
     finally:
         _thread.tracing = None
-    plan = _Plan(tracing, result)
-    return plan, _of_numbers(plan.result, [*tensors, *tracing.tensors[len(tensors) :]])
+    if tracing.whole or not BY_HANDLE:
+        _put(plans, key, tracing.plan(result))
+    return tracing.returned(result)
 
 
 # ---- block sizes ------------------------------------------------------------------------------------------------

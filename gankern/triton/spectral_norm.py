@@ -41,7 +41,7 @@ where they differ). The state is what forward leaves for the gradients: one vect
 with sigma of all layers, then u and v of each layer.
 
 Tables (spectral_norm_tables.py). The kernels find their layers in two int64 tables, one row a layer: what follows
-from the shapes (`Plan`), and the pointers (`pointer_table`). Both are kept on the device between calls, so a training
+from the shapes (`Plan`), and the pointers (`PointerTables`). Both are kept on the device between calls, so a training
 loop, whose allocator hands out the same addresses every step, uploads nothing. A third table names the layer of each
 program and which of its blocks is meant. To be captured in a CUDA graph, a call must have run before with the same
 shapes: a plan is copied from the host's memory.
@@ -55,16 +55,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.launch import laid_out_as, launch, sum_dtype
+from gankern.triton.launch import constant, contiguous, laid_out_as, launch, of_addresses, planned, sum_dtype
 from gankern.triton.spectral_norm_tables import (
-    POINTER_FIELDS,
     Matrix,
+    PointerTables,
     column,
     extent,
     matrix_of,
     plan_of,
     pointer,
-    pointer_table,
     product,
 )
 
@@ -428,6 +427,13 @@ def _scale_kernel(
     else:
         product_programs = tl.load(layer + column("product_programs")).to(tl.int32)
         sigma = _sum(_scratch(scratch, layer, column("products")), product_programs, extent("product_values"))
+        if block % _tiles_across(columns) == 0:
+            u = _load_u(pointers, i, rows, SUM)
+            tl.store(_pointer(pointers, pointer("new_u"), SUM) + i, u, mask=i < rows)
+        if block < _tiles_across(columns):
+            v = _load_v(pointers, layer, c, columns, SUM, GROUPS)
+            position = _logical_position(c, layer, GROUPS)
+            tl.store(_pointer(pointers, pointer("new_v"), SUM) + position, v, mask=c < columns)
     if block == 0:
         tl.store(sigmas + number, sigma)
 
@@ -562,10 +568,21 @@ def _state_sizes(weights: Sequence[Tensor], dims: Sequence[int]) -> list[int]:
     return sizes
 
 
-def _vectors(state: Tensor, weights: Sequence[Tensor], dims: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """Views of the state: u of each layer, v of each layer."""
-    _, *vectors = state.split(_state_sizes(weights, dims))
-    return vectors[::2], vectors[1::2]
+Place = tuple[Tensor, int] | None  # so many bytes behind a tensor's first element; None of a layer that is left out
+
+
+def _vectors(state: Tensor, weights: Sequence[Tensor], dims: Sequence[int]) -> tuple[list[Place], list[Place]]:
+    """Where in the state they lie: u of each layer, v of each layer."""
+    first, *lengths = _state_sizes(weights, dims)
+    places: list[Place] = []
+    for length in lengths:
+        places.append((state, first * state.element_size()))
+        first += length
+    return places[::2], places[1::2]
+
+
+def _begins(tensors: Sequence[Tensor | None]) -> list[Place]:
+    return [None if tensor is None else (tensor, 0) for tensor in tensors]
 
 
 _TRITON_DTYPES = {
@@ -582,48 +599,33 @@ class _Call:
     def __init__(
         self,
         matrices: Sequence[Matrix | None],
-        like_weights: Sequence[Sequence[Any]],
-        like_vectors: Sequence[Sequence[Tensor]],
+        weights: Sequence[Tensor | None],
+        vectors: Sequence[Sequence[Place]],
+        like_weights: Sequence[Sequence[Tensor | None]],
+        like_vectors: Sequence[Sequence[Place]] = (),
         u_first: bool = True,
     ) -> None:
-        """The table of pointers has W, u, v, then the rest of `like_weights`, which starts with W and whose
-        tensors are laid out as the weights are, then the rest of `like_vectors`, which starts with u and v.
-        Layers whose matrix is None are left out. `u_first` matters to the power iteration only."""
-        weights, *like_weights = like_weights
-        us, vs, *like_vectors = like_vectors
-        weight = next(weight for weight, matrix in zip(weights, matrices) if matrix)
-        stream, capturing = 0, False
-        if weight.is_cuda:
-            stream = torch.cuda.current_stream(weight.device).cuda_stream
-            capturing = torch.cuda.is_current_stream_capturing()
+        """The table of pointers has W, u and v, then `like_weights`, which are laid out as the weights are, then
+        `like_vectors`. Layers whose matrix is None are left out. `u_first` matters to the power iteration only."""
+        weight = next(weight for weight in weights if weight is not None)
         self.plan = plan_of(tuple(matrices), u_first, weight.device)
-
-        columns = (weights, us, vs, *like_weights, *like_vectors)
-        padding = [0] * (POINTER_FIELDS - 1 - len(columns))
-        vector = 16 // weight.element_size()
-        rows = []
-        for matrix, *tensors in zip(matrices, *columns):
-            if matrix is None:
-                rows.append((0,) * POINTER_FIELDS)
-                continue
-            addresses = [tensor.data_ptr() for tensor in tensors]
-            tiles = (addresses[0], *addresses[3 : 3 + len(like_weights)])
-            aligned = matrix.inner % vector == 0 and all(address % 16 == 0 for address in tiles)
-            rows.append((int(aligned), *addresses, *padding))
-        # A table that is uploaded within a capture lies in the graph's memory and is filled at replay only.
-        upload = pointer_table.__wrapped__ if capturing else pointer_table
-        self.pointers = upload(tuple(rows), weight.device, stream)
-
+        tables = PointerTables(
+            matrices, (0, *range(3, 3 + len(like_weights))), 16 // weight.element_size(), weight.device
+        )
+        rows = zip(_begins(weights), *vectors, *map(_begins, like_weights), *like_vectors)
+        places = [place if matrix else None for matrix, row in zip(matrices, rows) for place in row]
+        self.pointers = of_addresses(tables, places)
         self.scratch = torch.empty(self.plan.scratch_size, dtype=sum_dtype(weight.dtype), device=weight.device)
-        self.tensors = columns  # alive until everything is launched
         self.dtype = _TRITON_DTYPES[weight.dtype]
 
     def launch(self, kernel: Any, programs: Tensor, num_warps: int, *arguments: Tensor, **constexprs: Any) -> None:
-        tables = (self.plan.layers, self.pointers, programs, self.scratch)
         launch(
             kernel,
             len(programs),
-            *tables,
+            constant(self.plan.layers),
+            self.pointers,
+            constant(programs),
+            self.scratch,
             *arguments,
             DTYPE=self.dtype,
             GROUPS=self.plan.groups,
@@ -637,6 +639,7 @@ class _Call:
 # have one dtype. Nothing given is written to.
 
 
+@planned
 def forward(
     weights: Sequence[Tensor],
     us: Sequence[Tensor],
@@ -649,21 +652,16 @@ def forward(
 ) -> tuple[list[Tensor], Tensor]:
     """The normalized weights, with the strides of the weights, and the state.
 
-    A weight whose sigma is zero becomes zeros. Launches: 2 n_power_iterations + 1; without iterations 3, of
-    which one copies u and v. u and v that are not contiguous vectors in the type of the sums cost another one.
+    A weight whose sigma is zero becomes zeros. Launches: 2 n_power_iterations + 1; without iterations 2. A vector that
+    is not contiguous, or not in the type of the sums, costs a copy.
     """
     weights, matrices = zip(*map(_dense, weights, dims))
     normalized = [torch.empty_like(weight) for weight in weights]
     sums = sum_dtype(weights[0].dtype)
     state = weights[0].new_empty(sum(_state_sizes(weights, dims)), dtype=sums)
-    new_us, new_vs = _vectors(state, weights, dims)
-
+    vectors = [_begins([contiguous(x if x.dtype == sums else x.to(sums)) for x in xs]) for xs in (us, vs)]
+    call = _Call(matrices, weights, vectors, [normalized], _vectors(state, weights, dims), u_first)
     iterated = n_power_iterations > 0
-    if not iterated or any(x.dtype != sums or not x.is_contiguous() for x in (*us, *vs)):
-        # The kernels then read these, before `scale` overwrites them.
-        torch._foreach_copy_([*new_us, *new_vs], [x.detach() for x in (*us, *vs)])
-        us, vs = new_us, new_vs
-    call = _Call(matrices, [weights, normalized], [us, vs, new_us, new_vs], u_first)
     order = {"U_FIRST": u_first, "EPS": eps, "ADD_EPS": add_eps}
     for iteration in range(n_power_iterations):
         call.launch(_power_kernel, call.plan.power_programs, POWER_WARPS, CONTINUE=iteration > 0, **order)
@@ -675,6 +673,7 @@ def forward(
     return normalized, state
 
 
+@planned
 def backward(
     grads: Sequence[Tensor | None], weights: Sequence[Tensor], state: Tensor, dims: Sequence[int]
 ) -> list[Tensor]:
@@ -684,12 +683,13 @@ def backward(
     grad_weights = inputs.empty_results()
     if not inputs.present:
         return grad_weights
-    call = _Call(inputs.matrices, [inputs.weights, *inputs.gradients, grad_weights], inputs.vectors)
+    call = inputs.call([*inputs.gradients, grad_weights])
     call.launch(_products_kernel, call.plan.product_programs, TILE_WARPS, WHAT="first")
-    call.launch(_gradient_kernel, call.plan.tile_programs, TILE_WARPS, state)
+    call.launch(_gradient_kernel, call.plan.tile_programs, TILE_WARPS, inputs.state)
     return grad_weights
 
 
+@planned
 def double_backward(
     grad_grad_weights: Sequence[Tensor | None],
     grads: Sequence[Tensor | None],
@@ -704,10 +704,9 @@ def double_backward(
     if not inputs.present:
         return grad_grads, grad_weights
     grads, grad_grad_weights = inputs.gradients
-    like_weights: list[Sequence[Any]] = [inputs.weights, grads, grad_weights, grad_grad_weights, grad_grads]
-    call = _Call(inputs.matrices, like_weights, inputs.vectors)
+    call = inputs.call([grads, grad_weights, grad_grad_weights, grad_grads])
     call.launch(_products_kernel, call.plan.product_programs, TILE_WARPS, WHAT="second")
-    call.launch(_second_gradient_kernel, call.plan.tile_programs, TILE_WARPS, state)
+    call.launch(_second_gradient_kernel, call.plan.tile_programs, TILE_WARPS, inputs.state)
     return grad_grads, grad_weights
 
 
@@ -726,13 +725,17 @@ class _GradientInputs:
         self.matrices: list[Matrix | None] = [None for _ in layers]
         self.weights: list[Tensor | None] = [None for _ in layers]
         self.gradients: list[list[Tensor | None]] = [[None for _ in layers] for _ in gradients]
-        self.vectors = _vectors(state, weights, dims)
+        self.state = contiguous(state)
+        self.vectors = _vectors(self.state, weights, dims)
         self.model = weights[0]
         for i in self.present:
             weight, self.matrices[i] = _dense(weights[i], dims[i])
             self.weights[i] = weight
             for dense, given in zip(self.gradients, gradients):
                 dense[i] = laid_out_as(given[i], weight)
+
+    def call(self, like_weights: Sequence[Sequence[Tensor | None]]) -> _Call:
+        return _Call(self.matrices, self.weights, self.vectors, like_weights)
 
     def empty_results(self) -> list[Tensor]:
         """A new tensor a layer: laid out as the weight, or without elements."""

@@ -5,7 +5,7 @@ tables, they ask by name, from functions that are called when they are compiled.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -169,8 +169,14 @@ class Plan(NamedTuple):
 def plan_of(matrices: tuple[Matrix | None, ...], u_first: bool, device: torch.device) -> Plan:
     """A layer that is None gets no programs, but keeps its number.
 
-    Kept for good, since other streams may still read it, and a captured graph does at every replay.
+    Kept for good, since other streams may still read it, and a captured graph does at every replay. Made once, it is
+    no step of what a launcher does at each call.
     """
+    with torch._C.DisableTorchFunction():
+        return _plan_of(matrices, u_first, device)
+
+
+def _plan_of(matrices: tuple[Matrix | None, ...], u_first: bool, device: torch.device) -> Plan:
     groups = max(len(matrix.groups) for matrix in matrices if matrix)
     scratch_size = 0
 
@@ -231,11 +237,56 @@ def blocks_of(count: int, each: int) -> int:
     return max(1, -(-count // each))
 
 
-@functools.lru_cache(maxsize=1024)
-def pointer_table(rows: tuple[tuple[int, ...], ...], device: torch.device, stream: int) -> Tensor:
-    """Uploaded as the scalars of a foreach function: these travel as arguments of a kernel, so that nothing
-    waits and, unlike a copy from the host's memory, the upload can be captured in a CUDA graph. Each stream
-    has its own, which puts the upload before its readers, and these before the next owner of the memory."""
-    table = torch.zeros(len(rows) * POINTER_FIELDS, dtype=torch.int64, device=device)
-    torch._foreach_add_(table.unbind(), [value for row in rows for value in row])
-    return table
+POINTER_TABLES = 64  # of one call, for the sets of addresses that it meets; where one more comes, the oldest goes
+
+
+class PointerTables:
+    """The tables of pointers of a call whose shapes stay, one for each set of addresses, each uploaded once.
+
+    A table holds addresses and nothing else, so that it is right for whatever lies there: what a launch finds at them
+    follows from the shapes.
+
+    Args:
+        matrices: of the layers; None for those that are left out.
+        tiles: which of a layer's addresses are of tensors that are laid out as the weight is.
+        vector: how many elements are 16 bytes.
+        device: where the tables are.
+    """
+
+    def __init__(
+        self, matrices: Sequence[Matrix | None], tiles: Sequence[int], vector: int, device: torch.device
+    ) -> None:
+        self.vectors = [matrix is not None and matrix.inner % vector == 0 for matrix in matrices]
+        self.tiles, self.device = tiles, device
+        self.tables: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, addresses: tuple[int, ...]) -> Tensor:
+        """The table of these addresses, those of the first layer first.
+
+        Each stream has tables of its own, which puts the upload before its readers, and these before the next owner of
+        the memory. One that is uploaded within a capture lies in the graph's memory, is filled at each replay, and is
+        nobody else's."""
+        key = addresses
+        if self.device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                return self.upload(addresses)
+            key = *addresses, torch.cuda.current_stream(self.device).cuda_stream
+        table = self.tables.get(key)
+        if table is None:
+            if len(self.tables) >= POINTER_TABLES:
+                self.tables.pop(next(iter(self.tables)), None)
+            table = self.tables[key] = self.upload(addresses)
+        return table
+
+    def upload(self, addresses: tuple[int, ...]) -> Tensor:
+        """As the scalars of a foreach function: these travel as arguments of a kernel, so that nothing waits and,
+        unlike a copy from the host's memory, the upload can be captured in a CUDA graph."""
+        each = len(addresses) // len(self.vectors)
+        values: list[int] = []
+        for layer, fits in enumerate(self.vectors):
+            of_layer = addresses[layer * each : (layer + 1) * each]
+            aligned = fits and all(of_layer[place] % 16 == 0 for place in self.tiles)
+            values += (int(aligned), *of_layer, *[0] * (POINTER_FIELDS - 1 - each))
+        table = torch.zeros(len(values), dtype=torch.int64, device=self.device)
+        torch._foreach_add_(table.unbind(), values)
+        return table

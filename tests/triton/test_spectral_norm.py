@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import gankern
 import gankern.functional as GF
-from gankern.triton import spectral_norm, spectral_norm_tables
+from gankern.triton import launch, spectral_norm, spectral_norm_tables
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 EPS = 1e-12
@@ -217,7 +217,8 @@ def test_few_product_programs_take_many_tiles_each(device, monkeypatch):
     monkeypatch.setattr(spectral_norm_tables, "MAX_PRODUCT_PROGRAMS", 3)
     spectral_norm_tables.plan_of.cache_clear()
     weight, u, v = make_layer((60, 1030), 0, torch.float32, device)
-    check_forward([weight], [u], [v], [0], 0, EPS, True, False)
+    with launch._unplanned():
+        check_forward([weight], [u], [v], [0], 0, EPS, True, False)
     spectral_norm_tables.plan_of.cache_clear()
 
 
@@ -332,26 +333,65 @@ def test_missing_gradients(device):
 def test_more_layers_are_no_more_launches(device, monkeypatch):
     (weights, us, vs), dims = make_layers(SHAPES[3:6], torch.float32, device)
     launched = []
-    launch = spectral_norm._Call.launch
+    launches = spectral_norm._Call.launch
 
     def count_and_launch(call, kernel, *arguments, **options):
         launched.append(kernel)
-        launch(call, kernel, *arguments, **options)
+        launches(call, kernel, *arguments, **options)
 
     monkeypatch.setattr(spectral_norm._Call, "launch", count_and_launch)
-    _, state = spectral_norm.forward(weights, us, vs, dims, 1, EPS, True, False)
-    assert len(launched) == 3
-    spectral_norm.backward(weights, weights, state, dims)
-    assert len(launched) == 3 + 2
-    spectral_norm.double_backward(weights, weights, weights, state, dims)
-    assert len(launched) == 3 + 2 + 2
+    with launch._unplanned():
+        for iterations in (0, 1):
+            _, state = spectral_norm.forward(weights, us, vs, dims, iterations, EPS, True, False)
+        assert len(launched) == 2 + 3
+        spectral_norm.backward(weights, weights, state, dims)
+        assert len(launched) == 2 + 3 + 2
+        spectral_norm.double_backward(weights, weights, weights, state, dims)
+        assert len(launched) == 2 + 3 + 2 + 2
 
 
 def test_uploaded_pointers_are_exact_and_kept():
-    rows = ((1, 2**53 + 1, 2**62 + 3, 0, 0, 0, 0, 0), (0, 5, 0, 0, 0, 0, 0, 2**40 + 7))
-    table = spectral_norm_tables.pointer_table(rows, torch.device("cpu"), 0)
-    assert table.tolist() == [value for row in rows for value in row]
-    assert spectral_norm_tables.pointer_table(rows, torch.device("cpu"), 0) is table
+    matrix = spectral_norm_tables.matrix_of((8, 8), (8, 1), 0)
+    tables = spectral_norm_tables.PointerTables([matrix, None, matrix], [0, 3], 4, torch.device("cpu"))
+    aligned, unaligned = (2**62 + 16, 2**53 + 1, 3, 2**40), (2**40, 5, 7, 2**40 + 4)
+    addresses = (*aligned, 0, 0, 0, 0, *unaligned)
+    table = tables(addresses)
+    assert table.view(3, -1).tolist() == [[1, *aligned, 0, 0, 0], [0] * 8, [0, *unaligned, 0, 0, 0]]
+    assert tables(addresses) is table
+    others = [tables((*addresses[:-1], n)) for n in range(spectral_norm_tables.POINTER_TABLES)]
+    assert [other.view(3, -1)[2, 4].item() for other in others] == [*range(len(others))]
+    again = tables(addresses)  # they are few: it went
+    assert again is not table and again.equal(table)
+
+
+def test_two_sets_of_tensors_of_one_signature(device):
+    """A plan is of shapes, a table of addresses: other tensors, the same with other values, and addresses that were
+    another tensor's before."""
+    (weights, us, vs), dims = make_layers(SHAPES[3:6], torch.float32, device)
+    for turn in range(4):
+        if turn == 1:  # elsewhere
+            (weights, us, vs), _ = make_layers(SHAPES[3:6], torch.float32, device)
+        if turn == 2:  # in the same place
+            for x in (*weights, *us, *vs):
+                x.copy_(torch.randn(x.shape).to(x))
+        if turn == 3:  # one anew, one of its own memory's owner before
+            old = weights[0]
+            weights[0] = torch.randn_like(old)
+            del old
+            weights[1] = weights[1].clone()
+        for iterations in (0, 1):
+            arguments = dims, iterations, EPS, True, False
+            normalized, state = spectral_norm.forward(weights, us, vs, *arguments)
+            first = spectral_norm.backward(weights, normalized, state, dims)
+            second = spectral_norm.double_backward(normalized, weights, weights, state, dims)
+            with launch._unplanned():
+                right, right_state = spectral_norm.forward(weights, us, vs, *arguments)
+                right_first = spectral_norm.backward(weights, right, right_state, dims)
+                right_second = spectral_norm.double_backward(right, weights, weights, right_state, dims)
+            assert torch.equal(state, right_state)
+            for x, y in zip((*normalized, *first, *second[0], *second[1]),
+                            (*right, *right_first, *right_second[0], *right_second[1])):  # fmt: skip
+                assert torch.equal(x, y)
 
 
 # ---- through the front door --------------------------------------------------------------------------------
