@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import math
 import multiprocessing
@@ -307,6 +308,16 @@ def _device_cases(device: str) -> list[tuple[str, Any, int]]:
 
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device) / 8
 
+    def eager_instance_norm(x: Any, b: Any) -> Any:
+        return F.leaky_relu(F.instance_norm(x, None, None, b, b), 0.2)
+
+    def eager_penalty(x: Any, b: Any) -> Any:
+        return (torch.linalg.vector_norm(x, dim=(1, 2, 3)) - 1).square()
+
+    def virtual_batch_norm(x: Any, b: Any, implementation: str | None = None) -> Any:
+        m = mean[: x.shape[1]]
+        return GF.virtual_batch_norm(x, m, m + 1, 64, b, b, activation="leaky_relu", implementation=implementation)
+
     def eager_up(x: Any, b: Any) -> Any:
         c = x.shape[1]
         kernel = (torch.outer(taps, taps) * 4).to(x.dtype).expand(c, 1, 4, 4)
@@ -316,21 +327,32 @@ def _device_cases(device: str) -> list[tuple[str, Any, int]]:
         c = x.shape[1]
         return F.conv2d(x, torch.outer(taps, taps).to(x.dtype).expand(c, 1, 4, 4), stride=2, padding=1, groups=c)
 
+    def eager_same(x: Any, b: Any) -> Any:
+        c = x.shape[1]
+        return F.conv2d(F.pad(x, (2, 1, 2, 1)), torch.outer(taps, taps).to(x.dtype).expand(c, 1, 4, 4), groups=c)
+
     mean = torch.zeros(big[1], device=device)
     cases = []
     for shape, label in ((big, "large"), (small, "small")):
+        half = (shape[0] // 2, shape[1] // 2, *shape[2:])
+        wide = (*half[:2], 2 * shape[2], 2 * shape[3])
         cases += [
             (f"bias_act {label}", shape, bias_act, eager_bias_act, 5),
             (f"bias_act_pixel_norm {label}", shape, GF.bias_act_pixel_norm, eager_pixel_norm, 5),
             (f"batch_norm_act {label}", shape, lambda x, b: GF.batch_norm_act(x, None, None, b, b, training=True),
              eager_batch_norm, 5),
             (f"minibatch_stddev {label}", shape, lambda x, b: GF.minibatch_stddev(x, group_size=4), eager_stddev, 5),
-            (f"virtual_batch_norm {label}", shape,
-             lambda x, b: GF.virtual_batch_norm(x, mean[: x.shape[1]], mean[: x.shape[1]] + 1, 64, b, b), None, 5),
-            (f"upfirdn2d up {label}", (shape[0] // 2, shape[1] // 2, *shape[2:]),
+            (f"virtual_batch_norm {label}", shape, virtual_batch_norm,
+             partial(virtual_batch_norm, implementation="reference"), 5),
+            (f"upfirdn2d up {label}", half,
              lambda x, b: GF.upfirdn2d(x, taps, up=2, padding=(2, 1, 2, 1), gain=4), eager_up, 10),
-            (f"upfirdn2d down {label}", (shape[0] // 2, shape[1] // 2, *shape[2:]),
+            (f"upfirdn2d down {label}", wide,
              lambda x, b: GF.upfirdn2d(x, taps, down=2, padding=(1, 1, 1, 1)), eager_down, 2.5),
+            (f"upfirdn2d same {label}", wide,
+             lambda x, b: GF.upfirdn2d(x, taps, padding=(2, 1, 2, 1)), eager_same, 4),
+            (f"instance_norm_act {label}", shape,
+             lambda x, b: GF.instance_norm_act(x, None, None, b, b, activation="leaky_relu"), eager_instance_norm, 5),
+            (f"gradient_penalty {label}", shape, lambda x, b: GF.gradient_penalty(x), eager_penalty, 3),
         ]  # fmt: skip
     return cases
 
@@ -342,7 +364,6 @@ def device(record: Record, where: str) -> None:
 
     from gankern.measure import benchmark
     from gankern.measure import device as measured
-    from gankern.measure.cases import all_cases
 
     quick = {"seconds": 0.05, "rounds": 3} if where == "cuda" else {"seconds": 0.0, "rounds": 1}
     bandwidth = benchmark.copy_bandwidth(where, 256 if where == "cuda" else 8)
@@ -372,23 +393,70 @@ def device(record: Record, where: str) -> None:
         name, shape, ours, peer, passes = cases[number]
         measure({"gankern": ours} | ({"eager": peer} if peer else {}), dtype, layout, name, shape, passes)
 
-    of_their_own = ("spectral_norm", "minibatch_discrimination", "gradient_penalty")
-    for case in all_cases() if where == "cuda" else [case for case, _ in _tiny_cases()]:
-        if case.primitive in of_their_own and (where == "cpu" or (case.bench and case.along is None)):
-            for mode in benchmark.MODES:
-                candidates = benchmark.candidates_of(case, mode, compiled=False)
-                candidates |= {f"gankern, {tier}": partial(case.run, tier) for tier in _tiers(case.primitive, where)}
-                row = {
-                    name: attempt(partial(_replayed, run, case, mode, where, **quick))
-                    for name, run in candidates.items()
-                }
-                record.add(case=f"{case.primitive} {case.name}", mode=mode, dtype="float32", contenders=row)
+    def measure_case(case: Any, mode: str, candidates: dict[str, Callable[..., Any]]) -> None:
+        row = {who: attempt(partial(_replayed, run, case, mode, where, **quick)) for who, run in candidates.items()}
+        record.add(case=f"{case.primitive} {case.name}", mode=mode, dtype="float32", contenders=row)
 
-    # Last, since what is not in the cache yet takes seconds a peer.
+    own = _cases_of_their_own(where)
+    for case in own:
+        for mode in benchmark.MODES:
+            candidates = benchmark.candidates_of(case, mode, compiled=False)
+            tiers = {f"gankern, {tier}": partial(case.run, tier) for tier in _tiers(case.primitive, where)}
+            measure_case(case, mode, candidates | tiers)
+
+    # Last, since what is not in the cache yet takes seconds a peer: those with a bar first.
     for number, dtype, layout in compiled if where == "cuda" else []:
         name, shape, _, peer, passes = cases[number]
         torch._dynamo.reset()
         measure({"compiled": torch.compile(peer)}, dtype, layout, name, shape, passes)
+    for case in own if where == "cuda" else []:
+        if any(f"{case.primitive} {case.name}".startswith(row[0]) for row in OF_THEIR_OWN):
+            candidates = benchmark.candidates_of(case, "forward + backward", compiled=True)
+            peers = {who: run for who, run in candidates.items() if who.endswith(benchmark.COMPILED)}
+            measure_case(case, "forward + backward", peers)
+
+
+def _cases_of_their_own(where: str) -> list[Any]:
+    """What is measured as `gankern bench` has it, and spectral norm of a discriminator that is too large for others."""
+    from gankern.measure.cases import Case, all_cases, spectral_norm
+
+    names = ("spectral_norm", "minibatch_discrimination", "gradient_penalty")
+    if where == "cpu":
+        return [case for case, primitive in _tiny_cases() if primitive in names]
+    found = [case for case in all_cases() if case.primitive in names and case.bench and case.along is None]
+    peers = {"torch parametrization": spectral_norm.torch_parametrization}
+    return [
+        *found,
+        Case("spectral_norm", BIGGAN, _biggan_weights, spectral_norm.grouped, peers, spectral_norm.work),
+    ]
+
+
+BIGGAN = "BigGAN-128 discriminator, grouped"
+BIGGAN_WIDTHS = (3, 96, 192, 384, 768, 1536, 1536)
+
+
+def _biggan_weights(dtype: Any, device: str, widths: Sequence[int] = BIGGAN_WIDTHS, classes: int = 1000) -> list[Any]:
+    """Weights of 96 channels a block's width, u and v, made on the device: they are 350 MB."""
+    import torch
+    import torch.nn.functional as F
+
+    shapes: list[tuple[int, ...]] = []
+    for given, width in itertools.pairwise(widths):
+        shapes += [(width, given, 3, 3), (width, width, 3, 3)]
+        shapes += [(width, given, 1, 1)] if width != given else []
+    width = widths[1]  # of the attention, behind the first block
+    shapes += [
+        (width // 8, width, 1, 1),
+        (width // 8, width, 1, 1),
+        (width // 2, width, 1, 1),
+        (width, width // 2, 1, 1),
+    ]
+    shapes += [(1, widths[-1]), (classes, widths[-1])]
+    weights = [(torch.randn(shape, device=device, dtype=dtype) / shape[0] ** 0.5).requires_grad_() for shape in shapes]
+    us = [F.normalize(torch.randn(shape[0], device=device, dtype=dtype), dim=0) for shape in shapes]
+    with torch.no_grad():
+        vs = [F.normalize(w.flatten(1).T @ u, dim=0) for w, u in zip(weights, us)]
+    return [*weights, *us, *vs]
 
 
 def _inputs(shape: Any, dtype: Any, layout: str, where: str) -> tuple[Any, Any]:
@@ -735,7 +803,7 @@ def sanitizer(record: Record, device: str) -> None:
         record.add(skipped="compute-sanitizer is not installed, or there is no GPU")
         return
     failed = []
-    for tool in ("memcheck", "racecheck"):
+    for tool in SANITIZERS:
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest"]
         command += ["-q", "-x", "-m", "gpu", "tests/gpu/test_every_primitive.py", "-k", "same_bits"]
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -750,15 +818,21 @@ def sanitizer(record: Record, device: str) -> None:
 
 PRIMITIVE_SHARE = {"upfirdn2d": 0.6}  # of the limit of memory, forward + backward; others:
 SHARE = 0.85
+SPECTRAL = "spectral_norm {}, grouped"
+WIDE = SPECTRAL.format("1024 x 8192")
+BACKWARD = "forward + backward"
 # (the case's beginning, mode, of whose name the peers are, how many times as fast)
 OF_THEIR_OWN = [
-    *((f"spectral_norm {network} discriminator, grouped", "forward + backward", "parametriz", least)
-      for network, least in (("SN-DCGAN-64", 8.0), ("SNGAN-32", 8.0))),
+    *((SPECTRAL.format(network), BACKWARD, "parametrization", least)
+      for network, least in (("SN-DCGAN-64 discriminator", 8.0), ("SNGAN-32 discriminator", 8.0),
+                             ("BigGAN-128 discriminator", 5.0))),
+    *((SPECTRAL.format(network), BACKWARD, "compiled", 2.0)
+      for network in ("SN-DCGAN-64 discriminator", "SNGAN-32 discriminator", "BigGAN-128 discriminator",
+                      "1024 x 8192")),
     *((f"minibatch_discrimination N={count} B=100 C=5", mode, "", least)
       for count, least in ((64, 2.0), (256, 3.0), (1024, 20.0))
-      for mode, least in (("forward + backward", least), ("double backward", 10.0))),
+      for mode, least in ((BACKWARD, least), ("double backward", 10.0))),
 ]  # fmt: skip
-WIDE = "spectral_norm 1024 x 8192, grouped"
 LARGE = [
     "bias_act",
     "bias_act_pixel_norm",
@@ -767,9 +841,36 @@ LARGE = [
     "virtual_batch_norm",
     "upfirdn2d up",
     "upfirdn2d down",
+    "upfirdn2d same",
+    "instance_norm_act",
+    "gradient_penalty",
 ]
-STEP_RATIOS = {"WGAN-GP": 2.5, "SN-GAN": 1.8, "ProGAN-64": 1.7, "ProGAN-256": 1.7, "DCGAN": 1.25}
-EAGER_RATIOS = {"WGAN-GP": 1.5, "SN-GAN": 1.4}
+PRECISIONS = {False: "fp32", True: "bf16 channels_last"}
+# Of whole steps, by the beginnings of their names: how many times as fast as the fastest of torch's.
+STEP_RATIOS = {
+    "WGAN-GP": 2.5,
+    "SN-GAN": 1.8,
+    "ProGAN-64": 1.7,
+    "ProGAN-256": 1.7,
+    "DCGAN-64, batch 64": 1.25,
+    "DCGAN-64, batch 256": 1.25,
+}
+EAGER_RATIOS = {step: {"WGAN-GP": 1.5, "SN-GAN": 1.4}.get(step, 1.0) for step in STEP_RATIOS}
+SANITIZERS = ("memcheck", "racecheck")
+
+
+def _against(peer: str) -> str:
+    return f"against the fastest {peer or 'peer'}"
+
+
+def _merged(rows: Sequence[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
+    """Rows of the same keys as one, with all contenders: they come one after the other."""
+    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        if "contenders" in row and all(key in row for key in keys):
+            together = merged.setdefault(tuple(row[key] for key in keys), {**row, "contenders": {}})
+            together["contenders"] |= row["contenders"]
+    return list(merged.values())
 
 
 def bars(out: Path) -> list[dict[str, Any]]:
@@ -779,12 +880,8 @@ def bars(out: Path) -> list[dict[str, Any]]:
     def bar(name: str, figure: float, least: float) -> None:
         found.append({"bar": name, "figure": round(figure, 3), "least": least, "met": figure >= least})
 
-    rows: dict[str, dict[str, Any]] = {}
-    for row in _results(out, "device"):
-        if "limit_ms" in row:  # the contenders of a case may have come in several rows
-            label = f"{row['case']}, {row['dtype']}, {row['layout']}"
-            rows.setdefault(label, {**row, "contenders": {}})["contenders"] |= row["contenders"]
-    for label, row in rows.items():
+    for row in _merged(_results(out, "device"), "case", "dtype", "layout", "limit_ms"):
+        label = f"{row['case']}, {row['dtype']}, {row['layout']}"
         times = {name: c.get("f+b") for name, c in row["contenders"].items() if isinstance(c, dict)}
         ours = times.get("gankern")
         if not isinstance(ours, float):
@@ -794,38 +891,39 @@ def bars(out: Path) -> list[dict[str, Any]]:
             bar(f"{label}: share of the copy limit", row["limit_ms"] / ours, PRIMITIVE_SHARE.get(primitive, SHARE))
         if isinstance(times.get("compiled"), float):
             bar(f"{label}: against torch.compile", times["compiled"] / ours, 1.5 if "upfirdn2d" in label else 1.0)
-    for row in _results(out, "device"):
-        for start, mode, peer, least in OF_THEIR_OWN:
-            if row.get("mode") != mode or not row["case"].startswith(start):
+    own = _merged(_results(out, "device"), "case", "mode")
+    for start, mode, peer, least in OF_THEIR_OWN:
+        for row in own:
+            if row["mode"] != mode or not row["case"].startswith(start):
                 continue
             times = {name: ms for name, ms in row["contenders"].items() if isinstance(ms, float)}
-            ours = [ms for name, ms in times.items() if name.startswith("gankern")]
-            peers = [ms for name, ms in times.items() if not name.startswith("gankern") and peer in name]
-            if ours and peers:
-                bar(f"{row['case']}, {mode}: against the fastest {peer or 'peer'}", min(peers) / min(ours), least)
+            mine = [ms for name, ms in times.items() if name.startswith("gankern")]
+            # "parametrization" is torch's as it comes; "" is whatever is fastest.
+            peers = [ms for name, ms in times.items() if not name.startswith("gankern") and peer in name
+                     and ("compiled" in name) <= (peer != "parametrization")]  # fmt: skip
+            if mine and peers:
+                bar(f"{row['case']}, {mode}: {_against(peer)}", min(peers) / min(mine), least)
     bandwidth = _record(out, "device").get("copy_bandwidth")
-    for row in _results(out, "device"):
-        ours = row.get("contenders", {}).get("gankern")
-        if (row.get("case"), row.get("mode")) == (WIDE, "forward + backward") and isinstance(ours, float) and bandwidth:
+    for row in own:
+        fastest = [c for name, c in row["contenders"].items() if name.startswith("gankern") and isinstance(c, float)]
+        if (row["case"], row["mode"]) == (WIDE, BACKWARD) and fastest and bandwidth:
             limit = 7 * 1024 * 8192 * 4 / bandwidth * 1e3  # 2 reads and 1 write forward, 3 and 1 backward
-            bar(f"{WIDE}: share of the copy limit", limit / ours, 1 / 1.5)
-    merged: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in _results(out, "steps"):
-        if "contenders" in row:
-            key = row["step"], row["mode"], row["fast"]
-            merged.setdefault(key, {**row, "contenders": {}})["contenders"] |= row["contenders"]
-    for row in merged.values():
+            bar(f"{WIDE}: share of the copy limit", limit / min(fastest), 1 / 1.5)
+    for row in _merged(_results(out, "steps"), "step", "mode", "fast"):
         times = {name: c["ms"] for name, c in row["contenders"].items() if isinstance(c, dict)}
         ours, peers = times.get("gankern"), [t for n, t in times.items() if n.startswith("torch") and "accel" not in n]
         if ours is None or not peers:
             continue
         ratios = STEP_RATIOS if row["mode"].endswith("graphed") else EAGER_RATIOS
         least = next((ratio for start, ratio in ratios.items() if row["step"].startswith(start)), 1.0)
-        label = f"{row['step']}, {'bf16 channels_last' if row['fast'] else 'fp32'}, {row['mode']}"
+        label = f"{row['step']}, {PRECISIONS[row['fast']]}, {row['mode']}"
         bar(f"{label}: against the fastest of torch's", min(peers) / ours, least)
     states: dict[str, bool] = {}
     for row in _results(out, "tests"):
         states[row["what"]] = states.get(row["what"], True) and row["status"] in (0, 5)
+    for row in _results(out, "sanitizer"):
+        if "tool" in row:
+            states[f"compute-sanitizer {row['tool']}"] = row["status"] == 0
     for what, fine in states.items():
         bar(f"{what} without a failure", float(fine), 1.0)
     return found + _without_figures(found, out)
@@ -835,13 +933,18 @@ def _without_figures(found: Sequence[dict[str, Any]], out: Path) -> list[dict[st
     """The bars for which the records hold no figure: nothing ran, or what ran failed."""
     kinds = [f"{dtype}, {layout}" for dtype in ("float32", "bfloat16") for layout in ("contiguous", "channels_last")]
     modes = {"whole step, graphed": STEP_RATIOS, "whole step": EAGER_RATIOS}
+    large = [f"{name} large, {kind}" for name in LARGE for kind in kinds]
     asked = [
-        *(("device", f"{name} large, {kind}", "") for name in LARGE for kind in kinds),
-        *(("device", start, f", {mode}:") for start, mode, _, _ in OF_THEIR_OWN),
-        *(("steps", step, f", {mode}:") for mode, ratios in modes.items() for step in ratios),
-        ("device", WIDE, ""),
+        *(("device", case, ": share of the copy limit") for case in large),
+        *(("device", case, ": against torch.compile") for case in large),
+        *(("device", start, f", {mode}: {_against(peer)}") for start, mode, peer, _ in OF_THEIR_OWN),
+        *(("steps", step, f", {kind}, {mode}:") for mode, ratios in modes.items() for step in ratios
+          for kind in PRECISIONS.values()),
+        ("device", WIDE, ": share of the copy limit"),
         ("tests", "tests without a failure", ""),
-    ]
+        ("tests", "tests of CUDA C++ without a failure", ""),
+        *(("sanitizer", f"compute-sanitizer {tool} without a failure", "") for tool in SANITIZERS),
+    ]  # fmt: skip
     missing = []
     for stage, start, within in asked:
         if not (out / f"{stage}.json").exists():

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gankern.measure import device
 
@@ -145,9 +147,62 @@ def test_bars(gpu, tmp_path):
         "tests without a failure": (0.0, 1.0, False),
     }
     missing = [row["bar"] for row in rows if row["figure"] is None]
-    assert "bias_act large, bfloat16, contiguous" in missing and "bias_act large, float32, contiguous" not in missing
-    assert "WGAN-GP, whole step" in missing and "WGAN-GP, whole step, graphed" not in missing
-    assert "upfirdn2d up large, float32, contiguous" in missing  # it ran, and failed
+    share = ": share of the copy limit"
+    assert f"bias_act large, bfloat16, contiguous{share}" in missing
+    assert f"bias_act large, float32, contiguous{share}" not in missing
+    assert "bias_act large, bfloat16, contiguous: against torch.compile" in missing
+    assert "WGAN-GP, fp32, whole step" in missing and "WGAN-GP, fp32, whole step, graphed" not in missing
+    assert "WGAN-GP, bf16 channels_last, whole step, graphed" in missing
+    assert f"upfirdn2d up large, float32, contiguous{share}" in missing  # it ran, and failed
+    assert not any("sanitizer" in bar for bar in missing)  # nobody asked for that stage
+    write("sanitizer", {"tool": "memcheck", "status": 0})
+    last = {row["bar"]: row["met"] for row in gpu.bars(tmp_path) if "sanitizer" in row["bar"]}
+    assert last == {"compute-sanitizer memcheck without a failure": True,
+                    "compute-sanitizer racecheck without a failure": False}  # fmt: skip
+
+
+def test_every_bar_has_a_row_without_a_figure(gpu, tmp_path):
+    """Where every stage was asked for and nothing ran, the summary still names all that is promised, each once."""
+    for stage in gpu.STAGES:
+        (tmp_path / f"{stage}.json").write_text(json.dumps({"results": []}))
+    rows = gpu.bars(tmp_path)
+    names = [row["bar"] for row in rows]
+    assert len(set(names)) == len(names) and not any(row["met"] for row in rows)
+    counted = {
+        "share of the copy limit": 4 * len(gpu.LARGE) + 1,
+        "against torch.compile": 4 * len(gpu.LARGE),
+        "against the fastest parametrization": 3,
+        "against the fastest compiled": 4,
+        "against the fastest peer": 6,
+        "whole step, graphed": 2 * 6,
+        "whole step": 2 * 6,
+        "without a failure": 4,
+    }
+    for end, count in counted.items():
+        assert sum(name.endswith(end) for name in names) == count, end
+    assert sum(counted.values()) == len(names)
+    assert {name.split(" large")[0] for name in names if " large" in name} == set(gpu.LARGE)
+
+
+def test_large_cases_are_those_with_bars(gpu):
+    cases = gpu._device_cases("cpu")
+    assert {name.removesuffix(" large") for name, *_ in cases if name.endswith("large")} == set(gpu.LARGE)
+    assert all(peer is not None for *_, peer, _ in cases)
+    for _, shape, ours, peer, _ in cases:
+        inputs = gpu._inputs(shape, torch.float64, "channels_last", "cpu")
+        torch.testing.assert_close(ours(*inputs), peer(*inputs).to(torch.float64))
+
+
+def test_the_discriminator_of_biggan(gpu):
+    """Its layers and their size are the published ones; on a small one, the case runs as on a device."""
+    with FakeTensorMode():
+        weights = gpu._biggan_weights(torch.float32, "cpu")
+    weights = weights[: len(weights) // 3]
+    assert len(weights) == 12 + 5 + 4 + 2 and sum(w.numel() for w in weights) == 88_071_936
+    case = next(case for case in gpu._cases_of_their_own("cuda") if case.name == gpu.BIGGAN)
+    inputs = gpu._biggan_weights(torch.float64, "cpu", widths=(3, 8, 16, 16), classes=5)
+    for ours, torchs in zip(case.run(None, [x.clone() for x in inputs]), case.peers["torch parametrization"](inputs)):
+        torch.testing.assert_close(ours, torchs)
 
 
 def test_bars_of_primitives_with_cases_of_their_own(gpu, tmp_path):
@@ -160,14 +215,18 @@ def test_bars_of_primitives_with_cases_of_their_own(gpu, tmp_path):
         ("minibatch_discrimination N=256 B=100 C=5", "forward", {"gankern": 1.0, "broadcast": 1.0}),
         ("minibatch_discrimination N=64 B=100 C=5", "double backward", {"gankern": "RuntimeError: no"}),
         ("spectral_norm 1024 x 8192, grouped", "forward + backward", {"gankern": 0.7}),
+        ("spectral_norm SN-DCGAN-64 discriminator, grouped", "forward + backward",
+         {"torch parametrization, compiled": 1.5}),
     ]  # fmt: skip
     rows = [{"case": case, "mode": mode, "dtype": "float32", "contenders": times} for case, mode, times in cases]
     (tmp_path / "device.json").write_text(json.dumps({"results": rows, "copy_bandwidth": 7 * 2**25 / 0.56e-3}))
     measured = [row for row in gpu.bars(tmp_path) if row["figure"] is not None]
     found = {row["bar"]: (row["figure"], row["least"], row["met"]) for row in measured}
     assert found == {
-        "spectral_norm SN-DCGAN-64 discriminator, grouped, forward + backward: against the fastest parametriz": (
+        "spectral_norm SN-DCGAN-64 discriminator, grouped, forward + backward: against the fastest parametrization": (
             9.0, 8.0, True),
+        "spectral_norm SN-DCGAN-64 discriminator, grouped, forward + backward: against the fastest compiled": (
+            1.5, 2.0, False),
         "minibatch_discrimination N=256 B=100 C=5, forward + backward: against the fastest peer": (2.5, 3.0, False),
         "minibatch_discrimination N=256 B=100 C=5, double backward: against the fastest peer": (12.0, 10.0, True),
         "spectral_norm 1024 x 8192, grouped: share of the copy limit": (0.8, 1 / 1.5, True),
@@ -177,8 +236,8 @@ def test_bars_of_primitives_with_cases_of_their_own(gpu, tmp_path):
 def test_the_bars_name_cases_that_there_are(gpu):
     from gankern.measure.cases import all_cases
 
-    names = [f"{case.primitive} {case.name}" for case in all_cases() if case.bench and case.along is None]
-    peers = [peer for case in all_cases() for peer in case.peers]
+    names = [f"{case.primitive} {case.name}" for case in gpu._cases_of_their_own("cuda")]
+    peers = [f"{peer}{end}" for case in all_cases() for peer in case.peers for end in ("", ", compiled")]
     for start, _, peer, _ in gpu.OF_THEIR_OWN:
         assert any(name.startswith(start) for name in names), start
         assert any(peer in name for name in peers), peer
