@@ -339,8 +339,8 @@ def _device_cases(device: str) -> list[tuple[str, Any, int]]:
         cases += [
             (f"bias_act {label}", shape, bias_act, eager_bias_act, 5),
             (f"bias_act_pixel_norm {label}", shape, GF.bias_act_pixel_norm, eager_pixel_norm, 5),
-            (f"batch_norm_act {label}", shape, lambda x, b: GF.batch_norm_act(x, None, None, b, b, training=True),
-             eager_batch_norm, 5),
+            (f"batch_norm_act {label}", shape,
+             lambda x, b: GF.batch_norm_act(x, None, None, b, b, True, activation="leaky_relu"), eager_batch_norm, 5),
             (f"minibatch_stddev {label}", shape, lambda x, b: GF.minibatch_stddev(x, group_size=4), eager_stddev, 5),
             (f"virtual_batch_norm {label}", shape, virtual_batch_norm,
              partial(virtual_batch_norm, implementation="reference"), 5),
@@ -628,7 +628,10 @@ def _variant_runs(where: str) -> tuple[dict[str, Callable[[Any], Any]], tuple[in
     runs = {
         "bias_act": lambda x: GF.bias_act(x, x[0, :, 0, 0].contiguous(), **triton),
         "minibatch_stddev": lambda x: GF.minibatch_stddev(x, group_size=4, **triton),
-        "upfirdn2d": lambda x: GF.upfirdn2d(x, taps, up=2, padding=(2, 1, 2, 1), **triton),
+        "upfirdn2d": lambda x: sum(
+            GF.upfirdn2d(x, taps, padding=padding, **factors, **triton).sum()
+            for factors, padding in (({"up": 2}, (2, 1, 2, 1)), ({"down": 2}, (1, 1, 1, 1)), ({}, (2, 1, 2, 1)))
+        ),
         "pixel_norm": lambda x: GF.bias_act_pixel_norm(x, x[0, :, 0, 0].contiguous(), **triton),
         "batch_norm_act": lambda x: GF.batch_norm_act(x, None, None, training=True, **triton),
         "virtual_batch_norm": lambda x: GF.virtual_batch_norm(x, mean, mean + 1, shape[0], **triton),

@@ -13,6 +13,7 @@ imported, so this must run in a process without TRITON_INTERPRET=1.
 """
 
 import argparse
+import collections
 import dataclasses
 import functools
 import importlib
@@ -101,6 +102,17 @@ def resources(compiled: Any) -> Resources:
     return _hip_resources(compiled.asm["amdgcn"])
 
 
+def accesses(compiled: Any) -> dict[str, int]:
+    """How many of a CUDA kernel's instructions load and store so many bytes of global memory at once: {"ld 16": 8}, and
+    so on. Empty for other devices."""
+    found: collections.Counter[str] = collections.Counter()
+    for name, suffixes in re.findall(r"\b(ld|st)\.global((?:\.\w+|::\w+)*)", compiled.asm.get("ptx", "")):
+        elements = re.search(r"\.v(\d)", suffixes)
+        bits = _number(r"\.[bfsu](\d+)", suffixes) * (int(elements[1]) if elements else 1)
+        found[f"{name} {bits // 8}"] += 1
+    return dict(found)
+
+
 def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text, re.MULTILINE)
     if found is None:
@@ -169,12 +181,13 @@ def check(module: str, index: int, target: str) -> dict[str, Any]:
     entry = entries(module)[index]
     record = {"module": module, "kernel": entry.label, "target": target, "error": None}
     try:
-        used = resources(entry.compile(TARGETS[target]))
+        compiled = entry.compile(TARGETS[target])
+        used = resources(compiled)
     except Exception as error:  # a compiler's failure is this check's result, whatever its type
         return {**record, "error": f"{type(error).__name__}: {error}"}
     if used.spills:
         record["error"] = "spills registers"
-    return {**record, **dataclasses.asdict(used)}
+    return {**record, **dataclasses.asdict(used), "accesses": accesses(compiled)}
 
 
 def check_all(module_names: list[str], targets: list[str], processes: int) -> list[dict[str, Any]]:

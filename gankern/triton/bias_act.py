@@ -11,10 +11,10 @@ csrc/cpu/bias_act.cpp has its formulas. The sums of bias and slope are torch's, 
 
 Split. A program takes BLOCK neighbouring elements in the order of memory, whatever the order of the dimensions is: an
 element's channel is (element / inner) % channels. Traffic: forward reads 1 tensor and writes 1; backward 2 and 1;
-double backward 3 and 1 or 2; bound by it. Where a block is of one channel, or of all in turn, a program writes its part
-of db beside, and a second kernel adds up the parts (gankern/triton/sums.py); of blocks of all channels a program takes
-several, so that the parts are few. Elsewhere db is a sum of its own, which reads dx once more. Computed in fp32
-(fp64 for fp64).
+double backward 3 and 1 or 2; bound by it. Where a block is of one channel, of several whole ones (small maps of 4, 16,
+64 pixels and so on), or of all in turn, a program writes its part of db beside, and a second kernel adds up the parts
+(gankern/triton/sums.py); of blocks of all channels a program takes several, so that the parts are few. Elsewhere db is
+a sum of its own, which reads dx once more. Computed in fp32 (fp64 for fp64).
 """
 
 import math
@@ -157,10 +157,15 @@ def _second(p, s, ACT: tl.constexpr):
 
 
 @triton.jit
-def _store_sums(values, parts, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """This program's share of each channel's sum: of the one channel that its values are of, or of all, in turn."""
-    if COLUMNS == 0:
+def _store_sums(values, parts, size, COLUMNS: tl.constexpr, RUN: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's share of each channel's sum: of the one channel that its values are of, of each RUN of neighbours,
+    which are a channel's, or of all channels, in turn."""
+    if COLUMNS == 0 and RUN == 0:
         tl.store(parts + tl.program_id(0), tl.sum(values, 0))
+    elif COLUMNS == 0:
+        RUNS: tl.constexpr = BLOCK // RUN
+        run = tl.program_id(0).to(tl.int64) * RUNS + tl.arange(0, RUNS)
+        tl.store(parts + run, tl.sum(tl.reshape(values, [RUNS, RUN]), 1), mask=run * RUN < size)
     else:
         ROWS: tl.constexpr = BLOCK // COLUMNS
         sums = tl.sum(tl.reshape(values, [ROWS, COLUMNS]), 0)
@@ -187,7 +192,7 @@ def _bias_act_kernel(
     h_bias,  # [channels] or None
     out,  # or None
     out_x,  # or None
-    parts,  # or None: sums of what goes to the input, [programs], or [programs, COLUMNS]
+    parts,  # or None: sums of what goes to the input, [programs], [size // RUN], or [programs, COLUMNS]
     size,
     channels,
     inner,
@@ -198,7 +203,8 @@ def _bias_act_kernel(
     GAIN: tl.constexpr,
     CLAMP: tl.constexpr,  # 0 for none
     SUM: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    COLUMNS: tl.constexpr,  # channels, where they are neighbours and a block has all of them; else 0
+    RUN: tl.constexpr,  # a channel's neighbours, where a block has several whole channels; else 0
     INDEX: tl.constexpr,  # what elements are counted in: divisions of 64 bits would cost more than all else
     BLOCK: tl.constexpr,
 ):
@@ -249,7 +255,7 @@ def _bias_act_kernel(
                     if parts is not None:
                         total += tl.where(inside, second, 0.0)
     if parts is not None:
-        _store_sums(total, parts, COLUMNS, BLOCK)
+        _store_sums(total, parts, size, COLUMNS, RUN, BLOCK)
 
 
 @triton.jit
@@ -375,9 +381,12 @@ def _launch(
     blocks = BLOCKS(x.device)
     block = blocks["BLOCK"]
     programs = ceil_div(size, block)
-    parts, columns, steps = None, 0, 1
+    parts, columns, run, steps = None, 0, 0, 1
     if sums and inner % block == 0:
         parts = x.new_empty((outer, channels, inner // block), dtype=sum_dtype(x.dtype))
+    elif sums and inner > 2 and block % inner == 0:
+        run = inner
+        parts = x.new_empty((outer, channels, 1), dtype=sum_dtype(x.dtype))
     elif sums and inner == 1 and channels == next_power_of_2(channels) <= block:
         columns, steps = channels, ceil_div(programs, PROGRAMS)
         programs = ceil_div(programs, steps)
@@ -404,6 +413,7 @@ def _launch(
         CLAMP=_held(clamp, x.dtype),
         SUM=sum_type(x.dtype),
         COLUMNS=columns,
+        RUN=run,
         INDEX=index_type(size),
         **blocks,
     )
@@ -569,6 +579,8 @@ def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         forward(x, bias, *options)
         backward(x, x, bias, *options, True)
         double_backward(x, bias, x, x, bias, *options, True, True, True)
+    small = torch.empty(4, 4, 8, 8, dtype=dtype, device=device)
+    backward(small, small, bias, *options, True)
     last = x.contiguous(memory_format=torch.channels_last)
     for sums in (True, False):
         backward(last, last, bias, *options, sums)

@@ -38,12 +38,16 @@ from gankern.triton.launch import (
 )
 from gankern.triton.sums import sum_of_parts
 
-BLOCKS = Blocks(  # values of a tile, and the most of them that are channels of one pixel
+# Values of a tile; where channels are neighbours, the most of them that are channels of one pixel; elsewhere, how many
+# are neighbouring pixels. All channels of so many pixels are read twice: where fewer pixels are under way at once, the
+# second reading finds them in a cache nearer by.
+BLOCKS = Blocks(
     "pixel_norm",
-    {"TILE": 1024, "CHANNELS": 256, "num_warps": 4},
-    {"TILE": 2048, "CHANNELS": 256, "num_warps": 4},
-    {"TILE": 2048, "CHANNELS": 512, "num_warps": 8},
-    {"TILE": 4096, "CHANNELS": 512, "num_warps": 8},
+    {"TILE": 1024, "CHANNELS": 256, "PIXELS": 64, "num_warps": 4},
+    {"TILE": 2048, "CHANNELS": 256, "PIXELS": 32, "num_warps": 4},
+    {"TILE": 2048, "CHANNELS": 256, "PIXELS": 64, "num_warps": 4},
+    {"TILE": 2048, "CHANNELS": 512, "PIXELS": 64, "num_warps": 8},
+    {"TILE": 4096, "CHANNELS": 512, "PIXELS": 64, "num_warps": 8},
 )
 
 PROGRAMS = 2048  # that leave sums of all channels, at most: enough for every GPU
@@ -187,8 +191,8 @@ def _shape(channels: int, lines: bool, blocks: dict[str, int]) -> tuple[int, int
     if lines:
         width = min(next_power_of_2(channels), blocks["CHANNELS"])
         return width, blocks["TILE"] // width if width >= 32 else 32
-    height = min(next_power_of_2(channels), blocks["TILE"] // 64)
-    return height, 64
+    height = min(next_power_of_2(channels), blocks["TILE"] // blocks["PIXELS"])
+    return height, blocks["PIXELS"]
 
 
 def _launch(

@@ -10,7 +10,9 @@ once a row: one pass over 2-D neighbourhoods beats two passes through memory.
 
 Split. A program makes a tile of ROWS by COLUMNS outputs of one plane; a plane of channels_last images is one of all
 channels, whose columns are samples times channels. So neighbouring lanes read and write neighbouring addresses. Up by
-2, a kernel of its own makes two by two outputs a lane, for a quarter of the instructions an output.
+2, a kernel of its own makes two by two outputs a lane, for a quarter of the instructions an output. Not up, and down by
+1 or 2, another one makes four outputs a lane, one below the other, which share the sums along the rows that they read:
+7 and 10 loads an output of four taps, in place of 16.
 
 Traffic. x is read once from memory, and again from the L1 cache for each tap of its neighbours; the result is written
 once. Bound by memory: ceil(taps / up)^2 multiply-adds an output. Sums are in fp32 (fp64 for fp64).
@@ -26,18 +28,22 @@ from torch import Tensor
 from gankern.core.layout import has_whole_pixels
 from gankern.triton.launch import Blocks, ceil_div, contiguous, index_type, launch, planned, sum_type
 
-BLOCKS = Blocks(  # rows and columns of a tile; DOUBLING: up by 2 in lanes of two by two outputs
+BLOCKS = Blocks(  # rows and columns of a tile; DOUBLING, STRIPS: with kernels of several outputs a lane
     "upfirdn2d",
-    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 1},
-    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 0},
-    {"ROWS": 8, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 0},
-    {"ROWS": 4, "COLUMNS": 256, "num_warps": 4, "DOUBLING": 1},
-    {"ROWS": 8, "COLUMNS": 64, "num_warps": 2, "DOUBLING": 0},
-    {"ROWS": 8, "COLUMNS": 64, "num_warps": 4, "DOUBLING": 1},
-    {"ROWS": 2, "COLUMNS": 256, "num_warps": 4, "DOUBLING": 1},
-    {"ROWS": 16, "COLUMNS": 64, "num_warps": 4, "DOUBLING": 0},
+    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 1, "STRIPS": 0},
+    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 0, "STRIPS": 0},
+    {"ROWS": 8, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 0, "STRIPS": 0},
+    {"ROWS": 4, "COLUMNS": 256, "num_warps": 4, "DOUBLING": 1, "STRIPS": 0},
+    {"ROWS": 8, "COLUMNS": 64, "num_warps": 2, "DOUBLING": 0, "STRIPS": 0},
+    {"ROWS": 8, "COLUMNS": 64, "num_warps": 4, "DOUBLING": 1, "STRIPS": 0},
+    {"ROWS": 2, "COLUMNS": 256, "num_warps": 4, "DOUBLING": 1, "STRIPS": 0},
+    {"ROWS": 16, "COLUMNS": 64, "num_warps": 4, "DOUBLING": 0, "STRIPS": 0},
+    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 1, "STRIPS": 1},
+    {"ROWS": 2, "COLUMNS": 256, "num_warps": 4, "DOUBLING": 1, "STRIPS": 1},
+    {"ROWS": 2, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 1, "STRIPS": 1},
 )
-DOUBLED_TAPS = 12  # of a filter that is written out for lanes of two by two outputs, at most
+WRITTEN_TAPS = 12  # of a filter that is written out for lanes of several outputs, at most
+STRIP = 4  # outputs of a lane, one below the other
 
 # ---- the kernel --------------------------------------------------------------------------------------------
 
@@ -242,6 +248,86 @@ def _doubling_kernel(
             tl.store(out + place, (value * GAIN).to(out.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _met(total, line, filter, j: tl.constexpr, TAPS: tl.constexpr, FLIP: tl.constexpr, SUM: tl.constexpr):
+    """A row's sums, weighted by tap j where there is one, and added."""
+    if j >= 0 and j < TAPS:
+        total += _tap(filter, j, TAPS, FLIP, SUM) * line
+    return total
+
+
+@triton.jit
+def _strip_kernel(
+    x,
+    filter,  # [TAPS]
+    out,
+    channels,
+    planes_a_batch,
+    rows,
+    columns,
+    out_rows,
+    out_columns,
+    start_y,
+    start_x,
+    batch_stride,
+    channel_stride,
+    row_stride,
+    column_stride,
+    GROUPED: tl.constexpr,
+    FLIP: tl.constexpr,
+    DOWN_Y: tl.constexpr,
+    DOWN_X: tl.constexpr,
+    TAPS: tl.constexpr,
+    GAIN: tl.constexpr,
+    SUM: tl.constexpr,
+    INDEX: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """A separable filter, not up. A lane makes outputs 4 q to 4 q + 3 of a column: output k meets the sample
+    4 q DOWN - start + m at tap m - k DOWN. Every sample is loaded once for the four, as is its row's sum taken."""
+    width = out_columns * channels
+    tiles_x = tl.cdiv(width, COLUMNS)
+    tiles_y = tl.cdiv(tl.cdiv(out_rows, 4), ROWS)
+    tile = tl.program_id(0)
+    plane = (tile // (tiles_x * tiles_y)).to(tl.int64)
+    qy = tile // tiles_x % tiles_y * ROWS + tl.arange(0, ROWS)
+    e = tile % tiles_x * COLUMNS + tl.arange(0, COLUMNS)
+    if GROUPED:
+        ox = e // channels
+        within = (e % channels).to(INDEX)
+    else:
+        ox = e
+        within = tl.zeros([COLUMNS], INDEX)
+    x += plane // planes_a_batch * batch_stride + plane % planes_a_batch * channel_stride
+    total_0 = tl.zeros([ROWS, COLUMNS], SUM)
+    total_1 = tl.zeros([ROWS, COLUMNS], SUM)
+    total_2 = tl.zeros([ROWS, COLUMNS], SUM)
+    total_3 = tl.zeros([ROWS, COLUMNS], SUM)
+    for my in tl.static_range(TAPS + 3 * DOWN_Y):
+        iy = qy * (4 * DOWN_Y) - start_y + my
+        inside_y = (iy >= 0) & (iy < rows)
+        row = iy.to(INDEX) * tl.cast(row_stride, INDEX)
+        line = tl.zeros([ROWS, COLUMNS], SUM)
+        for mx in tl.static_range(TAPS):
+            ix = ox * DOWN_X - start_x + mx
+            inside = inside_y[:, None] & ((ix >= 0) & (ix < columns))[None, :]
+            place = row[:, None] + (ix.to(INDEX) * tl.cast(column_stride, INDEX) + within)[None, :]
+            line += _tap(filter, mx, TAPS, FLIP, SUM) * tl.load(x + place, mask=inside, other=0.0).to(SUM)
+        total_0 = _met(total_0, line, filter, my, TAPS, FLIP, SUM)
+        total_1 = _met(total_1, line, filter, my - DOWN_Y, TAPS, FLIP, SUM)
+        total_2 = _met(total_2, line, filter, my - 2 * DOWN_Y, TAPS, FLIP, SUM)
+        total_3 = _met(total_3, line, filter, my - 3 * DOWN_Y, TAPS, FLIP, SUM)
+
+    out += plane * out_rows * width
+    for k in tl.static_range(4):
+        oy = 4 * qy + k
+        value = total_0 if k == 0 else total_1 if k == 1 else total_2 if k == 2 else total_3
+        place = (oy.to(INDEX) * width)[:, None] + e[None, :]
+        inside = (oy < out_rows)[:, None] & (e < width)[None, :]
+        tl.store(out + place, (value * GAIN).to(out.dtype.element_ty), mask=inside)
+
+
 # ---- launcher: what gankern/ops/upfirdn2d.py calls ---------------------------------------------------------
 
 
@@ -265,11 +351,12 @@ def forward(
         return out
     channels, planes_a_batch = (c, 1) if grouped else (1, c)
     blocks = dict(BLOCKS(x.device))
-    doubling = blocks.pop("DOUBLING")
+    doubling, strips = blocks.pop("DOUBLING"), blocks.pop("STRIPS")
+    written = filter.ndim == 1 and filter.shape[0] <= WRITTEN_TAPS
     span = 1 + sum((n - 1) * abs(stride) for n, stride in zip((channels, h, w), x.stride()[1:]))
     given: tuple[Any, ...] = (x, contiguous(filter), out, channels, planes_a_batch, h, w, *size, *start, *x.stride())
     shared = {"GAIN": gain, "SUM": sum_type(x.dtype), "INDEX": index_type(span, size[0] * size[1] * channels), **blocks}
-    if doubling and filter.ndim == 1 and filter.shape[0] <= DOUBLED_TAPS and [*up, *down] == [2, 2, 1, 1]:
+    if doubling and written and [*up, *down] == [2, 2, 1, 1]:
         tiles = ceil_div(ceil_div(size[1], 2) * channels, blocks["COLUMNS"])
         launch(
             _doubling_kernel,
@@ -283,7 +370,21 @@ def forward(
             **shared,
         )
         return out
-    tiles = ceil_div(size[1] * channels, blocks["COLUMNS"]) * ceil_div(size[0], blocks["ROWS"])
+    across = ceil_div(size[1] * channels, blocks["COLUMNS"])
+    if strips and written and [*up] == [1, 1] and max(down) <= 2:
+        launch(
+            _strip_kernel,
+            n * planes_a_batch * across * ceil_div(ceil_div(size[0], STRIP), blocks["ROWS"]),
+            *given,
+            GROUPED=grouped,
+            FLIP=flip_filter,
+            DOWN_Y=down[0],
+            DOWN_X=down[1],
+            TAPS=filter.shape[0],
+            **shared,
+        )
+        return out
+    tiles = across * ceil_div(size[0], blocks["ROWS"])
     launch(
         _upfirdn2d_kernel,
         n * planes_a_batch * tiles,
@@ -312,6 +413,9 @@ def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         with BLOCKS.use(variant):
             forward(x, taps, [2, 2], [1, 1], [2, 2], [64, 64], False, 4.0)
             forward(last, taps, [2, 2], [1, 1], [1, 1], [64, 64], True, 4.0)
+            if variant["STRIPS"]:
+                forward(last, taps, [1, 1], [2, 2], [1, 1], [16, 16], False, 1.0)
+                forward(x, taps, [1, 1], [1, 1], [2, 2], [33, 33], False, 1.0)
     forward(last, taps, [1, 1], [2, 2], [1, 1], [16, 16], False, 1.0)
     forward(x, taps, [1, 1], [1, 1], [2, 2], [33, 33], False, 1.0)
     forward(last, square, [1, 1], [1, 1], [2, 2], [33, 33], False, 1.0)

@@ -78,7 +78,7 @@ def _activate(y, value, slope, SLOPE: tl.constexpr):
 def _normalize_kernel(
     x,
     grad,
-    h,
+    h,  # or None, for zeros
     ref_mean,  # [C]; None where there is none
     ref_mean_square,
     weight,
@@ -162,7 +162,7 @@ def _normalize_kernel(
             sums_g += g
             sums_gd += g * d
             if ORDER == "double_backward":
-                tangent = _load(h, at, inside, SUM)
+                tangent = tl.zeros_like(g) if h is None else _load(h, at, inside, SUM)
                 sums_h += tangent
                 sums_hd += tangent * d
                 sums_hg += tangent * g
@@ -224,7 +224,7 @@ def _normalize_kernel(
                 if ORDER == "backward":
                     result = scale[:, None] * g + (d * c4[:, None] + c3[:, None])
                 else:
-                    tangent = _load(h, at, inside, SUM)
+                    tangent = tl.zeros_like(g) if h is None else _load(h, at, inside, SUM)
                     if NEED_GRAD:
                         of_g = _activate(y, scale[:, None] * tangent + (d * c4[:, None] + c3[:, None]), slope, SLOPE)
                         tl.store(out + at, of_g.to(out.dtype.element_ty), mask=inside)
@@ -547,7 +547,6 @@ def double_backward(
 ) -> tuple[Tensor, ...]:
     """Launches: 2, or 1 without the channels' gradients."""
     *given, need_grad, need_x, need_channels = arguments
-    h = torch.zeros_like(x) if h is None else h
     seconds = h_mean, h_mean_square, h_weight, h_bias
     made, grad_x, sums = _gradients("double_backward", grad, h, seconds, x, given, need_grad, need_x)
     grad_grad = x.new_empty(0) if made is None else made

@@ -48,3 +48,36 @@ def test_interpreted_kernels_are_refused():
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 2
     assert "TRITON_INTERPRET" in result.stderr
+
+
+ACCESSES = """
+import json, torch
+from gankern.triton import aot
+found = {}
+for module, wanted in (("bias_act", {"ACT": "leaky_relu", "COLUMNS": 0}), ("bias_act", {"ORDER": "backward", "COLUMNS": 4}),
+                       ("pixel_norm", {})):
+    for dtype in (torch.float32, torch.bfloat16):
+        for order in ("forward", "backward"):
+            for entry in aot.entries(module):
+                constants = entry.launch.constants
+                if (entry.dtype == dtype and not entry.variant and constants.get("ORDER") == order
+                        and "_prelu" not in entry.label
+                        and all(constants.get(name) == value for name, value in wanted.items())):
+                    compiled = entry.compile(aot.TARGETS["sm_90"])
+                    found[entry.label] = aot.accesses(compiled), aot.resources(compiled).spills
+                    break
+print(json.dumps(found))
+"""
+
+
+def test_maps_are_moved_in_16_bytes():
+    """Of bias_act, of a channel's neighbours and of neighbouring channels, and pixel norm: what is read and written of
+    maps in fp32 and bf16."""
+    result = subprocess.run([sys.executable, "-c", ACCESSES], env=COMPILER, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert len(found) == 10
+    for kernel, (accesses, spills) in found.items():
+        maps = 1 if "ORDER=forward" in kernel else 2
+        assert accesses.get("ld 16", 0) >= maps and accesses.get("st 16", 0) >= 1, (kernel, accesses)
+        assert not spills, kernel

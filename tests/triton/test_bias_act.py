@@ -44,11 +44,20 @@ def test_nothing(device):
 @pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
 @pytest.mark.parametrize(
     ("shape", "last"),
-    [((2, 3, 2048), False), ((3, 4, 5, 7), True), ((2, 5, 3, 4), True), ((300, 8), False), ((2, 3, 33), False)],
-    ids=["a channel a block", "all in turn", "five in turn", "rows", "neither"],
+    [
+        ((2, 3, 2048), False),
+        ((3, 4, 5, 7), True),
+        ((2, 5, 3, 4), True),
+        ((300, 8), False),
+        ((7, 5, 4, 16), False),
+        ((37, 31, 2, 2), False),
+        ((2, 3, 33), False),
+    ],
+    ids=["a channel a block", "all in turn", "five in turn", "rows", "whole channels", "tiny channels", "neither"],
 )
 def test_bias_gradient_of_the_same_pass(shape, last, activation, variant, device):
-    """Where a block is of one channel, or of all in turn, or of neither; the last block is not full."""
+    """Where a block is of one channel, of several whole ones, of all in turn, or of none of these; the last block is not
+    full."""
     x, h = (values(*shape, device=device, seed=i) for i in (0, 2))
     if last:
         x = x.contiguous(memory_format=torch.channels_last)

@@ -195,7 +195,9 @@ def test_every_variant_of_block_sizes_is_right(device):
     calls = {
         "bias_act": lambda x: GF.bias_act(x, bias, **triton),
         "minibatch_stddev": lambda x: GF.minibatch_stddev(x, group_size=4, num_channels=2, **triton),
-        "upfirdn2d": lambda x: GF.upfirdn2d(x, taps, up=2, padding=(2, 1, 2, 1), **triton),
+        "upfirdn2d": lambda x: [
+            GF.upfirdn2d(x, taps, padding=(2, 1, 2, 1), **factors, **triton) for factors in ({"up": 2}, {"down": 2}, {})
+        ],
         "minibatch_discrimination": lambda x: minibatch_discrimination.forward(m, None, False),
         "pixel_norm": lambda x: GF.bias_act_pixel_norm(x, bias, **triton),
         "batch_norm_act": lambda x: GF.batch_norm_act(x, None, None, bias, bias, training=True, **triton),

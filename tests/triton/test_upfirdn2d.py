@@ -118,3 +118,22 @@ def test_two_by_two_outputs_a_lane(taps, layout, device):
         with launch.recorded() as launches:
             upfirdn2d.forward(x, filter, *options)
         assert launches[0].kernel is upfirdn2d._doubling_kernel
+
+
+@pytest.mark.parametrize("taps", [1, 4])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_four_outputs_a_lane(taps, layout, device):
+    """Not up, down by 1 or 2 on either axis: the kernel of its own against the one for all factors."""
+    x = values(1, 2, 9, 11, device=device).contiguous(memory_format=layout)
+    filter = values(taps, device=device, seed=1)
+    strips = [variant for variant in BLOCKS.variants if variant["STRIPS"]]
+    plain = next(variant for variant in BLOCKS.variants if not variant["STRIPS"])
+    for number, (start, down) in enumerate([([0, 1], [1, 1]), ([3, 2], [2, 2]), ([-1, -2], [1, 2]), ([2, -3], [2, 1])]):
+        options = [1, 1], down, start, [9, 5 + number], number % 2 == 0, 1.5
+        with BLOCKS.use(plain):
+            right = upfirdn2d.forward(x, filter, *options)
+        with BLOCKS.use(strips[number % len(strips)]):
+            torch.testing.assert_close(upfirdn2d.forward(x, filter, *options), right, rtol=0, atol=1e-12)
+            with launch.recorded() as launches:
+                upfirdn2d.forward(x, filter, *options)
+            assert launches[0].kernel is upfirdn2d._strip_kernel

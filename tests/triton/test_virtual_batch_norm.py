@@ -13,6 +13,7 @@ from torch.autograd import grad
 import gankern
 import gankern.functional as GF
 from gankern.reference.virtual_batch_norm import virtual_batch_norm as reference
+from gankern.triton import virtual_batch_norm
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -111,3 +112,19 @@ def test_empty_and_missing(device):
         out = GF.virtual_batch_norm(x, ones, 2 * ones, 3, implementation=implementation)
         second.append(grad(grad(out.square().sum(), x, create_graph=True)[0].square().sum(), x)[0])
     torch.testing.assert_close(*second)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_a_double_backward_without_a_gradient_of_x(memory_format, device):
+    """None, which is not read, is as zeros."""
+    x, g = (sample((3, 5, 6, 7), torch.float64, device, memory_format, seed=seed) for seed in (0, 7))
+    channels = vectors(5, torch.float64, device)
+    options = 0.25, 1e-5, 0.2
+    _, saved = virtual_batch_norm.forward(x, *channels, *options)
+    seconds = [sample((5,), torch.float64, device, seed=seed) for seed in range(10, 14)]
+    none, zeros = (
+        virtual_batch_norm.double_backward(h, *seconds, g, x, *channels, saved, *options, True, True, True)
+        for h in (None, torch.zeros_like(x))
+    )
+    for ours, right in zip(none, zeros):
+        assert torch.equal(ours, right)
