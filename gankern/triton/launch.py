@@ -131,7 +131,7 @@ def launch(
         return _thread.tracing.launched(Launch(kernel, programs, arguments, constants, num_warps))
     if _record is not None or not BY_HANDLE:
         return _launch_by_jit(None, Launch(kernel, programs, arguments, constants, num_warps))
-    x, y = programs if type(programs) is tuple else (programs, 1)
+    x, y = programs if isinstance(programs, tuple) else (programs, 1)
     if x * y > PROGRAMS or y > PROGRAMS_Y:  # of so many programs Triton's launcher launches none, without a word
         name = kernel.__name__
         raise ValueError(f"{name}: {x} x {y} programs; at most {PROGRAMS} are accepted, {PROGRAMS_Y} along the second")
@@ -490,7 +490,7 @@ def planned(launcher: F) -> F:
         if known is None:
             return _traced(launcher, arguments, plans, key)
         plan, device = known
-        active = driver.active if BY_HANDLE or device >= 0 else None
+        active: Any = driver.active if BY_HANDLE or device >= 0 else None
         if device >= 0 and device != active.get_current_device():
             with torch.cuda.device(device):
                 return plan(active.get_current_stream(device) if BY_HANDLE and _nobody_listens() else None, *arguments)
