@@ -538,9 +538,9 @@ def every_plan_is_what_its_launcher_does():
         module, calls = aot._module(name), []
         code = launch.planned(lambda: None).__code__
         entries = {key: value for key, value in vars(module).items() if getattr(value, "__code__", None) is code}
-        assert entries or name == "sums", name
+        assert entries or name in ("sums", "instance_norm_act"), name  # whose callers have plans; which calls group norm
         vars(module).update({key: stub_driver._recorder(value, driver, calls) for key, value in entries.items()})
-        if name not in ("spectral_norm", "self_attention2d"):
+        if name not in stub_driver.OF_THEIR_SIZE:
             module.torch = stub_driver._Small()
         module.examples(torch.float32)
         vars(module).update(entries, torch=torch)
@@ -674,11 +674,11 @@ def the_way_of_this_triton_is_known():
 
 
 def host_cost():
-    """Loosely: a launch by handle costs less than two thirds of the JIT's, and a whole planned launcher, with what it
-    allocates, less than that is."""
+    """Loosely, since machines are busy: a launch by key costs less than the JIT's, and a whole planned launcher, with what
+    it allocates, less than two thirds of that."""
     cost = stub_driver.host_cost()
-    assert cost["handle"] < cost["jit"] / 1.5, cost
-    assert cost["planned"] < cost["jit"], cost
+    assert cost["handle"] < cost["jit"], cost
+    assert cost["planned"] < cost["jit"] / 1.5, cost
 
 
 def no_global_constants():

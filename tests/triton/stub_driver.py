@@ -122,6 +122,9 @@ def host_cost():
     return cost
 
 
+OF_THEIR_SIZE = ("spectral_norm", "self_attention2d", "sums", "group_norm_act")  # whose examples stay as they are
+
+
 class _Small:
     """torch, with sizes from 16 on as 4: its operators then cost their calls alone."""
 
@@ -152,7 +155,7 @@ def launcher_costs(number=20, repeat=30, rounds=8):
         entries = {key: getattr(module, key) for key in ("forward", "backward", "double_backward", "statistics")
                    if hasattr(module, key)}  # fmt: skip
         vars(module).update({key: _recorder(function, driver, calls) for key, function in entries.items()})
-        if name not in ("spectral_norm", "self_attention2d", "sums"):  # vectors alone; sizes that are looked at
+        if name not in OF_THEIR_SIZE:
             module.torch = _Small()
         module.examples(torch.float32)
         vars(module).update(entries, torch=torch)
