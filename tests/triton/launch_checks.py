@@ -538,7 +538,8 @@ def every_plan_is_what_its_launcher_does():
         module, calls = aot._module(name), []
         code = launch.planned(lambda: None).__code__
         entries = {key: value for key, value in vars(module).items() if getattr(value, "__code__", None) is code}
-        assert entries or name in ("sums", "instance_norm_act"), name  # whose callers have plans; which calls group norm
+        # The callers of sums have plans, and instance norm's launchers call group norm's.
+        assert entries or name in ("sums", "instance_norm_act"), name
         vars(module).update({key: stub_driver._recorder(value, driver, calls) for key, value in entries.items()})
         if name not in stub_driver.OF_THEIR_SIZE:
             module.torch = stub_driver._Small()
