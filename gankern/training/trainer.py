@@ -34,13 +34,20 @@ class Step:
 
     @property
     def d_loss(self) -> float:
-        """Of a game whose players are called "d" and "g", the discriminator's loss."""
+        """Of a game whose players are called "d" and "g", the discriminator's loss; likewise the next three."""
         return self.losses["d"]
 
     @property
     def g_loss(self) -> float:
-        """Likewise the generator's."""
         return self.losses["g"]
+
+    @property
+    def d_seconds(self) -> float:
+        return self.seconds["d"]
+
+    @property
+    def g_seconds(self) -> float:
+        return self.seconds["g"]
 
 
 class Trainer:

@@ -59,8 +59,6 @@ ALIGNMENT = 16  # of addresses and numbers: what Triton compiles apart
 BY_MEMORY = torch.version.hip is not None  # AMD's compiler counts in 32 bits within memory of less than 2 GiB
 NARROW = 2**31 - 1  # bytes
 PROGRAMS, PROGRAMS_Y = 2**31 - 1, 65535  # of a launch, and along its second axis: what devices take at most
-INT32 = range(-(2**31), 2**31)
-INT64 = range(-(2**63), 2**63)
 
 
 class Launch(NamedTuple):
