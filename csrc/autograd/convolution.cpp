@@ -151,7 +151,10 @@ Tensor convolve_by_product(const Plan& plan, bool transpose, int64_t height, int
                      {kind.stride, kind.stride});
     y = y.reshape({n, -1, height, width});
   }
-  y = y.contiguous(has_channels_together(x) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+  // As torch's: channels last where either of the two has them so.
+  const bool last =
+      has_channels_together(x) || weight.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+  y = y.contiguous(last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
   if (plan.scale != 1) y = y.mul(plan.scale);
   return bias ? y.add(bias->view({-1, 1, 1})) : y;
 }

@@ -399,7 +399,7 @@ def _normalize(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    of: _Layer | _Statistics | _OfEach | _OfGroups,
+    of: _Layer | _Statistics | _OfEach,
     followed: Followed | None,
     counts: bool = True,
     activation: str | None = None,
@@ -410,12 +410,8 @@ def _normalize(
         gain((10.0 if isinstance(of, _OfEach) else 0.0) + x.numel() * VALUE)
         if followed is not None:
             followed.misses += 1
-    if isinstance(of, (_OfEach, _OfGroups)):
-        if isinstance(of, _OfGroups):
-            result = _norm_of_groups(x, weight, bias, of, activation, slope)
-        else:
-            mean, var = (of.mean, of.var) if counts else (None, None)
-            result = _norm_of_each(x, mean, var, weight, bias, of, activation, slope)
+    if isinstance(of, _OfEach):
+        result = _norm_of_each(x, weight, bias, of, counts, activation, slope)
         if activation is None:
             say(f"gankern: {of.kind} norm ({last_implementation(f'{of.kind}_norm_act')})")
         return result
@@ -444,61 +440,41 @@ def _normalize(
 
 def _norm_of_each(
     x: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     of: _OfEach,
+    counts: bool,
     activation: str | None,
     slope: float | Tensor,
 ) -> Tensor:
+    mean, var = (of.mean, of.var) if counts else (None, None)
     each, prelu = (0.0, slope) if isinstance(slope, Tensor) else (slope, None)
     if not matters(x):
-        return GF.instance_norm_act(
-            *(x, mean, var, weight, bias, True, of.momentum, of.eps),
-            activation=activation,
-            negative_slope=each,
-            slope=prelu,
-        )
-    each = activations.slope(activation, each)
-    result, stats = _instance_norm_act(x, (weight, bias, prelu), (), (of.eps, each), any_order=True)
+        behind: Any = {"activation": activation, "negative_slope": each, "slope": prelu}
+        if of.groups is not None:
+            return GF.group_norm_act(x, of.groups, weight, bias, of.eps, **behind)
+        return GF.instance_norm_act(x, mean, var, weight, bias, True, of.momentum, of.eps, **behind)
+    affine, each = (weight, bias, prelu), activations.slope(activation, each)
+    if of.groups is not None:
+        return _group_norm_act(x, affine, (), (of.groups, of.eps, each), any_order=True)[0]
+    result, stats = _instance_norm_act(x, affine, (), (of.eps, each), any_order=True)
     if mean is not None:
         update_running(mean, var, stats.mean(1), of.momentum)
     return result
 
 
-def _norm_of_groups(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    of: _OfGroups,
-    activation: str | None,
-    slope: float | Tensor,
-) -> Tensor:
-    each, prelu = (0.0, slope) if isinstance(slope, Tensor) else (slope, None)
-    if not matters(x):
-        options: Any = {"activation": activation, "negative_slope": each, "slope": prelu}
-        return GF.group_norm_act(x, of.groups, weight, bias, of.eps, **options)
-    constants = of.groups, of.eps, activations.slope(activation, each)
-    return _group_norm_act(x, (weight, bias, prelu), (), constants, any_order=True)[0]
-
-
-class _OfGroups(NamedTuple):
-    """What group norm is told."""
-
-    groups: int
-    eps: float
-    kind: str = "group"
-
-
 class _OfEach(NamedTuple):
-    """What instance norm, by each sample's own statistics, is told of the running ones."""
+    """What group or instance norm, by each sample's own statistics, is told; of instance norm, of the running ones."""
 
-    mean: Tensor | None
-    var: Tensor | None
-    momentum: float
     eps: float
-    kind: str = "instance"
+    groups: int | None = None  # None: instance norm
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    momentum: float = 0.0
+
+    @property
+    def kind(self) -> str:
+        return "instance" if self.groups is None else "group"
 
 
 class _Statistics(NamedTuple):
@@ -585,7 +561,7 @@ def instance_norm(
     if not ordinary or autocasting(input.device.type) or not _is_faster_for_each(input, *tensors):
         say("torch", NOT_FASTER)
         return F.instance_norm(input, *tensors, use_input_stats, momentum, eps)
-    of, followed = _OfEach(running_mean, running_var, momentum, eps), state.followed[1]
+    of, followed = _OfEach(eps, None, running_mean, running_var, momentum), state.followed[1]
     input = input.contiguous()  # so is torch's result, wherever the channels lie
     if followed is not None and followed.waits and may_defer(input):
         return defer("norm", input.shape, _normalize, input, weight, bias, of, followed, True)
@@ -607,7 +583,7 @@ def group_norm(
         return F.group_norm(input, num_groups, weight, bias, eps)
     if input.ndim not in (4, 5):
         input = input.contiguous()  # so is torch's result, wherever the channels lie
-    of = _OfGroups(num_groups, eps)
+    of = _OfEach(eps, num_groups)
     if followed is not None and followed.waits and may_defer(input):
         return defer("norm", input.shape, _normalize, input, weight, bias, of, followed, True)
     return _normalize(input, weight, bias, of, None)

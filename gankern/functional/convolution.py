@@ -129,6 +129,8 @@ def conv2d(
     >>> conv2d(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3), padding=1).shape
     torch.Size([2, 4, 16, 16])
     """
+    if negative_slope != 0.2:
+        _checks.number("conv2d", "negative_slope", negative_slope)
     if activation is not None:
         y = conv2d(
             input, weight, None, stride, padding, dilation, groups,
@@ -220,6 +222,8 @@ def conv_transpose2d(
     >>> conv_transpose2d(torch.randn(2, 8, 16, 16), torch.randn(8, 4, 4, 4), stride=2, padding=1).shape
     torch.Size([2, 4, 32, 32])
     """
+    if negative_slope != 0.2:
+        _checks.number("conv_transpose2d", "negative_slope", negative_slope)
     if activation is not None:
         y = conv_transpose2d(
             input, weight, None, stride, padding, output_padding, groups, dilation,
@@ -324,6 +328,8 @@ def upsample_conv2d(
     >>> upsample_conv2d(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3)).shape
     torch.Size([2, 4, 32, 32])
     """
+    if negative_slope != 0.2:
+        _checks.number("upsample_conv2d", "negative_slope", negative_slope)
     if activation is not None:
         y = upsample_conv2d(
             x, weight, scale_factor=scale_factor, mode=mode, weight_scale=weight_scale, implementation=implementation
@@ -386,6 +392,8 @@ def conv2d_downsample(
     >>> conv2d_downsample(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3)).shape
     torch.Size([2, 4, 8, 8])
     """
+    if negative_slope != 0.2:
+        _checks.number("conv2d_downsample", "negative_slope", negative_slope)
     if activation is not None:
         y = conv2d_downsample(x, weight, weight_scale=weight_scale, implementation=implementation)
         return _activated(y, bias, activation, negative_slope, implementation)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.autograd import Function
 
 from gankern.core import autograd, dispatch, native, precision, registry, zeros
@@ -182,7 +183,9 @@ def _convolve_by_product(
         if kind.taps > 1:
             y = F.fold(y, (height, width), kind.taps, padding=padding, stride=kind.stride)
         y = y.reshape(n, -1, height, width)
-    y = y.contiguous(memory_format=torch.channels_last if has_channels_together(x) else torch.contiguous_format)
+    # As torch's: channels last where either of the two has them so.
+    last = has_channels_together(x) or suggest_memory_format(weight) is torch.channels_last
+    y = y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     return y if scale == 1 else y * scale
 
 

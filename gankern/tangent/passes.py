@@ -38,7 +38,7 @@ def run(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     *,
-    relay: bool,
+    relay: bool = True,
 ) -> Any:
     """(penalty, parameters beside the given ones, indices of the given ones, gradients: first for those)."""
     penalty, select = resolve(penalty), resolve(select)

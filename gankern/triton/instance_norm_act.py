@@ -1,55 +1,27 @@
 """Instance normalisation and a (leaky) ReLU: group normalisation of as many groups as channels
-(gankern/triton/group_norm_act.py)."""
+(gankern/triton/group_norm_act.py). ``stats`` is [3, N, C]."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from gankern.triton import group_norm_act
 from gankern.triton.launch import sum_dtype
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    negative_slope: float,
-    slope: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The result, and the statistics [3, N, C]."""
-    return group_norm_act.forward(x, weight, bias, x.shape[1], eps, negative_slope, slope)
+def _of_each(launcher: Callable[..., Any], x: int, groups: int) -> Callable[..., Any]:
+    """The launcher without its number of groups, at ``groups``: as many as argument ``x`` has channels."""
+
+    def launch(*arguments: Any) -> Any:
+        return launcher(*arguments[:groups], arguments[x].shape[1], *arguments[groups:])
+
+    return launch
 
 
-def backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    stats: Tensor,
-    negative_slope: float,
-    affine: bool,
-    slope: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, weight, bias and slope (empty where not wanted, or there is none)."""
-    return group_norm_act.backward(grad, x, weight, bias, stats, x.shape[1], negative_slope, affine, slope)
-
-
-def double_backward(
-    grad_grad_x: Tensor | None,
-    grad_grad_weight: Tensor | None,
-    grad_grad_bias: Tensor | None,
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    stats: Tensor,
-    negative_slope: float,
-    affine: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `backward`'s grad, x and weight (empty where there are none)."""
-    of_affine = grad_grad_weight, grad_grad_bias
-    tensors = grad_grad_x, *of_affine, grad, x, weight, bias, stats
-    return group_norm_act.double_backward(*tensors, x.shape[1], negative_slope, affine)
+forward = _of_each(group_norm_act.forward, x=0, groups=3)
+backward = _of_each(group_norm_act.backward, x=1, groups=5)
+double_backward = _of_each(group_norm_act.double_backward, x=4, groups=8)
 
 
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
