@@ -318,7 +318,8 @@ struct Carry final : Recorded {
 
 Witness::Witness(const NodePtr& root, Derivative derivative, const Tensor& input) : derivative_(derivative) {
   if (!root || !at::GradMode::is_enabled() || transformed()) return;
-  if (derivative == kNone && dynamic_cast<AccumulateGrad*>(root.get())) return;  // nothing below, and nothing for it
+  if (derivative == kNone && dynamic_cast<AccumulateGrad*>(root.get()))
+    return;  // nothing below, and nothing for it
   for (const Edge& edge : root->next_edges())
     if (edge.is_valid()) direct_edges_.push_back(edge);
   const bool seen = input.defined() && is_watched(root);
