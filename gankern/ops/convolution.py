@@ -520,7 +520,8 @@ def no_row(implementation: str | None, rows: str) -> None:
     """For arguments that are of no kind: plain PyTorch runs. ``rows`` says what there is."""
     wish = primitive.wish(implementation)
     if wish not in ("auto", "reference"):
-        raise primitive.refuse(wish, {"cpu": f"takes {rows}", "reference": None})
+        problem = (dispatch.transformation_refusal() if transformed() else None) or f"takes {rows}"
+        raise primitive.refuse(wish, {"cpu": problem, "reference": None})
     primitive.ran("reference")
 
 
