@@ -18,13 +18,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 from torch.autograd import Function
 
 from gankern.core import autograd, dispatch, native, precision, registry, zeros
 from gankern.core.dispatch import ANY_ORDER, FLOATING, Implementation, Primitive
 from gankern.core.layout import has_channels_together
-from gankern.core.torch_internals import transformed
+from gankern.core.torch_internals import lies_in_channels_last, transformed
 from gankern.ops import convolution_choice as choice
 from gankern.ops.convolution_choice import ALLOWED, KINDS, PASSES
 
@@ -184,7 +183,7 @@ def _convolve_by_product(
             y = F.fold(y, (height, width), kind.taps, padding=padding, stride=kind.stride)
         y = y.reshape(n, -1, height, width)
     # As torch's: channels last where either of the two has them so.
-    last = has_channels_together(x) or suggest_memory_format(weight) is torch.channels_last
+    last = has_channels_together(x) or lies_in_channels_last(weight)
     y = y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     return y if scale == 1 else y * scale
 

@@ -172,11 +172,6 @@ def plan_of(matrices: tuple[Matrix | None, ...], u_first: bool, device: torch.de
     Kept for good, since other streams may still read it, and a captured graph does at every replay. Made once, it is
     no step of what a launcher does at each call.
     """
-    with torch._C.DisableTorchFunction():
-        return _plan_of(matrices, u_first, device)
-
-
-def _plan_of(matrices: tuple[Matrix | None, ...], u_first: bool, device: torch.device) -> Plan:
     groups = max(len(matrix.groups) for matrix in matrices if matrix)
     scratch_size = 0
 
@@ -218,18 +213,19 @@ def _plan_of(matrices: tuple[Matrix | None, ...], u_first: bool, device: torch.d
     programs = [
         [(number, block) for number, count in enumerate(kind) for block in range(count)] for kind in zip(*counts)
     ]
-    power_programs, reduce_programs, product_programs, tile_programs = (
-        torch.tensor(table, dtype=torch.int32, device=device) for table in programs
-    )
-    return Plan(
-        torch.tensor(layers, dtype=torch.int64, device=device),
-        groups,
-        power_programs,
-        reduce_programs,
-        product_programs,
-        tile_programs,
-        scratch_size,
-    )
+    with torch._C.DisableTorchFunction():
+        power_programs, reduce_programs, product_programs, tile_programs = (
+            torch.tensor(table, dtype=torch.int32, device=device) for table in programs
+        )
+        return Plan(
+            torch.tensor(layers, dtype=torch.int64, device=device),
+            groups,
+            power_programs,
+            reduce_programs,
+            product_programs,
+            tile_programs,
+            scratch_size,
+        )
 
 
 def blocks_of(count: int, each: int) -> int:

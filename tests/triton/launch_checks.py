@@ -675,10 +675,10 @@ def the_way_of_this_triton_is_known():
 
 
 def host_cost():
-    """Loosely, since machines are busy: a launch by key costs less than the JIT's, and a whole planned launcher, with what
-    it allocates, less than two thirds of that."""
+    """Loosely: a launch by key, and a whole planned launcher with what it allocates, cost less than two thirds of the
+    JIT's launch."""
     cost = stub_driver.host_cost()
-    assert cost["handle"] < cost["jit"], cost
+    assert cost["handle"] < cost["jit"] / 1.5, cost
     assert cost["planned"] < cost["jit"] / 1.5, cost
 
 

@@ -173,8 +173,6 @@ def test_no_launcher_calls_what_copies_or_waits():
                 continue
             if any(re.search("cache|kept", ast.unparse(d)) for d in function.decorator_list):
                 continue
-            if function.name == "_plan_of":  # plan_of's, which keeps it
-                continue
             for call in ast.walk(function):
                 if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in WAITING:
                     found.append(f"{path.name}:{call.lineno} {ast.unparse(call.func)}")
