@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function
 
+from gankern.core.activations import ACTIVATIONS
 from gankern.core.dispatch import short
 from gankern.core.native import nodes
 from gankern.core.torch_internals import autocasting
@@ -68,7 +69,17 @@ def _padded(x: Tensor, weight: Tensor, padding: Ints | str, dilation: Ints, mode
     return F.pad(x, (before[1], after[1], before[0], after[0]), mode)
 
 
-def _activated(y: Tensor, bias: Tensor | None, activation: str, slope: float, implementation: str | None) -> Tensor:
+def _activates(name: str, activation: str | None, negative_slope: float) -> bool:
+    """Whether an activation follows; raises for one that there is not, before anything is computed."""
+    if activation is None and type(negative_slope) is float and negative_slope == 0.2:
+        return False
+    _checks.activation(name, activation, negative_slope, ACTIVATIONS)
+    return activation is not None
+
+
+def _activated(
+    y: Tensor, bias: Tensor | None, activation: str | None, slope: float, implementation: str | None
+) -> Tensor:
     return bias_act(y, bias, dim=y.ndim - 3, activation=activation, negative_slope=slope, implementation=implementation)
 
 
@@ -129,9 +140,7 @@ def conv2d(
     >>> conv2d(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3), padding=1).shape
     torch.Size([2, 4, 16, 16])
     """
-    if negative_slope != 0.2:
-        _checks.number("conv2d", "negative_slope", negative_slope)
-    if activation is not None:
+    if _activates("conv2d", activation, negative_slope):
         y = conv2d(
             input, weight, None, stride, padding, dilation, groups,
             padding_mode=padding_mode, weight_scale=weight_scale, implementation=implementation,
@@ -222,9 +231,7 @@ def conv_transpose2d(
     >>> conv_transpose2d(torch.randn(2, 8, 16, 16), torch.randn(8, 4, 4, 4), stride=2, padding=1).shape
     torch.Size([2, 4, 32, 32])
     """
-    if negative_slope != 0.2:
-        _checks.number("conv_transpose2d", "negative_slope", negative_slope)
-    if activation is not None:
+    if _activates("conv_transpose2d", activation, negative_slope):
         y = conv_transpose2d(
             input, weight, None, stride, padding, output_padding, groups, dilation,
             weight_scale=weight_scale, implementation=implementation,
@@ -328,9 +335,7 @@ def upsample_conv2d(
     >>> upsample_conv2d(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3)).shape
     torch.Size([2, 4, 32, 32])
     """
-    if negative_slope != 0.2:
-        _checks.number("upsample_conv2d", "negative_slope", negative_slope)
-    if activation is not None:
+    if _activates("upsample_conv2d", activation, negative_slope):
         y = upsample_conv2d(
             x, weight, scale_factor=scale_factor, mode=mode, weight_scale=weight_scale, implementation=implementation
         )
@@ -392,9 +397,7 @@ def conv2d_downsample(
     >>> conv2d_downsample(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3)).shape
     torch.Size([2, 4, 8, 8])
     """
-    if negative_slope != 0.2:
-        _checks.number("conv2d_downsample", "negative_slope", negative_slope)
-    if activation is not None:
+    if _activates("conv2d_downsample", activation, negative_slope):
         y = conv2d_downsample(x, weight, weight_scale=weight_scale, implementation=implementation)
         return _activated(y, bias, activation, negative_slope, implementation)
     name = "conv2d_downsample"

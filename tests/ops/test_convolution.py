@@ -420,8 +420,14 @@ def test_activations_ride(kind):
             torch.testing.assert_close(a, r, rtol=1e-10, atol=1e-10)
     x, w, b = (t.detach() for t in inputs)
     torch.testing.assert_close(ours(x, w, activation="relu"), plain(x, w).relu())
-    with pytest.raises(ValueError, match="activation is 'swish'"):
-        ours(x, w, b, activation="swish")
+    names = {"transposed": "conv_transpose2d", "upsample": "upsample_conv2d", "downsample": "conv2d_downsample"}
+    name = names.get(kind, "conv2d")
+    for wrong in ("swish", "prelu"):
+        with pytest.raises(ValueError, match=f"{name}: activation is '{wrong}'; accepted are 'linear', "):
+            ours(x, w, b, activation=wrong)
+    for wrong, error in ((float("inf"), ValueError), ("steep", TypeError)):
+        with pytest.raises(error, match=f"{name}: negative_slope is "):
+            ours(x, w, b, negative_slope=wrong)
     with pytest.raises(ValueError, match="bias"):
         ours(x, w, b[1:], activation="relu")
 
