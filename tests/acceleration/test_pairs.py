@@ -376,3 +376,35 @@ def test_instance_norm_has_torchs_memory_format(affine, training, behind):
     for expected, found in zip(*results):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
         assert found.stride() == expected.stride()
+
+
+class Swapping(nn.Module):
+    """Its input becomes another tensor between the two halves of a pair."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.up, self.conv = kind, nn.Upsample(scale_factor=2), nn.Conv2d(16, 16, 3, padding=1)
+        self.norm, self.act = nn.InstanceNorm2d(16), nn.ReLU()
+
+    def forward(self, x):
+        first, second = (self.up, self.conv) if self.kind == "upsample" else (self.norm, self.act)
+        x = x.detach().clone()
+        other = torch.zeros_like(x)
+        y = first(x)
+        torch.utils.swap_tensors(x, other)
+        return second(y)
+
+
+@pytest.mark.parametrize("kind", ["upsample", "norm"])
+def test_a_tensor_that_is_swapped_while_a_layer_waits_is_noticed(kind):
+    torch.manual_seed(0)
+    net = Swapping(kind)
+    x = torch.randn(4, 16, 32, 32)
+    right = net(x)
+    gankern.accelerate(net)
+    try:
+        found = net(x)
+    except RuntimeError as error:
+        assert "overwritten between two operations that run as one" in str(error)
+    else:
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
