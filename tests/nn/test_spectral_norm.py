@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import types
 
 import pytest
 import torch
@@ -186,6 +187,16 @@ def _parameter(layer):
     return next(p for name, p in layer.named_parameters() if "bias" not in name)
 
 
+class Writer:
+    def by_method(self, weight):
+        weight.data.mul_(-1.5)
+
+
+WRITER = Writer()
+writers = types.ModuleType("writers")  # as a file of somebody's own is
+writers.by_function = lambda weight: WRITER.by_method(weight)
+
+
 class Between(nn.Module):
     """Whose forward does something to a layer after another one has run: what a group computed ahead is not it."""
 
@@ -210,6 +221,10 @@ class Between(nn.Module):
             _parameter(self.b).data.mul_(-1.5)
         elif self.change == "written as an array":
             self.as_array()
+        elif self.change == "written by a module's function":
+            writers.by_function(_parameter(self.b))
+        elif self.change == "written by an object":
+            WRITER.by_method(_parameter(self.b))
         elif self.change == "swapped":
             torch.utils.swap_tensors(_parameter(self.b), nn.Parameter(_parameter(self.b).detach() * -1.5))
         elif self.change == "replaced":
@@ -253,6 +268,8 @@ def test_hooks_that_write_within_a_forward(form):
         "nothing",
         "written through .data",
         "written as an array",
+        "written by a module's function",
+        "written by an object",
         "swapped",
         "frozen",
         "unfrozen",

@@ -4,6 +4,7 @@ a pointer, which autograd counts no version for. Asked of the names in the code 
 from __future__ import annotations
 
 import functools
+import sys
 import types
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -62,8 +63,8 @@ _answers: weakref.WeakKeyDictionary[types.CodeType, dict[Any, bool]] = weakref.W
 
 
 def _reached(start: Any, cls: type | None, but: str) -> Iterator[Iterable[str]]:
-    """The names in the code of a function and of those that it calls by name: methods of the class, and functions
-    beside it."""
+    """The names in the code of a function and of those that it calls by name: methods of the class, and functions,
+    modules and objects beside it."""
     pending, seen = [start], set()
     for function in pending:  # which grows
         function = getattr(function, "fget", function)  # a property's
@@ -77,10 +78,25 @@ def _reached(start: Any, cls: type | None, but: str) -> Iterator[Iterable[str]]:
         for code in _with_inner(function.__code__):
             yield code.co_names
             for name in code.co_names:
-                pending.append(function.__globals__.get(name))
+                value = function.__globals__.get(name)
+                pending += [value, *_members(value, code.co_names)]
                 if cls is not None and name != but:
                     pending.append(next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None))
-        pending += [cell.cell_contents for cell in function.__closure__ or () if _is_full(cell)]
+            for cell in filter(_is_full, function.__closure__ or ()):
+                pending += [cell.cell_contents, *_members(cell.cell_contents, code.co_names)]
+
+
+def _members(value: Any, names: Iterable[str]) -> list[Any]:
+    """Of a module of somebody's own, a class or an object of one: the functions of these names."""
+    if value is None or isinstance(value, (types.FunctionType, types.BuiltinFunctionType, nn.Module)):
+        return []
+    if isinstance(value, types.ModuleType):
+        foreign = value.__name__.split(".")[0] in (*_LIBRARIES, *sys.stdlib_module_names, "numpy")
+        return [] if foreign else [vars(value).get(name) for name in names]
+    cls = value if isinstance(value, type) else type(value)
+    if cls.__module__.split(".")[0] in (*_LIBRARIES, *sys.stdlib_module_names, "numpy"):
+        return []
+    return [vars(base)[name] for name in names for base in cls.__mro__ if name in vars(base)]
 
 
 def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
