@@ -40,6 +40,12 @@ def _functions(module: nn.Module) -> Iterator[tuple[Any, type | None]]:
             owner = type(getattr(hook, "__self__", hook))
             function = getattr(hook, "__func__", hook)
             yield (function if isinstance(function, types.FunctionType) else owner.__call__), owner
+    for value in module.__dict__.values():  # objects that the network has: whatever they can do
+        owner = type(value)
+        if isinstance(value, types.FunctionType):
+            yield value, None
+        elif not isinstance(value, type) and not _is_foreign(owner.__module__):
+            yield from ((f, owner) for f in vars(owner).values() if isinstance(f, types.FunctionType))
 
 
 def _is_of_libraries(function: Any) -> bool:
@@ -86,15 +92,19 @@ def _reached(start: Any, cls: type | None, but: str) -> Iterator[Iterable[str]]:
                 pending += [cell.cell_contents, *_members(cell.cell_contents, code.co_names)]
 
 
+def _is_foreign(name: str) -> bool:
+    """Whether a module is nobody's own: code that knows of no weights."""
+    return name.split(".")[0] in (*_LIBRARIES, *sys.stdlib_module_names, "numpy")
+
+
 def _members(value: Any, names: Iterable[str]) -> list[Any]:
     """Of a module of somebody's own, a class or an object of one: the functions of these names."""
     if value is None or isinstance(value, (types.FunctionType, types.BuiltinFunctionType, nn.Module)):
         return []
     if isinstance(value, types.ModuleType):
-        foreign = value.__name__.split(".")[0] in (*_LIBRARIES, *sys.stdlib_module_names, "numpy")
-        return [] if foreign else [vars(value).get(name) for name in names]
+        return [] if _is_foreign(value.__name__) else [vars(value).get(name) for name in names]
     cls = value if isinstance(value, type) else type(value)
-    if cls.__module__.split(".")[0] in (*_LIBRARIES, *sys.stdlib_module_names, "numpy"):
+    if _is_foreign(cls.__module__):
         return []
     return [vars(base)[name] for name in names for base in cls.__mro__ if name in vars(base)]
 
