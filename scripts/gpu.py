@@ -311,6 +311,12 @@ def _device_cases(device: str) -> list[tuple[str, Any, int]]:
     def eager_instance_norm(x: Any, b: Any) -> Any:
         return F.leaky_relu(F.instance_norm(x, None, None, b, b), 0.2)
 
+    def groups(x: Any) -> int:  # of eight channels
+        return max(1, x.shape[1] // 8)
+
+    def eager_group_norm(x: Any, b: Any) -> Any:
+        return F.leaky_relu(F.group_norm(x, groups(x), b, b), 0.2)
+
     def eager_penalty(x: Any, b: Any) -> Any:
         return (torch.linalg.vector_norm(x, dim=(1, 2, 3)) - 1).square()
 
@@ -352,6 +358,8 @@ def _device_cases(device: str) -> list[tuple[str, Any, int]]:
              lambda x, b: GF.upfirdn2d(x, taps, padding=(2, 1, 2, 1)), eager_same, 4),
             (f"instance_norm_act {label}", shape,
              lambda x, b: GF.instance_norm_act(x, None, None, b, b, activation="leaky_relu"), eager_instance_norm, 5),
+            (f"group_norm_act {label}", shape,
+             lambda x, b: GF.group_norm_act(x, groups(x), b, b, activation="leaky_relu"), eager_group_norm, 5),
             (f"gradient_penalty {label}", shape, lambda x, b: GF.gradient_penalty(x), eager_penalty, 3),
         ]  # fmt: skip
     return cases
@@ -846,6 +854,7 @@ LARGE = [
     "upfirdn2d down",
     "upfirdn2d same",
     "instance_norm_act",
+    "group_norm_act",
     "gradient_penalty",
 ]
 PRECISIONS = {False: "fp32", True: "bf16 channels_last"}
