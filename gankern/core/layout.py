@@ -45,6 +45,18 @@ def has_channels_together(x: Tensor) -> bool:
     return x.stride(1) == 1 and not x.is_contiguous()
 
 
+def lies_in_channels_last(x: Tensor) -> bool:
+    """Whether torch takes an image for channels_last, and makes results of it so. Strides decide, also those of
+    dimensions of size 1: of a 1x1 kernel nothing else tells."""
+    least = 0
+    for d in (1, 3, 2, 0):
+        size, stride = x.shape[d], x.stride(d)
+        if size == 0 or stride < least or (d == 0 and least == x.stride(1)):
+            return False
+        least = stride * size if size > 1 else stride
+    return x.stride(1) != 0
+
+
 def has_whole_pixels(x: Tensor) -> bool:
     """Whether an image's pixels are runs of several channels that do not overlap: what the filters' kernels read as
     channels_last, contiguous or not."""

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
-from torch._prims_common import suggest_memory_format as _suggest_memory_format
 
 
 def exporting() -> bool:
@@ -39,12 +38,6 @@ def functional() -> bool:
     """Whether a torch.func transform is at work outside of torch.compile, under which a function may not write to what
     was made outside of it."""
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def lies_in_channels_last(x: torch.Tensor) -> bool:
-    """Whether torch takes a 4-D tensor for channels_last. Strides decide, also those of dimensions of size 1: of a 1x1
-    kernel nothing else tells."""
-    return _suggest_memory_format(x) is torch.channels_last
 
 
 def sequence_number() -> int:

@@ -22,8 +22,8 @@ from torch.autograd import Function
 
 from gankern.core import autograd, dispatch, native, precision, registry, zeros
 from gankern.core.dispatch import ANY_ORDER, FLOATING, Implementation, Primitive
-from gankern.core.layout import has_channels_together
-from gankern.core.torch_internals import lies_in_channels_last, transformed
+from gankern.core.layout import has_channels_together, lies_in_channels_last
+from gankern.core.torch_internals import transformed
 from gankern.ops import convolution_choice as choice
 from gankern.ops.convolution_choice import ALLOWED, KINDS, PASSES
 

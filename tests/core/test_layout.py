@@ -1,10 +1,12 @@
 """Every question about memory formats has one answer, also where tensors have gaps, one channel or no elements."""
 
 import ast
+from itertools import permutations, product
 from pathlib import Path
 
 import pytest
 import torch
+from torch._prims_common import suggest_memory_format
 
 from gankern.core import layout
 
@@ -45,6 +47,14 @@ def test_predicates(name):
     if x.ndim >= 4:
         like = layout.empty(x, channels=3)
         assert like.shape == (2, 3, *x.shape[2:]) and like.is_contiguous(memory_format=memory_format)
+
+
+def test_channels_last_is_what_torch_takes_for_it():
+    """Of all strides that sizes of 1 and 3 can have in any order of dimensions, and of slices and expansions."""
+    for size, order, slices in product(product((1, 3), repeat=4), permutations(range(4)), (1, 2)):
+        whole = torch.empty([size[d] for d in order]).permute([order.index(d) for d in range(4)])
+        for x in (whole, whole[:, ::slices], whole.expand(3, *size[1:]) if size[0] == 1 else whole):
+            assert layout.lies_in_channels_last(x) == (suggest_memory_format(x) is torch.channels_last), x.stride()
 
 
 def test_accumulation_dtypes():
