@@ -127,14 +127,8 @@ struct Act<Activation::kLeakyReluOfInput, A> : Act<Activation::kLeakyRelu, A> {
 
 // Its slope is set for each vector of channels.
 template <class A>
-struct Act<Activation::kPrelu, A> {
-  using V = Vec<A>;
-  static constexpr bool kOfInput = true, kSecond = false;
-  V slope{};
-  explicit Act(A) {}
-  V value(V z) const { return z > V{} ? z : z * slope; }
-  V first(V g, V s) const { return s > V{} ? g : g * slope; }
-  V second(V, V) const { return V{}; }
+struct Act<Activation::kPrelu, A> : Act<Activation::kLeakyReluOfInput, A> {
+  using Act<Activation::kLeakyReluOfInput, A>::Act;
 };
 
 template <class A>

@@ -1,5 +1,6 @@
 // Convolutions by bilinear algorithms: y = A [(G w) * (B x)], the same three small matrices on both sides of
-// an image tile. The table of them is convolution_rows.h; what stands here knows no row by name. The last row is none of these: convolution_direct.h.
+// an image tile. The table of them is convolution_rows.h; what stands here knows no row by name. The last row
+// is none of these: convolution_direct.h.
 //
 // Channels lie side by side in all scratch memory, so that transforms are vectorised over channels for every
 // row and every image size; contiguous (NCHW) images are turned on the way in and out, in registers, a block

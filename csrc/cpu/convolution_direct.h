@@ -22,6 +22,16 @@ constexpr int kBand = 8;  // rows that the weight gradient sums at a time
 template <int channels>
 constexpr int kDirectRows = (kVectorBytes == 64 && channels > 1 ? 24 : 12) / channels;
 
+// The function for so many channels or taps, of those that `of` makes for 1 to kFew; for more, kFew's.
+template <class Of>
+auto of_few(int64_t count, const Of& of) {
+  static_assert(kFew == 4);
+  return count == 1   ? of(std::integral_constant<int, 1>())
+         : count == 2 ? of(std::integral_constant<int, 2>())
+         : count == 3 ? of(std::integral_constant<int, 3>())
+                      : of(std::integral_constant<int, 4>());
+}
+
 // The rows [top, top + rows) of some channels, columns [left, left + width) of each, as planes of their own.
 // What stands outside of the image is as its border says.
 template <class T>
@@ -214,10 +224,7 @@ void direct_weight_gradient(const Convolution& t, const Parallel& parallel) {
   const int64_t g_row = direct_stride<T>(t.out.width), row = odd_lines<A>(direct_stride<T>(g_row + taps - 1));
   const int64_t g_plane = kBand * g_row, plane = (kBand + taps - 1) * row;
   static constexpr auto sums_of = [](int64_t count) {
-    return count == 1   ? direct_sums<A, channels, 1>
-           : count == 2 ? direct_sums<A, channels, 2>
-           : count == 3 ? direct_sums<A, channels, 3>
-                        : direct_sums<A, channels, 4>;
+    return of_few(count, [](auto some) { return direct_sums<A, channels, some>; });
   };
   parallel_for(parallel, blocks * steps, 1, [&](int64_t task, int64_t end_task) {
     Scratch<A> planes(step * plane), g(channels * g_plane), dw(step * channels * square);
@@ -253,21 +260,11 @@ void direct_weight_gradient(const Convolution& t, const Parallel& parallel) {
 // By the number of output channels.
 template <class T>
 void direct_forward_of_any(const Convolution& t, const Parallel& parallel) {
-  const int64_t channels = t.out.channels;
-  const auto run = channels == 1   ? direct_forward<T, 1>
-                   : channels == 2 ? direct_forward<T, 2>
-                   : channels == 3 ? direct_forward<T, 3>
-                                   : direct_forward<T, 4>;
-  run(t, parallel);
+  of_few(t.out.channels, [](auto channels) { return direct_forward<T, channels>; })(t, parallel);
 }
 template <class T>
 void direct_weight_gradient_of_any(const Convolution& t, const Parallel& parallel) {
-  const int64_t channels = t.out.channels;
-  const auto run = channels == 1   ? direct_weight_gradient<T, 1>
-                   : channels == 2 ? direct_weight_gradient<T, 2>
-                   : channels == 3 ? direct_weight_gradient<T, 3>
-                                   : direct_weight_gradient<T, 4>;
-  run(t, parallel);
+  of_few(t.out.channels, [](auto channels) { return direct_weight_gradient<T, channels>; })(t, parallel);
 }
 
 }  // namespace

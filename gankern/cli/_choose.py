@@ -13,6 +13,7 @@ import gankern.functional  # noqa: F401 (declares the primitives)
 from gankern.core.dispatch import Primitive, check_environment
 from gankern.core.files import check_can_write, write_json
 from gankern.core.names import look_up
+from gankern.models.layers import LAYERS
 
 DEVICES = ("cpu", "cuda")
 
@@ -47,6 +48,7 @@ PRIMITIVES = choice(Primitive.registry, "a primitive; repeat for several", metav
 JSON = typer.Option(
     "--json", metavar="FILE", help="write the results as JSON; with - to the terminal, and tables to the error stream"
 )
+SIDE = choice(LAYERS, "which side of a comparison", show_default="the last of those there are")
 TERMINAL = Path("-")
 
 

@@ -9,10 +9,9 @@ from torch import nn
 
 from gankern import diagnostics, training
 from gankern.cli import _target
-from gankern.cli._choose import JSON, check_output, choice, console_beside, write_results
+from gankern.cli._choose import JSON, SIDE, check_output, console_beside, write_results
 from gankern.cli._fail import fail
 from gankern.core.arguments import seed as check_seed
-from gankern.models.layers import LAYERS
 from gankern.training import CHECKPOINT, TrainingError, pictures
 from gankern.training import checkpoint as checkpoints
 from gankern.training.export import drawing
@@ -28,9 +27,7 @@ def checkerboard(
     ],
     out: Annotated[Path | None, typer.Option(help="also write a picture (PNG, JPEG, WebP)")] = None,
     json: Annotated[Path | None, JSON] = None,
-    layers: Annotated[
-        str | None, choice(LAYERS, "which side of a comparison", show_default="the last of those there are")
-    ] = None,
+    layers: Annotated[str | None, SIDE] = None,
     latent: Annotated[
         int | None, typer.Option(help="length of the latents", show_default="found out where it can be")
     ] = None,

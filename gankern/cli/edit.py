@@ -9,12 +9,11 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from gankern.cli._choose import check_output, choice
+from gankern.cli._choose import SIDE, check_output
 from gankern.cli._fail import fail
 from gankern.core.arguments import seed as check_seed
 from gankern.data import files
 from gankern.diagnostics import latent
-from gankern.models.layers import LAYERS
 from gankern.training import CHECKPOINT, TrainingError, pictures
 from gankern.training import checkpoint as checkpoints
 
@@ -42,9 +41,7 @@ def edit(
     starts: Annotated[int, typer.Option(min=1, help="latents to begin from")] = 8,
     stay: Annotated[float, typer.Option(min=0.0, help="how dear it is to leave the latent that was found")] = 3.0,
     seed: Annotated[int, typer.Option(help="decides the latents")] = 0,
-    layers: Annotated[
-        str | None, choice(LAYERS, "which side of a comparison", show_default="the last of those there are")
-    ] = None,
+    layers: Annotated[str | None, SIDE] = None,
 ) -> None:
     """Find IMAGE among what the generator of a run makes, and paint on it with the colour under the mask."""
     console = Console()

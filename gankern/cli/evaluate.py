@@ -9,12 +9,11 @@ from rich.table import Table
 from torch import Tensor
 
 from gankern import data, metrics, training
-from gankern.cli._choose import JSON, check_output, choice, console_beside, write_results
+from gankern.cli._choose import JSON, SIDE, check_output, console_beside, write_results
 from gankern.cli._fail import fail
 from gankern.core.arguments import seed as check_seed
 from gankern.data import ImageSource
 from gankern.models.conditional import CONDITIONINGS
-from gankern.models.layers import LAYERS
 from gankern.training import checkpoint as checkpoints
 from gankern.training import pictures
 
@@ -52,9 +51,7 @@ def evaluate(
     size: Annotated[int | None, typer.Option(min=1, help="crop and resize both to this", show_default="no")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="samples of a run at a time")] = 64,
     device: Annotated[str, typer.Option(help="where a run's samples are computed: cpu, cuda, cuda:1, ...")] = "cpu",
-    layers: Annotated[
-        str | None, choice(LAYERS, "which side of a comparison", show_default="the last of those there are")
-    ] = None,
+    layers: Annotated[str | None, SIDE] = None,
     seed: Annotated[int, typer.Option(help="decides latents, and which images are taken")] = 0,
     json_file: Annotated[Path | None, JSON] = None,
 ) -> None:

@@ -7,9 +7,8 @@ import typer
 from rich.console import Console
 
 from gankern import training
-from gankern.cli._choose import check_output, choice
+from gankern.cli._choose import SIDE, check_output
 from gankern.cli._fail import fail
-from gankern.models.layers import LAYERS
 
 
 def export(
@@ -20,9 +19,7 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="the file to write", show_default="generator.onnx and the like, beside RUN's")
     ] = None,
-    layers: Annotated[
-        str | None, choice(LAYERS, "which side of a comparison", show_default="the last of those there are")
-    ] = None,
+    layers: Annotated[str | None, SIDE] = None,
     average: Annotated[bool, typer.Option(help="the moving average of the weights, where the run kept one")] = True,
 ) -> None:
     """Write the generator of a run as files that need no gankern, and compare what they give with it.

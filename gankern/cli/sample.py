@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from gankern import data, training
-from gankern.cli._choose import check_output, choice
+from gankern.cli._choose import SIDE, check_output
 from gankern.cli._fail import fail
 from gankern.core.arguments import seed as check_seed
 from gankern.data import POINTS
@@ -22,7 +22,6 @@ from gankern.diagnostics.latent import LEAST, truncated
 from gankern.diagnostics.latent import attribute as latent_attribute
 from gankern.games import Picture, Run
 from gankern.models.conditional import CONDITIONINGS
-from gankern.models.layers import LAYERS
 from gankern.training import CHECKPOINT, TrainingError, pictures
 from gankern.training import checkpoint as checkpoints
 
@@ -86,9 +85,7 @@ def sample(
         int | None,
         typer.Option(help="of a conditional model: images of this class", show_default="one of each in turn"),
     ] = None,
-    layers: Annotated[
-        str | None, choice(LAYERS, "which side of a comparison", show_default="the last of those there are")
-    ] = None,
+    layers: Annotated[str | None, SIDE] = None,
 ) -> None:
     """Draw samples from a checkpoint's generator: as one picture, or with --each one by one."""
     path = checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint

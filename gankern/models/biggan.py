@@ -40,14 +40,9 @@ class Generator(_attention.Generator):
 
 
 def biggan(
-    size: int = 128,
-    channels: int = 3,
-    latent: int = 120,
-    width: int = 96,
-    num_classes: int = 1000,
-    embedding: int = 128,
-    layers: str = "torch",
-) -> GAN:
+    size: int = 128, channels: int = 3, latent: int = 120, width: int = 96, num_classes: int = 1000,
+    embedding: int = 128, layers: str = "torch",
+) -> GAN:  # fmt: skip
     """BigGAN for images of 128 pixels (or 32, a small one of its kind); ``width`` is the paper's ch.
 
     ``latent`` is a multiple of the number of its parts: 6 of 128 pixels, 4 of 32. Sample by

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from gankern.reference._eps import plus_eps
 
+Affine = Tensor | None  # a value of each channel, [C], or of each sample's channels, [N, C]; None: there are none
+
 
 def widened(x: Tensor) -> Tensor:
     """float16 and bfloat16 are computed in float32."""
@@ -29,10 +31,10 @@ def moments(x: Tensor, over: list[int], count: int) -> tuple[Tensor, Tensor, Ten
 def normalized(
     x: Tensor,
     statistics: tuple[Tensor, Tensor, Tensor],
-    affine: tuple[Tensor | None, Tensor | None],
+    affine: tuple[Affine, Affine],
     eps: float,
     negative_slope: float,
-    slope: Tensor | None,
+    slope: Affine,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """act((x - mean) / sqrt(var + eps) * weight + bias) in ``dtype``, and the statistics [3, ...] that it was computed

@@ -5,19 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gankern.reference._norm_act import moments, normalized, widened
+from gankern.reference._norm_act import Affine, moments, normalized, widened
 
 
 def batch_norm_act(
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    weight: Affine,
+    bias: Affine,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     training: bool,
     eps: float,
     negative_slope: float,
-    slope: Tensor | None = None,
+    slope: Affine = None,
 ) -> tuple[Tensor, Tensor]:
     """act((x - mean) / sqrt(var + eps) * weight + bias) of x [N, C, ...], and the statistics [3, C] that it was
     computed with: mean, 1 / sqrt(var + eps), and the variance that running statistics take up.

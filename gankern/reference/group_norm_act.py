@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gankern.reference._norm_act import moments, normalized, widened
+from gankern.reference._norm_act import Affine, moments, normalized, widened
 
 
 def group_norm_act(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    groups: int,
-    eps: float,
-    negative_slope: float,
-    slope: Tensor | None = None,
+    x: Tensor, weight: Affine, bias: Affine, groups: int, eps: float, negative_slope: float, slope: Affine = None
 ) -> tuple[Tensor, Tensor]:
     """act((x - mean) / sqrt(var + eps) * weight + bias) of x [N, C, ...], and the statistics [3, N, groups] that it was
     computed with: mean, 1 / sqrt(var + eps), and the unbiased variance.

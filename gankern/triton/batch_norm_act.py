@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.triton.launch import Blocks, ceil_div, contiguous, laid_out_as, launch, planned, sum_dtype, sum_type
+from gankern.triton.sums import sum_of_parts
 
 WARPS = 4
 BLOCKS = Blocks(  # values of a tile, and in channels_last how many of them are neighbouring channels
@@ -42,6 +43,8 @@ VALUES = 16  # blocks of a range, at least, where there are programs enough
 PROGRAMS = 1024  # enough for every GPU
 SUMS = {"backward": 2, "double_backward": 5}
 TERMS = 5  # of a channel
+
+Affine = Tensor | None  # a value of each channel, [C], or of each sample's channels, [N, C]; None: there are none
 
 # ---- kernels -----------------------------------------------------------------------------------------------
 
@@ -448,12 +451,12 @@ def _apply_kernel(
 # ---- launchers: what gankern/ops/batch_norm_act.py calls ----------------------------------------------------
 
 
-def _of_each(*values: Tensor | None) -> bool:
+def _of_each(*values: Affine) -> bool:
     """Whether any of them are each sample's own."""
     return any(v is not None and v.ndim == 2 for v in values)
 
 
-def _repeated(values: Tensor | None, x: Tensor) -> Tensor | None:
+def _repeated(values: Affine, x: Tensor) -> Tensor | None:
     """[C] or [N, C] as [N C]."""
     return None if values is None else values.expand(x.shape[:2]).reshape(-1)
 
@@ -466,14 +469,15 @@ class _Call:
     def __init__(
         self,
         x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
+        weight: Affine,
+        bias: Affine,
         slope: float,
-        others: Sequence[Tensor | None] = (),
+        others: Sequence[Affine] = (),
         instances: bool = False,
-        slopes: Tensor | None = None,
+        slopes: Affine = None,
         members: int = 1,
     ) -> None:
+        self.given = weight, bias, slopes
         self.last = not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
         self.x = x if self.last else contiguous(x)
         self.samples, self.channels = x.shape[:2]
@@ -502,12 +506,28 @@ class _Call:
         self.tile |= {"BLOCK_M": self.block_m, "BLOCK_C": self.block_c}
         self.tile["num_warps"] = blocks["num_warps"]
 
-    def gradient(self, wanted: bool, values: Tensor | None) -> Tensor | None:
+    def gradient(self, wanted: bool, values: Affine) -> Tensor | None:
         """What a kernel writes of the affine values' gradient, [groups, C]; None where there is none."""
         if not wanted or values is None:
             return None
         made = self.x.new_empty(self.groups * self.channels, dtype=self.sum)
         return made if self.count else made.zero_()
+
+    def gradient_of_slopes(self) -> Tensor | None:
+        """The same of PReLU's slopes, [C]: a group has none of its own."""
+        if self.slopes is None:
+            return None
+        made = self.x.new_empty(self.channels, dtype=self.sum)
+        return made if self.count else made.zero_()
+
+    def as_given(self, made: Tensor | None, values: Affine) -> Tensor:
+        """A gradient that a kernel wrote, in the shape of the values: where it has one for each sample and they are
+        common to all, summed up over these. Empty where there is none."""
+        if made is None or values is None:
+            return self.x.new_empty(0, dtype=self.sum)
+        if made.numel() != values.numel():
+            return sum_of_parts(made.view(-1, values.shape[0], 1), self.sum)
+        return made if values.ndim == 1 else made.view(values.shape)
 
     def evaluation(self, mean: Tensor, var: Tensor, eps: float) -> Tensor:
         stats = self.x.new_empty((3, self.channels), dtype=self.sum)
@@ -568,7 +588,7 @@ class _Call:
         order: str,
         grad: Tensor | None,
         h: Tensor | None,
-        h_weight: Tensor | None,
+        h_weight: Affine,
         stats: Tensor,
         training: bool,
         grad_weight: Tensor | None,
@@ -631,8 +651,8 @@ class _Call:
         order: str,
         grad: Tensor | None,
         h: Tensor | None,
-        h_weight: Tensor | None,
-        h_bias: Tensor | None,
+        h_weight: Affine,
+        h_bias: Affine,
         stats: Tensor,
         terms: Tensor | None,
         out: Tensor,
@@ -666,18 +686,48 @@ class _Call:
             **self.tile,
         )
 
+    def backward(
+        self, grad: Tensor, stats: Tensor, training: bool, affine: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradients of x, weight, bias and slope."""
+        grad, stats, grad_x = self.like_x(grad), contiguous(stats), torch.empty_like(self.x)
+        weight, bias, _ = self.given
+        made = self.gradient(affine, weight), self.gradient(affine, bias), self.gradient_of_slopes()
+        if self.x.numel():
+            terms = None
+            if training or any(gradient is not None for gradient in made):
+                terms = self.terms("backward", grad, None, None, stats, training, *made)
+            self.apply("backward", grad, None, None, None, stats, terms, grad_x, None)
+        grad_weight, grad_bias, grad_slope = map(self.as_given, made, self.given)
+        return grad_x, grad_weight, grad_bias, grad_slope
+
+    def double_backward(
+        self, grad_grad_x: Tensor | None, grad: Tensor, stats: Tensor, training: bool, affine: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of ``grad``, x and weight; ``others`` are those of the first weight's and bias's gradients."""
+        grad, h, stats = self.like_x(grad), self.like_x(grad_grad_x), contiguous(stats)
+        (h_weight, h_bias), weight = self.others, self.given[0]
+        grad_grad, grad_x = torch.empty_like(self.x), torch.empty_like(self.x)
+        made = self.gradient(affine and grad_grad_x is not None, weight)
+        if self.x.numel():
+            terms = self.terms("double_backward", grad, h, h_weight, stats, training, made, None, None)
+            self.apply("double_backward", grad, h, h_weight, h_bias, stats, terms, grad_grad, grad_x)
+        if h_weight is None and (grad_grad_x is None or not training):
+            grad_x = self.x.new_empty(0)
+        return grad_grad, grad_x, self.as_given(made, weight)
+
 
 @planned
 def forward(
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    weight: Affine,
+    bias: Affine,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     training: bool,
     eps: float,
     negative_slope: float,
-    slope: Tensor | None = None,
+    slope: Affine = None,
 ) -> tuple[Tensor, Tensor]:
     """The result, and the statistics [3, C]. Launches: 3, or 1 in evaluation."""
     call = _Call(x, weight, bias, negative_slope, slopes=slope)
@@ -692,48 +742,33 @@ def forward(
     return y, stats
 
 
-def _or_empty(gradient: Tensor | None, values: Tensor | None, call: _Call) -> Tensor:
-    """A gradient laid out as the values, or nothing."""
-    if gradient is None or values is None:
-        return call.x.new_empty(0, dtype=call.sum)
-    return gradient.view(values.shape) if values.ndim == 2 else gradient
-
-
 @planned
 def backward(
     grad: Tensor,
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    weight: Affine,
+    bias: Affine,
     stats: Tensor,
     training: bool,
     negative_slope: float,
     affine: bool,
-    slope: Tensor | None = None,
+    slope: Affine = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, weight, bias and slope (empty where not wanted, or there is none). Launches: 3, or 1 in
     evaluation without these."""
     call = _Call(x, weight, bias, negative_slope, slopes=slope)
-    grad, grad_x = call.like_x(grad), torch.empty_like(call.x)
-    made = call.gradient(affine, weight), call.gradient(affine, bias), call.gradient(True, slope)
-    if call.count:
-        terms = None
-        if training or any(gradient is not None for gradient in made):
-            terms = call.terms("backward", grad, None, None, stats, training, *made)
-        call.apply("backward", grad, None, None, None, stats, terms, grad_x, None)
-    grad_weight, grad_bias, grad_slope = (_or_empty(g, v, call) for g, v in zip(made, (weight, bias, slope)))
-    return grad_x, grad_weight, grad_bias, grad_slope
+    return call.backward(grad, stats, training, affine)
 
 
 @planned
 def double_backward(
     grad_grad_x: Tensor | None,
-    grad_grad_weight: Tensor | None,
-    grad_grad_bias: Tensor | None,
+    grad_grad_weight: Affine,
+    grad_grad_bias: Affine,
     grad: Tensor,
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    weight: Affine,
+    bias: Affine,
     stats: Tensor,
     training: bool,
     negative_slope: float,
@@ -741,16 +776,7 @@ def double_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of `backward`'s grad, x and weight (empty where there are none). Launches: 3."""
     call = _Call(x, weight, bias, negative_slope, (grad_grad_weight, grad_grad_bias))
-    grad, h = call.like_x(grad), call.like_x(grad_grad_x)
-    grad_grad, grad_x = torch.empty_like(call.x), torch.empty_like(call.x)
-    made = call.gradient(affine and grad_grad_x is not None, weight)
-    if call.count:
-        h_weight, h_bias = call.others
-        terms = call.terms("double_backward", grad, h, h_weight, stats, training, made, None, None)
-        call.apply("double_backward", grad, h, h_weight, h_bias, stats, terms, grad_grad, grad_x)
-    if grad_grad_weight is None and (grad_grad_x is None or not training):
-        grad_x = x.new_empty(0)
-    return grad_grad, grad_x, _or_empty(made, weight, call)
+    return call.double_backward(grad_grad_x, grad, stats, training, affine)
 
 
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:

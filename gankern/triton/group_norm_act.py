@@ -8,18 +8,8 @@ N C values, which a small kernel sums up over the samples (gankern/triton/sums.p
 import torch
 from torch import Tensor
 
-from gankern.triton.batch_norm_act import _Call
-from gankern.triton.launch import contiguous, planned, sum_dtype
-from gankern.triton.sums import sum_of_parts
-
-
-def _gradient_of(values: Tensor | None, every: Tensor | None, call: _Call) -> Tensor:
-    """Of values [C] or [N, C], by those of [N C]; empty where there is none."""
-    if values is None or every is None:
-        return call.x.new_empty(0, dtype=call.sum)
-    if values.ndim == 2:
-        return every.view(values.shape)
-    return sum_of_parts(every.view(-1, values.shape[0], 1), call.sum)
+from gankern.triton.batch_norm_act import Affine, _Call
+from gankern.triton.launch import planned, sum_dtype
 
 
 def _members(x: Tensor, groups: int) -> int:
@@ -28,13 +18,7 @@ def _members(x: Tensor, groups: int) -> int:
 
 @planned
 def forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    groups: int,
-    eps: float,
-    negative_slope: float,
-    slope: Tensor | None = None,
+    x: Tensor, weight: Affine, bias: Affine, groups: int, eps: float, negative_slope: float, slope: Affine = None
 ) -> tuple[Tensor, Tensor]:
     """The result, and the statistics [3, N, groups]. Launches: 3."""
     call = _Call(x, weight, bias, negative_slope, instances=True, slopes=slope, members=_members(x, groups))
@@ -50,35 +34,29 @@ def forward(
 def backward(
     grad: Tensor,
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    weight: Affine,
+    bias: Affine,
     stats: Tensor,
     groups: int,
     negative_slope: float,
     affine: bool,
-    slope: Tensor | None = None,
+    slope: Affine = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, weight, bias and slope (empty where not wanted, or there is none). Launches: 3, and one for
     each gradient that is summed up over the samples."""
     call = _Call(x, weight, bias, negative_slope, instances=True, slopes=slope, members=_members(x, groups))
-    grad, stats, grad_x = call.like_x(grad), contiguous(stats), torch.empty_like(call.x)
-    made = call.gradient(affine, weight), call.gradient(affine, bias), call.gradient(True, slope)
-    if x.numel():
-        terms = call.terms("backward", grad, None, None, stats, True, *made)
-        call.apply("backward", grad, None, None, None, stats, terms, grad_x, None)
-    grad_weight, grad_bias, grad_slope = (_gradient_of(v, g, call) for v, g in zip((weight, bias, slope), made))
-    return grad_x, grad_weight, grad_bias, grad_slope
+    return call.backward(grad, stats, True, affine)
 
 
 @planned
 def double_backward(
     grad_grad_x: Tensor | None,
-    grad_grad_weight: Tensor | None,
-    grad_grad_bias: Tensor | None,
+    grad_grad_weight: Affine,
+    grad_grad_bias: Affine,
     grad: Tensor,
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    weight: Affine,
+    bias: Affine,
     stats: Tensor,
     groups: int,
     negative_slope: float,
@@ -89,16 +67,7 @@ def double_backward(
     call = _Call(
         x, weight, bias, negative_slope, (grad_grad_weight, grad_grad_bias), instances=True, members=_members(x, groups)
     )
-    grad, h, stats = call.like_x(grad), call.like_x(grad_grad_x), contiguous(stats)
-    h_weight, h_bias = call.others
-    grad_grad, grad_x = torch.empty_like(call.x), torch.empty_like(call.x)
-    made = call.gradient(affine and grad_grad_x is not None, weight)
-    if x.numel():
-        terms = call.terms("double_backward", grad, h, h_weight, stats, True, made, None, None)
-        call.apply("double_backward", grad, h, h_weight, h_bias, stats, terms, grad_grad, grad_x)
-    if grad_grad_x is None and grad_grad_weight is None:
-        grad_x = x.new_empty(0)
-    return grad_grad, grad_x, _gradient_of(weight, made, call)
+    return call.double_backward(grad_grad_x, grad, stats, True, affine)
 
 
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:

@@ -155,10 +155,12 @@ def test_the_same_bits_every_time():
 
 
 @pytest.mark.parametrize("shape", [(7, 3), (2, 40, 3, 5), (3, 2, 30, 40)], ids=str)
+@pytest.mark.parametrize("of_each", [False, True], ids=["of all", "of each sample"])
 @pytest.mark.parametrize("name", ["batch_norm_act", "instance_norm_act", "bias_act"])
-def test_prelu_in_every_order(shape, name):
-    if len(shape) < 3 and name == "instance_norm_act":
-        return
+def test_prelu_in_every_order(shape, name, of_each):
+    """``of_each``: affine values are each sample's own, beside a slope that all have in common."""
+    if (len(shape) < 3 and name == "instance_norm_act") or (of_each and name == "bias_act"):
+        pytest.skip("there is nothing of the kind")
     function = {
         "batch_norm_act": lambda i, x, w, b, a: GF.batch_norm_act(
             x, None, None, w, b, True, activation="prelu", slope=a, implementation=i
@@ -174,7 +176,8 @@ def test_prelu_in_every_order(shape, name):
     for last, slopes in ((False, channels), (len(shape) > 2, 1)):
         x = random(*shape)
         x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
-        tensors = [x, random(channels, seed=1), random(channels, seed=2), random(slopes, seed=3)]
+        affine = shape[:2] if of_each else (channels,)
+        tensors = [x, random(*affine, seed=1), random(*affine, seed=2), random(slopes, seed=3)]
         sides = []
         for implementation in ("triton", "reference"):
             leaves = [t.detach().requires_grad_() for t in tensors]

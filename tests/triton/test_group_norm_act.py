@@ -50,14 +50,21 @@ def test_every_order_and_layout(shape, groups, device):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_prelu(device):
-    x, weight, bias, slope = random(2, 6, 5, device=device), *(random(6, device=device, seed=s) for s in (1, 2, 3))
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("affine", [(6,), (2, 6)], ids=str)
+def test_prelu(affine, samples, device):
+    x, weight, bias = (random(*s, device=device, seed=n) for n, s in enumerate(((samples, 6, 5), affine, affine)))
+    weight, bias = (v[:samples] if v.ndim == 2 else v for v in (weight, bias))
+    slope = random(6, device=device, seed=3)
 
     def mine(x, w, b, a):
         return GF.group_norm_act(x, 3, w, b, activation="prelu", slope=a, implementation="triton")
 
+    def right_one(x, w, b, a):
+        return F.prelu(F.group_norm(x, 3) * w[..., None] + b[..., None], a)
+
     found = every_order(mine, (x, weight, bias, slope))
-    right = every_order(lambda x, w, b, a: F.prelu(F.group_norm(x, 3, w, b), a), (x, weight, bias, slope))
+    right = every_order(right_one, (x, weight, bias, slope))
     for a, b in zip(found, right, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
