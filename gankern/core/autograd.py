@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -65,10 +66,42 @@ class Rule:
         RULES[self.name] = self
 
 
-class _Recording(threading.local):
-    """Of this thread: the tape of :mod:`gankern.tangent` that records, which hears of each primitive that runs."""
+class Recorder(Protocol):
+    """What hears of each primitive that a thread runs, and runs it in its place: the tape of :mod:`gankern.tangent`.
+    Each function returns what the call without a recorder would."""
 
-    recorder: Any = None
+    def primitive(self, name: str, options: tuple, tensors: Tensors) -> tuple[Tensor, ...]:
+        """One that is differentiated by its rule: :func:`run` of these."""
+
+    def linear(
+        self,
+        x: Tensor,
+        run: Callable[[], Tensor],
+        forward: Callable[[Tensor], Tensor],
+        transpose: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """A linear map of x: ``run()`` is ``forward(x)`` with autograd."""
+
+    def convolution(
+        self,
+        run: Callable[..., Tensor],
+        options: tuple,
+        height: int,
+        width: int,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """``run`` of the other arguments; gankern.ops.convolution has its three passes."""
+
+    def pause(self) -> AbstractContextManager[Any]:
+        """Within the block, nothing of the thread is recorded."""
+
+
+class _Recording(threading.local):
+    """Of this thread: who records, if anybody does."""
+
+    recorder: Recorder | None = None
 
 
 recording = _Recording()

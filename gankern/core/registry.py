@@ -44,14 +44,14 @@ TRITON_MISSING = _triton_missing()
 
 def _native_missing(primitive: str) -> str | None:
     """Why there are no C++ kernels of a primitive."""
-    if NATIVE_MISSING or any(x.startswith(f"gankern::{primitive}") for x in _kernels()):
+    if NATIVE_MISSING or f"gankern::{primitive}" in _kernels():
         return NATIVE_MISSING
     return "the native library was built from other sources, which had no such primitive; reinstall gankern"
 
 
 @functools.cache
-def _kernels() -> list[str]:
-    return torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
+def _kernels() -> frozenset[str]:
+    return frozenset(torch._C._dispatch_get_registrations_for_dispatch_key("CPU"))
 
 
 def declare(

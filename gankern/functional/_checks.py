@@ -99,11 +99,10 @@ def slope(function: str, activation: Any, value: Tensor | None, x: Tensor, chann
     floating(function, "slope", value)
     if value.shape not in ((1,), (channels,)):
         raise ValueError(f"{function}: slope has shape {tuple(value.shape)}; it must be (1,) or ({channels},)")
-    half = x.dtype in (torch.float16, torch.bfloat16) and value.dtype == torch.float32
-    if value.device != x.device or not (value.dtype == x.dtype or half):
-        raise ValueError(
-            f"{function}: slope is {short(value.dtype)} on {value.device}; x needs {short(x.dtype)} on {x.device}"
-        )
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    if value.device != x.device or not (value.dtype == x.dtype or (half and value.dtype == torch.float32)):
+        wanted = f"{short(x.dtype)}{' or float32' if half else ''} on {x.device}"
+        raise ValueError(f"{function}: slope is {short(value.dtype)} on {value.device}; x needs {wanted}")
 
 
 def implementation(function: str, value: str | None) -> str | None:

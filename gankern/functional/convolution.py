@@ -39,14 +39,14 @@ def _check_tensors(name: str, input: Tensor, weight: Tensor, bias: Tensor | None
         _checks.tensor(name, "bias", bias)
 
 
-def _scaled(convolve: Callable[[Tensor | None], Tensor], bias: Tensor | None, scale: float) -> Tensor:
+def _scaled(name: str, convolve: Callable[[Tensor | None], Tensor], bias: Tensor | None, scale: float) -> Tensor:
     """convolve(bias) with its weight scaled, without a scaled copy of the weight: the result is scaled instead."""
     if scale == 1:
         return convolve(bias)
     y = convolve(None) * scale
     if bias is None:
         return y
-    _checks.bias_of("conv2d", bias, y, y.shape[-3])  # as torch's convolutions: no other shape or dtype
+    _checks.bias_of(name, bias, y, y.shape[-3])  # as torch's convolutions: no other shape or dtype
     return y + bias[:, None, None]
 
 
@@ -78,8 +78,9 @@ def _activates(name: str, activation: str | None, negative_slope: float) -> bool
 
 
 def _activated(
-    y: Tensor, bias: Tensor | None, activation: str | None, slope: float, implementation: str | None
+    name: str, y: Tensor, bias: Tensor | None, activation: str | None, slope: float, implementation: str | None
 ) -> Tensor:
+    _checks.bias_of(name, bias, y, y.shape[-3])
     return bias_act(y, bias, dim=y.ndim - 3, activation=activation, negative_slope=slope, implementation=implementation)
 
 
@@ -145,7 +146,7 @@ def conv2d(
             input, weight, None, stride, padding, dilation, groups,
             padding_mode=padding_mode, weight_scale=weight_scale, implementation=implementation,
         )  # fmt: skip
-        return _activated(y, bias, activation, negative_slope, implementation)
+        return _activated("conv2d", y, bias, activation, negative_slope, implementation)
     if not is_dynamo_compiling():
         options = (stride, padding, dilation, groups, weight_scale, implementation, padding_mode)
         y = nodes.conv2d(input, weight, bias, *options)
@@ -191,7 +192,7 @@ def conv2d(
         result = convolution(kind, x, weight, bias, pad, weight_scale, implementation)
     if result is not None:
         return result
-    return _scaled(lambda b: F.conv2d(x, weight, b, stride, padding, dilation, groups), bias, weight_scale)
+    return _scaled("conv2d", lambda b: F.conv2d(x, weight, b, stride, padding, dilation, groups), bias, weight_scale)
 
 
 def conv_transpose2d(
@@ -236,7 +237,7 @@ def conv_transpose2d(
             input, weight, None, stride, padding, output_padding, groups, dilation,
             weight_scale=weight_scale, implementation=implementation,
         )  # fmt: skip
-        return _activated(y, bias, activation, negative_slope, implementation)
+        return _activated("conv_transpose2d", y, bias, activation, negative_slope, implementation)
     if not is_dynamo_compiling():
         y = nodes.conv_transpose2d(
             input,
@@ -281,6 +282,7 @@ def conv_transpose2d(
     if result is not None:
         return result
     return _scaled(
+        "conv_transpose2d",
         lambda b: F.conv_transpose2d(x, weight, b, stride, padding, output_padding, groups, dilation),
         bias,
         weight_scale,
@@ -339,7 +341,7 @@ def upsample_conv2d(
         y = upsample_conv2d(
             x, weight, scale_factor=scale_factor, mode=mode, weight_scale=weight_scale, implementation=implementation
         )
-        return _activated(y, bias, activation, negative_slope, implementation)
+        return _activated("upsample_conv2d", y, bias, activation, negative_slope, implementation)
     name = "upsample_conv2d"
     if not is_dynamo_compiling() and scale_factor == 2 and mode == "nearest":
         y = nodes.resample_conv2d("upsample", x, weight, bias, weight_scale, implementation)
@@ -354,7 +356,7 @@ def upsample_conv2d(
             return result
     else:
         no_row(implementation, "nearest upsampling by 2 with a 3x3 kernel")
-    return _scaled(lambda b: reference.upsample_conv2d(x, weight, b, scale_factor, mode), bias, weight_scale)
+    return _scaled(name, lambda b: reference.upsample_conv2d(x, weight, b, scale_factor, mode), bias, weight_scale)
 
 
 def conv2d_downsample(
@@ -399,7 +401,7 @@ def conv2d_downsample(
     """
     if _activates("conv2d_downsample", activation, negative_slope):
         y = conv2d_downsample(x, weight, weight_scale=weight_scale, implementation=implementation)
-        return _activated(y, bias, activation, negative_slope, implementation)
+        return _activated("conv2d_downsample", y, bias, activation, negative_slope, implementation)
     name = "conv2d_downsample"
     if not is_dynamo_compiling():
         y = nodes.resample_conv2d("downsample", x, weight, bias, weight_scale, implementation)

@@ -70,10 +70,20 @@ def _fake_row(
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
+# Of each row, the taps of its kinds; the direct one is of any number, of stride 1.
+_TAPS = {
+    number: kind.taps
+    for kind in KINDS.values()
+    for row in kind.rows.values()
+    if row is not choice.DIRECT
+    for number in (row.forward, row.transpose)
+}
+
+
 def _fake_weight_gradient(
     x: Tensor, grad: Tensor, row: int, padding: int, flip: bool, swap: bool, scale: float, border: int = 0
 ) -> Any:
-    taps = x.shape[2] + 2 * padding + 1 - grad.shape[2] if row == 12 else 4 if row in (4, 5, 6, 7, 10, 11) else 3
+    taps = _TAPS.get(row, x.shape[2] + 2 * padding + 1 - grad.shape[2])
     outer, inner = (x.shape[1], grad.shape[1]) if swap else (grad.shape[1], x.shape[1])
     return x.new_empty(outer, inner, taps, taps)
 

@@ -8,6 +8,7 @@ from typing import Any, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from gankern.core.dispatch import short
 from gankern.core.names import with_options_of
 from gankern.functional import _checks
 from gankern.penalties._common import WEIGHT, Select, pairs_of, penalize, random_alpha, samples_of
@@ -242,7 +243,8 @@ def drift(outputs: Tensor, *, weight: float = 0.001, reduction: str = "mean") ->
         raise ValueError(f"drift: reduction is {reduction!r}; accepted are 'mean' and 'sum'")
     _checks.number("drift", "weight", weight)
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
-        raise TypeError("drift: outputs must be a floating-point tensor: what the critic returned for real samples")
+        came = short(outputs.dtype) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise TypeError(f"drift: outputs is {came}; it must be a floating-point tensor: what the critic returned")
     squares = outputs.to(torch.promote_types(outputs.dtype, torch.float32)).square()
     return weight * (squares.sum() / (max(outputs.numel(), 1) if reduction == "mean" else 1))
 

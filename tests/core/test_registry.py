@@ -88,13 +88,15 @@ def test_a_call_by_another_tier_is_the_operator():
 
 
 @pytest.mark.skipif(registry.NATIVE_MISSING is not None, reason="there is no native library")
-def test_a_library_without_the_primitive_is_not_declared():
+@pytest.mark.parametrize("name", ["of_tomorrow", "bias"])
+def test_a_library_without_the_primitive_is_not_declared(name):
+    """Nor is one with another whose name begins so."""
     from gankern.core.dispatch import Primitive
 
     try:
-        primitive = registry.declare("of_tomorrow", gradient_order=2)
+        primitive = registry.declare(name, gradient_order=2)
         with pytest.raises(ValueError, match="built from other sources"):
             primitive.select(torch.zeros(2), "cpu")
         assert primitive.select(torch.zeros(2), "auto") != "cpu"
     finally:
-        Primitive.registry.pop("of_tomorrow")
+        Primitive.registry.pop(name)

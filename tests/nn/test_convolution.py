@@ -142,8 +142,9 @@ def test_subpixel_convolutions_are_convolutions_with_a_pixel_shuffle():
     x = torch.randn(2, 5, 6, 7)
     torch.testing.assert_close(layer(x), F.pixel_shuffle(conv(x), 2))
     assert "upscale_factor=2" in repr(layer)
-    with pytest.raises(ValueError, match="SubpixelConv2d: upscale_factor is 1.5"):
-        gnn.SubpixelConv2d(5, 4, 3, 1.5)
+    for wrong in (1.5, True, 0):
+        with pytest.raises(ValueError, match=f"SubpixelConv2d: upscale_factor is {wrong}"):
+            gnn.SubpixelConv2d(5, 4, 3, wrong, icnr=False)
 
 
 @pytest.mark.parametrize(

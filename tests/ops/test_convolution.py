@@ -428,8 +428,10 @@ def test_activations_ride(kind):
     for wrong, error in ((float("inf"), ValueError), ("steep", TypeError)):
         with pytest.raises(error, match=f"{name}: negative_slope is "):
             ours(x, w, b, negative_slope=wrong)
-    with pytest.raises(ValueError, match="bias"):
+    with pytest.raises(ValueError, match=f"{name}: bias has shape"):
         ours(x, w, b[1:], activation="relu")
+    with pytest.raises(ValueError, match=f"{name}: .*bias .*float32"):
+        ours(x, w, b.float(), activation="relu")
 
 
 def test_activations_of_one_image_and_under_autocast():
@@ -472,6 +474,14 @@ def test_no_row_is_torch():
         GF.conv2d(x, w, implementation="cpu")
     with pytest.raises(ValueError, match="has no 'triton' implementation"):
         GF.conv2d(x, torch.randn(6, 4, 3, 3), padding=1, implementation="triton")
+
+
+@pytest.mark.parametrize("function", [GF.conv2d, GF.conv_transpose2d, GF.upsample_conv2d], ids=lambda f: f.__name__)
+def test_a_bias_beside_a_factor_is_checked_by_the_functions_name(function):
+    x, weight = torch.ones(1, 2, 6, 6), torch.ones(2, 2, 3, 3)
+    options = {"scale_factor": 3} if function is GF.upsample_conv2d else {"dilation": 2}
+    with pytest.raises(ValueError, match=f"{function.__name__}: bias has shape \\(3,\\); it must be \\[2\\]"):
+        function(x, weight, torch.ones(3), weight_scale=0.5, **options)
 
 
 def test_no_row_of_the_others():

@@ -932,7 +932,8 @@ NET = critic()
         (lambda: penalties.r2_penalty(NET, REAL, wieght=1.0), TypeError, r"r2_penalty\(\) got an unexpected .* 'wieght'"),
         (lambda: penalties.r2_penalty(NET, REAL, weight="1"), TypeError, "r2_penalty: weight"),
         (lambda: penalties.drift(torch.ones(3), reduction="max"), ValueError, "drift: reduction is 'max'"),
-        (lambda: penalties.drift(3), TypeError, "drift: outputs"),
+        (lambda: penalties.drift(3), TypeError, "drift: outputs is int; it must be a floating-point tensor"),
+        (lambda: penalties.drift(torch.ones(3, dtype=torch.int64)), TypeError, "drift: outputs is int64"),
     ],
 )  # fmt: skip
 def test_bad_input(call, error, says):

@@ -362,7 +362,7 @@ class _SubpixelConv(nn.modules.conv._ConvNd):
         device: torch.device | str | None = None, dtype: torch.dtype | None = None, implementation: str | None = None,
     ) -> None:  # fmt: skip
         name = type(self).__name__
-        if not isinstance(upscale_factor, int) or upscale_factor < 1:
+        if not isinstance(upscale_factor, int) or isinstance(upscale_factor, bool) or upscale_factor < 1:
             raise ValueError(f"{name}: upscale_factor is {upscale_factor!r}; it must be an integer of at least 1")
         self.upscale_factor = upscale_factor
         self.icnr = icnr

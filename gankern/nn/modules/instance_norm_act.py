@@ -76,10 +76,10 @@ class InstanceNormAct1d(InstanceNormAct):
 class InstanceNormAct2d(InstanceNormAct):
     """:class:`torch.nn.InstanceNorm2d` and the activation behind it in one pass, exact to the second order.
 
-    ``activation`` is None, "relu", "leaky_relu" (with ``negative_slope``) or "prelu" (with one slope, the parameter
-    ``slope``, which starts at 0.25). All other arguments, their order and defaults (no affine values, no running
-    statistics), and the keys of the state_dict are InstanceNorm2d's: a checkpoint of either loads into the other. x is
-    [N, C, H, W] or [C, H, W].
+    ``activation`` is None or "linear", "relu", "leaky_relu" (with ``negative_slope``) or "prelu" (with one slope, the
+    parameter ``slope``, which starts at 0.25). All other arguments, their order and defaults (no affine values, no
+    running statistics), and the keys of the state_dict are InstanceNorm2d's: a checkpoint of either loads into the
+    other. x is [N, C, H, W] or [C, H, W].
     Formula, errors and gradient order: :func:`gankern.functional.instance_norm_act`.
 
     >>> norm = InstanceNormAct2d(64, activation="relu")

@@ -53,9 +53,8 @@ class _VirtualBatchNorm(nn.Module):
         self.register_buffer("ref_mean_square", torch.zeros(num_features, device=device, dtype=torch.float64))
         self.register_buffer("ref_count", torch.zeros((), device=device, dtype=torch.int64))  # 0: never computed
         self._network: _Reference | None = None  # the network's, where a reference batch is set
-        self._now = PerThread(
-            type(None)
-        )  # the statistics of the forward that is running: (mean, mean of squares, count) or None
+        # The statistics of the forward that is running: (mean, mean of squares, count) or None.
+        self._now = PerThread(type(None))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
