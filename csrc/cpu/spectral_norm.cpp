@@ -267,7 +267,8 @@ struct ForwardWork {
 
   int64_t elements;  // of all layers
   int64_t workers() const { return 1 + elements / kWorkerElements; }
-  bool small(int64_t layer) const { return states[layer].m.is_small(); }
+  int64_t count;
+  bool small(int64_t layer) const { return count > 1 && states[layer].m.is_small(); }
 
   int64_t tasks(int64_t layer, int64_t stage) const {
     const ForwardState<T>& s = states[layer];
@@ -438,7 +439,7 @@ void forward(SpectralNormForward* layers, int64_t count, const SpectralNormOptio
     s.chunk_squares = at;
     at += max(s.chunks, s.segments);
   }
-  ForwardWork<T> work{layers, states, options, elements};
+  ForwardWork<T> work{layers, states, options, elements, count};
   run_staged(parallel, work, count, work.stages());
 }
 
@@ -474,7 +475,8 @@ struct GradientWork {
 
   int64_t elements;  // of all layers
   int64_t workers() const { return 1 + elements / kWorkerElements; }
-  bool small(int64_t layer) const { return states[layer].m.is_small(); }
+  int64_t count;
+  bool small(int64_t layer) const { return count > 1 && states[layer].m.is_small(); }
   int64_t tasks(int64_t layer, int64_t) const { return states[layer].chunks; }
 
   void task(int64_t layer, int64_t stage, int64_t k) const {
@@ -658,7 +660,7 @@ void gradient(Layer* layers, int64_t count, const Parallel& parallel) {
     s.products = products + l * kMaxChunks * kProducts;
     s.past_caches = s.m.elements() * int64_t(sizeof(T)) > kStreamWeightBytes;
   }
-  GradientWork<T, Layer> work{layers, states, elements};
+  GradientWork<T, Layer> work{layers, states, elements, count};
   run_staged(parallel, work, count, 2);
 }
 

@@ -264,7 +264,7 @@ class _Work:
                 self.row(name, before, None, f"its spectral norm is a {type(normalizer).__name__}")
                 continue
             members.append((owner, normalizer))
-            self.row(name, before, "gankern's spectral norm", "with the whole network")
+            self.row(name, before, "gankern's spectral norm")
         own: list[tuple[str, nn.Module, str]] = []
         for name, module in self.modules:
             family, refusal = _spectral.recognise(module)
@@ -285,14 +285,9 @@ class _Work:
             normalizer = _spectral.Normalizer(family)
             _replace(module, _spectral.FAMILIES[family].method, _spectral.method, normalizer)
             members.append((module, normalizer))
-            self.row(name, before, "gankern's spectral norm", "with the whole network")
+            self.row(name, before, "gankern's spectral norm")
         members = self._not_shared(members)
-        group = SpectralNormGroup(self.root, members) if members else None
-        if group is not None and group.one_by_one():
-            self.report.notes.append(
-                "Its code may write to weights unseen (.data, an array): spectral norm is computed layer by layer."
-            )
-        return group
+        return SpectralNormGroup(self.root, members) if members else None
 
     def _owner_of(self, members: nn.Module) -> nn.Module | None:
         for module in self.root.modules():

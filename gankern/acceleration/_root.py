@@ -124,17 +124,18 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
             isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
         )
     compiled = has_compiled_parts(module)
+    group = plan.group if plan.group is not None and plan.group.computes_ahead() else None
     try:
-        if plan.group is not None and not compiled:
-            with listed(f"spectral norm of {len(plan.group)} layers"):
-                plan.group.prepare(module)
+        if group is not None and not compiled:
+            with listed(f"spectral norm of {len(group)} layers"):
+                group.prepare(module)
                 say(f"gankern: spectral norm, all in one call ({last_implementation('spectral_norm')})")
         # A compiled part may be given what a function mode sees, but not a value that waits.
         kind = None if compiled or intercepting else _kind(module, args, kwargs)
         need = LEAVES if kind is None else plan.gains.need(kind)
         if plan.leaves.there is (need == PLAIN):
             plan.leaves.put(need != PLAIN)
-        if need == PLAIN and plan.group is None and inner is None and not double:
+        if need == PLAIN and group is None and inner is None and not double:
             plan.gains.plain.add(_shortest(module, args, kwargs))
         if need < WATCHED:
             return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
@@ -151,8 +152,8 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
         state.double, state.intercepting = double, intercepting
         if not intercepting:
             state.waiting, state.fused, state.chains, state.exposed = (), (), None, False
-        if plan.group is not None:
-            plan.group.clear(module)
+        if group is not None:
+            group.clear(module)
 
 
 # ---- hooks ------------------------------------------------------------------------------------------------------

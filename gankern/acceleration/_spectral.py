@@ -18,7 +18,7 @@ from gankern.acceleration._read import Delegated, Held, Reader, Unknown, Value, 
 from gankern.acceleration._scope import listed, say, settle, state
 from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import transformed
-from gankern.nn.utils._requests import Prepared, Request, Rules, normalize
+from gankern.nn.utils._requests import Prepared, Request, Rules
 
 MOST_ITERATIONS = 16  # that are recognised
 # Values of a layer's weight, on average, from which on ours is faster than code of its own, which is looked up again at
@@ -186,7 +186,6 @@ class Normalizer(Prepared):
 
     def __init__(self, family: str) -> None:
         self.family, self.stands_for = family, FAMILIES[family].method
-        self.vectors: tuple[Tensor, Tensor] | None = None  # of the last request, for those with last_vectors
         self.readings: dict[bool, Reading] = {}  # by mode
 
     def __getstate__(self) -> dict[str, Any]:
@@ -206,28 +205,17 @@ class Normalizer(Prepared):
     def request(self, module: nn.Module) -> Request:
         family = FAMILIES[self.family]
         reading: Any = self.reading(module)  # there is one: ready() was asked
-        weight, u = _tensor(module, family.weight), _tensor(module, family.u).detach().view(-1)
-        # Where v comes first and is not kept, the iteration does not read it: any values do.
-        v = weight.new_zeros(weight.numel() // u.numel()) if family.v is None else _tensor(module, family.v).detach()
-        parameter = weight
-        if family.last_vectors:
-            weight, u, v = weight.detach(), u.clone(), v.clone()
-            self.vectors = u, v
+        weight, u = _tensor(module, family.weight), _tensor(module, family.u)
+        v, sigma = (None if name is None else _tensor(module, name) for name in (family.v, family.sigma))
         rules = Rules(family.dialect, reading.iterations, reading.eps, module.training, weight.dtype, weight.device)
-        sigma = None if family.sigma is None else _tensor(module, family.sigma)
-        return Request(rules, weight, u, v, 0, sigma, parameter)
+        return Request(rules, weight, u, v, 0, sigma, family.last_vectors)
 
     def weight(self, module: nn.Module) -> Tensor:
-        family = FAMILIES[self.family]
-        prepared = self._take(_tensor(module, family.weight), module.training)
-        normalized = normalize([self.request(module)])[0] if prepared is None else prepared
-        if not family.last_vectors or family.v is None or self.vectors is None:
+        request = self.request(module)
+        normalized, weight = self._weight(request), request.weight
+        if not request.replaces or request.v is None or not (torch.is_grad_enabled() and weight.requires_grad):
             return normalized
-        weight, u, v = (_tensor(module, name) for name in (family.weight, family.u, family.v))
-        u.data, v.data = self.vectors
-        if not (torch.is_grad_enabled() and weight.requires_grad):
-            return normalized
-        sigma = u.dot(weight.view(len(u), -1).mv(v))
+        sigma = request.u.dot(weight.view(len(request.u), -1).mv(request.v))
         return weight / sigma.expand_as(weight)
 
 
@@ -255,13 +243,12 @@ def method(module: Any, normalizer: Normalizer, *args: Any, **kwargs: Any) -> An
     if torch.compiler.is_compiling() or transformed():  # as it is written
         return original(module, family.method)(*args, **kwargs)
     if not normalizer.ready(module) or ((args or kwargs) and not family.runs_inner) or kwargs:
-        if normalizer._prepared is not None:
-            normalizer._prepared.value.clear()
+        normalizer.forget()
         return original(module, family.method)(*args, **kwargs)
     if state.waiting:
         settle(args[0] if args else None, pure=True)  # what waits has its weight already
     with torch._C.DisableTorchFunction(), listed("spectral norm"):
-        say("gankern: spectral norm, with the whole network" if normalizer._prepared else "gankern: spectral norm")
+        say("gankern: spectral norm")
         weight = normalizer.weight(module)
     if family.v is None:
         return weight

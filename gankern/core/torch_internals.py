@@ -64,12 +64,17 @@ def recomputed() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
+def dispatch_mode() -> bool:
+    """Whether a TorchDispatchMode sees what is called: FakeTensorMode is one."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def dispatched() -> bool:
     """Whether an operator has to go through torch's dispatcher to be right, or to be seen: while torch.compile traces,
     under a torch.func transform, in a TorchDispatchMode (FakeTensorMode is one), and under the profiler."""
     return (
         torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
+        or dispatch_mode()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
         or torch.autograd._profiler_enabled()

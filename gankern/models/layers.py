@@ -426,7 +426,7 @@ GANKERN = replace(
     minibatch_stddev=gnn.MinibatchStdDev,
     minibatch_discrimination=gnn.MinibatchDiscrimination,
     spectral_norm=gankern.nn.utils.parametrizations.spectral_norm,
-    group_spectral_norm=group_spectral_norm,  # all layers' weights in one call, once a forward
+    group_spectral_norm=group_spectral_norm,  # on CUDA all layers' weights in one call, once a forward
 )
 
 LAYERS = {layers.name: layers for layers in (TORCH, GANKERN)}

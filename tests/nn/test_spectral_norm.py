@@ -16,6 +16,8 @@ from torch.nn.utils import spectral_norm as torch_hook
 
 import gankern
 import gankern.nn.utils as U
+from gankern.nn.utils import _group
+from gankern.nn.utils._unseen import may_write
 
 FORMS = {
     "parametrization": (torch_parametrizations.spectral_norm, U.parametrizations.spectral_norm),
@@ -125,6 +127,14 @@ def test_100_steps_checkpoints_both_ways_and_removal(form):
     assert list(b.state_dict()) == list(a.state_dict())
 
 
+@pytest.fixture(params=["where it is used", "ahead"])
+def each_way(request, monkeypatch):
+    """Each layer computed where it is used, as on the CPU, or all of them ahead, as on CUDA."""
+    if request.param == "ahead":
+        monkeypatch.setattr(_group, "_AHEAD_ON", {"cpu"})
+
+
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("which", [0, 1], ids=["torch's own layers", "gankern's layers"])
 def test_group_follows_torch(form, which):
@@ -142,12 +152,14 @@ def test_group_follows_torch(form, which):
     torch.testing.assert_close(grouped(x), right(x), rtol=1e-4, atol=1e-5)
 
 
-def test_group_makes_one_call():
+@pytest.mark.parametrize(("ahead", "expected"), [("cpu", 1), ("cuda", 3)])
+def test_how_often_a_group_calls(ahead, expected, monkeypatch):
+    monkeypatch.setattr(_group, "_AHEAD_ON", {ahead})
     grouped = U.group_spectral_norm(network(U.parametrizations.spectral_norm))
     with torch.profiler.profile() as profile:
         grouped(torch.randn(2, 3, 8, 8)).sum().backward()
     calls = {e.key: e.count for e in profile.key_averages() if e.key.startswith("gankern::")}
-    assert calls == {"gankern::spectral_norm": 1, "gankern::spectral_norm_backward": 1}
+    assert calls == {"gankern::spectral_norm": expected, "gankern::spectral_norm_backward": expected}
 
 
 class Twice(nn.Module):
@@ -164,6 +176,7 @@ class Twice(nn.Module):
         return self.frozen(self.a(self.a(x)))
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("form", FORMS)
 def test_layer_used_twice(form):
     right, ours = Twice(FORMS[form][0]), U.group_spectral_norm(Twice(FORMS[form][1]))
@@ -197,6 +210,16 @@ writers = types.ModuleType("writers")  # as a file of somebody's own is
 writers.by_function = lambda weight: WRITER.by_method(weight)
 
 
+# Changes of what a layer's iteration starts from, and of how it iterates.
+STATES = {
+    "u written": lambda layer, u, v: getattr(layer, u).mul_(-0.5).add_(0.3),
+    "v written": lambda layer, u, v: getattr(layer, v).fill_(0.4),
+    "u replaced": lambda layer, u, v: setattr(layer, u, torch.full((4,), 0.5, dtype=torch.float64)),
+    "u read": lambda layer, u, v: getattr(layer, v).copy_(getattr(layer, u).flip(0)),
+}
+SETTINGS = {"more iterations": ("n_power_iterations", 3), "another eps": ("eps", 0.2)}
+
+
 class Between(nn.Module):
     """Whose forward does something to a layer after another one has run: what a group computed ahead is not it."""
 
@@ -223,6 +246,14 @@ class Between(nn.Module):
             self.as_array()
         elif self.change == "swapped":
             torch.utils.swap_tensors(_parameter(self.b), nn.Parameter(_parameter(self.b).detach() * -1.5))
+        elif self.change in STATES:
+            normalizer = self.b.parametrizations.weight[0] if self.form == "parametrization" else self.b
+            u, v = ("_u", "_v") if self.form == "parametrization" else ("weight_u", "weight_v")
+            with torch.no_grad():
+                STATES[self.change](normalizer, u, v)
+        elif self.change in SETTINGS:
+            hook = next((h for h in self.b._forward_pre_hooks.values() if hasattr(h, "n_power_iterations")), None)
+            setattr(self.b.parametrizations.weight[0] if hook is None else hook, *SETTINGS[self.change])
         elif self.change == "replaced":
             twin = nn.Parameter(_parameter(self.b).detach().flip(0))
             if self.form == "hook":
@@ -275,6 +306,7 @@ class ByArray(Between):
 def test_writes_that_other_code_does(form, kind):
     theirs, ours = FORMS[form]
     right, group = kind(theirs, form, ""), U.group_spectral_norm(kind(ours, form, ""))
+    assert may_write(group, {})  # so that none is computed ahead on any device
     accelerated = kind(theirs, form, "")
     gankern.accelerate(accelerated)
     for module in (group, accelerated):
@@ -289,6 +321,7 @@ def _write_before(layer, inputs):
     _parameter(layer).data.mul_(-1.5)
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("form", FORMS)
 def test_hooks_that_write_within_a_forward(form):
     theirs, ours = FORMS[form]
@@ -307,6 +340,7 @@ def test_hooks_that_write_within_a_forward(form):
                 module.b.register_forward_pre_hook(_write_before, prepend=True)
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(
     "change",
     [
@@ -319,6 +353,8 @@ def test_hooks_that_write_within_a_forward(form):
         "evaluated",
         "written",
         "replaced",
+        *STATES,
+        *SETTINGS,
     ],
 )
 @pytest.mark.parametrize("form", FORMS)
@@ -342,6 +378,7 @@ def test_layers_that_change_within_a_forward(form, change):
             assert _parameter(module.b).grad is None if change == "frozen" else _parameter(module.b).grad is not None
 
 
+@pytest.mark.usefixtures("each_way")
 def test_failed_forward_leaves_nothing_behind():
     class Fails(Twice):
         def forward(self, x):
@@ -353,6 +390,7 @@ def test_failed_forward_leaves_nothing_behind():
     assert module.a.parametrizations.weight[0]._prepared.value == []
 
 
+@pytest.mark.usefixtures("each_way")
 def test_cached_parametrizations():
     right = network(torch_parametrizations.spectral_norm)
     ours = U.group_spectral_norm(network(U.parametrizations.spectral_norm))
@@ -378,6 +416,7 @@ def test_compiled(form):
         close(*outs)
 
 
+@pytest.mark.usefixtures("each_way")
 def test_moving_and_converting():
     module = U.group_spectral_norm(network(U.parametrizations.spectral_norm)).double()
     assert module(torch.randn(1, 3, 8, 8).double()).dtype == torch.float64

@@ -1,4 +1,4 @@
-"""All spectrally normalised layers of a network in one call a forward."""
+"""All spectrally normalised layers of a network in one call a forward, where that is what costs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gankern.core.dispatch import FLOATING
 from gankern.core.threads import PerThread
-from gankern.core.torch_internals import transformed
+from gankern.core.torch_internals import dispatch_mode, transformed
 from gankern.nn.utils import _requests, parametrizations
 from gankern.nn.utils._requests import Prepared, Request
 from gankern.nn.utils._spectral_norm import SpectralNorm as Hook
@@ -42,85 +42,83 @@ def is_taken(owner: nn.Module, normalizer: Any) -> bool:
 OURS = {torch_parametrizations._SpectralNorm: parametrizations.SpectralNorm, TorchHook: Hook}  # the same state
 
 
+_AHEAD_ON = {"cuda"}  # devices
+
+
 class SpectralNormGroup:
-    """Runs before a network's forward and hands each layer its weight; after it, takes back what was not used."""
+    """Runs before a network's forward and hands each layer its weight; after it, forgets what was not used."""
 
     def __init__(self, root: nn.Module, members: list[tuple[Any, Any]]) -> None:
         self.root = root
         self.members = members
         for _, normalizer in members:
             normalizer._prepared = PerThread(list)
-        # What a layer that the thread's running forward does not reach is given back: (it, its state, copies).
-        self.before = PerThread(list)
+        self.handed = PerThread(list)  # to whom, in the thread's running forward
         self.hooks = -1  # how many there had been, of any module, when it was asked:
-        self.writes = False  # whether the network may write to weights unseen, and then none is computed ahead
+        self.writes = False  # whether the network may write to weights unseen
 
     def __len__(self) -> int:
         return len(self.members)
 
-    def one_by_one(self) -> bool:
-        """Whether none is computed ahead, since the network's code may write to weights unseen; asked again where a
-        hook was registered since, anywhere."""
-        if not torch.compiler.is_compiling() and self.hooks != RemovableHandle.next_id:
+    def computes_ahead(self) -> bool:
+        """Whether the layers' weights are computed together, before the forward. On the CPU that would gain next to
+        nothing, so there nothing can come between. Elsewhere what many small calls cost the host is what counts; but
+        the forward's code must not write to weights unseen: it is asked again where a hook was registered since,
+        anywhere."""
+        if not all(request.weight.device.type in _AHEAD_ON for request in self._requests(self.members[:1])[1]):
+            return False
+        if self.hooks != RemovableHandle.next_id:
             self.hooks = RemovableHandle.next_id
             known = {owner: n.stands_for for owner, n in self.members if n.stands_for is not None}
             self.writes = may_write(self.root, known)
-        return self.writes
+        return not self.writes
 
     def prepare(self, root: nn.Module, inputs: Any = None) -> None:
         # A data-parallel replica shares this hook but not the layers: it goes layer by layer. So does a forward
         # within parametrize.cached(), where the weights of the first one are kept, one within itself, and one that is
-        # traced, exported or under torch.func, where each layer is plain PyTorch.
-        if root is not self.root or parametrize._cache_enabled or self.before.value or transformed():
+        # compiled, traced or under torch.func.
+        if root is not self.root or parametrize._cache_enabled or self.handed.value:
             return
-        if self.one_by_one():
+        if torch.compiler.is_compiling() or transformed() or dispatch_mode() or not self.computes_ahead():
             return
-        asked, requests = self._requests()
-        if not requests:
+        asked, requests = self._requests(self.members)
+        if not requests or not all(request.weight.device.type in _AHEAD_ON for request in requests):
             return
-        states = [[t for t in (r.u, r.v, r.sigma) if t is not None] for r in requests]
-        before = _requests.Before(states)
-        self.before.value = [(each, before, i) for i, each in enumerate(asked)]
-        place = _requests.gradient_place()
-        compiling = torch.compiler.is_compiling()
-        for request, weight, (normalizer, *ahead) in zip(requests, _requests.normalize(requests), self.before.value):
-            parameter = request.weight if request.parameter is None else request.parameter
-            seen = None if compiling else _requests.Seen.of(parameter)
-            normalizer._prepared.value.append(_requests.Ahead(weight, place, request.rules.training, seen, *ahead))
+        self.handed.value = asked
+        for normalizer, ahead in zip(asked, _requests.prepare(requests)):
+            normalizer.take_later(ahead)
 
-    def _requests(self) -> tuple[list[Prepared], list[Request]]:
-        requests, members, asked = [], [], []
-        for owner, normalizer in self.members:
+    def _requests(self, members: list[tuple[Any, Any]]) -> tuple[list[Prepared], list[Request]]:
+        """Who asks for a weight, and what for."""
+        asked, requests = [], []
+        for owner, normalizer in members:
             try:
                 weight = owner if normalizer.takes_layer else owner.original
                 if normalizer.ready(weight):
                     requests.append(normalizer.request(weight))
                     asked.append(normalizer)
-                members.append((owner, normalizer))
             except AttributeError:  # it was taken off the layer
                 normalizer._prepared = None
-        self.members = members
+                self.members = [member for member in self.members if member[1] is not normalizer]
         return asked, requests
 
     def clear(self, root: nn.Module, inputs: Any = None, output: Any = None) -> None:
         if root is not self.root:
             return
-        with torch.no_grad():
-            for normalizer, before, i in self.before.value:
-                if normalizer._prepared is not None and normalizer._prepared.value:
-                    normalizer._prepared.value.clear()
-                    before.restore(i)
-        self.before.value = []
+        for normalizer in self.handed.value:
+            normalizer.forget()
+        self.handed.value = []
 
 
 def group_spectral_norm(module: nn.Module) -> nn.Module:
-    """Computes all spectrally normalised layers of a module together, once a forward of that module.
+    """Computes all spectrally normalised layers of a module together on CUDA, once a forward of that module.
 
     Takes gankern's and torch's own spectral norm, as parametrization and as hook; torch's layers get gankern's
     kernels. Results, buffers and state_dict are those of layer by layer, and so is what happens where a layer runs
-    twice in a forward, not at all, or outside of the module's forward. Complex layers are left as they are. Where the
-    forward (or a hook) of a network may write to its weights through ``.data`` or an array, which nobody can see, its
-    layers are computed one by one.
+    twice in a forward, not at all, or outside of the module's forward, and where the forward changes a layer before it
+    uses it. Complex layers are left as they are. On the CPU, where one call would gain next to nothing, under
+    torch.compile, and where the code of the network (or a hook) may write to its weights through ``.data``, each layer
+    is computed where it is used.
 
     Call it on the network whose forward is called, before wrapping that in DistributedDataParallel.
 

@@ -31,15 +31,35 @@ class Rules(NamedTuple):
 class Request(NamedTuple):
     rules: Rules
     weight: Tensor
-    u: Tensor
-    v: Tensor
+    u: Tensor  # of as many values as the weight has outputs, in any shape
+    v: Tensor | None  # None: not kept; the iteration does not read it
     dim: int
     sigma: Tensor | None = None
-    parameter: Tensor | None = None  # where ``weight`` is a detached one
+    # Whether the gradient goes another way than through what is computed here, and u and v become other tensors'
+    # memory (.data) instead of being written to.
+    replaces: bool = False
+
+    def state(self) -> list[Tensor]:
+        """What the layer keeps from forward to forward."""
+        return [x for x in (self.u, self.v, self.sigma) if x is not None]
 
 
 def normalize(requests: Sequence[Request]) -> list[Tensor]:
-    """The normalized weights of all requests, in as few calls as their rules allow."""
+    """The normalized weights of all requests, in as few calls as their rules allow; their states go on."""
+    if not any(request.replaces for request in requests):
+        return _normalize(requests)
+    replaced = [
+        r._replace(u=r.u.detach().clone(), v=None if r.v is None else r.v.detach().clone()) if r.replaces else r
+        for r in requests
+    ]
+    weights = _normalize(replaced)
+    for request, new in zip(requests, replaced):
+        if request.replaces:
+            _become(request, new.state())
+    return weights
+
+
+def _normalize(requests: Sequence[Request]) -> list[Tensor]:
     together: dict[Rules, list[int]] = {}
     for i, request in enumerate(requests):
         together.setdefault(request.rules, []).append(i)
@@ -47,9 +67,9 @@ def normalize(requests: Sequence[Request]) -> list[Tensor]:
     for rules, members in together.items():
         asked = [requests[i] for i in members]
         weights = GF.spectral_norm_group(
-            [r.weight for r in asked],
-            [r.u for r in asked],
-            [r.v for r in asked],
+            [r.weight.detach() if r.replaces else r.weight for r in asked],
+            [_vector(r.u) for r in asked],
+            [r.weight.new_zeros(r.weight.numel() // r.u.numel()) if r.v is None else _vector(r.v) for r in asked],
             n_power_iterations=rules.n_power_iterations,
             dims=[r.dim for r in asked],
             eps=rules.eps,
@@ -61,6 +81,20 @@ def normalize(requests: Sequence[Request]) -> list[Tensor]:
         for i, weight in zip(members, weights):
             results[i] = weight
     return results
+
+
+def _vector(x: Tensor) -> Tensor:
+    x = x.detach() if x.requires_grad else x
+    return x if x.ndim == 1 else x.view(-1)
+
+
+def _become(request: Request, state: list[Tensor]) -> None:
+    """The layer's state takes the values of another one, which no graph knows."""
+    if not request.replaces:
+        torch._foreach_copy_(request.state(), state)
+        return
+    for x, new in zip(request.state(), state):
+        x.data = new.clone().view(x.shape)
 
 
 class Prepared:
@@ -80,80 +114,72 @@ class Prepared:
         :meth:`request` is given."""
         return True
 
-    def _take(self, parameter: Tensor, training: bool) -> Tensor | None:
-        if self._prepared is None or transformed() or not self._prepared.value:
-            return None
-        ahead = self._prepared.value.pop()
-        # torch.compile keeps or recomputes what it likes, in one graph: nobody runs a layer again there, and what a
-        # forward does to its own parameters breaks the graph.
-        same = torch.compiler.is_compiling() or (ahead.seen.is_now(parameter) and not recomputed())
-        if same and ahead.training == training and ahead.place == gradient_place():
-            return ahead.weight
-        # It was made in another mode, of a parameter that was frozen, replaced or written to since, or the layer will
-        # be run again by itself: then by itself now too.
-        ahead.before.restore(ahead.number)
-        return None
+    def take_later(self, ahead: Ahead) -> None:
+        if self._prepared is not None:
+            self._prepared.value.append(ahead)
 
+    def forget(self) -> None:
+        """What was not taken; the layer may have been taken out of the group meanwhile."""
+        if self._prepared is not None:
+            self._prepared.value.clear()
 
-class Before:
-    """What the states of layers, each a list of vectors, were at first.
-
-    One operation copies them all: each would cost the host as much as its power iteration. What it copies into has a
-    dtype that holds each of theirs exactly.
-    """
-
-    def __init__(self, states: list[list[Tensor]]) -> None:
-        self.states = states
-        flat = [t if t.ndim == 1 else t.reshape(-1) for state in states for t in state]
-        self.devices = {t.device for t in flat}
-        with torch.no_grad():
-            self.values = {
-                device: torch.cat(flat if len(self.devices) == 1 else [t for t in flat if t.device == device])
-                for device in self.devices
-            }
-
-    def restore(self, index: int) -> None:
-        """The states of one layer, as they were."""
-        start = dict.fromkeys(self.devices, 0)
-        with torch.no_grad():
-            for i, state in enumerate(self.states[: index + 1]):
-                for t in state:
-                    if i == index:
-                        t.copy_(self.values[t.device].narrow(0, start[t.device], t.numel()).view(t.shape))
-                    start[t.device] += t.numel()
-
-
-class Seen(NamedTuple):
-    """What tells whether a parameter is still the same, with the same values, and trained as it was."""
-
-    parameter: Tensor  # itself: so that no other one has its place in memory
-    memory: int  # of its tensor, which torch.utils.swap_tensors exchanges
-    version: int
-    requires_grad: bool
-
-    @classmethod
-    def of(cls, parameter: Tensor) -> Seen:
-        version = 0 if parameter.is_inference() else parameter._version
-        return cls(parameter, parameter._cdata, version, parameter.requires_grad)
-
-    def is_now(self, parameter: Tensor) -> bool:
-        return parameter is self.parameter and self[1:] == Seen.of(parameter)[1:]
+    def _weight(self, request: Request) -> Tensor:
+        """The normalized weight that a layer asks for where it is used."""
+        if self._prepared is not None and self._prepared.value and not transformed():
+            ahead = self._prepared.value.pop()
+            # Where the layer will be run again by itself, it is run by itself now too.
+            if not recomputed() and ahead.is_for(request):
+                _become(request, ahead.state)
+                return ahead.weight
+        return normalize([request])[0]
 
 
 class Ahead(NamedTuple):
-    """A weight that a group has computed, of what and in which mode, and where what its state was before stands."""
+    """A weight that a group has computed: for what request, with what state after it."""
 
     weight: Tensor
-    place: tuple[bool, bool]
-    training: bool
-    seen: Any  # Seen; None where torch.compile traces
-    before: Before
-    number: int  # of the layer there
+    request: Request  # which keeps the tensors: no other one has their place in memory
+    state: list[Tensor]
+    seen: tuple  # of the request's tensors, before
+
+    def is_for(self, request: Request) -> bool:
+        """Whether a layer that asks now would compute this very weight and state, and record the same gradients."""
+        before = self.request
+        return (
+            request.rules == before.rules
+            and (request.dim, request.replaces) == (before.dim, before.replaces)
+            and self.seen == _seen(request)
+        )
 
 
-def gradient_place() -> tuple[bool, bool]:
-    inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # Dynamo traces within neither
-    return torch.is_grad_enabled(), inference
+def _seen(request: Request) -> tuple:
+    """What autograd knows of a request's tensors: which ones they are, how often written to, and whether trained.
+    torch.utils.swap_tensors exchanges what the address is of."""
+    tensors = [request.weight, *request.state()]
+    facts = [(x._cdata, 0 if x.is_inference() else x._version, x.requires_grad) for x in tensors]
+    return facts, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+
+def prepare(requests: Sequence[Request]) -> list[Ahead]:
+    """The normalized weights of all requests, for the case that nothing of what they ask for changes before they are
+    used. Their states stay what they are."""
+    states = _copies([request.state() for request in requests])
+    own = []
+    for request, state in zip(requests, states):
+        rest: Any = iter(state)
+        parts = {name: next(rest) for name in ("u", "v", "sigma") if getattr(request, name) is not None}
+        own.append(request._replace(**parts))
+    return [Ahead(*each) for each in zip(_normalize(own), requests, states, map(_seen, requests))]
+
+
+def _copies(states: list[list[Tensor]]) -> list[list[Tensor]]:
+    """By one operation, where all are alike: each would cost the host as much as a layer's power iteration."""
+    flat = [x for state in states for x in state]
+    if any(x.dtype != flat[0].dtype or x.device != flat[0].device for x in flat):
+        return [[x.detach().clone() for x in state] for state in states]
+    with torch.no_grad():
+        parts = iter(torch.cat([x.view(-1) for x in flat]).split([x.numel() for x in flat]))
+        return [[next(parts).view(x.shape) for x in state] for state in states]
 
 
 def default_dim(module: nn.Module) -> int:

@@ -21,7 +21,7 @@ from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.functional import _checks
-from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim, normalize
+from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ class SpectralNorm(Prepared, TorchHook):
         names = self._names
         weight = self._state(module, names.original)
         u = self._state(module, names.u)
-        # Where v comes first and is not kept, the iteration does not read it: any values do.
-        v = weight.new_zeros(weight.numel() // u.numel()) if names.v is None else self._state(module, names.v)
+        v = None if names.v is None else self._state(module, names.v)
         training = module.training if training is None else training
         rules = Rules(
             self.dialect,
@@ -73,7 +72,7 @@ class SpectralNorm(Prepared, TorchHook):
             self.implementation,
         )
         sigma = None if names.sigma is None else self._state(module, names.sigma)
-        return Request(rules, weight, u.view(-1), v, self.dim % weight.ndim, sigma)
+        return Request(rules, weight, u, v, self.dim % weight.ndim, sigma)
 
     def ready(self, module: nn.Module) -> bool:
         return self._state(module, self._names.original).dtype in FLOATING
@@ -81,8 +80,7 @@ class SpectralNorm(Prepared, TorchHook):
     def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
         if self.dialect == "hook" and not self.ready(module):  # made complex, for instance: torch's way
             return super().compute_weight(module, do_power_iteration)
-        prepared = self._take(self._state(module, self._names.original), do_power_iteration)
-        return normalize([self.request(module, do_power_iteration)])[0] if prepared is None else prepared
+        return self._weight(self.request(module, do_power_iteration))
 
     def remove(self, module: nn.Module) -> None:
         with torch.no_grad():

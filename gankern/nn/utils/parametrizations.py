@@ -16,7 +16,7 @@ from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.functional import _checks
-from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim, normalize
+from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim
 
 __getattr__, __dir__, __all__ = stand_in(__name__, torch_parametrizations, ["SpectralNorm", "spectral_norm"])
 
@@ -71,8 +71,7 @@ class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
             return super().forward(weight)
         if weight.ndim == 1:
             return F.normalize(weight, dim=0, eps=self.eps)
-        prepared = self._take(weight, self.training)
-        return normalize([self.request(weight)])[0] if prepared is None else prepared
+        return self._weight(self.request(weight))
 
 
 refuse_scripting(SpectralNorm, "spectral_norm", "take it off with torch.nn.utils.parametrize.remove_parametrizations")
