@@ -20,6 +20,7 @@ from gankern.core.torch_internals import recomputed, transformed
 
 Tensors = Sequence[Tensor | None]
 Kept = Sequence[Any]  # the same, where a rule knows which of them are there
+Run = Callable[..., Tensor]
 
 RULES: dict[str, Rule] = {}
 
@@ -73,24 +74,11 @@ class Recorder(Protocol):
     def primitive(self, name: str, options: tuple, tensors: Tensors) -> tuple[Tensor, ...]:
         """One that is differentiated by its rule: :func:`run` of these."""
 
-    def linear(
-        self,
-        x: Tensor,
-        run: Callable[[], Tensor],
-        forward: Callable[[Tensor], Tensor],
-        transpose: Callable[[Tensor], Tensor],
-    ) -> Tensor:
+    def linear(self, x: Tensor, run: Run, forward: Run, transpose: Run) -> Tensor:
         """A linear map of x: ``run()`` is ``forward(x)`` with autograd."""
 
     def convolution(
-        self,
-        run: Callable[..., Tensor],
-        options: tuple,
-        height: int,
-        width: int,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
+        self, run: Run, options: tuple, height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         """``run`` of the other arguments; gankern.ops.convolution has its three passes."""
 

@@ -8,12 +8,7 @@ from gankern.reference._norm_act import Affine, moments, normalized, widened
 
 
 def instance_norm_act(
-    x: Tensor,
-    weight: Affine,
-    bias: Affine,
-    eps: float,
-    negative_slope: float,
-    slope: Affine = None,
+    x: Tensor, weight: Affine, bias: Affine, eps: float, negative_slope: float, slope: Affine = None
 ) -> tuple[Tensor, Tensor]:
     """act((x - mean) / sqrt(var + eps) * weight + bias) of x [N, C, ...], and the statistics [3, N, C] that it was
     computed with: mean, 1 / sqrt(var + eps), and the variance that running statistics take up.
