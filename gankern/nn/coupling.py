@@ -58,7 +58,7 @@ _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(gnn.Conv2d, gnn.ConvTranspose2d, gnn.ConvDownsample2d, gnn.UpsampleConv2d, gnn.EqualizedConv2d),
     *(gnn.EqualizedConv1d, gnn.EqualizedConv3d),
-    gnn.SubpixelConv2d,
+    *(gnn.SubpixelConv1d, gnn.SubpixelConv2d, gnn.SubpixelConv3d),
 )
 _POINTWISE = (
     *(nn.Identity, nn.Linear, nn.Embedding, nn.PReLU, nn.RReLU, nn.Threshold, gnn.EqualizedLinear),
@@ -73,7 +73,8 @@ _SPATIAL = (
     *(nn.AdaptiveMaxPool3d, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.PixelShuffle),
     *(nn.PixelUnshuffle, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d),
     *(nn.ReplicationPad2d, nn.ReplicationPad3d, nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
-    *(gnn.Blur2d, gnn.FIRDownsample2d, gnn.FIRUpsample2d, gnn.SelfAttention2d),
+    *(gnn.Blur1d, gnn.Blur2d, gnn.Blur3d, gnn.FIRDownsample1d, gnn.FIRDownsample2d, gnn.FIRDownsample3d),
+    *(gnn.FIRUpsample1d, gnn.FIRUpsample2d, gnn.FIRUpsample3d, gnn.SelfAttention2d),
 )
 _NORMS = (
     *(nn.GroupNorm, gnn.GroupNormAct, nn.LocalResponseNorm, gnn.PixelNorm),
@@ -153,7 +154,8 @@ def doubt(network: Any, samples: int, dimensions: int, but: tuple[type, ...] = (
     if not isinstance(network, nn.Module):
         return "it is not a module, and what a function does is not known"
     everywhere = nn.modules.module
-    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks or everywhere._global_backward_hooks:
+    forward = everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks
+    if forward or everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:
         return "hooks of all modules are registered"
     if dimensions < 2:
         return "its input has one dimension"

@@ -14,7 +14,7 @@ from gankern.games._config import (
 from gankern.training.checkpoint import CHECKPOINT, Checkpoint, CheckpointError, TrainingError, load_generator
 from gankern.training.export import KINDS as EXPORTS
 from gankern.training.export import export
-from gankern.training.graphed import GraphedStep
+from gankern.training.graphed import GraphedStep, NotCaptured
 from gankern.training.loop import Diverged, Interrupted, OutputInUse, OutputLost, died_at_once, find_run, train
 from gankern.training.trainer import Trainer
 
@@ -31,6 +31,7 @@ __all__ = [
     "Diverged",
     "GraphedStep",
     "Interrupted",
+    "NotCaptured",
     "OutputInUse",
     "OutputLost",
     "Trainer",

@@ -12,6 +12,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 WARM_UP = 3  # steps before the capture, in which libraries choose algorithms and optimisers make their state
 
 
+class NotCaptured(RuntimeError):
+    """A step cannot be captured; everything is as it was before."""
+
+
 class GraphedStep:
     """Captures a training step once, and replays it for each call.
 
@@ -44,7 +48,7 @@ class GraphedStep:
 
     Raises:
         ValueError: an argument does not fit; the message names it.
-        RuntimeError: the step cannot be captured; everything is as it was before.
+        NotCaptured: the step cannot be captured; everything is as it was before. A RuntimeError.
 
     >>> def train(real, latents):                                                               # doctest: +SKIP
     ...     d_optimiser.zero_grad()
@@ -94,7 +98,7 @@ class GraphedStep:
         except RuntimeError as error:
             state.restore()
             state.restore_gradients()
-            raise RuntimeError(
+            raise NotCaptured(
                 f"step cannot be captured: {error}\nA captured step must not wait for the device (.item(), .cpu(), a "
                 "tensor as a condition), must not depend on values in shapes, and its networks must not grow or be "
                 "compiled within it."

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from gankern.training.graphed import GraphedStep
+from gankern.training.graphed import GraphedStep, NotCaptured
 
 if TYPE_CHECKING:
     from gankern.training.trainer import Trainer
@@ -77,9 +77,7 @@ class Replays:
         self.graphed.captured.setdefault(work, None)  # the step that was written down was the first one
         try:
             return self.graphed(*inputs)
-        except RuntimeError as error:
-            if "cannot be captured" not in str(error):
-                raise
+        except NotCaptured as error:
             log.warning("steps are not replayed as CUDA graphs: %s", str(error).splitlines()[0])
             trainer.replays = None
             return self._step(*inputs)

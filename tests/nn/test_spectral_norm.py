@@ -533,8 +533,15 @@ def test_bad_input(normalize):
             normalize(first(nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="n_power_iterations is 0"):
         normalize(nn.Linear(2, 2), n_power_iterations=0)
-    with pytest.raises(ValueError, match="eps is -1"):
-        normalize(nn.Linear(2, 2), eps=-1)
+    with pytest.raises(TypeError, match="n_power_iterations is 1.5; it must be an integer"):
+        normalize(nn.Linear(2, 2), n_power_iterations=1.5)
+    for eps in (-1, 0.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"spectral_norm: eps is {eps}"):
+            normalize(nn.Linear(2, 2), eps=eps)
+    with pytest.raises(TypeError, match="eps is '1e-12'; it must be a number"):
+        normalize(nn.Linear(2, 2), eps="1e-12")
+    with pytest.raises(TypeError, match="dim is 0.5; it must be an integer"):
+        normalize(nn.Linear(2, 2), dim=0.5)
     with pytest.raises(IndexError, match="dim is 7.* accepts -2 to 1"):
         normalize(nn.Linear(2, 2), dim=7)
     integers = nn.Module()

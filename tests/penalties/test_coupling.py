@@ -122,6 +122,32 @@ def passes(critic, *samples):
     return count
 
 
+def test_of_every_layer_of_ours_it_is_known():
+    layers = {cls for cls in map(vars(gnn).get, gnn.__all__) if isinstance(cls, type) and issubclass(cls, nn.Module)}
+    ours = {cls for cls in layers if cls.__module__.startswith("gankern.")}
+    assert len(ours) > 40
+    assert {cls.__name__ for cls in ours if cls not in coupling._APART and cls not in coupling._COUPLED} == set()
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        nn.modules.module.register_module_forward_hook,
+        nn.modules.module.register_module_forward_pre_hook,
+        nn.modules.module.register_module_full_backward_hook,
+        nn.modules.module.register_module_full_backward_pre_hook,
+    ],
+    ids=lambda register: register.__name__,
+)
+def test_under_hooks_of_all_modules_nothing_is_known(register):
+    assert coupling.doubt(nn.Linear(3, 2), 4, 2) is None
+    handle = register(lambda *arguments: None)
+    try:
+        assert coupling.doubt(nn.Linear(3, 2), 4, 2) == "hooks of all modules are registered"
+    finally:
+        handle.remove()
+
+
 KNOWN = {
     "layers of torch": lambda: plain(nn.InstanceNorm2d(4), nn.AvgPool2d(2), nn.Dropout(0.1)),
     "evaluation": lambda: plain(nn.BatchNorm2d(4)).eval(),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gankern.training import GraphedStep, graphed
+from gankern.training import GraphedStep, NotCaptured, graphed
 
 
 def player(make=lambda parameters: torch.optim.Adam(parameters, 1e-2)):
@@ -72,7 +72,7 @@ def test_a_step_that_cannot_be_captured_changes_nothing(recorded, same, monkeypa
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)
-    with pytest.raises(RuntimeError, match="cannot be captured: operation not permitted(.|\n)*must not wait"):
+    with pytest.raises(NotCaptured, match="cannot be captured: operation not permitted(.|\n)*must not wait"):
         GraphedStep(step, batch, (network,), (optimiser,))
     assert all(p.grad is gradient for p, gradient in zip(network.parameters(), gradients))
     assert same(before, [*network.state_dict().values(), *gradients])

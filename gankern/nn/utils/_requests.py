@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import gankern.functional as GF
 from gankern.core.dispatch import FLOATING, short
 from gankern.core.threads import PerThread
 from gankern.core.torch_internals import recomputed, transformed
+from gankern.functional import _checks
 
 
 class Rules(NamedTuple):
@@ -203,10 +205,9 @@ def check(module: nn.Module, name: str, n_power_iterations: int, eps: float, dim
     if weight.dtype not in FLOATING:
         accepted = ", ".join(short(d) for d in FLOATING)
         raise TypeError(f"spectral_norm: {name!r} is {short(weight.dtype)}; accepted are {accepted}")
-    if n_power_iterations < 1:
-        raise ValueError(f"spectral_norm: n_power_iterations is {n_power_iterations}; it must be at least 1")
-    if not eps > 0:
-        raise ValueError(f"spectral_norm: eps is {eps}; it must be greater than 0")
+    _checks.whole("spectral_norm", "n_power_iterations", n_power_iterations)
+    _checks.number("spectral_norm", "eps", eps, above=0)
+    _checks.whole("spectral_norm", "dim", dim, least=-math.inf)
     if not -weight.ndim <= dim < weight.ndim:
         accepted = f"{-weight.ndim} to {weight.ndim - 1}"
         raise IndexError(f"spectral_norm: dim is {dim}; {name!r} of shape {tuple(weight.shape)} accepts {accepted}")
