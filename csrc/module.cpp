@@ -1,5 +1,5 @@
 // gankern._C: the facts of this build. The operators themselves are in the library next to it, which torch
-// loads (gankern/ops/_native.py); this module answers questions about it without torch.
+// loads (gankern/core/native.py); this module answers questions about it without torch.
 #include <pybind11/pybind11.h>
 
 #include "cpu/isa.h"

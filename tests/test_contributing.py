@@ -83,6 +83,18 @@ def test_the_floors_are_those_that_are_enforced():
     assert [name for name in named if name not in places and not (ROOT / name).is_dir()] == []
 
 
+def test_files_that_code_and_pages_name_are_there():
+    """Comments and pages say where something stands: of what moved, they say so too."""
+    naming = [*(ROOT / "gankern").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "scripts").rglob("*.py")]
+    naming += [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu")]
+    named = re.compile(
+        r"(?<![\w./-])(?:csrc|gankern|tests|benchmarks|docs|scripts|examples)/[a-z0-9_./-]+\.(?:py|cpp|h|cu|md)\b"
+    )
+    places = {name: path for path in naming for name in named.findall(path.read_text())}
+    assert len(places) > 100
+    assert {name: str(path) for name, path in places.items() if not (ROOT / name).is_file()} == {}
+
+
 def test_few_things_lie_in_the_package():
     tracked = [p for p in (ROOT / "gankern").iterdir() if p.suffix != ".so" and p.name != "__pycache__"]
     assert len(tracked) <= 22, sorted(p.name for p in tracked)

@@ -26,7 +26,7 @@
 
 namespace gankern {
 
-// The order of activations in every kernel table, and in gankern/ops/bias_act.py.
+// The order of activations in every kernel table, and in gankern/core/activations.py.
 enum class Activation {
   kLinear,
   kRelu,

@@ -1,6 +1,6 @@
 // How a kernel asks for threads, without knowing whose threads they are.
 //
-// The library passes LibTorch's own pool (csrc/ops.cpp); the sanitizer harness passes std::thread
+// The library passes LibTorch's own pool (csrc/ops/common.h); the sanitizer harness passes std::thread
 // (csrc/cpu/testing/). A kernel must give the same result for every number of threads: split the work by
 // the shape of the problem alone, and add partial results up in a fixed order.
 #pragma once

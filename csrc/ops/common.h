@@ -45,7 +45,7 @@ inline Parallel torch_threads() {
           }};
 }
 
-// The position of a dtype in a kernel table (csrc/cpu/vec.h, Dtype). Python has checked it: this is the guard
+// The position of a dtype in a kernel table (csrc/cpu/kernels.h, Dtype). Python has checked it: this is the guard
 // for callers of torch.ops.gankern.* themselves.
 inline int dtype_index(const Tensor& tensor, const char* op) {
   switch (tensor.scalar_type()) {
