@@ -277,7 +277,7 @@ class Left:
         return Left, ()
 
 
-def _wait_for_mean(followed: Followed | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Deferred | None:
+def _wait_for_mean(followed: Followed | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """The result of a 3x3 convolution with padding 1, which a 2x2 mean may follow."""
     if followed is None or not followed.waits or not may_defer(x):
         return None

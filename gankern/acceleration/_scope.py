@@ -206,11 +206,15 @@ METADATA = {
 }
 
 
-def defer(kind: str, size: torch.Size, compute: Callable[..., Tensor], *arguments: Any) -> Deferred:
-    """A tensor of that size which is ``compute(*arguments)``, later. The first argument is a tensor."""
+def defer(kind: str, size: torch.Size, compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """A tensor of that size which is ``compute(*arguments)``, later. The first argument is a tensor. Now, where one of
+    them was made in inference mode: of such a tensor nobody counts how often it is written to."""
+    if any(isinstance(x, Tensor) and x.is_inference() for x in arguments):
+        return compute(*arguments)
     pair = Pair(kind, compute, arguments)
     like = arguments[0]
     inputs = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad] if torch.is_grad_enabled() else []
+    result: Deferred
     if inputs:
         result = _Connection.apply(pair, size, like, *inputs)
     else:

@@ -202,7 +202,7 @@ def _host(primitives: list[str] | None, device: str, json_file: Path | None) -> 
     if json_file is not None:
         content = {"environment": benchmark.environment(), "settings": {}, "results": []}
         write_results(json_file, content | {"host": [asdict(cost) for cost in costs]})
-        console.print(f"record written to {json_file}")
+        console.print(f"record written to {json_file}", markup=False)
 
 
 def _steps(names: list[str] | None, quick: bool) -> list[steps.Step | steps.Play]:

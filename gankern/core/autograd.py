@@ -127,7 +127,7 @@ class _Forward(Function):
         _keep(ctx, rule, rule.saved(ctx.options, tensors, output))
         ctx.spares = None
         if not compiling and rule.again(ctx.options, *tensors):
-            ctx.spares = [(x, 0 if x is None else x._version) for x in tensors]
+            ctx.spares = [(x, _version(x)) for x in tensors]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -144,11 +144,16 @@ class _Forward(Function):
         return None, None, *result
 
 
+def _version(x: Tensor | None) -> int:
+    """How often it was written to. Of what was made in inference mode nobody counts that, nor has it a gradient."""
+    return 0 if x is None or x.is_inference() else x._version
+
+
 def _keep(ctx: Any, rule: Rule, tensors: Tensors) -> None:
     watched = torch.compiler.is_compiling() or transformed() or recomputed()
     ctx.layers = 0 if watched else rule.layers(ctx.options)
     if ctx.layers:  # torch would release and check all together
-        ctx.kept = [(x, 0 if x is None else x._version) for x in tensors]
+        ctx.kept = [(x, _version(x)) for x in tensors]
     else:
         ctx.save_for_backward(*tensors)
 
@@ -160,7 +165,7 @@ def _kept(ctx: Any, arrived: Tensors) -> Tensors:
     for i, (x, version) in enumerate(ctx.kept):
         layer = i % (ctx.layers + 1)
         reached = layer == ctx.layers or arrived[layer] is not None
-        if reached and x is not None and x._version != version:
+        if reached and x is not None and _version(x) != version:
             raise RuntimeError(
                 f"one of the variables needed for gradient computation has been modified by an inplace operation: a "
                 f"tensor of shape {tuple(x.shape)} that {ctx.name} was given is at version {x._version}; expected "
@@ -179,7 +184,7 @@ def _saved_tensors(ctx: Any, arrived: Tensors) -> Tensors:
         overwritten = "modified by an inplace operation" in str(error)
         if not overwritten or ctx.spares is None:
             raise
-        if any(x is not None and x._version != version for x, version in ctx.spares):
+        if any(_version(x) != version for x, version in ctx.spares):
             raise
     tensors = [x for x, _ in ctx.spares]
     return RULES[ctx.name].saved(ctx.options, tensors, run(ctx.name, ctx.options, *tensors))

@@ -408,3 +408,26 @@ def test_a_tensor_that_is_swapped_while_a_layer_waits_is_noticed(kind):
         assert "overwritten between two operations that run as one" in str(error)
     else:
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("of_inference", ["input", "weights"])
+def test_tensors_made_in_inference_mode(of_inference):
+    """Nobody counts how often those are written to: nothing waits on them."""
+    torch.manual_seed(0)
+
+    def make():
+        up, conv = nn.Upsample(scale_factor=2), nn.Conv2d(16, 16, 3, padding=1)
+        padded = nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect")
+        return nn.Sequential(up, conv, nn.AvgPool2d(2), padded, nn.InstanceNorm2d(16, affine=True), nn.ReLU())
+
+    x = torch.randn(2, 16, 32, 32)
+    with torch.inference_mode():
+        net = make()
+        x = x.clone() if of_inference == "input" else x
+    if of_inference == "input":
+        net = make()
+    with torch.no_grad():
+        right = net(x)
+        gankern.accelerate(net)
+        for _ in range(3):
+            torch.testing.assert_close(net(x), right, rtol=1e-4, atol=1e-4)

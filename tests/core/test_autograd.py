@@ -1,11 +1,13 @@
 """The shape that all primitives' autograd has: which gradients are computed, and in what order they end."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.autograd import grad, gradcheck, gradgradcheck
 
-import gankern.functional  # noqa: F401 (all rules are there)
-from gankern.core import autograd
+import gankern.functional as GF
+from gankern.core import autograd, native
 
 asked = []  # what the functions of the rule below were asked for
 
@@ -118,3 +120,14 @@ def test_a_third_order_raises(tensors):
     (ggx,) = grad(gx.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="test_product: .*gradient order 2"):
         grad(ggx.sum(), w)
+
+
+@pytest.mark.parametrize("python", [False, True], ids=["nodes", "python"])
+def test_tensors_made_in_inference_mode_are_taken(python):
+    """Where none of them needs a gradient; of their versions, which are not counted, nobody asks."""
+    with torch.inference_mode():
+        x, w, u, v = (torch.randn(*size) for size in ((2, 3, 4), (4, 3), (4,), (3,)))
+    with native.python_gradients() if python else contextlib.nullcontext():
+        right = x / (x.square().mean(1, keepdim=True) + 1e-8).sqrt()
+        torch.testing.assert_close(GF.pixel_norm(x), right)
+        torch.testing.assert_close(GF.spectral_norm(w, u, v, training=False), w / (u @ w @ v))
