@@ -30,6 +30,7 @@
 #include "convolution.h"
 
 #include <cstring>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -59,7 +60,11 @@ constexpr int64_t kLine = 64;
 // errors small (an error grows as the square root of the number of terms added to it). Also what stays in the
 // L1 cache.
 constexpr int64_t kChain = 64;
-constexpr int kAhead = 16;  // steps that the matrix product asks for its vectors ahead
+constexpr int kAhead = 16;                 // steps that the matrix product asks for its vectors ahead
+constexpr int kKernelsAhead = 4;           // likewise the kernel's transform for its taps
+constexpr int64_t kDepthOfKernel = 128;    // in channels of U that a sum takes at a time
+constexpr int64_t kLargeKernel = 2 << 20;  // of U, from which on a thread makes a panel of it at a time ...
+constexpr int64_t kKernelOverImages = 4;   // ... where it is so many times as large as V of all tiles
 
 template <class A>
 constexpr int kLanesOf = kVectorBytes / int(sizeof(A));
@@ -499,19 +504,25 @@ void store_taps(const Convolution& t, int64_t channel, int64_t in, const Vec<Acc
   }
 }
 
-// U of some panels of output channels, whose products' parts of it lie `plane` apart.
+// U of some panels of output channels and of `depth` input channels, whose products' parts lie `plane` apart.
 template <class T, class R>
-void transform_kernel(const Convolution& t, int64_t first_panel, int64_t panels, int64_t plane, Acc<T>* u,
-                      const Parallel& parallel) {
+void transform_kernel(const Convolution& t, int64_t first_panel, int64_t panels, int64_t first_in,
+                      int64_t depth, int64_t plane, Acc<T>* u, const Parallel& parallel) {
   using A = Acc<T>;
   constexpr int L = kLanes<T>, k = R::kProducts;
-  parallel_for(parallel, panels * t.in.channels, 64, [&](int64_t begin, int64_t end) {
+  parallel_for(parallel, panels * depth, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t panel = first_panel + i / t.in.channels, in = i % t.in.channels;
+      const int64_t panel = first_panel + i / depth, in = first_in + i % depth;
       for (int half = 0; half < 2; ++half) {
         const int64_t channel = panel * kPanel<A> + half * L;
         if (channel >= t.out.channels) continue;
         Vec<A> w[R::kTaps * R::kTaps], y[k * k];
+        if (in + kKernelsAhead < t.in.channels) {
+          const T* ahead =
+              static_cast<const T*>(t.weight) + channel * t.stride_out + (in + kKernelsAhead) * t.stride_in;
+          for (int64_t l = 0; l < min(L, t.out.channels - channel); ++l)
+            __builtin_prefetch(ahead + l * t.stride_out);
+        }
         load_taps<T, R::kTaps>(t, channel, in, w);
         apply_twice<A, Matrix<R::kG, false>>(w, y);
         A* to = u + i * kPanel<A> + half * L;
@@ -603,10 +614,105 @@ inline int64_t rows_of_block(int64_t rows, int64_t tiles_x, int64_t tile_bytes, 
   return max(1, ceil_div(rows, blocks));
 }
 
+// What a part of a forward works with: V and M of `tiles` tiles, a room for turning.
+template <class A>
+struct Room {
+  A *v, *m, *turned;
+  int64_t v_plane, m_plane, m_stride;
+};
+
+// M of some rows of tiles and `panels` panels from V and U, whose rows begin with panel `first` of them all.
+// A sum takes kDepthOfKernel input channels of all products at a time, whoever makes U: one order.
+template <class R, class A, class Kernels>
+void multiply_tiles(const Convolution& t, const Plan<R, A>& plan, int64_t count, int64_t first,
+                    int64_t panels, const Room<A>& room, const Kernels& kernels) {
+  const int64_t channels = t.out.channels - first * kPanel<A>;
+  bool started[R::kM * R::kM] = {};
+  for (int64_t in = 0; in < t.in.channels; in += kDepthOfKernel) {
+    const int64_t depth = min(kDepthOfKernel, t.in.channels - in);
+    const auto [u, u_plane, u_panel] = kernels(in, depth);
+    for (int i = 0; i < R::kProducts; ++i)
+      for (int j = 0; j < R::kProducts; ++j) {
+        const A* a = room.v + (R::kVOf[i] * R::kV + R::kVOf[j]) * room.v_plane + in;
+        const int to = R::kMOf[i] * R::kM + R::kMOf[j];
+        const A* b = u + (i * R::kProducts + j) * u_plane;
+        for (int64_t p = 0; p < panels; ++p)
+          panel_product<A>(count, depth, min(kPanel<A>, channels - p * kPanel<A>), a, plan.depth, 1,
+                           b + p * u_panel, room.m + to * room.m_plane + p * kPanel<A>, room.m_stride,
+                           started[to]);
+        started[to] = true;
+      }
+  }
+}
+
+// out = A M A^T of rows [begin, end) of tiles and some panels of output channels, plus bias, leaky ReLU.
+template <class T, class R>
+void untransform_rows(const Convolution& t, const Plan<R, Acc<T>>& plan, int64_t begin, int64_t end,
+                      int64_t first_panel, int64_t panels, const Acc<T>* bias, const Room<Acc<T>>& room) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<T>;
+  const int64_t first = first_panel * kPanel<A>, channels = min(panels * kPanel<A>, t.out.channels - first);
+  const int64_t out_image = t.out.channels * t.out.height * t.out.width;
+  for (int64_t row = begin; row < end;) {
+    const int64_t image = row / plan.tiles_y, top = row % plan.tiles_y;
+    const int64_t bottom = min(plan.tiles_y, top + end - row);
+    T* out = static_cast<T*>(t.out.data) + image * out_image;
+    const int64_t pixel = top * R::kOut * t.out.width;  // the first of this part
+    const int64_t stride = panels * kPanel<A>;
+    for (int64_t tile_y = top; tile_y < bottom; ++tile_y, ++row) {
+      const A* from = room.m + (row - begin) * plan.tiles_x * room.m_stride;
+      if (t.out.channels_last)
+        untransform_row<T, A, R>(t, from, room.m_plane, room.m_stride, plan.tiles_x, first, channels, bias,
+                                 out + first, t.out.channels, tile_y);
+      else
+        untransform_row<A, A, R>(t, from, room.m_plane, room.m_stride, plan.tiles_x, first,
+                                 round_up(channels, L), bias, room.turned - pixel * stride, stride, tile_y);
+    }
+    if (!t.out.channels_last) {
+      const int64_t end_pixel = min(t.out.height, bottom * R::kOut) * t.out.width;
+      turn_out(room.turned, stride, channels, end_pixel - pixel,
+               out + first * t.out.height * t.out.width + pixel, t.out.height * t.out.width);
+    }
+  }
+}
+
+// Many channels and few tiles: U is larger than all images. V of all tiles is made once, and a thread takes one
+// panel of output channels after the other, whose U it makes itself, a part that stays in its cache at a time.
+template <class T, class R>
+void forward_by_panels(const Convolution& t, const Plan<R, Acc<T>>& plan, const Acc<T>* bias,
+                       const Parallel& parallel) {
+  using A = Acc<T>;
+  using B = Matrix<R::kB, false>;
+  constexpr int64_t products = R::kProducts * R::kProducts;
+  const int64_t tiles = plan.rows * plan.tiles_x, v_plane = odd_lines<A>(tiles * plan.depth);
+  const int64_t m_stride = kPanel<A>, m_plane = odd_lines<A>(tiles * m_stride);
+  const int64_t u_plane = odd_lines<A>(min(kDepthOfKernel, t.in.channels) * kPanel<A>);
+  Scratch<A> v(R::kV * R::kV * v_plane);
+  parallel_for(parallel, plan.rows, 1, [&](int64_t begin, int64_t end) {
+    Scratch<A> zeros(padded_channels<A>(t.in.channels));
+    Scratch<A> turned(turned_values<A>(t.in, end - begin, R::kStep, R::kIn));
+    std::memset(zeros.at, 0, size_t(padded_channels<A>(t.in.channels)) * sizeof(A));
+    transform_rows<T, B, false>(t.in, begin, end, plan.tiles_y, plan.tiles_x, plan.before, R::kStep,
+                                Reader<A>{zeros.at, turned.at},
+                                {v.at + begin * plan.tiles_x * plan.depth, v_plane, plan.depth, 0});
+  });
+  parallel_for(parallel, plan.panels, 1, [&](int64_t panel, int64_t end) {
+    Scratch<A> m(R::kM * R::kM * m_plane), u(products * u_plane);
+    Scratch<A> turned(t.out.channels_last ? 0 : plan.tiles_y * R::kOut * t.out.width * kPanel<A>);
+    const Room<A> room{v.at, m.at, turned.at, v_plane, m_plane, m_stride};
+    for (; panel < end; ++panel) {
+      multiply_tiles<R, A>(t, plan, tiles, panel, 1, room, [&](int64_t in, int64_t depth) {
+        transform_kernel<T, R>(t, panel, 1, in, depth, u_plane, u.at, Parallel{1, nullptr});
+        return std::tuple<const A*, int64_t, int64_t>(u.at, u_plane, 0);
+      });
+      untransform_rows<T, R>(t, plan, 0, plan.rows, panel, 1, bias, room);
+    }
+  });
+}
+
 template <class T, class R>
 void forward(const Convolution& t, const Parallel& parallel) {
   using A = Acc<T>;
-  constexpr int L = kLanes<T>;
   using B = Matrix<R::kB, false>;
   const Plan<R, A> plan(t);
   if (plan.rows * plan.tiles_x * t.out.channels == 0) return;
@@ -614,25 +720,30 @@ void forward(const Convolution& t, const Parallel& parallel) {
   for (int64_t c = 0; c < plan.panels * kPanel<A>; ++c)
     bias.at[c] = t.bias && c < t.out.channels ? widen(static_cast<const T*>(t.bias)[c]) : A(0);
 
+  constexpr int64_t products = R::kProducts * R::kProducts, bytes = int64_t(sizeof(A));
+  const int64_t threads = max(1, parallel.threads);
   const int64_t m_tile = R::kM * R::kM * kPanel<A>, v_tile = R::kV * R::kV * plan.depth;
-  int64_t rows = rows_of_block(plan.rows, plan.tiles_x, (v_tile + m_tile) * int64_t(sizeof(A)), kBlockBytes);
+  const bool even = plan.panels % threads == 0 || plan.panels >= 4 * threads;
+  const int64_t u_bytes = products * plan.product_values(t) * bytes;
+  if (even && u_bytes >= max(kLargeKernel, kKernelOverImages * v_tile * plan.rows * plan.tiles_x * bytes))
+    return forward_by_panels<T, R>(t, plan, bias.at, parallel);
+
+  int64_t rows = rows_of_block(plan.rows, plan.tiles_x, (v_tile + m_tile) * bytes, kBlockBytes);
   // Few blocks: parts of the output channels make the rest of the work for several threads, each with a V of
   // its own; and where these are few too, smaller blocks. No sum depends on either.
-  const int64_t threads = max(1, parallel.threads);
   const int64_t parts = min(plan.panels, ceil_div(threads, ceil_div(plan.rows, rows)));
   rows = min(rows, max(1, ceil_div(plan.rows, ceil_div(threads, parts))));
   const int64_t tiles = rows * plan.tiles_x;
   const int64_t v_plane = odd_lines<A>(tiles * plan.depth);
   const int64_t blocks = ceil_div(plan.rows, rows);
-  constexpr int64_t products = R::kProducts * R::kProducts;
-  const int64_t m_bytes = m_tile * int64_t(sizeof(A)) * tiles;
+  const int64_t m_bytes = m_tile * bytes * tiles;
   int64_t group = min(ceil_div(plan.panels, parts), max(1, kProductBytes / m_bytes));  // panels at a time
   // A thread that reads U once makes what it reads itself: through its own cache, and for no other thread to wait.
   const bool own = blocks <= threads;
-  if (own) group = min(group, max(1, kBlockBytes / (products * plan.panel_values(t) * int64_t(sizeof(A)))));
+  if (own) group = min(group, max(1, kBlockBytes / (products * plan.panel_values(t) * bytes)));
   const int64_t u_plane = own ? odd_lines<A>(group * plan.panel_values(t)) : plan.product_values(t);
   Scratch<A> u(own ? 0 : products * u_plane);
-  if (!own) transform_kernel<T, R>(t, 0, plan.panels, u_plane, u.at, parallel);
+  if (!own) transform_kernel<T, R>(t, 0, plan.panels, 0, t.in.channels, u_plane, u.at, parallel);
   const int64_t m_stride = odd_lines<A>(group * kPanel<A>), m_plane = odd_lines<A>(tiles * m_stride);
   const int64_t turned = turned_values<A>(t.in, rows, R::kStep, R::kIn);
   const int64_t turned_out = t.out.channels_last ? 0 : rows * R::kOut * t.out.width * group * kPanel<A>;
@@ -642,51 +753,23 @@ void forward(const Convolution& t, const Parallel& parallel) {
     Scratch<A> zeros(padded_channels<A>(t.in.channels)), in_room(turned), out_room(turned_out);
     std::memset(zeros.at, 0, size_t(padded_channels<A>(t.in.channels)) * sizeof(A));
     const Reader<A> reader{zeros.at, in_room.at};
+    const Room<A> room{v.at, m.at, out_room.at, v_plane, m_plane, m_stride};
     for (int64_t task = begin_task; task < end_task; ++task) {
       const int64_t begin = task / parts * rows, end = min(plan.rows, begin + rows), part = task % parts;
       const int64_t first_panel = plan.panels * part / parts, last_panel = plan.panels * (part + 1) / parts;
-      const int64_t count = (end - begin) * plan.tiles_x;
       transform_rows<T, B, false>(t.in, begin, end, plan.tiles_y, plan.tiles_x, plan.before, R::kStep, reader,
                                   {v.at, v_plane, plan.depth, 0});
       for (int64_t panel = first_panel; panel < last_panel; panel += group) {
         const int64_t panels = min(group, last_panel - panel);
-        const int64_t first = panel * kPanel<A>, channels = min(panels * kPanel<A>, t.out.channels - first);
         const A* kernels = own ? own_u.at : u.at + panel * plan.panel_values(t);
-        if (own) transform_kernel<T, R>(t, panel, panels, u_plane, own_u.at, Parallel{1, nullptr});
-        bool started[R::kM * R::kM] = {};
-        for (int i = 0; i < R::kProducts; ++i)
-          for (int j = 0; j < R::kProducts; ++j) {
-            const A* a = v.at + (R::kVOf[i] * R::kV + R::kVOf[j]) * v_plane;
-            const int to = R::kMOf[i] * R::kM + R::kMOf[j];
-            const A* b = kernels + (i * R::kProducts + j) * u_plane;
-            for (int64_t p = 0; p < panels; ++p)
-              panel_product<A>(count, t.in.channels, min(kPanel<A>, channels - p * kPanel<A>), a, plan.depth,
-                               1, b + p * plan.panel_values(t), m.at + to * m_plane + p * kPanel<A>, m_stride,
-                               started[to]);
-            started[to] = true;
-          }
-        const int64_t out_image = t.out.channels * t.out.height * t.out.width;
-        for (int64_t row = begin; row < end;) {
-          const int64_t image = row / plan.tiles_y, top = row % plan.tiles_y;
-          const int64_t bottom = min(plan.tiles_y, top + end - row);
-          T* out = static_cast<T*>(t.out.data) + image * out_image;
-          const int64_t pixel = top * R::kOut * t.out.width;  // the first of this part
-          const int64_t stride = group * kPanel<A>;
-          for (int64_t tile_y = top; tile_y < bottom; ++tile_y, ++row) {
-            const A* from = m.at + (row - begin) * plan.tiles_x * m_stride;
-            if (t.out.channels_last)
-              untransform_row<T, A, R>(t, from, m_plane, m_stride, plan.tiles_x, first, channels, bias.at,
-                                       out + first, t.out.channels, tile_y);
-            else
-              untransform_row<A, A, R>(t, from, m_plane, m_stride, plan.tiles_x, first, round_up(channels, L),
-                                       bias.at, out_room.at - pixel * stride, stride, tile_y);
-          }
-          if (!t.out.channels_last) {
-            const int64_t end_pixel = min(t.out.height, bottom * R::kOut) * t.out.width;
-            turn_out(out_room.at, stride, channels, end_pixel - pixel,
-                     out + first * t.out.height * t.out.width + pixel, t.out.height * t.out.width);
-          }
-        }
+        if (own)
+          transform_kernel<T, R>(t, panel, panels, 0, t.in.channels, u_plane, own_u.at, Parallel{1, nullptr});
+        multiply_tiles<R, A>(t, plan, (end - begin) * plan.tiles_x, panel, panels, room,
+                             [&](int64_t in, int64_t) {
+                               return std::tuple<const A*, int64_t, int64_t>(kernels + in * kPanel<A>,
+                                                                             u_plane, plan.panel_values(t));
+                             });
+        untransform_rows<T, R>(t, plan, begin, end, panel, panels, bias.at, room);
       }
     }
   });

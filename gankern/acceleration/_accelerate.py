@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map_only
 
-from gankern.acceleration import _known, _layers, _log, _spectral
+from gankern.acceleration import _attention, _known, _layers, _log, _spectral
 from gankern.acceleration._chains import Chains
 from gankern.acceleration._code import functions_held, names_used
 from gankern.acceleration._compiled import inside_compiled_parts, is_compiled
@@ -164,7 +164,9 @@ def _doubles(module: nn.Module) -> bool:
 
 
 _NORMS = {"batch_norm", "group_norm", "instance_norm"}
-_FIRST_ORDER = _NORMS | {"conv2d", "conv_transpose2d", "interpolate", "upsample", "upsample_nearest", "prelu"}
+_FIRST_ORDER = _NORMS | {
+    *("conv2d", "conv_transpose2d", "interpolate", "upsample", "upsample_nearest", "prelu", "softmax"),
+}
 _FUNCTIONS = _FIRST_ORDER | {
     *("avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "relu", "relu_", "leaky_relu", "leaky_relu_"),
 }
@@ -357,7 +359,8 @@ class _Work:
                 and not any(row.layer == name for row in self.report.rows)
             ):
                 self.row(name, type(module).__name__, None, f"code of its own: {reason}")
-        used = (names_used(module) | functions_held(module)) & _FUNCTIONS
+        names = names_used(module) | functions_held(module)
+        used = (names & _FUNCTIONS) | _attention.called(module, names)
         if isinstance(module, nn.Conv2d):
             used = used | {"conv2d"}
         elif isinstance(module, nn.ConvTranspose2d):

@@ -192,7 +192,7 @@ class _Connection(torch.autograd.Function):
 
 
 # Kinds of pairs whose first half changes nothing.
-LASTING = ("upsample", "convolution", "chain", "pad")
+LASTING = ("upsample", "convolution", "chain", "pad", "scores", "weights", "weights, turned")
 
 _tensor: Any = Tensor  # whose attributes, on the class, are descriptors: the stubs show what a tensor has there
 METADATA = {

@@ -7,7 +7,7 @@ beside inputs and result is two numbers a query, ``stats``: its largest score an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -64,18 +64,25 @@ def _double_backward(
     return grad_grad, None, grad_q, grad_kv, None, None
 
 
-autograd.Rule(
-    NAME,
-    _forward,
-    lambda options, tensors, outputs: (*tensors, *outputs),
-    _backward,
-    _double_backward,
-    non_differentiable=(1,),
+_ANY_ORDER = f"{NAME}, any order"  # for who may not refuse a third one, at the price of nodes in Python
+_RULES: tuple[tuple[str, Callable[..., Tensor] | None], ...] = (
+    (NAME, None),
+    (_ANY_ORDER, lambda options, q, kv, o, stats: reference(q, kv)),
 )
+for _rule, _plain in _RULES:
+    autograd.Rule(
+        _rule,
+        _forward,
+        lambda options, tensors, outputs: (*tensors, *outputs),
+        _backward,
+        _double_backward,
+        non_differentiable=(1,),
+        plain=_plain,
+    )
 
 
-def attention(q: Tensor, kv: Tensor, implementation: str | None) -> Tensor:
-    """The values' means, [N, e, n], for checked arguments."""
+def attention(q: Tensor, kv: Tensor, implementation: str | None, any_order: bool = False) -> Tensor:
+    """The values' means, [N, e, n], for checked arguments. ``any_order``: with derivatives beyond the second."""
     chosen = primitive.select(q, implementation)
     widest = max(q.shape[1], kv.shape[1] - q.shape[1])
     if chosen == "triton" and widest > MOST_ON_GPU:
@@ -85,4 +92,4 @@ def attention(q: Tensor, kv: Tensor, implementation: str | None) -> Tensor:
         primitive.ran(chosen := "reference")
     if chosen == "reference":
         return reference(q, kv)
-    return autograd.differentiate(NAME, (chosen,), q, kv)[0]
+    return autograd.differentiate(_ANY_ORDER if any_order else NAME, (chosen,), q, kv)[0]
