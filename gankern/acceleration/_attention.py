@@ -157,9 +157,10 @@ def _attend(last: Pair, values: Tensor) -> Tensor:
     return result
 
 
+_tensor: Any = Tensor  # whose attributes, on the class, are descriptors: the stubs show what a tensor has there
 PERMUTATIONS = {torch.permute, Tensor.permute}
-TRANSPOSES = {Tensor.mT.__get__}  # of no arguments
-KINDS: dict[Callable[..., Any], Any] = {
+TRANSPOSES = {_tensor.mT.__get__}  # of no arguments
+KINDS: dict[Any, Any] = {
     **dict.fromkeys((torch.bmm, Tensor.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__), _product),
     **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _softmax),
     **dict.fromkeys((torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes), _turn),
