@@ -39,6 +39,11 @@ def _like(needed: bool, x: Tensor) -> Tensor:
     return torch.empty_like(x) if needed else x.new_empty(0)
 
 
+def _gradients(x: Tensor, dim: int, *sums: bool) -> tuple[Tensor, ...]:
+    """That of x, and those of what belongs to its channels: whether each is needed."""
+    return torch.empty_like(x), *(_along(needed, x, dim) for needed in sums)
+
+
 registry.define(
     NAME,
     "forward",
@@ -56,10 +61,7 @@ registry.define(
     "backward",
     f"bias_act_backward(Tensor grad, Tensor saved, Tensor? bias, {_ARGUMENTS}, bool sums) -> "
     "(Tensor grad_x, Tensor grad_bias)",
-    lambda grad, saved, bias, dim, activation, slope, gain, clamp, sums: (
-        torch.empty_like(saved),
-        _along(sums, saved, dim),
-    ),
+    lambda grad, saved, bias, dim, activation, slope, gain, clamp, sums: _gradients(saved, dim, sums),
 )
 registry.define(
     NAME,
@@ -129,11 +131,7 @@ registry.define(
     "prelu_backward",
     f"bias_act_prelu_backward(Tensor grad, {_PRELU}, bool sums, bool slope_sums) -> "
     "(Tensor grad_x, Tensor grad_bias, Tensor grad_slope)",
-    lambda grad, x, bias, slope, dim, gain, clamp, sums, slope_sums: (
-        torch.empty_like(x),
-        _along(sums, x, dim),
-        _along(slope_sums, x, dim),
-    ),
+    lambda grad, x, bias, slope, dim, gain, clamp, sums, slope_sums: _gradients(x, dim, sums, slope_sums),
 )
 registry.define(
     NAME,

@@ -32,16 +32,9 @@ def forward(
 
 @planned
 def backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Affine,
-    bias: Affine,
-    stats: Tensor,
-    groups: int,
-    negative_slope: float,
-    affine: bool,
-    slope: Affine = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, x: Tensor, weight: Affine, bias: Affine, stats: Tensor, groups: int, negative_slope: float,
+    affine: bool, slope: Affine = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of x, weight, bias and slope (empty where not wanted, or there is none). Launches: 3, and one for
     each gradient that is summed up over the samples."""
     call = _Call(x, weight, bias, negative_slope, instances=True, slopes=slope, members=_members(x, groups))
@@ -50,18 +43,9 @@ def backward(
 
 @planned
 def double_backward(
-    grad_grad_x: Tensor | None,
-    grad_grad_weight: Affine,
-    grad_grad_bias: Affine,
-    grad: Tensor,
-    x: Tensor,
-    weight: Affine,
-    bias: Affine,
-    stats: Tensor,
-    groups: int,
-    negative_slope: float,
-    affine: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad_grad_x: Tensor | None, grad_grad_weight: Affine, grad_grad_bias: Affine, grad: Tensor, x: Tensor,
+    weight: Affine, bias: Affine, stats: Tensor, groups: int, negative_slope: float, affine: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of `backward`'s grad, x and weight (empty where there are none). Launches: 3, and one for a
     weight's that is summed up over the samples."""
     call = _Call(
