@@ -2,11 +2,12 @@
 
 The generator has 1,547,350 parameters (one PReLU slope a layer; convolutions before a batch norm have no bias), the
 discriminator for crops of 96 pixels 23,563,649. Sub-pixel convolutions start by ICNR, as doubled pixels would
-(arXiv 1707.02937), so that no checkerboard has to be unlearnt.
+(arXiv 1707.02937), so that no checkerboard has to be unlearnt; the whole generator starts as bilinear interpolation.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 import gankern.nn as gnn
@@ -51,13 +52,8 @@ def srresnet(channels: int = 3, width: int = 64, blocks: int = 16, layers: str |
 
     enlarge: list[nn.Module] = []
     for _ in range(2):
-        convolution = table.conv(width, 4 * width, 3, 1, 1)
-        assert isinstance(convolution, nn.Conv2d)  # of either set
-        gnn.init.icnr_(convolution.weight, 2)
-        if convolution.bias is not None:
-            nn.init.zeros_(convolution.bias)
-        enlarge += [convolution, nn.PixelShuffle(2), table.prelu()]
-    return nn.Sequential(
+        enlarge += [table.conv(width, 4 * width, 3, 1, 1), nn.PixelShuffle(2), table.prelu()]
+    network = nn.Sequential(
         table.conv(channels, width, 9, 1, 4),
         table.prelu(),
         Residual(
@@ -68,6 +64,31 @@ def srresnet(channels: int = 3, width: int = 64, blocks: int = 16, layers: str |
         *enlarge,
         table.conv(width, channels, 9, 1, 4),
     )
+    _start_as_bilinear(network, channels)
+    return network
+
+
+@torch.no_grad()
+def _start_as_bilinear(network: nn.Sequential, channels: int) -> None:
+    """Weights with which an SRResNet interpolates: the image's channels go through the first features, residuals add
+    nothing, the sub-pixel convolutions double pixels, and the last layer makes bilinear interpolation of that, from
+    -1 to 1. From random weights, colours and places are most of what a short training learns."""
+    head, _, trunk, *enlarge, tail = network
+    through = min(channels, head.out_channels)  # a narrower network starts with the channels that there is room for
+    head.weight[:through], head.bias[:through] = nn.init.dirac_(head.weight[:through].clone()), 0.0
+    for residual in trunk.modules():
+        if isinstance(residual, Residual):
+            residual.main[-1].weight.zero_()
+    for convolution in enlarge[::3]:
+        narrow = convolution.weight[::4].clone()
+        gnn.init.icnr_(convolution.weight, 2)
+        convolution.bias.zero_()
+        convolution.weight[: 4 * through] = nn.init.dirac_(narrow)[:through].repeat_interleave(4, 0)
+    filtered = torch.tensor([0.0, 0.0, 1.0, 2.0, 2.0, 2.0, 1.0, 0.0, 0.0]) / 8
+    tail.weight.zero_()
+    tail.bias.fill_(-1.0)
+    for i in range(through):
+        tail.weight[i, i] = 2.0 * filtered[:, None] * filtered
 
 
 def discriminator(

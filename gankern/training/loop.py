@@ -1,6 +1,7 @@
 """The training loop: ``train``, and below it what it needs to stop well."""
 
 import math
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -77,7 +78,8 @@ def train(
 
     Raises ``OutputInUse`` if ``out`` is not empty and nothing is continued, or another process trains in it,
     ``Interrupted`` after SIGINT or SIGTERM, ``Diverged`` if a loss is not finite, ``OutputLost`` if a file cannot be
-    written; the last checkpoint stays valid.
+    written; the last checkpoint stays valid. A ``ValueError`` in the first step, by options with which no step can be
+    made, leaves nothing in ``out``.
     """
     began = perf_counter()
     if not isinstance(config, Config):
@@ -125,7 +127,10 @@ def train(
             pictures.save_samples(path, titled | real, _title(config, step, figures))
         return titled
 
-    with _folder(config, out, resuming=saved is not None) as writing, _stop_on_signal() as stop:
+    def started() -> bool:
+        return saved is not None or any(trainer.steps for trainer in trainers.values())
+
+    with _folder(config, out, saved is not None, started) as writing, _stop_on_signal() as stop:
         history = saved.history if saved else Log.empty(config.sides, list(titles))
         log = Log(out, history, list(titles), config.tensorboard)
 
@@ -295,8 +300,9 @@ def died_at_once(out: Path) -> bool:
 
 
 @contextmanager
-def _folder(config: Config, out: Path, resuming: bool) -> Iterator[Callable]:
-    """The output folder, for this process alone; yields what to write in: ``with writing():``."""
+def _folder(config: Config, out: Path, resuming: bool, started: Callable[[], bool]) -> Iterator[Callable]:
+    """The output folder, for this process alone; yields what to write in: ``with writing():``. A ValueError before
+    anything is ``started`` empties it, so that the run can be called again with other options."""
 
     @contextmanager
     def writing() -> Iterator[None]:
@@ -313,6 +319,7 @@ def _folder(config: Config, out: Path, resuming: bool) -> Iterator[Callable]:
     )
     if out.exists() and not out.is_dir():
         raise in_use
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         try:
@@ -326,7 +333,16 @@ def _folder(config: Config, out: Path, resuming: bool) -> Iterator[Callable]:
             for place in (out, out / "samples"):
                 files.remove_temporary(place)
             files.write_json(out / CONFIG, asdict(config))
-        yield writing
+        try:
+            yield writing
+        except ValueError:
+            if not started():
+                with writing():
+                    for path in [path for path in out.iterdir() if path.name != files.LOCK]:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    if made and not any(out.iterdir()):
+                        out.rmdir()
+            raise
 
 
 @contextmanager

@@ -231,13 +231,29 @@ class Trainer:
                 # Of a graph there is but one time.
                 seconds = dict.fromkeys(self.game.players, (self._now() - start) / len(self.game.players))
             else:
-                losses, seconds = self.play()
+                with self._told_of_batches_of_one():
+                    losses, seconds = self.play()
             if self.average is not None and self.game.averaged is not None:
                 self.average.update_parameters(self.game.networks[self.game.averaged])
         self.steps += 1
         none = torch.zeros((), device=self.device)  # of a player who did not move
         values = self.processes.mean(torch.stack([losses.get(name, none) for name in self.game.players])).tolist()
         return Step(dict(zip(self.game.players, values)), seconds)
+
+    @contextmanager
+    def _told_of_batches_of_one(self) -> Iterator[None]:
+        """Names the option, where a batch norm has one sample of one pixel: it names itself and what it got."""
+        try:
+            yield
+        except ValueError as error:
+            parts = self.processes.number * self.config.accumulate
+            if self.config.batch_size > parts or "more than 1 value per channel" not in str(error):
+                raise
+            each = f": each of {parts} parts of it is one sample" if parts > 1 else ""
+            raise ValueError(
+                f"batch_size must be at least {2 * parts} for {self.config.model}, got {self.config.batch_size}{each}, "
+                f"and batch norm needs more than one ({error})"
+            ) from error
 
     def play(self, timed: bool = True) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The moves of a step, within its random stream: losses, and the players' times, for which it waits."""

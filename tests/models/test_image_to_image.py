@@ -118,3 +118,18 @@ BAD = [
 def test_bad_input_is_named(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+@pytest.mark.parametrize("layers", ["torch", "gankern"])
+@pytest.mark.parametrize("channels, width", [(3, 16), (1, 4), (3, 3), (3, 5)])
+def test_srresnet_starts_as_bilinear_interpolation(layers, channels, width):
+    """Away from the borders, where torch's interpolation repeats pixels and a convolution pads with zeros."""
+    small = torch.rand(2, channels, 9, 12)
+    with torch.no_grad():
+        made = srresnet(channels, width, 2, layers).eval()(small)
+    wanted = 2 * torch.nn.functional.interpolate(small, scale_factor=4.0, mode="bilinear") - 1
+    torch.testing.assert_close(made[:, :, 4:-4, 4:-4], wanted[:, :, 4:-4, 4:-4], rtol=0, atol=2e-6)
+
+
+def test_a_srresnet_of_fewer_features_than_channels_starts_too():
+    assert srresnet(3, 2, 1)(torch.rand(1, 3, 6, 6)).isfinite().all()

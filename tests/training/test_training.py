@@ -198,6 +198,31 @@ def test_output_folder_in_use(images, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 
+@pytest.mark.parametrize(("options", "says"), [
+    ({"batch_size": 1}, "batch_size must be at least 2 for bigan, got 1, and batch norm needs more than one"),
+    ({"best": "min:nothing", "evaluate": 1, "batch_size": 8}, "there is no figure 'nothing'"),
+])  # fmt: skip
+@pytest.mark.parametrize("there", [False, True])
+def test_options_with_which_no_step_can_be_made_leave_nothing(tmp_path, options, says, there):
+    """The option is named, the folder can be used again at once, and one that was there stays."""
+    out = tmp_path / "run"
+    if there:
+        out.mkdir()
+    samples = 2 * torch.rand(30, 1, 8, 8) - 1
+    with pytest.raises(ValueError, match=says):
+        training.train(training.configure("bigan", "x", samples, width=8, steps=2, **options), samples, out)
+    assert out.exists() == there and not any(out.glob("*"))
+    training.train(training.configure("bigan", "x", samples, width=8, steps=1, batch_size=2, evaluate=0), samples, out)
+    with pytest.raises(training.OutputInUse):  # what has been trained is not emptied
+        training.train(training.configure("bigan", "x", samples, width=8, steps=1, batch_size=1), samples, out)
+    assert checkpoints.load(out / training.CHECKPOINT).step == 1
+
+
+def test_batch_norm_of_pixels_takes_a_batch_of_one(images):
+    trainer = training.Trainer(training.configure("dcgan", "x", images, width=4, batch_size=1), "torch", images)
+    assert trainer.step().g_loss > 0
+
+
 def test_a_run_cannot_be_resumed_backwards(images, tmp_path):
     training.train(config(images, steps=2), images, tmp_path / "run")
     saved = checkpoints.load(tmp_path / "run" / training.CHECKPOINT)
