@@ -7,6 +7,8 @@ discriminator for crops of 96 pixels 23,563,649. Sub-pixel convolutions start by
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -69,7 +71,7 @@ def srresnet(channels: int = 3, width: int = 64, blocks: int = 16, layers: str |
 
 
 @torch.no_grad()
-def _start_as_bilinear(network: nn.Sequential, channels: int) -> None:
+def _start_as_bilinear(network: Any, channels: int) -> None:
     """Weights with which an SRResNet interpolates: the image's channels go through the first features, residuals add
     nothing, the sub-pixel convolutions double pixels, and the last layer makes bilinear interpolation of that, from
     -1 to 1. From random weights, colours and places are most of what a short training learns."""
@@ -78,7 +80,7 @@ def _start_as_bilinear(network: nn.Sequential, channels: int) -> None:
     head.weight[:through], head.bias[:through] = nn.init.dirac_(head.weight[:through].clone()), 0.0
     for residual in trunk.modules():
         if isinstance(residual, Residual):
-            residual.main[-1].weight.zero_()
+            nn.init.zeros_(residual.get_parameter(f"main.{len(residual.main) - 1}.weight"))
     for convolution in enlarge[::3]:
         narrow = convolution.weight[::4].clone()
         gnn.init.icnr_(convolution.weight, 2)
