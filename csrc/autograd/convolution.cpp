@@ -399,16 +399,16 @@ Tensor by_kind(const Kind& kind, const Operands& o, int64_t padding, double scal
                          ? collapsed
                          : ways_for(kind, x.scalar_type() == at::kDouble ? highest : convolution_precision(),
                                     in, out, pixels);
-  const auto plan = std::make_shared<Plan>(Plan{&kind, padding, scale, ways, border});
+  const Plan plan{&kind, padding, scale, ways, border};
   if (x.is_cpu()) {
-    const int64_t forward = plan->way(kForward, x);
+    const int64_t forward = plan.way(kForward, x);
     if (forward == kReference ||
-        (forward == kTorch && plan->way(kTranspose, x) == kTorch && plan->way(kWeight, x) == kTorch))
+        (forward == kTorch && plan.way(kTranspose, x) == kTorch && plan.way(kWeight, x) == kTorch))
       return Tensor();
   }
   put_on_record(self, x.is_cpu());
   const pybind11::gil_scoped_release released;
-  return convolved(plan, false, height, width, x, weight, o.bias);
+  return convolved(std::make_shared<Plan>(plan), false, height, width, x, weight, o.bias);
 }
 
 // Whether the kind takes these tensors, of which it is one; what is not is for Python, or torch, to refuse.

@@ -1,6 +1,6 @@
 // Convolutions by bilinear algorithms: y = A [(G w) * (B x)], the same three small matrices on both sides of
-// an image tile. The table of them is convolution_rows.h; what stands here knows no row by name. The last row
-// is none of these: convolution_direct.h.
+// an image tile. The table of them is convolution_rows.h; what stands here knows no row by name. The last three
+// are none of these: convolution_direct.h and convolution_phases.h.
 //
 // Channels lie side by side in all scratch memory, so that transforms are vectorised over channels for every
 // row and every image size; contiguous (NCHW) images are turned on the way in and out, in registers, a block
@@ -556,6 +556,7 @@ void kernel_gradient(const Convolution& t, int64_t panel, int64_t in, const Acc<
 }  // namespace gankern
 
 #include "convolution_direct.h"
+#include "convolution_phases.h"
 
 namespace gankern {
 namespace GANKERN_ISA {
@@ -908,7 +909,9 @@ void weight_gradient(const Convolution& t, const Parallel& parallel) {
    function<T, TransposedOfThree>, \
    function<T, SameOfFour2>,       \
    function<T, SameOfFour3>,       \
-   direct_##function##_of_any<T>}
+   direct_##function##_of_any<T>,  \
+   strided_##function##_of_any<T>, \
+   transposed_##function##_of_any<T>}
 #define GANKERN_TABLE(function)                                                                     \
   {GANKERN_ROWS(function, double), GANKERN_ROWS(function, float), GANKERN_ROWS(function, BFloat16), \
    GANKERN_ROWS(function, Half)}

@@ -22,8 +22,10 @@ enum class ConvolutionRow {
   kSameOfFour2,        // 4x4 stride 1, F(2x2)
   kSameOfFour3,        // 4x4 stride 1, F(3x3)
   kDirect,             // any square kernel of stride 1: the convolution itself
+  kStridedDirect,      // 4x4 stride 2 padding 1: the same
+  kTransposedDirect,   // transposed 4x4 stride 2 padding 1: the same
 };
-constexpr int kConvolutionRows = 13;
+constexpr int kConvolutionRows = 15;
 
 // A batch of images: [images, channels, height, width], contiguous or channels_last.
 struct ConvolutionImages {

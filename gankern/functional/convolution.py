@@ -71,8 +71,6 @@ def _padded(x: Tensor, weight: Tensor, padding: Ints | str, dilation: Ints, mode
 
 def _activates(name: str, activation: str | None, negative_slope: float) -> bool:
     """Whether an activation follows; raises for one that there is not, before anything is computed."""
-    if activation is None and type(negative_slope) is float and negative_slope == 0.2:
-        return False
     _checks.activation(name, activation, negative_slope, ACTIVATIONS)
     return activation is not None
 
@@ -141,15 +139,18 @@ def conv2d(
     >>> conv2d(torch.randn(2, 8, 16, 16), torch.randn(4, 8, 3, 3), padding=1).shape
     torch.Size([2, 4, 16, 16])
     """
-    if _activates("conv2d", activation, negative_slope):
+    if (activation is not None or type(negative_slope) is not float or negative_slope != 0.2) and _activates(
+        "conv2d", activation, negative_slope
+    ):
         y = conv2d(
             input, weight, None, stride, padding, dilation, groups,
             padding_mode=padding_mode, weight_scale=weight_scale, implementation=implementation,
         )  # fmt: skip
         return _activated("conv2d", y, bias, activation, negative_slope, implementation)
     if not is_dynamo_compiling():
-        options = (stride, padding, dilation, groups, weight_scale, implementation, padding_mode)
-        y = nodes.conv2d(input, weight, bias, *options)
+        y = nodes.conv2d(
+            input, weight, bias, stride, padding, dilation, groups, weight_scale, implementation, padding_mode
+        )
         if y is not NotImplemented:
             return y
     if has_torch_function((input, weight)):
@@ -232,7 +233,9 @@ def conv_transpose2d(
     >>> conv_transpose2d(torch.randn(2, 8, 16, 16), torch.randn(8, 4, 4, 4), stride=2, padding=1).shape
     torch.Size([2, 4, 32, 32])
     """
-    if _activates("conv_transpose2d", activation, negative_slope):
+    if (activation is not None or type(negative_slope) is not float or negative_slope != 0.2) and _activates(
+        "conv_transpose2d", activation, negative_slope
+    ):
         y = conv_transpose2d(
             input, weight, None, stride, padding, output_padding, groups, dilation,
             weight_scale=weight_scale, implementation=implementation,

@@ -61,9 +61,17 @@ KINDS = {
     "same_of_five": Kind(5, {"direct": DIRECT}, stride=1),
     "same_of_seven": Kind(7, {"direct": DIRECT}, stride=1),
     "same_of_nine": Kind(9, {"direct": DIRECT}, stride=1),
-    "strided": Kind(4, {"tiles2": Row(4, 6, "highest"), "tiles4": Row(5, 7, "medium")}, flip=False),
+    "strided": Kind(
+        4,
+        {"direct": Row(13, 14, "highest"), "tiles2": Row(4, 6, "highest"), "tiles4": Row(5, 7, "medium")},
+        flip=False,
+    ),
     "transposed": Kind(
-        4, {"tiles2": Row(6, 4, "highest"), "tiles4": Row(7, 5, "medium")}, transposed=True, swap=True, flip=False
+        4,
+        {"direct": Row(14, 13, "highest"), "tiles2": Row(6, 4, "highest"), "tiles4": Row(7, 5, "medium")},
+        transposed=True,
+        swap=True,
+        flip=False,
     ),
     "strided_of_three": Kind(3, {"tiles2": Row(8, 9, "highest")}, flip=False),
     "transposed_of_three": Kind(3, {"tiles2": Row(9, 8, "highest")}, transposed=True, swap=True, flip=False),

@@ -33,7 +33,7 @@ from gankern.core.layout import empty, memory_format
 from gankern.triton.launch import Blocks, ceil_div, index_type, launch, planned, sum_dtype, sum_type
 from gankern.triton.sums import sum_of_parts
 
-BLOCKS = Blocks(  # positions of a program
+BLOCKS = Blocks(  # positions of a program, twice as many of half precision
     "minibatch_stddev",
     {"BLOCK": 512, "num_warps": 4},
     {"BLOCK": 1024, "num_warps": 4},
@@ -227,7 +227,8 @@ def _launch(
     eps: float,
 ) -> None:
     x, features = batch.x, batch.features
-    tile = BLOCKS(x.device)
+    tile = dict(BLOCKS(x.device))
+    tile["BLOCK"] *= max(1, 4 // x.element_size())  # as many bytes of half precision
     blocks = ceil_div(batch.channels * batch.pixels, tile["BLOCK"])
     parts = None
     if order != "backward":

@@ -145,22 +145,44 @@ def _recorder(function, driver, calls):
     return call
 
 
+def launchers(module):
+    """Its planned launchers, by name."""
+    code = launch.planned(lambda: None).__code__
+    return {key: value for key, value in vars(module).items() if getattr(value, "__code__", None) is code}
+
+
+def _networks(forward, backward, double_backward):
+    """Grouped spectral norm of a discriminator's layers, and of a generator and discriminator that are deep."""
+    for layers in (11, 60):
+        weights = [torch.empty(16, 8, 3, 3) for _ in range(layers)]
+        us, vs, dims = [torch.empty(16)] * layers, [torch.empty(72)] * layers, [0] * layers
+        _, state = forward(weights, us, vs, dims, 1, 1e-12, True, False)
+        backward(weights, weights, state, dims)
+        double_backward(weights, weights, weights, state, dims)
+
+
 def launcher_costs(number=20, repeat=30, rounds=8):
-    """Of every launcher in fp32: µs of a call by (its name, the kernels that it launches). In rounds over all of them:
-    what slows a machine down for a while is not one launcher's."""
+    """Of every launcher in fp32: µs of a call by (its name, the layers that it is of, the kernels that it launches). In
+    rounds over all of them: what slows a machine down for a while is not one launcher's."""
     driver, _ = start_uncompiled()
     found = {}
     for name in aot.modules():
         module, calls = aot._module(name), []
-        entries = {key: getattr(module, key) for key in ("forward", "backward", "double_backward", "statistics")
-                   if hasattr(module, key)}  # fmt: skip
-        vars(module).update({key: _recorder(function, driver, calls) for key, function in entries.items()})
+        orders = ("forward", "backward", "double_backward")  # instance norm's call group norm's, which have the plans
+        entries = launchers(module) or {key: getattr(module, key) for key in orders if hasattr(module, key)}
+        names = {function: key for key, function in entries.items()}
+        recorders = {key: _recorder(function, driver, calls) for key, function in entries.items()}
+        vars(module).update(recorders)
         if name not in OF_THEIR_SIZE:
             module.torch = _Small()
         module.examples(torch.float32)
+        if name == "spectral_norm":
+            _networks(**recorders)
         vars(module).update(entries, torch=torch)
         for function, given, kernels in calls:
-            found.setdefault((f"{name}.{function.__name__}", kernels), functools.partial(function, *given))
+            layers = len(given[0]) if isinstance(given[0], list) else 1
+            key = f"{name}.{names[function]}", layers, kernels
+            found.setdefault(key, functools.partial(function, *given))
     costs = dict.fromkeys(found, float("inf"))
     for _ in range(rounds):
         for key, call in found.items():
@@ -172,6 +194,7 @@ def launcher_costs(number=20, repeat=30, rounds=8):
 
 if __name__ == "__main__":
     print(json.dumps(host_cost()))
-    for (launcher, kernels), cost in launcher_costs().items():
-        print(f"{launcher:42} {kernels} kernels {cost:6.1f} µs, {cost / kernels:5.1f} a kernel")
+    for (launcher, layers, kernels), cost in launcher_costs().items():
+        of_layers = f"{launcher}, {layers} layers" if layers > 1 else launcher
+        print(f"{of_layers:48} {kernels} kernels {cost:6.1f} µs, {cost / kernels:5.1f} a kernel")
     sys.exit(0)

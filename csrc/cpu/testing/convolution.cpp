@@ -26,6 +26,8 @@ struct Problem {
       case ConvolutionRow::kStrided4:
       case ConvolutionRow::kTransposed2:
       case ConvolutionRow::kTransposed4:
+      case ConvolutionRow::kStridedDirect:
+      case ConvolutionRow::kTransposedDirect:
       case ConvolutionRow::kSameOfFour2:
       case ConvolutionRow::kSameOfFour3: return 4;
       case ConvolutionRow::kDirect: return 2 * padding + 1;
@@ -36,7 +38,8 @@ struct Problem {
     switch (row) {
       case ConvolutionRow::kDown9:
       case ConvolutionRow::kStrided2:
-      case ConvolutionRow::kStrided4: return n / 2;
+      case ConvolutionRow::kStrided4:
+      case ConvolutionRow::kStridedDirect: return n / 2;
       case ConvolutionRow::kStridedOfThree: return (n + 1) / 2;
       case ConvolutionRow::kSame2:
       case ConvolutionRow::kSame4:
@@ -59,6 +62,7 @@ struct Problem {
       case ConvolutionRow::kDirect: return {inside(output + t - padding), -1};
       case ConvolutionRow::kStrided2:
       case ConvolutionRow::kStrided4:
+      case ConvolutionRow::kStridedDirect:
       case ConvolutionRow::kStridedOfThree: return {inside(2 * output + t - 1), -1};
       default: {
         const int64_t twice = output + 1 - t;
@@ -202,7 +206,7 @@ GANKERN_TEST(convolution) {
     });
     test_problem<float>(many, {3}, Placement::kGuarded);
     if (row == int(ConvolutionRow::kSame2) || row == int(ConvolutionRow::kSame4) ||
-        row >= int(ConvolutionRow::kSameOfFour2)) {
+        (row >= int(ConvolutionRow::kSameOfFour2) && row <= int(ConvolutionRow::kDirect))) {
       for (int64_t padding : {0, 2, 3}) {
         if (padding == 3 && p.taps() == 3) continue;
         p.padding = padding;
