@@ -179,7 +179,7 @@ def _module(name: str) -> ModuleType:
 def check(module: str, index: int, target: str) -> dict[str, Any]:
     """Compile one entry for one target; a record that says what it uses, or what went wrong."""
     entry = entries(module)[index]
-    record = {"module": module, "kernel": entry.label, "target": target, "error": None}
+    record = {"module": module, "kernel": entry.label, "variant": entry.variant, "target": target, "error": None}
     try:
         compiled = entry.compile(TARGETS[target])
         used = resources(compiled)

@@ -412,6 +412,91 @@ def what_changes_between_calls_is_seen():
     assert not by_jit and 2 in seen
 
 
+def every_plan_launches_on_the_stream_of_its_call():
+    """All launchers by their examples, as a capture has it, which runs on a stream of its own: each launch of a plan is
+    on the stream that is current at that call, and nothing but allocations, torch's operators and launches is done."""
+    driver, _ = stub_driver.start_uncompiled()
+    for name in aot.modules():
+        module = aot._module(name)
+        if name not in stub_driver.OF_THEIR_SIZE:
+            module.torch = stub_driver._Small()
+        for stream in (77, 1234, 77, 5):
+            driver.get_current_stream = lambda device, stream=stream: stream
+            driver.launches.clear()
+            module.examples(torch.float32)
+            assert driver.launches and {place[1] for place in driver.launches} == {stream}, (name, stream)
+        module.torch = torch
+
+
+def plans_are_for_the_device_of_their_tensors():
+    """Whichever device is current when a plan is made and when it runs: the launch is on that of the tensors, and its
+    stream is that device's. What the guard does is for a machine with two devices to show; here, that it is asked for."""
+    driver, _ = stub_driver.start_uncompiled()
+    current, switched = 0, []
+    driver.get_current_device = lambda: current
+
+    class Guard:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            nonlocal current
+            self.before, current = current, self.device
+            switched.append(self.device)
+
+        def __exit__(self, *error):
+            nonlocal current
+            current = self.before
+
+    class There(torch.Tensor):
+        """On device 1, as launchers ask."""
+
+        def get_device(self):
+            return 1
+
+    @launch.planned
+    def launcher(x):
+        _call(x, None, 64, 3)
+        return x
+
+    torch.cuda.device = Guard
+    x = torch.zeros(64).as_subclass(There)
+    for at in (0, 0, 1, 0, 1, 2):
+        current = at
+        switched.clear()
+        driver.launches.clear()
+        assert launcher(x) is x and current == at
+        assert [place[1] for place in driver.launches] == [78], at
+        assert switched == ([] if at == 1 else [1]), at
+
+
+def block_sizes_that_change_reach_every_launch():
+    """A variant that is tried is launched, whatever plans there are; afterwards the kernel's own is, by its old plan;
+    and none is made of the variant's launches."""
+    from gankern.triton import bias_act
+
+    driver, by_jit = stub_driver.start_uncompiled()
+    x = torch.zeros(4, 4, 8, 8)
+
+    def launched():
+        driver.launches.clear()
+        bias_act.forward(x, None, 1, 2, 0.2, 1.0, None)
+        ((grid, _, kernel, arguments),) = driver.launches
+        return grid, kernel, arguments[-1]
+
+    launched()
+    own = launched()
+    others = []
+    for _ in range(2):
+        for variant in bias_act.BLOCKS.variants[1:]:
+            with bias_act.BLOCKS.use(variant):
+                others += [launched(), launched()]
+            by_jit.clear()
+            assert launched() == own and not by_jit
+    assert own not in others
+    assert len(set(others)) == len(bias_act.BLOCKS.variants) - 1
+
+
 def what_was_made_may_lie_elsewhere():
     """Memory whose remainder by 16 is another one than when the plan was made has the kernel for that."""
     driver, by_jit = stub_driver.start_uncompiled()
