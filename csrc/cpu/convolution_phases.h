@@ -325,32 +325,22 @@ void phase_weight_gradient(const Convolution& t, bool swap, const Parallel& para
   });
 }
 
-// By the number of channels that a register tile takes.
+// By the number of output channels.
 template <class T>
 void strided_forward_of_any(const Convolution& t, const Parallel& parallel) {
-  const int64_t channels = t.out.channels;
-  const auto run = channels == 1   ? strided_forward<T, 1>
-                   : channels == 2 ? strided_forward<T, 2>
-                   : channels == 3 ? strided_forward<T, 3>
-                                   : strided_forward<T, 4>;
-  run(t, parallel);
+  of_few(t.out.channels, [](auto channels) { return strided_forward<T, channels>; })(t, parallel);
 }
 template <class T>
 void transposed_forward_of_any(const Convolution& t, const Parallel& parallel) {
-  const int64_t channels = t.out.channels;
-  const auto run = channels == 1   ? transposed_forward<T, 1>
-                   : channels == 2 ? transposed_forward<T, 2>
-                   : channels == 3 ? transposed_forward<T, 3>
-                                   : transposed_forward<T, 4>;
-  run(t, parallel);
+  of_few(t.out.channels, [](auto channels) { return transposed_forward<T, channels>; })(t, parallel);
 }
 template <class T>
 void strided_weight_gradient_of_any(const Convolution& t, const Parallel& parallel) {
-  phase_weight_gradient<T, 4>(t, false, parallel);
+  phase_weight_gradient<T, kFew>(t, false, parallel);
 }
 template <class T>
 void transposed_weight_gradient_of_any(const Convolution& t, const Parallel& parallel) {
-  phase_weight_gradient<T, 4>(t, true, parallel);
+  phase_weight_gradient<T, kFew>(t, true, parallel);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,11 +40,15 @@ def _check_tensors(name: str, input: Tensor, weight: Tensor, bias: Tensor | None
         _checks.tensor(name, "bias", bias)
 
 
-def _scaled(name: str, convolve: Callable[[Tensor | None], Tensor], bias: Tensor | None, scale: float) -> Tensor:
-    """convolve(bias) with its weight scaled, without a scaled copy of the weight: the result is scaled instead."""
+def _scaled(
+    name: str, scale: float, convolve: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None,
+    *options: Any,
+) -> Tensor:  # fmt: skip
+    """convolve(x, weight, bias, *options) with its weight scaled, without a scaled copy of the weight: the result is
+    scaled instead. (A function in the caller would cost its every call a cell for each name.)"""
     if scale == 1:
-        return convolve(bias)
-    y = convolve(None) * scale
+        return convolve(x, weight, bias, *options)
+    y = convolve(x, weight, None, *options) * scale
     if bias is None:
         return y
     _checks.bias_of(name, bias, y, y.shape[-3])  # as torch's convolutions: no other shape or dtype
@@ -71,7 +76,7 @@ def _padded(x: Tensor, weight: Tensor, padding: Ints | str, dilation: Ints, mode
 
 def _activates(name: str, activation: str | None, negative_slope: float) -> bool:
     """Whether an activation follows; raises for one that there is not, before anything is computed. Callers look at the
-    defaults themselves: a tiny convolution takes five microseconds, and this call one fifth of one."""
+    defaults themselves: a tiny convolution takes five microseconds, and this call half of one."""
     _checks.activation(name, activation, negative_slope, ACTIVATIONS)
     return activation is not None
 
@@ -194,7 +199,7 @@ def conv2d(
         result = convolution(kind, x, weight, bias, pad, weight_scale, implementation)
     if result is not None:
         return result
-    return _scaled("conv2d", lambda b: F.conv2d(x, weight, b, stride, padding, dilation, groups), bias, weight_scale)
+    return _scaled("conv2d", weight_scale, F.conv2d, x, weight, bias, stride, padding, dilation, groups)
 
 
 def conv_transpose2d(
@@ -286,12 +291,8 @@ def conv_transpose2d(
             result = as_product(x, weight, bias, padding, dilation, groups, implementation, True, output_padding)
     if result is not None:
         return result
-    return _scaled(
-        "conv_transpose2d",
-        lambda b: F.conv_transpose2d(x, weight, b, stride, padding, output_padding, groups, dilation),
-        bias,
-        weight_scale,
-    )
+    options = stride, padding, output_padding, groups, dilation
+    return _scaled("conv_transpose2d", weight_scale, F.conv_transpose2d, x, weight, bias, *options)
 
 
 def upsample_conv2d(
@@ -363,7 +364,7 @@ def upsample_conv2d(
             return result
     else:
         no_row(implementation, "nearest upsampling by 2 with a 3x3 kernel")
-    return _scaled(name, lambda b: reference.upsample_conv2d(x, weight, b, scale_factor, mode), bias, weight_scale)
+    return _scaled(name, weight_scale, reference.upsample_conv2d, x, weight, bias, scale_factor, mode)
 
 
 def conv2d_downsample(
