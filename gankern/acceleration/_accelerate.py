@@ -21,6 +21,7 @@ from gankern.acceleration._compiled import inside_compiled_parts, is_compiled
 from gankern.acceleration._layers import Followed, Left, Replaced
 from gankern.acceleration._report import Call, Report, Row
 from gankern.acceleration._root import CHANGES, Gains, Leaves, Plan, root_forward
+from gankern.acceleration._scope import Kept
 from gankern.acceleration._verify import copy_of, fresh
 from gankern.acceleration._verify import verify as _verify
 from gankern.core.torch_internals import refuse_scripting
@@ -378,7 +379,7 @@ class _Work:
         refuse_scripting(self.root, "accelerated model", "call gankern.restore first")
         _change(self.root, Scriptable())
         leaves = [(m, m.__dict__["forward"]) for m in self.replaced if m is not self.root]
-        plan = Plan(group, self.fast, Leaves(leaves), Gains(), Chains())
+        plan = Plan(group, self.fast, Leaves(leaves), Gains(), Chains(), Kept())
         _replace(self.root, "forward", root_forward, plan, self.root.__dict__.get("forward"))
 
 

@@ -25,6 +25,7 @@ from gankern.acceleration._scope import (
     STEPS,
     Deferred,
     defer,
+    followed_by,
     fuse,
     gain,
     is_half,
@@ -87,6 +88,7 @@ def conv2d(
         small, *_ = fuse(input)
         result = _resampled("upsample", small, weight, bias)
         if result is not None:
+            followed_by(input, result, functools.partial(F.conv2d, weight=weight, bias=bias, padding=1))
             joined(
                 input,
                 _ran("upsample", small, weight) + ", in one with the upsampling",
@@ -97,6 +99,7 @@ def conv2d(
         inner, mode = fuse(input)
         result = _with_border(inner, weight, bias, mode)
         if result is not None:
+            followed_by(input, result, functools.partial(F.conv2d, weight=weight, bias=bias))
             joined(input, f"{_ran('same', inner, weight)}, in one with the padding", 2 * inner.numel() * VALUE)
             return result
     input = settled(input)
@@ -344,6 +347,7 @@ def avg_pool2d(
             followed.misses = 0
             result = _resampled("downsample", *arguments)
             if result is not None:
+                followed_by(input, result, functools.partial(F.avg_pool2d, kernel_size=2))
                 x, weight, _ = arguments
                 ran = _ran("downsample", x, weight)
                 joined(input, f"{ran}, in one with the convolution", 0.5 * _worth("downsample", 1, x, weight) - PAIR)
@@ -621,12 +625,21 @@ def _is_vector(t: Any, x: Tensor) -> bool:
     return t is None or (isinstance(t, Tensor) and x.ndim > 1 and t.shape == x.shape[1:2] and t.device == x.device)
 
 
+_ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
+    "relu": lambda slope, x: F.relu(x),
+    "leaky_relu": lambda slope, x: F.leaky_relu(x, slope),
+    "prelu": lambda slope, x: F.prelu(x, slope),
+}
+
+
 def _activate(name: str, input: Tensor, slope: float | Tensor, inplace: bool) -> Tensor | None:
     if not is_half(input, "norm"):
         return None
     x, weight, bias, of, followed, counts = fuse(input)
     followed.misses = 0
     result = _normalize(x, weight, bias, of, followed, counts, name, slope)
+    if not inplace:
+        followed_by(input, result, functools.partial(_ACTIVATIONS[name], slope))
     kind = getattr(of, "kind", "batch")
     joined(input, f"gankern: {kind} norm + {name} ({last_implementation(f'{kind}_norm_act')})", x.numel() * VALUE)
     if inplace:

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gankern.acceleration._chains import Chains
 from gankern.acceleration._compiled import compiles, has_compiled_parts
-from gankern.acceleration._scope import Deferred, Interception, listed, preserve, say, settle, state
+from gankern.acceleration._scope import Deferred, Interception, Kept, listed, note_kept, preserve, say, settle, state
 from gankern.core.dispatch import last_implementation
 from gankern.core.torch_internals import recomputed, transformed
 from gankern.nn.utils._group import SpectralNormGroup
@@ -32,6 +32,7 @@ class Plan:
     leaves: Leaves
     gains: Gains
     chains: Chains
+    kept: Kept
 
 
 class Leaves:
@@ -141,17 +142,20 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
             return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
         state.intercepting, state.grad_mode, state.chains = True, torch.is_grad_enabled(), plan.chains
         state.gained = state.gained_by_watching = 0.0
-        state.watched = 0
+        state.watched, state.kept = 0, plan.kept
         with _interception, _hooks_see_values(module):
             result = type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
         settle()
         preserve()
+        if state.tried:
+            note_kept()
         plan.gains.note(kind, len(plan.leaves.replaced))
         return tree_map_only(Deferred, Deferred.value, result) if type(result) is not Tensor else result
     finally:
         state.double, state.intercepting = double, intercepting
         if not intercepting:
-            state.waiting, state.fused, state.chains, state.exposed = (), (), None, False
+            state.waiting = state.fused = state.tried = ()
+            state.chains, state.exposed = None, False
         if group is not None:
             group.clear(module)
 

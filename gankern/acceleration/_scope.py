@@ -25,6 +25,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 from torch._functorch import pyfunctorch
+from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
@@ -32,6 +33,21 @@ from gankern.core import autograd, dispatch, precision
 from gankern.core.native import nodes
 from gankern.core.torch_internals import above_autograd, autocasting, recomputed, transformed
 from gankern.ops.convolution import primitive
+
+
+class Kept:
+    """Of one accelerated module, by kind and size: first halves that were met, and those that somebody had kept when
+    the forward was over, who may ask for their gradient. These run by themselves, as all do in the forward in which
+    they are met first. It goes with no copy, but is found out anew."""
+
+    most = 1024
+
+    def __init__(self) -> None:
+        self.met: set[Any] = set()
+        self.alone: set[Any] = set()
+
+    def __reduce__(self) -> Any:
+        return Kept, ()
 
 
 class _State(threading.local):
@@ -52,6 +68,8 @@ class _State(threading.local):
         self.gained = self.gained_by_watching = 0.0
         self.watched = 0
         self.fused: tuple[weakref.ref[Deferred], ...] = ()  # first halves of pairs that ran, which one may still hold
+        self.kept = Kept()  # of the module
+        self.tried: tuple[tuple[weakref.ref[Deferred], Any], ...] = ()  # first halves whose kind was not met before
 
 
 state = _State()
@@ -104,7 +122,9 @@ class Pair:
     """The first half of a pair: how to compute it alone, and what its second half has to know. ``lasts``: whether it
     changes nothing, so that it does not matter when it is computed as long as its arguments are what they were."""
 
-    __slots__ = ("arguments", "compute", "frame", "kind", "lasts", "place", "result", "spent", "versions")
+    __slots__ = (
+        "after", "alone", "arguments", "compute", "frame", "kind", "lasts", "place", "result", "spent", "versions"
+    )  # fmt: skip
 
     def __init__(self, kind: str, compute: Callable[..., Tensor], arguments: tuple) -> None:
         self.kind, self.compute, self.arguments = kind, compute, arguments
@@ -114,6 +134,9 @@ class Pair:
         self.versions = _versions(arguments)
         self.result: Tensor | None = None
         self.spent = False  # whether what follows ran in one with it, so that perhaps nobody asks for it
+        self.alone = False  # whether nothing is to run in one with it
+        # Where autograd has the result of what ran in one with it, and that operation by itself.
+        self.after: tuple[tuple[GradientEdge, Callable[[Tensor], Tensor]], ...] = ()
 
     def check(self) -> None:
         if self.versions != _versions(self.arguments):
@@ -145,6 +168,10 @@ class Deferred(Tensor):
         if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
+        if func is torch.autograd.grad:
+            return _grad(*args, **(kwargs or {}))
+        if func in _ANCHORS:
+            _refuse_anchors(kwargs.get("inputs") if func in _BACKWARDS and kwargs else args[:1])
         args, kwargs = tree_map_only(Deferred, Deferred.value, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -191,6 +218,70 @@ class _Connection(torch.autograd.Function):
         return None, None, None, *(next(found) if x.requires_grad else None for x in ctx.inputs)
 
 
+# ---- gradients at a value that was computed in one with what follows ----------------------------------------------
+
+_BACKWARDS = (torch.autograd.backward, Tensor.backward)
+# What makes a gradient arrive at a value, or changes it there.
+_ANCHORS = {*_BACKWARDS, Tensor.register_hook, Tensor.retain_grad, Tensor.grad_fn.__get__}  # type: ignore[attr-defined]
+
+
+def _is_passed_by(x: Any) -> bool:
+    """Whether there is a result that autograd does not know to be made of x."""
+    return type(x) is Deferred and bool(x.pair.after or x.pair.spent)
+
+
+def _refuse_anchors(values: Any) -> None:
+    if any(map(_is_passed_by, values if isinstance(values, (list, tuple)) else [values])):
+        raise RuntimeError(
+            "gankern.accelerate: a gradient is asked for, or a hook registered, at a value after what follows it was "
+            "computed in one with it, where that gradient does not pass; register the hook before the next operation, "
+            "or pass the name of the layer in exclude="
+        )
+
+
+def _grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    """torch.autograd.grad, where inputs may have run in one with what follows: the gradient at the result of that is
+    taken back by the second half alone."""
+    single = isinstance(inputs, (Tensor, GradientEdge))
+    inputs = [inputs] if single else list(inputs)
+    if any(_is_passed_by(x) and x.pair.spent for x in inputs):
+        _refuse_anchors(inputs)
+    outputs = tree_map_only(Deferred, Deferred.value, outputs)
+    args, kwargs = tree_map_only(Deferred, Deferred.value, (args, kwargs))
+    values = [x.value() if type(x) is Deferred else x for x in inputs]
+    after = [(i, *pair) for i, x in enumerate(inputs) if type(x) is Deferred for pair in x.pair.after]
+    if not after:
+        return torch.autograd.grad(outputs, values, *args, **kwargs)
+    names = ("grad_outputs", "retain_graph", "create_graph", "only_inputs", "allow_unused")
+    options = {**dict(zip(names, args)), **kwargs}
+    if options.pop("is_grads_batched", False):
+        _refuse_anchors(inputs)
+    allowed, zeros = options.pop("allow_unused", None), options.pop("materialize_grads", False)
+    edges = [edge for _, edge, _ in after]
+    found = list(torch.autograd.grad(outputs, [*values, *edges], allow_unused=True, **options))
+    of_values, of_edges = found[: len(values)], found[len(values) :]
+    for (i, _, function), grad in zip(after, of_edges):
+        if grad is not None:
+            with torch.enable_grad():
+                x = values[i] if options.get("create_graph") else values[i].detach().requires_grad_()
+                (more,) = torch.autograd.grad(function(x), x, grad, create_graph=bool(options.get("create_graph")))
+            of_values[i] = more if of_values[i] is None else of_values[i] + more
+    if zeros:
+        of_values = [torch.zeros_like(x) if g is None else g for x, g in zip(values, of_values)]
+    elif not allowed and (unused := next((i for i, g in enumerate(of_values) if g is None), None)) is not None:
+        raise RuntimeError(
+            f"The differentiated Tensor at index {unused} appears to not have been used in the graph. Set "
+            f"allow_unused=True if this is the desired behavior."
+        )
+    return tuple(of_values)
+
+
+def followed_by(first: Deferred, result: Tensor, function: Callable[[Tensor], Tensor]) -> None:
+    """Says that ``result`` is ``function`` of what the first half would have made, and ran in one with it."""
+    if result.requires_grad:
+        first.pair.after = (*first.pair.after, (GradientEdge(result.grad_fn, result.output_nr), function))
+
+
 # Kinds of pairs whose first half changes nothing.
 LASTING = ("upsample", "convolution", "chain", "pad", "scores", "weights", "weights, turned")
 
@@ -220,6 +311,13 @@ def defer(kind: str, size: torch.Size, compute: Callable[..., Tensor], *argument
     else:
         result = Tensor._make_wrapper_subclass(Deferred, size, dtype=like.dtype, device=like.device)
     result.pair = pair
+    if kind != "chain" and state.log is None:  # for a report a copy of the module runs, whose values nobody keeps
+        key, kept = (kind, size), state.kept
+        if key not in kept.met and len(kept.met) < Kept.most:
+            pair.alone = True
+            state.tried = (*state.tried, (weakref.ref(result), key))
+        else:
+            pair.alone = key in kept.alone
     state.waiting = (*state.waiting, weakref.ref(result))
     return result
 
@@ -274,6 +372,7 @@ def is_half(x: Any, kind: str) -> TypeGuard[Deferred]:
         type(x) is Deferred
         and x.pair.kind == kind
         and x.pair.result is None
+        and not x.pair.alone
         and place(x.pair.arguments[0].device) == x.pair.place  # else each half runs where it was called
     )
 
@@ -318,6 +417,14 @@ def preserve() -> None:
         first = reference()
         if first is not None:
             first.value()
+
+
+def note_kept() -> None:
+    """When the forward is over: of what was met first in it, what is still there."""
+    for reference, key in state.tried:
+        state.kept.met.add(key)
+        if reference() is not None:
+            state.kept.alone.add(key)
 
 
 def _may_overwrite(func: Any, args: tuple, kwargs: dict) -> bool:

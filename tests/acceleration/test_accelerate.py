@@ -199,7 +199,8 @@ def test_sequential_batch_norm(monkeypatch):
     torch.manual_seed(0)
     net = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
     check_same(net, torch.randn(4, 4, 6, 6), tolerance=1e-8)
-    assert calls.count(("relu", 0.0)) == len(calls) / 3
+    # The first forward finds out whether somebody keeps what is between, and runs the halves by themselves.
+    assert calls.count(("relu", 0.0)) == len(calls) / 3 - 1
 
 
 def test_layers_of_their_own():
