@@ -220,9 +220,10 @@ class _Connection(torch.autograd.Function):
 
 # ---- gradients at a value that was computed in one with what follows ----------------------------------------------
 
+_tensor: Any = Tensor  # whose attributes, on the class, are descriptors: the stubs show what a tensor has there
 _BACKWARDS = (torch.autograd.backward, Tensor.backward)
 # What makes a gradient arrive at a value, or changes it there.
-_ANCHORS = {*_BACKWARDS, Tensor.register_hook, Tensor.retain_grad, Tensor.grad_fn.__get__}  # type: ignore[attr-defined]
+_ANCHORS = {*_BACKWARDS, Tensor.register_hook, Tensor.retain_grad, _tensor.grad_fn.__get__}
 
 
 def _is_passed_by(x: Any) -> bool:
@@ -257,8 +258,8 @@ def _grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
     if options.pop("is_grads_batched", False):
         _refuse_anchors(inputs)
     allowed, zeros = options.pop("allow_unused", None), options.pop("materialize_grads", False)
-    edges = [edge for _, edge, _ in after]
-    found = list(torch.autograd.grad(outputs, [*values, *edges], allow_unused=True, **options))
+    wanted: Any = [*values, *(edge for _, edge, _ in after)]
+    found: list[Any] = list(torch.autograd.grad(outputs, wanted, allow_unused=True, **options))
     of_values, of_edges = found[: len(values)], found[len(values) :]
     for (i, _, function), grad in zip(after, of_edges):
         if grad is not None:
@@ -278,14 +279,13 @@ def _grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
 
 def followed_by(first: Deferred, result: Tensor, function: Callable[[Tensor], Tensor]) -> None:
     """Says that ``result`` is ``function`` of what the first half would have made, and ran in one with it."""
-    if result.requires_grad:
+    if result.grad_fn is not None:
         first.pair.after = (*first.pair.after, (GradientEdge(result.grad_fn, result.output_nr), function))
 
 
 # Kinds of pairs whose first half changes nothing.
 LASTING = ("upsample", "convolution", "chain", "pad", "scores", "weights", "weights, turned")
 
-_tensor: Any = Tensor  # whose attributes, on the class, are descriptors: the stubs show what a tensor has there
 METADATA = {
     _tensor.shape.__get__,
     _tensor.ndim.__get__,
