@@ -79,10 +79,10 @@ def test_what_gains_goes_on(monkeypatch):
     plain, x = large(), torch.randn(4, 32, 16, 16)
     fast = copy.deepcopy(plain)
     gankern.accelerate(fast)
-    for _ in range(10):
+    for call in range(10):
         kinds.clear()
         torch.testing.assert_close(fast(x), plain(x), rtol=1e-4, atol=1e-5)
-        assert kinds == ["upsample"]
+        assert kinds == ["upsample"] * (call > 0)  # the first one finds out whether what is enlarged is kept
     small_x = torch.randn(1, 32, 2, 2)
     for _ in range(6):
         fast(small_x)
