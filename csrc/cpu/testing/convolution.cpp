@@ -213,6 +213,11 @@ GANKERN_TEST(convolution) {
         test_problem<float>(p, {2}, Placement::kGuarded);
       }
     }
+    // A kernel that is much larger than the images, for one, two and more threads than it has panels.
+    Problem deep = p;
+    deep.size = {1, 130, 256, 4, 4};
+    deep.padding = 1;
+    if (row != int(ConvolutionRow::kDirect)) test_problem<float>(deep, {1, 2, 9}, Placement::kGuarded);
     p.size = {0, 3, 5, 6, 4};
     test_problem<float>(p, {1}, Placement::kHeap);
   }
