@@ -242,8 +242,13 @@ def _keep(config: Config, out: Path, step: int, content: bytes, figures: list[di
         if name not in rows[-1]:
             raise ValueError(f"best: there is no figure {name!r}; there are: {', '.join(rows[-1])}")
         earlier = [sign * row[name] for row in rows[:-1] if name in row]
-        if all(sign * rows[-1][name] > value for value in earlier):
+        if is_best(sign * rows[-1][name], earlier):
             files.write_bytes(out / BEST, content)
+
+
+def is_best(value: float, earlier: list[float]) -> bool:
+    """Whether a figure, more being better, is above all before. What is no number never is, and counts for nothing."""
+    return not math.isnan(value) and all(value > other for other in earlier if not math.isnan(other))
 
 
 def _check_finite(trainers: dict[str, Trainer], step: int, out: Path) -> None:

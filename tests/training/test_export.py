@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import gankern
 from gankern import data, training
 from gankern.training import CHECKPOINT, checkpoint
 from gankern.training.export import KINDS, inputs_of
+from gankern.training.loop import is_best
 
 
 def train(folder, model, samples="digits", labels=None, **options):
@@ -195,6 +197,13 @@ def test_snapshots_and_the_best_one(tmp_path):
     values = {row["step"]: row["gankern"]["sliced_wasserstein"] for row in rows}
     assert best.step == min(values, key=values.get) and len(values) == 7
     gankern.load_generator(tmp_path / "run" / "best.pt")
+
+
+def test_what_is_best_among_figures_that_are_no_numbers():
+    nan = math.nan
+    assert is_best(1.0, []) and is_best(2.0, [1.0]) and not is_best(1.0, [1.0])
+    assert is_best(1.0, [nan]) and is_best(2.0, [nan, 1.0, nan]) and not is_best(1.0, [2.0, nan])
+    assert not is_best(nan, []) and not is_best(nan, [1.0])
 
 
 def test_wrong_wishes_for_the_best(tmp_path):
