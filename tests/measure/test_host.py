@@ -69,11 +69,7 @@ OPERATORS = {
     "spectral_norm": _three("gankern::spectral_norm"),
     "spectral_norm: 11 layers, layer by layer": LAYERS,
     "spectral_norm: 11 modules, layer by layer": LAYERS,
-    # And one copy of the vectors, for a layer that the forward does not reach.
-    "spectral_norm: 11 modules, grouped": (
-        ["aten::cat", "gankern::spectral_norm"],
-        *_three("gankern::spectral_norm")[1:],
-    ),
+    "spectral_norm: 11 modules, grouped": LAYERS,  # each where it is used, on the CPU
     "convolution: upsample": _rows(),
     "convolution: downsample": _rows("aten::view_as", ZEROS, ZEROS, ADDED, ADDED),
     # Torch's own: as many as torch's function calls.
@@ -99,7 +95,7 @@ ALLOCATIONS = {
     "spectral_norm": (2, 3, 6),
     "spectral_norm: 11 layers, grouped": (12, 23, 56),
     "spectral_norm: 11 layers, layer by layer": (22, 33, 66),
-    "spectral_norm: 11 modules, grouped": (13, 24, 57),
+    "spectral_norm: 11 modules, grouped": (22, 33, 66),
     "spectral_norm: 11 modules, layer by layer": (22, 33, 66),
     "convolution: upsample": (1, 3, 9),
     "convolution: downsample": (1, 3, 11),
