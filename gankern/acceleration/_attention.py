@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gankern.acceleration._scope import STEPS, Pair, defer, is_half, joined, may_defer, settle, state
+from gankern.acceleration._scope import STEPS, Pair, defer, is_half, joined, may_defer, settle, state, waits
 from gankern.core import native
 from gankern.core.dispatch import last_implementation
 from gankern.ops.self_attention2d import attention
@@ -91,7 +91,7 @@ def _softmax(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     x, *rest = args or (kwargs.get("input"),)
     dim = rest[0] if rest else kwargs.get("dim")
     others = {k: v for k, v in kwargs.items() if k not in ("input", "dim", "_stacklevel") and v is not None}
-    if len(rest) > 1 or others or type(dim) is not int or dim not in (-1, 2) or not is_half(x, SCORES):
+    if len(rest) > 1 or others or type(dim) is not int or dim not in (-1, 2) or not waits(x, SCORES):
         return NotImplemented
     a, b, *_ = x.pair.arguments
     settle(pure=True)
@@ -100,7 +100,7 @@ def _softmax(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
 
 def _turn(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x, *rest = args or (None,)
-    if kwargs or not is_half(x, WEIGHTS):
+    if kwargs or not waits(x, WEIGHTS):
         return NotImplemented
     order = list(rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest)
     if not all(type(d) is int and -3 <= d < 3 for d in order):
@@ -140,7 +140,7 @@ def _attend(last: Pair, values: Tensor) -> Tensor:
     pairs = [last]
     while pairs[-1].kind != SCORES:
         pairs.append(pairs[-1].arguments[2])
-    if any(pair.result is not None for pair in pairs):  # somebody wanted it: the table is there
+    if any(pair.result is not None or pair.alone for pair in pairs):  # somebody wanted it, or may: the table is there
         return NotImplemented
     for pair in pairs:
         pair.check()

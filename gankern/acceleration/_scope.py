@@ -368,11 +368,15 @@ def settled(x: Any) -> Any:
 
 def is_half(x: Any, kind: str) -> TypeGuard[Deferred]:
     """Whether x is the first half of such a pair, and was not computed meanwhile."""
+    return waits(x, kind) and not x.pair.alone
+
+
+def waits(x: Any, kind: str) -> TypeGuard[Deferred]:
+    """The same, also of one that nothing is to run in one with."""
     return (
         type(x) is Deferred
         and x.pair.kind == kind
         and x.pair.result is None
-        and not x.pair.alone
         and place(x.pair.arguments[0].device) == x.pair.place  # else each half runs where it was called
     )
 

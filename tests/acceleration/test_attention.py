@@ -186,7 +186,7 @@ X = torch.linspace(-1, 1, 2 * 3 * 6 * 8, dtype=torch.double).sin().mul(9).cos().
 def test_is_met(name, pooled, ran):
     report = check(Block(FORMS[name], pooled), X)
     assert set(ran) == {(2, 3, 48)}
-    assert len(ran) == 4  # each forward of two rounds
+    assert len(ran) == 3  # each forward of two rounds but the first one
     assert any(row.layer == "block" and "softmax" in row.before and row.after for row in report.rows)
 
 
@@ -204,19 +204,19 @@ def test_others_of_a_square_table(name, ran):
 
 def test_a_map_that_is_returned_too(ran):
     check(Block(with_its_map), X)
-    assert ran
+    assert not ran  # whoever has the map may ask for the gradient there
 
 
 def test_with_spectral_norm(ran):
     report = check(Block(released, wrap=spectral_norm), X)
-    assert len(ran) == 4
+    assert len(ran) == 3
     assert any("spectral norm" in str(row.after) for row in report.rows)
 
 
 def test_channels_last_input_and_an_empty_batch(ran):
     check(Block(released), X.contiguous(memory_format=torch.channels_last), times=1)
     check(Block(by_operators), X[:1], times=1)
-    assert len(ran) == 4
+    assert len(ran) == 2  # the second forward of each
     net = Net(Block(by_operators)).double()
     gankern.accelerate(net)
     assert net(X[:0])[0].shape == (0, 4, 4, 6)
@@ -228,7 +228,8 @@ def test_numbers_that_are_none(ran):
     net = Net(Block(released)).double()
     fast = copy.deepcopy(net)
     gankern.accelerate(fast)
-    assert torch.equal(net(x)[0].isnan(), fast(x)[0].isnan())
+    for _ in range(2):
+        assert torch.equal(net(x)[0].isnan(), fast(x)[0].isnan())
     assert ran
 
 
