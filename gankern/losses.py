@@ -244,7 +244,7 @@ def orthogonal_penalty(weights: Iterable[Tensor], diagonal: bool = False) -> Ten
     for weight in _parameters("orthogonal_penalty", weights):
         if weight.ndim < 2:
             raise ValueError(f"orthogonal_penalty: a weight has shape {tuple(weight.shape)}; it must be [outputs, ...]")
-        rows = weight.flatten(1)
+        rows = _wide(weight, "orthogonal_penalty: a weight").flatten(1)
         products = rows @ rows.mT
         if diagonal:
             excess = products - torch.eye(len(products), dtype=products.dtype, device=products.device)

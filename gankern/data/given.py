@@ -176,6 +176,8 @@ def _all_at_once(samples: Tensor | np.ndarray, form: _Form) -> Tensor | ImageSou
         if isinstance(samples, Tensor):
             raise ValueError(f"samples must be [N, C, H, W], got {shown(images)}: samples.permute(0, 3, 1, 2) is that")
         images = images.permute(0, 3, 1, 2)
+    elif images.shape[3] in (2, 4) and min(images.shape[1:3]) > 4:
+        raise ValueError(f"samples must have 1 or 3 channels, got what looks like [N, H, W, C]: {shown(images)}")
     plain = images.dtype == torch.float32 and not form.asked and form.size is None and form.channels is None
     ranged = form._in_range("samples", images)
     if images.is_floating_point() and not images.is_meta:  # which has a shape and no values

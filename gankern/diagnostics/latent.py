@@ -211,9 +211,9 @@ def _stroke(name: str, mask: Tensor, colour: Tensor, latents: Tensor) -> tuple[T
 
 
 def _under(images: Tensor, mask: Tensor, colour: Tensor) -> Tensor:
-    """Mean square difference under the mask, [N]."""
+    """Mean square difference under the mask, [N]; 0 where a mask is empty."""
     wrong = (mask * (images - colour).square()).flatten(1).sum(1)
-    return wrong / (images.shape[1] * mask.flatten(1).sum(1))
+    return wrong / (images.shape[1] * mask.flatten(1).sum(1)).clamp(min=torch.finfo(mask.dtype).tiny)
 
 
 @contextmanager

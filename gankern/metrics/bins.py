@@ -48,8 +48,7 @@ def different_bins(real: Tensor, fake: Tensor, bins: int = 100, level: float = 0
     bins = whole("different_bins: bins", bins, least=2)
     if bins > len(real):
         raise ValueError(f"different_bins: bins must be at most the {len(real)} real samples, got {bins}")
-    if not (isinstance(level, float) and 0.0 < level < 1.0):
-        raise ValueError(f"different_bins: level must be between 0 and 1, got {level!r}")
+    _check_level("different_bins", level)
     seed = check_seed("different_bins: seed", seed) % 2**32  # scikit-learn takes no larger ones
     cluster = extras.load("sklearn.cluster", "different_bins")
     means = cluster.KMeans(bins, n_init=1, random_state=seed).fit(real.cpu().numpy())
@@ -64,6 +63,7 @@ def compare_histograms(real: Tensor, fake: Tensor, level: float = 0.05) -> Diffe
     >>> compare_histograms(torch.tensor([50, 50, 0]), torch.tensor([80, 20, 0])).ndb
     2
     """
+    _check_level("compare_histograms", level)
     for name, counts in (("real", real), ("fake", fake)):
         check_numbers("compare_histograms", name, counts)
         check_finite("compare_histograms", name, counts)
@@ -72,12 +72,18 @@ def compare_histograms(real: Tensor, fake: Tensor, level: float = 0.05) -> Diffe
                 f"compare_histograms: {name} must be counts [K] of at least one sample, K alike and at least 2; "
                 f"got {tuple(counts.shape)}"
             )
-    n, m = real.sum().double(), fake.sum().double()
-    p, q = real / n, fake / m
-    pooled = (real + fake) / (n + m)
+    a, b = real.double(), fake.double()  # the sum of two counts may be more than their own dtype holds
+    n, m = a.sum(), b.sum()
+    p, q = a / n, b / m
+    pooled = (a + b) / (n + m)
     error = (pooled * (1 - pooled) * (1 / n + 1 / m)).sqrt()
     threshold = NormalDist().inv_cdf(1 - level / 2)
     differs = (p - q).abs() > threshold * error  # 0 > 0 where a bin is empty in both
     half = (p + q) / 2
     js = 0.5 * sum(torch.special.xlogy(x, x / half.where(half > 0, 1.0)).sum() for x in (p, q))
     return DifferentBins(len(real), int(differs.sum()), float(js), real, fake)
+
+
+def _check_level(function: str, level: float) -> None:
+    if not (isinstance(level, float) and 0.0 < level < 1.0):
+        raise ValueError(f"{function}: level must be between 0 and 1, got {level!r}")

@@ -200,7 +200,7 @@ def train_classifier(
         labels = data.condition(name, images, "labels")
     assert not isinstance(images, data.Points) and isinstance(labels, Tensor)  # points have no labels
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, too, for good
         chosen = torch.randperm(len(images))[:5000]
         images, labels = images[chosen].cpu(), labels[chosen].cpu()
         split = len(images) * 4 // 5

@@ -26,6 +26,8 @@ def parzen_log_likelihood(points: Tensor, samples: Tensor, sigma: float) -> Tens
     samples = as_matrix("parzen_log_likelihood", "samples", samples)
     check_same("parzen_log_likelihood", points, samples)
     check_positive("parzen_log_likelihood", "sigma", sigma)
+    centre = samples.mean(0)  # torch.cdist takes x² − 2xμ + μ², which far from 0 leaves nothing of a distance
+    points, samples = points - centre, samples - centre
     constant = math.log(len(samples)) + points.shape[1] * math.log(sigma * math.sqrt(2 * math.pi))
     return torch.cat(
         [

@@ -120,7 +120,7 @@ def _of_features(
     # torchmetrics draws from torch's own stream, and warns that it keeps the features that are kept here anyway.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric .* will save all extracted features", UserWarning)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, too, for good
         subset = min(KID_SUBSET, number)
         kid = KernelInceptionDistance(_Given(len(features["real"][0])), subsets=KID_SUBSETS, subset_size=subset)
         for which, values in features.items():

@@ -90,7 +90,7 @@ def lipschitz_bound(network: nn.Module) -> float:
         raise TypeError(f"lipschitz_bound: network must be a module, got {shown(network)}")
     bound, found = 1.0, False
     with evaluating(network):  # spectral norm moves on in training mode, wherever its weight is looked at
-        for name, module in network.named_modules():
+        for name, module in network.named_modules(remove_duplicate=False):  # a layer that comes twice counts twice
             if "parametrizations" in name.split("."):  # what a weight is made of, as it is used is looked at
                 continue
             if isinstance(module, nn.Linear):

@@ -282,3 +282,9 @@ def test_a_broken_file_in_a_thread_is_named(folder):
     with pytest.raises(data.BrokenFile, match=r"05.png"):
         for _ in range(3):
             next(batches)
+
+
+def test_pictures_with_transparency_are_not_taken_for_many_channels():
+    with pytest.raises(ValueError, match="samples must have 1 or 3 channels"):
+        data.wrap(np.zeros((5, 32, 32, 4), np.uint8))
+    assert data.wrap(np.zeros((5, 4, 32, 32), np.uint8)).shape == (5, 4, 32, 32)

@@ -239,3 +239,11 @@ def test_wrong_arguments(generator):
         latent.project(generator, torch.zeros(2, 3, 2, 2), 4, initial=torch.zeros(1, 4))
     with pytest.raises(ValueError, match="starts"):
         latent.project(generator, torch.zeros(2, 3, 2, 2), 4, starts=0)
+
+
+def test_an_empty_stroke_leaves_its_latent_where_it_is():
+    generator = nn.Sequential(nn.Linear(4, 48), nn.Unflatten(1, (3, 4, 4)))
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[0] = 1.0
+    moved = latent.edit(generator, torch.ones(2, 4), mask, torch.ones(3), steps=3)
+    assert torch.equal(moved[1], torch.ones(4)) and not torch.equal(moved[0], torch.ones(4))

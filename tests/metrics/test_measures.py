@@ -238,3 +238,32 @@ def test_wrong_types():
         metrics.assignment_accuracy(torch.tensor([0]), torch.tensor([0.5]))
     with pytest.raises(TypeError, match="samples must be a tensor or an ImageSource"):
         metrics.nearest_examples([1.0], TWO)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float16])
+def test_histograms_of_narrow_counts_are_added_in_wide_ones(dtype):
+    real, fake = torch.tensor([200, 200]), torch.tensor([176, 224])  # z = 1.70; 376 is 120 in 8 bits
+    assert metrics.compare_histograms(real, fake).ndb == 0
+    if dtype == torch.float16:
+        real, fake = 150 * real, 150 * fake  # each is a number of fp16, and their sums are beyond it
+    found = metrics.compare_histograms(real.to(dtype), fake.to(dtype))
+    assert found.ndb == (2 if dtype == torch.float16 else 0)
+    p, q = np.array([0.5, 0.5]), np.array([0.44, 0.56])
+    js = 0.5 * sum((x * np.log(2 * x / (p + q))).sum() for x in (p, q))
+    assert found.js == pytest.approx(js, rel=1e-9 if dtype != torch.float16 else 1e-2)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 2.0, float("nan"), "0.05"])
+def test_the_level_of_histograms_is_a_probability(level):
+    with pytest.raises(ValueError, match="compare_histograms: level must be between 0 and 1"):
+        metrics.compare_histograms(torch.ones(3), torch.ones(3), level=level)
+
+
+def test_training_a_classifier_leaves_the_random_streams_of_gpus_alone(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    extractor, _ = metrics.train_classifier((images, torch.arange(40) % 2), steps=1)
+    metrics.image_figures(images[:20], images[20:], extractor)
+    assert not seeded and torch.equal(torch.get_rng_state(), before)

@@ -150,3 +150,13 @@ def test_sigma_is_the_likeliest():
         metrics.choose_sigma(validation, samples, [])
     with pytest.raises(ValueError, match="sigma must be positive"):
         metrics.parzen_log_likelihood(validation, samples, 0.0)
+
+
+def test_parzen_does_not_depend_on_where_the_points_are():
+    random = torch.Generator().manual_seed(0)
+    points, samples = (torch.randn(n, 3, generator=random, dtype=torch.float64) for n in (40, 50))
+    gaps = (points[:, None] - samples[None]).square().sum(2)
+    expected = (-0.5 * gaps / 0.01).logsumexp(1) - np.log(50) - 3 * np.log(0.1 * np.sqrt(2 * np.pi))
+    for offset in (0.0, 1e6):
+        got = metrics.parzen_log_likelihood(points + offset, samples + offset, 0.1)
+        assert (got - expected).abs().max() < 1e-4

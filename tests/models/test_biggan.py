@@ -89,3 +89,8 @@ def test_orthogonal_penalties():
     assert losses.orthogonal_penalty([w, v], diagonal=True).item() == pytest.approx(full)
     with pytest.raises(ValueError, match=r"orthogonal_penalty: a weight has shape \(3,\)"):
         losses.orthogonal_penalty([torch.ones(3)])
+
+
+def test_the_orthogonal_penalty_of_half_precision_is_computed_in_fp32():
+    penalty = losses.orthogonal_penalty([torch.full((2, 64), 20.0, dtype=torch.float16)])
+    assert penalty.dtype == torch.float32 and penalty.item() == 2 * 25600.0**2

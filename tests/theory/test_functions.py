@@ -396,3 +396,9 @@ def test_bad_mixtures():
         theory.GaussianMixture(*TWO, weights).log_density(torch.zeros(3, 3))
     with pytest.raises(ValueError, match="components must be from 1 to 3"):
         theory.fit_mixture(torch.zeros(3, 2), 4)
+
+
+def test_a_layer_that_comes_twice_in_a_chain_counts_twice():
+    layer = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(layer.weight, 3.0)
+    assert theory.lipschitz_bound(torch.nn.Sequential(layer, torch.nn.ReLU(), layer)) == pytest.approx(9.0)
