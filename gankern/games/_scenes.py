@@ -37,7 +37,7 @@ class SceneReader:
         answers = [in_place(scenes.scenes(indices)) for scenes in sets]
         right = {name: torch.cat([answer[name] for answer in answers]) for name in HEADS}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # of the CPU alone
             network = Classifier(size, 3, sum(HEADS.values()))
             optimiser = torch.optim.Adam(network.parameters())
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=steps)

@@ -79,7 +79,7 @@ class SRGAN(Game):
         self.step = -1
         # The same in every run, whatever its seed; it is no player's.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # of the CPU alone
             self.features = nn.Sequential(
                 nn.Conv2d(config.channels, 32, 3, padding=1),
                 nn.ReLU(),

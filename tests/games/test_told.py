@@ -9,6 +9,7 @@ from gankern import data, games, models, training
 from gankern.cli import app
 from gankern.data import drawn
 from gankern.games import Run
+from gankern.games._measures import regressor
 from gankern.games._scenes import HEADS, SceneReader, in_place
 from gankern.games._text import TextEncoder, embed_jointly, same_texts, standardise
 from gankern.games._text_networks import SMALL
@@ -304,3 +305,12 @@ def test_a_checkpoint_of_another_game(tmp_path):
     result = CliRunner().invoke(app, ["train", "infogan", "--resume", "--out", str(tmp_path / "run")])
     assert result.exit_code == 2 and "trained with model=aae, not model=infogan" in " ".join(result.output.split())
     assert (tmp_path / "run" / training.CHECKPOINT).read_bytes() == before
+
+
+def test_what_measures_a_game_leaves_the_random_streams_of_gpus_alone(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    SceneReader(32, 4, 1)
+    regressor(torch.zeros(4, 1, 8, 8), torch.zeros(4, 2), [0], 1)
+    assert not seeded and torch.equal(torch.get_rng_state(), before)
