@@ -294,20 +294,23 @@ def find_run(out: Path | str) -> tuple[Config, Checkpoint | None]:
     return saved.config, saved
 
 
+# What a run writes before its first checkpoint.
+_FIRST = (CONFIG, "samples", "log.csv", "metrics.csv", "tensorboard")
+
+
 def died_at_once(out: Path) -> bool:
     """Whether a run's folder holds only what a run writes before its first checkpoint: there is nothing to lose."""
     samples = out / "samples"
     if not samples.is_dir() or (out / CHECKPOINT).exists():
         return False
-    own = {CONFIG, files.LOCK, "samples", "log.csv", "metrics.csv", "tensorboard"}
-    others = [path for path in out.iterdir() if path.name not in own] + list(samples.iterdir())
+    others = [path for path in out.iterdir() if path.name not in (*_FIRST, files.LOCK)] + list(samples.iterdir())
     return all(path.match(files.TEMPORARY) for path in others)
 
 
 @contextmanager
 def _folder(config: Config, out: Path, resuming: bool, started: Callable[[], bool]) -> Iterator[Callable]:
     """The output folder, for this process alone; yields what to write in: ``with writing():``. A ValueError before
-    anything is ``started`` empties it, so that the run can be called again with other options."""
+    anything is ``started`` takes out of it what the run wrote, so that it can be called again with other options."""
 
     @contextmanager
     def writing() -> Iterator[None]:
@@ -343,8 +346,8 @@ def _folder(config: Config, out: Path, resuming: bool, started: Callable[[], boo
         except ValueError:
             if not started():
                 with writing():
-                    for path in [path for path in out.iterdir() if path.name != files.LOCK]:
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    for path in (out / name for name in (*_FIRST, CHECKPOINT)):
+                        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
                     if made and not any(out.iterdir()):
                         out.rmdir()
             raise
