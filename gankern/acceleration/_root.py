@@ -125,11 +125,11 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
             isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
         )
     compiled = has_compiled_parts(module)
-    group = plan.group if plan.group is not None and plan.group.computes_ahead() else None
+    group = plan.group if plan.group is not None and plan.group.computes_ahead(module) else None
     try:
         if group is not None and not compiled:
             with listed(f"spectral norm of {len(group)} layers"):
-                group.prepare(module)
+                group.compute()
                 say(f"gankern: spectral norm, all in one call ({last_implementation('spectral_norm')})")
         # A compiled part may be given what a function mode sees, but not a value that waits.
         kind = None if compiled or intercepting else _kind(module, args, kwargs)
@@ -142,7 +142,7 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
             return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
         state.intercepting, state.grad_mode, state.chains = True, torch.is_grad_enabled(), plan.chains
         state.gained = state.gained_by_watching = 0.0
-        state.watched, state.kept = 0, plan.kept
+        state.watched, state.kept, state.call = 0, plan.kept, kind
         with _interception, _hooks_see_values(module):
             result = type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
         settle()

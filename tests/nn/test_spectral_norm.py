@@ -379,6 +379,15 @@ def test_layers_that_change_within_a_forward(form, change):
 
 
 @pytest.mark.usefixtures("each_way")
+def test_evaluation_writes_to_no_buffer():
+    for form in FORMS:
+        group = U.group_spectral_norm(network(FORMS[form][1])).eval()
+        before = [buffer._version for buffer in group.buffers()]
+        group(torch.randn(2, 3, 8, 8))
+        assert before and [buffer._version for buffer in group.buffers()] == before
+
+
+@pytest.mark.usefixtures("each_way")
 def test_failed_forward_leaves_nothing_behind():
     class Fails(Twice):
         def forward(self, x):

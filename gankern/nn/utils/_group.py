@@ -60,12 +60,20 @@ class SpectralNormGroup:
     def __len__(self) -> int:
         return len(self.members)
 
-    def computes_ahead(self) -> bool:
-        """Whether the layers' weights are computed together, before the forward. On the CPU that would gain next to
-        nothing, so there nothing can come between. Elsewhere what many small calls cost the host is what counts; but
-        the forward's code must not write to weights unseen: it is asked again where a hook was registered since,
-        anywhere."""
-        if not all(request.weight.device.type in _AHEAD_ON for request in self._requests(self.members[:1])[1]):
+    def computes_ahead(self, root: nn.Module) -> bool:
+        """Whether the layers' weights are computed together, before a forward of ``root`` that begins now. On the CPU
+        that would gain next to nothing, so there nothing can come between. Elsewhere what many small calls cost the
+        host is what counts; but the forward's code must not write to weights unseen: it is asked again where a hook
+        was registered since, anywhere."""
+        # A data-parallel replica shares the group but not the layers: it goes layer by layer. So does a forward
+        # within parametrize.cached(), where the weights of the first one are kept, one within itself, and one that is
+        # compiled, traced or under torch.func.
+        if root is not self.root or parametrize._cache_enabled or self.handed.value:
+            return False
+        if torch.compiler.is_compiling() or transformed() or dispatch_mode():
+            return False
+        first = next(root.parameters(), None)
+        if first is None or first.device.type not in _AHEAD_ON:
             return False
         if self.hooks != RemovableHandle.next_id:
             self.hooks = RemovableHandle.next_id
@@ -73,33 +81,32 @@ class SpectralNormGroup:
             self.writes = may_write(self.root, known)
         return not self.writes
 
-    def prepare(self, root: nn.Module, inputs: Any = None) -> None:
-        # A data-parallel replica shares this hook but not the layers: it goes layer by layer. So does a forward
-        # within parametrize.cached(), where the weights of the first one are kept, one within itself, and one that is
-        # compiled, traced or under torch.func.
-        if root is not self.root or parametrize._cache_enabled or self.handed.value:
-            return
-        if torch.compiler.is_compiling() or transformed() or dispatch_mode() or not self.computes_ahead():
-            return
-        asked, requests = self._requests(self.members)
+    def before_forward(self, root: nn.Module, inputs: Any = None) -> None:
+        """The hook."""
+        if self.computes_ahead(root):
+            self.compute()
+
+    def compute(self) -> None:
+        asked, requests = self._requests()
         if not requests or not all(request.weight.device.type in _AHEAD_ON for request in requests):
             return
         self.handed.value = asked
         for normalizer, ahead in zip(asked, _requests.prepare(requests)):
             normalizer.take_later(ahead)
 
-    def _requests(self, members: list[tuple[Any, Any]]) -> tuple[list[Prepared], list[Request]]:
+    def _requests(self) -> tuple[list[Prepared], list[Request]]:
         """Who asks for a weight, and what for."""
-        asked, requests = [], []
-        for owner, normalizer in members:
+        asked, requests, members = [], [], []
+        for owner, normalizer in self.members:
             try:
                 weight = owner if normalizer.takes_layer else owner.original
                 if normalizer.ready(weight):
                     requests.append(normalizer.request(weight))
                     asked.append(normalizer)
+                members.append((owner, normalizer))
             except AttributeError:  # it was taken off the layer
                 normalizer._prepared = None
-                self.members = [member for member in self.members if member[1] is not normalizer]
+        self.members = members
         return asked, requests
 
     def clear(self, root: nn.Module, inputs: Any = None, output: Any = None) -> None:
@@ -147,6 +154,6 @@ def group_spectral_norm(module: nn.Module) -> nn.Module:
             "apply spectral_norm first"
         )
     group = SpectralNormGroup(module, members)
-    module.register_forward_pre_hook(group.prepare, prepend=True)
+    module.register_forward_pre_hook(group.before_forward, prepend=True)
     module.register_forward_hook(group.clear, always_call=True)
     return module

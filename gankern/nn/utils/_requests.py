@@ -45,23 +45,29 @@ class Request(NamedTuple):
         """What the layer keeps from forward to forward."""
         return [x for x in (self.u, self.v, self.sigma) if x is not None]
 
+    def stores(self) -> bool:
+        """Whether the state goes on by what is computed; in evaluation torch's forms leave it."""
+        return self.rules.training or GF.SPECTRAL_NORM_DIALECTS[self.rules.dialect].stores_in_eval
 
-def normalize(requests: Sequence[Request]) -> list[Tensor]:
-    """The normalized weights of all requests, in as few calls as their rules allow; their states go on."""
-    if not any(request.replaces for request in requests):
-        return _normalize(requests)
-    replaced = [
-        r._replace(u=r.u.detach().clone(), v=None if r.v is None else r.v.detach().clone()) if r.replaces else r
-        for r in requests
-    ]
-    weights = _normalize(replaced)
-    for request, new in zip(requests, replaced):
-        if request.replaces:
-            _become(request, new.state())
-    return weights
+    def on(self, state: Sequence[Tensor]) -> Request:
+        """The same of another state."""
+        rest: Any = iter(state)
+        parts = {name: next(rest) for name in ("u", "v", "sigma") if getattr(self, name) is not None}
+        return self._replace(**parts)
+
+
+def normalize(request: Request) -> Tensor:
+    """The normalized weight; the layer's state goes on."""
+    if not request.replaces:
+        return _normalize([request])[0]
+    own = request.on([x.detach().clone() for x in request.state()])
+    weight = _normalize([own])[0]
+    _become(request, own.state())
+    return weight
 
 
 def _normalize(requests: Sequence[Request]) -> list[Tensor]:
+    """The normalized weights of all requests, in as few calls as their rules allow."""
     together: dict[Rules, list[int]] = {}
     for i, request in enumerate(requests):
         together.setdefault(request.rules, []).append(i)
@@ -131,9 +137,10 @@ class Prepared:
             ahead = self._prepared.value.pop()
             # Where the layer will be run again by itself, it is run by itself now too.
             if not recomputed() and ahead.is_for(request):
-                _become(request, ahead.state)
+                if ahead.request.stores():
+                    _become(request, ahead.state)
                 return ahead.weight
-        return normalize([request])[0]
+        return normalize(request)
 
 
 class Ahead(NamedTuple):
@@ -165,13 +172,10 @@ def _seen(request: Request) -> tuple:
 def prepare(requests: Sequence[Request]) -> list[Ahead]:
     """The normalized weights of all requests, for the case that nothing of what they ask for changes before they are
     used. Their states stay what they are."""
+    seen = [_seen(request) for request in requests]
     states = _copies([request.state() for request in requests])
-    own = []
-    for request, state in zip(requests, states):
-        rest: Any = iter(state)
-        parts = {name: next(rest) for name in ("u", "v", "sigma") if getattr(request, name) is not None}
-        own.append(request._replace(**parts))
-    return [Ahead(*each) for each in zip(_normalize(own), requests, states, map(_seen, requests))]
+    weights = _normalize([request.on(state) for request, state in zip(requests, states)])
+    return [Ahead(*each) for each in zip(weights, requests, states, seen)]
 
 
 def _copies(states: list[list[Tensor]]) -> list[list[Tensor]]:
@@ -180,7 +184,7 @@ def _copies(states: list[list[Tensor]]) -> list[list[Tensor]]:
     if any(x.dtype != flat[0].dtype or x.device != flat[0].device for x in flat):
         return [[x.detach().clone() for x in state] for state in states]
     with torch.no_grad():
-        parts = iter(torch.cat([x.view(-1) for x in flat]).split([x.numel() for x in flat]))
+        parts = iter(torch.cat([x.reshape(-1) for x in flat]).split([x.numel() for x in flat]))
         return [[next(parts).view(x.shape) for x in state] for state in states]
 
 
