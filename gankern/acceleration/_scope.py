@@ -36,9 +36,9 @@ from gankern.ops.convolution import primitive
 
 
 class Kept:
-    """Of one accelerated module, by kind and size: first halves that were met, and those that somebody had kept when
-    the forward was over, who may ask for their gradient. These run by themselves, as all do in the forward in which
-    they are met first. It goes with no copy, but is found out anew."""
+    """Of one accelerated module, by the kind of its call, their own and size: first halves that were met, and those
+    that somebody had kept when the forward was over, who may ask for their gradient. These run by themselves, as all
+    do in the forward in which they are met first. It goes with no copy, but is found out anew."""
 
     most = 1024
 
@@ -69,6 +69,7 @@ class _State(threading.local):
         self.watched = 0
         self.fused: tuple[weakref.ref[Deferred], ...] = ()  # first halves of pairs that ran, which one may still hold
         self.kept = Kept()  # of the module
+        self.call: Any = None  # what kind of call of it runs: modes, sizes, arguments that decide
         self.tried: tuple[tuple[weakref.ref[Deferred], Any], ...] = ()  # first halves whose kind was not met before
 
 
@@ -312,7 +313,7 @@ def defer(kind: str, size: torch.Size, compute: Callable[..., Tensor], *argument
         result = Tensor._make_wrapper_subclass(Deferred, size, dtype=like.dtype, device=like.device)
     result.pair = pair
     if kind != "chain" and state.log is None:  # for a report a copy of the module runs, whose values nobody keeps
-        key, kept = (kind, size), state.kept
+        key, kept = (state.call, kind, size), state.kept
         if key not in kept.met and len(kept.met) < Kept.most:
             pair.alone = True
             state.tried = (*state.tried, (weakref.ref(result), key))

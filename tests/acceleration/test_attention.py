@@ -186,7 +186,7 @@ X = torch.linspace(-1, 1, 2 * 3 * 6 * 8, dtype=torch.double).sin().mul(9).cos().
 def test_is_met(name, pooled, ran):
     report = check(Block(FORMS[name], pooled), X)
     assert set(ran) == {(2, 3, 48)}
-    assert len(ran) == 3  # each forward of two rounds but the first one
+    assert len(ran) == 2  # the second forward of its kind, with a gradient and without
     assert any(row.layer == "block" and "softmax" in row.before and row.after for row in report.rows)
 
 
@@ -209,14 +209,14 @@ def test_a_map_that_is_returned_too(ran):
 
 def test_with_spectral_norm(ran):
     report = check(Block(released, wrap=spectral_norm), X)
-    assert len(ran) == 3
+    assert len(ran) == 2
     assert any("spectral norm" in str(row.after) for row in report.rows)
 
 
 def test_channels_last_input_and_an_empty_batch(ran):
-    check(Block(released), X.contiguous(memory_format=torch.channels_last), times=1)
-    check(Block(by_operators), X[:1], times=1)
-    assert len(ran) == 2  # the second forward of each
+    check(Block(released), X.contiguous(memory_format=torch.channels_last))
+    check(Block(by_operators), X[:1])
+    assert len(ran) == 4
     net = Net(Block(by_operators)).double()
     gankern.accelerate(net)
     assert net(X[:0])[0].shape == (0, 4, 4, 6)

@@ -27,13 +27,13 @@ class Model(nn.Module):
         self.groups, self.relu, self.prelu = nn.GroupNorm(2, 4), nn.ReLU(), nn.PReLU(4)
         self.conv, self.other = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
         self.inner, self.last = nn.Conv2d(4, 4, 3), nn.Linear(4, 1)
-        self.pair, self.between, self.kept = pair, between, None
+        self.pair, self.between, self.kept, self.keeps = pair, between, None, True
 
     def forward(self, x, keep=True):
         first, second = PAIRS[self.pair]
         h = first(self, x)
         y = second(self, h)
-        if keep:
+        if keep and self.keeps:
             self.kept = h
         if self.between is not None:
             y = y * self.between(y, h).mean()
@@ -101,8 +101,10 @@ def test_a_value_that_the_model_keeps(pair, use):
 @pytest.mark.parametrize("use", [retained, hooked, accumulated])
 def test_kept_only_later_is_an_error(use):
     _, fast = models("batch norm, activation")
+    fast.keeps = False  # which no argument says
     for _ in range(3):
-        fast(X, keep=False)
+        fast(X)
+    fast.keeps = True
     y = fast(X)
     with pytest.raises(RuntimeError, match=r"gradient is asked for, or a hook registered.*exclude="):
         use(fast, y, fast.kept)
@@ -168,3 +170,19 @@ def test_the_middle_of_a_chain_is_refused(monkeypatch):
     gankern.accelerate(fast)
     with pytest.raises(RuntimeError, match=r"hook registered.*exclude="):
         fast(X)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("before", ["without a gradient", "not keeping it", "evaluating"])
+def test_what_is_kept_in_another_kind_of_call_only(pair, before):
+    plain, fast = models(pair)
+    found = []
+    for model in (plain, fast):
+        model.train(before != "evaluating")
+        for _ in range(2):
+            with torch.set_grad_enabled(before != "without a gradient"):
+                model(X, keep=before == "evaluating")
+            model.kept = None
+        y = model.train()(X)
+        found.append(retained(model, y, model.kept))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
