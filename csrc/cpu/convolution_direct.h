@@ -87,27 +87,28 @@ void fill_planes(const ConvolutionImages& images, int64_t image, int64_t channel
     }
 }
 
-// to[channel][row] += the products of one input channel, for a vector of pixels of each row.
-template <class A, int channels>
-void direct_tile(int64_t taps, const A* from, int64_t row, const A* w, A* to, int64_t to_row,
-                 int64_t to_channel) {
+// to[channel][row] += the products of some planes with `taps` taps each, which read their pixels at `at`, for a
+// vector of pixels of each row. `Taps`: a number, or an integral_constant.
+template <class A, int channels, class Taps>
+void direct_tile(int64_t planes, Taps taps, const int64_t* at, const A* from, int64_t row, int64_t plane,
+                 const A* w, A* to, int64_t to_row, int64_t to_channel) {
   constexpr int R = kDirectRows<channels>;
   Vec<A> sum[channels][R];
 #pragma GCC unroll 4
   for (int c = 0; c < channels; ++c)
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) sum[c][r] = Vec<A>{};
-  for (int64_t y = 0; y < taps; ++y)
-    for (int64_t x = 0; x < taps; ++x) {
-      const A* p = from + y * row + x;
-      Vec<A> k[channels];
+  for (int64_t i = 0; i < planes; ++i)
+    for (int64_t k = 0; k < taps; ++k) {
+      const A* p = from + i * plane + at[k];
+      Vec<A> tap[channels];
 #pragma GCC unroll 4
-      for (int c = 0; c < channels; ++c) k[c] = broadcast<A>(w[c]);
+      for (int c = 0; c < channels; ++c) tap[c] = broadcast<A>(w[c]);
 #pragma GCC unroll 12
       for (int r = 0; r < R; ++r) {
         const Vec<A> v = load(p + r * row);
 #pragma GCC unroll 4
-        for (int c = 0; c < channels; ++c) sum[c][r] += k[c] * v;
+        for (int c = 0; c < channels; ++c) sum[c][r] += tap[c] * v;
       }
       w += kFew;
     }
@@ -119,6 +120,31 @@ void direct_tile(int64_t taps, const A* from, int64_t row, const A* w, A* to, in
       store(p, load(p) + sum[c][r]);
     }
 }
+
+// y, with bias and leaky ReLU, of some pixels of a row: to[x * step].
+template <class T>
+inline void put(Vec<Acc<T>> y, Acc<T> bias, Acc<T> slope, int64_t wanted, T* to, int64_t step) {
+  y = y + bias;
+  if (slope != 1) y = y < Vec<Acc<T>>{} ? y * slope : y;
+  if (step != 1)
+    for (int l = 0; l < wanted; ++l) to[l * step] = narrow<T>(y[l]);
+  else if (wanted == kLanes<T>)
+    store(to, y);
+  else
+    store_partial(to, y, wanted);
+}
+
+// A row of a result, and what lies between its pixels.
+template <class T>
+struct ResultRow {
+  T* data;
+  int64_t step;
+  ResultRow(const ConvolutionImages& out, int64_t image, int64_t channel, int64_t y)
+      : data(static_cast<T*>(out.data) +
+             (out.channels_last ? (image * out.height + y) * out.width * out.channels + channel
+                                : ((image * out.channels + channel) * out.height + y) * out.width)),
+        step(out.channels_last ? out.channels : 1) {}
+};
 
 template <class T>
 inline int64_t direct_stride(int64_t width) {
@@ -146,6 +172,8 @@ void direct_forward(const Convolution& t, const Parallel& parallel) {
       }
   const int64_t out_row = direct_stride<T>(width), row = odd_lines<A>(direct_stride<T>(out_row + taps - 1));
   const int64_t plane = (R + taps - 1) * row, step = t.in.channels_last ? L : 1;  // channels turned at a time
+  const Scratch<int64_t> places(square);                                          // of the taps' pixels
+  for (int64_t k = 0; k < square; ++k) places.at[k] = k / taps * row + k % taps;
   parallel_for(parallel, t.images * bands, 1, [&](int64_t task, int64_t end_task) {
     Scratch<A> planes(step * plane), sums(channels * R * out_row);
     Zeros<A> zeros(padded_channels<A>(t.in.channels));
@@ -158,35 +186,27 @@ void direct_forward(const Convolution& t, const Parallel& parallel) {
             fill_planes<T>(t.in, image, i, min(step, t.in.channels - i), top - t.padding, R + taps - 1,
                            -t.padding, direct_stride<T>(out_row + taps - 1), zeros.at, planes.at, row, plane);
           for (int64_t x = 0; x < width; x += L)
-            direct_tile<A, channels>(taps, planes.at + i % step * plane + x, row,
+            direct_tile<A, channels>(1, square, places.at, planes.at + i % step * plane + x, row, plane,
                                      w.at + (block * t.in.channels + i) * square * kFew, sums.at + x, out_row,
                                      R * out_row);
         }
         const int64_t first = block * channels;
         for (int64_t c = 0; c < min(channels, t.out.channels - first); ++c) {
           const A bias = t.bias ? widen(static_cast<const T*>(t.bias)[first + c]) : A(0), slope = A(t.slope);
-          for (int64_t r = 0; r < min(R, height - top); ++r)
-            for (int64_t x = 0; x < width; x += L) {
-              const int64_t wanted = min(L, width - x);
-              Vec<A> y = load(sums.at + (c * R + r) * out_row + x) + bias;
-              if (slope != 1) y = y < Vec<A>{} ? y * slope : y;
-              T* out = static_cast<T*>(t.out.data);
-              if (!t.out.channels_last) {
-                out += ((image * t.out.channels + first + c) * height + top + r) * width + x;
-                wanted == L ? store(out, y) : store_partial(out, y, wanted);
-                continue;
-              }
-              out += ((image * height + top + r) * width + x) * t.out.channels + first + c;
-              for (int l = 0; l < wanted; ++l) out[l * t.out.channels] = narrow<T>(y[l]);
-            }
+          for (int64_t r = 0; r < min(R, height - top); ++r) {
+            const ResultRow<T> out(t.out, image, first + c, top + r);
+            for (int64_t x = 0; x < width; x += L)
+              put<T>(load(sums.at + (c * R + r) * out_row + x), bias, slope, min(L, width - x),
+                     out.data + x * out.step, out.step);
+          }
         }
       }
     }
   });
 }
 
-// to[channel][tap] += sums of g[channel] times x[tap ...] over rows of `width` pixels.
-template <class A, int channels, int taps>
+// to[channel][tap] += sums of g[channel] times x[tap ...] over rows of `width` pixels, for `taps` taps in lines of `line`.
+template <class A, int channels, int taps, int line = taps>
 void direct_sums(int64_t rows, int64_t width, const A* g, int64_t g_row, int64_t g_channel, const A* x,
                  int64_t x_row, A* to, int64_t to_channel) {
   constexpr int L = kLanesOf<A>;
@@ -199,7 +219,7 @@ void direct_sums(int64_t rows, int64_t width, const A* g, int64_t g_row, int64_t
     for (int64_t i = 0; i < width; i += L) {
       Vec<A> v[taps];
 #pragma GCC unroll 4
-      for (int k = 0; k < taps; ++k) v[k] = load(x + r * x_row + i + k);
+      for (int k = 0; k < taps; ++k) v[k] = load(x + (r + k / line) * x_row + i + k % line);
 #pragma GCC unroll 4
       for (int c = 0; c < channels; ++c) {
         const Vec<A> y = load(g + c * g_channel + r * g_row + i);

@@ -78,68 +78,24 @@ struct Phases {
   }
 };
 
-// to[channel][row] += the products of some planes with two by two taps each, for a vector of pixels of each row.
-template <class A, int channels>
-void phase_tile(int64_t planes, const A* from, int64_t row, int64_t plane, const A* w, A* to, int64_t to_row,
-                int64_t to_channel) {
-  constexpr int R = kDirectRows<channels>;
-  Vec<A> sum[channels][R];
-#pragma GCC unroll 4
-  for (int c = 0; c < channels; ++c)
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) sum[c][r] = Vec<A>{};
-  for (int64_t i = 0; i < planes; ++i)
-    for (int k = 0; k < kSquare; ++k) {
-      const A* p = from + i * plane + k / 2 * row + k % 2;
-      Vec<A> tap[channels];
-#pragma GCC unroll 4
-      for (int c = 0; c < channels; ++c) tap[c] = broadcast<A>(w[c]);
-#pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) {
-        const Vec<A> v = load(p + r * row);
-#pragma GCC unroll 4
-        for (int c = 0; c < channels; ++c) sum[c][r] += tap[c] * v;
-      }
-      w += kFew;
-    }
-#pragma GCC unroll 4
-  for (int c = 0; c < channels; ++c)
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-      A* p = to + c * to_channel + r * to_row;
-      store(p, load(p) + sum[c][r]);
-    }
-}
-
 // All products of a band: sums[channel][row] of `planes` planes.
 template <class A, int channels>
 void sum_phases(int64_t planes, int64_t width, const A* from, int64_t row, int64_t plane, const A* w, A* sums,
                 int64_t sums_row) {
   constexpr int R = kDirectRows<channels>;
+  const int64_t at[kSquare] = {0, 1, row, row + 1};
   std::memset(static_cast<void*>(sums), 0, size_t(channels * R * sums_row) * sizeof(A));
   for (int64_t i = 0; i < planes; i += kPlanes)
     for (int64_t x = 0; x < width; x += kLanesOf<A>)
-      phase_tile<A, channels>(min(kPlanes, planes - i), from + i * plane + x, row, plane,
-                              w + i * kSquare * kFew, sums + x, sums_row, R * sums_row);
+      direct_tile<A, channels>(min(kPlanes, planes - i), std::integral_constant<int, kSquare>(), at,
+                               from + i * plane + x, row, plane, w + i * kSquare * kFew, sums + x, sums_row,
+                               R * sums_row);
 }
 
 // One tap of the weight, where it lies.
 template <class T>
 inline T* tap_at(const Convolution& t, int64_t out, int64_t in, int64_t y, int64_t x) {
   return static_cast<T*>(t.weight) + out * t.stride_out + in * t.stride_in + tap_offset<4>(t, int(y * 4 + x));
-}
-
-// y, with bias and leaky ReLU, of some pixels of a row: to[x * step].
-template <class T>
-inline void put(Vec<Acc<T>> y, Acc<T> bias, Acc<T> slope, int64_t wanted, T* to, int64_t step) {
-  y = y + bias;
-  if (slope != 1) y = y < Vec<Acc<T>>{} ? y * slope : y;
-  if (step != 1)
-    for (int l = 0; l < wanted; ++l) to[l * step] = narrow<T>(y[l]);
-  else if (wanted == kLanes<T>)
-    store(to, y);
-  else
-    store_partial(to, y, wanted);
 }
 
 template <class T, int channels>
@@ -179,14 +135,10 @@ void strided_forward(const Convolution& t, const Parallel& parallel) {
         for (int64_t c = 0; c < min(channels, t.out.channels - first); ++c) {
           const A bias = t.bias ? widen(static_cast<const T*>(t.bias)[first + c]) : A(0);
           for (int64_t r = 0; r < min(R, height - top); ++r) {
-            const int64_t y = top + r, o = first + c, n = t.out.channels;
-            T* out =
-                static_cast<T*>(t.out.data) + (t.out.channels_last ? (image * height + y) * width * n + o
-                                                                   : ((image * n + o) * height + y) * width);
-            const int64_t pixel = t.out.channels_last ? n : 1;
+            const ResultRow<T> out(t.out, image, first + c, top + r);
             for (int64_t x = 0; x < width; x += L)
               put<T>(load(sums.at + (c * R + r) * sums_row + x), bias, A(t.slope), min(L, width - x),
-                     out + x * pixel, pixel);
+                     out.data + x * out.step, out.step);
           }
         }
       }
@@ -234,56 +186,24 @@ void transposed_forward(const Convolution& t, const Parallel& parallel) {
           for (int64_t c = 0; c < min(channels, t.out.channels - first); ++c) {
             const A bias = t.bias ? widen(static_cast<const T*>(t.bias)[first + c]) : A(0);
             for (int64_t r = 0; r < R; ++r) {
-              const int64_t y = 2 * (top + r) + odd, o = first + c, n = t.out.channels;
+              const int64_t y = 2 * (top + r) + odd;
               if (y >= t.out.height) break;
-              T* out = static_cast<T*>(t.out.data) +
-                       (t.out.channels_last ? (image * t.out.height + y) * t.out.width * n + o
-                                            : ((image * n + o) * t.out.height + y) * t.out.width);
-              const int64_t pixel = t.out.channels_last ? n : 1;
+              const ResultRow<T> out(t.out, image, first + c, y);
               const A* from = sums.at + (c * R + r) * sums_row;
               for (int64_t x = 0; x < width; x += L) {
                 const Vec<A> a = load(from + x), b = load(from + half + x);
                 const int64_t left = t.out.width - 2 * x;
-                put<T>(Halves<A>::first(a, b), bias, A(t.slope), min(L, left), out + 2 * x * pixel, pixel);
+                put<T>(Halves<A>::first(a, b), bias, A(t.slope), min(L, left), out.data + 2 * x * out.step,
+                       out.step);
                 if (left > L)
                   put<T>(Halves<A>::second(a, b), bias, A(t.slope), min(L, left - L),
-                         out + (2 * x + L) * pixel, pixel);
+                         out.data + (2 * x + L) * out.step, out.step);
               }
             }
           }
         }
     }
   });
-}
-
-// to[channel][tap] += sums of g[channel] times x[tap] over rows of `width` pixels, for two by two taps.
-template <class A, int channels>
-void phase_sums(int64_t rows, int64_t width, const A* g, int64_t g_row, int64_t g_channel, const A* x,
-                int64_t x_row, A* to) {
-  constexpr int L = kLanesOf<A>;
-  Vec<A> sum[channels][kSquare];
-#pragma GCC unroll 4
-  for (int c = 0; c < channels; ++c)
-#pragma GCC unroll 4
-    for (int k = 0; k < kSquare; ++k) sum[c][k] = Vec<A>{};
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t i = 0; i < width; i += L) {
-      Vec<A> v[kSquare];
-#pragma GCC unroll 4
-      for (int k = 0; k < kSquare; ++k) v[k] = load(x + (r + k / 2) * x_row + i + k % 2);
-#pragma GCC unroll 4
-      for (int c = 0; c < channels; ++c) {
-        const Vec<A> y = load(g + c * g_channel + r * g_row + i);
-#pragma GCC unroll 4
-        for (int k = 0; k < kSquare; ++k) sum[c][k] += y * v[k];
-      }
-    }
-  for (int c = 0; c < channels; ++c)
-    for (int k = 0; k < kSquare; ++k) {
-      A total = 0;
-      for (int l = 0; l < L; ++l) total += sum[c][k][l];
-      to[c * kSquare + k] += total;
-    }
 }
 
 // `small` is the image with a quarter of the pixels, `large` the other one; `swap`: the small one is the input.
@@ -310,8 +230,9 @@ void phase_weight_gradient(const Convolution& t, bool swap, const Parallel& para
         fill_planes<T>(small, image, first, channels, top, rows, 0, g_row, zeros.at, g.at, g_row, g_plane);
         phases.fill(large, image, begin, count, columns, top, zeros.at, room.at, planes.at);
         for (int64_t i = 0; i < count * kPhases; ++i)
-          phase_sums<A, channels>(rows, g_row, g.at, g_row, g_plane, planes.at + i * phases.plane, phases.row,
-                                  dw.at + i * values);
+          direct_sums<A, channels, kSquare, kHalfTaps>(rows, g_row, g.at, g_row, g_plane,
+                                                       planes.at + i * phases.plane, phases.row,
+                                                       dw.at + i * values, kSquare);
       }
       for (int64_t i = 0; i < count; ++i)
         for (int64_t c = 0; c < min(channels, small.channels - first); ++c)
