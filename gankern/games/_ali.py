@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from gankern.models.layers import Layers
+from gankern.nn.coupling import apart
 
 
+@apart
 class Maxout(nn.Module):
     """A layer of twice the features, and of each two the larger."""
 
@@ -21,6 +23,7 @@ class Maxout(nn.Module):
         return self.layer(x).unflatten(1, (-1, 2)).amax(2)
 
 
+@apart
 class Untied(nn.Module):
     """A bias for each channel and pixel, then tanh."""
 

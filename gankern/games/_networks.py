@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gankern.models.layers import Layers
+from gankern.nn.coupling import apart
 
 
 def fully_connected(sizes: Sequence[int], layers: Layers, slope: float, norm: bool) -> list[nn.Module]:
@@ -29,6 +30,7 @@ def small_generator(latent: int, channels: int, size: int, layers: Layers) -> nn
     )
 
 
+@apart
 class Noise(nn.Module):
     """Adds N(0, std^2) while training."""
 
@@ -41,6 +43,7 @@ class Noise(nn.Module):
         return x + self.std * torch.randn(x.shape, dtype=x.dtype).to(x.device) if self.training else x
 
 
+@apart
 class WithClass(nn.Module):
     """Beside its maps [N, C, s, s] the network sees a plane that is a function of the class, if there are any."""
 

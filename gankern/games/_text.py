@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gankern.data import drawn
 from gankern.games._game import Figures, Game, Picture, Samples
 from gankern.games._scenes import scene_figures
+from gankern.nn.coupling import apart
 
 TEXTS = (
     "a small red disc", "a large blue ring", "a large green cross", "a small yellow square",
@@ -22,6 +23,7 @@ TEXTS = (
 SYMBOLS = 32  # room for more than the letters and the space
 
 
+@apart
 class TextEncoder(nn.Module):
     """Texts [N, L] of symbols -> codes [N, length]."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gankern.models.layers import Layers
+from gankern.nn.coupling import apart
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def projection(form: Form, norm: bool, layers: Layers) -> nn.Sequential:
     return nn.Sequential(layers.linear(form.code, form.projected), activation)
 
 
+@apart
 class Residual(nn.Module):
     """ReLU(x + [1x1, 3x3, 3x3](x)), by a quarter of the channels."""
 
@@ -55,6 +57,7 @@ class Residual(nn.Module):
         return self.activation(x + self.main(x))
 
 
+@apart
 class Generator(nn.Module):
     """z [N, latent] and the code of a text -> images, by transposed 4x4 convolutions from 4x4 on."""
 
@@ -75,6 +78,7 @@ class Generator(nn.Module):
         return self.main(torch.cat([latents, self.text(codes)], 1))
 
 
+@apart
 class Discriminator(nn.Module):
     """Images and codes of texts -> logits [N]; the code joins the map of 4x4. ``spectral``: spectral norm of all
     weights in the place of batch norm."""

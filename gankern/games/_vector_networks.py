@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from gankern.models.layers import Layers
 from gankern.models.mlp import Maxout
+from gankern.nn.coupling import apart
 
 
+@apart
 class PaperGenerator(nn.Module):
     """z -> 200 and y -> 1000, ReLU; both joined, dropout, -> images. ``deeper`` has one more layer of 1200, as the text
     may be read too."""
@@ -28,6 +30,7 @@ class PaperGenerator(nn.Module):
         return self.joined(torch.cat([self.of_z(latents), self.of_y(y)], 1))
 
 
+@apart
 class PaperDiscriminator(nn.Module):
     """x -> maxout 240 of 5 and y -> maxout 50 of 5; both joined, dropout, -> maxout 240 of 4 -> a logit."""
 

@@ -25,8 +25,10 @@ from gankern.games._measures import read_classes
 from gankern.games._networks import Noise
 from gankern.models._record import Preset
 from gankern.models.layers import Layers
+from gankern.nn.coupling import apart
 
 
+@apart
 class OnPairs(nn.Module):
     """(x, z) -> logits [N]: what is made of an image beside what is made of a latent, and a network on both."""
 

@@ -25,8 +25,10 @@ from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._networks import Noise
 from gankern.models._record import Preset
 from gankern.models.layers import Layers
+from gankern.nn.coupling import apart
 
 
+@apart
 class NormedLinear(nn.Module):
     """A linear layer whose rows of weights have length 1, or a trained length (Salimans & Kingma 2016, 1602.07868)."""
 
@@ -41,6 +43,7 @@ class NormedLinear(nn.Module):
         return F.linear(x, weight if self.scale is None else weight * self.scale[:, None], self.bias)
 
 
+@apart
 class Classifier(nn.Module):
     """[N, C, H, W] -> features [N, F] and logits [N, K]; noise before each layer."""
 

@@ -21,6 +21,7 @@ from gankern.models.gan import GAN
 from gankern.models.layers import normalise_spectrally
 from gankern.models.resnet import GeneratorBlock
 from gankern.models.sagan import HALVINGS, Discriminator
+from gankern.nn.coupling import apart
 
 # As sagan.ARCHITECTURES.
 ARCHITECTURES = {
@@ -29,6 +30,7 @@ ARCHITECTURES = {
 }
 
 
+@apart
 class Generator(_attention.Generator):
     """Each block's condition is the class's embedding and its part of the latent."""
 

@@ -29,6 +29,7 @@ from gankern.models import layers as layer_tables
 from gankern.models._sizes import check_positive, of_size
 from gankern.models.gan import GAN
 from gankern.models.layers import Layers, normalise_spectrally
+from gankern.nn.coupling import apart
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ ARCHITECTURES = {
 SHRINK = 4  # of a bottleneck
 
 
+@apart
 class GeneratorBlock(nn.Module):
     """cBN ReLU 1x1, cBN ReLU [x 2] 3x3, cBN ReLU 3x3, cBN ReLU 1x1; beside it the first channels of x [x 2]."""
 
@@ -75,6 +77,7 @@ class GeneratorBlock(nn.Module):
         return y + (F.interpolate(skip, scale_factor=2, mode="nearest") if self.doubles else skip)
 
 
+@apart
 class DiscriminatorBlock(nn.Module):
     """ReLU 1x1, ReLU 3x3, ReLU 3x3, ReLU [mean of 2x2] 1x1; beside it x [mean] and, of it, the channels that it has
     too few of."""
@@ -103,6 +106,7 @@ class DiscriminatorBlock(nn.Module):
         return self.last(y) + skip
 
 
+@apart
 class Generator(_attention.Generator):
     """Each block's condition is the latent and the class's embedding."""
 
@@ -112,6 +116,7 @@ class Generator(_attention.Generator):
         return self.images(c, [c] * len(self.blocks))
 
 
+@apart
 class Discriminator(nn.Module):
     """(images [N, channels, size, size], classes [N]) → logits [N], by projection."""
 

@@ -136,6 +136,7 @@ class ConditionalBatchNormAct2d(nn.BatchNorm2d):
         return F.relu(x * scale + shift, inplace=True)
 
 
+@apart
 class LinearBatchNormReLU2d(nn.BatchNorm2d):
     """Batch norm whose scale and shift are linear maps of a vector, then ReLU (Brock 2018, arXiv 1809.11096)."""
 
@@ -292,7 +293,6 @@ def virtual_batch_norm_act(channels: int, negative_slope: float = 0.0, implement
     return gnn.VirtualBatchNorm2d(channels, **_act(negative_slope), implementation=implementation)
 
 
-# The layers of either column that are called with labels.
 # Norms that are given a condition beside x: labels, or vectors.
 CONDITIONAL = (ConditionalBatchNormAct2d, gnn.ConditionalBatchNorm2d, LinearBatchNormReLU2d, gnn.LinearBatchNorm2d)
 

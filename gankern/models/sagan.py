@@ -19,6 +19,7 @@ from gankern.models._sizes import check_positive, of_size
 from gankern.models.gan import GAN
 from gankern.models.layers import Layers, normalise_spectrally
 from gankern.models.resnet import DiscriminatorBlock, GeneratorBlock
+from gankern.nn.coupling import apart
 
 # size → multiples of ch between the blocks, and behind how many blocks there is attention: generator, discriminator.
 ARCHITECTURES = {
@@ -28,6 +29,7 @@ ARCHITECTURES = {
 HALVINGS = {32: 2, 128: 5}
 
 
+@apart
 class Generator(_attention.Generator):
     """Each block's condition is the class."""
 
@@ -36,6 +38,7 @@ class Generator(_attention.Generator):
         return self.images(latents, [labels] * len(self.blocks))
 
 
+@apart
 class Discriminator(nn.Module):
     """(images [N, channels, size, size], classes [N]) → logits [N], by projection."""
 

@@ -90,10 +90,11 @@ _BATCH_NORMS = (
     *(gnn.BatchNormAct3d, gnn.ConditionalBatchNorm1d, gnn.ConditionalBatchNorm2d, gnn.ConditionalBatchNorm3d),
     *(gnn.LinearBatchNorm1d, gnn.LinearBatchNorm2d, gnn.LinearBatchNorm3d),
 )
+_RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 _WITH_DIMENSION = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.Unflatten)
 for _cls in (
     *_CONVOLUTIONS, *_POINTWISE, *_SPATIAL, *_NORMS, *_CONTAINERS, *_INSTANCE_NORMS, *_BATCH_NORMS, *_WITH_DIMENSION,
-    nn.Flatten, nn.LayerNorm, nn.RMSNorm,
+    *_RECURRENT, nn.Flatten, nn.LayerNorm, nn.RMSNorm,
 ):  # fmt: skip
     apart(_cls)
 coupled(gnn.MinibatchDiscrimination)
@@ -201,6 +202,8 @@ def _doubt(module: nn.Module, samples: int, dimensions: int) -> str | None:
         return "keeps statistics of each batch"
     if isinstance(module, nn.modules.conv._ConvNd) and dimensions != len(module.kernel_size) + 2:
         return "may be called without a batch dimension"
+    if isinstance(module, _RECURRENT):
+        return "may be called without a batch dimension, with the samples as steps"
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.normalized_shape[0] == samples:
         return "may normalise over the batch"
     if isinstance(module, nn.Flatten) and module.start_dim < 1:

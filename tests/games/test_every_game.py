@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gankern import data, games, models, training
+from gankern.nn import coupling
 from gankern.training import checkpoint
 
 NEW = [name for name in games.names() if name not in models.MODELS]
@@ -44,6 +45,8 @@ def test_the_same_losses_in_double_precision(double, name):
         a, b = stock.step(), ours.step()
         torch.testing.assert_close(b.losses, a.losses, rtol=1e-10, atol=1e-10)
     assert stock.is_finite() and ours.is_finite()
+    for network in (*stock.game.networks.values(), *ours.game.networks.values()):
+        assert coupling.unknown_layers(network) == {}  # whether samples stay apart: processes and parts of a batch ask
 
 
 @pytest.mark.parametrize("name", NEW)
