@@ -25,7 +25,7 @@ from gankern.acceleration._scope import Kept
 from gankern.acceleration._verify import copy_of, fresh
 from gankern.acceleration._verify import verify as _verify
 from gankern.core.torch_internals import refuse_scripting
-from gankern.nn.utils._group import OURS, SpectralNormGroup, is_taken, normalizers
+from gankern.nn.utils._group import OURS, is_taken, normalizers
 from gankern.nn.utils._requests import Prepared
 
 
@@ -55,7 +55,7 @@ class Kernels:
     def undo(self, module: nn.Module) -> None:
         if type(self.normalizer) is OURS.get(self.previous):
             self.normalizer.__class__ = self.previous
-        self.normalizer.__dict__.pop("_prepared", None)
+        self.normalizer.__dict__.pop("_prepared", None)  # a group's, if one was made since
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class _Work:
     def run(self) -> None:
         for name, module in self.compiled:
             self.row(name, _describe(module), None, "compiled by torch.compile already")
-        group = self._spectral()
+        self._spectral()
         for name, module in self.modules:
             if any(
                 isinstance(change, Method) and change.name == "forward" for change in module.__dict__.get(CHANGES, ())
@@ -215,7 +215,7 @@ class _Work:
         self._others()
         self.report.rows = self._one_each()
         if self.report.replaced:
-            self._root(group)
+            self._root()
 
     def _one_each(self) -> list[Row]:
         """In the order of the module: one row for what was replaced in a layer, and one for what was left in it."""
@@ -246,9 +246,8 @@ class _Work:
 
     # ---- spectral norm ---------------------------------------------------------------------------------------
 
-    def _spectral(self) -> SpectralNormGroup | None:
+    def _spectral(self) -> None:
         chosen = {id(module) for _, module in self.modules}
-        members: list[tuple[nn.Module, Any]] = []
         for owner, normalizer in normalizers(self.root):
             layer = owner if isinstance(normalizer, nn.utils.spectral_norm.__globals__["SpectralNorm"]) else None
             layer = layer or self._owner_of(owner)
@@ -266,7 +265,6 @@ class _Work:
             elif not isinstance(normalizer, Prepared):
                 self.row(name, before, None, f"its spectral norm is a {type(normalizer).__name__}")
                 continue
-            members.append((owner, normalizer))
             self.row(name, before, "gankern's spectral norm")
         own: list[tuple[str, nn.Module, str]] = []
         for name, module in self.modules:
@@ -285,12 +283,8 @@ class _Work:
                     name, before, None, f"spectral norm of its own: below {_spectral.FROM} values a layer it is faster"
                 )
                 continue
-            normalizer = _spectral.Normalizer(family)
-            _replace(module, _spectral.FAMILIES[family].method, _spectral.method, normalizer)
-            members.append((module, normalizer))
+            _replace(module, _spectral.FAMILIES[family].method, _spectral.method, _spectral.Normalizer(family))
             self.row(name, before, "gankern's spectral norm")
-        members = self._not_shared(members)
-        return SpectralNormGroup(self.root, members) if members else None
 
     def _owner_of(self, members: nn.Module) -> nn.Module | None:
         for module in self.root.modules():
@@ -298,20 +292,6 @@ class _Work:
             if parametrize.is_parametrized(module) and any(p is members for p in parametrizations.values()):
                 return module
         return None
-
-    def _not_shared(self, members: list[tuple[nn.Module, Any]]) -> list[tuple[nn.Module, Any]]:
-        """Without those in a group already, and without those that share their vectors: there the second layer goes on
-        from where the first one ended, so they run one after the other."""
-        users: dict[int, int] = {}
-        vectors = []
-        for owner, normalizer in members:
-            request = normalizer.request(owner if normalizer.takes_layer else owner.original)
-            vectors.append(request.u.data_ptr())
-            users[vectors[-1]] = users.get(vectors[-1], 0) + 1
-        kept = [m for m, u in zip(members, vectors) if users[u] == 1 and m[1]._prepared is None]
-        if len(kept) < len(members):
-            self.report.notes.append("Layers that share u and v are normalised one by one.")
-        return kept
 
     # ---- layers ----------------------------------------------------------------------------------------------
 
@@ -375,11 +355,11 @@ class _Work:
             self._forward(module, _layers.own_forward, Followed(), Followed())
         self.row(name, f"{type(module).__name__} calls {calls}", "gankern's where they are faster", "met while it runs")
 
-    def _root(self, group: SpectralNormGroup | None) -> None:
+    def _root(self) -> None:
         refuse_scripting(self.root, "accelerated model", "call gankern.restore first")
         _change(self.root, Scriptable())
         leaves = [(m, m.__dict__["forward"]) for m in self.replaced if m is not self.root]
-        plan = Plan(group, self.fast, Leaves(leaves), Gains(), Chains(), Kept())
+        plan = Plan(self.fast, Leaves(leaves), Gains(), Chains(), Kept())
         _replace(self.root, "forward", root_forward, plan, self.root.__dict__.get("forward"))
 
 

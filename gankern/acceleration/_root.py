@@ -17,17 +17,14 @@ from torch.utils.hooks import RemovableHandle
 
 from gankern.acceleration._chains import Chains
 from gankern.acceleration._compiled import compiles, has_compiled_parts
-from gankern.acceleration._scope import Deferred, Interception, Kept, listed, note_kept, preserve, say, settle, state
-from gankern.core.dispatch import last_implementation
+from gankern.acceleration._scope import Deferred, Interception, Kept, note_kept, preserve, settle, state
 from gankern.core.torch_internals import recomputed, transformed
-from gankern.nn.utils._group import SpectralNormGroup
 
 CHANGES = "_gankern_changes"  # of a module: what restore() undoes, in __dict__, so that it goes into copies and pickles
 
 
 @dataclass(frozen=True)
 class Plan:
-    group: SpectralNormGroup | None
     fast_double_backward: bool
     leaves: Leaves
     gains: Gains
@@ -125,18 +122,13 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
             isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
         )
     compiled = has_compiled_parts(module)
-    group = plan.group if plan.group is not None and plan.group.computes_ahead(module) else None
     try:
-        if group is not None and not compiled:
-            with listed(f"spectral norm of {len(group)} layers"):
-                group.compute()
-                say(f"gankern: spectral norm, all in one call ({last_implementation('spectral_norm')})")
         # A compiled part may be given what a function mode sees, but not a value that waits.
         kind = None if compiled or intercepting else _kind(module, args, kwargs)
         need = LEAVES if kind is None else plan.gains.need(kind)
         if plan.leaves.there is (need == PLAIN):
             plan.leaves.put(need != PLAIN)
-        if need == PLAIN and group is None and inner is None and not double:
+        if need == PLAIN and inner is None and not double:
             plan.gains.plain.add(_shortest(module, args, kwargs))
         if need < WATCHED:
             return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
@@ -156,8 +148,6 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
         if not intercepting:
             state.waiting = state.fused = state.tried = ()
             state.chains, state.exposed = None, False
-        if group is not None:
-            group.clear(module)
 
 
 # ---- hooks ------------------------------------------------------------------------------------------------------

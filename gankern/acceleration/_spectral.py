@@ -18,7 +18,7 @@ from gankern.acceleration._read import Delegated, Held, Reader, Unknown, Value, 
 from gankern.acceleration._scope import listed, say, settle, state
 from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import transformed
-from gankern.nn.utils._requests import Prepared, Request, Rules
+from gankern.nn.utils._requests import Request, Rules, normalize
 
 MOST_ITERATIONS = 16  # that are recognised
 # Values of a layer's weight, on average, from which on ours is faster than code of its own, which is looked up again at
@@ -181,11 +181,11 @@ def _is_ours(reader: Reader, module: nn.Module, family: Family, arguments: tuple
     return True
 
 
-class Normalizer(Prepared):
-    """Computes the weight of one layer of a family, alone or with a group."""
+class Normalizer:
+    """Computes the weight of one layer of a family."""
 
     def __init__(self, family: str) -> None:
-        self.family, self.stands_for = family, FAMILIES[family].method
+        self.family = family
         self.readings: dict[bool, Reading] = {}  # by mode
 
     def __getstate__(self) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class Normalizer(Prepared):
 
     def weight(self, module: nn.Module) -> Tensor:
         request = self.request(module)
-        normalized, weight = self._weight(request), request.weight
+        normalized, weight = normalize(request), request.weight
         if not request.replaces or request.v is None or not (torch.is_grad_enabled() and weight.requires_grad):
             return normalized
         sigma = request.u.dot(weight.view(len(request.u), -1).mv(request.v))
@@ -243,7 +243,6 @@ def method(module: Any, normalizer: Normalizer, *args: Any, **kwargs: Any) -> An
     if torch.compiler.is_compiling() or transformed():  # as it is written
         return original(module, family.method)(*args, **kwargs)
     if not normalizer.ready(module) or ((args or kwargs) and not family.runs_inner) or kwargs:
-        normalizer.forget()
         return original(module, family.method)(*args, **kwargs)
     if state.waiting:
         settle(args[0] if args else None, pure=True)  # what waits has its weight already

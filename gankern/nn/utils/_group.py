@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.utils import parametrizations as torch_parametrizations
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
-from torch.utils.hooks import RemovableHandle
 
 from gankern.core.dispatch import FLOATING
 from gankern.core.threads import PerThread
@@ -17,7 +16,6 @@ from gankern.core.torch_internals import dispatch_mode, transformed
 from gankern.nn.utils import _requests, parametrizations
 from gankern.nn.utils._requests import Prepared, Request
 from gankern.nn.utils._spectral_norm import SpectralNorm as Hook
-from gankern.nn.utils._unseen import may_write
 
 
 def normalizers(root: nn.Module) -> list[tuple[nn.Module, Any]]:
@@ -54,39 +52,20 @@ class SpectralNormGroup:
         for _, normalizer in members:
             normalizer._prepared = PerThread(list)
         self.handed = PerThread(list)  # to whom, in the thread's running forward
-        self.hooks = -1  # how many there had been, of any module, when it was asked:
-        self.writes = False  # whether the network may write to weights unseen
 
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def computes_ahead(self, root: nn.Module) -> bool:
-        """Whether the layers' weights are computed together, before a forward of ``root`` that begins now. On the CPU
-        that would gain next to nothing, so there nothing can come between. Elsewhere what many small calls cost the
-        host is what counts; but the forward's code must not write to weights unseen: it is asked again where a hook
-        was registered since, anywhere."""
+    def before_forward(self, root: nn.Module, inputs: Any = None) -> None:
+        """The hook: computes the layers' weights together, where what many small calls cost the host is what counts.
+        On the CPU that would gain next to nothing, so there nothing can come between."""
         # A data-parallel replica shares the group but not the layers: it goes layer by layer. So does a forward
         # within parametrize.cached(), where the weights of the first one are kept, one within itself, and one that is
         # compiled, traced or under torch.func.
         if root is not self.root or parametrize._cache_enabled or self.handed.value:
-            return False
+            return
         if torch.compiler.is_compiling() or transformed() or dispatch_mode():
-            return False
+            return
         first = next(root.parameters(), None)
         if first is None or first.device.type not in _AHEAD_ON:
-            return False
-        if self.hooks != RemovableHandle.next_id:
-            self.hooks = RemovableHandle.next_id
-            known = {owner: n.stands_for for owner, n in self.members if n.stands_for is not None}
-            self.writes = may_write(self.root, known)
-        return not self.writes
-
-    def before_forward(self, root: nn.Module, inputs: Any = None) -> None:
-        """The hook."""
-        if self.computes_ahead(root):
-            self.compute()
-
-    def compute(self) -> None:
+            return
         asked, requests = self._requests()
         if not requests or not all(request.weight.device.type in _AHEAD_ON for request in requests):
             return
@@ -123,9 +102,12 @@ def group_spectral_norm(module: nn.Module) -> nn.Module:
     Takes gankern's and torch's own spectral norm, as parametrization and as hook; torch's layers get gankern's
     kernels. Results, buffers and state_dict are those of layer by layer, and so is what happens where a layer runs
     twice in a forward, not at all, or outside of the module's forward, and where the forward changes a layer before it
-    uses it. Complex layers are left as they are. On the CPU, where one call would gain next to nothing, under
-    torch.compile, and where the code of the network (or a hook) may write to its weights through ``.data``, each layer
-    is computed where it is used.
+    uses it: a layer that is not what it was is computed anew. On the CPU, where one call would gain next to nothing,
+    and under torch.compile each layer is computed where it is used. Complex layers are left as they are.
+
+    Who calls it says one thing: on CUDA the module's forward (and its hooks) does not write to a weight or vector
+    through ``.data``, a storage or an array, for which autograd counts no version, between its own begin and the use
+    of the layer. Nobody could see that; :func:`gankern.accelerate`, to which nobody says it, groups nothing.
 
     Call it on the network whose forward is called, before wrapping that in DistributedDataParallel.
 

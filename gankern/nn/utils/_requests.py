@@ -115,7 +115,6 @@ class Prepared:
     # Set by a group: for each thread a list, empty or with what it prepared.
     _prepared: PerThread | None = None
     takes_layer = True  # what request() is given: the layer, or its weight
-    stands_for: str | None = None  # the method of the layer that it takes the place of, where it is one
 
     def ready(self, owner: Any) -> bool:
         """Whether it may be asked now; else it computes its weight by itself where that is used. ``owner`` is what
@@ -154,11 +153,7 @@ class Ahead(NamedTuple):
     def is_for(self, request: Request) -> bool:
         """Whether a layer that asks now would compute this very weight and state, and record the same gradients."""
         before = self.request
-        return (
-            request.rules == before.rules
-            and (request.dim, request.replaces) == (before.dim, before.replaces)
-            and self.seen == _seen(request)
-        )
+        return request.rules == before.rules and request.dim == before.dim and self.seen == _seen(request)
 
 
 def _seen(request: Request) -> tuple:
