@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gankern.acceleration._scope import STEPS, Pair, defer, is_half, joined, may_defer, settle, state, waits
+from gankern.acceleration._scope import PLAIN, STEPS, Pair, defer, is_half, joined, may_defer, settle, state, waits
 from gankern.core import native
 from gankern.core.dispatch import last_implementation
 from gankern.ops.self_attention2d import attention
@@ -181,3 +181,6 @@ def _listed(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
 
 STEPS.update(dict.fromkeys(KINDS, _listed))
+PLAIN[SCORES] = lambda new, a, b, *_: new(a) @ new(b)
+PLAIN[WEIGHTS] = lambda new, a, b, _: torch.softmax(new(a) @ new(b), -1)
+PLAIN[TURNED] = lambda new, a, b, _: torch.softmax(new(a) @ new(b), -1).mT

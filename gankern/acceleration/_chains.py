@@ -22,11 +22,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from gankern.acceleration import _known
 from gankern.acceleration._known import Found
 from gankern.acceleration._read import INPUT, Joined, Reader, Unknown, Value, axes_of, is_plain, node
 from gankern.acceleration._scope import (
+    PLAIN,
     STEPS,
     Deferred,
     Pair,
@@ -279,6 +281,11 @@ def _computed(args: Any) -> Any:
     return type(args)(a.value() if type(a) is Pair else _computed(a) if type(a) in (tuple, list) else a for a in args)
 
 
+def _plainly(new: Callable[[Any], Any], x: Tensor, bias: Tensor | None, link: Link) -> Tensor:
+    args = tree_map_only(Pair, lambda pair: _plainly(new, *pair.origin.arguments), link.args)
+    return link.run(*tree_map_only(Tensor, new, args), **link.kwargs)
+
+
 def _ran(found: Found, link: Link, x: Tensor) -> None:
     link.chains.misses[link.start] = 0
     pending, operations = list(link.before), 1
@@ -329,3 +336,4 @@ NAMES |= {F.leaky_relu: "leaky_relu", F.relu: "relu", torch.relu: "relu", Tensor
 NAMES |= {Tensor.__pow__: "pow", torch.concat: "cat", torch.multiply: "mul", torch.true_divide: "div"}
 
 STEPS.update(dict.fromkeys(NAMES, _listed))
+PLAIN["chain"] = _plainly

@@ -22,6 +22,7 @@ from gankern.acceleration._code import original
 from gankern.acceleration._functions import VALUE, matters, pays
 from gankern.acceleration._scope import (
     HANDLERS,
+    PLAIN,
     STEPS,
     Deferred,
     defer,
@@ -34,6 +35,7 @@ from gankern.acceleration._scope import (
     plain,
     preserve,
     say,
+    seen_by_others,
     settle,
     settled,
     state,
@@ -403,7 +405,7 @@ def _normalize(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    of: _Layer | _Statistics | _OfEach,
+    of: _Norm,
     followed: Followed | None,
     counts: bool = True,
     activation: str | None = None,
@@ -467,6 +469,18 @@ def _norm_of_each(
     return result
 
 
+def _normalize_plainly(
+    new: Callable[[Any], Any], x: Tensor, weight: Tensor | None, bias: Tensor | None, of: _Norm, *_: Any
+) -> Tensor:
+    x, weight, bias = new(x), new(weight), new(bias)
+    if isinstance(of, _OfEach):
+        if of.groups is not None:
+            return F.group_norm(x, of.groups, weight, bias, of.eps)
+        return F.instance_norm(x, None, None, weight, bias, True, 0.0, of.eps)
+    mean, var = of.fixed or (None, None)
+    return F.batch_norm(x, mean, var, weight, bias, mean is None, 0.0, of.eps)
+
+
 class _OfEach(NamedTuple):
     """What group or instance norm, by each sample's own statistics, is told; of instance norm, of the running ones."""
 
@@ -475,6 +489,8 @@ class _OfEach(NamedTuple):
     mean: Tensor | None = None
     var: Tensor | None = None
     momentum: float = 0.0
+
+    fixed = ()  # the statistics that are read, and not made of x
 
     @property
     def kind(self) -> str:
@@ -489,6 +505,10 @@ class _Statistics(NamedTuple):
     training: bool
     momentum: float
     eps: float
+
+    @property
+    def fixed(self) -> tuple[Tensor | None, ...]:
+        return () if self.training else (self.mean, self.var)
 
     def now(self, counts: bool) -> tuple[Tensor | None, Tensor | None, bool, float]:
         kept = counts or not self.training
@@ -505,6 +525,10 @@ class _Layer(NamedTuple):
     eps: float
     batches: Tensor | None  # counts; None: not kept
     tracks: bool
+
+    @property
+    def fixed(self) -> tuple[Tensor | None, ...]:
+        return () if self.training or self.mean is None else (self.mean, self.var)
 
     @classmethod
     def of(cls, module: nn.modules.batchnorm._BatchNorm) -> _Layer:
@@ -523,6 +547,9 @@ class _Layer(NamedTuple):
         if training and not (counts and self.tracks):
             mean = var = None
         return mean, var, training, momentum or 0.0
+
+
+_Norm = _Layer | _Statistics | _OfEach
 
 
 def batch_norm(
@@ -732,6 +759,15 @@ def _leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
     return leaky_relu(input, negative_slope, True)
 
 
+PLAIN.update(
+    {
+        "upsample": lambda new, x, *arguments: F.interpolate(new(x), *arguments),
+        "pad": lambda new, x, mode: F.pad(new(x), (1, 1, 1, 1), mode),
+        "convolution": lambda new, x, weight, bias, _: F.conv2d(new(x), new(weight), new(bias), padding=1),
+        "norm": _normalize_plainly,
+    }
+)
+
 HANDLERS.update(
     {
         torch.conv2d: conv2d,
@@ -811,7 +847,8 @@ def leaf(
             return original(module)(*args[constants:], **kwargs)
         if torch.compiler.is_compiling():  # the compiler fuses by itself; it traces convolutions, see conv2d_forward
             return type(module).forward(module, *args[constants:], **kwargs)
-        if transformed() or recomputed():  # torch's own has rules for it, and saves what it saves again
+        # torch's own has rules for it, saves what it saves again, and calls torch's functions.
+        if transformed() or recomputed() or seen_by_others():
             args = tree_map_only(Deferred, Deferred.value, args[constants:])
             return type(module).forward(module, *args, **kwargs)
         if not state.intercepting:

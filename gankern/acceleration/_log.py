@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from gankern.acceleration._compiled import is_compiled
 from gankern.acceleration._report import Call
-from gankern.acceleration._scope import METADATA, state
+from gankern.acceleration._scope import METADATA, QUIET, state
 
 OWN_CODE = "its own code"
 TORCH = "torch"
@@ -134,6 +134,9 @@ class Listing(TorchFunctionMode):
             return func(*args, **kwargs)
         with log.function(func):
             return func(*args, **kwargs)
+
+
+QUIET.add(Listing)
 
 
 def _is_whole(module: nn.Module) -> bool:

@@ -17,7 +17,16 @@ from torch.utils.hooks import RemovableHandle
 
 from gankern.acceleration._chains import Chains
 from gankern.acceleration._compiled import compiles, has_compiled_parts
-from gankern.acceleration._scope import Deferred, Interception, Kept, note_kept, preserve, settle, state
+from gankern.acceleration._scope import (
+    Deferred,
+    Interception,
+    Kept,
+    note_kept,
+    preserve,
+    seen_by_others,
+    settle,
+    state,
+)
 from gankern.core.torch_internals import recomputed, transformed
 
 CHANGES = "_gankern_changes"  # of a module: what restore() undoes, in __dict__, so that it goes into copies and pickles
@@ -114,7 +123,7 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
         data = type(x) is Tensor and not x.requires_grad
         if data and (x.shape, module.training, is_grad_enabled()) in plan.gains.plain:
             return type(module).forward(module, x)
-    if torch.compiler.is_compiling() or transformed() or recomputed():
+    if torch.compiler.is_compiling() or transformed() or recomputed() or seen_by_others():
         return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
     double, intercepting = state.double, state.intercepting
     if plan.fast_double_backward and not double:

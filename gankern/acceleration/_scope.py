@@ -11,7 +11,7 @@ proved about the code between the two, and it does not matter who else holds the
   statistics) waits for the very next operation alone;
 - whoever else uses it later gets the value, computed then with the same gradient;
 - it is a node of the autograd graph by itself, for the case that it meets an operation that does not announce itself
-  (a custom ``autograd.Function``).
+  (a custom ``autograd.Function``); a gradient that arrives there goes back through plain PyTorch's form of it (PLAIN).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch._functorch import pyfunctorch
 from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_map_only
 
 from gankern.core import autograd, dispatch, precision
@@ -124,7 +125,8 @@ class Pair:
     changes nothing, so that it does not matter when it is computed as long as its arguments are what they were."""
 
     __slots__ = (
-        "after", "alone", "arguments", "compute", "frame", "kind", "lasts", "place", "result", "spent", "versions"
+        "after", "alone", "arguments", "compute", "frame", "kind", "lasts", "node", "origin", "place", "result",
+        "spent", "versions",
     )  # fmt: skip
 
     def __init__(self, kind: str, compute: Callable[..., Tensor], arguments: tuple) -> None:
@@ -133,6 +135,8 @@ class Pair:
         self.frame = None if state.log is None else state.log.top
         self.place = place(arguments[0].device)
         self.versions = _versions(arguments)
+        self.origin: Origin | None = None  # where gradients may be asked for
+        self.node: Any = None  # where autograd has the tensor that stands for it
         self.result: Tensor | None = None
         self.spent = False  # whether what follows ran in one with it, so that perhaps nobody asks for it
         self.alone = False  # whether nothing is to run in one with it
@@ -159,6 +163,39 @@ class Pair:
         return self.result
 
 
+# By kind: what a first half computes, of the same arguments, by torch's own operations: without a word to anybody, with
+# no part in running statistics, and differentiable to any order. The first argument says what to take for a tensor.
+PLAIN: dict[str, Callable[..., Tensor]] = {}
+
+
+class Origin:
+    """What a first half is made of, for gradients that reach it through an operation that does not announce itself. It
+    refers to no tensor that is made of it, so that all of them go when the last one of them does."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.kind, self.arguments, self.place = pair.kind, pair.arguments, pair.place
+        # What torch's operation would have kept for its backward.
+        fixed = pair.arguments[3].fixed if pair.kind == "norm" else ()
+        self.saved = () if pair.kind in ("upsample", "pad") else (*pair.arguments[:2], *fixed)
+        self.versions = _versions(self.saved)
+
+    def backward(self, inputs: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of its inputs, by a graph of its own: the one that was made in the forward may be released."""
+        if self.versions != _versions(self.saved):
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: an "
+                "input of an operation that gankern.accelerate let wait was written to before the backward"
+            )
+        with torch._C.DisableTorchFunction():
+            with at(self.place, inputs[0].device):
+                # One of them may be made of another one: that is autograd's affair, behind this.
+                own = {id(x): x.view_as(x) for x in inputs}
+                value = PLAIN[self.kind](lambda x: own.get(id(x), x), *self.arguments)
+            return torch.autograd.grad(
+                value, list(own.values()), grad, create_graph=torch.is_grad_enabled(), allow_unused=True
+            )
+
+
 class Deferred(Tensor):
     """A tensor that is computed by the next operation on it, or together with that."""
 
@@ -173,8 +210,9 @@ class Deferred(Tensor):
             return _grad(*args, **(kwargs or {}))
         if func in _ANCHORS:
             _refuse_anchors(kwargs.get("inputs") if func in _BACKWARDS and kwargs else args[:1])
+        first = args[0] if args else None
         args, kwargs = tree_map_only(Deferred, Deferred.value, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        return _itself(first, func(*args, **kwargs))
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch declares it as what it is without the decorator
@@ -192,7 +230,14 @@ class Deferred(Tensor):
 
     def value(self) -> Tensor:
         with torch._C.DisableTorchFunctionSubclass():
+            if not torch.compiler.is_compiling() and self.is_rewritten():
+                self.pair.result, self.pair.node = _Rewritten.apply(self, self.pair.value()), self.grad_fn
             return self.pair.value()
+
+    def is_rewritten(self) -> bool:
+        """Whether a Function took it for one that it writes to (``mark_dirty``) and made it its own result."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.grad_fn is not self.pair.node
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.value().__reduce_ex__(protocol)
@@ -201,22 +246,35 @@ class Deferred(Tensor):
         return self.value().__deepcopy__(memo)
 
 
+def _itself(first: Any, result: Any) -> Any:
+    """What an operation in place returns: the tensor that it was given, which a Function may have marked as dirty."""
+    return first if type(first) is Deferred and result is first.pair.result else result
+
+
 class _Connection(torch.autograd.Function):
     """Makes the tensor that stands for a pair's result; a gradient that arrives at it goes on to what the result is
-    computed from."""
+    computed from. The inputs are all tensors of it that may have a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, pair: Pair, size: torch.Size, like: Tensor, *inputs: Tensor) -> Tensor:
-        ctx.pair, ctx.inputs = pair, inputs
+    def forward(ctx: Any, origin: Origin, size: torch.Size, like: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.origin, ctx.inputs = origin, inputs
         return Tensor._make_wrapper_subclass(Deferred, size, dtype=like.dtype, device=like.device)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        leaves = [x for x in ctx.inputs if x.requires_grad]
-        found = iter(
-            torch.autograd.grad(ctx.pair.value(), leaves, grad, retain_graph=True, create_graph=torch.is_grad_enabled())
-        )
-        return None, None, None, *(next(found) if x.requires_grad else None for x in ctx.inputs)
+        return None, None, None, *ctx.origin.backward(ctx.inputs, grad)
+
+
+class _Rewritten(torch.autograd.Function):
+    """The value of a tensor that waited and that a Function wrote to, as that Function's result."""
+
+    @staticmethod
+    def forward(ctx: Any, deferred: Deferred, value: Tensor) -> Tensor:
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad, None
 
 
 # ---- gradients at a value that was computed in one with what follows ----------------------------------------------
@@ -305,13 +363,18 @@ def defer(kind: str, size: torch.Size, compute: Callable[..., Tensor], *argument
         return compute(*arguments)
     pair = Pair(kind, compute, arguments)
     like = arguments[0]
-    inputs = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad] if torch.is_grad_enabled() else []
+    inputs: list[Tensor] = []
+    if torch.is_grad_enabled():  # each once
+        inputs = list({id(x): x for x in arguments if isinstance(x, Tensor) and x.requires_grad}.values())
     result: Deferred
     if inputs:
-        result = _Connection.apply(pair, size, like, *inputs)
+        pair.origin = Origin(pair)
+        result = _Connection.apply(pair.origin, size, like, *inputs)
     else:
         result = Tensor._make_wrapper_subclass(Deferred, size, dtype=like.dtype, device=like.device)
     result.pair = pair
+    with torch._C.DisableTorchFunction():
+        pair.node = result.grad_fn
     if kind != "chain" and state.log is None:  # for a report a copy of the module runs, whose values nobody keeps
         key, kept = (state.call, kind, size), state.kept
         if key not in kept.met and len(kept.met) < Kept.most:
@@ -378,6 +441,7 @@ def waits(x: Any, kind: str) -> TypeGuard[Deferred]:
         type(x) is Deferred
         and x.pair.kind == kind
         and x.pair.result is None
+        and not x.is_rewritten()
         and place(x.pair.arguments[0].device) == x.pair.place  # else each half runs where it was called
     )
 
@@ -497,8 +561,18 @@ class Interception(TorchFunctionMode):
                 result = handler(*args, **kwargs)
             state.gained_by_watching += state.gained - state.gained_by_watching - before
             if result is not NotImplemented:
-                return result
+                # Where nothing is fused, within a Function for one, what is done in place returns what it was given.
+                return result if torch.is_grad_enabled() == state.grad_mode else _itself(args and args[0], result)
         return func(*args, **kwargs)
+
+
+QUIET: set[type] = {Interception, DeviceContext}  # modes that change nothing of what a function computes
+
+
+def seen_by_others() -> bool:
+    """Whether somebody else's mode sees torch's functions, and may change what they compute: then they are called."""
+    count = torch._C._len_torch_function_stack()
+    return count > 0 and any(type(torch._C._get_function_stack_at(i)) not in QUIET for i in range(count))
 
 
 nodes.set_own_mode(Interception)  # it watches torch's functions, not this library's

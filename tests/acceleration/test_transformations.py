@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, stack_module_state
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import gankern
+from gankern.acceleration import _attention, _chains
 
 X = torch.randn(3, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -551,3 +553,141 @@ def test_third_derivatives(name, training):
             for gs in (found, expected)
         )
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8, check_dtype=False)
+
+
+# ---- operations that do not announce themselves --------------------------------------------------------------------
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        return x.mul_(2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+class Above(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        result = F.relu(x, inplace=True)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (ctx.saved_tensors[0] > 0)
+
+
+class Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 2 * x * grad
+
+
+class Itself(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
+class WithFunctions(nn.Module):
+    """Each value that may wait goes to a Function, and to the second half of its pair besides where ``also``."""
+
+    def __init__(self, function, also):
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(2, 3, 3, 1, 1), nn.Conv2d(3, 3, 3, 1, 1), nn.Conv2d(3, 3, 3)
+        self.norm, self.function, self.also = nn.BatchNorm2d(3), function, also
+
+    def after(self, value, second):
+        kept = second(value) if self.also else 0
+        return second(self.function.apply(value)) + kept
+
+    def forward(self, x):
+        x = self.after(self.norm(self.first(x)), lambda y: F.leaky_relu(y, 0.2))
+        x = self.after(self.second(x), lambda y: F.avg_pool2d(y, 2))
+        x = self.after(F.interpolate(x, scale_factor=2.0), lambda y: F.conv2d(y, self.second.weight, padding=1))
+        x = self.after(F.pad(x, (1, 1, 1, 1), "reflect"), self.third)
+        maps = x.flatten(2)
+        scores = torch.bmm(maps.mT, maps)  # of one tensor by itself
+        x = self.after(scores, lambda y: torch.softmax(y, -1)) @ maps.mT
+        return self.after(x.pow(2), lambda y: torch.rsqrt(y.mean(1, keepdim=True) + 1e-8))
+
+
+@pytest.mark.parametrize("also", [False, True])
+@pytest.mark.parametrize("function", [Twice, Above, Squared, Itself])
+@pytest.mark.parametrize("training", [True, False])
+def test_functions_of_ones_own(function, also, training, double, monkeypatch):
+    """A value that waits may be written to, saved and returned by a Function, and differentiated twice through it."""
+    monkeypatch.setattr(_chains, "FROM", dict.fromkeys(_chains.FROM, 0))
+    monkeypatch.setattr(_attention, "FROM", ((0, 1000),))
+    torch.manual_seed(0)
+    before = WithFunctions(function, also and function not in (Twice, Above)).train(training)
+    after = copy.deepcopy(before)
+    assert gankern.accelerate(after).replaced
+    for step in range(3):  # the first one runs each half by itself
+        found = []
+        for net in (before, after):
+            torch.manual_seed(step)
+            net.zero_grad()
+            x = torch.randn(2, 2, 6, 6).requires_grad_()
+            y = net(x)
+            (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+            grad.square().sum().backward()
+            found.append([y, grad, x.grad, *(p.grad for p in net.parameters())])
+        largest = max(a.abs().max().item() for a in found[0])
+        for a, b in zip(*found):
+            torch.testing.assert_close(b, a, rtol=1e-11, atol=1e-12 * largest)
+
+
+def test_what_waits_is_not_overwritten_before_a_functions_backward(double):
+    net = WithFunctions(Itself, False)
+    gankern.accelerate(net)
+    x = torch.randn(2, 2, 6, 6)
+    net(x)
+    y = net(x)
+    with torch.no_grad():
+        net.second.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+class Louder(TorchFunctionMode):
+    """Somebody's mode that changes what a function computes."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return result * 1.5 if func in (F.relu, torch.relu, torch.conv2d, F.conv2d) else result
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_somebodys_function_mode_sees_the_functions(inside, double):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.act, self.pool = nn.Conv2d(2, 3, 3, 1, 1), nn.BatchNorm2d(3), nn.ReLU(), None
+
+        def forward(self, x):
+            with Louder() if inside else contextlib.nullcontext():
+                return F.avg_pool2d(self.conv(x), 2), self.act(self.norm(x.repeat(1, 2, 1, 1)[:, :3]))
+
+    before = Net()
+    after = copy.deepcopy(before)
+    gankern.accelerate(after)
+    for _ in range(3):
+        x = torch.randn(2, 2, 4, 4)
+        with contextlib.nullcontext() if inside else Louder():
+            torch.testing.assert_close(after(x), before(x), rtol=1e-12, atol=1e-12)
