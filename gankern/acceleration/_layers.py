@@ -490,7 +490,10 @@ class _OfEach(NamedTuple):
     var: Tensor | None = None
     momentum: float = 0.0
 
-    fixed = ()  # the statistics that are read, and not made of x
+    @property
+    def fixed(self) -> tuple[Tensor | None, ...]:
+        """The statistics that are read, and not made of x."""
+        return ()
 
     @property
     def kind(self) -> str:
