@@ -5,7 +5,8 @@
 Of each shape, pass and memory format all ways run in turn, in one process, fp32, with glibc told to keep freed memory;
 the table holds the least milliseconds of each. Kinds that are not named keep what the file has of them; with ``--keep``
 those that are do too, and only what is missing is measured, for ``--seconds``: run it again until nothing is left.
-Ways that cannot win are left out: "direct" and "exchanged" of many channels on both sides, "product" of large images.
+Ways that cannot win are left out: "direct" and "exchanged" of many channels on both sides, "product" and "streamed" of
+large images.
 """
 
 from __future__ import annotations
@@ -127,7 +128,10 @@ def ways_of(kind: str, which: str, shape: tuple[int, int, int, int]) -> list[str
     n, c, d, small = shape
     info = choice.KINDS[kind]
     few = min(c, d) <= 8
-    ways = ["torch", *(row for row in info.rows if row != "direct" or few or len(info.rows) == 1)]
+    left_out = set() if few or len(info.rows) == 1 else {"direct"}
+    if n * small**2 > 64:
+        left_out.add("streamed")
+    ways = ["torch", *(row for row in info.rows if row not in left_out)]
     if info.stride == 1 and which != "forward" and few:
         ways.append("exchanged")
     if not info.collapsed and (n * small**2 <= 1024 or info.taps == 1):

@@ -1,4 +1,4 @@
-// Bilinear algorithms for the convolutions of GANs, and the plain one for few channels. See convolution.cpp for how.
+// Bilinear algorithms for the convolutions of GANs, and plain ones for few channels and few pixels. See convolution.cpp for how.
 #pragma once
 
 #include <cstdint>
@@ -9,23 +9,25 @@ namespace gankern {
 
 // The rows of the table in convolution_rows.h, in its order.
 enum class ConvolutionRow {
-  kUp9 = 0,            // nearest x2, then 3x3
-  kDown9,              // 3x3, then the sum of each 2x2
-  kSame2,              // 3x3 stride 1, F(2x2)
-  kSame4,              // 3x3 stride 1, F(4x4)
-  kStrided2,           // 4x4 stride 2 padding 1, two-tap phases F(2x2)
-  kStrided4,           // the same, F(4x4)
-  kTransposed2,        // transposed 4x4 stride 2 padding 1, two-tap phases F(2x2)
-  kTransposed4,        // the same, F(4x4)
-  kStridedOfThree,     // 3x3 stride 2 padding 1: a two-tap phase by F(2x2), and one of one tap
-  kTransposedOfThree,  // transposed 3x3 stride 2 padding 1 with output padding 1, likewise
-  kSameOfFour2,        // 4x4 stride 1, F(2x2)
-  kSameOfFour3,        // 4x4 stride 1, F(3x3)
-  kDirect,             // any square kernel of stride 1: the convolution itself
-  kStridedDirect,      // 4x4 stride 2 padding 1: the same
-  kTransposedDirect,   // transposed 4x4 stride 2 padding 1: the same
+  kUp9 = 0,             // nearest x2, then 3x3
+  kDown9,               // 3x3, then the sum of each 2x2
+  kSame2,               // 3x3 stride 1, F(2x2)
+  kSame4,               // 3x3 stride 1, F(4x4)
+  kStrided2,            // 4x4 stride 2 padding 1, two-tap phases F(2x2)
+  kStrided4,            // the same, F(4x4)
+  kTransposed2,         // transposed 4x4 stride 2 padding 1, two-tap phases F(2x2)
+  kTransposed4,         // the same, F(4x4)
+  kStridedOfThree,      // 3x3 stride 2 padding 1: a two-tap phase by F(2x2), and one of one tap
+  kTransposedOfThree,   // transposed 3x3 stride 2 padding 1 with output padding 1, likewise
+  kSameOfFour2,         // 4x4 stride 1, F(2x2)
+  kSameOfFour3,         // 4x4 stride 1, F(3x3)
+  kDirect,              // any square kernel of stride 1: the convolution itself
+  kStridedDirect,       // 4x4 stride 2 padding 1: the same
+  kTransposedDirect,    // transposed 4x4 stride 2 padding 1: the same
+  kStridedStreamed,     // 4x4 stride 2 padding 1, as one product of matrices
+  kTransposedStreamed,  // transposed 4x4 stride 2 padding 1: the same
 };
-constexpr int kConvolutionRows = 15;
+constexpr int kConvolutionRows = 17;
 
 // A batch of images: [images, channels, height, width], contiguous or channels_last.
 struct ConvolutionImages {

@@ -63,12 +63,22 @@ KINDS = {
     "same_of_nine": Kind(9, {"direct": DIRECT}, stride=1),
     "strided": Kind(
         4,
-        {"direct": Row(13, 14, "highest"), "tiles2": Row(4, 6, "highest"), "tiles4": Row(5, 7, "medium")},
+        {
+            "direct": Row(13, 14, "highest"),
+            "streamed": Row(15, 16, "highest"),
+            "tiles2": Row(4, 6, "highest"),
+            "tiles4": Row(5, 7, "medium"),
+        },
         flip=False,
     ),
     "transposed": Kind(
         4,
-        {"direct": Row(14, 13, "highest"), "tiles2": Row(6, 4, "highest"), "tiles4": Row(7, 5, "medium")},
+        {
+            "direct": Row(14, 13, "highest"),
+            "streamed": Row(16, 15, "highest"),
+            "tiles2": Row(6, 4, "highest"),
+            "tiles4": Row(7, 5, "medium"),
+        },
         transposed=True,
         swap=True,
         flip=False,

@@ -634,7 +634,8 @@ def test_the_table_holds_for_all_kinds(which):
             for shape, times in choice.measured_ways()[kind, which, layout].items():
                 assert all(n > 0 for n in shape) and all(t > 0 for t in times.values())
                 assert set(times) <= {*choice.OTHERS, *choice.KINDS[kind].rows}
-                rows = set(choice.KINDS[kind].rows) - {"direct"}  # which many channels are not measured for
+                # Many channels are not measured for one, large maps for the other.
+                rows = set(choice.KINDS[kind].rows) - {"direct", "streamed"}
                 assert {"torch", *rows} <= set(times) and len(times) > 1
 
 
@@ -645,6 +646,56 @@ def test_small_products_were_measured():
             known = choice.measured_ways()[kind, which, layout]
             for shape in ((16, 16, 4 * 8 * 8), (64, 128, 4 * 4 * 4), (64, 128, 4 * 4)):
                 assert min(choice._distance(shape, measured) for measured in known) <= 3, (kind, which, shape)
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *DTYPES[:1]])
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("images", FORMATS)
+def test_a_weight_that_streams_by(images, weights, dtype):
+    """Rows 15 and 16 against fp64: maps of one to 80 pixels, odd sizes, channels that fill no tile, no image, and a
+    weight that is large enough to be written past the caches."""
+    row, row_weight = torch.ops.gankern.convolution_row, torch.ops.gankern.convolution_row_weight_gradient
+    bound = {torch.float64: 1e-12, torch.float32: 3e-6}.get(dtype, 1e-2)
+    for n, c, d, h, w in (
+        (1, 3, 5, 2, 2),
+        (1, 1, 1, 3, 2),
+        (2, 7, 9, 5, 7),
+        (5, 40, 33, 8, 8),
+        (0, 3, 4, 4, 4),
+        (1, 520, 516, 2, 4),
+    ):
+        if c > 500 and (dtype != torch.float32 or images != weights):
+            continue
+        x = torch.randn(n, c, h, w).to(dtype).contiguous(memory_format=images)
+        weight = torch.randn(d, c, 4, 4).to(dtype).contiguous(memory_format=weights)
+        bias = torch.randn(d).to(dtype)
+        right = F.leaky_relu(F.conv2d(x.double(), weight.double(), bias.double(), 2, 1), 0.2)
+        g = torch.randn(right.shape).to(dtype).contiguous(memory_format=images)
+        options = [2, 2], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
+        right_x, right_weight, _ = torch.ops.aten.convolution_backward(
+            g.double(), x.double(), weight.double(), None, *options
+        )
+        for ours, reference in (
+            (row(x, weight, bias, 15, h // 2, w // 2, 1, False, False, 1.0, 0.2, 0), right),
+            (row(g, weight, None, 16, h, w, 1, False, True, 1.0, 1.0, 0), right_x),
+            (row(g, weight, None, 16, h, w, 1, False, True, 0.5, 1.0, 0), right_x / 2),
+            (row_weight(x, g, 15, 1, False, False, 1.0, 0), right_weight),
+            (row_weight(g, x, 16, 1, False, True, 0.5, 0), right_weight / 2),
+        ):
+            assert ours.dtype == dtype
+            largest = max(1.0, reference.abs().max().item()) if reference.numel() else 1.0
+            torch.testing.assert_close(ours.double(), reference, rtol=0, atol=bound * largest)
+
+
+@native
+def test_few_pixels_go_the_streamed_way():
+    """The deep layers of a U-Net, where reading the weight is all there is."""
+    for which, layout in itertools.product(choice.PASSES, (False, True)):
+        for pixels in (1, 4):
+            assert choice.way_for("strided", which, "highest", layout, 512, 512, pixels) == "streamed"
+            assert choice.way_for("transposed", which, "highest", layout, 1024, 512, pixels) == "streamed"
+        assert choice.way_for("strided", which, "highest", layout, 128, 256, 16 * 64) != "streamed"
 
 
 def test_what_the_ways_save(monkeypatch):
@@ -679,8 +730,8 @@ def test_a_large_transposed_weight_gradient_by_torch():
 WAYS = [  # all that are not the last row, which "cpu" takes
     (kind, way)
     for kind, (name, _) in {**{k: (k, 0) for k in KINDS}, **BORDERED}.items()
-    for way in ("torch", "exchanged", "product", "direct")
-    if (way != "direct" or way in choice.KINDS[name].rows)
+    for way in ("torch", "exchanged", "product", "direct", "streamed")
+    if (way not in ("direct", "streamed") or way in choice.KINDS[name].rows)
     and (way != "exchanged" or choice.KINDS[name].stride == 1)
     and (way != "product" or not choice.KINDS[name].collapsed)
 ]
@@ -689,7 +740,7 @@ WAYS = [  # all that are not the last row, which "cpu" takes
 @pytest.mark.parametrize(("kind", "way"), WAYS)
 def test_other_ways(kind, way, monkeypatch):
     """What runs where a row is not the fastest, and on devices without the engine."""
-    if way == "direct" and NATIVE_MISSING:
+    if way in ("direct", "streamed") and NATIVE_MISSING:
         pytest.skip("needs the native library")
     monkeypatch.setattr(ops, "_way", lambda *args: way)
     for h, w in ((6, 8), (7, 5)):

@@ -28,6 +28,8 @@ struct Problem {
       case ConvolutionRow::kTransposed4:
       case ConvolutionRow::kStridedDirect:
       case ConvolutionRow::kTransposedDirect:
+      case ConvolutionRow::kStridedStreamed:
+      case ConvolutionRow::kTransposedStreamed:
       case ConvolutionRow::kSameOfFour2:
       case ConvolutionRow::kSameOfFour3: return 4;
       case ConvolutionRow::kDirect: return 2 * padding + 1;
@@ -39,7 +41,8 @@ struct Problem {
       case ConvolutionRow::kDown9:
       case ConvolutionRow::kStrided2:
       case ConvolutionRow::kStrided4:
-      case ConvolutionRow::kStridedDirect: return n / 2;
+      case ConvolutionRow::kStridedDirect:
+      case ConvolutionRow::kStridedStreamed: return n / 2;
       case ConvolutionRow::kStridedOfThree: return (n + 1) / 2;
       case ConvolutionRow::kSame2:
       case ConvolutionRow::kSame4:
@@ -63,6 +66,7 @@ struct Problem {
       case ConvolutionRow::kStrided2:
       case ConvolutionRow::kStrided4:
       case ConvolutionRow::kStridedDirect:
+      case ConvolutionRow::kStridedStreamed:
       case ConvolutionRow::kStridedOfThree: return {inside(2 * output + t - 1), -1};
       default: {
         const int64_t twice = output + 1 - t;
