@@ -2,7 +2,6 @@
 // (gankern/core/native.py loads it).
 #include <torch/csrc/PyInterpreter.h>
 
-#include <cstdlib>
 #include <cstring>
 
 #include "call.h"
@@ -11,11 +10,11 @@ namespace gankern::nodes {
 namespace {
 
 // Counts up where what Python passes to a function here changes: gankern/core/native.py has the same number.
-constexpr int kInterface = 6;
+constexpr int kInterface = 7;
 
 // Set up once, by `start`.
 PyObject *registry, *locals[kLocals], *wish, *last, *forward_ad, *level, *own_mode;
-PyObject* precisions;
+PyObject *precisions, *environment, *variable;
 bool enabled = false;  // until `start`
 
 // Of all files; filled before the module is made, as the library is loaded.
@@ -24,13 +23,16 @@ std::vector<PyMethodDef>& methods() {
   return all;
 }
 
-// (gankern.core.dispatch's state of a thread, its registry, torch.autograd.forward_ad's own names)
+// (gankern.core.dispatch's state of a thread, its registry, torch.autograd.forward_ad's own names, the dictionary of
+// os.environ, the key of GANKERN_IMPLEMENTATION in it)
 PyObject* start(PyObject* const* in) {
   wish = PyUnicode_InternFromString("wish");
   last = PyUnicode_InternFromString("last");
   locals[kDispatch] = Py_NewRef(in[0]);
   registry = Py_NewRef(in[1]);
   forward_ad = Py_NewRef(in[2]);
+  environment = Py_NewRef(in[3]);
+  variable = Py_NewRef(in[4]);
   level = PyUnicode_InternFromString("_current_level");
   enabled = true;
   Py_RETURN_NONE;
@@ -71,7 +73,7 @@ void set_last(Primitive& primitive, PyObject* name) {
 }
 
 const Functions functions_of_module = {
-    method("start", entry<start, 3>), method("set_own_mode", entry<set_own_mode, 1>),
+    method("start", entry<start, 5>), method("set_own_mode", entry<set_own_mode, 1>),
     method("set_precision", entry<set_precision, 2>), method("enable", entry<enable, 1>)};
 
 }  // namespace
@@ -140,8 +142,10 @@ bool is_auto(PyObject* implementation) {
 
 bool left_to_auto(PyObject* implementation) {
   if (implementation != Py_None) return is_auto(implementation);
-  const char* variable = std::getenv("GANKERN_IMPLEMENTATION");
-  return !(variable && *variable) && PyDict_GetItem(attributes(kDispatch), wish) == Py_None;
+  // getenv goes through all variables.
+  PyObject* const asked = PyDict_GetItem(environment, variable);
+  if (asked && PyObject_IsTrue(asked)) return false;
+  return PyDict_GetItem(attributes(kDispatch), wish) == Py_None;
 }
 
 const char* selected(Primitive& primitive, PyObject* object, PyObject* implementation) {

@@ -6,6 +6,7 @@ from typing import Annotated
 import torch
 import typer
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from gankern import diagnostics, training
 from gankern.cli import _target
@@ -84,7 +85,8 @@ def _generator(
         if game.averaged is None:
             network, inputs = drawing(game)
             return network, saved.config, inputs
-        return game.average(), saved.config, None
+        average = game.average()  # whose layers have the names that they have in the generator
+        return average.module if isinstance(average, AveragedModel) else average, saved.config, None
     if ":" not in target:
         raise ValueError(f"{target!r} is neither a file or folder nor module:factory (for instance my_model:Generator)")
     return _target.make(target), None, None

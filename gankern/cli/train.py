@@ -432,13 +432,14 @@ def _own_options(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _listing() -> Table:
-    """Everything that can be trained, by family, with a line each."""
+    """Everything that can be trained, by family, with a sentence each."""
     table = Table("name", "what", title="gankern train MODEL")
     families: dict[str, list[tuple[str, str]]] = {}
     for name in games.names():
         game = games.find(name)
         text = (models.MODELS[name] if name in models.MODELS else sys.modules[game.__module__]).__doc__ or ""
-        families.setdefault(game.family, []).append((name, text.strip().partition("\n")[0].replace("``", "")))
+        about = " ".join(text.strip().partition("\n\n")[0].split())
+        families.setdefault(game.family, []).append((name, about.replace("``", "")))
     for family, rows in families.items():
         table.add_row(f"[bold]{family}[/]", "")
         for row in rows:

@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -210,4 +210,11 @@ def refuse_gradient_order(primitive: str, order: int) -> RuntimeError:
 
 
 # There, too, what runs is chosen and goes on record.
-nodes.start(_thread, Primitive.registry, vars(torch.autograd.forward_ad))
+_variables: Any = os.environ  # whose dictionary the standard library's stubs do not have
+nodes.start(
+    _thread,
+    Primitive.registry,
+    vars(torch.autograd.forward_ad),
+    _variables._data,
+    _variables.encodekey("GANKERN_IMPLEMENTATION"),
+)

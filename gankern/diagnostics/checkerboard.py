@@ -89,23 +89,26 @@ class Report:
         return result | {"clean": self.clean, "stages": [asdict(stage) for stage in self.stages]}
 
     def table(self) -> Table:
-        """The stages as a rich table."""
+        """The stages as a rich table; below it what to do about each, and where the images' spectrum has its peak."""
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title="Upsampling stages: largest over smallest phase energy (1 is clean)")
-        for column in ("layer", "kind", "factor", "geometry", "noise", "gradient", "pattern", "what to do"):
-            table.add_column(column, justify="left" if column in ("layer", "kind", "what to do") else "right")
+        lines = [f"{s.layer or '(itself)'}: {s.advice or 'clean'}" for s in self.stages] + self._peak_lines()
+        title = "Upsampling stages: largest over smallest phase energy (1 is clean)"
+        table = Table(title=title, caption=Text("\n".join(lines)), caption_justify="left")
+        for column in ("layer", "kind", "factor", "geometry", "noise", "gradient", "pattern"):
+            table.add_column(column, justify="left" if column in ("layer", "kind") else "right", overflow="fold")
         for s in self.stages:
             geometry = "-" if s.overlap_ratio is None else f"{s.overlap_ratio:.2f}"
             numbers = geometry, f"{s.ratio:.2f}", f"{s.gradient_ratio:.2f}", f"{s.pattern:.0%}"
-            table.add_row(s.layer or "(itself)", s.kind, str(s.factor), *numbers, s.advice or "clean")
+            table.add_row(s.layer or "(itself)", s.kind, str(s.factor), *numbers)
         what = _KINDS[self.spectrum.ndim + 2].split()[0]
-        table.add_row(what, "", str(self.factor), "", f"{self.image_ratio:.2f}", "", "", self._peak_line())
+        table.add_row(what, "", str(self.factor), "", f"{self.image_ratio:.2f}", "", "")
         return table
 
-    def _peak_line(self) -> str:
+    def _peak_lines(self) -> list[str]:
         worst = max(self.peaks, key=lambda peak: peak["ratio"], default=None)
-        return "" if worst is None else f"spectrum: x{worst['ratio']:.1f} at period {worst['period']}"
+        return [] if worst is None else [f"spectrum: x{worst['ratio']:.1f} at period {worst['period']}"]
 
     def save_picture(self, path: Path | str) -> None:
         """Overlap and energy maps of every stage, and the spectrum of the images, as a PNG. Of volumes, slices stand
