@@ -13,6 +13,7 @@ from gankern.cli._choose import SIDE, check_output
 from gankern.cli._fail import fail
 from gankern.core.arguments import seed as check_seed
 from gankern.data import files
+from gankern.data.images import grey
 from gankern.diagnostics import latent
 from gankern.training import CHECKPOINT, TrainingError, pictures
 from gankern.training import checkpoint as checkpoints
@@ -92,4 +93,4 @@ def _colour(name: str, channels: int) -> Tensor:
     if not re.fullmatch("[0-9a-fA-F]{6}", digits):
         raise ValueError(f"--colour must be {', '.join(COLOURS)}, or RRGGBB, got {name!r}")
     rgb = torch.tensor([int(digits[i : i + 2], 16) for i in (0, 2, 4)]) / 127.5 - 1.0
-    return rgb if channels == 3 else (rgb * torch.tensor([0.299, 0.587, 0.114])).sum(0, keepdim=True)
+    return rgb if channels == 3 else grey(rgb[:, None, None]).flatten()

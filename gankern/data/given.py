@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gankern.core.arguments import shown, whole
-from gankern.data.images import load, resize
+from gankern.data.images import grey, load, resize
 from gankern.data.points import Points
 from gankern.data.source import ImageSource
 
@@ -109,7 +109,7 @@ class _Form:
         if self.channels not in (None, len(pixels)):
             if {self.channels, len(pixels)} != {1, 3}:
                 raise ValueError(f"{name} has {len(pixels)} channels, not {self.channels}")
-            pixels = pixels.mean(0, keepdim=True) if self.channels == 1 else pixels.expand(3, -1, -1)
+            pixels = grey(pixels) if self.channels == 1 else pixels.expand(3, -1, -1)
         return pixels if self.size is None else resize(pixels[None], self.size)[0]
 
     def _in_range(self, name: str, pixels: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def _all_at_once(samples: Tensor | np.ndarray, form: _Form) -> Tensor | ImageSou
     if form.channels not in (None, ranged.shape[1]):
         if {form.channels, ranged.shape[1]} != {1, 3}:
             raise ValueError(f"samples have {ranged.shape[1]} channels, not {form.channels}")
-        ranged = ranged.mean(1, keepdim=True) if form.channels == 1 else ranged.expand(-1, 3, -1, -1)
+        ranged = grey(ranged) if form.channels == 1 else ranged.expand(-1, 3, -1, -1)
     ranged = (ranged if form.size is None else resize(ranged, form.size)).contiguous()
     # What is bright throughout would be refused by the next one who is given it.
     return _InMemory(ranged) if ranged.amin() >= 0.0 else ranged

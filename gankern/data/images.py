@@ -136,8 +136,19 @@ def load(
         return files.ImageFolder(name, size, channels, on_error)
     images = resize(images, size or images.shape[2])
     if channels not in (None, images.shape[1]):
-        images = images.mean(1, keepdim=True) if channels == 1 else images.expand(-1, 3, -1, -1)
+        images = grey(images) if channels == 1 else images.expand(-1, 3, -1, -1)
     return images.clone()  # the loaded set is cached: nobody may write into it
+
+
+def grey(images: Tensor) -> Tensor:
+    """[..., 3, H, W] -> [..., 1, H, W]: 0.299 red + 0.587 green + 0.114 blue (BT.601), as a grey picture of a file is
+    made, too, so that images are the same from wherever they come.
+
+    >>> grey(torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1)).shape
+    torch.Size([1, 1, 1])
+    """
+    red, green, blue = images.split(1, -3)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def resize(images: Tensor, size: int) -> Tensor:

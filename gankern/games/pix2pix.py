@@ -84,9 +84,14 @@ class Pix2Pix(Game):
         size that is trained with. The running ones are left alone."""
         network = copy.deepcopy(self.networks["generator"]).train()
         like = next(network.parameters())
-        # Dropout draws from the global stream, which goes on afterwards as if nothing had been drawn.
+        # Dropout draws from the device's stream, which goes on afterwards as if nothing had been drawn; the others', of
+        # the GPUs that are not in use here, are left alone.
         with torch.no_grad(), torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
-            torch.manual_seed(seed)
+            if like.is_cuda:
+                with torch.cuda.device(like.device):
+                    torch.cuda.manual_seed(seed)
+            else:
+                torch.default_generator.manual_seed(seed)
             return torch.cat([network(part.to(like)).cpu() for part in given.split(self.config.batch_size)])
 
     def held(self, number: int) -> tuple[Tensor, Tensor, Tensor] | None:

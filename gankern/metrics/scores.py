@@ -1,8 +1,8 @@
 """The figures that papers report, of two sets of images: FID, KID, Inception score, precision and recall.
 
-FID, KID and Inception score are torchmetrics'. They compare with published ones where the features are those of the
-published Inception weights, which are given as a file; :func:`gankern.metrics.load` knows them, and what they want
-images to be like. Precision and recall (Kynkäänniemi 2019, arXiv 1904.06991) are computed here.
+FID and KID are torchmetrics'. They, and the Inception score, compare with published ones where the features are those
+of the published Inception weights, which are given as a file; :func:`gankern.metrics.load` knows them, and what they
+want images to be like. Precision and recall (Kynkäänniemi 2019, arXiv 1904.06991) are computed here.
 """
 
 import warnings
@@ -18,6 +18,7 @@ from gankern.core.arguments import whole
 from gankern.data import ImageSource
 from gankern.metrics._checks import as_matrix, batches, check_same
 from gankern.metrics.extractors import BATCH, Extractor
+from gankern.metrics.features import inception_score
 from gankern.metrics.swd import COARSEST, laplacian_swd
 
 NEIGHBOURS = 3
@@ -100,7 +101,6 @@ def _of_features(
 ) -> dict[str, float]:
     extras.load("torchmetrics", "FID and its like")
     from torchmetrics.image.fid import FrechetInceptionDistance
-    from torchmetrics.image.inception import InceptionScore
     from torchmetrics.image.kid import KernelInceptionDistance
 
     kept: dict[str, list[Tensor]] = {"real": [], "fake": []}
@@ -127,9 +127,10 @@ def _of_features(
             kid.update(values.double(), real=which == "real")
         figures["kid"], figures["kid_std"] = (x.item() for x in kid.compute())
         if logits:
-            score = InceptionScore(_Given(logits[0].shape[1]), splits=min(SPLITS, len(features["fake"])))
-            score.update(torch.cat(logits))
-            figures["inception_score"], figures["inception_score_std"] = (x.item() for x in score.compute())
+            # Not torchmetrics', whose std is the sample's (none of one part), and whose parts may be fewer than asked.
+            shuffled = torch.cat(logits)[torch.randperm(len(features["fake"]))]
+            score = inception_score(shuffled, min(SPLITS, len(shuffled)))
+            figures["inception_score"], figures["inception_score_std"] = score
     if number > NEIGHBOURS:
         figures["precision"], figures["recall"] = precision_recall(features["real"], features["fake"])
     return figures

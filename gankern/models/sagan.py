@@ -7,6 +7,7 @@ norms of the generator's blocks have a weight and a bias for each class; the las
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -67,9 +68,10 @@ class Discriminator(nn.Module):
 
 def sagan(
     size: int = 128, channels: int = 3, latent: int = 128, width: int = 64, num_classes: int = 1000,
-    layers: str = "torch",
+    layers: str = "torch", attention: bool = True,
 ) -> GAN:  # fmt: skip
-    """SAGAN for images of 128 pixels, or of 32; ``width`` is the paper's ch.
+    """SAGAN for images of 128 pixels, or of 32; ``width`` is the paper's ch. Without ``attention`` it is what the paper
+    holds it against.
 
     >>> import torch
     >>> gan = sagan(32, width=4, latent=8, num_classes=5)
@@ -77,14 +79,16 @@ def sagan(
     >>> gan.discriminator(gan.generator(torch.randn(2, 8), labels), labels).shape
     torch.Size([2])
     """
-    generated, attention, judged, judged_attention = of_size("sagan", ARCHITECTURES, size)
+    generated, generator_attention, judged, judged_attention = of_size("sagan", ARCHITECTURES, size)
     check_positive(channels=channels, latent=latent, width=width, num_classes=num_classes)
     table = layer_tables.get(layers)
+    if not attention:
+        table = replace(table, self_attention=lambda _: nn.Identity())
     norm = partial(table.conditional_batch_norm_act, num_classes=num_classes)
     generator = Generator(
         [width * m for m in generated],
         lambda _, before, after: GeneratorBlock(before, after, norm, table),
-        attention,
+        generator_attention,
         channels,
         latent,
         num_classes,

@@ -34,20 +34,12 @@ class Step:
 
     @property
     def d_loss(self) -> float:
-        """Of a game whose players are called "d" and "g", the discriminator's loss; likewise the next three."""
+        """Of a game whose players are called "d" and "g", the discriminator's loss; likewise the next."""
         return self.losses["d"]
 
     @property
     def g_loss(self) -> float:
         return self.losses["g"]
-
-    @property
-    def d_seconds(self) -> float:
-        return self.seconds["d"]
-
-    @property
-    def g_seconds(self) -> float:
-        return self.seconds["g"]
 
 
 class Trainer:

@@ -106,6 +106,22 @@ def test_the_images_are_the_same(kind):
     assert found is None if kind in WITHOUT_LABELS else torch.equal(found, LABELS)
 
 
+def test_grey_is_the_same_from_wherever_it_comes(tmp_path):
+    """0.299, 0.587 and 0.114 of red, green and blue: of arrays, tensors, lists of pictures, and files, which are read
+    in 8 bits."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    expected = torch.from_numpy(pixels @ np.array([0.299, 0.587, 0.114]))[:, None].float() / 127.5 - 1
+    pictures = [Image.fromarray(x) for x in pixels]
+    for i, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{i}.png")
+    floats = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
+    for given, exact in ((pixels, True), (floats, True), (floats.double(), True), (pictures, True), (tmp_path, False)):
+        found = data.wrap(given, channels=1)[:]
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-6 if exact else 1 / 127)
+    white = data.wrap(np.full((2, 4, 4, 3), 255, np.uint8), channels=1)[:]
+    assert white.max() <= 1 and white.min() == pytest.approx(1)
+
+
 def test_grey_and_sizes():
     grey = LEVELS[:, 0]
     assert data.wrap(grey.numpy()).shape == (12, 1, 8, 8)

@@ -308,9 +308,13 @@ def test_a_checkpoint_of_another_game(tmp_path):
 
 
 def test_what_measures_a_game_leaves_the_random_streams_of_gpus_alone(monkeypatch):
+    images = data.load("edges", 8)
+    config = training.configure("pix2pix", "edges", images, data.condition("edges", images, "pairs"), size=8, width=2)
+    game = games.find("pix2pix")(Run(config, "gankern", samples=images))
     seeded = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     before = torch.get_rng_state()
     SceneReader(32, 4, 1)
     regressor(torch.zeros(4, 1, 8, 8), torch.zeros(4, 2), [0], 1)
+    assert game.translate(torch.zeros(2, 1, 8, 8), seed=3).shape == (2, 3, 8, 8)
     assert not seeded and torch.equal(torch.get_rng_state(), before)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gankern import data, metrics
+from gankern.metrics import scores
 from gankern.metrics.extractors import as_bytes
 
 pytest.importorskip("torchmetrics")
@@ -45,6 +46,25 @@ def test_figures_are_the_formulas():
     assert found["swd"] == pytest.approx(sum(swd.values()) / 2)
     state = torch.get_rng_state()
     assert metrics.image_figures(REAL, FAKE, extractor) == found and torch.equal(torch.get_rng_state(), state)
+
+
+class Level(nn.Module):
+    """Two classes, by how bright an image is."""
+
+    def forward(self, x):
+        features = nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+        return features, torch.stack([40 * features[:, 0], -40 * features[:, 0]], 1)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_the_spread_of_the_inception_score_is_the_populations(splits, monkeypatch):
+    """As `inception_score` has it. Of two parts one has the odd image, wherever it falls, and the other has a score of
+    1: the mean is (s + 1) / 2 and the std (s - 1) / 2. Of one part there is no spread."""
+    monkeypatch.setattr(scores, "SPLITS", splits)
+    odd = torch.cat([images(6, 0.5), images(1, -0.5)])
+    found = metrics.image_figures(REAL[:20], odd, metrics.Extractor(Level(), name="Inception"))
+    mean, std = found["inception_score"], found["inception_score_std"]
+    assert mean > 1.2 and std == pytest.approx(mean - 1 if splits == 2 else 0.0)
 
 
 def test_what_the_figures_are_called():

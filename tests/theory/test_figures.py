@@ -8,10 +8,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gankern.theory import figures
 from gankern.theory.figures._figure import STYLE
+from gankern.theory.figures._training import seeded
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "theory.md").read_text()
@@ -227,3 +229,13 @@ def test_the_command_writes_the_page(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "theory.md").read_text() == "V = \N{MINUS SIGN}0.9548, growth 1.004988\n"
     assert sorted(p.name for p in (tmp_path / "out" / "theory").iterdir()) == ["bilinear.png", "min_max.png"]
+
+
+def test_figures_leave_the_random_streams_of_gpus_alone(monkeypatch):
+    seeded_gpus = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded_gpus.append)
+    before = torch.get_rng_state()
+    with seeded(3):
+        first = torch.rand(2)
+    assert not seeded_gpus and torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, torch.rand(2, generator=torch.Generator().manual_seed(3)))

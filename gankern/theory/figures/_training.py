@@ -24,7 +24,7 @@ def seeded(seed: int) -> Iterator[None]:
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, too, for good
             yield
     finally:
         torch.set_num_threads(threads)
