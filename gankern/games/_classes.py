@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gankern import losses, metrics
-from gankern.games._game import Figures, Player, Run
+from gankern.games._game import Figures, Player, Run, Samples
 from gankern.games._measures import read_classes
 from gankern.games.adversarial import Adversarial
 from gankern.models.biggan_deep import standing_statistics
@@ -86,6 +86,11 @@ class OfClasses(Adversarial):
             for _ in range(self.options.standing)
         ]
         return standing_statistics(network, batches)
+
+    @classmethod
+    def evaluator(cls, config: Any, samples: Samples, condition: Any = None) -> Callable[[Any], Figures]:
+        of_samples = super().evaluator(config, samples, condition)
+        return lambda game: of_samples(game) | game.figures()
 
     def figures(self) -> Figures:
         """``label_accuracy``: how often a classifier of real images sees the class that was asked for."""

@@ -44,7 +44,9 @@ Figures = dict[str, float]
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}  # of options
 
 # Of the games' own options those that mean nothing at 0: rates, spreads, and numbers of features. None may be negative.
-POSITIVE = frozenset({"g_lr", "pixel_std", "classes", "labels_per_class", "hidden", "features", "embedding"})
+POSITIVE = frozenset(
+    {"g_lr", "pixel_std", "mismatches", "classes", "labels_per_class", "hidden", "features", "embedding"}
+)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class GANCLS(OfTexts):
     @dataclass(frozen=True)
     class Options:
         mismatched: float = 1.0  # weight of the term of mismatched texts; 0 is without CLS
+        mismatches: int = 1  # mismatched texts an image, of the batch
         interpolated: float = 1.0  # weight of the term of codes between two texts; 0 is without INT
         encoder_steps: int = 400  # of the text encoder, before the first step
         spectral: bool = True  # the small discriminator has spectral norm in the place of batch norm
@@ -84,9 +85,11 @@ class GANCLS(OfTexts):
             fake = generate(run.normal(latent), codes)
         seen = judge.image(images)
         loss = F.softplus(-judge(images, codes, features=seen)).mean() + 0.5 * F.softplus(judge(fake, codes)).mean()
-        if options.mismatched:
-            wrong = F.softplus(judge(images, codes.roll(1, 0), features=seen))
-            differs = (several != several.roll(1, 0)).flatten(1).any(1)
+        if options.mismatched:  # several texts an image, the next ones of the batch: its features are there
+            far = range(1, min(options.mismatches, len(codes) - 1) + 1)
+            others = torch.cat([codes.roll(k, 0) for k in far])
+            wrong = F.softplus(judge(images, others, features=seen.repeat(len(far), 1, 1, 1)))
+            differs = torch.cat([(several != several.roll(k, 0)).flatten(1).any(1) for k in far])
             loss = loss + 0.5 * options.mismatched * (wrong * differs).sum() / differs.sum().clamp(min=1)
         yield "d", loss
 

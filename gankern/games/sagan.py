@@ -67,7 +67,7 @@ class SAGAN(OfClasses):
             seen = table[torch.arange(len(images)), rows, columns][:, None]
             seen = F.interpolate(2 * seen / seen.amax((2, 3), keepdim=True) - 1, images.shape[2:])
             maps = alternating(images, seen.expand_as(images).to(images.dtype))
-            drawn["images, and where their discriminator looks from the middle of the shape"] = Picture(maps)
+            drawn["where it looks from the middle"] = Picture(maps)
         return drawn
 
     def figures(self) -> Figures:

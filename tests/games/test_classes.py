@@ -67,7 +67,7 @@ def test_bad_options_are_named(options, says):
 
 def test_without_attention_it_is_the_same_network_at_a_gamma_of_0():
     """Attention adds 5/4 C^2 + 1 weights to each network, and nothing to a map while gamma is 0."""
-    with_it, without = (trainer("sagan", options={"attention": on}).game for on in (True, False))
+    with_it, without = (trainer("sagan", options={"attention": on}, evaluate_samples=100).game for on in (True, False))
     for name, channels in (("generator", 16), ("discriminator", 8)):
         networks = [game.networks[name] for game in (with_it, without)]
         counts = [sum(p.numel() for p in network.parameters()) for network in networks]
@@ -76,6 +76,8 @@ def test_without_attention_it_is_the_same_network_at_a_gamma_of_0():
     latents, labels = torch.randn(4, 8), torch.tensor([0, 1, 2, 3])
     images = with_it.sample(latents, labels)
     assert torch.equal(images, without.sample(latents, labels))
+    evaluated = games.find("sagan").evaluator(with_it.config, with_it.run.samples, with_it.run.condition)(with_it)
+    assert {"fid_own_classifier", "label_accuracy", "attention_on_shape"} <= evaluated.keys()
     assert "attention_on_shape" in with_it.figures() and "attention_on_shape" not in without.figures()
     assert len(with_it.pictures()) == 2 and len(without.pictures()) == 1
 

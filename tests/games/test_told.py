@@ -162,22 +162,28 @@ def scene_trainer(layers="torch", **options):
     return training.Trainer(config, layers, samples, captions)
 
 
-@pytest.mark.parametrize(("mismatched", "interpolated"), [(1.0, 1.0), (0.0, 0.5), (2.0, 0.0)])
-def test_losses_by_their_formulas(mismatched, interpolated):
-    """Each player's loss from what the discriminator was asked, in its order."""
-    game = scene_trainer(mismatched=mismatched, interpolated=interpolated).game
+@pytest.mark.parametrize(
+    ("mismatched", "mismatches", "interpolated"), [(1.0, 1, 1.0), (0.0, 6, 0.5), (2.0, 3, 0.0), (0.5, 20, 0.0)]
+)
+def test_losses_by_their_formulas(mismatched, mismatches, interpolated):
+    """Each player's loss from what the discriminator was asked, in its order. Of a batch of 8 there are 7 mismatches."""
+    game = scene_trainer(mismatched=mismatched, mismatches=mismatches, interpolated=interpolated).game
     game.step, asked = 1, []
     texts = torch.randint(1, 27, (8, 5, 64))  # no two alike
     game.run.batch = lambda: (torch.randn(8, 3, 16, 16), texts)
-    game.networks["discriminator"].register_forward_hook(lambda _, inputs, out: asked.append((*inputs, out)))
+    judge = game.networks["discriminator"].eval()  # no power iteration between one call and another
+    judge.register_forward_hook(lambda _, inputs, out: asked.append((*inputs, out)))
     moves = game.moves()
     player, loss = next(moves)
     (real, codes, right), (fake, of_fake, generated), *wrong = asked
     assert player == "d" and torch.equal(codes, of_fake) and not fake.requires_grad
     expected = F.softplus(-right).mean() + 0.5 * F.softplus(generated).mean()
     assert len(wrong) == (mismatched > 0)
-    for image, others, logits in wrong:  # a real image with another's text
-        assert torch.equal(image, real) and torch.equal(others[1:], codes[:-1])
+    for image, others, logits in wrong:  # a real image with others' texts, each of the same weight
+        assert torch.equal(image, real) and len(others) == 8 * min(mismatches, 7)
+        for k, (text, of_text) in enumerate(zip(others.split(8), logits.split(8)), 1):
+            assert torch.equal(text, codes[(torch.arange(8) - k) % 8])
+            torch.testing.assert_close(of_text, judge(real, text))
         expected = expected + 0.5 * mismatched * F.softplus(logits).mean()
     torch.testing.assert_close(loss, expected)
     asked.clear()
@@ -204,7 +210,7 @@ def test_the_small_discriminator_of_texts_is_spectrally_normalised(spectral):
 
 
 def test_the_same_text_is_no_mismatch():
-    game = scene_trainer().game
+    game = scene_trainer(mismatches=2).game
     game.step, asked = 1, []
     several = torch.randint(1, 27, (4, 5, 64))
     several = several[torch.tensor([0, 0, 1, 1, 1, 2, 3, 0])]  # 1, 3 and 4 have the text of the one before, 0 that of 7
@@ -213,7 +219,8 @@ def test_the_same_text_is_no_mismatch():
     _, loss = next(game.moves())
     right, generated, wrong = asked
     expected = F.softplus(-right).mean() + 0.5 * F.softplus(generated).mean()
-    torch.testing.assert_close(loss, expected + 0.5 * F.softplus(wrong)[[2, 5, 6, 7]].mean())
+    # One back 2, 5, 6 and 7 have another text; two back all but 1, which has that of 7, and 4, which has that of 2.
+    torch.testing.assert_close(loss, expected + 0.5 * F.softplus(wrong)[[2, 5, 6, 7, 8, 10, 11, 13, 14, 15]].mean())
     assert same_texts(several)[0].tolist() == [True, True, False, False, False, False, False, True]
 
 
