@@ -17,7 +17,7 @@ from gankern.models.gan import GAN
 class BigGAN(OfClasses):
     preset: ClassVar[Preset] = Preset(
         loss="hinge", conditioning="projection", size=32, latent=32, width=16, batch_size=16, lr=1e-4, beta1=0.0,
-        beta2=0.999, steps=1000, checkpoint_every=500, ema=0.999,
+        beta2=0.999, steps=700, checkpoint_every=350, ema=0.999,
     )  # fmt: skip
 
     @dataclass(frozen=True)
