@@ -44,7 +44,8 @@ class SAGAN(OfClasses):
         """The first images [N, C, H, W] of the data, and where the discriminator looks from each position of each:
         softmax of queries by keys [N, h, w, h / 2, w / 2], on the CPU."""
         images, labels = (x[torch.arange(number)].to(self.run.device) for x in (self.run.images, self.run.labels))
-        layer, given = self.discriminator.attention, []
+        layer: Any = self.discriminator.attention
+        given: list[Tensor] = []
         with self.evaluating():
             hook = layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
             self.discriminator(images.to(next(self.discriminator.parameters())), labels)
@@ -77,7 +78,8 @@ class SAGAN(OfClasses):
         if self.options.attention and isinstance(self.run.samples, Shapes):
             table = self.looks(MEASURED)[1]
             covered = coverage(self.run.samples.factors(torch.arange(MEASURED)), self.config.side)
-            sizes = table.shape[1:3], table.shape[3:]
+            _, height, width, rows, columns = table.shape
+            sizes = (height, width), (rows, columns)
             from_shape, on_shape = (F.adaptive_avg_pool2d(covered, size)[:, 0].to(table) for size in sizes)
             given = (table * on_shape[:, None, None]).sum((3, 4)) / on_shape.mean((1, 2))[:, None, None]
             found["attention_on_shape"] = ((given * from_shape).sum() / from_shape.sum()).item()
