@@ -24,6 +24,7 @@ measure them, is compiled before by several processes at once, into caches in bu
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import importlib.metadata
 import importlib.util
 import itertools
@@ -48,13 +49,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # In the order in which they run, most telling first: seconds that each has, and what the ones before leave; 480 in all.
 STAGES = {
     "environment": 15,
-    "tests": 120,
+    "tests": 110,
     "host": 25,
     "device": 110,
-    "steps": 110,
+    "steps": 100,
     "variants": 50,
     "convolutions": 25,
-    "sanitizer": 25,
+    "sanitizer": 45,
 }
 CUDA_TESTS = ["tests/gpu/test_every_primitive.py", "-k-cuda"]  # by the name of the tier in their names
 LOG_CHARACTERS = 200_000  # of a stage's output that is kept, its end
@@ -154,7 +155,7 @@ def tests(record: Record, device: str) -> None:
         fine = True
         for row in _dealt_out(arguments, processes, seconds):
             record.add(what=what, seconds=time.monotonic() - begin, **row)
-            fine = fine and row["status"] in (0, 5)  # 5: nothing was chosen
+            fine = fine and _is_fine(row)
         return fine
 
     fine = {"tests": run("tests", chosen, 95)}
@@ -190,21 +191,24 @@ def _native_build(device: str) -> tuple[subprocess.Popen[str], Path]:
     return build, copy
 
 
-def _dealt_out(arguments: Sequence[str], processes: int, seconds: float) -> Iterator[dict[str, Any]]:
+def _dealt_out(
+    arguments: Sequence[str], processes: int, seconds: float, under: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """What each of several processes of pytest found, as it ends; together they run the tests that the arguments
-    choose. Whatever runs longer than that is stopped, and has a row that says so."""
+    choose, each process ``under`` such a command. Whatever runs longer than that is stopped, and has a row that says
+    so."""
     pytest = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider"]
     listed = subprocess.run([*pytest, "--collect-only", *arguments], cwd=ROOT, capture_output=True, text=True)
     names = [line for line in listed.stdout.splitlines() if "::" in line and not line.startswith(("FAILED", "ERROR"))]
     if listed.returncode not in (0, 5):
         yield {"status": listed.returncode, "failures": ["collection"], "output": listed.stdout[-4_000:]}
-    logs = ROOT / "build" / "tests"
+    logs = ROOT / "build" / "tests" / "-".join(under).replace("/", "_")
     logs.mkdir(parents=True, exist_ok=True)
     running: dict[int, tuple[subprocess.Popen[bytes], Path]] = {}
     for number in range(min(processes, len(names))):
         log = logs / f"{number}.log"
         with log.open("w") as file:
-            command = [*pytest, *names[number::processes]]
+            command = [*under, *pytest, *names[number::processes]]
             running[number] = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT), log
     end = time.monotonic() + seconds
     while running:
@@ -223,6 +227,11 @@ def _dealt_out(arguments: Sequence[str], processes: int, seconds: float) -> Iter
             failures = re.findall(r"^(?:FAILED|ERROR) (.*)", text, re.M)[:50]
             yield {"status": status, **{what: int(n) for n, what in found}, "failures": failures}
         time.sleep(0.2)
+
+
+def _is_fine(row: dict[str, Any]) -> bool:
+    """Whether a process of pytest passed; 5: nothing was chosen for it."""
+    return row["status"] in (0, 5)
 
 
 def _in_processes(function: Callable[..., Any], work: Sequence[tuple[Any, ...]], seconds: float) -> dict[str, Any]:
@@ -809,20 +818,26 @@ def convolutions(record: Record, where: str) -> None:
 
 
 def sanitizer(record: Record, device: str) -> None:
-    """Reads and writes out of bounds, and races within a program. It is slow: a few shapes are enough."""
+    """Reads and writes out of bounds, and races within a program: both tools at once, each dealt out to half of the
+    processes. A process ends with status 9 where a tool found something."""
+    cores = os.cpu_count() or 1
+    chosen = ["-m", "gpu", "tests/gpu/test_every_primitive.py", "-k", "same_bits"]
     if device == "cpu" or shutil.which("compute-sanitizer") is None:
         record.add(skipped="compute-sanitizer is not installed, or there is no GPU")
         return
+
+    def checked(tool: str) -> list[dict[str, Any]]:
+        under = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+        return list(_dealt_out(chosen, max(1, min(7, cores // 2 - 1)), STAGES["sanitizer"] - 5, under))
+
     failed = []
-    for tool in SANITIZERS:
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest"]
-        command += ["-q", "-x", "-m", "gpu", "tests/gpu/test_every_primitive.py", "-k", "same_bits"]
-        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        print(ran.stdout[-5_000:])
-        record.add(tool=tool, status=ran.returncode, output=ran.stdout[-3_000:])
-        failed += [tool] if ran.returncode else []
+    with concurrent.futures.ThreadPoolExecutor(len(SANITIZERS)) as pool:
+        for tool, rows in zip(SANITIZERS, pool.map(checked, SANITIZERS)):
+            for row in rows:
+                record.add(tool=tool, **row)
+            failed += [tool] if not all(_is_fine(row) for row in rows) else []
     if failed:
-        raise RuntimeError(f"{' and '.join(failed)} failed")
+        raise RuntimeError(f"{' and '.join(failed)} failed, or did not come to an end")
 
 
 # ---- the bars ----------------------------------------------------------------------------------------------------
@@ -932,10 +947,11 @@ def bars(out: Path) -> list[dict[str, Any]]:
         bar(f"{label}: against the fastest of torch's", min(peers) / ours, least)
     states: dict[str, bool] = {}
     for row in _results(out, "tests"):
-        states[row["what"]] = states.get(row["what"], True) and row["status"] in (0, 5)
+        states[row["what"]] = states.get(row["what"], True) and _is_fine(row)
     for row in _results(out, "sanitizer"):
         if "tool" in row:
-            states[f"compute-sanitizer {row['tool']}"] = row["status"] == 0
+            name = f"compute-sanitizer {row['tool']}"
+            states[name] = states.get(name, True) and _is_fine(row)
     for what, fine in states.items():
         bar(f"{what} without a failure", float(fine), 1.0)
     return found + _without_figures(found, out)

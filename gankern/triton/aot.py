@@ -4,7 +4,8 @@ Each module of this package has a function `examples` that calls its launchers, 
 launched. Here these launches are recorded, not done, and what they would compile is compiled. Modules are found by
 looking into the package: a new one needs no registration. From a shell:
 
-    python -m gankern.triton.aot                 # a table of registers, stack and local memory
+    python -m gankern.triton.aot                 # a table of registers
+    python -m gankern.triton.aot --instructions  # and of NVIDIA's machine code: instructions, how they move memory
     python -m gankern.triton.aot --json          # the same, for programs
     python -m gankern.triton.aot --target sm_90 --module spectral_norm
 
@@ -102,15 +103,102 @@ def resources(compiled: Any) -> Resources:
     return _hip_resources(compiled.asm["amdgcn"])
 
 
-def accesses(compiled: Any) -> dict[str, int]:
-    """How many of a CUDA kernel's instructions load and store so many bytes of global memory at once: {"ld 16": 8}, and
-    so on. Empty for other devices."""
-    found: collections.Counter[str] = collections.Counter()
-    for name, suffixes in re.findall(r"\b(ld|st)\.global((?:\.\w+|::\w+)*)", compiled.asm.get("ptx", "")):
-        elements = re.search(r"\.v(\d)", suffixes)
-        bits = _number(r"\.[bfsu](\d+)", suffixes) * (int(elements[1]) if elements else 1)
-        found[f"{name} {bits // 8}"] += 1
-    return dict(found)
+def nvdisasm() -> Path:
+    """NVIDIA's disassembler, which Triton brings along beside its cuobjdump."""
+    return Path(triton.knobs.nvidia.cuobjdump.path).with_name("nvdisasm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instructions:
+    """What the machine code of a CUDA kernel holds, as it stands there, not as often as it runs.
+
+    ``loads`` and ``stores`` say how many instructions move so many bytes a lane between global memory and registers at
+    once; ``loaded_at_once`` how many bytes a lane asks for in a turn of its loops, or in all. ``looped`` are all
+    instructions in a loop, of which those with fp64 operands and the calls of functions, as which the compiler writes
+    a division in 64 bits or of fp64, are counted on their own, and the others are ``outside``; ``local`` are loads and
+    stores of spilled registers.
+    """
+
+    total: int
+    outside: int
+    looped: int
+    loads: dict[int, int]
+    stores: dict[int, int]
+    loaded_at_once: int
+    fp64: int
+    fp64_looped: int
+    calls_looped: int
+    local: int
+
+
+WIDE = {"64": 8, "128": 16, "U8": 1, "S8": 1, "U16": 2, "S16": 2}  # bytes, by an instruction's modifiers; 4 without
+_LINE = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)(.*)$")
+_FP64 = re.compile(r"^(?:D(?:ADD|MUL|FMA|SETP|MNMX)|MUFU\.(?:RCP|RSQ)64H|[FI]2[FI](?:\.\w+)*\.F64)\b")
+
+
+def instructions(listing: str) -> Instructions:
+    """Counts a listing of nvdisasm, ``nvdisasm -c kernel.cubin``."""
+    lines: list[tuple[str, str]] = []  # opcode with modifiers, operands
+    labels: dict[str, int] = {}
+    for line in listing.splitlines():
+        if label := re.match(r"(\.L_\w+):", line):
+            labels[label[1]] = len(lines)
+        elif found := _LINE.match(line):
+            lines.append((found[2], found[3]))
+    in_loop: set[int] = set()
+    for place, (code, operands) in enumerate(lines):
+        target = re.search(r"`\((\.L_\w+)\)", operands) if code.startswith("BRA") else None
+        if target and labels.get(target[1], place) < place:  # the trap behind a kernel's end branches to itself
+            in_loop.update(range(labels[target[1]], place + 1))
+    counted: dict[str, collections.Counter[int]] = {"LDG": collections.Counter(), "STG": collections.Counter()}
+    at_once = 0
+    for place, (code, _) in enumerate(lines):
+        kind, *modifiers = code.split(".")
+        if kind in counted:
+            size = next((WIDE[m] for m in modifiers if m in WIDE), 4)
+            counted[kind][size] += 1
+            at_once += size if kind == "LDG" and (place in in_loop or not in_loop) else 0
+    fp64 = {place for place, (code, _) in enumerate(lines) if _FP64.match(code)}
+    calls = {place for place, (code, _) in enumerate(lines) if code.startswith("CALL")}
+    return Instructions(
+        total=len(lines),
+        outside=len(lines) - len(in_loop),
+        looped=len(in_loop),
+        loads=dict(counted["LDG"]),
+        stores=dict(counted["STG"]),
+        loaded_at_once=at_once,
+        fp64=len(fp64),
+        fp64_looped=len(fp64 & in_loop),
+        calls_looped=len(calls & in_loop),
+        local=sum(code.split(".")[0] in ("LDL", "STL") for code, _ in lines),
+    )
+
+
+def disassembled(cubin: bytes) -> Instructions:
+    """Of a compiled CUDA kernel, ``compiled.asm["cubin"]``."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(nvdisasm()), "-c", file.name]
+        return instructions(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+# Of a multiprocessor: registers, bytes of shared memory of which each program takes 1024 more than its own, warps,
+# programs.
+HOLDS = {"sm_80": (65536, 164 << 10, 64, 32), "sm_90": (65536, 228 << 10, 64, 32), "sm_100": (65536, 228 << 10, 64, 32)}
+
+
+def occupancy(target: str, registers: int, shared: int, num_warps: int) -> float:
+    """The share of a multiprocessor's warps that programs with so many registers a thread and so much shared memory
+    fill, where there are enough of them.
+
+    >>> occupancy("sm_90", 32, 0, 4), occupancy("sm_90", 255, 0, 4), occupancy("sm_90", 40, 100 << 10, 8)
+    (1.0, 0.125, 0.25)
+    """
+    all_registers, all_shared, warps, programs = HOLDS[target]
+    of_warp = -(-max(registers, 1) * 32 // 256) * 256  # given out by 256
+    fit = min(all_registers // of_warp // num_warps, all_shared // (shared + 1024), warps // num_warps, programs)
+    return fit * num_warps / warps
 
 
 def _number(pattern: str, text: str) -> int:
@@ -176,8 +264,9 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.{name}")
 
 
-def check(module: str, index: int, target: str) -> dict[str, Any]:
-    """Compile one entry for one target; a record that says what it uses, or what went wrong."""
+def check(module: str, index: int, target: str, counted: bool) -> dict[str, Any]:
+    """Compile one entry for one target; a record that says what it uses, with its instructions where they are to be
+    counted, or what went wrong."""
     entry = entries(module)[index]
     record = {"module": module, "kernel": entry.label, "variant": entry.variant, "target": target, "error": None}
     try:
@@ -187,14 +276,21 @@ def check(module: str, index: int, target: str) -> dict[str, Any]:
         return {**record, "error": f"{type(error).__name__}: {error}"}
     if used.spills:
         record["error"] = "spills registers"
-    return {**record, **dataclasses.asdict(used), "accesses": accesses(compiled)}
+    record |= dataclasses.asdict(used)
+    if "cubin" not in compiled.asm or not counted:
+        return record
+    filled = occupancy(target, used.registers, compiled.metadata.shared, compiled.metadata.num_warps)
+    return {**record, "occupancy": filled, **dataclasses.asdict(disassembled(compiled.asm["cubin"]))}
 
 
-def check_all(module_names: list[str], targets: list[str], processes: int) -> list[dict[str, Any]]:
+def check_all(
+    module_names: list[str], targets: list[str], processes: int, kernels: str, counted: bool
+) -> list[dict[str, Any]]:
     work = [
-        (module, index, target)
+        (module, index, target, counted)
         for module in module_names
         for index, entry in enumerate(entries(module))
+        if re.search(kernels, entry.label)
         for target in targets
         if (target in VARIANTS if entry.variant else entry.dtype == torch.float32 or target in ANY_TYPE)
     ]
@@ -203,23 +299,36 @@ def check_all(module_names: list[str], targets: list[str], processes: int) -> li
         return pool.starmap(check, work, chunksize=4)
 
 
+def _described(record: dict[str, Any]) -> str:
+    if "total" not in record:
+        return ""
+    moved = [f"{record[kind].get(16, 0)}/{sum(record[kind].values())}" for kind in ("loads", "stores")]
+    return (
+        f"{record['occupancy']:4.0%} warps  {record['outside']:4} + {record['looped']:4} instructions  "
+        f"by 16 bytes {moved[0]:>5} loads {moved[1]:>5} stores  {record['fp64_looped']:2} fp64 in loops  "
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gankern.triton.aot", description=__doc__.split("\n")[0])
     parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
     parser.add_argument("--module", action="append", choices=modules(), help="default: all")
+    parser.add_argument("--kernel", default="", help="a regular expression for kernels, as the table names them")
+    parser.add_argument("--instructions", action="store_true", help="count NVIDIA's: a third of a second a kernel more")
     parser.add_argument("--processes", type=int, default=2, help="compilations at a time")
     parser.add_argument("--json", action="store_true", help="print the records as JSON")
     options = parser.parse_args(arguments)
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set: interpreted kernels cannot be compiled")
 
-    records = check_all(options.module or modules(), options.target or list(TARGETS), options.processes)
+    wanted = options.module or modules(), options.target or list(TARGETS)
+    records = check_all(*wanted, options.processes, options.kernel, options.instructions)
     if options.json:
         print(json.dumps(records))
     else:
         for record in records:
             kernel = f"{record['module']}.{record['kernel']}"
-            print(f"{record['target']:7} {record.get('registers', '-'):>4} registers  {kernel}")
+            print(f"{record['target']:7} {record.get('registers', '-'):>4} registers  {_described(record)}{kernel}")
             if record["error"]:
                 print(f"        {record['error']}")
     return int(any(record["error"] for record in records))

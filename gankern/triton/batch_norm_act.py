@@ -7,11 +7,15 @@ what was read with coefficients made of the terms and of the affine values.
 Split. A program takes some channels and a range of their values: BLOCK_M by BLOCK_C of them at a time, one channel
 where a channel's values are neighbours, 32 where channels are (channels_last). Where affine values are each sample's
 own, no range holds values of two samples. Sums of ranges go to memory, [groups, splits, sums, C], and one program a
-block of channels adds them up in their order: no atomics, and the split depends on the shape alone.
+block of channels adds them up in a fixed order; the split depends on the shape alone. Where a channel has one range,
+its program does all three in one launch. A variant does it for large maps too: programs sum up ranges of some channels
+while others make the values of those that were summed up before (`_together_kernel`); who does what is a matter of
+tickets, and no sum's order depends on it.
 
 Traffic. Forward reads x twice and writes y; backward reads x and g twice and writes dx; double backward reads x, g and
-h twice and writes two. Bound by memory. Sums are in fp32 (fp64 for fp64), sums of sums in fp64; sums of squares are
-taken about the mean of a range's first values.
+h twice and writes two. In one launch the second time is from a cache: as much from memory as each order has operands.
+Bound by memory. Sums are in fp32 (fp64 for fp64), sums of sums in fp64; sums of squares are taken about the mean of a
+range's first values.
 
 Of group normalisation the channels are those of all samples, as of instance normalisation, and a statistic is that of
 `members` neighbouring ones: their sums are added up where those of ranges are.
@@ -25,22 +29,43 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gankern.triton.launch import Blocks, ceil_div, contiguous, laid_out_as, launch, planned, sum_dtype, sum_type
+from gankern.triton.launch import (
+    Blocks,
+    ceil_div,
+    contiguous,
+    index_type,
+    laid_out_as,
+    launch,
+    planned,
+    sum_dtype,
+    sum_type,
+)
 from gankern.triton.sums import sum_of_parts
 
 WARPS = 4
-BLOCKS = Blocks(  # values of a tile, and in channels_last how many of them are neighbouring channels
+BLOCKS = Blocks(
+    # Values of a tile; in channels_last how many of them are neighbouring channels; AHEAD: megabytes that are summed up
+    # before values of the first ones are made, by one launch, 0 for a launch of each.
     "batch_norm_act",
-    {"TILE": 1024, "CHANNELS": 32, "num_warps": 4},
-    {"TILE": 1024, "CHANNELS": 64, "num_warps": 4},
-    {"TILE": 1024, "CHANNELS": 16, "num_warps": 4},
-    {"TILE": 2048, "CHANNELS": 32, "num_warps": 8},
-    {"TILE": 2048, "CHANNELS": 64, "num_warps": 8},
-    {"TILE": 4096, "CHANNELS": 64, "num_warps": 8},
+    {"TILE": 1024, "CHANNELS": 32, "num_warps": 4, "AHEAD": 0},
+    {"TILE": 1024, "CHANNELS": 64, "num_warps": 4, "AHEAD": 0},
+    {"TILE": 1024, "CHANNELS": 16, "num_warps": 4, "AHEAD": 0},
+    {"TILE": 2048, "CHANNELS": 32, "num_warps": 8, "AHEAD": 0},
+    {"TILE": 2048, "CHANNELS": 64, "num_warps": 8, "AHEAD": 0},
+    {"TILE": 4096, "CHANNELS": 64, "num_warps": 8, "AHEAD": 0},
+    {"TILE": 2048, "CHANNELS": 32, "num_warps": 4, "AHEAD": 0},
+    {"TILE": 1024, "CHANNELS": 32, "num_warps": 4, "AHEAD": 8},
+    {"TILE": 1024, "CHANNELS": 32, "num_warps": 4, "AHEAD": 16},
+    {"TILE": 2048, "CHANNELS": 32, "num_warps": 8, "AHEAD": 8},
+    {"TILE": 2048, "CHANNELS": 32, "num_warps": 8, "AHEAD": 16},
 )
 SETTLED = 32  # channels of a program that adds up
+PARTS = 16  # of each of them at a time
+WHOLE_PARTS, WOVEN_PARTS = 1, 512  # the same, of one range a channel, and of a unit's channels together
 VALUES = 16  # blocks of a range, at least, where there are programs enough
 PROGRAMS = 1024  # enough for every GPU
+MEGABYTE = 2**20
+SHORT = 4  # blocks of a range where sums and values are woven: many programs hold their ranges in the cache at once
 SUMS = {"backward": 2, "double_backward": 5}
 TERMS = 5  # of a channel
 
@@ -87,19 +112,63 @@ def _channels(channels, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def _offsets(m, c, inner, plane, LAST: tl.constexpr):
+def _offsets(m, c, inner, plane, LAST: tl.constexpr, INDEX: tl.constexpr):
     """Where value m (of samples times plane) of channel c is. Of more channels than the ``inner`` ones of a position,
     those behind are of an instance of its own, which has one sample."""
-    n = m // plane
     if LAST:
-        behind = (c // inner).to(tl.int64) * inner * plane + c % inner
+        behind = (c // inner).to(INDEX) * inner * plane + c % inner
         return m[:, None] * inner + behind[None, :]
-    return (n * inner * plane + (m - n * plane))[:, None] + (c.to(tl.int64) * plane)[None, :]
+    n = m // plane
+    return (n * inner * plane + (m - n * plane))[:, None] + (c.to(INDEX) * plane)[None, :]
 
 
 @triton.jit
-def _load(x, offsets, mask, SUM: tl.constexpr):
+def _load(x, offsets, mask, SUM: tl.constexpr, LAST_USE: tl.constexpr = False):
+    if LAST_USE:
+        return tl.load(x + offsets, mask=mask, other=0.0, eviction_policy="evict_first").to(SUM)
     return tl.load(x + offsets, mask=mask, other=0.0).to(SUM)
+
+
+@triton.jit
+def _store(out, offsets, values, mask, LAST_USE: tl.constexpr):
+    if LAST_USE:
+        tl.store(out + offsets, values.to(out.dtype.element_ty), mask=mask, eviction_policy="evict_first")
+    else:
+        tl.store(out + offsets, values.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _moments(
+    x, partial, c, split, channels, inner, plane, count, chunk,
+    LAST: tl.constexpr, SUM: tl.constexpr, INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Number, mean and squares about it of a range of channels c."""
+    begin = split.to(INDEX) * chunk
+    end = tl.minimum(begin + chunk, count)
+    inside_c = (c < channels)[None, :]
+
+    m = begin + tl.arange(0, BLOCK_M)
+    inside = (m < end)[:, None] & inside_c
+    first = _load(x, _offsets(m, c, inner, plane, LAST, INDEX), inside, SUM)
+    about = tl.sum(first, 0) / tl.minimum(end - begin, BLOCK_M).to(SUM)
+    # Once more: the first sum rounds by its size, this one by that of the differences.
+    about += tl.sum(tl.where(inside, first - about[None, :], 0.0), 0) / tl.minimum(end - begin, BLOCK_M).to(SUM)
+
+    sums = tl.zeros([BLOCK_M, BLOCK_C], SUM)
+    squares = tl.zeros([BLOCK_M, BLOCK_C], SUM)
+    for start in range(0, chunk, BLOCK_M):
+        m = begin + start + tl.arange(0, BLOCK_M)
+        inside = (m < end)[:, None] & inside_c
+        d = _load(x, _offsets(m, c, inner, plane, LAST, INDEX), inside, SUM)
+        d = tl.where(inside, d - about[None, :], 0.0)
+        sums += d
+        squares += d * d
+    n = (end - begin).to(tl.float64)
+    total = tl.sum(sums, 0).to(tl.float64)
+    to = partial + split.to(tl.int64) * 3 * channels + c
+    tl.store(to, tl.zeros([BLOCK_C], tl.float64) + n, mask=c < channels)
+    tl.store(to + channels, about.to(tl.float64) + total / n, mask=c < channels)
+    tl.store(to + 2 * channels, tl.sum(squares, 0).to(tl.float64) - total * (total / n), mask=c < channels)
 
 
 @triton.jit
@@ -113,36 +182,46 @@ def _moments_kernel(
     chunk,  # values of a range
     LAST: tl.constexpr,
     SUM: tl.constexpr,
+    INDEX: tl.constexpr,  # what values are counted in: a division of 64 bits costs more than all else
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     c, split = _channels(channels, BLOCK_C)
-    begin = split.to(tl.int64) * chunk
-    end = tl.minimum(begin + chunk, count)
-    inside_c = (c < channels)[None, :]
+    _moments(x, partial, c, split, channels, inner, plane, count, chunk, LAST, SUM, INDEX, BLOCK_M, BLOCK_C)
 
-    m = begin + tl.arange(0, BLOCK_M)
-    inside = (m < end)[:, None] & inside_c
-    first = _load(x, _offsets(m, c, inner, plane, LAST), inside, SUM)
-    about = tl.sum(first, 0) / tl.minimum(end - begin, BLOCK_M).to(SUM)
-    # Once more: the first sum rounds by its size, this one by that of the differences.
-    about += tl.sum(tl.where(inside, first - about[None, :], 0.0), 0) / tl.minimum(end - begin, BLOCK_M).to(SUM)
 
-    sums = tl.zeros([BLOCK_M, BLOCK_C], SUM)
-    squares = tl.zeros([BLOCK_M, BLOCK_C], SUM)
-    for start in range(0, chunk, BLOCK_M):
-        m = begin + start + tl.arange(0, BLOCK_M)
-        inside = (m < end)[:, None] & inside_c
-        d = _load(x, _offsets(m, c, inner, plane, LAST), inside, SUM)
-        d = tl.where(inside, d - about[None, :], 0.0)
-        sums += d
-        squares += d * d
-    n = (end - begin).to(tl.float64)
-    total = tl.sum(sums, 0).to(tl.float64)
-    to = partial + split.to(tl.int64) * 3 * channels + c
-    tl.store(to, tl.zeros([BLOCK_C], tl.float64) + n, mask=c < channels)
-    tl.store(to + channels, about.to(tl.float64) + total / n, mask=c < channels)
-    tl.store(to + 2 * channels, tl.sum(squares, 0).to(tl.float64) - total * (total / n), mask=c < channels)
+@triton.jit
+def _settle_moments(
+    partial, stats, s, channels, members, splits,
+    EPS: tl.constexpr, PARTS: tl.constexpr, STATISTICS: tl.constexpr,
+):  # fmt: skip
+    """Statistics s of the parts of their channels, PARTS at a time: each part's values are about its own mean."""
+    statistics = channels // members
+    mask = s < statistics
+    count = tl.zeros([STATISTICS], tl.float64)
+    mean = tl.zeros([STATISTICS], tl.float64)
+    squares = tl.zeros([STATISTICS], tl.float64)
+    for start in range(0, splits * members, PARTS):
+        part = start + tl.arange(0, PARTS)
+        inside = (part < splits * members)[:, None] & mask[None, :]
+        split = part // members
+        at = (split.to(tl.int64) * 3 * channels + (part - split * members))[:, None] + (s * members)[None, :]
+        n = tl.load(partial + at, mask=inside, other=0.0)
+        own = tl.load(partial + channels + at, mask=inside, other=0.0)
+        within = tl.load(partial + 2 * channels + at, mask=inside, other=0.0)
+        more = tl.sum(n, 0)
+        middle = tl.sum(n * own, 0) / tl.where(more == 0, 1.0, more)
+        apart = own - middle[None, :]
+        within = tl.sum(tl.where(within < 0, 0.0, within) + n * apart * apart, 0)
+        apart = middle - mean
+        share = more / tl.where(more == 0, 1.0, count + more)
+        squares += within + apart * apart * (count * share)
+        mean += apart * share
+        count += more
+    kind = stats.dtype.element_ty
+    tl.store(stats + s, mean.to(kind), mask=mask)
+    tl.store(stats + statistics + s, (1.0 / tl.sqrt(squares / count + EPS)).to(kind), mask=mask)
+    tl.store(stats + 2 * statistics + s, (squares / (count - 1.0)).to(kind), mask=mask)
 
 
 @triton.jit
@@ -153,27 +232,11 @@ def _settle_moments_kernel(
     members,  # channels of a statistic
     splits,
     EPS: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    statistics = channels // members
-    mask = c < statistics
-    count = tl.zeros([BLOCK_C], tl.float64)
-    mean = tl.zeros([BLOCK_C], tl.float64)
-    squares = tl.zeros([BLOCK_C], tl.float64)
-    for part in range(0, splits * members):
-        split = part // members
-        at = partial + split * 3 * channels + c * members + (part - split * members)
-        n = tl.load(at, mask=mask, other=1.0)
-        apart = tl.load(at + channels, mask=mask, other=0.0) - mean
-        others = tl.load(at + 2 * channels, mask=mask, other=0.0)
-        squares += tl.where(others < 0, 0.0, others) + apart * apart * (count * n / (count + n))
-        mean += apart * (n / (count + n))
-        count += n
-    kind = stats.dtype.element_ty
-    tl.store(stats + c, mean.to(kind), mask=mask)
-    tl.store(stats + statistics + c, (1.0 / tl.sqrt(squares / count + EPS)).to(kind), mask=mask)
-    tl.store(stats + 2 * statistics + c, (squares / (count - 1.0)).to(kind), mask=mask)
+    s = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    _settle_moments(partial, stats, s, channels, members, splits, EPS, PARTS, BLOCK_C)
 
 
 @triton.jit
@@ -190,34 +253,15 @@ def _evaluation_kernel(mean, var, stats, channels, EPS: tl.constexpr, BLOCK_C: t
 
 
 @triton.jit
-def _reduce_kernel(
-    x,
-    grad,
-    h,
-    weight,  # [groups, C], or None for 1
-    bias,  # the same, or None for 0; so h_weight and h_bias
-    slopes,  # [C], PReLU's, or None
-    stats,
-    partial,  # [groups * splits, sums, C]
-    channels,
-    inner,
-    period,  # after how many channels affine values and slopes repeat
-    members,
-    plane,
-    group,  # values of a channel in a group: all, or a sample's
-    splits,  # of a group
-    chunk,
-    ORDER: tl.constexpr,  # "forward", "backward" or "double_backward"
-    SLOPE: tl.constexpr,
-    LAST: tl.constexpr,
-    SUM: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    c, at = _channels(channels, BLOCK_C)
+def _reduce(
+    x, grad, h, weight, bias, slopes, stats, partial, c, at, channels, inner, period, members, plane, group, splits,
+    chunk, ORDER: tl.constexpr, SLOPE: tl.constexpr, LAST: tl.constexpr, SUM: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The sums of range ``at`` of channels c."""
     mask = c < channels
-    own = at.to(tl.int64) // splits
-    start = (at % splits).to(tl.int64) * chunk
+    own = at.to(INDEX) // splits
+    start = (at % splits).to(INDEX) * chunk
     begin = own * group + start
     end = own * group + tl.minimum(start + chunk, group)
     statistic = c // members
@@ -237,7 +281,7 @@ def _reduce_kernel(
     for step in range(0, chunk, BLOCK_M):
         m = begin + step + tl.arange(0, BLOCK_M)
         inside = (m < end)[:, None] & mask[None, :]
-        where = _offsets(m, c, inner, plane, LAST)
+        where = _offsets(m, c, inner, plane, LAST, INDEX)
         w = _load(x, where, inside, SUM) - mean
         z = w * k + beta
         given = _load(grad, where, inside, SUM)
@@ -264,36 +308,56 @@ def _reduce_kernel(
 
 
 @triton.jit
-def _total(partial, splits, step, mask, BLOCK_C: tl.constexpr):
-    """The sum over a group's ranges, in their order."""
+def _reduce_kernel(
+    x,
+    grad,
+    h,
+    weight,  # [groups, C], or None for 1
+    bias,  # the same, or None for 0; so h_weight and h_bias
+    slopes,  # [C], PReLU's, or None
+    stats,
+    partial,  # [groups * splits, sums, C]
+    channels,
+    inner,
+    period,  # after how many channels affine values and slopes repeat
+    members,
+    plane,
+    group,  # values of a channel in a group: all, or a sample's
+    splits,  # of a group
+    chunk,
+    ORDER: tl.constexpr,  # "forward", "backward" or "double_backward"
+    SLOPE: tl.constexpr,
+    LAST: tl.constexpr,
+    SUM: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    c, at = _channels(channels, BLOCK_C)
+    _reduce(
+        x, grad, h, weight, bias, slopes, stats, partial, c, at, channels, inner, period, members, plane, group, splits,
+        chunk, ORDER, SLOPE, LAST, SUM, INDEX, BLOCK_M, BLOCK_C,
+    )  # fmt: skip
+
+
+@triton.jit
+def _total(partial, splits, step, mask, PARTS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The sum over a group's ranges, PARTS at a time."""
     total = tl.zeros([BLOCK_C], tl.float64)
-    for split in range(0, splits):
-        total += tl.load(partial + split * step, mask=mask, other=0.0)
+    for start in range(0, splits, PARTS):
+        part = start + tl.arange(0, PARTS)
+        inside = (part < splits)[:, None] & mask[None, :]
+        total += tl.sum(tl.load(partial[None, :] + (part.to(tl.int64) * step)[:, None], mask=inside, other=0.0), 0)
     return total
 
 
 @triton.jit
-def _settle_kernel(
-    partial,
-    weight,
-    h_weight,
-    stats,
-    terms,  # [TERMS, C / members]
-    grad_weight,  # [groups, C], or None
-    grad_bias,
-    grad_slope,  # [C], PReLU's, or None
-    channels,
-    period,
-    members,
-    groups,
-    splits,
-    count,  # values of a statistic
-    ORDER: tl.constexpr,  # "forward", "backward" or "double_backward"
-    TRAINING: tl.constexpr,
-    GROUPED: tl.constexpr,  # a statistic is of several channels, which follow one another; else of groups
+def _settle(
+    partial, weight, h_weight, stats, terms, grad_weight, grad_bias, grad_slope, c, channels, period, members, groups,
+    splits, count, ORDER: tl.constexpr, TRAINING: tl.constexpr, GROUPED: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_C: tl.constexpr,
-):
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+):  # fmt: skip
+    """Terms and affine gradients of statistics c."""
     statistics = channels // members
     mask = c < statistics
     r = tl.load(stats + statistics + c, mask=mask, other=0.0).to(tl.float64)
@@ -311,17 +375,17 @@ def _settle_kernel(
     first = c.to(tl.int64) * members
     at = partial + first
     affine = first
-    given = affine % period
+    given = (c * members % period).to(tl.int64)  # in 32 bits: of 64, a remainder is a call
     next_sums = 1 if GROUPED else splits * step
     next_affine = 1 if GROUPED else channels
     for _ in range(0, members if GROUPED else groups):
         gamma = _affine(weight, given, mask, 1.0, tl.float64)
-        g = _total(at, splits, step, mask, BLOCK_C)
-        gw = _total(at + channels, splits, step, mask, BLOCK_C)
+        g = _total(at, splits, step, mask, PARTS, BLOCK_C)
+        gw = _total(at + channels, splits, step, mask, PARTS, BLOCK_C)
         a += gamma * g
         aw += gamma * gw
         if grad_slope is not None:
-            gz += _total(at + 2 * channels, splits, step, mask, BLOCK_C)
+            gz += _total(at + 2 * channels, splits, step, mask, PARTS, BLOCK_C)
             if GROUPED:
                 tl.store(grad_slope + affine, gz.to(kind), mask=mask)
                 gz = tl.zeros([BLOCK_C], tl.float64)
@@ -332,9 +396,9 @@ def _settle_kernel(
                 tl.store(grad_bias + affine, g.to(kind), mask=mask)
         else:
             h_gamma = _affine(h_weight, given, mask, 0.0, tl.float64)
-            h += _total(at + 2 * channels, splits, step, mask, BLOCK_C)
-            hw += _total(at + 3 * channels, splits, step, mask, BLOCK_C)
-            ha += gamma * _total(at + 4 * channels, splits, step, mask, BLOCK_C)
+            h += _total(at + 2 * channels, splits, step, mask, PARTS, BLOCK_C)
+            hw += _total(at + 3 * channels, splits, step, mask, PARTS, BLOCK_C)
+            ha += gamma * _total(at + 4 * channels, splits, step, mask, PARTS, BLOCK_C)
             u += h_gamma * g
             uw += h_gamma * gw
         at += next_sums
@@ -364,13 +428,95 @@ def _settle_kernel(
             at = partial + first
             affine = first
             for _ in range(0, members if GROUPED else groups):
-                g = _total(at, splits, step, mask, BLOCK_C)
-                gw = _total(at + channels, splits, step, mask, BLOCK_C)
-                gh = _total(at + 4 * channels, splits, step, mask, BLOCK_C)
+                g = _total(at, splits, step, mask, PARTS, BLOCK_C)
+                gw = _total(at + channels, splits, step, mask, PARTS, BLOCK_C)
+                gh = _total(at + 4 * channels, splits, step, mask, PARTS, BLOCK_C)
                 value = r * (gh - h * g - hw * r * gw)
                 tl.store(grad_weight + affine, value.to(kind), mask=mask)
                 at += next_sums
                 affine += next_affine
+
+
+@triton.jit
+def _settle_kernel(
+    partial,
+    weight,
+    h_weight,
+    stats,
+    terms,  # [TERMS, C / members]
+    grad_weight,  # [groups, C], or None
+    grad_bias,
+    grad_slope,  # [C], PReLU's, or None
+    channels,
+    period,
+    members,
+    groups,
+    splits,
+    count,  # values of a statistic
+    ORDER: tl.constexpr,  # "forward", "backward" or "double_backward"
+    TRAINING: tl.constexpr,
+    GROUPED: tl.constexpr,  # a statistic is of several channels, which follow one another; else of groups
+    PARTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    _settle(
+        partial, weight, h_weight, stats, terms, grad_weight, grad_bias, grad_slope, c, channels, period, members,
+        groups, splits, count, ORDER, TRAINING, GROUPED, PARTS, BLOCK_C,
+    )  # fmt: skip
+
+
+@triton.jit
+def _apply(
+    x, grad, h, weight, bias, slopes, h_weight, h_bias, stats, terms, out, out_x, c, at, channels, inner, period,
+    members, plane, group, splits, chunk, ORDER: tl.constexpr, SLOPE: tl.constexpr, LAST: tl.constexpr,
+    SUM: tl.constexpr, INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    LAST_USE: tl.constexpr = False,
+):  # fmt: skip
+    """The results of range ``at`` of channels c. LAST_USE: what is read and written may leave the caches first."""
+    mask = c < channels
+    own = at.to(INDEX) // splits
+    start = (at % splits).to(INDEX) * chunk
+    begin = own * group + start
+    end = own * group + tl.minimum(start + chunk, group)
+    repeated = c % period
+    affine = own * channels + repeated
+    statistic = c // members
+    statistics = channels // members
+    mean = tl.load(stats + statistic, mask=mask, other=0.0)[None, :]
+    r = tl.load(stats + statistics + statistic, mask=mask, other=0.0)[None, :]
+    k = r * _affine(weight, affine, mask, 1.0, SUM)[None, :]
+    beta = _affine(bias, affine, mask, 0.0, SUM)[None, :]
+    if terms is None:  # in evaluation nothing depends on the other values
+        term0 = tl.zeros_like(r)
+        term1 = tl.zeros_like(r)
+    elif ORDER != "forward":
+        term0 = tl.load(terms + statistic, mask=mask, other=0.0).to(SUM)[None, :]
+        term1 = tl.load(terms + statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
+    if ORDER == "double_backward":
+        e = r * _affine(h_weight, affine, mask, 0.0, SUM)[None, :] + k * term0
+        f = _affine(h_bias, affine, mask, 0.0, SUM)[None, :] + k * term1
+        term2 = tl.load(terms + 2 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
+        term3 = tl.load(terms + 3 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
+        term4 = tl.load(terms + 4 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
+    for step in range(0, chunk, BLOCK_M):
+        m = begin + step + tl.arange(0, BLOCK_M)
+        inside = (m < end)[:, None] & mask[None, :]
+        where = _offsets(m, c, inner, plane, LAST, INDEX)
+        w = _load(x, where, inside, SUM, LAST_USE) - mean
+        z = w * k + beta
+        if ORDER == "forward":
+            result = _activate(z, z, slopes, repeated, mask, SLOPE)
+        else:
+            g = _activate(z, _load(grad, where, inside, SUM, LAST_USE), slopes, repeated, mask, SLOPE)
+            if ORDER == "backward":
+                result = k * g + (term0 * w + term1)
+            else:
+                second = _load(h, where, inside, SUM, LAST_USE)
+                result = _gate(z, k * second + (e * w + f), SLOPE)
+                result_x = e * g + (term2 * second + (term3 * w + term4))
+                _store(out_x, where, result_x, inside, LAST_USE)
+        _store(out, where, result, inside, LAST_USE)
 
 
 @triton.jit
@@ -399,53 +545,134 @@ def _apply_kernel(
     SLOPE: tl.constexpr,
     LAST: tl.constexpr,
     SUM: tl.constexpr,
+    INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     c, at = _channels(channels, BLOCK_C)
-    mask = c < channels
-    own = at.to(tl.int64) // splits
-    start = (at % splits).to(tl.int64) * chunk
-    begin = own * group + start
-    end = own * group + tl.minimum(start + chunk, group)
-    repeated = c % period
-    affine = own * channels + repeated
-    statistic = c // members
-    statistics = channels // members
-    mean = tl.load(stats + statistic, mask=mask, other=0.0)[None, :]
-    r = tl.load(stats + statistics + statistic, mask=mask, other=0.0)[None, :]
-    k = r * _affine(weight, affine, mask, 1.0, SUM)[None, :]
-    beta = _affine(bias, affine, mask, 0.0, SUM)[None, :]
-    if terms is None:  # in evaluation nothing depends on the other values
-        term0 = tl.zeros_like(r)
-        term1 = tl.zeros_like(r)
-    elif ORDER != "forward":
-        term0 = tl.load(terms + statistic, mask=mask, other=0.0).to(SUM)[None, :]
-        term1 = tl.load(terms + statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
-    if ORDER == "double_backward":
-        e = r * _affine(h_weight, affine, mask, 0.0, SUM)[None, :] + k * term0
-        f = _affine(h_bias, affine, mask, 0.0, SUM)[None, :] + k * term1
-        term2 = tl.load(terms + 2 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
-        term3 = tl.load(terms + 3 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
-        term4 = tl.load(terms + 4 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
-    for step in range(0, chunk, BLOCK_M):
-        m = begin + step + tl.arange(0, BLOCK_M)
-        inside = (m < end)[:, None] & mask[None, :]
-        where = _offsets(m, c, inner, plane, LAST)
-        w = _load(x, where, inside, SUM) - mean
-        z = w * k + beta
+    _apply(
+        x, grad, h, weight, bias, slopes, h_weight, h_bias, stats, terms, out, out_x, c, at, channels, inner, period,
+        members, plane, group, splits, chunk, ORDER, SLOPE, LAST, SUM, INDEX, BLOCK_M, BLOCK_C,
+    )  # fmt: skip
+
+
+@triton.jit
+def _together_kernel(
+    x,
+    grad,
+    h,
+    weight,
+    bias,
+    slopes,
+    h_weight,
+    h_bias,
+    stats,
+    partial,
+    terms,
+    grad_weight,
+    grad_bias,
+    grad_slope,
+    out,
+    out_x,
+    counters,  # None, or zeros: tickets, then of each unit the ranges that are summed up, and whether it is settled
+    channels,
+    inner,
+    period,
+    members,
+    plane,
+    count,
+    splits,
+    chunk,
+    unit,  # blocks of channels whose sums are settled together
+    ahead,  # how many blocks of channels are summed up before values of the first one are made
+    ORDER: tl.constexpr,
+    SLOPE: tl.constexpr,
+    EPS: tl.constexpr,
+    TRAINING: tl.constexpr,
+    GROUPED: tl.constexpr,
+    PARTS: tl.constexpr,
+    STATISTICS: tl.constexpr,  # of a unit
+    LAST: tl.constexpr,
+    SUM: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Sums, what follows from them, and values, in one launch.
+
+    Without counters a program does all of it for a block of channels that have one range. With counters a program
+    takes a ticket. Tickets alternate between a range to sum up, of one block of channels, and a range whose values to
+    make, of the block ``ahead`` before. Who sums up a unit's last range settles it; who makes values waits until that
+    was done. All whom he waits for have earlier tickets, so that they run, and none of those who sum up waits: however
+    few programs run at once, it comes to an end. What was summed up is read again after as many ranges as ``ahead``
+    says, out of the second-level cache."""
+    blocks = tl.cdiv(channels, BLOCK_C)
+    if counters is None:
+        number = tl.program_id(0)
+        c = number * BLOCK_C + tl.arange(0, BLOCK_C)
+        at = number * 0
         if ORDER == "forward":
-            result = _activate(z, z, slopes, repeated, mask, SLOPE)
+            _moments(x, partial, c, at, channels, inner, plane, count, chunk, LAST, SUM, INDEX, BLOCK_M, BLOCK_C)
         else:
-            g = _activate(z, _load(grad, where, inside, SUM), slopes, repeated, mask, SLOPE)
-            if ORDER == "backward":
-                result = k * g + (term0 * w + term1)
-            else:
-                second = _load(h, where, inside, SUM)
-                result = _gate(z, k * second + (e * w + f), SLOPE)
-                result_x = e * g + (term2 * second + (term3 * w + term4))
-                tl.store(out_x + where, result_x.to(out_x.dtype.element_ty), mask=inside)
-        tl.store(out + where, result.to(out.dtype.element_ty), mask=inside)
+            _reduce(
+                x, grad, h, weight, bias, slopes, stats, partial, c, at, channels, inner, period, members, plane, count,
+                splits, chunk, ORDER, SLOPE, LAST, SUM, INDEX, BLOCK_M, BLOCK_C,
+            )  # fmt: skip
+        tl.debug_barrier()
+        s = number * STATISTICS + tl.arange(0, STATISTICS)
+        if ORDER == "forward":
+            _settle_moments(partial, stats, s, channels, members, splits, EPS, PARTS, STATISTICS)
+        else:
+            _settle(
+                partial, weight, h_weight, stats, terms, grad_weight, grad_bias, grad_slope, s, channels, period,
+                members, 1, splits, count * members, ORDER, TRAINING, GROUPED, PARTS, STATISTICS,
+            )  # fmt: skip
+        tl.debug_barrier()
+        _apply(
+            x, grad, h, weight, bias, slopes, h_weight, h_bias, stats, terms, out, out_x, c, at, channels, inner,
+            period, members, plane, count, splits, chunk, ORDER, SLOPE, LAST, SUM, INDEX, BLOCK_M, BLOCK_C,
+        )  # fmt: skip
+    else:
+        ticket = tl.atomic_add(counters, 1, sem="relaxed")
+        block = ticket // (2 * splits)
+        at = ticket // 2 - block * splits
+        units = tl.cdiv(blocks, unit)
+        if ticket % 2 == 0:
+            if block < blocks:
+                c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+                if ORDER == "forward":
+                    _moments(
+                        x, partial, c, at, channels, inner, plane, count, chunk, LAST, SUM, INDEX, BLOCK_M, BLOCK_C
+                    )
+                else:
+                    _reduce(
+                        x, grad, h, weight, bias, slopes, stats, partial, c, at, channels, inner, period, members,
+                        plane, count, splits, chunk, ORDER, SLOPE, LAST, SUM, INDEX, BLOCK_M, BLOCK_C,
+                    )  # fmt: skip
+                number = block // unit
+                tl.debug_barrier()
+                before = tl.atomic_add(counters + 1 + number, 1, sem="acq_rel")
+                if before == splits * unit - 1:
+                    s = number * STATISTICS + tl.arange(0, STATISTICS)
+                    if ORDER == "forward":
+                        _settle_moments(partial, stats, s, channels, members, splits, EPS, PARTS, STATISTICS)
+                    else:
+                        _settle(
+                            partial, weight, h_weight, stats, terms, grad_weight, grad_bias, grad_slope, s, channels,
+                            period, members, 1, splits, count * members, ORDER, TRAINING, GROUPED, PARTS, STATISTICS,
+                        )  # fmt: skip
+                    tl.debug_barrier()
+                    tl.atomic_add(counters + 1 + units + number, 1, sem="release")
+        elif block >= ahead:
+            number = (block - ahead) // unit
+            while tl.atomic_add(counters + 1 + units + number, 0, sem="acquire") == 0:
+                pass
+            tl.debug_barrier()
+            c = (block - ahead) * BLOCK_C + tl.arange(0, BLOCK_C)
+            _apply(
+                x, grad, h, weight, bias, slopes, h_weight, h_bias, stats, terms, out, out_x, c, at, channels, inner,
+                period, members, plane, count, splits, chunk, ORDER, SLOPE, LAST, SUM, INDEX, BLOCK_M, BLOCK_C, True,
+            )  # fmt: skip
 
 
 # ---- launchers: what gankern/ops/batch_norm_act.py calls ----------------------------------------------------
@@ -495,6 +722,7 @@ class _Call:
         self.weight, self.bias, *self.others = (contiguous(v) for v in (weight, bias, *others))
         self.slope, self.slopes = slope, contiguous(slopes)
         blocks = BLOCKS(x.device)
+        self.ahead = blocks["AHEAD"] * MEGABYTE
         self.block_c = blocks["CHANNELS"] if self.last else 1
         self.block_m = blocks["TILE"] // self.block_c
         self.blocks = ceil_div(self.channels, self.block_c)
@@ -502,7 +730,8 @@ class _Call:
         splits = min(ceil_div(self.group, VALUES * self.block_m), PROGRAMS // max(self.blocks * self.groups, 1))
         self.chunk = ceil_div(ceil_div(self.group, max(splits, 1)), self.block_m) * self.block_m
         self.splits = ceil_div(self.group, max(self.chunk, 1))
-        self.tile = {"LAST": self.last, "SUM": sum_type(x.dtype)}
+        index = index_type(x.numel() + self.chunk * self.groups)
+        self.tile = {"LAST": self.last, "SUM": sum_type(x.dtype), "INDEX": index}
         self.tile |= {"BLOCK_M": self.block_m, "BLOCK_C": self.block_c}
         self.tile["num_warps"] = blocks["num_warps"]
 
@@ -551,12 +780,11 @@ class _Call:
     def partial(self, sums: int) -> Tensor:
         return self.x.new_empty((self.groups * self.splits, sums, self.channels), dtype=torch.float64)
 
-    def moments(self, eps: float) -> Tensor:
+    def moments(self, eps: float, stats: Tensor) -> None:
         """Statistics of all samples: their ranges are those of one group."""
         chunk = self.chunk * self.groups
         splits = ceil_div(self.count, chunk)
         partial = self.x.new_empty((splits, 3, self.channels), dtype=torch.float64)
-        stats = self.x.new_empty((3, self.statistics), dtype=self.sum)
         launch(
             _moments_kernel,
             self.blocks * splits,
@@ -578,10 +806,95 @@ class _Call:
             self.members,
             splits,
             EPS=eps,
+            PARTS=PARTS,
             BLOCK_C=SETTLED,
             num_warps=WARPS,
         )
+
+    def forward(self, eps: float, y: Tensor) -> Tensor:
+        """Writes y; returns the statistics of x, [3, statistics]."""
+        stats = self.x.new_empty((3, self.statistics), dtype=self.sum)
+        if not self.together("forward", None, None, None, None, stats, True, eps, (None, None, None), y, None):
+            self.moments(eps, stats)
+            self.apply("forward", None, None, None, None, stats, None, y, None)
         return stats
+
+    def together(
+        self,
+        order: str,
+        grad: Tensor | None,
+        h: Tensor | None,
+        h_weight: Affine,
+        h_bias: Affine,
+        stats: Tensor,
+        training: bool,
+        eps: float,
+        made: Sequence[Tensor | None],
+        out: Tensor,
+        out_x: Tensor | None,
+    ) -> bool:
+        """Sums, terms, affine gradients and results by one launch; False where that is not the way."""
+        statistics = max(1, self.block_c // self.members)  # of a unit, which has whole blocks of channels
+        unit = statistics * self.members // self.block_c
+        if self.groups != 1 or unit * self.block_c != statistics * self.members:
+            return False
+        maps = 1 + (grad is not None) + (h is not None)
+        of_block = self.count * self.block_c * self.x.element_size() * maps
+        chunk, splits, counters, ahead, parts = self.chunk, self.splits, None, 0, WHOLE_PARTS
+        units = ceil_div(self.blocks, unit)
+        programs = units
+        if self.splits > 1:
+            if unit * of_block > self.ahead:
+                return False
+            chunk = SHORT * self.block_m
+            splits = ceil_div(self.count, chunk)
+            ahead = min(max(unit, self.ahead // of_block), self.blocks)
+            programs = 2 * splits * (self.blocks + ahead)
+            counters = self.x.new_zeros(1 + 2 * units, dtype=torch.int32)
+            parts = max(WHOLE_PARTS, WOVEN_PARTS // statistics)
+        elif unit > 1:
+            return False
+        sums = 3 if order == "forward" or self.slopes is not None else SUMS[order]
+        partial = self.x.new_empty((splits, sums, self.channels), dtype=torch.float64)
+        terms = None if order == "forward" else self.x.new_empty((TERMS, self.statistics), dtype=torch.float64)
+        launch(
+            _together_kernel,
+            programs,
+            self.x,
+            grad,
+            h,
+            self.weight,
+            self.bias,
+            self.slopes,
+            h_weight,
+            h_bias,
+            stats,
+            partial,
+            terms,
+            *made,
+            out,
+            out_x,
+            counters,
+            self.channels,
+            self.inner,
+            self.period,
+            self.members,
+            self.plane,
+            self.count,
+            splits,
+            chunk,
+            unit,
+            ahead,
+            ORDER=order,
+            SLOPE=self.slope,
+            EPS=eps,
+            TRAINING=training,
+            GROUPED=self.members > 1,
+            PARTS=parts,
+            STATISTICS=statistics,
+            **self.tile,
+        )
+        return True
 
     def terms(
         self,
@@ -641,6 +954,7 @@ class _Call:
             ORDER=order,
             TRAINING=training,
             GROUPED=self.members > 1,
+            PARTS=PARTS,
             BLOCK_C=SETTLED,
             num_warps=WARPS,
         )
@@ -694,10 +1008,11 @@ class _Call:
         weight, bias, _ = self.given
         made = self.gradient(affine, weight), self.gradient(affine, bias), self.gradient_of_slopes()
         if self.x.numel():
-            terms = None
-            if training or any(gradient is not None for gradient in made):
+            if not training and all(gradient is None for gradient in made):
+                self.apply("backward", grad, None, None, None, stats, None, grad_x, None)
+            elif not self.together("backward", grad, None, None, None, stats, training, 0.0, made, grad_x, None):
                 terms = self.terms("backward", grad, None, None, stats, training, *made)
-            self.apply("backward", grad, None, None, None, stats, terms, grad_x, None)
+                self.apply("backward", grad, None, None, None, stats, terms, grad_x, None)
         grad_weight, grad_bias, grad_slope = map(self.as_given, made, self.given)
         return grad_x, grad_weight, grad_bias, grad_slope
 
@@ -710,8 +1025,10 @@ class _Call:
         grad_grad, grad_x = torch.empty_like(self.x), torch.empty_like(self.x)
         made = self.gradient(affine and grad_grad_x is not None, weight)
         if self.x.numel():
-            terms = self.terms("double_backward", grad, h, h_weight, stats, training, made, None, None)
-            self.apply("double_backward", grad, h, h_weight, h_bias, stats, terms, grad_grad, grad_x)
+            given, gradients = (grad, h, h_weight, h_bias, stats), (made, None, None)
+            if not self.together("double_backward", *given, training, 0.0, gradients, grad_grad, grad_x):
+                terms = self.terms("double_backward", grad, h, h_weight, stats, training, *gradients)
+                self.apply("double_backward", *given, terms, grad_grad, grad_x)
         if h_weight is None and (grad_grad_x is None or not training):
             grad_x = self.x.new_empty(0)
         return grad_grad, grad_x, self.as_given(made, weight)
@@ -729,14 +1046,13 @@ def forward(
     negative_slope: float,
     slope: Affine = None,
 ) -> tuple[Tensor, Tensor]:
-    """The result, and the statistics [3, C]. Launches: 3, or 1 in evaluation."""
+    """The result, and the statistics [3, C]. Launches: 3; 1 where a channel has one range, and in evaluation."""
     call = _Call(x, weight, bias, negative_slope, slopes=slope)
     y = torch.empty_like(call.x)
     if training:
-        stats = call.moments(eps) if call.count else x.new_zeros((3, call.channels), dtype=call.sum)
-    else:
-        assert running_mean is not None and running_var is not None  # there, in evaluation
-        stats = call.evaluation(running_mean, running_var, eps)
+        return y, call.forward(eps, y) if call.count else x.new_zeros((3, call.channels), dtype=call.sum)
+    assert running_mean is not None and running_var is not None  # there, in evaluation
+    stats = call.evaluation(running_mean, running_var, eps)
     if call.count:
         call.apply("forward", None, None, None, None, stats, None, y, None)
     return y, stats
@@ -754,8 +1070,8 @@ def backward(
     affine: bool,
     slope: Affine = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, weight, bias and slope (empty where not wanted, or there is none). Launches: 3, or 1 in
-    evaluation without these."""
+    """The gradients of x, weight, bias and slope (empty where not wanted, or there is none). Launches: 3; 1 where
+    a channel has one range, and in evaluation without these."""
     call = _Call(x, weight, bias, negative_slope, slopes=slope)
     return call.backward(grad, stats, training, affine)
 
@@ -774,16 +1090,17 @@ def double_backward(
     negative_slope: float,
     affine: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `backward`'s grad, x and weight (empty where there are none). Launches: 3."""
+    """The gradients of `backward`'s grad, x and weight (empty where there are none). Launches: 3, or 1 where a
+    channel has one range."""
     call = _Call(x, weight, bias, negative_slope, (grad_grad_weight, grad_grad_bias))
     return call.double_backward(grad_grad_x, grad, stats, training, affine)
 
 
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
-    """Calls that launch every form of the kernels."""
+    """Calls that launch every form of the kernels: a channel has two ranges, or one."""
     vector = torch.empty(32, dtype=sum_dtype(dtype), device=device)
     for layout in (torch.contiguous_format, torch.channels_last):
-        x = torch.empty(4, 32, 64, 64, dtype=dtype, device=device).contiguous(memory_format=layout)
+        x = torch.empty(4, 32, 64, 128, dtype=dtype, device=device).contiguous(memory_format=layout)
         options = True, 0.2, True
         y, stats = forward(x, vector, vector, None, None, True, 1e-5, 0.2)
         backward(y, x, vector, vector, stats, *options)
@@ -791,4 +1108,8 @@ def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         forward(x, None, None, vector, vector, False, 1e-5, 0.2)
         backward(y, x, None, None, stats, False, 0.2, False)
         backward(y, x, vector, vector, stats, *options, vector)
+        double_backward(y, vector, vector, y, x, vector, vector, stats, *options)
+        x = torch.empty(4, 32, 16, 16, dtype=dtype, device=device).contiguous(memory_format=layout)
+        y, stats = forward(x, vector, vector, None, None, True, 1e-5, 0.2)
+        backward(y, x, vector, vector, stats, *options)
         double_backward(y, vector, vector, y, x, vector, vector, stats, *options)

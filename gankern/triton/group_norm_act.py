@@ -20,14 +20,12 @@ def _members(x: Tensor, groups: int) -> int:
 def forward(
     x: Tensor, weight: Affine, bias: Affine, groups: int, eps: float, negative_slope: float, slope: Affine = None
 ) -> tuple[Tensor, Tensor]:
-    """The result, and the statistics [3, N, groups]. Launches: 3."""
+    """The result, and the statistics [3, N, groups]. Launches: 3, or 1."""
     call = _Call(x, weight, bias, negative_slope, instances=True, slopes=slope, members=_members(x, groups))
     y = torch.empty_like(call.x)
     if call.count == 0 or call.channels == 0:
         return y, x.new_zeros((3, x.shape[0], groups), dtype=call.sum)
-    stats = call.moments(eps)
-    call.apply("forward", None, None, None, None, stats, None, y, None)
-    return y, stats.view(3, x.shape[0], groups)
+    return y, call.forward(eps, y).view(3, x.shape[0], groups)
 
 
 @planned
@@ -35,8 +33,8 @@ def backward(
     grad: Tensor, x: Tensor, weight: Affine, bias: Affine, stats: Tensor, groups: int, negative_slope: float,
     affine: bool, slope: Affine = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of x, weight, bias and slope (empty where not wanted, or there is none). Launches: 3, and one for
-    each gradient that is summed up over the samples."""
+    """The gradients of x, weight, bias and slope (empty where not wanted, or there is none). Launches: 3, or 1, and one
+    for each gradient that is summed up over the samples."""
     call = _Call(x, weight, bias, negative_slope, instances=True, slopes=slope, members=_members(x, groups))
     return call.backward(grad, stats, True, affine)
 
@@ -46,8 +44,8 @@ def double_backward(
     grad_grad_x: Tensor | None, grad_grad_weight: Affine, grad_grad_bias: Affine, grad: Tensor, x: Tensor,
     weight: Affine, bias: Affine, stats: Tensor, groups: int, negative_slope: float, affine: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of `backward`'s grad, x and weight (empty where there are none). Launches: 3, and one for a
-    weight's that is summed up over the samples."""
+    """The gradients of `backward`'s grad, x and weight (empty where there are none). Launches: 3, or 1, and one for
+    a weight's that is summed up over the samples."""
     call = _Call(
         x, weight, bias, negative_slope, (grad_grad_weight, grad_grad_bias), instances=True, members=_members(x, groups)
     )
@@ -55,13 +53,16 @@ def double_backward(
 
 
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
-    """Calls that launch every form of the kernels."""
+    """Calls that launch every form of the kernels: a channel has two ranges, or one."""
     vector = torch.empty(32, dtype=sum_dtype(dtype), device=device)
     for layout in (torch.contiguous_format, torch.channels_last):
-        x = torch.empty(4, 32, 64, 64, dtype=dtype, device=device).contiguous(memory_format=layout)
+        x = torch.empty(4, 32, 192, 192, dtype=dtype, device=device).contiguous(memory_format=layout)
         options = 8, 0.2, True
         y, stats = forward(x, vector, vector, 8, 1e-5, 0.2)
         backward(y, x, vector, vector, stats, *options)
         forward(x, vector, vector, 8, 1e-5, 0.0, vector)
         backward(y, x, vector, vector, stats, *options, vector)
         double_backward(y, vector, vector, y, x, vector, vector, stats, *options)
+        x = torch.empty(4, 32, 16, 16, dtype=dtype, device=device).contiguous(memory_format=layout)
+        y, stats = forward(x, vector, vector, 8, 1e-5, 0.2)
+        backward(y, x, vector, vector, stats, *options)

@@ -25,13 +25,16 @@ double_backward = _of_each(group_norm_act.double_backward, x=4, groups=8)
 
 
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
-    """Calls that launch every form of the kernels."""
+    """Calls that launch every form of the kernels: a channel has two ranges, or one."""
     vector = torch.empty(32, dtype=sum_dtype(dtype), device=device)
     for layout in (torch.contiguous_format, torch.channels_last):
-        x = torch.empty(4, 32, 64, 64, dtype=dtype, device=device).contiguous(memory_format=layout)
+        x = torch.empty(4, 32, 192, 192, dtype=dtype, device=device).contiguous(memory_format=layout)
         options = 0.2, True
         y, stats = forward(x, vector, vector, 1e-5, 0.2)
         backward(y, x, vector, vector, stats, *options)
         forward(x, vector, vector, 1e-5, 0.0, vector)
         backward(y, x, vector, vector, stats, *options, vector)
         double_backward(y, vector, vector, y, x, vector, vector, stats, *options)
+        x = torch.empty(4, 32, 16, 16, dtype=dtype, device=device).contiguous(memory_format=layout)
+        y, stats = forward(x, vector, vector, 1e-5, 0.2)
+        backward(y, x, vector, vector, stats, *options)

@@ -83,6 +83,29 @@ def test_other_stream(case, implementation, same_bits):
 
 
 @pytest.mark.parametrize(("case", "implementation"), CASES)
+def test_two_streams_at_once(case, implementation, same_bits):
+    """The same operator on two streams, each with inputs of its own, call by call in turn: whatever a kernel kept
+    outside of its arguments, the other one's would overwrite."""
+    skip_unless_it_can(case, implementation, torch.float32)
+    steps = [step_of(case, implementation), step_of(case, implementation)]
+    expected = [copies(step()) for step in steps]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    for stream in streams:  # both begin behind a wait, so that they run side by side
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(10_000_000)
+    results = [[], []]
+    for _ in range(5):
+        for stream, step, found in zip(streams, steps, results):
+            with torch.cuda.stream(stream):
+                found.append(copies(step()))
+    torch.cuda.synchronize()
+    for found, right in zip(results, expected):
+        for one in found:
+            same_bits(one, right)
+
+
+@pytest.mark.parametrize(("case", "implementation"), CASES)
 def test_cuda_graph(case, implementation, same_bits):
     """Forward and backward captured once; a replay gives what eager execution gives, also for new values."""
     skip_unless_it_can(case, implementation, torch.float32)

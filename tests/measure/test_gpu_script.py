@@ -69,6 +69,24 @@ def test_tests_are_dealt_out_and_stopped(gpu, tmp_path, monkeypatch):
     assert row["status"] == 2 and "nothing_of_that_name" in row["output"]
 
 
+def test_sanitizers_are_dealt_out_and_seen(gpu, tmp_path, monkeypatch):
+    """A command in compute-sanitizer's place: whichever of its processes finds something fails the tool."""
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text('#!/bin/sh\ntool=$2; shift 4; "$@" || exit $?\n[ $tool = memcheck ] || exit 9\n')
+    tool.chmod(0o755)
+    (tmp_path / "tests" / "gpu").mkdir(parents=True)
+    (tmp_path / "tests" / "gpu" / "test_every_primitive.py").write_text(
+        "import pytest\npytestmark = pytest.mark.gpu\ndef test_same_bits_a(): pass\ndef test_other(): assert 0\n"
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    record = gpu.Record(tmp_path, "sanitizer")
+    with pytest.raises(RuntimeError, match="^racecheck failed"):
+        gpu.sanitizer(record, "cuda")
+    rows = [(row["tool"], row["status"], row["passed"]) for row in record.content["results"]]
+    assert rows == [("memcheck", 0, 1), ("racecheck", 9, 1)]
+
+
 def test_work_in_processes_is_bounded(gpu):
     found = gpu._in_processes(math.sqrt, [(4.0,), (-1.0,), (9.0,)], 60)
     assert found["calls"] == 3 and found["done"] == 2 and "ValueError" in found["errors"][0]
@@ -155,10 +173,12 @@ def test_bars(gpu, tmp_path):
     assert "WGAN-GP, bf16 channels_last, whole step, graphed" in missing
     assert f"upfirdn2d up large, float32, contiguous{share}" in missing  # it ran, and failed
     assert not any("sanitizer" in bar for bar in missing)  # nobody asked for that stage
-    write("sanitizer", {"tool": "memcheck", "status": 0})
+    write("sanitizer", {"tool": "memcheck", "status": 0}, {"tool": "memcheck", "status": 5})
     last = {row["bar"]: row["met"] for row in gpu.bars(tmp_path) if "sanitizer" in row["bar"]}
     assert last == {"compute-sanitizer memcheck without a failure": True,
                     "compute-sanitizer racecheck without a failure": False}  # fmt: skip
+    write("sanitizer", *({"tool": "memcheck", "status": status} for status in (9, "stopped", 0)))
+    assert not any(row["met"] for row in gpu.bars(tmp_path) if "sanitizer" in row["bar"])
 
 
 def test_every_bar_has_a_row_without_a_figure(gpu, tmp_path):

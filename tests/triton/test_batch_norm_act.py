@@ -13,6 +13,7 @@ from torch.autograd import grad
 
 import gankern
 import gankern.functional as GF
+from gankern.triton import batch_norm_act as batch_norm_act_kernels
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -144,6 +145,71 @@ def test_empty_batch_and_missing_gradients(device):
     # x is a leaf: zeros, as torch has them there.
     second = grad(first.sum(), [x, weight], allow_unused=True)
     assert torch.equal(second[0], torch.zeros_like(x)) and second[1].any()
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The names of the kernels that are launched, and with how many blocks of channels ahead."""
+    found, launch = [], batch_norm_act_kernels.launch
+
+    def recorded(kernel, programs, *arguments, **options):
+        found.append((kernel.__name__, arguments[-1]))
+        return launch(kernel, programs, *arguments, **options)
+
+    monkeypatch.setattr(batch_norm_act_kernels, "launch", recorded)
+    return found
+
+
+WOVEN = {"TILE": 16, "CHANNELS": 4, "num_warps": 4, "AHEAD": 1}
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("groups", "shape", "ahead"),
+    [
+        (None, (2, 3, 12, 13), (2**20, 312 * 4 * 4 * 4)),  # all blocks of channels ahead, and as few as can be
+        (1, (2, 4, 17, 18), (306 * 4 * 4 * 4 * 3,)),  # statistics of four channels
+        (2, (1, 4, 17, 18), (306 * 4 * 4 * 4 * 3,)),  # of two: in channels_last, two of a block
+    ],
+)
+def test_sums_and_values_woven_in_one_launch(groups, shape, ahead, last, device, launched, monkeypatch):
+    """Ranges are summed up before, and others have their values made, by tickets: in every order."""
+    x = random(*shape, dtype=torch.float32, device=device)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    weight, bias = (random(shape[1], dtype=torch.float32, device=device, seed=s) for s in (1, 2))
+    given = {"activation": "leaky_relu", "negative_slope": 0.2, "implementation": "triton"}
+
+    def ours(x, weight, bias, running, slope):
+        if groups is None:
+            return GF.batch_norm_act(x, None, None, weight, bias, True, **given)
+        return GF.group_norm_act(x, groups, weight, bias, **given)
+
+    def theirs(x, weight, bias, running, slope):
+        y = F.batch_norm(x, None, None, weight, bias, True) if groups is None else F.group_norm(x, groups, weight, bias)
+        return F.leaky_relu(y, slope)
+
+    right = results(theirs, x.double(), weight.double(), bias.double(), None, 0.2, torch.float32)
+    for bytes_ahead in ahead:
+        monkeypatch.setattr(batch_norm_act_kernels, "MEGABYTE", bytes_ahead)
+        launched.clear()
+        with batch_norm_act_kernels.BLOCKS.use(WOVEN):
+            mine = results(ours, x, weight, bias, None, 0.2, torch.float32)
+        kernels = [name for name, _ in launched]
+        assert kernels.count("_together_kernel") == 3 and not {"_moments_kernel", "_apply_kernel"} & {*kernels}
+        assert all(blocks >= 1 for name, blocks in launched if name == "_together_kernel")
+        for one, exact in zip(mine, right, strict=True):
+            torch.testing.assert_close(one.double(), exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
+
+
+def test_a_program_has_a_channel_of_few_values_to_itself(device, launched):
+    """One launch in place of three, where a channel's values are one range."""
+    x, weight = random(2, 3, 5, 5, dtype=torch.float32, device=device), random(3, dtype=torch.float32, device=device)
+    results(triton, x, weight, weight, None, 0.2, torch.float32)
+    assert launched == [("_together_kernel", 0)] * 3
+    launched.clear()
+    with batch_norm_act_kernels.BLOCKS.use({**WOVEN, "AHEAD": 0}):
+        results(triton, x.tile(1, 1, 3, 3), weight, weight, None, 0.2, torch.float32)
+    assert not any(name == "_together_kernel" for name, _ in launched)
 
 
 @pytest.mark.gpu
