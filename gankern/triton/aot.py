@@ -284,13 +284,13 @@ def check(module: str, index: int, target: str, counted: bool) -> dict[str, Any]
 
 
 def check_all(
-    module_names: list[str], targets: list[str], processes: int, kernels: str, counted: bool
+    module_names: list[str], targets: list[str], processes: int, kernels: str, counted: bool, defaults: bool
 ) -> list[dict[str, Any]]:
     work = [
         (module, index, target, counted)
         for module in module_names
         for index, entry in enumerate(entries(module))
-        if re.search(kernels, entry.label)
+        if re.search(kernels, entry.label) and not (entry.variant and defaults)
         for target in targets
         if (target in VARIANTS if entry.variant else entry.dtype == torch.float32 or target in ANY_TYPE)
     ]
@@ -314,6 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
     parser.add_argument("--module", action="append", choices=modules(), help="default: all")
     parser.add_argument("--kernel", default="", help="a regular expression for kernels, as the table names them")
+    parser.add_argument("--defaults", action="store_true", help="default block sizes alone, without their variants")
     parser.add_argument("--instructions", action="store_true", help="count NVIDIA's: a third of a second a kernel more")
     parser.add_argument("--processes", type=int, default=2, help="compilations at a time")
     parser.add_argument("--json", action="store_true", help="print the records as JSON")
@@ -322,7 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET is set: interpreted kernels cannot be compiled")
 
     wanted = options.module or modules(), options.target or list(TARGETS)
-    records = check_all(*wanted, options.processes, options.kernel, options.instructions)
+    records = check_all(*wanted, options.processes, options.kernel, options.instructions, options.defaults)
     if options.json:
         print(json.dumps(records))
     else:
