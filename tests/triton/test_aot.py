@@ -31,9 +31,6 @@ def test_every_kernel_on_every_target(records):
     assert not failures, "\n".join(failures)
 
 
-# Bytes that all warps of a multiprocessor ask for at once, at least. (25 KiB of each of 132, in 0.7 microseconds that
-# memory takes to answer, are 4.8 TB/s; the caches' lines and the next turn's loads come on top.)
-UNDER_WAY = 12 << 10
 # Of kernels that memory bounds: module, kernel, what its label holds, and how many maps it reads and writes.
 PER_CHANNEL = [
     (name, kernel, parts, reads, writes)
@@ -115,7 +112,6 @@ def test_the_machine_code_of_what_memory_bounds(counted, module, kernel, parts, 
         name = record["kernel"]
         assert record["loads"].get("16", 0) >= reads and record["stores"].get("16", 0) >= writes, name
         assert (record["fp64_looped"], record["calls_looped"], record["local"]) == (0, 0, 0), name
-        assert record["occupancy"] * 64 * 32 * record["loaded_at_once"] >= UNDER_WAY, name
 
 
 LISTING = """
