@@ -74,7 +74,7 @@ class Gains:
 
     def __init__(self) -> None:
         self.useless: dict[Any, list[int]] = {}  # by kind of call: how often either was of no use
-        self.plain: set[Any] = set()  # what is known of calls with data that need nothing, in its shortest form
+        self.plain: set[Any] = set()  # the calls with one tensor that need nothing, in their shortest form
 
     def __reduce__(self) -> Any:
         return Gains, ()
@@ -109,10 +109,10 @@ _interception = Interception()
 
 
 def _shortest(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The kind of a call with one tensor of data, as root_forward asks for it first; False of any other."""
-    if len(args) != 1 or kwargs or type(args[0]) is not Tensor or args[0].requires_grad:
+    """The kind of a call with one tensor, as root_forward asks for it first; False of any other."""
+    if len(args) != 1 or kwargs or type(args[0]) is not Tensor:
         return False
-    return args[0].shape, module.training, torch.is_grad_enabled()
+    return args[0].shape, module.training, torch.is_grad_enabled(), args[0].requires_grad
 
 
 def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -120,9 +120,17 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
     # network of two tiny layers each microsecond is seen.
     if not is_dynamo_compiling() and not plan.leaves.there and len(args) == 1 and not kwargs:
         (x,) = args
-        data = type(x) is Tensor and not x.requires_grad
-        if data and (x.shape, module.training, is_grad_enabled()) in plan.gains.plain:
-            return type(module).forward(module, x)
+        if type(x) is Tensor:
+            differs = x.requires_grad
+            if (x.shape, module.training, is_grad_enabled(), differs) in plan.gains.plain:
+                if not differs:
+                    return type(module).forward(module, x)
+                before = state.double
+                state.double = before or (plan.fast_double_backward and is_grad_enabled())
+                try:
+                    return type(module).forward(module, x)
+                finally:
+                    state.double = before
     if torch.compiler.is_compiling() or transformed() or recomputed() or seen_by_others():
         return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
     double, intercepting = state.double, state.intercepting
