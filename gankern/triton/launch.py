@@ -31,18 +31,23 @@ launches, nothing else. Of a bias and a leaky ReLU, whose x has the signature th
             run(65536, 1, 1, stream, function, metadata, None, None, None, a0.data_ptr(), ...)
         return t2
 
+What is read and made of many tensors at a time is read and made in one call of C++ (csrc/autograd/launch.cpp), where
+that is built: the signature of all arguments, the addresses that a table is of, and tensors that are allocated one
+behind the other. Without it Python does the same, tensor by tensor.
+
 The device guard is here and nowhere else: torch's own functions have theirs. Launches go to the current stream.
 """
 
 from __future__ import annotations
 
+import array
 import contextlib
 import functools
 import inspect
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar, cast, overload
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, overload
 
 import torch
 import triton
@@ -52,7 +57,7 @@ from torch.overrides import TorchFunctionMode
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
-from gankern.core import devices
+from gankern.core import devices, native
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 ALIGNMENT = 16  # of addresses and numbers: what Triton compiles apart
@@ -248,12 +253,36 @@ def constant(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def of_addresses(make: Callable[[tuple[int, ...]], Tensor], places: Sequence[tuple[Tensor, int] | None]) -> Tensor:
+def of_addresses(make: Callable[[Addresses], Tensor], places: Sequence[tuple[Tensor, int] | None]) -> Tensor:
     """``make`` of the addresses of places, each so many bytes behind a tensor's first element; 0 for None. A plan calls
     it anew at each call, with the addresses that its tensors then have."""
     if _thread.tracing is not None:
         return _thread.tracing.of_addresses(make, places)
-    return make(tuple([0 if place is None else place[0].data_ptr() + place[1] for place in places]))
+    tensors, addresses = _addresses_of(places)
+    return make(addresses(tensors))
+
+
+class Addresses(Hashable, Protocol):
+    """A row of addresses, equal to another one where all of them are."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: int, /) -> int: ...
+
+
+def _addresses_of(
+    places: Sequence[tuple[Tensor, int] | None],
+) -> tuple[tuple[Tensor | None, ...], Callable[[tuple[Tensor | None, ...]], Addresses]]:
+    """The tensors of the places, and what reads the addresses of such tensors, as far behind each."""
+    behind = array.array("q", [0 if place is None else place[1] for place in places])
+    offsets, read = behind.tobytes(), native.nodes.addresses
+
+    def addresses(tensors: tuple[Tensor | None, ...]) -> Addresses:
+        known = read(tensors, offsets)
+        if known is NotImplemented:
+            return tuple([0 if t is None else t.data_ptr() + offset for t, offset in zip(tensors, behind)])
+        return known
+
+    return tuple([None if place is None else place[0] for place in places]), addresses
 
 
 class _Tracing(TorchFunctionMode):
@@ -271,6 +300,7 @@ class _Tracing(TorchFunctionMode):
         self.values: dict[str, Any] = {}
         self.lines: list[str] = []
         self.pointers: set[str] = set()  # that were written down
+        self.allocated: list[tuple[str, Tensor]] = []  # and not written down yet
         self.whole = True  # every launch has a handle
         self.arguments = [self._argument(argument, f"a{place}") for place, argument in enumerate(arguments)]
         self.device = self.alive[0].get_device()
@@ -299,6 +329,7 @@ class _Tracing(TorchFunctionMode):
     # -- how it is written
 
     def _line(self, text: str, depth: int = 1) -> None:
+        self._write_allocations()
         self.lines.append("    " * depth + text)
 
     def _made(self, tensor: Tensor) -> str:
@@ -360,12 +391,25 @@ class _Tracing(TorchFunctionMode):
         return result
 
     def _allocated(self, tensor: Tensor) -> None:
-        shape, strides, dtype, device = tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
-        given = f"{self._written(shape)}, {self._written(strides)}, "
-        allocate = EMPTY.get(device.type) if tensor.get_device() == self.device else None
-        if allocate is None:
-            allocate, given = torch.empty_strided, f"{given}device={self._value(device)}, dtype="
-        self._line(f"{self._made(tensor)} = {self._value(allocate)}({given}{self._value(dtype)})")
+        self.allocated.append((self._made(tensor), tensor.detach()))  # as it is now: a later step may change its shape
+
+    def _write_allocations(self) -> None:
+        """Of the tensors that were allocated one behind the other."""
+        allocated, self.allocated = self.allocated, []
+        layouts = NotImplemented
+        if len(allocated) > 1 and all(tensor.get_device() == self.device for _, tensor in allocated):
+            layouts = native.nodes.layouts(tuple([tensor for _, tensor in allocated]))
+        if layouts is not NotImplemented:
+            names = "".join(f"{name}, " for name, _ in allocated)
+            self.lines.append(f"    {names}= {self._value(native.nodes.allocate)}({self._value(layouts)})")
+            return
+        for name, tensor in allocated:
+            shape, strides, dtype, device = tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
+            given = f"{self._written(shape)}, {self._written(strides)}, "
+            allocate = EMPTY.get(device.type) if tensor.get_device() == self.device else None
+            if allocate is None:
+                allocate, given = torch.empty_strided, f"{given}device={self._value(device)}, dtype="
+            self.lines.append(f"    {name} = {self._value(allocate)}({given}{self._value(dtype)})")
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
@@ -376,13 +420,11 @@ class _Tracing(TorchFunctionMode):
         finally:
             _thread.tracing = self
 
-    def of_addresses(
-        self, make: Callable[[tuple[int, ...]], Tensor], places: Sequence[tuple[Tensor, int] | None]
-    ) -> Tensor:
+    def of_addresses(self, make: Callable[[Addresses], Tensor], places: Sequence[tuple[Tensor, int] | None]) -> Tensor:
         with self._aside():
-            made = of_addresses(make, places)
-            given = ["0" if place is None else f"{self._pointer(place[0])} + {place[1]}" for place in places]
-            self._line(f"{self._made(made)} = {self._value(make)}(({', '.join(given)},))")
+            tensors, addresses = _addresses_of(places)
+            made = make(addresses(tensors))
+            self._line(f"{self._made(made)} = {self._value(make)}({self._value(addresses)}({self._written(tensors)}))")
         return made
 
     def launched(self, request: Launch) -> _Handle | None:
@@ -417,6 +459,7 @@ class _Tracing(TorchFunctionMode):
 
     def plan(self, result: Any) -> tuple[Callable[..., Any], int]:
         """The function, and the device that has to be the current one: -1 for none."""
+        self._write_allocations()
         parameters = "".join(f", a{place}" for place in range(len(self.arguments)))
         text = [f"def plan(stream{parameters}):", *self.lines, f"    return {self._written(result)}"]
         names = dict(self.values)
@@ -471,19 +514,16 @@ def planned(launcher: F) -> F:
     computes by way of torch and keeps is for :func:`kept`; a tensor that it keeps, for :func:`constant`. Block sizes
     that are tried, and launches that are recorded, go without plans.
     """
+    signature = native.nodes.signature
     readers: dict[tuple, Callable[..., tuple[Any, ...]]] = {}
-    plans: dict[tuple, tuple[Callable[..., Any], int]] = {}
+    plans: dict[Hashable, tuple[Callable[..., Any], int]] = {}
 
     def call(*arguments: Any) -> Any:
         if _held_off or _thread.tracing is not None:
             return launcher(*arguments)
-        kinds: tuple[Any, ...] = tuple(map(type, arguments))
-        if list in kinds or tuple in kinds:
-            kinds = tuple([(k, *map(type, a)) if k is list or k is tuple else k for k, a in zip(kinds, arguments)])
-        reader = readers.get(kinds)
-        if reader is None:
-            reader = _put(readers, kinds, _reader(kinds))
-        key = reader(*arguments)
+        key = signature(arguments, BY_MEMORY)
+        if key is NotImplemented:
+            key = _read(readers, arguments)
         known = plans.get(key)
         if known is None:
             return _traced(launcher, arguments, plans, key)
@@ -498,14 +538,25 @@ def planned(launcher: F) -> F:
     return cast(F, functools.wraps(launcher)(call))
 
 
-def _put(into: dict[tuple, Any], key: tuple, value: Any) -> Any:
+def _read(readers: dict[tuple, Callable[..., tuple[Any, ...]]], arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """What tells calls apart, by Python: without C++, and of what that declines."""
+    kinds: tuple[Any, ...] = tuple(map(type, arguments))
+    if list in kinds or tuple in kinds:
+        kinds = tuple([(k, *map(type, a)) if k is list or k is tuple else k for k, a in zip(kinds, arguments)])
+    reader = readers.get(kinds)
+    if reader is None:
+        reader = _put(readers, kinds, _reader(kinds))
+    return reader(*arguments)
+
+
+def _put(into: dict[Any, Any], key: Hashable, value: Any) -> Any:
     if len(into) >= PLANS:
         into.pop(next(iter(into)), None)
     into[key] = value
     return value
 
 
-def _traced(launcher: Callable[..., Any], arguments: Sequence[Any], plans: dict[tuple, Any], key: tuple) -> Any:
+def _traced(launcher: Callable[..., Any], arguments: Sequence[Any], plans: dict[Hashable, Any], key: Hashable) -> Any:
     """Calls a launcher: its result; and its plan is kept, unless somebody listens now."""
     tracing = _thread.tracing = _Tracing(arguments)
     try:

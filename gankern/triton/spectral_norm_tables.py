@@ -5,12 +5,14 @@ tables, they ask by name, from functions that are called when they are compiled.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+
+from gankern.triton.launch import Addresses
 
 MAX_PRODUCT_PROGRAMS = 512  # of one layer: each program of `gradient` adds up all their results
 MAX_LENGTH = 2**30  # of rows and columns, which are counted in 32 bits; elements are counted in 64
@@ -254,19 +256,19 @@ class PointerTables:
     ) -> None:
         self.vectors = [matrix is not None and matrix.inner % vector == 0 for matrix in matrices]
         self.tiles, self.device = tiles, device
-        self.tables: dict[tuple[int, ...], Tensor] = {}
+        self.tables: dict[Hashable, Tensor] = {}
 
-    def __call__(self, addresses: tuple[int, ...]) -> Tensor:
+    def __call__(self, addresses: Addresses) -> Tensor:
         """The table of these addresses, those of the first layer first.
 
         Each stream has tables of its own, which puts the upload before its readers, and these before the next owner of
         the memory. One that is uploaded within a capture lies in the graph's memory, is filled at each replay, and is
         nobody else's."""
-        key = addresses
+        key: Hashable = addresses
         if self.device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():
                 return self.upload(addresses)
-            key = *addresses, torch.cuda.current_stream(self.device).cuda_stream
+            key = addresses, torch._C._cuda_getCurrentRawStream(self.device.index)
         table = self.tables.get(key)
         if table is None:
             if len(self.tables) >= POINTER_TABLES:
@@ -274,13 +276,13 @@ class PointerTables:
             table = self.tables[key] = self.upload(addresses)
         return table
 
-    def upload(self, addresses: tuple[int, ...]) -> Tensor:
+    def upload(self, addresses: Addresses) -> Tensor:
         """As the scalars of a foreach function: these travel as arguments of a kernel, so that nothing waits and,
         unlike a copy from the host's memory, the upload can be captured in a CUDA graph."""
         each = len(addresses) // len(self.vectors)
         values: list[int] = []
         for layer, fits in enumerate(self.vectors):
-            of_layer = addresses[layer * each : (layer + 1) * each]
+            of_layer = [addresses[place] for place in range(layer * each, (layer + 1) * each)]
             aligned = fits and all(of_layer[place] % 16 == 0 for place in self.tiles)
             values += (int(aligned), *of_layer, *[0] * (POINTER_FIELDS - 1 - each))
         table = torch.zeros(len(values), dtype=torch.int64, device=self.device)

@@ -161,12 +161,12 @@ def _networks(forward, backward, double_backward):
         double_backward(weights, weights, weights, state, dims)
 
 
-def launcher_costs(number=20, repeat=30, rounds=8):
+def launcher_costs(number=20, repeat=30, rounds=8, only=None):
     """Of every launcher in fp32: µs of a call by (its name, the layers that it is of, the kernels that it launches). In
     rounds over all of them: what slows a machine down for a while is not one launcher's."""
     driver, _ = start_uncompiled()
     found = {}
-    for name in aot.modules():
+    for name in only or aot.modules():
         module, calls = aot._module(name), []
         orders = ("forward", "backward", "double_backward")  # instance norm's call group norm's, which have the plans
         entries = launchers(module) or {key: getattr(module, key) for key in orders if hasattr(module, key)}
