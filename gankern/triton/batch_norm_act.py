@@ -60,7 +60,7 @@ BLOCKS = Blocks(
     {"TILE": 2048, "CHANNELS": 32, "num_warps": 8, "AHEAD": 16},
 )
 SETTLED = 32  # channels of a program that adds up
-PARTS = 16  # of each of them at a time
+PARTS = 8  # of each of them at a time
 WHOLE_PARTS, WOVEN_PARTS = 1, 512  # the same, of one range a channel, and of a unit's channels together
 VALUES = 16  # blocks of a range, at least, where there are programs enough
 PROGRAMS = 1024  # enough for every GPU
