@@ -524,7 +524,11 @@ PyObject* conv2d(PyObject* const* in) {
   if (!y.defined()) {
     if (border || scale != 1) return decline();
     const pybind11::gil_scoped_release released;
-    y = at::conv2d(x, w, o.bias, stride, padding, dilation, groups);
+    // What conv2d comes to, without its turn of the dispatcher.
+    if (x.dim() == 4 && w.dim() == 4 && !x.is_complex())
+      y = at::convolution(x, w, o.bias, stride, padding, dilation, false, {0, 0}, groups);
+    else
+      y = at::conv2d(x, w, o.bias, stride, padding, dilation, groups);
   }
   put_on_record(self, false);
   return THPVariable_Wrap(std::move(y));

@@ -71,7 +71,8 @@ constexpr int kLanesOf = kVectorBytes / int(sizeof(A));
 
 // ---- the arithmetic ------------------------------------------------------------------------------------
 
-// v where z > 0 (or NaN), slope * v elsewhere; with slope 0, plain 0 there.
+// v where z > 0, slope * v elsewhere; with slope 0, v where z is NaN too, and plain 0 elsewhere: as torch's gradients
+// of LeakyReLU and ReLU have it.
 template <class A>
 struct Gate {
   Vec<A> slope;
@@ -79,7 +80,7 @@ struct Gate {
   explicit Gate(double s) : slope(broadcast<A>(A(s))), keep(IntVec<A>{} - (s != 0)) {}
   explicit Gate(Vec<A> s) : slope(s), keep(IntVec<A>{} - 1) {}
   [[gnu::always_inline]] Vec<A> operator()(Vec<A> z, Vec<A> v) const {
-    const IntVec<A> below = (IntVec<A>)(z <= Vec<A>{});
+    const IntVec<A> below = (IntVec<A>)(z <= Vec<A>{}) | ((IntVec<A>)(z != z) & keep);
     return below ? (Vec<A>)((IntVec<A>)(v * slope) & keep) : v;
   }
 };

@@ -86,7 +86,7 @@ template <int kActivation, class V>
 inline V activate(V y, V value, V slope) {
   if constexpr (kActivation == kNone) return value;
   if constexpr (kActivation == kRelu) return y <= V{} ? V{} : value;
-  return y <= V{} ? slope * value : value;
+  return y > V{} ? value : slope * value;  // so NaN, as torch's gradients have it
 }
 
 struct Sum {

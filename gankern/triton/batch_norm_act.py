@@ -76,12 +76,12 @@ Affine = Tensor | None  # a value of each channel, [C], or of each sample's chan
 
 @triton.jit
 def _gate(z, v, SLOPE: tl.constexpr):
-    """v where z > 0 (or NaN), SLOPE * v elsewhere; with slope 0, plain 0 there."""
+    """v where z > 0, SLOPE * v elsewhere; with slope 0, v where z is NaN too, and plain 0 elsewhere."""
     if SLOPE == 1:
         return v
     if SLOPE == 0:
         return tl.where(z <= 0, 0.0, v)
-    return tl.where(z <= 0, v * SLOPE, v)
+    return tl.where(z > 0, v, v * SLOPE)
 
 
 @triton.jit
@@ -90,7 +90,7 @@ def _activate(z, v, slopes, c, mask, SLOPE: tl.constexpr):
     if slopes is None:
         result = _gate(z, v, SLOPE)
     else:  # what follows a return is compiled, too
-        result = tl.where(z <= 0, v * tl.load(slopes + c, mask=mask, other=1.0)[None, :], v)
+        result = tl.where(z > 0, v, v * tl.load(slopes + c, mask=mask, other=1.0)[None, :])
     return result
 
 

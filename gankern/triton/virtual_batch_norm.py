@@ -71,7 +71,7 @@ def _over_pixels(sums):
 @triton.jit
 def _activate(y, value, slope, SLOPE: tl.constexpr):
     """A slope of 0 makes 0 of infinities too."""
-    return tl.where(y <= 0, 0.0, value) if SLOPE == 0 else tl.where(y <= 0, slope * value, value)
+    return tl.where(y <= 0, 0.0, value) if SLOPE == 0 else tl.where(y > 0, value, slope * value)
 
 
 @triton.jit

@@ -330,9 +330,13 @@ class TestSpecialValues:
         x = random(*shape, dtype=torch.float32)
         x[2, 1, 3, 3], x[2, 1, 3, 4], x[2, 1, 4, 3] = float("nan"), float("inf"), -float("inf")
         running = torch.zeros(3), torch.ones(3)
+        bias = torch.zeros(3, requires_grad=True)
         for slope in (1.0, 0.0, 0.2):
-            y = ours(x, None, None, running, slope, implementation=implementation)
-            torch.testing.assert_close(y, textbook(x, None, None, running, slope), equal_nan=True)
+            y = ours(x, None, bias, running, slope, implementation=implementation)
+            expected = textbook(x, None, bias, running, slope)
+            torch.testing.assert_close(y, expected, equal_nan=True)
+            # The gradient is finite: that of ReLU passes a NaN, that of a leaky one takes its slope.
+            torch.testing.assert_close(grad(y.sum(), bias), grad(expected.sum(), bias))
 
     def test_zero_weight(self, shape, implementation):
         x, zeros = random(*shape).requires_grad_(), torch.zeros(3, dtype=torch.float64)
