@@ -321,9 +321,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set: interpreted kernels cannot be compiled")
+    try:
+        re.compile(options.kernel)
+    except re.error as error:
+        parser.error(f"argument --kernel: {options.kernel!r} is no regular expression: {error}")
 
     wanted = options.module or modules(), options.target or list(TARGETS)
     records = check_all(*wanted, options.processes, options.kernel, options.instructions, options.defaults)
+    if not records:
+        parser.error(f"argument --kernel: no kernel of {', '.join(wanted[0])} is named like {options.kernel!r}")
     if options.json:
         print(json.dumps(records))
     else:

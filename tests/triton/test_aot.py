@@ -180,3 +180,12 @@ def test_interpreted_kernels_are_refused():
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 2
     assert "TRITON_INTERPRET" in result.stderr
+
+
+@pytest.mark.parametrize("kernel, message", [("(", "is no regular expression"), ("nosuch", "no kernel of bias_act")])
+def test_names_of_no_kernel_are_refused(kernel, message):
+    """To have checked none is no success."""
+    command = [sys.executable, "-m", "gankern.triton.aot", "--module", "bias_act", "--kernel", kernel]
+    result = subprocess.run(command, env=COMPILER, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert message in result.stderr
