@@ -1,4 +1,5 @@
-// Bilinear algorithms for the convolutions of GANs, and plain ones for few channels and few pixels. See convolution.cpp for how.
+// Bilinear algorithms for the convolutions of GANs, and plain ones for few channels and few pixels. See
+// convolution.cpp for how.
 #pragma once
 
 #include <cstdint>

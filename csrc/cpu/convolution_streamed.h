@@ -1,5 +1,5 @@
-// The 4x4 kernel of stride 2 and padding 1, and its transpose, as products of matrices for few pixels: on a map of a few
-// pixels, reading the weight is all there is, so that the weight goes by once and everything else stays in a cache.
+// The 4x4 kernel of stride 2 and padding 1, and its transpose, as products of matrices for few pixels: on such a
+// map reading the weight is all there is, so that the weight goes by once and everything else stays in a cache.
 //
 // The smaller image has s channels and p pixels (of all images), and the weight is a matrix W [s][k] with k = channels of
 // the larger image times taps, in the order of its memory. C [p][k] are the pixels of the larger image that the taps of
