@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
 
 
 def exporting() -> bool:
@@ -135,3 +138,48 @@ def _refuse_scripting(name: str, way_out: str) -> NoReturn:
         f"torch.jit.script cannot compile gankern's {name}: use torch.jit.trace or torch.export, under which it is "
         f"plain PyTorch, or {way_out}"
     )
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its forward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a call of the module runs what torch.compile made of it."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # where it is not loaded, nothing is compiled
+    return dynamo is not None and (module._compiled_call_impl is not None or isinstance(module, dynamo.OptimizedModule))
+
+
+def unwrapped(network: Any) -> Any:
+    """The network itself, out of torch's wrappers whose call is a call of it and nothing else:
+    DistributedDataParallel, and what torch.compile makes of a module. Not out of a wrapper of a class that is derived
+    from theirs, with hooks, or with a forward that somebody gave it: these may do more."""
+    while (inner := _inside(network)) is not None:
+        network = inner
+    return network
+
+
+def _inside(wrapper: Any) -> nn.Module | None:
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # where it is not loaded, nothing is compiled
+    if type(wrapper) is nn.parallel.DistributedDataParallel:
+        inner, its_own = wrapper.module, "forward" not in vars(wrapper)
+    elif dynamo is not None and type(wrapper) is dynamo.OptimizedModule:
+        inner = wrapper._modules["_orig_mod"]
+        made = vars(wrapper).get("forward")
+        if made == wrapper._call_lazy_check:  # of a network with lazy layers
+            made = vars(wrapper).get("_forward")
+        of = getattr(made, "_torchdynamo_orig_callable", None)
+        its_own = of is not None and (of == inner.__call__ or getattr(of, "__wrapped__", None) is inner)
+    else:
+        return None
+    return inner if its_own and not is_hooked(wrapper) else None

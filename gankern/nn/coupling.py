@@ -18,6 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm as TorchSpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 import gankern.nn as gnn
+from gankern.core.torch_internals import unwrapped
 from gankern.nn.modules import virtual_batch_norm
 from gankern.nn.modules.batch_norm_act import BatchNormAct
 from gankern.nn.utils._group import SpectralNormGroup
@@ -130,17 +131,6 @@ def unknown_layers(network: nn.Module) -> dict[str, str]:
     """The layers, by name, of which it is not known whether they couple the samples of a batch; and why."""
     found = ((name, module, _unknown(module)) for name, module in _modules(unwrapped(network), ""))
     return {name: f"{type(module).__name__} {reason}" for name, module, reason in found if reason is not None}
-
-
-def unwrapped(network: Any) -> Any:
-    """The network itself, out of wrappers that call it with the batch that they are called with."""
-    while True:
-        if type(network) is nn.parallel.DistributedDataParallel:
-            network = network.module
-        elif isinstance(network, nn.Module) and "_orig_mod" in network._modules:  # torch.compile's
-            network = network._orig_mod
-        else:
-            return network
 
 
 def doubt(network: Any, samples: int, dimensions: int, but: tuple[type, ...] = ()) -> str | None:

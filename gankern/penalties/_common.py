@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from gankern.core import autograd
 from gankern.core.dispatch import check_floating_on, short
+from gankern.core.torch_internals import unwrapped
 from gankern.functional import _checks
 from gankern.nn.coupling import is_training_batch_norm
 from gankern.ops.gradient_penalty import penalty_and_direction
@@ -110,7 +111,13 @@ def penalize(
     # A static graph takes the first backward through its forward for the one that fills all gradients: not this one.
     passed_by = isinstance(critic, nn.parallel.DistributedDataParallel) and critic.static_graph
     if isinstance(critic, nn.parallel.DistributedDataParallel) and passed_by:
-        arguments = (critic.module, *arguments[1:])
+        inside = unwrapped(critic)
+        if inside is critic:
+            raise ValueError(
+                f"{name}: with static_graph=True the forward of DistributedDataParallel itself does not run, and "
+                f"here it has hooks, or another forward; give them to the module inside"
+            )
+        arguments = (inside, *arguments[1:])
     handed = _hand_out_to(critic, *_by_double_backward(name, arguments), passed_by=passed_by)
     if unexpected is not None:
         tangent.refuse(critic, unexpected)

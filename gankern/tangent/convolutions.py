@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gankern import functional as GF
+from gankern.core.torch_internals import is_compiled
 
 _OURS = {torch.conv2d: GF.conv2d, torch.conv_transpose2d: GF.conv_transpose2d}
 
@@ -37,7 +38,7 @@ def fast_convolutions(critic: Any, x: Tensor) -> contextlib.AbstractContextManag
     if x.device.type != "cpu" or torch.compiler.is_compiling() or not isinstance(critic, nn.Module):
         return contextlib.nullcontext()
     modules = list(critic.modules())
-    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules):
+    if any(map(is_compiled, modules)):
         return contextlib.nullcontext()
     return _Convolutions() if any(map(_may_call_torchs, modules)) else contextlib.nullcontext()
 

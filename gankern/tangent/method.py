@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gankern.core import autograd
+from gankern.core.torch_internals import is_compiled, unwrapped
 from gankern.tangent import passes
 from gankern.tangent.nodes import LayoutMatters, NotCovered
 from gankern.tangent.passes import MAKERS, NONE, Penalty, laid_out, none, resolve
@@ -59,7 +60,7 @@ def penalty_gradients(
     Raises:
         NotCovered: says what is not covered, and in which module. The critic has then run, partly or wholly.
     """
-    critic = _plain(critic)
+    critic = unwrapped(critic)
     parameters = [p for p in critic.parameters() if p.requires_grad] if isinstance(critic, nn.Module) else []
     select = NONE if select is None else select
     args = [NONE if x is None else x for x in args]
@@ -82,13 +83,13 @@ _laid_out_already: weakref.WeakSet[Callable] = weakref.WeakSet()
 
 def refusal(critic: Any) -> str | None:
     """Why the critic was not covered the last time, in the mode that it is in; None if it was, or was never tried."""
-    critic = _plain(critic)
+    critic = unwrapped(critic)
     return _verdicts.get(critic, {}).get(_mode(critic)) if _can_be_remembered(critic) else None
 
 
 def refuse(critic: Any, reason: str | None) -> None:
     """Remembers why a critic is not covered in its present mode; or, with None, that it is."""
-    critic = _plain(critic)
+    critic = unwrapped(critic)
     if _can_be_remembered(critic):
         _verdicts.setdefault(critic, {})[_mode(critic)] = reason
 
@@ -136,23 +137,14 @@ def _with_verdict(critic: Any, parameters: Sequence[Tensor], inputs: Sequence[Te
     return result
 
 
-def _plain(critic: Any) -> Any:
-    """The critic itself, out of what torch.compile and DistributedDataParallel wrap around it."""
-    while True:
-        if isinstance(critic, torch.nn.parallel.DistributedDataParallel):
-            critic = critic.module
-        elif hasattr(critic, "_orig_mod"):
-            critic = critic._orig_mod
-        else:
-            return critic
-
-
 def _check_hooks(critic: Any, modules: Sequence[nn.Module]) -> None:
     """Of the modules that are known before the critic runs; the tape sees those of others."""
     everywhere = torch.nn.modules.module
     if everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:
         raise NotCovered("backward hooks of all modules are registered, which can change the gradient")
     for module in modules:
+        if is_compiled(module):  # and Dynamo would compile the tape with it
+            raise NotCovered("a part of the critic is compiled by torch.compile")
         if module._backward_hooks or module._backward_pre_hooks:
             names = critic.named_modules() if isinstance(critic, nn.Module) else ()
             name = next((name for name, m in names if m is module), "")

@@ -20,6 +20,7 @@ import gankern
 import gankern.nn as gnn
 from gankern import fast_double_backward, penalties
 from gankern.core import native
+from gankern.core.torch_internals import unwrapped
 from gankern.models import layers
 from gankern.nn import coupling
 
@@ -491,6 +492,84 @@ def test_a_step_leaves_checkpoints_and_compiled_critics_to_torch():
         before = len(compilations)
         same(handed_out(penalties.critic_step(compiled, REAL, FAKE, penalty=None).loss, compiled), expected)
         assert len(compilations) == before > 0
+
+
+class Forwarding(nn.Module):
+    """A wrapper that gives what it does not have from the network in it, torch.compile's own attributes too."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("net"), name)
+
+    def forward(self, x):
+        return 3.0 * self.net(x)
+
+
+def _compiled(net):
+    return torch.compile(net, backend="eager")
+
+
+def _with(change):
+    def wrap(net):
+        wrapper = _compiled(net)
+        change(wrapper)
+        return wrapper
+
+    return wrap
+
+
+class Derived(torch.nn.parallel.DistributedDataParallel):
+    """As a subclass may be, with no process group."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+
+    def forward(self, x):
+        return 3.0 * self.module(x)
+
+
+# What is around a network makes three times of its output.
+AROUND = {
+    "a wrapper around what is compiled": lambda net: Forwarding(_compiled(net)),
+    "a forward hook of what is compiled": _with(lambda w: w.register_forward_hook(lambda m, inputs, y: 3.0 * y)),
+    "another forward of what is compiled": _with(lambda w: setattr(w, "forward", lambda x: 3.0 * w._orig_mod(x))),
+    "a wrapper": Forwarding,
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_a_wrapper_does_is_part_of_the_critic(around):
+    net, wrapped = critic(), AROUND[around](critic())
+    x = torch.randn_like(REAL)
+    torch.testing.assert_close(wrapped(x), 3.0 * net(x))
+    expected = handed_out(penalties.gradient_penalty(lambda x: 3.0 * net(x), REAL, FAKE, alpha=ALPHA), net)
+    same(handed_out(penalties.gradient_penalty(wrapped, REAL, FAKE, alpha=ALPHA), wrapped), expected)
+    plain = handed_out(3.0 * (net(FAKE).mean() - net(REAL).mean()), net)
+    same(handed_out(penalties.critic_step(wrapped, REAL, FAKE, penalty=None).loss, wrapped), plain)
+
+
+def test_only_wrappers_that_do_nothing_are_gone_past():
+    net = critic()
+    assert unwrapped(net) is net and unwrapped(len) is len
+    for make in (*AROUND.values(), Derived):
+        wrapper = make(net)
+        assert unwrapped(wrapper) is wrapper
+    lazy = nn.Sequential(nn.LazyLinear(2))
+    assert unwrapped(_compiled(lazy)) is lazy
+    compiled = _compiled(net)
+    assert unwrapped(compiled) is net
+    handle = nn.modules.module.register_module_forward_hook(lambda m, inputs, y: None)
+    try:
+        assert unwrapped(compiled) is compiled
+    finally:
+        handle.remove()
 
 
 def test_the_graph_is_gone_when_it_returns():

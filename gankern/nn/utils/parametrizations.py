@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
-from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations as torch_parametrizations
 from torch.nn.utils import parametrize
 
 import gankern.functional as GF
 from gankern.core.dispatch import FLOATING
-from gankern.core.torch_internals import refuse_scripting
+from gankern.core.torch_internals import is_hooked, refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.functional import _checks
 from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim
@@ -128,27 +127,17 @@ def _shorten(owner: type[nn.Module], name: str) -> None:
         if not is_dynamo_compiling() and not parametrize._cache_enabled:
             members = self._modules["parametrizations"]._modules[name]
             first = members._modules.get("0")
-            if type(first) is SpectralNorm and len(members._modules) == 1 and not (_hooked(members) or _hooked(first)):
+            if (
+                type(first) is SpectralNorm
+                and len(members._modules) == 1
+                and not (is_hooked(members) or is_hooked(first))
+            ):
                 weight = members._parameters.get("original")
                 if weight is not None:
                     return first.forward(weight)
         return theirs.fget(self)
 
     setattr(owner, name, property(get, theirs.fset, theirs.fdel, theirs.__doc__))
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its forward."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or torch_module._global_backward_hooks
-        or torch_module._global_backward_pre_hooks
-    )
 
 
 if TYPE_CHECKING:  # a name that is above stays gankern's
