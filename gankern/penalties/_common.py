@@ -97,7 +97,8 @@ def penalize(
     unexpected = None
     if method != "double_backward" and not attached and known is None:
         try:
-            return _hand_out_to(critic, *tangent.penalty_gradients(*arguments), passed_by=True)
+            passed_by = unwrapped(critic) is not critic
+            return _hand_out_to(critic, *tangent.penalty_gradients(*arguments), passed_by=passed_by)
         except NotCovered as reason:
             if method == "tangent":
                 raise ValueError(f"{name}: method='tangent' does not cover this critic: {reason}") from reason

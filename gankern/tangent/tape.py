@@ -290,8 +290,10 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if self.paused or rules.gives_numbers(func):
+        if self.paused:
             return func(*args, **kwargs)
+        if rules.gives_numbers(func):
+            return rules.number(func, args, kwargs)
         if self.unversioned:
             self._version()
         try:

@@ -29,6 +29,11 @@ def samples(step):
     return torch.randn(2, 8, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
 
 
+def tripled(module, args, output):
+    """A forward hook."""
+    return 3.0 * output
+
+
 def difference(critic, real, fake):
     return critic(fake).mean() - critic(real).mean()
 
@@ -50,6 +55,11 @@ def together(critic, real, fake, method, step):
 
 def alone(critic, real, fake, method, step):
     yield penalty(critic, real, method)
+
+
+def penalty_first(critic, real, fake, method, step):
+    """Then it is the penalty's forward in which DistributedDataParallel lays out its buckets anew."""
+    yield penalty(critic, real, method) + difference(critic, real, fake)
 
 
 def lazy(critic, real, fake, method, step):
@@ -82,8 +92,22 @@ WAYS = {
     "parts of a batch, penalty alone": ({}, alone, True),
     "parts of a batch, views": ({"gradient_as_bucket_view": True}, alone, True),
     "by hand": ({}, handwritten, False),
+    # Here the wrapper's own forward has to run.
+    "hooked": ({}, together, False),
+    "hooked, penalty alone": ({}, alone, False),
+    "hooked, unused are found": ({"find_unused_parameters": True}, lazy, False),
+    "within a function": ({}, penalty_first, False),
+    "within a function, unused are found": ({"find_unused_parameters": True}, penalty_first, False),
 }  # fmt: skip
-CASES = [(way, method) for way in WAYS for method in (METHODS if "hand" not in way else METHODS[1:])]
+
+
+def methods(way):
+    if way == "by hand":
+        return METHODS[1:]
+    return ("auto", *METHODS[1:]) if way.startswith(("hooked", "within")) else METHODS
+
+
+CASES = [(way, method) for way in WAYS for method in methods(way)]
 
 
 def train(critic, net, losses, method, parts, unsynchronised, zeros=False):
@@ -116,11 +140,14 @@ def run(rank, folder):
         options, losses, parted = WAYS[way]
         net = network()
         model = DistributedDataParallel(net, **options)
+        if way.startswith("hooked"):
+            model.register_forward_hook(tripled)
         parts = [slice(rank * 2 + i * 4, rank * 2 + i * 4 + 2) for i in range(2)] if parted else []
         try:
             results[way, method] = train(
-                model, net, losses, method, parts or [slice(4 * rank, 4 * rank + 4)], bool(parts)
-            )
+                (lambda x: model(x)) if way.startswith("within") else model,
+                net, losses, method, parts or [slice(4 * rank, 4 * rank + 4)], bool(parts),
+            )  # fmt: skip
         except RuntimeError as error:
             results[way, method] = f"{type(error).__name__}: {error}"
         del model
@@ -149,7 +176,8 @@ def test_each_process_has_the_gradients_of_the_joint_batch(results, way, method)
     # Else it makes zeros of what is none, which an optimiser can tell.
     zeros = "find_unused_parameters" not in options and "static_graph" not in options
     parts = [slice(0, 4), slice(4, 8)] if parted else [slice(0, 8)]
-    gradients, weights = train(net, net, losses, "double_backward", parts, False, zeros)
+    critic = (lambda x: tripled(net, (x,), net(x))) if way.startswith("hooked") else net
+    gradients, weights = train(critic, net, losses, "double_backward", parts, False, zeros)
     for result in results:
         found = result[way, method]
         assert not isinstance(found, str), found
