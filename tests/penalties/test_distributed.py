@@ -145,7 +145,7 @@ def run(rank, folder):
         parts = [slice(rank * 2 + i * 4, rank * 2 + i * 4 + 2) for i in range(2)] if parted else []
         try:
             results[way, method] = train(
-                (lambda x: model(x)) if way.startswith("within") else model,
+                (lambda x, model=model: model(x)) if way.startswith("within") else model,
                 net, losses, method, parts or [slice(4 * rank, 4 * rank + 4)], bool(parts),
             )  # fmt: skip
         except RuntimeError as error:
