@@ -29,13 +29,13 @@ class Encodes(Game):
         """Latents as samples are made of, N(0, I) [number, latent]: always the same."""
         return torch.randn(number, self.config.latent, generator=torch.Generator().manual_seed(self.config.seed))
 
-    def looked_at(self) -> Tensor:
-        """Which images are measured and shown: all that are held out, of a game that holds out some."""
-        return self.run.held_out(self.held_out)[1] if self.held_out else torch.arange(len(self.run.images))
+    def looked_at(self, number: int) -> Tensor:
+        """Which images are measured and shown: of those that are held out, of a game that holds out some."""
+        return self.run.held_out(self.held_out)[1][:number] if self.held_out else self.run.spread(number)
 
     def seen(self, number: int) -> Tensor:
         """Images that are measured and shown, [number, C, H, W] on the CPU."""
-        return self.run.images[self.looked_at()[:number]].cpu()
+        return self.run.images[self.looked_at(number)].cpu()
 
     def pictures(self) -> dict[str, Picture]:
         encode, decode = self.coding()
@@ -50,20 +50,25 @@ class Encodes(Game):
 class EncodesClasses(Encodes):
     """The same, and what the codes say of classes, where the data have some."""
 
-    def looked_at(self) -> Tensor:
-        return super().looked_at()[-self.config.evaluate_samples :]
-
-    def vector(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The codes of images of the class FROM, and the mean code of the class TO less theirs."""
-        encode, images, labels = self.coding()[0], self.seen(self.config.evaluate_samples), labels[self.looked_at()]
-        before, after = (encode(images[labels == kind]) for kind in (FROM, TO))
-        return before, after.mean(0) - before.mean(0)
+    def vector(self, labels: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """The codes of images of the class FROM, and the mean code of the class TO less theirs; None where none of the
+        images is known to be of one of the two."""
+        if labels is None:
+            return None
+        number, encode = self.config.evaluate_samples, self.coding()[0]
+        images, labels = self.seen(number), labels[self.looked_at(number)]
+        before, after = (images[labels == kind] for kind in (FROM, TO))
+        if not len(before) or not len(after):
+            return None
+        codes = encode(before)
+        return codes, encode(after).mean(0) - codes.mean(0)
 
     def pictures(self) -> dict[str, Picture]:
         drawn = super().pictures()
         labels = None if self.run.samples is None else self.run.known_labels()
-        if labels is not None and labels.max() >= TO:
-            codes, vector = self.vector(labels)
+        found = self.vector(labels)
+        if found is not None:
+            codes, vector = found
             path = codes[:8, None] + torch.linspace(0.0, 1.5, 8)[:, None] * vector
             moved = Picture(self.coding()[1](path.flatten(0, 1)))
             drawn[f"from class {FROM} towards {TO}"] = moved
@@ -79,10 +84,11 @@ class EncodesClasses(Encodes):
         fine, real = (metrics.laplacian_pyramid(x)[0].square().mean().item() for x in (again, images))
         found = {"high_frequency": fine / real, "pixel_error": (again - images).square().mean().item()}
         if labels is not None:
-            kept = read_classes(again, config.data, config.side) == labels[self.looked_at()]
+            kept = read_classes(again, config.data, config.side) == labels[self.looked_at(config.evaluate_samples)]
             found["class_kept"] = kept.float().mean().item()
-        if labels is not None and labels.max() >= TO:
-            codes, vector = self.vector(labels)
+        between = self.vector(labels)
+        if between is not None:
+            codes, vector = between
             moved = read_classes(decode(codes + vector), config.data, config.side)
             found["flipped"] = (moved == TO).float().mean().item()
         return found

@@ -49,6 +49,17 @@ POSITIVE = frozenset(
 )
 
 
+def evenly(number: int, length: int) -> Tensor:
+    """``number`` indices, or as many as there are, from the first on at equal distances. Of data that lie in the order
+    of their classes, as MNIST's digits and the folders of classes do, the first ones are of a few classes alone.
+
+    >>> evenly(4, 10), evenly(4, 2)
+    (tensor([0, 2, 5, 7]), tensor([0, 1]))
+    """
+    number = min(number, length)
+    return torch.arange(number) * length // max(1, number)
+
+
 @dataclass(frozen=True)
 class Player:
     """Who moves: the networks whose parameters one optimiser steps. A network may belong to several players.
@@ -126,6 +137,10 @@ class Run:
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0))
         number = round(share * len(order))
         return order[number:], order[:number]
+
+    def spread(self, number: int) -> Tensor:
+        """Indices of so many samples, or of all: see ``evenly``."""
+        return evenly(number, len(self.images))
 
     def batch(self) -> tuple[Tensor, ...]:
         """The next real samples, (x,), or with their condition, (x, y): this process's part, on the device, of the

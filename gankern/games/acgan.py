@@ -136,9 +136,9 @@ class ACGAN(Game):
         config, run = self.config, self.run
         asked = torch.arange(1000) % config.num_classes
         images = self.sample(asked, config.seed)
-        real = run.images[torch.arange(min(5000, len(run.images)))]
+        some = run.spread(5000)
         return {
             "label_accuracy": metrics.label_accuracy(asked, read_classes(images, config.data, config.side)),
             "diversity": metrics.within_class_diversity(images, asked)
-            / metrics.within_class_diversity(real, run.labels[: len(real)].cpu()),
+            / metrics.within_class_diversity(run.images[some], run.labels[some].cpu()),
         }

@@ -130,7 +130,7 @@ class BEGAN(Game):
     def pictures(self) -> dict[str, Picture]:
         drawn = {"samples": Picture(self.drawn(64))}
         if self.run.samples is not None:
-            images = self.run.images[torch.arange(32)].to(self.run.device)
+            images = self.run.images[self.run.spread(32)].to(self.run.device)
             with self.evaluating():
                 again = self.networks["decoder"](self.networks["encoder"](images))
             drawn["images and reconstructions"] = Picture(alternating(images, again))
@@ -143,6 +143,6 @@ class BEGAN(Game):
         if self.run.known_labels() is not None:
             number = min(self.config.evaluate_samples, len(self.run.images))
             extract = metrics.trained(self.config.data, self.config.side, seed=1)
-            real, fake = (extract(x).features for x in (self.run.images[torch.arange(number)], self.drawn(number)))
+            real, fake = (extract(x).features for x in (self.run.images[self.run.spread(number)], self.drawn(number)))
             found["fid_own_classifier"] = metrics.frechet_distance(real, fake)
         return found

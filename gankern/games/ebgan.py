@@ -99,7 +99,7 @@ class EBGAN(Game):
         }
         self.margin = self.options.margin
         if not self.margin and run.samples is not None:
-            some = run.images[torch.arange(min(1000, len(run.images)))]
+            some = run.images[run.spread(1000)]
             self.margin = 0.5 * some.var(0).mean().item()
 
     def energy(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +126,7 @@ class EBGAN(Game):
         fakes = self.drawn(64)
         drawn = {"samples": Picture(fakes.cpu())}
         if self.run.samples is not None:
-            images = self.run.images[torch.arange(16)].to(self.run.device)
+            images = self.run.images[self.run.spread(16)].to(self.run.device)
             with self.evaluating():
                 shown = [y for x in (images, fakes[:16]) for y in (x, self.networks["decoder"](self.energy(x)[1]))]
             drawn["real, reconstructed, fake, reconstructed"] = Picture(alternating(*shown))
@@ -136,7 +136,7 @@ class EBGAN(Game):
         """``energy_real``, ``energy_fake``: D; ``margin``; ``least_class``: of 1,000 samples the share of the class
         that a classifier of real images sees least; ``squared_cosine``: PT of their codes."""
         config = self.config
-        images, fakes = self.run.images[torch.arange(min(1000, len(self.run.images)))], self.drawn(1000)
+        images, fakes = self.run.images[self.run.spread(1000)], self.drawn(1000)
         with self.evaluating():
             real, (fake, codes) = self.energy(images.to(self.run.device))[0], self.energy(fakes)
         found = {"energy_real": real.mean().item(), "energy_fake": fake.mean().item(), "margin": self.margin}

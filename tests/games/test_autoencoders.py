@@ -58,12 +58,27 @@ def test_repelling_term_in_loops():
 def test_margin_is_half_the_variance_and_the_hinge_is_of_each_sample():
     images = data.load("digits")
     game = made("ebgan", images, samples=images)
-    assert game.margin == pytest.approx(0.5 * images[:1000].var(0).mean().item())
+    assert game.margin == pytest.approx(0.5 * images[game.run.spread(1000)].var(0).mean().item())
     assert made("ebgan", images, samples=images, options={"margin": 0.7}).margin == 0.7
     game.networks["decoder"] = torch.nn.Identity()
     game.networks["encoder"] = torch.nn.Identity()  # D is 0 for all: the hinge is the margin
     game.run.batches = iter([images[:64]])
     assert next(game.moves())[1].item() == pytest.approx(game.margin)
+
+
+def test_data_in_the_order_of_their_classes_are_measured_from_end_to_end():
+    digits = data.load("mnist5k")
+    labels = data.condition("mnist5k", digits, "labels")
+    assert labels[:500].unique().tolist() == [0]  # as they lie
+    config = training.configure("vaegan", "mnist5k", digits, width=8, latent=4, threads=1, evaluate_samples=100)
+    game = games.find("vaegan")(Run(config, "torch", samples=digits))
+    assert labels[game.looked_at(100)].unique().tolist() == [*range(10)]
+    before, between = game.vector(labels)
+    assert before.shape == (10, 4) and between.shape == (4,) and between.any()
+    assert game.vector(torch.zeros_like(labels)) is None and game.vector(None) is None
+    assert len(game.pictures()) == 3
+    halves = torch.cat([torch.full((2000, 1, 8, 8), value) for value in (-1.0, 1.0)])
+    assert made("ebgan", halves, samples=halves, size=8).margin == pytest.approx(0.5, rel=0.01)
 
 
 def test_balance_of_began(monkeypatch):

@@ -93,9 +93,10 @@ def test_wrong_options():
         made("unrolled", share=(0, 2))
 
 
-def test_mrgan_takes_reconstructions_for_real():
-    """The sign of the second term: a discriminator that likes G(E(x)) more makes the regulariser smaller."""
-    game = made("mrgan")
+@pytest.mark.parametrize("loss", ["minimax", "non_saturating"])
+def test_mrgan_takes_reconstructions_for_real(loss):
+    """The second term is -log D, where the loss of samples is log(1 - D) too: the more D likes G(E(x)), the smaller."""
+    game = made("mrgan", loss=loss, options={"distance": 0.2, "adversarial": 0.2})
     assert sum(p.numel() for p in game.networks["encoder"].parameters()) == 2 * 128 + 128 + 128 * 129 + 256 * 129
     real = torch.randn(6, 2)
     game.networks["encoder"], game.networks["generator"] = nn.Identity(), nn.Sequential()  # G(E(x)) = x
