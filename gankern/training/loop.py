@@ -22,6 +22,7 @@ from gankern.core.arguments import shown
 from gankern.data import ImageSource, Points
 from gankern.games import Picture
 from gankern.games._config import Config, best_of, taken
+from gankern.games._game import evenly
 from gankern.training import checkpoint as checkpoints
 from gankern.training import parallel, pictures
 from gankern.training import record as records
@@ -193,7 +194,7 @@ def _real(samples: Any) -> dict[str, Picture]:
     """Some of the images that are trained on, to be seen beside what was made of them."""
     if isinstance(samples, Points) or samples.shape[1] not in (1, 3):
         return {}
-    return {"real images": Picture(samples[torch.arange(min(64, len(samples)))].cpu())}
+    return {"real images": Picture(samples[evenly(64, len(samples))].cpu())}
 
 
 def _run(
