@@ -188,7 +188,7 @@ def main() -> None:
     gankern.keep_freed_memory()
     keep = arguments.keep and FILE.is_file()
     kinds = arguments.kinds.split(",")
-    known = choice.measured_ways() if FILE.is_file() else {}
+    known = choice.read_ways(FILE) if FILE.is_file() else {}
     table = {key: dict(shapes) for key, shapes in known.items() if keep or key[0] not in kinds}
     begin, left = time.perf_counter(), 0
     with torch.no_grad():

@@ -1,6 +1,6 @@
 // Convolutions by bilinear algorithms: y = A [(G w) * (B x)], the same three small matrices on both sides of
-// an image tile. The table of them is convolution_rows.h; what stands here knows no row by name. The last five
-// are none of these: convolution_direct.h, convolution_phases.h and convolution_streamed.h.
+// an image tile. The table of them is convolution_rows.h; what stands here knows no row by name. Six are
+// none of these: convolution_direct.h, convolution_phases.h, convolution_streamed.h and convolution_pointwise.h.
 //
 // Channels lie side by side in all scratch memory, so that transforms are vectorised over channels for every
 // row and every image size; contiguous (NCHW) images are turned on the way in and out, in registers, a block
@@ -557,6 +557,7 @@ void kernel_gradient(const Convolution& t, int64_t panel, int64_t in, const Acc<
 
 #include "convolution_direct.h"
 #include "convolution_phases.h"
+#include "convolution_pointwise.h"
 #include "convolution_streamed.h"
 
 namespace gankern {
@@ -914,7 +915,9 @@ void weight_gradient(const Convolution& t, const Parallel& parallel) {
    strided_##function##_of_any<T>,    \
    transposed_##function##_of_any<T>, \
    strided_streamed_##function<T>,    \
-   transposed_streamed_##function<T>}
+   transposed_streamed_##function<T>, \
+   pointwise_##function<T>,           \
+   function<T, SameOfFour4>}
 #define GANKERN_TABLE(function)                                                                     \
   {GANKERN_ROWS(function, double), GANKERN_ROWS(function, float), GANKERN_ROWS(function, BFloat16), \
    GANKERN_ROWS(function, Half)}

@@ -27,8 +27,10 @@ enum class ConvolutionRow {
   kTransposedDirect,    // transposed 4x4 stride 2 padding 1: the same
   kStridedStreamed,     // 4x4 stride 2 padding 1, as one product of matrices
   kTransposedStreamed,  // transposed 4x4 stride 2 padding 1: the same
+  kPointwise,           // 1x1 stride 1, as a product of matrices
+  kSameOfFour4,         // 4x4 stride 1, two-tap filters of two-tap filters
 };
-constexpr int kConvolutionRows = 17;
+constexpr int kConvolutionRows = 19;
 
 // A batch of images: [images, channels, height, width], contiguous or channels_last.
 struct ConvolutionImages {

@@ -156,7 +156,26 @@ struct SameOfFour2 {
   static constexpr int kVOf[kProducts] = {0, 1, 2, 3, 4}, kMOf[kProducts] = {0, 1, 2, 3, 4};
 };
 
-// The same with three outputs, points 0, 1, -1, 1/2, -2: the inputs' transform is that of Same4.
+// Four taps of stride 1 as two filters of two taps, of which each product is one of two such filters two pixels apart:
+// points 0, 1 twice over, and no factor but 1 and -1.
+struct SameOfFour4 {
+  static constexpr int kTaps = 4, kIn = 7, kStep = 4, kBefore = -1, kOut = 4, kV = 9, kM = 9, kProducts = 9;
+  static constexpr double kB[kV][kIn] = {
+      {1, -1, -1, 1, 0, 0, 0}, {0, 1, 0, -1, 0, 0, 0}, {0, -1, 1, 1, -1, 0, 0},
+      {0, 0, 1, -1, 0, 0, 0},  {0, 0, 0, 1, 0, 0, 0},  {0, 0, 0, -1, 1, 0, 0},
+      {0, 0, -1, 1, 1, -1, 0}, {0, 0, 0, -1, 0, 1, 0}, {0, 0, 0, 1, -1, -1, 1}};
+  static constexpr double kG[kProducts][kTaps] = {{1, 0, 0, 0}, {1, 1, 0, 0}, {0, 1, 0, 0},
+                                                  {1, 0, 1, 0}, {1, 1, 1, 1}, {0, 1, 0, 1},
+                                                  {0, 0, 1, 0}, {0, 0, 1, 1}, {0, 0, 0, 1}};
+  static constexpr double kA[kOut][kM] = {{1, 1, 0, 1, 1, 0, 0, 0, 0},
+                                          {0, 1, 1, 0, 1, 1, 0, 0, 0},
+                                          {0, 0, 0, 1, 1, 0, 1, 1, 0},
+                                          {0, 0, 0, 0, 1, 1, 0, 1, 1}};
+  static constexpr int kVOf[kProducts] = {0, 1, 2, 3, 4, 5, 6, 7, 8},
+                       kMOf[kProducts] = {0, 1, 2, 3, 4, 5, 6, 7, 8};
+};
+
+// Four taps with three outputs, points 0, 1, -1, 1/2, -2: the inputs' transform is that of Same4.
 struct SameOfFour3 {
   static constexpr int kTaps = 4, kIn = 6, kStep = 3, kBefore = -1, kOut = 3, kV = 6, kM = 6, kProducts = 6;
   static constexpr double kB[kV][kIn] = {{1, -1.5, -2, 1.5, 1, 0}, {0, 1, -.5, -2.5, -1, 0},

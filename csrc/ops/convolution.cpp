@@ -8,7 +8,8 @@ namespace gankern {
 namespace {
 
 constexpr const char* kName = "convolution_row";
-constexpr int64_t kTaps[kConvolutionRows] = {3, 3, 3, 3, 4, 4, 4, 4, 3, 3, 4, 4, 0, 4, 4, 4, 4};  // 0: any
+constexpr int64_t kTaps[kConvolutionRows] = {3, 3, 3, 3, 4, 4, 4, 4, 3, 3,
+                                             4, 4, 0, 4, 4, 4, 4, 1, 4};  // 0: any
 
 // A tensor densely in one of the two memory formats.
 struct Images {

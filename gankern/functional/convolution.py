@@ -108,7 +108,7 @@ def conv2d(
     r"""torch.nn.functional.conv2d, on the CPU with fewer multiplications: :math:`y_o = b_o + \sum_i w_{oi} \star x_i`.
 
     A 3x3 kernel of stride 1 with padding 0, 1 or 2 runs as Winograd's F(2x2) with 4 instead of 9 products a pixel, a
-    4x4 kernel of stride 1 with padding 0 to 3 with 6.25 instead of 16, one of stride 2 with padding 1 as four filters
+    4x4 kernel of stride 1 with padding 0 to 3 with 5.06 instead of 16, one of stride 2 with padding 1 as four filters
     of two taps with 9 instead of 16, and a 3x3 kernel of stride 2 with padding 1 as filters of two taps and of one with
     6.25 instead of 9, where that was measured to be faster; :func:`gankern.set_convolution_precision` allows larger
     tiles. With few channels on one side (an image's), square kernels of 1, 3, 4, 5, 7 and 9 taps of stride 1, and the

@@ -53,10 +53,17 @@ DIRECT = Row(12, 12, "highest")
 KINDS = {
     "upsample": Kind(3, {"nine": Row(0, 1, "highest")}, transposed=True, collapsed=True),
     "downsample": Kind(3, {"nine": Row(1, 0, "highest")}, scale=0.25, collapsed=True, zeros=True),
-    "pointwise": Kind(1, {"direct": DIRECT}, stride=1),
+    "pointwise": Kind(1, {"direct": DIRECT, "panels": Row(17, 17, "highest")}, stride=1),
     "same": Kind(3, {"direct": DIRECT, "tiles2": Row(2, 2, "highest"), "tiles4": Row(3, 3, "high")}, stride=1),
     "same_of_four": Kind(
-        4, {"direct": DIRECT, "tiles2": Row(10, 10, "highest"), "tiles3": Row(11, 11, "high")}, stride=1
+        4,
+        {
+            "direct": DIRECT,
+            "tiles2": Row(10, 10, "highest"),
+            "tiles4": Row(18, 18, "highest"),
+            "tiles3": Row(11, 11, "high"),
+        },
+        stride=1,
     ),
     "same_of_five": Kind(5, {"direct": DIRECT}, stride=1),
     "same_of_seven": Kind(7, {"direct": DIRECT}, stride=1),
@@ -96,7 +103,7 @@ OTHERS = {
 OF_STRIDE_ONE = {kind.taps: name for name, kind in KINDS.items() if kind.stride == 1}
 
 
-# The engine's rows for a kind that a precision allows, the one with the largest tile last.
+# The engine's rows for a kind that a precision allows, the one with the fewest products last.
 ALLOWED = {
     (name, level): tuple(
         way
@@ -175,7 +182,11 @@ def result_size(kind: str, padding: int, height: int, width: int) -> tuple[int, 
 
 Shape = tuple[int, int, int]  # channels in, channels out, pixels of the smaller image times images
 WAYS = Path(__file__).with_name("ways")
-FALLBACK = "amd-epyc-avx512"  # where the machine at hand was never measured
+# Of what was never measured on the machine at hand: the last one of these that has it, with vectors of its length.
+FALLBACKS = (
+    "amd-epyc-avx512",
+    *(["amd-epyc-avx2"] if torch.backends.cpu.get_cpu_capability() == "AVX2" else []),
+)
 
 
 def machine() -> str:
@@ -188,18 +199,27 @@ def machine() -> str:
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
-@functools.cache
-def measured_ways() -> dict[tuple[str, str, str], dict[Shape, dict[str, float]]]:
-    """For each kind, pass and memory format the milliseconds of each way, by shape: those of this machine where it was
-    measured, else those of the one that was."""
-    mine = WAYS / f"{machine()}.json"
-    text = (mine if mine.is_file() else WAYS / f"{FALLBACK}.json").read_text()
+Measured = dict[tuple[str, str, str], dict[Shape, dict[str, float]]]
+
+
+def read_ways(file: Path) -> Measured:
+    """For each kind, pass and memory format of a file the milliseconds of each way, by shape."""
     return {
         (kind, which, memory_format): {(row[0], row[1], row[2]): row[3] for row in rows}
-        for kind, passes in json.loads(text)["measured"].items()
+        for kind, passes in json.loads(file.read_text())["measured"].items()
         for which, formats in passes.items()
         for memory_format, rows in formats.items()
     }
+
+
+@functools.cache
+def measured_ways() -> Measured:
+    """The same of this machine; kinds that were not measured on it are FALLBACKS'."""
+    files = [WAYS / f"{name}.json" for name in (*FALLBACKS, machine())]
+    measured: Measured = {}
+    for file in files:
+        measured |= read_ways(file) if file.is_file() else {}
+    return measured
 
 
 def _distance(shape: Shape, measured: Shape) -> float:

@@ -292,7 +292,7 @@ def test_nan_stays_in_its_tiles(kind, value):
     """In the results of the tiles that direct convolution spreads it to, and in none beyond."""
     x, w, b = (t.detach() for t in tensors(kind, 2, 3, 4, 32, 32, torch.float32))
     x[1, 1, 13, 14] = value
-    tiles_of_three = {"strided_of_three": [2], "transposed_of_three": [4], "same_of_four": [2, 3]}
+    tiles_of_three = {"strided_of_three": [2], "transposed_of_three": [4], "same_of_four": [4, 3]}
     direct = {kind: [1] for kind in ("pointwise", "same_of_five", "same_of_seven", "same_of_nine")}
     tiles = {**direct, "upsample": [2], "downsample": [1], "strided": [2, 4], "transposed": [4, 8], **tiles_of_three}
     tile = tiles.get(kind, [2, 4])
@@ -607,19 +607,26 @@ def test_which_kind_a_call_is(function, shape, options, right):
 
 
 def test_measured_ways_are_a_file_a_machine(monkeypatch, tmp_path):
-    """Of this machine where there is one, else of the one that was measured; the file says whose it is."""
+    """Kinds of this machine's where it has them, else of another one's; the file says whose it is."""
     files = sorted(choice.WAYS.glob("*.json"))
-    assert choice.WAYS / f"{choice.FALLBACK}.json" in files
+    assert {choice.WAYS / f"{name}.json" for name in choice.FALLBACKS} <= set(files)
     for file in files:
         assert json.loads(file.read_text())["machine"] == file.stem
-    mine = {"machine": choice.machine(), "measured": {"same": {"forward": {"contiguous": [[1, 2, 3, {"torch": 0.5}]]}}}}
-    other = {"machine": choice.FALLBACK, "measured": {}}
+
+    def write(name, **kinds):
+        measured = {kind: {"forward": {"contiguous": [[1, 2, 3, {"torch": t}]]}} for kind, t in kinds.items()}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"machine": name, "measured": measured}))
+
+    def times():
+        return {kind: ways[1, 2, 3]["torch"] for (kind, *_), ways in choice.measured_ways.__wrapped__().items()}
+
     monkeypatch.setattr(choice, "WAYS", tmp_path)
-    monkeypatch.setattr(choice, "FALLBACK", "other")
-    (tmp_path / "other.json").write_text(json.dumps(other))
-    assert choice.measured_ways.__wrapped__() == {}
-    (tmp_path / f"{choice.machine()}.json").write_text(json.dumps(mine))
-    assert choice.measured_ways.__wrapped__() == {("same", "forward", "contiguous"): {(1, 2, 3): {"torch": 0.5}}}
+    monkeypatch.setattr(choice, "FALLBACKS", ("first", "second"))
+    write("first", same=0.1, strided=0.1, pointwise=0.1)
+    assert times() == {"same": 0.1, "strided": 0.1, "pointwise": 0.1}
+    write("second", strided=0.2)
+    write(choice.machine(), same=0.3)
+    assert times() == {"same": 0.3, "strided": 0.2, "pointwise": 0.1}
 
 
 @native
@@ -627,6 +634,7 @@ def test_measured_ways_are_a_file_a_machine(monkeypatch, tmp_path):
 def test_the_table_holds_for_all_kinds(which):
     measured = {kind for kind, *_ in choice.measured_ways()}
     assert {"upsample", "downsample", "same", "strided", "transposed"} <= measured <= set(choice.KINDS)
+    later = {"pointwise": {"panels"}, "same_of_four": {"tiles4"}}  # than the table of AVX-512
     for kind in choice.KINDS.keys() - measured:  # what was not measured is torch's
         assert choice.way_for(kind, which, "highest", False, 64, 64, 4096) == "torch"
     for kind in measured:
@@ -635,7 +643,7 @@ def test_the_table_holds_for_all_kinds(which):
                 assert all(n > 0 for n in shape) and all(t > 0 for t in times.values())
                 assert set(times) <= {*choice.OTHERS, *choice.KINDS[kind].rows}
                 # Many channels are not measured for one, large maps for the other.
-                rows = set(choice.KINDS[kind].rows) - {"direct", "streamed"}
+                rows = set(choice.KINDS[kind].rows) - {"direct", "streamed"} - later.get(kind, set())
                 assert {"torch", *rows} <= set(times) and len(times) > 1
 
 
@@ -689,6 +697,52 @@ def test_a_weight_that_streams_by(images, weights, dtype):
 
 
 @native
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gradients", FORMATS)
+@pytest.mark.parametrize("images", FORMATS)
+def test_pixels_in_panels(images, gradients, dtype):
+    """Row 17 against fp64: no image, one pixel, maps and channels that fill no panel, more than a block of either, and
+    images and gradients that lie in different orders."""
+    row, row_weight = torch.ops.gankern.convolution_row, torch.ops.gankern.convolution_row_weight_gradient
+    bound = {torch.float64: 1e-12, torch.float32: 3e-6}.get(dtype, 1e-2)
+    for n, c, d, h, w in (
+        (0, 3, 4, 4, 4),
+        (1, 1, 1, 1, 1),
+        (1, 3, 5, 1, 3),
+        (3, 7, 9, 5, 7),
+        (2, 33, 40, 3, 5),
+        (1, 5, 3, 61, 53),
+        (2, 150, 70, 20, 13),
+        (1, 520, 12, 4, 4),
+        (1, 12, 520, 4, 4),
+    ):
+        x = torch.randn(n, c, h, w).to(dtype).contiguous(memory_format=images)
+        g = torch.randn(n, d, h, w).to(dtype).contiguous(memory_format=gradients)
+        weight, bias = torch.randn(d, c, 1, 1).to(dtype), torch.randn(d).to(dtype)
+        right = F.leaky_relu(F.conv2d(x.double(), weight.double() / 2, bias.double()), 0.2)
+        right_x = F.conv2d(g.double(), weight.double().transpose(0, 1))
+        right_weight = torch.einsum("nchw,ndhw->dc", x.double(), g.double())[..., None, None]
+        for ours, reference in (
+            (row(x, weight, bias, 17, h, w, 0, False, False, 0.5, 0.2, 0), right),
+            (row(g, weight, None, 17, h, w, 0, True, True, 1.0, 1.0, 0), right_x),
+            (row_weight(x, g, 17, 0, False, False, 1.0, 0), right_weight),
+            (row_weight(g, x, 17, 0, False, True, 0.5, 0), right_weight / 2),
+        ):
+            assert ours.dtype == dtype and ours.shape == reference.shape
+            largest = max(1.0, reference.abs().max().item()) if reference.numel() else 1.0
+            torch.testing.assert_close(ours.double(), reference, rtol=0, atol=bound * largest)
+
+
+@native
+def test_a_value_that_is_not_finite_stays_in_its_pixel():
+    """The panel's other pixels, and what fills it up, are not touched: exactly torch's results are not finite."""
+    x, w = torch.randn(2, 5, 7, 9), torch.randn(6, 5, 1, 1)
+    x[1, 2, 3, 4], x[0, 0, 6, 8] = math.nan, math.inf
+    ours, right = GF.conv2d(x, w, implementation="cpu"), F.conv2d(x, w)
+    assert torch.equal(ours.isnan(), right.isnan()) and torch.equal(ours.isinf(), right.isinf())
+
+
+@native
 def test_few_pixels_go_the_streamed_way():
     """The deep layers of a U-Net, where reading the weight is all there is."""
     for which, layout in itertools.product(choice.PASSES, (False, True)):
@@ -730,8 +784,8 @@ def test_a_large_transposed_weight_gradient_by_torch():
 WAYS = [  # all that are not the last row, which "cpu" takes
     (kind, way)
     for kind, (name, _) in {**{k: (k, 0) for k in KINDS}, **BORDERED}.items()
-    for way in ("torch", "exchanged", "product", "direct", "streamed")
-    if (way not in ("direct", "streamed") or way in choice.KINDS[name].rows)
+    for way in ("torch", "exchanged", "product", "direct", "streamed", "panels")
+    if (way not in ("direct", "streamed", "panels") or way in choice.KINDS[name].rows)
     and (way != "exchanged" or choice.KINDS[name].stride == 1)
     and (way != "product" or not choice.KINDS[name].collapsed)
 ]
@@ -740,7 +794,7 @@ WAYS = [  # all that are not the last row, which "cpu" takes
 @pytest.mark.parametrize(("kind", "way"), WAYS)
 def test_other_ways(kind, way, monkeypatch):
     """What runs where a row is not the fastest, and on devices without the engine."""
-    if way in ("direct", "streamed") and NATIVE_MISSING:
+    if way in ("direct", "streamed", "panels") and NATIVE_MISSING:
         pytest.skip("needs the native library")
     monkeypatch.setattr(ops, "_way", lambda *args: way)
     for h, w in ((6, 8), (7, 5)):

@@ -31,8 +31,10 @@ struct Problem {
       case ConvolutionRow::kStridedStreamed:
       case ConvolutionRow::kTransposedStreamed:
       case ConvolutionRow::kSameOfFour2:
-      case ConvolutionRow::kSameOfFour3: return 4;
+      case ConvolutionRow::kSameOfFour3:
+      case ConvolutionRow::kSameOfFour4: return 4;
       case ConvolutionRow::kDirect: return 2 * padding + 1;
+      case ConvolutionRow::kPointwise: return 1;
       default: return 3;
     }
   }
@@ -48,7 +50,9 @@ struct Problem {
       case ConvolutionRow::kSame4:
       case ConvolutionRow::kSameOfFour2:
       case ConvolutionRow::kSameOfFour3:
+      case ConvolutionRow::kSameOfFour4:
       case ConvolutionRow::kDirect: return n + 2 * padding - taps() + 1;
+      case ConvolutionRow::kPointwise: return n;
       default: return 2 * n;
     }
   }
@@ -62,7 +66,9 @@ struct Problem {
       case ConvolutionRow::kSame4:
       case ConvolutionRow::kSameOfFour2:
       case ConvolutionRow::kSameOfFour3:
+      case ConvolutionRow::kSameOfFour4:
       case ConvolutionRow::kDirect: return {inside(output + t - padding), -1};
+      case ConvolutionRow::kPointwise: return {output, -1};
       case ConvolutionRow::kStrided2:
       case ConvolutionRow::kStrided4:
       case ConvolutionRow::kStridedDirect:
@@ -210,6 +216,7 @@ GANKERN_TEST(convolution) {
     });
     test_problem<float>(many, {3}, Placement::kGuarded);
     if (row == int(ConvolutionRow::kSame2) || row == int(ConvolutionRow::kSame4) ||
+        row == int(ConvolutionRow::kSameOfFour4) ||
         (row >= int(ConvolutionRow::kSameOfFour2) && row <= int(ConvolutionRow::kDirect))) {
       for (int64_t padding : {0, 2, 3}) {
         if (padding == 3 && p.taps() == 3) continue;
