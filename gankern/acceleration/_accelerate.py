@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
+import functools
+import types
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +23,7 @@ from gankern.acceleration._code import functions_held, names_used
 from gankern.acceleration._compiled import inside_compiled_parts, is_compiled
 from gankern.acceleration._layers import Followed, Left, Replaced
 from gankern.acceleration._report import Call, Report, Row
-from gankern.acceleration._root import CHANGES, Gains, Leaves, Plan, root_forward
+from gankern.acceleration._root import CHANGES, Gains, Leaves, Plan, RootForward, root_forward
 from gankern.acceleration._scope import Kept
 from gankern.acceleration._verify import copy_of, fresh
 from gankern.acceleration._verify import verify as _verify
@@ -66,13 +69,67 @@ class Scriptable:
         module.__dict__.pop("__prepare_scriptable__", None)
 
 
-def _change(module: nn.Module, change: Method | Kernels | Scriptable) -> None:
+_COPYING = "__getstate__", "_replicate_for_data_parallel"  # what torch and Python ask an instance for its copies
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Copies that share the module's attributes (``copy.copy``, nn.DataParallel's replicas) are the original's: what
+    stands in place of a method is of the module that it was made for, and would compute with that one's."""
+
+    def undo(self, module: Any) -> None:
+        for name in _COPYING:
+            module.__dict__.pop(name, None)
+
+
+class _State(dict):
+    """Of what a module is made, for its copies. A shallow one takes the values that are here; deep ones and pickles,
+    in which all is made anew, take the whole."""
+
+    def __init__(self, whole: dict[str, Any]) -> None:
+        self.whole = whole
+        twin = types.SimpleNamespace(**whole)
+        _undo_methods(twin)
+        super().__init__(twin.__dict__)
+
+    def __deepcopy__(self, memo: Any) -> dict[str, Any]:
+        return copy.deepcopy(self.whole, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dict, (self.whole,)
+
+
+def _undo_methods(twin: Any) -> None:
+    """Undoes what was changed in the attributes of a module, of something that shares them."""
+    for change in reversed(twin.__dict__.pop(CHANGES, [])):
+        if not isinstance(change, Kernels):
+            change.undo(twin)
+
+
+def _state(module: nn.Module) -> Any:
+    state = type(module).__getstate__(module)
+    return _State(state) if isinstance(state, dict) else state
+
+
+def _replica(module: nn.Module) -> nn.Module:
+    replica = type(module)._replicate_for_data_parallel(module)
+    _undo_methods(replica)
+    return replica
+
+
+def _change(module: nn.Module, change: Method | Kernels | Scriptable | Copies) -> None:
     module.__dict__.setdefault(CHANGES, []).append(change)
 
 
-def _replace(module: nn.Module, name: str, function: Callable[..., Any], *constants: Any) -> None:
+def _replace(
+    module: nn.Module, name: str, function: Callable[..., Any], *constants: Any, by: type[Replaced] = Replaced
+) -> None:
+    if not any(isinstance(change, Copies) for change in module.__dict__.get(CHANGES, ())):
+        _change(module, Copies())
+        module.__dict__["__getstate__"] = functools.partial(_state, module)
+        module.__dict__["_replicate_for_data_parallel"] = functools.partial(_replica, module)
     _change(module, Method(name, module.__dict__.get(name)))
-    replaced = Replaced(function, module, *constants)
+    replaced = by(function, module, *constants)
     if name != "forward":
         replaced.name = name
     replaced.whole = function in (_known.known_forward,)
@@ -360,7 +417,7 @@ class _Work:
         _change(self.root, Scriptable())
         leaves = [(m, m.__dict__["forward"]) for m in self.replaced if m is not self.root]
         plan = Plan(self.fast, Leaves(leaves), Gains(), Chains(), Kept())
-        _replace(self.root, "forward", root_forward, plan, self.root.__dict__.get("forward"))
+        _replace(self.root, "forward", root_forward, plan, self.root.__dict__.get("forward"), by=RootForward)
 
 
 # ---- the two functions ------------------------------------------------------------------------------------------

@@ -35,7 +35,6 @@ from gankern.acceleration._scope import (
     plain,
     preserve,
     say,
-    seen_by_others,
     settle,
     settled,
     state,
@@ -44,7 +43,7 @@ from gankern.core import activations
 from gankern.core.dispatch import last_implementation
 from gankern.core.layout import has_channels_together
 from gankern.core.native import nodes
-from gankern.core.torch_internals import autocasting, recomputed, transformed
+from gankern.core.torch_internals import autocasting, recomputed, seen_by_others, transformed
 from gankern.functional._norm_act import update_running
 from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
 from gankern.ops.bias_act import bias_prelu as _bias_prelu

@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from gankern.acceleration._compiled import is_compiled
 from gankern.acceleration._report import Call
-from gankern.acceleration._scope import METADATA, QUIET, state
+from gankern.acceleration._scope import METADATA, state
+from gankern.core.torch_internals import OWN_MODES
 
 OWN_CODE = "its own code"
 TORCH = "torch"
@@ -136,7 +137,7 @@ class Listing(TorchFunctionMode):
             return func(*args, **kwargs)
 
 
-QUIET.add(Listing)
+OWN_MODES.add(Listing)
 
 
 def _is_whole(module: nn.Module) -> bool:

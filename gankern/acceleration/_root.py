@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import weakref
 from collections.abc import Iterator
@@ -17,17 +18,18 @@ from torch.utils.hooks import RemovableHandle
 
 from gankern.acceleration._chains import Chains
 from gankern.acceleration._compiled import compiles, has_compiled_parts
+from gankern.acceleration._layers import Replaced
 from gankern.acceleration._scope import (
     Deferred,
     Interception,
     Kept,
     note_kept,
     preserve,
-    seen_by_others,
     settle,
     state,
 )
-from gankern.core.torch_internals import recomputed, transformed
+from gankern.core.native import nodes
+from gankern.core.torch_internals import recomputed, seen_by_others, transformed
 
 CHANGES = "_gankern_changes"  # of a module: what restore() undoes, in __dict__, so that it goes into copies and pickles
 
@@ -74,7 +76,7 @@ class Gains:
 
     def __init__(self) -> None:
         self.useless: dict[Any, list[int]] = {}  # by kind of call: how often either was of no use
-        self.plain: set[Any] = set()  # the calls with one tensor that need nothing, in their shortest form
+        self.plain: set[Any] = set()  # without the native library: what RootForward would remember
 
     def __reduce__(self) -> Any:
         return Gains, ()
@@ -108,17 +110,29 @@ _DECIDING = (int, bool, str)
 _interception = Interception()
 
 
-def _shortest(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The kind of a call with one tensor, as root_forward asks for it first; False of any other."""
-    if len(args) != 1 or kwargs or type(args[0]) is not Tensor:
-        return False
-    return args[0].shape, module.training, torch.is_grad_enabled(), args[0].requires_grad
+class _PythonForward(functools.partial):
+    """In place of the native library's class, without it: root_forward looks first."""
+
+    def remember(self, module: nn.Module, args: tuple[Any, ...], differentiates: bool) -> None:
+        if len(args) == 1 and type(args[0]) is Tensor:
+            shortest = args[0].shape, module.training, is_grad_enabled(), args[0].requires_grad
+            self.args[1].gains.plain.add(shortest)
+
+    def forget(self) -> None: ...
+
+
+_native = nodes.plain_forward(state)
+PlainForward: Any = _PythonForward if _native is NotImplemented else _native
+
+
+class RootForward(Replaced, PlainForward):
+    """Stands in place of the forward of the module that was accelerated: root_forward with all that it has to know.
+    The calls that it remembers, by modes and arguments, run the class's forward without it."""
 
 
 def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs: Any) -> Any:
-    # A call that needs nothing of ours is what it was, for the layers' forwards are their own. Written out: in a
-    # network of two tiny layers each microsecond is seen.
-    if not is_dynamo_compiling() and not plan.leaves.there and len(args) == 1 and not kwargs:
+    # Written out: in a network of two tiny layers each microsecond is seen.
+    if plan.gains.plain and not is_dynamo_compiling() and not plan.leaves.there and len(args) == 1 and not kwargs:
         (x,) = args
         if type(x) is Tensor:
             differs = x.requires_grad
@@ -143,10 +157,14 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
         # A compiled part may be given what a function mode sees, but not a value that waits.
         kind = None if compiled or intercepting else _kind(module, args, kwargs)
         need = LEAVES if kind is None else plan.gains.need(kind)
+        own = module.__dict__.get("forward")
         if plan.leaves.there is (need == PLAIN):
             plan.leaves.put(need != PLAIN)
-        if need == PLAIN and inner is None and not double:
-            plan.gains.plain.add(_shortest(module, args, kwargs))
+            if plan.leaves.there and isinstance(own, RootForward):
+                own.forget()
+        settled_for_good = need == PLAIN and not plan.leaves.there and inner is None and not double and not kwargs
+        if settled_for_good and isinstance(own, RootForward):
+            own.remember(module, args, state.double)
         if need < WATCHED:
             return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
         state.intercepting, state.grad_mode, state.chains = True, torch.is_grad_enabled(), plan.chains

@@ -27,12 +27,11 @@ from torch import Tensor
 from torch._functorch import pyfunctorch
 from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
-from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_map_only
 
 from gankern.core import autograd, dispatch, precision
 from gankern.core.native import nodes
-from gankern.core.torch_internals import above_autograd, autocasting, recomputed, transformed
+from gankern.core.torch_internals import OWN_MODES, above_autograd, autocasting, recomputed, transformed
 from gankern.ops.convolution import primitive
 
 
@@ -566,13 +565,5 @@ class Interception(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-QUIET: set[type] = {Interception, DeviceContext}  # modes that change nothing of what a function computes
-
-
-def seen_by_others() -> bool:
-    """Whether somebody else's mode sees torch's functions, and may change what they compute: then they are called."""
-    count = torch._C._len_torch_function_stack()
-    return count > 0 and any(type(torch._C._get_function_stack_at(i)) not in QUIET for i in range(count))
-
-
+OWN_MODES.add(Interception)
 nodes.set_own_mode(Interception)  # it watches torch's functions, not this library's

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
+from torch.utils._device import DeviceContext
 
 
 def exporting() -> bool:
@@ -65,6 +66,21 @@ def recomputed() -> bool:
     """Whether somebody else keeps what autograd saves: activation checkpointing without re-entry runs a forward again
     and counts on the same tensors in the same order; torch.autograd.graph.save_on_cpu moves them."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+# Function modes that change nothing of what a function computes, and have no interest in this library's own calls.
+OWN_MODES: set[type] = {DeviceContext}
+
+
+def seen_by_others() -> bool:
+    """Whether somebody else's mode sees torch's functions, and may change what they compute: then they are called."""
+    count = torch._C._len_torch_function_stack()
+    return count > 0 and any(type(torch._C._get_function_stack_at(i)) not in OWN_MODES for i in range(count))
+
+
+def seen_by_own_modes() -> bool:
+    """Whether modes of this library alone see torch's functions."""
+    return torch._C._len_torch_function_stack() > 0 and not seen_by_others()
 
 
 def dispatch_mode() -> bool:

@@ -924,3 +924,52 @@ def test_errors_come_from_where_they_came():
     with pytest.raises(RuntimeError, match="channels"):
         net(torch.randn(2, 8, 8, 8))
     assert not _scope.state.intercepting
+
+
+def _scaled_replica(net):
+    """As nn.DataParallel makes them of a network on several GPUs, with other parameters."""
+    modules = list(net.modules())
+    replicas = {id(m): m._replicate_for_data_parallel() for m in modules}
+    for module in modules:
+        replica = replicas[id(module)]
+        for name, child in module._modules.items():
+            replica._modules[name] = replicas[id(child)]
+        for name, parameter in module._parameters.items():
+            setattr(replica, name, 2 * parameter.detach())
+    return replicas[id(net)]
+
+
+def test_shallow_copies_compute_with_what_they_have():
+    """copy.copy shares a module's attributes, those of nn.DataParallel's replicas too: what one changes in the copy
+    holds for it, and for it alone."""
+
+    def edited(net):
+        twin = copy.copy(net)
+        twin._modules = {name: copy.copy(m) for name, m in net._modules.items()}
+        for m in twin._modules.values():
+            m._parameters = {name: nn.Parameter(2 * p.detach()) for name, p in m._parameters.items()}
+        twin[0].stride, twin[2].negative_slope = (2, 2), 0.7
+        twin[1].training = False
+        return twin
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.LeakyReLU(0.2), nn.Conv2d(8, 4, 3, padding=1)
+    ).double()
+    fast = copy.deepcopy(plain)
+    before = [set(m.__dict__) for m in fast.modules()]
+    gankern.accelerate(fast)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for _ in range(2):  # also after it has found out what it gains
+        for change in (edited, _scaled_replica):
+            torch.testing.assert_close(change(fast)(x), change(plain)(x), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(fast(x), plain(x), rtol=1e-12, atol=1e-12)
+        for _ in range(6):
+            fast(x), plain(x)
+    for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):  # these are accelerated
+        assert "_gankern_changes" in twin[0].__dict__ and twin.__dict__["forward"].args[0] is twin
+        other = copy.deepcopy(plain)
+        torch.testing.assert_close(twin(x), other(x), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(edited(twin)(x), edited(other)(x), rtol=1e-12, atol=1e-12)
+    gankern.restore(fast)
+    assert [set(m.__dict__) for m in fast.modules()] == before

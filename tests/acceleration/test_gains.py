@@ -10,6 +10,8 @@ from torch import nn
 
 import gankern
 from gankern.acceleration import _layers, _root
+from gankern.acceleration._scope import state
+from gankern.core.native import NODES_MISSING
 
 pytestmark = pytest.mark.as_it_is
 
@@ -111,3 +113,82 @@ def test_a_model_that_gains_nothing_for_the_example_is_left_alone():
         assert not report.replaced and "left alone" in report.notes[-1]
         assert not any("forward" in m.__dict__ for m in net.modules())
     assert gankern.accelerate(large(), example_inputs=torch.randn(4, 32, 16, 16)).replaced
+
+
+def settled(net, *inputs):
+    for _ in range(6):
+        net(*inputs)
+
+
+def count_root_forwards(net):
+    """Puts a count around what Python does at a call of the accelerated module."""
+    calls, forward = [], net.__dict__["forward"]
+
+    def counted(*args, **kwargs):
+        calls.append(None)
+        return _root.root_forward(*args, **kwargs)
+
+    net.__dict__["forward"] = _root.RootForward(counted, *forward.args)
+    return calls
+
+
+@pytest.mark.skipif(NODES_MISSING is not None, reason="no native library")
+def test_calls_that_need_nothing_run_the_class_s_forward(monkeypatch):
+    monkeypatch.setattr(_root, "compiles", lambda: False)
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small()
+
+        def forward(self, x, flag=None):
+            if flag is False:
+                raise KeyError("asked for")
+            return self.net(x) * (2 if flag else 1)
+
+    torch.manual_seed(0)
+    plain = Two()
+    fast = copy.deepcopy(plain)
+    gankern.accelerate(fast)
+    calls = count_root_forwards(fast)
+    x = torch.randn(2, 3, 8, 8)
+    leaf = x.clone().requires_grad_()
+    kinds = (x,), (x, None), (x, True), (leaf,)
+    for args in (*kinds, *kinds):  # to look at a call, the layers' forwards are put back for all
+        settled(fast, *args), settled(plain, *args)
+    calls.clear()
+    for args in kinds:
+        torch.testing.assert_close(fast(*args), plain(*args))
+    assert not calls and not state.double
+    # Another size, another mode, a keyword, another gradient mode, another class of tensor: looked at.
+    for change in (
+        lambda net: net(x[:1]),
+        lambda net: net.eval()(x),
+        lambda net: net.train()(x, flag=True),
+        lambda net: torch.no_grad()(net)(x),
+        lambda net: net(nn.Parameter(x)),
+    ):
+        calls.clear()
+        torch.testing.assert_close(change(fast), change(plain))
+        assert calls
+    settled(fast, leaf)
+    with pytest.raises(KeyError):
+        fast(leaf, False)
+    assert not state.double
+    calls.clear()
+    torch.testing.assert_close(copy.deepcopy(fast)(x), copy.deepcopy(plain)(x))
+    assert calls  # a copy finds out anew
+
+
+def test_a_call_that_is_remembered_can_be_compiled():
+    torch.manual_seed(0)
+    net = small()
+    x = torch.randn(2, 3, 8, 8)
+    gankern.accelerate(net)
+    settled(net, x)
+    expected = net(x)
+    torch._dynamo.reset()
+    try:
+        torch.testing.assert_close(torch.compile(net, backend="eager", fullgraph=True)(x), expected)
+    finally:
+        torch._dynamo.reset()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gankern
+from gankern.core.native import python_gradients
 
 
 class Own(nn.Module):
@@ -157,3 +158,23 @@ def test_gradients_through_the_vectors_are_the_reason():
     for p, q in zip(plain.parameters(), fast.parameters(), strict=True):
         torch.testing.assert_close(q.grad, p.grad, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(fast[0].weight_u, plain[0].weight_u, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_pair_with_a_spectral_norm_between_is_listed_as_it_runs(norm):
+    """Also where gradients go through Python, whose operations the mode that watches a model's does not see as its."""
+    torch.manual_seed(0)
+
+    def net():
+        return nn.Sequential(nn.Upsample(scale_factor=2), norm(nn.Conv2d(8, 8, 3, padding=1)), nn.ReLU())
+
+    calls = {c.layer: c.now for c in gankern.accelerate(net(), example_inputs=X).calls}
+    assert calls["0"] == "in one with what follows" and calls["1"].startswith("gankern: upsample")
+    plain = net().double()
+    fast = copy.deepcopy(plain)
+    gankern.accelerate(fast)
+    with python_gradients():
+        for _ in range(3):
+            torch.testing.assert_close(fast(X.double()), plain(X.double()), rtol=1e-12, atol=1e-12)
+    for a, b in zip(fast.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -14,7 +14,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
 import gankern.functional as GF
 from gankern.core.dispatch import FLOATING, short
 from gankern.core.threads import PerThread
-from gankern.core.torch_internals import recomputed, transformed
+from gankern.core.torch_internals import recomputed, seen_by_own_modes, transformed
 from gankern.functional import _checks
 
 
@@ -139,6 +139,9 @@ class Prepared:
                 if ahead.request.stores():
                     _become(request, ahead.state)
                 return ahead.weight
+        if not torch.compiler.is_compiling() and seen_by_own_modes():  # what waits has nothing to do with it
+            with torch._C.DisableTorchFunction():
+                return normalize(request)
         return normalize(request)
 
 
