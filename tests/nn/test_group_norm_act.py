@@ -118,3 +118,11 @@ def test_accelerate_leaves_torchs_errors_and_other_classes():
                 plain(wrong.double())
             with pytest.raises(right.type):
                 fast(wrong.double())
+
+
+def test_without_a_bias_it_starts_anew():
+    norm = gnn.GroupNormAct(2, 4, bias=False)
+    with torch.no_grad():
+        norm.weight.fill_(3.0)
+    norm.reset_parameters()
+    assert norm.bias is None and torch.equal(norm.weight, torch.ones(4))

@@ -42,9 +42,16 @@ class GroupNormAct(WithActivation, nn.GroupNorm):
     ) -> None:
         _checks.whole(type(self).__name__, "num_groups", num_groups)
         self._check("num_channels", num_channels, 0.0, eps, activation, negative_slope, implementation)
-        without: Any = {} if bias else {"bias": False}  # not every torch has the argument
-        super().__init__(num_groups, num_channels, eps, affine, device, dtype, **without)
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype)
+        if not bias:  # not every torch has the argument
+            self.register_parameter("bias", None)
         self._put_behind(activation, negative_slope, implementation, device, dtype)
+
+    def reset_parameters(self) -> None:
+        if self.affine and self.bias is None:
+            nn.init.ones_(self.weight)
+        else:
+            super().reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
         if input.ndim < 2 or input.shape[1] != self.num_channels:
