@@ -24,7 +24,7 @@
 // evaluation mean and r are constants, and what stands for their gradients is zero: forward is the second
 // sweep alone.
 //
-// Two layouts:
+// Layouts:
 //   Planes  a channel of a sample is a line of neighbouring values. A channel's two sweeps follow each other,
 //           so the second one finds it in the L2 cache (1 MB holds 16 x 64 x 64 of forward): x is read from
 //           memory once. Few channels are cut in parts, for the threads.
@@ -32,8 +32,9 @@
 //           channel. A block of columns that fits into the cache goes as above; otherwise it is cut in parts,
 //           all of which are swept before the second sweep begins, which goes backwards: what was read last
 //           may still be in the last level of cache.
+//   Lines   the planes of one sample, where they are short and many: what is done once a channel decides there.
 // Of groups (of channels, of a sample), a channel's samples are the group's, and lie beside each other: lines one
-// behind the other, or, channels_last, the columns of a channel. No third layout, and no kernel of its own.
+// behind the other, or, channels_last, the columns of a channel. No layout, and no kernel, of its own.
 // Bound by memory: forward reads x and writes y, backward reads x and g and writes dx, double backward reads
 // x, g and h and writes two; in Rows beyond the cache the reads are twice. Results larger than the caches are
 // written past them. Scratch: sums and coefficients of channels.
@@ -57,6 +58,8 @@ namespace {
 constexpr int64_t kSegment = 4096;           // values of a line that are summed in one go
 constexpr int64_t kFlushRows = 128;          // rows of a column, likewise
 constexpr int64_t kShortPlane = 64;          // planes of fewer values are columns
+constexpr int64_t kLineValues = 1024;        // a channel of one sample of no more values is a line
+constexpr int64_t kBlockLines = 64;          // of a block, at most
 constexpr int64_t kColumns = 512;            // of a block, about
 constexpr int64_t kFewVectors = 4;           // of columns: a narrow block
 constexpr int64_t kCacheBytes = 512 * 1024;  // of a block that is swept twice by one thread
@@ -247,13 +250,23 @@ struct Problem {
     if (!per_sample) return c;
     return in.grouped ? c * in.samples + n : n * in.channels + c;
   }
-  A affine(const void* of, int64_t at, A otherwise) const {
-    return of ? static_cast<const A*>(of)[in.period ? at % in.period : at] : otherwise;
+  static A value(const void* of, int64_t at, A otherwise) {
+    return of ? static_cast<const A*>(of)[at] : otherwise;
   }
-  Affine<A> affine(int64_t n, int64_t c) const {
-    const int64_t at = place(n, c);
-    return {affine(in.weight, at, 1), affine(in.bias, at, 0), affine(in.h_weight, at, 0),
-            affine(in.h_bias, at, 0), affine(in.slope, in.grouped ? at : c, 1)};
+  // Where a channel's affine values, and its slope, begin, and how far those of its samples are apart. (What they
+  // repeat after is a multiple of the samples of a group.)
+  struct Places {
+    int64_t first, step, slope, slope_step;
+  };
+  Places places(int64_t c) const {
+    const int64_t first = place(0, c), at = in.period ? first % in.period : first;
+    if (!per_sample) return {at, 0, at, 0};
+    return in.grouped ? Places{at, 1, at, 1} : Places{at, in.channels, c, 0};
+  }
+  [[gnu::always_inline]] Affine<A> affine(const Places& p, int64_t n) const {
+    const int64_t at = p.first + n * p.step;
+    return {value(in.weight, at, 1), value(in.bias, at, 0), value(in.h_weight, at, 0),
+            value(in.h_bias, at, 0), value(in.slope, p.slope + n * p.slope_step, 1)};
   }
   void put(void* to, int64_t at, double value) const {
     if (to) static_cast<A*>(to)[at] = A(value);
@@ -315,11 +328,12 @@ struct Problem {
   template <bool kPrelu>
   void settle(int64_t c, const double* sums, Backward<T, kPrelu>*) const {
     Channel<A>& channel = channels[c];
+    const Places own = places(c);
     const double r = channel.r, M = double(count());
     double a = 0, aw = 0, slope = 0;
     for (int64_t n = 0; n < affines(); ++n, sums += Backward<T, kPrelu>::kSums) {
       const int64_t at = place(n, c);
-      const double gamma = affine(in.weight, at, 1);
+      const double gamma = affine(own, n).gamma;
       a += gamma * sums[0];
       aw += gamma * sums[1];
       put(in.grad_weight, at, r * sums[1]);
@@ -335,11 +349,12 @@ struct Problem {
   }
   void settle(int64_t c, const double* sums, DoubleBackward<T>*) const {
     Channel<A>& channel = channels[c];
+    const Places own = places(c);
     const double r = channel.r, M = double(count());
     double a = 0, aw = 0, h = 0, hw = 0, ha = 0, u = 0, uw = 0;
     for (int64_t n = 0; n < affines(); ++n) {
       const double* s = sums + 5 * n;
-      const Affine<A> f = affine(n, c);
+      const Affine<A> f = affine(own, n);
       a += f.gamma * s[0];
       aw += f.gamma * s[1];
       h += s[2];
@@ -376,6 +391,7 @@ struct Planes : Problem<T> {
   using P = Problem<T>;
   using P::L, P::in, P::inputs, P::outputs, P::per_sample;
   using typename P::A;
+  using typename P::Places;
   using typename P::V;
   static constexpr int kUnroll = 2;
 
@@ -394,7 +410,7 @@ struct Planes : Problem<T> {
   struct Unit {
     int64_t n, segment, offset, length;
   };
-  Unit unit(int64_t c, int64_t u) const {
+  [[gnu::always_inline]] Unit unit(int64_t c, int64_t u) const {
     if (segments == 1) return {u, 0, P::line(u, c), in.plane};
     const int64_t n = u / segments, segment = u % segments, begin = segment * kSegment;
     return {n, segment, P::line(n, c) + begin, min(kSegment, in.plane - begin)};
@@ -403,15 +419,16 @@ struct Planes : Problem<T> {
     return per_sample ? in.samples * part / parts * segments : in.samples * segments * part / parts;
   }
   template <class Op, int kCount>
-  void coefs(int64_t c, int64_t n, V* k) const {
+  [[gnu::always_inline]] void coefs(int64_t c, const Places& own, int64_t n, V* k) const {
     A values[Op::kCoefs];
-    Op::coefs(P::channels[c], P::affine(n, c), values, 1);
+    Op::coefs(P::channels[c], P::affine(own, n), values, 1);
     for (int i = 0; i < kCount; ++i) k[i] = broadcast<A>(values[i]);
   }
 
   // `fill` stands behind the end of the first input, zeros behind the others'.
   template <class Op>
-  void reduce_line(int64_t offset, int64_t length, const V* k, V fill, V (*sums)[Op::kSums]) const {
+  [[gnu::always_inline]] void reduce_line(int64_t offset, int64_t length, const V* k, V fill,
+                                          V (*sums)[Op::kSums]) const {
     int64_t i = 0;
     for (; i + kUnroll * L <= length; i += kUnroll * L)
 #pragma GCC unroll 4
@@ -490,11 +507,12 @@ struct Planes : Problem<T> {
   template <class Op>
   void reduce(int64_t c, int64_t part, double* partial) const {
     V k[Op::kRead], sums[kUnroll][Op::kSums] = {};
+    const Places own = P::places(c);
     int64_t count = 0;
     const int64_t begin = first_unit(part), end = first_unit(part + 1);
     for (int64_t u = begin; u < end; ++u) {
       const Unit at = unit(c, u);
-      if (u == begin || (per_sample && at.segment == 0)) coefs<Op, Op::kRead>(c, at.n, k);
+      if (u == begin || (per_sample && at.segment == 0)) coefs<Op, Op::kRead>(c, own, at.n, k);
       reduce_line<Op>(at.offset, at.length, k, V{}, sums);
       count += at.length;
       const bool complete = u == end - 1 || (per_sample && at.segment == segments - 1);
@@ -530,21 +548,126 @@ struct Planes : Problem<T> {
         if (outputs[j]) store_partial(outputs[j] + offset + i, out[j], length - i);
     }
   }
+  // Whether results go past the caches, where all lines begin at a vector.
   template <class Op>
-  void apply(int64_t c, int64_t part) const {
+  bool past() const {
+    return P::streams && in.plane * int64_t(sizeof(T)) % kVectorBytes == 0 && P::aligned(outputs[0]) &&
+           (Op::kOut < 2 || P::aligned(outputs[Op::kOut - 1]));
+  }
+  template <class Op, bool kStream>
+  void apply_units(int64_t c, int64_t begin, int64_t end) const {
     V k[Op::kCoefs];
-    const int64_t begin = first_unit(part), end = first_unit(part + 1);
+    const Places own = P::places(c);
     for (int64_t u = begin; u < end; ++u) {
       const Unit at = unit(c, u);
-      if (u == begin || (per_sample && at.segment == 0)) coefs<Op, Op::kCoefs>(c, at.n, k);
-      const bool past = P::streams && P::aligned(outputs[0] + at.offset) &&
-                        (Op::kOut < 2 || P::aligned(outputs[Op::kOut - 1] + at.offset));
-      if (past)
-        apply_line<Op, true>(at.offset, at.length, k);
-      else
-        apply_line<Op, false>(at.offset, at.length, k);
+      if (u == begin || (per_sample && at.segment == 0)) coefs<Op, Op::kCoefs>(c, own, at.n, k);
+      apply_line<Op, kStream>(at.offset, at.length, k);
     }
-    if (P::streams) stream_fence();
+    if (kStream) stream_fence();
+  }
+  template <class Op>
+  void apply(int64_t c, int64_t part) const {
+    if (past<Op>())
+      apply_units<Op, true>(c, first_unit(part), first_unit(part + 1));
+    else
+      apply_units<Op, false>(c, first_unit(part), first_unit(part + 1));
+  }
+};
+
+// ---- lines ---------------------------------------------------------------------------------------------
+
+// Planes of one sample, each of a few vectors. A block is a range of channels.
+template <class T>
+struct Lines : Planes<T> {
+  using P = Problem<T>;
+  using Base = Planes<T>;
+  using P::in, P::inputs, P::outputs;
+  using typename P::A;
+  using typename P::V;
+
+  int64_t lines;
+
+  Lines(const BatchNormAct& b, Channel<A>* c, const void* out, const void* out1, int tensors)
+      : Base(b, c, out, out1) {
+    Base::parts = 1;
+    const int64_t fits = kCacheBytes / (in.plane * tensors * int64_t(sizeof(T)));
+    lines = max(1, min(kBlockLines, min(fits, in.channels / kManyChannels)));
+  }
+  int64_t blocks() const { return ceil_div(in.channels, lines); }
+  int64_t partial_size(int sums) const { return sums * lines; }
+  template <class F>
+  void each(int64_t b, const F& f) const {
+    const int64_t first = b * lines, count = min(lines, in.channels - first);
+    for (int64_t l = 0; l < count; ++l) f(l, first + l);
+  }
+
+  template <class Op>
+  void sums_of(int64_t c, const V* k, V fill, A* to) const {
+    V sums[Base::kUnroll][Op::kSums] = {};
+    Base::template reduce_line<Op>(c * in.plane, in.plane, k, fill, sums);
+    for (int i = 0; i < Op::kSums; ++i) to[i] = sum<A>(sums[0][i] + sums[1][i]);
+  }
+
+  // Partial: what the values are taken about, their sum, the sum of their squares.
+  void moments(int64_t b, int64_t, double* partial) const {
+    const double inverse = 1 / double(in.plane);
+    each(b, [&](int64_t l, int64_t c) {
+      A s[2], about = widen(inputs[0][c * in.plane]);
+      V k = broadcast<A>(about);
+      sums_of<Moments<T>>(c, &k, k, s);
+      about = A(about + s[0] * inverse);
+      k = broadcast<A>(about);
+      sums_of<Moments<T>>(c, &k, k, s);
+      partial[l] = about, partial[lines + l] = s[0], partial[2 * lines + l] = s[1];
+    });
+  }
+  void settle_moments(int64_t b, const double* partial) const {
+    const double count = double(in.plane), inverse = 1 / count, eps = in.eps;
+    const int64_t first = b * lines, n = min(lines, in.channels - first);
+    const double *about = partial, *sum = partial + lines, *square_sum = partial + 2 * lines;
+    A* mean = static_cast<A*>(in.stats) + first;
+    A *r = mean + in.channels, *unbiased = r + in.channels;
+    int64_t bad = 0;
+    for (int64_t l = 0; l < n; ++l) {
+      const double more = sum[l] * inverse, rest = square_sum[l] - sum[l] * more,
+                   squares = rest < 0 ? 0 : rest;
+      mean[l] = A(about[l] + more);
+      r[l] = A(1 / std::sqrt(squares * inverse + eps));
+      unbiased[l] = A(squares / (count - 1));
+      bad += !(A(squares) - A(squares) == 0);
+    }
+    each(b, [&](int64_t l, int64_t c) {
+      if (bad)
+        P::settle_forward(c, Moment::of(count, about[l], sum[l], square_sum[l]));
+      else
+        P::take_stats(c);
+    });
+  }
+
+  template <class Op>
+  void reduce(int64_t b, int64_t, double* partial) const {
+    each(b, [&](int64_t l, int64_t c) {
+      V k[Op::kRead];
+      A s[Op::kSums];
+      Base::template coefs<Op, Op::kRead>(c, P::places(c), 0, k);
+      sums_of<Op>(c, k, V{}, s);
+      for (int i = 0; i < Op::kSums; ++i) partial[l * Op::kSums + i] = s[i];
+    });
+  }
+  template <class Op>
+  void settle(int64_t b, double* partial) const {
+    each(b, [&](int64_t l, int64_t c) { P::settle(c, partial + l * Op::kSums, static_cast<Op*>(nullptr)); });
+  }
+
+  template <class Op>
+  void apply(int64_t b, int64_t) const {
+    const bool past = Base::template past<Op>();
+    each(b, [&](int64_t, int64_t c) {
+      if (past)
+        Base::template apply_units<Op, true>(c, 0, 1);
+      else
+        Base::template apply_units<Op, false>(c, 0, 1);
+    });
   }
 };
 
@@ -558,6 +681,7 @@ struct Rows : Problem<T> {
   using P = Problem<T>;
   using P::L, P::in, P::inputs, P::outputs;
   using typename P::A;
+  using typename P::Places;
   using typename P::V;
 
   const bool per_sample, per_column;  // affine values are of a sample's rows, or of a column
@@ -612,10 +736,11 @@ struct Rows : Problem<T> {
     const int64_t stride = padded();
     for (int64_t c = 0; c < at.channels; ++c) {
       A values[Op::kCoefs];
+      const Places own = P::places(at.channel + c);
       // Of each of its columns, or one for all of them.
       const int64_t each = per_column ? 1 : width;
       for (int64_t i = 0; i < width; i += each) {
-        Op::coefs(P::channels[at.channel + c], P::affine(per_column ? i : n, at.channel + c), values, 1);
+        Op::coefs(P::channels[at.channel + c], P::affine(own, per_column ? i : n), values, 1);
         for (int j = 0; j < Op::kCoefs; ++j)
           for (int64_t l = i; l < i + each; ++l) k[j * stride + c * width + l] = values[j];
       }
@@ -860,7 +985,9 @@ template <class T, class F>
 void with_layout(const BatchNormAct& in, int tensors, void* out, void* out1, const F& f) {
   if (in.samples * in.channels * in.plane == 0) return;
   Zeros<Channel<Acc<T>>> channels(in.channels);
-  if (in.channels_last || (in.plane < kShortPlane && !in.grouped))
+  if (in.samples == 1 && !in.channels_last && in.plane <= kLineValues)
+    f(Lines<T>(in, channels.at, out, out1, tensors));
+  else if (in.channels_last || (in.plane < kShortPlane && !in.grouped))
     f(Rows<T>(in, channels.at, out, out1, tensors));
   else
     f(Planes<T>(in, channels.at, out, out1));

@@ -253,15 +253,20 @@ inline void stream_fence() {
 #endif
 }
 
-template <class A>
-inline A sum(Vec<A> x) {
-  // Pairwise, so that the order is the same for every compiler.
-  constexpr int n = kVectorBytes / int(sizeof(A));
-  A lane[n];
-  std::memcpy(lane, &x, sizeof x);
-  for (int width = n / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  return lane[0];
+// The sum of all lanes, of one half and the other: the same order for every compiler.
+template <class A, int kBytes = kVectorBytes, class V>
+[[gnu::always_inline]] inline A sum(V x) {
+  if constexpr (kBytes == int(sizeof(A))) {
+    A total;
+    std::memcpy(&total, &x, sizeof total);
+    return total;
+  } else {
+    typedef A Half __attribute__((vector_size(kBytes / 2)));
+    Half low, high;
+    std::memcpy(&low, &x, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
+    return sum<A, kBytes / 2>(low + high);
+  }
 }
 
 }  // namespace GANKERN_ISA

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <vector>
 
 #include "../cpu/batch_norm_act.h"
 #include "layout.h"
@@ -87,11 +88,10 @@ struct Problem {
     Tensor total = blank(*x, {own}, accumulation_type(*x));
     with_values(total, [&](auto* to) {
       with_values(every, [&](const auto* from) {
-        for (int64_t c = 0; c < own; ++c) {
-          double sum = 0;
-          for (int64_t n = 0; n < samples; ++n) sum += double(from[n * own + c]);
-          to[c] = std::remove_reference_t<decltype(*to)>(sum);
-        }
+        std::vector<double> sums(size_t(own), 0.0);  // in the order in which they lie in memory
+        for (int64_t n = 0; n < samples; ++n)
+          for (int64_t c = 0; c < own; ++c) sums[size_t(c)] += double(from[n * own + c]);
+        for (int64_t c = 0; c < own; ++c) to[c] = std::remove_reference_t<decltype(*to)>(sums[size_t(c)]);
       });
     });
     return total;

@@ -177,8 +177,16 @@ GANKERN_TEST(batch_norm_act) {
   }
   each_dtype([&](auto type) {
     using T = decltype(type);
-    for (const auto& [samples, channels, plane] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
-             {0, 3, 4}, {1, 1, 3}, {2, 1, 1}, {3, 5, 1}, {2, 3, 7}, {3, 2, 67}, {2, 17, 70}})
+    for (const auto& [samples, channels, plane] :
+         std::vector<std::tuple<int64_t, int64_t, int64_t>>{{0, 3, 4},
+                                                            {1, 1, 3},
+                                                            {2, 1, 1},
+                                                            {3, 5, 1},
+                                                            {2, 3, 7},
+                                                            {3, 2, 67},
+                                                            {2, 17, 70},
+                                                            {1, 70, 16},
+                                                            {1, 33, 100}})
       for (bool last : {false, true})
         for (bool per_sample : {false, true})
           for (bool training : {false, true})
