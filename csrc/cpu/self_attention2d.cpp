@@ -28,7 +28,8 @@
 // rows of single numbers times vectors, with the sums in registers.
 //
 // Work is split into samples and, where these are few, chunks of a sample's queries, each with its own sums for dK and
-// dV, added in order. Bound by arithmetic: multiply-adds for a query and a key, beside exponentials (one each pass):
+// dV, added in order, and one copy of the keys for all of them. Bound by arithmetic: multiply-adds for a query and a key,
+// beside exponentials (one each pass):
 //
 //   forward d + e,   backward 3 d + 2 e,   double backward 11 d + 6 e
 #include "self_attention2d.h"
@@ -46,6 +47,8 @@ namespace {
 constexpr int64_t kVectors = 4;        // of queries in a tile
 constexpr int64_t kKeys = 32;          // in a tile
 constexpr int64_t kTasks = 16;         // where there are fewer samples, samples are split
+constexpr int64_t kTurned = 16;        // keys that are turned at a time: a cache line of each channel
+constexpr int64_t kTurnCost = 32;      // of a value, in multiply-adds
 constexpr int64_t kGrain = 64 * 1024;  // multiply-adds that are worth a thread
 #if defined(__AVX512F__)
 constexpr int kWide = 4;  // vectors of a row of sums in registers
@@ -53,7 +56,7 @@ constexpr int kWide = 4;  // vectors of a row of sums in registers
 constexpr int kWide = 2;
 #endif
 
-// c[r][*] (+)= sum over k of a[r * a_row + k * a_col] b[k][*], of R rows and W vectors.
+// c[r][*] (+)= sum over k of a[r * a_row + k * a_col] b[k][*], of R rows and W vectors; depth >= 1.
 template <int R, int W, class A>
 inline void block(int64_t depth, const A* a, int64_t a_row, int64_t a_col, const A* b, int64_t b_row, A* c,
                   int64_t c_row, bool add) {
@@ -63,7 +66,8 @@ inline void block(int64_t depth, const A* a, int64_t a_row, int64_t a_col, const
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
     for (int w = 0; w < W; ++w) sums[r][w] = add ? load(c + r * c_row + w * L) : Vec<A>{};
-  for (int64_t k = 0; k < depth; ++k) {
+  int64_t k = 0;
+  do {  // a loop that may run no times makes GCC keep the sums on the stack as well
     Vec<A> row[W];
 #pragma GCC unroll 16
     for (int w = 0; w < W; ++w) row[w] = load(b + k * b_row + w * L);
@@ -73,7 +77,7 @@ inline void block(int64_t depth, const A* a, int64_t a_row, int64_t a_col, const
 #pragma GCC unroll 16
       for (int w = 0; w < W; ++w) sums[r][w] += x * row[w];
     }
-  }
+  } while (++k < depth);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
@@ -91,8 +95,9 @@ inline void rows_of(int64_t rows, int64_t depth, const A* a, int64_t a_row, int6
     c += n * c_row;
     rows -= n;
   };
-  while (rows >= R) some(std::integral_constant<int, R>());
-  if (rows >= 4) some(std::integral_constant<int, 4>());
+  // The last 8 as 4 and 4: after 6, two rows have too few sums to fill the multiply-adders' latency.
+  while (rows >= R && (W == 1 || rows != 8)) some(std::integral_constant<int, R>());
+  while (rows >= 4) some(std::integral_constant<int, 4>());
   if (rows >= 2) some(std::integral_constant<int, 2>());
   if (rows >= 1) some(std::integral_constant<int, 1>());
 }
@@ -127,6 +132,7 @@ struct Attention {
   const int64_t d = in.dims, e = in.values, both = d + e, n = in.queries, m = in.keys;
   const int64_t tiles = ceil_div(n, kTile);
   const int64_t parts = max(1, min(ceil_div(kTasks, max(in.samples, 1)), tiles));  // of a sample
+  const int64_t own_keys = parts > 1 ? 0 : m * both;                               // room for them in a task
   // Sums for dK and dV: a row for a key, of whole vectors, the keys' channels first.
   const int64_t d_width = round_up(d, L), e_width = round_up(e, L), width = d_width + e_width;
 
@@ -159,13 +165,22 @@ struct Attention {
       for (int64_t r = rows; r < row; ++r) to[i * row + r] = 0;
     }
   }
-  // Keys and values with a key's channels side by side.
-  void take_keys(const void* from, int64_t sample, A* to) const {
+  // Keys [first, last) of a sample and their values, a key's channels side by side, to [m, both]; zeros from null.
+  void take_keys(const void* from, int64_t sample, int64_t first, int64_t last, A* to) const {
+    if (!from) {
+      std::memset(to + first * both, 0, size_t((last - first) * both) * sizeof(A));
+      return;
+    }
     const T* kv = static_cast<const T*>(from) + sample * both * m;
-    constexpr int64_t kSome = 16;  // keys at a time: a cache line of each channel
-    for (int64_t j = 0; j < m; j += kSome)
+    for (int64_t j = first; j < last; j += kTurned)
       for (int64_t c = 0; c < both; ++c)
-        for (int64_t k = j; k < min(j + kSome, m); ++k) to[k * both + c] = widen(kv[c * m + k]);
+        for (int64_t k = j; k < min(j + kTurned, last); ++k) to[k * both + c] = widen(kv[c * m + k]);
+  }
+  // All keys of a sample: of those that its tasks share (see run), or taken into the task's own memory.
+  const A* keys_of(const void* from, int64_t sample, const A* shared, A* own) const {
+    if (shared) return shared + sample * m * both;
+    take_keys(from, sample, 0, m, own);
+    return own;
   }
 
   // f(offset, vector) for the vectors of a tile of `keys` keys.
@@ -176,10 +191,10 @@ struct Attention {
       for (int64_t v = 0; v < kVectors; ++v) f(j * kTile + v * L, v);
   }
 
-  void forward(int64_t sample, int64_t first_tile, int64_t last_tile) const {
-    const Scratch<A> memory(m * both + (both + kKeys) * kTile);
-    A *kv = memory.at, *q = kv + m * both, *o = q + d * kTile, *p = o + e * kTile;
-    take_keys(in.kv, sample, kv);
+  void forward(int64_t sample, int64_t first_tile, int64_t last_tile, const A* shared) const {
+    const Scratch<A> memory((both + kKeys) * kTile + own_keys);
+    A *q = memory.at, *o = q + d * kTile, *p = o + e * kTile;
+    const A* kv = keys_of(in.kv, sample, shared, p + kKeys * kTile);
     for (int64_t tile = first_tile; tile < last_tile; ++tile) {
       const int64_t first = tile * kTile;
       take(static_cast<const T*>(in.q) + sample * d * n, d, first, q);
@@ -229,11 +244,12 @@ struct Attention {
     each(keys, [&](int64_t at, int64_t v) { store(p + at, exp_minus(most[v] - load(p + at)) * scale[v]); });
   }
 
-  // Gradients of a part of a sample's queries; `sums` [m, width] for keys and values.
-  void backward(int64_t sample, int64_t first_tile, int64_t last_tile, A* sums) const {
+  // Gradients of a part of a sample's queries; `sums` [m, width] for keys and values. `shared_h` as `shared`.
+  void backward(int64_t sample, int64_t first_tile, int64_t last_tile, const A* shared, const A* shared_h,
+                A* sums) const {
     constexpr bool second = kOrder == kDoubleBackward;
     const int64_t orders = second ? 2 : 1;
-    const int64_t a_tile = orders * (m * both + (2 * d + e) * kTile + d_width * kTile) + e_width * kTile +
+    const int64_t a_tile = orders * (own_keys + (2 * d + e) * kTile + d_width * kTile) + e_width * kTile +
                            2 * orders * kKeys * kTile;
     const Scratch<A> memory(a_tile);
     A* next = memory.at;
@@ -242,18 +258,16 @@ struct Attention {
       next += count;
       return here;
     };
-    A *kv = room(m * both), *q = room(d * kTile), *g = room(e * kTile), *dq = room(d * kTile);
+    const A* kv = keys_of(in.kv, sample, shared, room(own_keys));
+    A *q = room(d * kTile), *g = room(e * kTile), *dq = room(d * kTile);
     A *turned_q = room(d_width * kTile), *turned_g = room(e_width * kTile);
     A *p = room(kKeys * kTile), *b = room(kKeys * kTile);
-    A *h_kv = kv, *h_q = q, *turned_h_q = q, *u = dq, *x = p, *y = p;
-    take_keys(in.kv, sample, kv);
+    const A* h_kv = kv;
+    A *h_q = q, *turned_h_q = q, *u = dq, *x = p, *y = p;
     if constexpr (second) {
-      h_kv = room(m * both), h_q = room(d * kTile), turned_h_q = room(d_width * kTile), u = room(e * kTile);
+      h_kv = keys_of(in.h_kv, sample, shared_h, room(own_keys));
+      h_q = room(d * kTile), turned_h_q = room(d_width * kTile), u = room(e * kTile);
       x = room(kKeys * kTile), y = room(kKeys * kTile);
-      if (in.h_kv)
-        take_keys(in.h_kv, sample, h_kv);
-      else
-        std::memset(h_kv, 0, size_t(m * both) * sizeof(A));
     }
     for (int64_t tile = first_tile; tile < last_tile; ++tile) {
       const int64_t first = tile * kTile;
@@ -366,6 +380,21 @@ struct Attention {
 
   void run(const Parallel& parallel) const {
     const int64_t cost = max(1, ceil_div(tiles, parts) * kTile * m * (both << kOrder));
+    // Where tasks share a sample, its keys are turned once for all of them: [samples, m, both].
+    const int64_t turned = parts > 1 ? in.samples * m * both : 0;
+    const Scratch<A> keys(turned), keys_h(kOrder == kDoubleBackward ? turned : 0);
+    const A *shared = turned ? keys.at : nullptr, *shared_h = turned ? keys_h.at : nullptr;
+    const int64_t slices = ceil_div(m, kTurned);
+    parallel_for(parallel, turned ? in.samples * slices : 0, ceil_div(kGrain, kTurnCost * kTurned * both),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t at = begin; at < end; ++at) {
+                     const int64_t sample = at / slices, first = at % slices * kTurned,
+                                   last = min(first + kTurned, m);
+                     take_keys(in.kv, sample, first, last, keys.at + sample * m * both);
+                     if (kOrder == kDoubleBackward)
+                       take_keys(in.h_kv, sample, first, last, keys_h.at + sample * m * both);
+                   }
+                 });
     const bool kept = kOrder != kForward && parts > 1;  // sums that are added when all are there
     const Scratch<A> partial(kept ? in.samples * parts * m * width : 0);
     parallel_for(parallel, in.samples * parts, ceil_div(kGrain, cost), [&](int64_t begin, int64_t end) {
@@ -374,11 +403,11 @@ struct Attention {
         const int64_t sample = task / parts, part = task % parts;
         const int64_t first = tiles * part / parts, last = tiles * (part + 1) / parts;
         if constexpr (kOrder == kForward) {
-          forward(sample, first, last);
+          forward(sample, first, last, shared);
         } else {
           A* sums = kept ? partial.at + task * m * width : own.at;
           std::memset(sums, 0, size_t(m * width) * sizeof(A));
-          backward(sample, first, last, sums);
+          backward(sample, first, last, shared, shared_h, sums);
           if (!kept) finish(sample, sums, 0, m);
         }
       }
