@@ -406,35 +406,37 @@ def _settle(
         given += next_affine
     if grad_slope is not None and not GROUPED:
         tl.store(grad_slope + c, gz.to(kind), mask=mask)
-    # Means; of r w in place of w.
-    scale = 1.0 / (tl.zeros([BLOCK_C], tl.float64) + count) if TRAINING else tl.zeros([BLOCK_C], tl.float64)
-    a *= scale
-    aw *= r * scale
-    if ORDER == "backward":
-        tl.store(terms + c, -r * r * aw, mask=mask)
-        tl.store(terms + statistics + c, -r * a, mask=mask)
-    else:
-        h *= scale
-        hw *= r * scale
-        difference = ha * scale - h * a - hw * aw
-        u = u * scale - r * (hw * a + aw * h)
-        uw = uw * r * scale - 2.0 * r * hw * aw
-        tl.store(terms + c, -r * hw, mask=mask)
-        tl.store(terms + statistics + c, -h, mask=mask)
-        tl.store(terms + 2 * statistics + c, -r * r * aw, mask=mask)
-        tl.store(terms + 3 * statistics + c, -r * r * (uw + r * difference), mask=mask)
-        tl.store(terms + 4 * statistics + c, -r * u, mask=mask)
-        if grad_weight is not None:
-            at = partial + first
-            affine = first
-            for _ in range(0, members if GROUPED else groups):
+    if TRAINING:  # in evaluation no value depends on the others
+        # Means; of r w in place of w.
+        scale = 1.0 / (tl.zeros([BLOCK_C], tl.float64) + count)
+        a *= scale
+        aw *= r * scale
+        if ORDER == "backward":
+            tl.store(terms + c, -r * r * aw, mask=mask)
+            tl.store(terms + statistics + c, -r * a, mask=mask)
+        else:
+            h *= scale
+            hw *= r * scale
+            difference = ha * scale - h * a - hw * aw
+            u = u * scale - r * (hw * a + aw * h)
+            uw = uw * r * scale - 2.0 * r * hw * aw
+            tl.store(terms + c, -r * hw, mask=mask)
+            tl.store(terms + statistics + c, -h, mask=mask)
+            tl.store(terms + 2 * statistics + c, -r * r * aw, mask=mask)
+            tl.store(terms + 3 * statistics + c, -r * r * (uw + r * difference), mask=mask)
+            tl.store(terms + 4 * statistics + c, -r * u, mask=mask)
+    if ORDER == "double_backward" and grad_weight is not None:
+        at = partial + first
+        affine = first
+        for _ in range(0, members if GROUPED else groups):
+            value = _total(at + 4 * channels, splits, step, mask, PARTS, BLOCK_C)
+            if TRAINING:
                 g = _total(at, splits, step, mask, PARTS, BLOCK_C)
                 gw = _total(at + channels, splits, step, mask, PARTS, BLOCK_C)
-                gh = _total(at + 4 * channels, splits, step, mask, PARTS, BLOCK_C)
-                value = r * (gh - h * g - hw * r * gw)
-                tl.store(grad_weight + affine, value.to(kind), mask=mask)
-                at += next_sums
-                affine += next_affine
+                value -= h * g + hw * r * gw
+            tl.store(grad_weight + affine, (r * value).to(kind), mask=mask)
+            at += next_sums
+            affine += next_affine
 
 
 @triton.jit
@@ -443,7 +445,7 @@ def _settle_kernel(
     weight,
     h_weight,
     stats,
-    terms,  # [TERMS, C / members]
+    terms,  # [TERMS, C / members]; None in evaluation
     grad_weight,  # [groups, C], or None
     grad_bias,
     grad_slope,  # [C], PReLU's, or None
@@ -487,18 +489,19 @@ def _apply(
     r = tl.load(stats + statistics + statistic, mask=mask, other=0.0)[None, :]
     k = r * _affine(weight, affine, mask, 1.0, SUM)[None, :]
     beta = _affine(bias, affine, mask, 0.0, SUM)[None, :]
-    if terms is None:  # in evaluation nothing depends on the other values
-        term0 = tl.zeros_like(r)
-        term1 = tl.zeros_like(r)
-    elif ORDER != "forward":
+    # In evaluation nothing depends on the other values: no terms, not even zeros, of which an infinity makes NaN.
+    if terms is not None:
         term0 = tl.load(terms + statistic, mask=mask, other=0.0).to(SUM)[None, :]
         term1 = tl.load(terms + statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
     if ORDER == "double_backward":
-        e = r * _affine(h_weight, affine, mask, 0.0, SUM)[None, :] + k * term0
-        f = _affine(h_bias, affine, mask, 0.0, SUM)[None, :] + k * term1
-        term2 = tl.load(terms + 2 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
-        term3 = tl.load(terms + 3 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
-        term4 = tl.load(terms + 4 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
+        e = r * _affine(h_weight, affine, mask, 0.0, SUM)[None, :]
+        f = _affine(h_bias, affine, mask, 0.0, SUM)[None, :]
+        if terms is not None:
+            e += k * term0
+            f += k * term1
+            term2 = tl.load(terms + 2 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
+            term3 = tl.load(terms + 3 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
+            term4 = tl.load(terms + 4 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
     for step in range(0, chunk, BLOCK_M):
         m = begin + step + tl.arange(0, BLOCK_M)
         inside = (m < end)[:, None] & mask[None, :]
@@ -510,11 +513,15 @@ def _apply(
         else:
             g = _activate(z, _load(grad, where, inside, SUM, LAST_USE), slopes, repeated, mask, SLOPE)
             if ORDER == "backward":
-                result = k * g + (term0 * w + term1)
+                result = k * g
+                if terms is not None:
+                    result += term0 * w + term1
             else:
                 second = _load(h, where, inside, SUM, LAST_USE)
                 result = _gate(z, k * second + (e * w + f), SLOPE)
-                result_x = e * g + (term2 * second + (term3 * w + term4))
+                result_x = e * g
+                if terms is not None:
+                    result_x += term2 * second + (term3 * w + term4)
                 _store(out_x, where, result_x, inside, LAST_USE)
         _store(out, where, result, inside, LAST_USE)
 
@@ -530,7 +537,7 @@ def _apply_kernel(
     h_weight,
     h_bias,
     stats,
-    terms,
+    terms,  # None in the forward and in evaluation
     out,  # y, dx or dg
     out_x,  # double backward: dx
     channels,
@@ -780,6 +787,9 @@ class _Call:
     def partial(self, sums: int) -> Tensor:
         return self.x.new_empty((self.groups * self.splits, sums, self.channels), dtype=torch.float64)
 
+    def empty_terms(self) -> Tensor:
+        return self.x.new_empty((TERMS, self.statistics), dtype=torch.float64)
+
     def moments(self, eps: float, stats: Tensor) -> None:
         """Statistics of all samples: their ranges are those of one group."""
         chunk = self.chunk * self.groups
@@ -856,7 +866,7 @@ class _Call:
             return False
         sums = 3 if order == "forward" or self.slopes is not None else SUMS[order]
         partial = self.x.new_empty((splits, sums, self.channels), dtype=torch.float64)
-        terms = None if order == "forward" else self.x.new_empty((TERMS, self.statistics), dtype=torch.float64)
+        terms = self.empty_terms() if order != "forward" and training else None
         launch(
             _together_kernel,
             programs,
@@ -907,10 +917,11 @@ class _Call:
         grad_weight: Tensor | None,
         grad_bias: Tensor | None,
         grad_slope: Tensor | None,
-    ) -> Tensor:
-        """What the results need of each channel's sums; writes the affine gradients, and PReLU's slope's."""
+    ) -> Tensor | None:
+        """What the results need of each channel's sums, None in evaluation; writes the affine gradients, and PReLU's
+        slope's."""
         partial = self.partial(SUMS[order] if self.slopes is None else 3)
-        terms = self.x.new_empty((TERMS, self.statistics), dtype=torch.float64)
+        terms = self.empty_terms() if training else None
         launch(
             _reduce_kernel,
             self.blocks * self.groups * self.splits,

@@ -131,6 +131,25 @@ def test_running_statistics_far_from_zero_and_nan(device):
     assert y[:, 1].isnan().all() and y[:, [0, 2]].isfinite().all()
 
 
+# One range a channel, and several, by three launches.
+@pytest.mark.parametrize("shape", [(3, 3, 4, 5), (2, 3, 100, 170)])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_gradients_of_evaluation_stay_where_they_are(shape, bad, device):
+    """No value depends on another one: a gradient that is not finite spoils its own place alone, in both orders."""
+    given = [random(*shape, dtype=torch.float32, device=device, seed=seed) for seed in range(3)]
+    given[1][1, 1, 3, 3] = given[2][1, 0, 2, 2] = bad
+    running, bias = (torch.zeros(3, device=device), torch.ones(3, device=device)), torch.zeros(3, device=device)
+    found = []
+    for function in (triton, textbook):
+        x, g, h = (t.clone() for t in given)
+        x.requires_grad_(), g.requires_grad_()
+        weight = torch.full((3,), 1.5, device=device, requires_grad=True)
+        first = grad(function(x, weight, bias, running, 0.2), (x, weight), g, create_graph=True)
+        found.append((*first, *grad(first[0], (g, weight), h)))
+    for mine, other in zip(*found):
+        torch.testing.assert_close(mine, other, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
 def test_empty_batch_and_missing_gradients(device):
     x = torch.zeros(0, 3, 4, 4, device=device, requires_grad=True)
     weight = torch.ones(3, device=device, requires_grad=True)
