@@ -78,13 +78,30 @@ __device__ inline void load16(const T* from, Sum<T> (&to)[kVector<T>]) {
   for (int j = 0; j < kVector<T>; ++j) to[j] = widen(values[j]);
 }
 template <class T>
-__device__ inline void store16(T* to, const Sum<T> (&from)[kVector<T>]) {
+__device__ inline uint4 narrowed(const Sum<T> (&from)[kVector<T>]) {
   alignas(16) T values[kVector<T>];
 #pragma unroll
   for (int j = 0; j < kVector<T>; ++j) narrow(from[j], &values[j]);
   uint4 raw;
   memcpy(&raw, values, sizeof raw);
-  *reinterpret_cast<uint4*>(to) = raw;
+  return raw;
+}
+template <class T>
+__device__ inline void store16(T* to, const Sum<T> (&from)[kVector<T>]) {
+  *reinterpret_cast<uint4*>(to) = narrowed<T>(from);
+}
+// To global memory. Where another branch writes the same values one by one, the compiler makes that of an assignment,
+// too; not of an instruction.
+template <class T>
+__device__ inline void store16_global(T* to, const Sum<T> (&from)[kVector<T>]) {
+#if defined(__CUDACC__)
+  const uint4 raw = narrowed<T>(from);
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(raw.x),
+               "r"(raw.y), "r"(raw.z), "r"(raw.w)
+               : "memory");
+#else
+  store16(to, from);
+#endif
 }
 
 template <class V>

@@ -399,7 +399,7 @@ __device__ void read(const void* from, int64_t e, int count, bool aligned, Sum<T
 template <class T>
 __device__ void write(void* to, int64_t e, int count, bool aligned, const Sum<T> (&from)[kVector<T>]) {
   T* place = static_cast<T*>(to) + e;
-  if (aligned && count == kVector<T>) return store16(place, from);
+  if (aligned && count == kVector<T>) return store16_global(place, from);
 #pragma unroll
   for (int j = 0; j < kVector<T>; ++j)
     if (j < count) narrow(from[j], &place[j]);
