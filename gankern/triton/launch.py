@@ -180,13 +180,27 @@ def _launch_by_jit(key: tuple | None, request: Launch) -> _Handle | None:
         _record.append(request)
         return None
     grid = programs if isinstance(programs, tuple) else (programs,)
-    compiled = kernel[grid](*arguments, **constants, num_warps=num_warps)
+    captured = any(capturing(argument.device) for argument in arguments if isinstance(argument, Tensor))
+    try:
+        compiled = kernel[grid](*arguments, **constants, num_warps=num_warps)
+    except RuntimeError as error:
+        if captured:  # the driver loads no kernel meanwhile, and says that something is not permitted
+            raise RuntimeError(
+                f"{kernel.__name__}: a kernel's first launch cannot be captured in a CUDA graph; run the step once "
+                f"before it is captured, on tensors of the same kinds ({error})"
+            ) from error
+        raise
     if key is None or not _nobody_listens() or not isinstance(compiled, CompiledKernel):
         return None
     # By handle, constants follow in the order of the call, and take their places only where that is the kernel's.
     if kernel.arg_names[len(arguments) :] == list(constants) and not kernel.pre_run_hooks:
         _handles[key] = _Handle(kernel, compiled, compiled.run, compiled.function, compiled.packed_metadata)
     return _handles.get(key)
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the device's current stream."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 @contextlib.contextmanager

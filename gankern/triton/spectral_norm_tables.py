@@ -5,14 +5,17 @@ tables, they ask by name, from functions that are called when they are compiled.
 """
 
 import functools
-from collections.abc import Hashable, Iterable, Sequence
-from typing import NamedTuple
+import threading
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 import triton
 from torch import Tensor
 
-from gankern.triton.launch import Addresses
+from gankern.triton.launch import Addresses, capturing
+
+T = TypeVar("T")
 
 MAX_PRODUCT_PROGRAMS = 512  # of one layer: each program of `gradient` adds up all their results
 MAX_LENGTH = 2**30  # of rows and columns, which are counted in 32 bits; elements are counted in 64
@@ -155,6 +158,35 @@ def product(sizes: Iterable[int]) -> int:
     return functools.reduce(lambda a, b: a * b, sizes, 1)
 
 
+def outside_of_pools(make: Callable[[], T], device: torch.device) -> T:
+    """What ``make`` gives, made by a thread of its own, for memory that is kept between calls.
+
+    torch.compile's CUDA graphs, and torch.cuda.use_mem_pool, have the thread that calls allocate in a pool of theirs.
+    Such graphs take what lives in their pool without being a result of theirs for free, and would give it to others
+    while our kernels still read it. What another thread allocates comes from the device's common memory.
+    """
+    if capturing(device):
+        raise RuntimeError(
+            "spectral_norm: the first call with these shapes copies their table to the device, which no CUDA graph "
+            "captures; run the step once before it is captured"
+        )
+    made: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            made.append(make())
+        except BaseException as error:  # raised again below, in the thread that called
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return made[0]
+
+
 class Plan(NamedTuple):
     """The tables that follow from the shapes, on the device, and the size of the scratch buffer."""
 
@@ -215,19 +247,12 @@ def plan_of(matrices: tuple[Matrix | None, ...], u_first: bool, device: torch.de
     programs = [
         [(number, block) for number, count in enumerate(kind) for block in range(count)] for kind in zip(*counts)
     ]
-    with torch._C.DisableTorchFunction():
-        power_programs, reduce_programs, product_programs, tile_programs = (
-            torch.tensor(table, dtype=torch.int32, device=device) for table in programs
-        )
-        return Plan(
-            torch.tensor(layers, dtype=torch.int64, device=device),
-            groups,
-            power_programs,
-            reduce_programs,
-            product_programs,
-            tile_programs,
-            scratch_size,
-        )
+    tables = [(layers, torch.int64), *((table, torch.int32) for table in programs)]
+    of_layers, *of_programs = outside_of_pools(
+        lambda: [torch.tensor(table, dtype=dtype, device=device) for table, dtype in tables], device
+    )
+    power_programs, reduce_programs, product_programs, tile_programs = of_programs
+    return Plan(of_layers, groups, power_programs, reduce_programs, product_programs, tile_programs, scratch_size)
 
 
 def blocks_of(count: int, each: int) -> int:
@@ -235,7 +260,33 @@ def blocks_of(count: int, each: int) -> int:
     return max(1, -(-count // each))
 
 
-POINTER_TABLES = 64  # of one call, for the sets of addresses that it meets; where one more comes, the oldest goes
+# Of one call on one stream, for the sets of addresses that it meets; where one more comes, the oldest is overwritten.
+POINTER_TABLES = 64
+
+
+class _StreamTables:
+    """The tables of one stream: rows of one piece of memory, each for a set of addresses."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        empty = functools.partial(torch.empty, POINTER_TABLES, size, dtype=torch.int64, device=device)
+        self.memory = outside_of_pools(empty, device)
+        if device.type == "cuda":
+            # It was allocated on the default stream, where its former owner may still be at work; and lives as long as
+            # this stream reads it.
+            stream = torch.cuda.current_stream(device)
+            stream.wait_stream(torch.cuda.default_stream(device))
+            self.memory.record_stream(stream)
+        self.rows = self.memory.unbind()
+        self.known: dict[Hashable, Tensor] = {}
+        self.used = 0
+
+    def place(self, addresses: Hashable) -> Tensor:
+        """A row for these addresses. Whoever read it before did so earlier on this stream."""
+        if len(self.known) == POINTER_TABLES:
+            self.known.pop(next(iter(self.known)))
+        self.known[addresses] = row = self.rows[self.used % POINTER_TABLES]
+        self.used += 1
+        return row
 
 
 class PointerTables:
@@ -256,7 +307,7 @@ class PointerTables:
     ) -> None:
         self.vectors = [matrix is not None and matrix.inner % vector == 0 for matrix in matrices]
         self.tiles, self.device = tiles, device
-        self.tables: dict[Hashable, Tensor] = {}
+        self.streams: dict[int, _StreamTables] = {}
 
     def __call__(self, addresses: Addresses) -> Tensor:
         """The table of these addresses, those of the first layer first.
@@ -264,19 +315,17 @@ class PointerTables:
         Each stream has tables of its own, which puts the upload before its readers, and these before the next owner of
         the memory. One that is uploaded within a capture lies in the graph's memory, is filled at each replay, and is
         nobody else's."""
-        key: Hashable = addresses
-        if self.device.type == "cuda":
-            if torch.cuda.is_current_stream_capturing():
-                return self.upload(addresses)
-            key = addresses, torch._C._cuda_getCurrentRawStream(self.device.index)
-        table = self.tables.get(key)
-        if table is None:
-            if len(self.tables) >= POINTER_TABLES:
-                self.tables.pop(next(iter(self.tables)), None)
-            table = self.tables[key] = self.upload(addresses)
-        return table
+        size = len(self.vectors) * POINTER_FIELDS
+        if capturing(self.device):
+            return self.upload(addresses, torch.empty(size, dtype=torch.int64, device=self.device))
+        stream = torch._C._cuda_getCurrentRawStream(self.device.index) if self.device.type == "cuda" else 0
+        tables = self.streams.get(stream)
+        if tables is None:
+            tables = self.streams[stream] = _StreamTables(size, self.device)
+        table = tables.known.get(addresses)
+        return self.upload(addresses, tables.place(addresses)) if table is None else table
 
-    def upload(self, addresses: Addresses) -> Tensor:
+    def upload(self, addresses: Addresses, table: Tensor) -> Tensor:
         """As the scalars of a foreach function: these travel as arguments of a kernel, so that nothing waits and,
         unlike a copy from the host's memory, the upload can be captured in a CUDA graph."""
         each = len(addresses) // len(self.vectors)
@@ -285,6 +334,6 @@ class PointerTables:
             of_layer = [addresses[place] for place in range(layer * each, (layer + 1) * each)]
             aligned = fits and all(of_layer[place] % 16 == 0 for place in self.tiles)
             values += (int(aligned), *of_layer, *[0] * (POINTER_FIELDS - 1 - each))
-        table = torch.zeros(len(values), dtype=torch.int64, device=self.device)
+        table.zero_()
         torch._foreach_add_(table.unbind(), values)
         return table

@@ -596,6 +596,35 @@ def sizes_past_32_bits_have_plans_of_their_own():
     assert kernels[2**31 - 1] != kernels[2**31] == kernels[2**32] != kernels[2**33 + 1]
 
 
+def first_launches_within_a_capture_say_what_to_do():
+    """The driver loads no kernel while a graph is captured. What was launched before can be captured."""
+    driver, _ = stub_driver.start()
+    x = torch.zeros(64)
+    _call(x, None, 64, 3)
+    plain, refused = driver.load_binary, "Triton Error [CUDA]: operation not permitted when stream is capturing"
+
+    def load_binary(*given):
+        raise RuntimeError(refused)
+
+    driver.load_binary, launch.capturing = load_binary, lambda device: True
+    _call(x, None, 64, 3)
+    try:
+        _call(x, x, 64, 3)
+    except RuntimeError as error:
+        assert "_kernel: a kernel's first launch cannot be captured" in str(error) and refused in str(error)
+    else:
+        raise AssertionError
+    launch.capturing = lambda device: False
+    try:
+        _call(x.double(), None, 64, 3)
+    except RuntimeError as error:
+        assert str(error) == refused
+    else:
+        raise AssertionError
+    driver.load_binary = plain
+    _call(x, x, 64, 3)
+
+
 def plans_after_a_fork():
     """Another process launches by the plans of the first one."""
     import os
@@ -816,7 +845,7 @@ def groups_follow_their_tensors():
 
     def looked_up(self, addresses):
         table = lookup(self, addresses)
-        assert torch.equal(table, upload(self, addresses))
+        assert torch.equal(table, upload(self, addresses, torch.empty_like(table)))
         tables.append([place[1:] for place in table.view(3, -1).tolist()])
         return table
 

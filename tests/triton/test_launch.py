@@ -1,6 +1,7 @@
 """How kernels are launched, without a GPU: the JIT's binder and its choice of kernels, and no copy from the host."""
 
 import ast
+import gc
 import importlib
 import inspect
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import BaseBackend
@@ -193,6 +195,53 @@ def test_no_launcher_calls_what_copies_or_waits():
                 if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in WAITING:
                     found.append(f"{path.name}:{call.lineno} {ast.unparse(call.func)}")
     assert found == []
+
+
+class Allocations(TorchDispatchMode):
+    """The memory of every tensor that this thread makes, as long as it lives."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in torch.utils._pytree.tree_leaves(result):
+            if isinstance(x, torch.Tensor):
+                self.made.append((func.name(), StorageWeakRef(x.untyped_storage())))
+        return result
+
+
+@pytest.mark.parametrize("module", aot.modules())
+def test_no_launcher_keeps_what_its_thread_allocates(module, monkeypatch):
+    """Where a graph's pool is what the thread allocates from, all memory that is no result is the graph's to give to
+    others. So what is kept between calls (tables, constants of a plan) is made by another thread."""
+    monkeypatch.setattr(launch, "_launch_by_jit", lambda key, request: None)
+    spectral_norm_tables.plan_of.cache_clear()
+    with Allocations() as allocations:
+        for _ in range(2):  # the first calls, and those by their plans
+            aot._module(module).examples(torch.float32)
+    gc.collect()
+    assert len(allocations.made) > 2
+    assert [name for name, storage in allocations.made if not storage.expired()] == []
+
+
+def test_what_is_kept_by_the_thread_that_calls_is_noticed():
+    @launch.planned
+    def launcher(x):
+        kept.append(x.new_zeros(3))
+
+    kept = []
+    with Allocations() as allocations:
+        launcher(torch.zeros(2))
+    assert [name for name, storage in allocations.made if not storage.expired()] == ["aten::new_zeros"]
+
+
+def test_a_table_of_shapes_within_a_capture_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    matrix = spectral_norm_tables.matrix_of((8, 8), (8, 1), 0)
+    with pytest.raises(RuntimeError, match="spectral_norm: the first call .* run the step once before"):
+        spectral_norm_tables.plan_of((matrix,), True, torch.device("cuda", 0))
 
 
 def test_every_kernel_is_launched_in_one_way():
