@@ -28,19 +28,24 @@ from torch import Tensor
 from gankern.core.layout import has_whole_pixels
 from gankern.triton.launch import Blocks, ceil_div, contiguous, index_type, launch, planned, sum_type
 
-BLOCKS = Blocks(  # rows and columns of a tile; DOUBLING, STRIPS: with kernels of several outputs a lane
+# Rows and columns of a tile; DOUBLING, STRIPS: with kernels of several outputs a lane; WIDE: as many bytes of columns
+# in half precision, so that a lane moves 16 of them where channels are neighbours, and what says where and whether is
+# made once for twice as many values.
+BLOCKS = Blocks(
     "upfirdn2d",
-    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 1, "STRIPS": 0},
-    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 0, "STRIPS": 0},
-    {"ROWS": 8, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 0, "STRIPS": 0},
-    {"ROWS": 4, "COLUMNS": 256, "num_warps": 4, "DOUBLING": 1, "STRIPS": 0},
-    {"ROWS": 8, "COLUMNS": 64, "num_warps": 2, "DOUBLING": 0, "STRIPS": 0},
-    {"ROWS": 8, "COLUMNS": 64, "num_warps": 4, "DOUBLING": 1, "STRIPS": 0},
-    {"ROWS": 2, "COLUMNS": 256, "num_warps": 4, "DOUBLING": 1, "STRIPS": 0},
-    {"ROWS": 16, "COLUMNS": 64, "num_warps": 4, "DOUBLING": 0, "STRIPS": 0},
-    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 1, "STRIPS": 1},
-    {"ROWS": 2, "COLUMNS": 256, "num_warps": 4, "DOUBLING": 1, "STRIPS": 1},
-    {"ROWS": 2, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 1, "STRIPS": 1},
+    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 1, "STRIPS": 0, "WIDE": 0},
+    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 0, "STRIPS": 0, "WIDE": 0},
+    {"ROWS": 8, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 0, "STRIPS": 0, "WIDE": 0},
+    {"ROWS": 4, "COLUMNS": 256, "num_warps": 4, "DOUBLING": 1, "STRIPS": 0, "WIDE": 0},
+    {"ROWS": 8, "COLUMNS": 64, "num_warps": 2, "DOUBLING": 0, "STRIPS": 0, "WIDE": 0},
+    {"ROWS": 8, "COLUMNS": 64, "num_warps": 4, "DOUBLING": 1, "STRIPS": 0, "WIDE": 0},
+    {"ROWS": 2, "COLUMNS": 256, "num_warps": 4, "DOUBLING": 1, "STRIPS": 0, "WIDE": 0},
+    {"ROWS": 16, "COLUMNS": 64, "num_warps": 4, "DOUBLING": 0, "STRIPS": 0, "WIDE": 0},
+    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 1, "STRIPS": 1, "WIDE": 0},
+    {"ROWS": 2, "COLUMNS": 256, "num_warps": 4, "DOUBLING": 1, "STRIPS": 1, "WIDE": 0},
+    {"ROWS": 2, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 1, "STRIPS": 1, "WIDE": 0},
+    {"ROWS": 4, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 1, "STRIPS": 0, "WIDE": 1},
+    {"ROWS": 2, "COLUMNS": 128, "num_warps": 4, "DOUBLING": 1, "STRIPS": 1, "WIDE": 1},
 )
 WRITTEN_TAPS = 12  # of a filter that is written out for lanes of several outputs, at most
 STRIP = 4  # outputs of a lane, one below the other
@@ -55,6 +60,28 @@ def _first(o, start, UP: tl.constexpr, DOWN: tl.constexpr):
     # Of numbers that are not negative, which every division rounds alike.
     sample = tl.where(s > 0, (tl.maximum(s, 0) + UP - 1) // UP, -(tl.maximum(-s, 0) // UP))
     return sample, sample * UP - s
+
+
+@triton.jit
+def _tile(
+    lines, width, channels, GROUPED: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """The plane of a program's tile, its lines, its first place of a line and all of them; of these the columns, and
+    the channels where those lie within a column."""
+    tiles_x = tl.cdiv(width, COLUMNS)
+    tiles_y = tl.cdiv(lines, ROWS)
+    tile = tl.program_id(0)
+    plane = (tile // (tiles_x * tiles_y)).to(tl.int64)
+    y = tile // tiles_x % tiles_y * ROWS + tl.arange(0, ROWS)
+    first = tile % tiles_x * COLUMNS
+    e = first + tl.arange(0, COLUMNS)
+    if GROUPED:
+        column = e // channels
+        within = (e % channels).to(INDEX)
+    else:
+        column = e
+        within = tl.zeros([COLUMNS], INDEX)
+    return plane, y, first, e, column, within
 
 
 @triton.jit
@@ -90,18 +117,7 @@ def _upfirdn2d_kernel(
     COLUMNS: tl.constexpr,
 ):
     width = out_columns * channels
-    tiles_x = tl.cdiv(width, COLUMNS)
-    tiles_y = tl.cdiv(out_rows, ROWS)
-    tile = tl.program_id(0)
-    plane = (tile // (tiles_x * tiles_y)).to(tl.int64)
-    oy = tile // tiles_x % tiles_y * ROWS + tl.arange(0, ROWS)
-    e = tile % tiles_x * COLUMNS + tl.arange(0, COLUMNS)
-    if GROUPED:
-        ox = e // channels
-        within = (e % channels).to(INDEX)
-    else:
-        ox = e
-        within = tl.zeros([COLUMNS], INDEX)
+    plane, oy, _, e, ox, within = _tile(out_rows, width, channels, GROUPED, INDEX, ROWS, COLUMNS)
     x += plane // planes_a_batch * batch_stride + plane % planes_a_batch * channel_stride
 
     first_y, tap_y = _first(oy, start_y, UP_Y, DOWN_Y)
@@ -182,19 +198,8 @@ def _doubling_kernel(
     second one tap 2 m - 1; with an odd one and p = q - (start - 1) / 2, tap 2 m + 1, and tap 2 m. So taps are the same
     for all lanes, and a sample is loaded once for four outputs."""
     pairs_x = tl.cdiv(out_columns, 2)
-    width = pairs_x * channels
-    tiles_x = tl.cdiv(width, COLUMNS)
-    tiles_y = tl.cdiv(tl.cdiv(out_rows, 2), ROWS)
-    tile = tl.program_id(0)
-    plane = (tile // (tiles_x * tiles_y)).to(tl.int64)
-    qy = tile // tiles_x % tiles_y * ROWS + tl.arange(0, ROWS)
-    e = tile % tiles_x * COLUMNS + tl.arange(0, COLUMNS)
-    if GROUPED:
-        qx = e // channels
-        within = (e % channels).to(INDEX)
-    else:
-        qx = e
-        within = tl.zeros([COLUMNS], INDEX)
+    lines = tl.cdiv(out_rows, 2)
+    plane, qy, first, _, qx, within = _tile(lines, pairs_x * channels, channels, GROUPED, INDEX, ROWS, COLUMNS)
     x += plane // planes_a_batch * batch_stride + plane % planes_a_batch * channel_stride
     py = qy - (start_y if EVEN_Y else start_y - 1) // 2
     px = qx - (start_x if EVEN_X else start_x - 1) // 2
@@ -239,7 +244,7 @@ def _doubling_kernel(
             inside = (oy < out_rows)[:, None] & (ox < out_columns)[None, :]
             tl.store(out + place, (value * GAIN).to(out.dtype.element_ty), mask=inside)
     else:
-        ox = tile % tiles_x * (2 * COLUMNS) + tl.arange(0, 2 * COLUMNS)
+        ox = 2 * first + tl.arange(0, 2 * COLUMNS)
         for k in tl.static_range(2):
             oy = 2 * qy + k
             value = tl.interleave(total_00, total_01) if k == 0 else tl.interleave(total_10, total_11)
@@ -287,18 +292,7 @@ def _strip_kernel(
     """A separable filter, not up. A lane makes outputs 4 q to 4 q + 3 of a column: output k meets the sample
     4 q DOWN - start + m at tap m - k DOWN. Every sample is loaded once for the four, as is its row's sum taken."""
     width = out_columns * channels
-    tiles_x = tl.cdiv(width, COLUMNS)
-    tiles_y = tl.cdiv(tl.cdiv(out_rows, 4), ROWS)
-    tile = tl.program_id(0)
-    plane = (tile // (tiles_x * tiles_y)).to(tl.int64)
-    qy = tile // tiles_x % tiles_y * ROWS + tl.arange(0, ROWS)
-    e = tile % tiles_x * COLUMNS + tl.arange(0, COLUMNS)
-    if GROUPED:
-        ox = e // channels
-        within = (e % channels).to(INDEX)
-    else:
-        ox = e
-        within = tl.zeros([COLUMNS], INDEX)
+    plane, qy, _, e, ox, within = _tile(tl.cdiv(out_rows, 4), width, channels, GROUPED, INDEX, ROWS, COLUMNS)
     x += plane // planes_a_batch * batch_stride + plane % planes_a_batch * channel_stride
     total_0 = tl.zeros([ROWS, COLUMNS], SUM)
     total_1 = tl.zeros([ROWS, COLUMNS], SUM)
@@ -351,7 +345,9 @@ def forward(
         return out
     channels, planes_a_batch = (c, 1) if grouped else (1, c)
     blocks = dict(BLOCKS(x.device))
-    doubling, strips = blocks.pop("DOUBLING"), blocks.pop("STRIPS")
+    doubling, strips, wide = (blocks.pop(name) for name in ("DOUBLING", "STRIPS", "WIDE"))
+    if wide:
+        blocks["COLUMNS"] *= max(1, 4 // x.element_size())
     written = filter.ndim == 1 and filter.shape[0] <= WRITTEN_TAPS
     span = 1 + sum((n - 1) * abs(stride) for n, stride in zip((channels, h, w), x.stride()[1:]))
     given: tuple[Any, ...] = (x, contiguous(filter), out, channels, planes_a_batch, h, w, *size, *start, *x.stride())
