@@ -206,10 +206,14 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        for x in torch.utils._pytree.tree_leaves(result):
-            if isinstance(x, torch.Tensor):
-                self.made.append((func.name(), StorageWeakRef(x.untyped_storage())))
+        given = self.storages((args, kwargs))  # a view is of memory that was there
+        self.made += [(func.name(), storage) for storage in self.storages(result) if storage not in given]
         return result
+
+    @staticmethod
+    def storages(tree):
+        leaves = torch.utils._pytree.tree_leaves(tree)
+        return [StorageWeakRef(x.untyped_storage()) for x in leaves if isinstance(x, torch.Tensor)]
 
 
 @pytest.mark.parametrize("module", aot.modules())
