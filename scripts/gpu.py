@@ -5,11 +5,11 @@
     python scripts/gpu.py --dry-run-on-cpu      the same path on a machine without a GPU, on small tensors
 
 It uses the Python that runs it, installs nothing, needs no network, and writes to $OUT and to build/ alone; and on a
-GPU to gankern/devices, which block sizes and which tiers were best: commit that file, and they are what runs. A machine
-may be lent for minutes, so each stage is a process with a limit, all together take at most --limit seconds (480), and
-each writes its record as it goes, most telling first: what is stopped keeps what it has. A stage that fails does not
-stop the later ones; what one leaves of its time, the next one has. What kernels compile, which takes longer than to
-measure them, is compiled before by several processes at once, into caches in build/.
+GPU to gankern/devices, which block sizes, tiers and ways of convolutions were best: commit that file, and they are what
+runs. A machine may be lent for minutes, so each stage is a process with a limit, all together take at most --limit
+seconds (480), and each writes its record as it goes, most telling first: what is stopped keeps what it has. A stage
+that fails does not stop the later ones; what one leaves of its time, the next one has. What kernels compile, which
+takes longer than to measure them, is compiled before by several processes at once, into caches in build/.
 
     environment   versions and hardware
     tests         the GPU's tests in parallel processes, and beside them the native build
@@ -17,7 +17,7 @@ measure them, is compiled before by several processes at once, into caches in bu
     device        device time of every primitive as replays of a CUDA graph, beside the peers' and the limit of memory
     steps         whole training steps, eager and as graphs, and the kernels that they spend their time in
     variants      block sizes of kernels, and CUDA C++ beside Triton; writes the file of this device
-    convolutions  convolutions in each memory format and dtype, gankern's choice beside the plain composition
+    convolutions  convolutions in each memory format and dtype by each way; writes the fastest to that file too
     sanitizer     compute-sanitizer, where it is installed
 """
 
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import copy
 import importlib.metadata
 import importlib.util
 import itertools
@@ -571,8 +572,8 @@ def _steps(where: str) -> list[Any]:
 
 def steps(record: Record, where: str) -> None:
     """Whole steps: torch, accelerated and gankern, as CUDA graphs and without; fp32 with TF32, and bfloat16 in
-    channels_last. Then the kernels that a step takes the most time in, and at the end torch compiled, which may take
-    longer than all else."""
+    channels_last. Then the kernels that a step takes the most time in, what `accelerate` does to layers one by one, and
+    at the end torch compiled, which may take longer than all else."""
     from gankern.measure import device as measured
     from gankern.measure import steps as whole
     from gankern.measure.benchmark import OURS
@@ -600,11 +601,86 @@ def steps(record: Record, where: str) -> None:
                 variant=variant,
                 kernels=attempt(lambda s=step, v=variant: measured.top_kernels(whole.make_step(s, v, where), where)),
             )
+    accelerated_layers(record, where)
     for step in wanted if where == "cuda" else []:
         for mode in modes:
             others = whole.variants_of(mode, compiled=False)
             compiled = {n: v for n, v in whole.variants_of(mode, compiled=True).items() if n not in others}
             measure(False, mode, step, compiled)
+
+
+# What `accelerate` replaces, or leaves where it knows no gain, by its layers' names.
+LAYERS = (
+    "LeakyReLU",
+    "BatchNorm2d LeakyReLU",
+    "InstanceNorm2d ReLU",
+    "GroupNorm LeakyReLU",
+    "Conv2d LeakyReLU",
+    "Upsample Conv2d",
+    "Conv2d AvgPool2d",
+    "ConvTranspose2d BatchNorm2d ReLU",
+    "SpectralNorm LeakyReLU",
+)
+LAYER_SIZES = {"16 maps of 8x8": (16, 64, 8, 8), "64 maps of 32x32": (64, 128, 32, 32)}
+LAYER_MODES = ("forward", "forward + backward", "forward + backward, graphed")
+
+
+def _layers(names: str, channels: int, where: str) -> Any:
+    from torch import nn
+    from torch.nn.utils.parametrizations import spectral_norm
+
+    def convolution() -> Any:
+        return nn.Conv2d(channels, channels, 3, padding=1)
+
+    made = {
+        "LeakyReLU": lambda: nn.LeakyReLU(0.2),
+        "ReLU": nn.ReLU,
+        "BatchNorm2d": lambda: nn.BatchNorm2d(channels),
+        "InstanceNorm2d": lambda: nn.InstanceNorm2d(channels, affine=True),
+        "GroupNorm": lambda: nn.GroupNorm(max(1, channels // 8), channels),
+        "Conv2d": convolution,
+        "ConvTranspose2d": lambda: nn.ConvTranspose2d(channels, channels, 4, 2, 1, bias=False),
+        "Upsample": lambda: nn.Upsample(scale_factor=2),
+        "AvgPool2d": lambda: nn.AvgPool2d(2),
+        "SpectralNorm": lambda: spectral_norm(convolution()),
+    }
+    return nn.Sequential(*(made[name]() for name in names.split())).to(where)
+
+
+def _layer_milliseconds(model: Any, x: Any, mode: str, where: str) -> float:
+    import torch
+
+    from gankern.measure import device as measured
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(x)
+
+    def backward() -> None:
+        torch.autograd.grad(model(x).sum(), [x, *model.parameters()])
+
+    step = forward if mode == "forward" else backward
+    step()
+    quick = {"seconds": 0.02, "rounds": 3} if where == "cuda" else {"seconds": 0.0, "rounds": 1}
+    return measured.milliseconds(measured.graph_of(step, where) if "graphed" in mode else step, where, **quick)
+
+
+def accelerated_layers(record: Record, where: str) -> None:
+    """Milliseconds of layers as they are and as `accelerate` makes them, of small maps, which the host decides, and of
+    large ones: whatever is slower is where `accelerate` has to know better on this device."""
+    import torch
+
+    import gankern
+
+    for (size, shape), names in itertools.product(LAYER_SIZES.items(), LAYERS):
+        x = torch.randn(shape if where == "cuda" else (2, 8, 8, 8), device=where).requires_grad_()
+        original = _layers(names, x.shape[1], where)
+        accelerated = copy.deepcopy(original)
+        attempt(partial(gankern.accelerate, accelerated))
+        for mode in LAYER_MODES:
+            models = {"original": original, "accelerated": accelerated}
+            row = {who: attempt(partial(_layer_milliseconds, m, x, mode, where)) for who, m in models.items()}
+            record.add(layers=names, size=size, mode=mode, contenders=row)
 
 
 def _compile_step(number: int, variant: str, where: str, fast: bool) -> None:
@@ -696,7 +772,6 @@ def variants(record: Record, where: str) -> None:
 
     if where == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
-    from gankern.core import devices
     from gankern.measure import device as measured
 
     runs, shape, m = _variant_runs(where)
@@ -711,17 +786,6 @@ def variants(record: Record, where: str) -> None:
             torch.autograd.grad(run(x).sum(), (x, m), allow_unused=True)
 
         return measured.milliseconds(measured.graph_of(step, where), where, 0.02, 3)
-
-    def keep(**choices: dict[str, Any]) -> None:
-        name = torch.cuda.get_device_name() if where == "cuda" else "CPU"
-        versions = {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}
-        # In the record too: from a lent machine $OUT alone comes back.
-        record.content["device_file"] = content = {"device": name, **versions, "blocks": {}, "tiers": {}, **choices}
-        record.write()
-        if where == "cuda":
-            path = devices.device_file(name)
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(content, indent=2) + "\n")
 
     best = {}
     for name, run in runs.items():
@@ -738,8 +802,26 @@ def variants(record: Record, where: str) -> None:
         # A change of the default must be worth it in the mean over types and layouts.
         fastest = min(times, key=times.__getitem__)
         best[name] = blocks[name].variants[fastest if times[fastest] < 0.97**4 * times[0] else 0]
-        keep(blocks=best)
-    keep(blocks=best, tiers=_fastest_tiers(record, where))
+        keep_choices(record, where, blocks=best)
+    keep_choices(record, where, blocks=best, tiers=_fastest_tiers(record, where))
+
+
+def keep_choices(record: Record, where: str, **choices: dict[str, Any]) -> None:
+    """Writes choices to the device's file, whose other ones stay, and to the record: from a lent machine $OUT alone
+    comes back."""
+    import torch
+
+    from gankern.core import devices
+
+    name = torch.cuda.get_device_name() if where == "cuda" else "CPU"
+    path = devices.device_file(name)
+    before = json.loads(path.read_text()) if where == "cuda" and path.exists() else {"blocks": {}, "tiers": {}}
+    versions = {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}
+    record.content["device_file"] = content = {**before, "device": name, **versions, **choices}
+    record.write()
+    if where == "cuda":
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _fastest_tiers(record: Record, where: str) -> dict[str, str]:
@@ -775,12 +857,14 @@ def is_worth(ratios: Sequence[float]) -> bool:
 
 
 def convolutions(record: Record, where: str) -> None:
-    """Upsampling, downsampling and plain convolutions, forward and backward, beside torch's plain composition."""
+    """Convolutions that resample, forward and backward, by each way that there is on a GPU, whose times go to the
+    device's file; and plain ones, beside torch's own."""
     import torch
     import torch.nn.functional as F
 
     import gankern.functional as GF
     from gankern.measure import device as measured
+    from gankern.ops import convolution, convolution_choice
 
     def resize_convolution(x: Any, w: Any) -> Any:
         return F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), w, padding=1)
@@ -788,33 +872,47 @@ def convolutions(record: Record, where: str) -> None:
     def convolution_pool(x: Any, w: Any) -> Any:
         return F.avg_pool2d(F.conv2d(x, w, padding=1), 2)
 
-    kinds = {
-        "upsample": (lambda x, w: GF.upsample_conv2d(x, w), resize_convolution),
-        "downsample": (lambda x, w: GF.conv2d_downsample(x, w), convolution_pool),
-        "same": (lambda x, w: GF.conv2d(x, w, padding=1), lambda x, w: F.conv2d(x, w, padding=1)),
-    }
-    shapes = [(16, 512, 4), (16, 256, 16), (64, 128, 16), (16, 128, 32), (8, 64, 64)]
+    def forced(kind: str, way: str) -> Callable[..., Any]:
+        def run(x: Any, w: Any) -> Any:
+            size = convolution_choice.result_size(kind, 1, *x.shape[2:])
+            return convolution._run((kind, 1, 1.0, "highest", way, 0), *size, x, w, None)
+
+        return run
+
+    plain = {"upsample": resize_convolution, "downsample": convolution_pool}
+    # (images, channels in, channels out, pixels each way of the smaller image), of generators and discriminators
+    shapes = [
+        (16, 512, 512, 4), (16, 512, 256, 8), (64, 256, 256, 8), (64, 256, 128, 16), (16, 128, 128, 32),
+        (4, 512, 512, 16), (4, 128, 64, 64), (4, 32, 16, 128),
+    ]  # fmt: skip
     if where == "cpu":
-        shapes = [(2, 4, 4)]
+        shapes = [(2, 4, 3, 4)]
 
     def replayed(run: Callable[..., Any], leaves: Sequence[Any]) -> float:
         step = measured.graph_of(lambda: torch.autograd.grad(run(*leaves).sum(), leaves), where)
-        return measured.milliseconds(step, where, 0.03, 3)
+        return measured.milliseconds(step, where, 0.02, 3)
 
-    for dtype in (torch.float32, torch.bfloat16):
-        for memory_format in (torch.contiguous_format, torch.channels_last):
-            for n, c, side in shapes:
-                for kind, (ours, plain) in kinds.items():
-                    x = torch.randn(n, c, side, side, device=where, dtype=dtype).contiguous(memory_format=memory_format)
-                    w = torch.randn(c, c, 3, 3, device=where, dtype=dtype).contiguous(memory_format=memory_format)
-                    leaves = x.requires_grad_(), w.requires_grad_()
-                    row = {
-                        name: attempt(partial(replayed, run, leaves))
-                        for name, run in (("gankern", ours), ("torch", plain))
-                    }
-                    record.add(
-                        kind=kind, shape=[n, c, side], dtype=str(dtype)[6:], layout=str(memory_format)[6:], ms=row
-                    )
+    found: dict[str, dict[str, list[Any]]] = {kind: {} for kind in plain}
+    kinds = itertools.product((torch.float32, torch.bfloat16), ("contiguous", "channels_last"))
+    for (dtype, layout), kind in itertools.product(kinds, [*plain, "same"]):
+        for n, c, out, side in shapes:
+            size = 2 * side if kind == "downsample" else side
+            memory_format = getattr(torch, f"{layout}_format" if layout == "contiguous" else layout)
+            x = torch.randn(n, c, size, size, device=where, dtype=dtype).contiguous(memory_format=memory_format)
+            w = torch.randn(out, c, 3, 3, device=where, dtype=dtype).contiguous(memory_format=memory_format)
+            leaves = x.requires_grad_(), w.requires_grad_()
+            if kind == "same":
+                runs = {"gankern": partial(GF.conv2d, padding=1), "torch": partial(F.conv2d, padding=1)}
+            else:
+                runs = {way: forced(kind, way) for way in convolution_choice.ON_DEVICE if way != "reference"}
+                runs["reference"] = plain[kind]
+            row = {name: attempt(partial(replayed, run, leaves)) for name, run in runs.items()}
+            record.add(kind=kind, shape=[n, c, out, side], dtype=str(dtype)[6:], layout=layout, ms=row)
+            times = {way: round(ms, 5) for way, ms in row.items() if isinstance(ms, float)}
+            if kind != "same" and times:
+                rows = found[kind].setdefault(f"{str(dtype)[6:]} {layout}", [])
+                rows.append([c, out, n * side * side, times])
+                keep_choices(record, where, convolutions=found)
 
 
 def sanitizer(record: Record, device: str) -> None:
@@ -883,6 +981,7 @@ STEP_RATIOS = {
     "DCGAN-64, batch 256": 1.25,
 }
 EAGER_RATIOS = {step: {"WGAN-GP": 1.5, "SN-GAN": 1.4}.get(step, 1.0) for step in STEP_RATIOS}
+NOT_SLOWER = 0.95  # what one run of a few milliseconds tells apart
 SANITIZERS = ("memcheck", "racecheck")
 
 
@@ -945,6 +1044,11 @@ def bars(out: Path) -> list[dict[str, Any]]:
         least = next((ratio for start, ratio in ratios.items() if row["step"].startswith(start)), 1.0)
         label = f"{row['step']}, {PRECISIONS[row['fast']]}, {row['mode']}"
         bar(f"{label}: against the fastest of torch's", min(peers) / ours, least)
+    for row in _results(out, "steps"):
+        times = row.get("contenders", {}) if "layers" in row else {}
+        if len(times) == 2 and all(isinstance(ms, float) for ms in times.values()):
+            label = f"accelerate, {row['layers']}, {row['size']}, {row['mode']}"
+            bar(f"{label}: against the original", times["original"] / times["accelerated"], NOT_SLOWER)
     states: dict[str, bool] = {}
     for row in _results(out, "tests"):
         states[row["what"]] = states.get(row["what"], True) and _is_fine(row)
@@ -969,6 +1073,8 @@ def _without_figures(found: Sequence[dict[str, Any]], out: Path) -> list[dict[st
         *(("steps", step, f", {kind}, {mode}:") for mode, ratios in modes.items() for step in ratios
           for kind in PRECISIONS.values()),
         ("device", WIDE, ": share of the copy limit"),
+        *(("steps", f"accelerate, {names}, {size}, {mode}", ": against the original")
+          for names in LAYERS for size in LAYER_SIZES for mode in LAYER_MODES),
         ("tests", "tests without a failure", ""),
         ("tests", "tests of CUDA C++ without a failure", ""),
         *(("sanitizer", f"compute-sanitizer {tool} without a failure", "") for tool in SANITIZERS),

@@ -5,12 +5,14 @@
 #include <ATen/ops/conv_transpose2d.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/im2col.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/reflection_pad2d.h>
 #include <ATen/ops/replication_pad2d.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/DynamicTypes.h>
 
 #include <array>
 #include <map>
@@ -48,7 +50,7 @@ struct Kind {
 };
 std::vector<Kind> kinds;
 // Ways that are no rows, as OTHERS in gankern/ops/convolution_choice.py has them.
-enum : int64_t { kTorch = -1, kReference = -2, kExchanged = -3, kProduct = -4 };
+enum : int64_t { kTorch = -1, kReference = -2, kExchanged = -3, kProduct = -4, kPhases = -5 };
 enum Pass { kForward, kTranspose, kWeight };
 
 // For each pass, and for contiguous and channels_last images: the row, or one of the ways above.
@@ -165,6 +167,31 @@ Tensor weight_gradient_by_product(const Plan& plan, const Tensor& x, const Tenso
   return y.view({small.size(1), large.size(1), kind.taps, kind.taps});
 }
 
+// The transposed convolution of a 4x4 kernel, stride 2 and padding 1, by phases: see gankern/ops/convolution.py.
+Tensor enlarged_by_phases(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                          int64_t height, int64_t width) {
+  const int64_t inner = weight.size(0), outer = weight.size(1);
+  const bool last =
+      has_channels_together(x) || weight.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+  const auto format = last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  const Tensor kernel = weight.flip({2, 3})
+                            .reshape({inner, outer, 2, 2, 2, 2})
+                            .permute({3, 5, 1, 0, 2, 4})
+                            .reshape({4 * outer, inner, 2, 2})
+                            .contiguous(format);
+  std::optional<Tensor> biases;
+  if (bias) biases = bias->repeat({4});
+  const Tensor phases = at::convolution(x, kernel, biases, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, 1);
+  const Tensor y = at::empty({x.size(0), outer, height, width}, x.options(), format);
+  for (int64_t a : {0, 1})
+    for (int64_t b : {0, 1}) {
+      const Tensor part = y.slice(2, a, height, 2).slice(3, b, width, 2);
+      part.copy_(
+          phases.narrow(1, (2 * a + b) * outer, outer).narrow(2, a, part.size(2)).narrow(3, b, part.size(3)));
+    }
+  return y;
+}
+
 Tensor convolve(const Plan& plan, bool transpose, int64_t height, int64_t width, const Tensor& x,
                 Tensor weight, const std::optional<Tensor>& bias) {
   static const auto op = find<RowForward>("gankern::convolution_row");
@@ -190,6 +217,8 @@ Tensor convolve(const Plan& plan, bool transpose, int64_t height, int64_t width,
   if (kind.collapsed) {
     weight = collapse(kind, weight);
     padding = 1;
+    if (row == kPhases && kind.transposed != transpose)
+      return enlarged_by_phases(x, weight, bias, height, width);
   }
   const bool transposed = kind.transposed != transpose;
   std::array<int64_t, 2> more{0, 0};
@@ -341,9 +370,12 @@ Tensor weight_gradient_of(const PlanPtr& plan, const Tensor& x, const Tensor& gr
 // ---- from Python
 // ----------------------------------------------------------------------------------------------------
 
-PyObject* ways_function;  // (kind, level, channels in, channels out, pixels) -> its Ways
+// (kind, level, channels in, channels out, pixels) -> its Ways
+PyObject* ways_function;
+// (kind, dtype, number of a GPU, channels in, channels out, pixels) -> its Ways there
+PyObject* device_function;
 
-// ([(name, taps, swap, flip, scale, collapsed, stride, transposed, zeros)], that function)
+// ([(name, taps, swap, flip, scale, collapsed, stride, transposed, zeros)], these two functions)
 PyObject* set_kinds(PyObject* const* in) {
   for (py::handle row : py::reinterpret_borrow<py::list>(in[0])) {
     const auto [name, taps, swap, flip, scale, collapsed, stride, transposed, zeros] =
@@ -351,6 +383,7 @@ PyObject* set_kinds(PyObject* const* in) {
     kinds.push_back({name, taps, swap, flip, scale, collapsed, stride, transposed, zeros});
   }
   ways_function = Py_NewRef(in[1]);
+  device_function = Py_NewRef(in[2]);
   Py_RETURN_NONE;
 }
 
@@ -372,6 +405,22 @@ const Ways& ways_for(const Kind& kind, PyObject* level, int64_t in, int64_t out,
   return last->second;
 }
 
+// The same of a kind that resamples, on a GPU.
+const Ways& ways_on_device(const Kind& kind, const Tensor& x, int64_t in, int64_t out, int64_t pixels) {
+  using Key = std::tuple<const Kind*, at::ScalarType, int64_t, int64_t, int64_t, int64_t>;
+  static std::map<Key, Ways> known;  // under the interpreter's lock
+  const Key key{&kind, x.scalar_type(), x.get_device(), in, out, pixels};
+  auto found = known.find(key);
+  if (found == known.end()) {
+    const py::handle dtype(reinterpret_cast<PyObject*>(torch::getTHPDtype(x.scalar_type())));
+    const auto ways =
+        py::handle(device_function)(kind.name, dtype, x.get_device(), in, out, pixels).cast<Ways>();
+    if (known.size() >= 4096) known.clear();
+    found = known.emplace(key, ways).first;
+  }
+  return found->second;
+}
+
 struct Operands {
   const Tensor *x, *weight;
   std::optional<Tensor> bias;
@@ -391,21 +440,17 @@ Tensor by_kind(const Kind& kind, const Operands& o, int64_t padding, double scal
   const int64_t height = kind.result(x.size(2), padding), width = kind.result(x.size(3), padding);
   const int64_t in = weight.size(kind.swap ? 0 : 1), out = weight.size(kind.swap ? 1 : 0);
   const int64_t pixels = x.size(0) * std::min(x.size(2) * x.size(3), height * width);
-  // Not the engine, but fewer products than plain PyTorch.
-  static const Ways collapsed{{{kTorch, kTorch}, {kTorch, kTorch}, {kTorch, kTorch}}};
   static PyObject* const highest = PyUnicode_InternFromString("highest");
   if (!x.is_cpu() && !kind.collapsed) return Tensor();
   const Ways& ways = !x.is_cpu()
-                         ? collapsed
+                         ? ways_on_device(kind, x, in, out, pixels)
                          : ways_for(kind, x.scalar_type() == at::kDouble ? highest : convolution_precision(),
                                     in, out, pixels);
   const Plan plan{&kind, padding, scale, ways, border};
-  if (x.is_cpu()) {
-    const int64_t forward = plan.way(kForward, x);
-    if (forward == kReference ||
-        (forward == kTorch && plan.way(kTranspose, x) == kTorch && plan.way(kWeight, x) == kTorch))
-      return Tensor();
-  }
+  const int64_t forward = plan.way(kForward, x);
+  if (forward == kReference || (x.is_cpu() && forward == kTorch && plan.way(kTranspose, x) == kTorch &&
+                                plan.way(kWeight, x) == kTorch))
+    return Tensor();
   put_on_record(self, x.is_cpu());
   const pybind11::gil_scoped_release released;
   return convolved(std::make_shared<Plan>(plan), false, height, width, x, weight, o.bias);
@@ -583,7 +628,7 @@ PyObject* resample(PyObject* const* in) {
 }
 
 const Functions functions = {
-    method("set_convolution_kinds", entry<set_kinds, 2>),
+    method("set_convolution_kinds", entry<set_kinds, 3>),
     method("conv2d", entry<conv2d, 10>),
     method("conv_transpose2d", entry<conv_transpose2d, 10>),
     method("resample_conv2d", entry<resample, 6>),

@@ -2,9 +2,12 @@
 
     {"device": "NVIDIA H200", "torch": "2.11.0", "triton": "3.6.0",
      "blocks": {"bias_act": {"BLOCK": 2048, "num_warps": 8}},      of Triton's kernels: see gankern.triton.launch
-     "tiers": {"spectral_norm": "cuda"}}                           what implementation="auto" takes first
+     "tiers": {"spectral_norm": "cuda"},                           what implementation="auto" takes first
+     "convolutions": {"upsample": {"float32 contiguous": [[256, 128, 4096, {"torch": 0.2, "phases": 0.1}]]}}}
+                                                                   gankern.ops.convolution_choice: by shape, ms by way
 
-What no file names is as it is where nothing was measured: Triton, with its default block sizes.
+What no file names is as it is where nothing was measured: Triton, with its default block sizes, and the collapsed form
+of convolutions that resample.
 """
 
 from __future__ import annotations
@@ -32,6 +35,12 @@ def measured(name: str | None) -> dict[str, Any]:
         return {}
     content: dict[str, Any] = json.loads(device_file(name).read_text())
     return content if content["device"] == name else {}
+
+
+@functools.cache
+def any_measured() -> bool:
+    """Whether there is a file of any device: where not, none needs to be asked for its name."""
+    return any(DEVICES.glob("*.json"))
 
 
 def _all_tiers() -> dict[str, dict[str, str]]:

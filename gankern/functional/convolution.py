@@ -315,8 +315,9 @@ def upsample_conv2d(
         S = w_0 + w_1 + w_2
 
     so three products give two results, and in two dimensions nine give four, where the convolution of the larger image
-    makes 36. Where the transposed 4x4 convolution that both steps collapse into is faster (16 products, and always on
-    a GPU), that runs. Everything else (other factors, modes and kernels) is computed as written above.
+    makes 36. Where the transposed 4x4 convolution that both steps collapse into is faster (16 products; and on a GPU,
+    unless another way was measured to be faster there), that runs. Everything else (other factors, modes and kernels)
+    is computed as written above.
 
     Source: resize-convolution, Odena et al. 2016, distill.pub/2016/deconv-checkerboard; the nine products are its
     polyphase form with shared terms.

@@ -117,6 +117,7 @@ native.nodes.set_convolution_kinds(
         for name, k in KINDS.items()
     ],
     choice.rows_for,
+    choice.ways_on_device,
 )
 
 
@@ -142,6 +143,27 @@ def _convolve_by_torch(
 def _exchanged(weight: Tensor) -> Tensor:
     """The weight of the convolution that is the transpose of one of stride 1, whose padding is taps - 1 - padding."""
     return weight.flip(2, 3).transpose(0, 1)
+
+
+def _enlarged_by_phases(x: Tensor, weight: Tensor, bias: Tensor | None, height: int, width: int) -> Any:
+    """The transposed convolution of a 4x4 kernel, stride 2 and padding 1, to an image of height times width. The four
+    phases of the result, its even and odd rows and columns, are one convolution of 2x2 taps: in one dimension
+    y[2 i + a] = sum_m w[3 - a - 2 m] x[i - 1 + a + m]."""
+    inner, outer = weight.shape[:2]
+    taps = weight.flip(2, 3).reshape(inner, outer, 2, 2, 2, 2)  # [.., m, a, n, b]
+    kernel = taps.permute(3, 5, 1, 0, 2, 4).reshape(4 * outer, inner, 2, 2)
+    last = has_channels_together(x) or lies_in_channels_last(weight)
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    kernel, biases = kernel.contiguous(memory_format=memory_format), None if bias is None else bias.repeat(4)
+    phases = torch.ops.aten.convolution(x, kernel, biases, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    size = (x.shape[0], outer, height, width)
+    y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format)
+    for a in (0, 1):
+        for b in (0, 1):
+            part = y[:, :, a::2, b::2]
+            of_phase = phases.narrow(1, (2 * a + b) * outer, outer)
+            part.copy_(of_phase[:, :, a : a + part.shape[2], b : b + part.shape[3]])
+    return y
 
 
 def _weight_gradient_by_torch(kind: Any, padding: int, x: Tensor, grad: Tensor) -> Any:
@@ -272,6 +294,8 @@ def _convolve(
         y = _convolve_by_product(kind, transpose, padding, height, width, x, weight, scale)
         return y if bias is None else y + bias.view(-1, 1, 1)
     weight = weight if scale == 1 else weight * scale
+    if way == "phases" and kind.transposed != transpose:
+        return _enlarged_by_phases(x, _collapse(name, weight), bias, height, width)
     if way == "exchanged":  # the gradient by torch's forward, and the other way round
         pad = kind.taps - 1 - padding
         return _convolve_by_torch(name, not transpose, pad, height, width, x, _exchanged(weight), bias)
@@ -417,21 +441,32 @@ def convolution(
     forced = None
     if wish == "cpu":
         forced = ALLOWED[kind, level][-1]
-    elif missing and KINDS[kind].collapsed:
-        forced = "torch"  # not the engine, but fewer products than plain PyTorch all the same
+    elif missing and KINDS[kind].collapsed and not problem:
+        forced = _way_elsewhere(kind, x, weight, height, width)
     options = (kind, padding, scale, level, forced, border)
     if wish == "reference" or problem or (plainly and wish == "auto") or (missing and not forced):
         plain = True
     else:
         ways = _ways(options, x, weight, height, width)
         plain = ways[0] == "reference" or (forced is None and all(way == "torch" for way in ways))
-    primitive.ran("reference" if plain or forced == "torch" else "cpu")
+    primitive.ran("reference" if plain or missing else "cpu")
     if plain:
         return None
     recorder = autograd.recording.recorder
     if recorder is not None:
         return recorder.convolution(_run, options, height, width, x, weight, bias)
     return _run(options, height, width, x, weight, bias)
+
+
+def _way_elsewhere(kind: str, x: Tensor, weight: Tensor, height: int, width: int) -> str:
+    """Where the engine is not, of a kind that resamples: the collapsed form, which has fewer products than plain
+    PyTorch, but on a GPU what was measured to be faster there. (What is compiled is for any device.)"""
+    if x.device.type != "cuda" or torch.compiler.is_compiling():
+        return "torch"
+    pixels = x.shape[0] * min(x.shape[2] * x.shape[3], height * width)
+    channels_out, channels_in = weight.shape[:2]
+    last = has_channels_together(x)
+    return choice.way_on_device(kind, x.dtype, x.get_device(), last, channels_in, channels_out, pixels)
 
 
 def _run(options: tuple, height: int, width: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -3,8 +3,10 @@
 A *kind* is what the engine can compute, a *way* is how: a row of the engine's table (csrc/cpu/convolution_rows.h),
 "torch", its direct convolution (for the two kinds that resample with the 4x4 kernel that both steps collapse into),
 "exchanged", of stride 1 a gradient by torch's kernels for another pass, "product", a product of matrices, with the
-pixels that each tap reads side by side in one, or "reference", both steps one after the other. Which way is fastest was
-measured: ``ways/`` has a file a machine, written by benchmarks/measure_convolution_ways.py.
+pixels that each tap reads side by side in one, "phases", of a kind that resamples the pass to the larger image as one
+convolution of 2x2 taps for its four phases, or "reference", both steps one after the other. Which way is fastest was
+measured: ``ways/`` has a file a machine, written by benchmarks/measure_convolution_ways.py; of a GPU,
+``gankern/devices/`` has it (:mod:`gankern.core.devices`), written by scripts/gpu.py.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from gankern.core import precision
+from gankern.core import devices, precision
 
 Ints = int | Sequence[int]
 
@@ -99,7 +101,9 @@ OTHERS = {
     "reference": -2,
     "exchanged": -3,
     "product": -4,
+    "phases": -5,
 }  # ways that are no rows, as the C++ nodes know them
+ON_DEVICE = ("torch", "phases", "reference")  # on a GPU, of a kind that resamples
 OF_STRIDE_ONE = {kind.taps: name for name, kind in KINDS.items() if kind.stride == 1}
 
 
@@ -286,6 +290,38 @@ def saved(
             faster = times["reference" if "reference" in times else "torch"] - times[way]
             total += 1e3 * faster * min(1.0, math.prod(shape) / math.prod(nearest))
     return total
+
+
+@functools.lru_cache(maxsize=4096)
+def way_on_device(
+    kind: str,
+    dtype: torch.dtype,
+    device: int,
+    channels_last: bool,
+    channels_in: int,
+    channels_out: int,
+    pixels: int,
+) -> str:
+    """Of a kind that resamples, on a GPU: "torch" (the collapsed form), "phases" or "reference", whichever was fastest
+    forward and backward at the measured shape nearest to this one; "torch" where nothing was measured."""
+    name = torch.cuda.get_device_name(device) if devices.any_measured() else None
+    layout = "channels_last" if channels_last else "contiguous"
+    rows = devices.measured(name).get("convolutions", {}).get(kind, {}).get(f"{str(dtype)[6:]} {layout}", [])
+    shape = (channels_in, channels_out, pixels)
+    nearest = min(rows, key=lambda row: _distance(shape, tuple(row[:3])), default=None)
+    times = {way: ms for way, ms in nearest[3].items() if way in ON_DEVICE} if nearest else {}
+    return min(times, key=times.__getitem__, default="torch")
+
+
+def ways_on_device(
+    kind: str, dtype: torch.dtype, device: int, channels_in: int, channels_out: int, pixels: int
+) -> list[list[int]]:
+    """For the C++ nodes, as :func:`rows_for`: the same number for every pass, of which those without phases are by
+    torch's own convolution."""
+    ways = [
+        OTHERS[way_on_device(kind, dtype, device, last, channels_in, channels_out, pixels)] for last in (False, True)
+    ]
+    return [ways] * len(PASSES)
 
 
 def rows_for(kind: str, level: str, channels_in: int, channels_out: int, pixels: int) -> list[list[int]]:

@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from gankern.core import devices
 from gankern.measure import device
+from gankern.ops import convolution_choice
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu.py"
 
@@ -196,6 +198,7 @@ def test_every_bar_has_a_row_without_a_figure(gpu, tmp_path):
         "against the fastest peer": 6,
         "whole step, graphed": 2 * 6,
         "whole step": 2 * 6,
+        "against the original": len(gpu.LAYERS) * 2 * 3,
         "without a failure": 4,
     }
     for end, count in counted.items():
@@ -279,6 +282,48 @@ def test_the_tiers_of_a_device(gpu, tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "variants.json").read_text())["results"]
     assert {row["tiers_of"] for row in rows} == {"spectral_norm", "minibatch_discrimination", "upfirdn2d"}
     assert any(row["ms"]["cuda"] == "RuntimeError: no kernel image" for row in rows)
+
+
+def test_the_ways_of_convolutions_on_a_device(gpu, tmp_path, monkeypatch):
+    """The stage as a dry run has it; and each choice of a device goes to its file beside those that are there."""
+    record = gpu.Record(tmp_path, "convolutions")
+    gpu.convolutions(record, "cpu")
+    rows = record.content["results"]
+    assert {row["kind"] for row in rows} == {"upsample", "downsample", "same"} and len(rows) == 12
+    assert all(isinstance(ms, float) for row in rows for ms in row["ms"].values())
+    found = record.content["device_file"]["convolutions"]
+    assert found.keys() == {"upsample", "downsample"}
+    for by_layout in found.values():
+        assert by_layout.keys() == {
+            f"{d} {m}" for d in ("float32", "bfloat16") for m in ("contiguous", "channels_last")
+        }
+        for ((*shape, times),) in by_layout.values():
+            assert shape == [4, 3, 2 * 4 * 4] and times.keys() == set(convolution_choice.ON_DEVICE)
+    monkeypatch.setattr(devices, "DEVICES", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    gpu.keep_choices(record, "cuda", blocks={"bias_act": {"BLOCK": 2}}, tiers={"spectral_norm": "cuda"})
+    gpu.keep_choices(record, "cuda", convolutions=found)
+    gpu.keep_choices(record, "cuda", blocks={"bias_act": {"BLOCK": 4}})
+    content = json.loads((tmp_path / "Some_GPU.json").read_text())
+    assert content == record.content["device_file"] and content["device"] == "Some GPU"
+    assert (content["blocks"], content["tiers"]) == ({"bias_act": {"BLOCK": 4}}, {"spectral_norm": "cuda"})
+    assert content["convolutions"] == found
+
+
+def test_what_accelerate_does_to_layers(gpu, tmp_path):
+    """Each kind of layers that it looks for, in every mode; and the summary says where it made them slower."""
+    record = gpu.Record(tmp_path, "steps")
+    gpu.accelerated_layers(record, "cpu")
+    rows = record.content["results"]
+    assert len(rows) == len(gpu.LAYERS) * len(gpu.LAYER_SIZES) * len(gpu.LAYER_MODES)
+    assert all(isinstance(ms, float) for row in rows for ms in row["contenders"].values())
+    for row, original in zip(rows, (3.0, 0.9)):
+        row["contenders"] = {"original": original, "accelerated": 1.0}
+    record.write()
+    first, second, *_ = [row for row in gpu.bars(tmp_path) if row["bar"].startswith("accelerate, ")]
+    assert first == {"bar": "accelerate, LeakyReLU, 16 maps of 8x8, forward: against the original", "figure": 3.0,
+                     "least": 0.95, "met": True}  # fmt: skip
+    assert second["figure"] == 0.9 and not second["met"]
 
 
 def test_another_tier_must_be_worth_it(gpu):

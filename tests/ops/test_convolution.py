@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankern
 import gankern.functional as GF
+from gankern.core import devices
 from gankern.core.native import NATIVE_MISSING, python_gradients
 from gankern.ops import convolution as ops
 from gankern.ops import convolution_choice as choice
@@ -784,11 +785,63 @@ def test_a_large_transposed_weight_gradient_by_torch():
 WAYS = [  # all that are not the last row, which "cpu" takes
     (kind, way)
     for kind, (name, _) in {**{k: (k, 0) for k in KINDS}, **BORDERED}.items()
-    for way in ("torch", "exchanged", "product", "direct", "streamed", "panels")
+    for way in ("torch", "exchanged", "product", "phases", "direct", "streamed", "panels")
     if (way not in ("direct", "streamed", "panels") or way in choice.KINDS[name].rows)
     and (way != "exchanged" or choice.KINDS[name].stride == 1)
     and (way != "product" or not choice.KINDS[name].collapsed)
+    and (way != "phases" or choice.KINDS[name].collapsed)
 ]
+
+
+def test_ways_on_a_device_are_those_that_were_measured(tmp_path, monkeypatch):
+    """The fastest at the nearest shape of the kind, dtype and memory format; the collapsed form where there is none, and
+    in place of a way that this version does not know."""
+    shape = (64, 32, 1024)
+    rows = [[64, 32, 1024, {"torch": 3.0, "phases": 2.0, "reference": 4.0, "gone": 1.0}],
+            [512, 512, 256, {"torch": 3.0, "phases": 2.0, "reference": 1.0}]]  # fmt: skip
+    file = {"device": "Some GPU", "convolutions": {"upsample": {"float32 contiguous": rows}}}
+    caches = choice.way_on_device, devices.measured, devices.any_measured
+    monkeypatch.setattr(devices, "DEVICES", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+
+    def way(kind="upsample", dtype=torch.float32, last=False, shape=shape):
+        return choice.way_on_device(kind, dtype, 0, last, *shape)
+
+    try:
+        for cached in caches:
+            cached.cache_clear()
+        assert way() == "torch"  # there is no file
+        (tmp_path / "Some_GPU.json").write_text(json.dumps(file))
+        for cached in caches:
+            cached.cache_clear()
+        assert way() == way(shape=(60, 32, 900)) == "phases" and way(shape=(256, 512, 100)) == "reference"
+        assert way(last=True) == way(dtype=torch.bfloat16) == way(kind="downsample") == "torch"
+        assert choice.ways_on_device("upsample", torch.float32, 0, *shape) == [[-5, -1]] * 3
+        for shape, last, names in (((64, 32, 1024), False, "phases"), ((512, 512, 256), False, "reference")):
+            found = ops._way_elsewhere(
+                "upsample", _OnDevice(shape[0], last), torch.empty(shape[1], shape[0], 3, 3), 64, 64
+            )
+            assert found == names
+    finally:
+        for cached in caches:
+            cached.cache_clear()
+
+
+class _OnDevice:
+    """What is asked of an image on a GPU, one of 32 by 32 pixels."""
+
+    def __init__(self, channels, last):
+        self.shape, self.dtype, self.device = (1, channels, 32, 32), torch.float32, torch.device("cuda", 0)
+        self.last = last
+
+    def get_device(self):
+        return 0
+
+    def stride(self, dim):
+        return 1 if self.last else 1024
+
+    def is_contiguous(self):
+        return not self.last
 
 
 @pytest.mark.parametrize(("kind", "way"), WAYS)
