@@ -363,10 +363,10 @@ struct Problem {
       u += f.h_gamma * s[0];
       uw += f.h_gamma * s[1];
     }
-    // Means, and those of r w.
-    const double scale = in.training ? 1 / M : 0;
-    a *= scale, h *= scale, ha *= scale, u *= scale;
-    aw *= r * scale, hw *= r * scale, uw *= r * scale;
+    // Means, and those of r w; in evaluation, where these are of constants, nothing, also where a sum is infinite.
+    const auto means = [&](double scale, auto&... sums) { ((sums = in.training ? sums * scale : 0), ...); };
+    means(1 / M, a, h, ha, u);
+    means(r / M, aw, hw, uw);
     const double K = ha - h * a - hw * aw;
     u -= r * (hw * a + aw * h);
     uw -= 2 * r * hw * aw;
@@ -377,7 +377,8 @@ struct Problem {
     channel.term[4] = A(-r * u);
     for (int64_t n = 0; n < affines(); ++n) {
       const double* s = sums + 5 * n;
-      put(in.grad_weight, place(n, c), r * (s[4] - h * s[0] - hw * r * s[1]));
+      const double of_constants = in.training ? h * s[0] + hw * r * s[1] : 0;
+      put(in.grad_weight, place(n, c), r * (s[4] - of_constants));
     }
   }
 };

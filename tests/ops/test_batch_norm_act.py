@@ -4,6 +4,7 @@ A result may differ from fp64 by twice what plain PyTorch differs in the same dt
 the result, plus one of the accumulation dtype times the square root of the reduction's length.
 """
 
+import functools
 import math
 
 import hypothesis
@@ -23,8 +24,8 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 COMPILED = "reference" if native.NATIVE_MISSING else "cpu"
 ACTIVATIONS = [(None, 1.0), ("relu", 0.0), ("leaky_relu", 0.2)]
 
-# Planes of 64 values and more are lines, of which vectors take 2 to 16; shorter ones are columns. Segments of 4096, few
-# channels in parts, blocks of 512 columns, parts of 256 rows.
+# Planes of 64 values and more are lines, of which vectors take 2 to 16; shorter ones are columns; of one sample all up to
+# 1024 are lines, in blocks of 64. Segments of 4096, few channels in parts, blocks of 512 columns, parts of 256 rows.
 SHAPES = [
     (2, 1),
     (7, 3),
@@ -34,6 +35,8 @@ SHAPES = [
     (3, 2, 67),
     (2, 3, 4, 4),
     (1, 5, 3, 3),
+    (1, 1100, 4, 4),
+    (1, 20, 30, 33),
     (9, 37, 4, 4),
     (3, 5, 9, 11),
     (2, 20, 8, 8),
@@ -337,6 +340,22 @@ class TestSpecialValues:
             torch.testing.assert_close(y, expected, equal_nan=True)
             # The gradient is finite: that of ReLU passes a NaN, that of a leaky one takes its slope.
             torch.testing.assert_close(grad(y.sum(), bias), grad(expected.sum(), bias))
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_gradients_of_evaluation_stay_where_they_are(self, shape, implementation, bad):
+        """No value depends on another one: a gradient that is not finite spoils its own place alone, in both orders."""
+        given = [random(*shape, dtype=torch.float32, seed=seed) for seed in range(3)]
+        given[1][1, 1, 3, 3] = given[2][1, 0, 2, 2] = bad
+        running, bias = (torch.zeros(3), torch.ones(3)), torch.zeros(3)
+        found = []
+        for function in (functools.partial(ours, implementation=implementation), textbook):
+            x, g, h = (t.clone() for t in given)
+            x.requires_grad_(), g.requires_grad_()
+            weight = torch.full((3,), 1.5, requires_grad=True)
+            first = grad(function(x, weight, bias, running, 0.2), (x, weight), g, create_graph=True)
+            found.append((*first, *grad(first[0], (g, weight), h)))
+        for mine, other in zip(*found):
+            torch.testing.assert_close(mine, other, equal_nan=True, rtol=1e-4, atol=1e-4)
 
     def test_zero_weight(self, shape, implementation):
         x, zeros = random(*shape).requires_grad_(), torch.zeros(3, dtype=torch.float64)
