@@ -203,10 +203,14 @@ Tensor convolve(const Plan& plan, bool transpose, int64_t height, int64_t width,
     if (transpose) return folded(plan, convolve(inner, true, height + 2, width + 2, x, weight, bias));
     return convolve(inner, false, height, width, bordered(plan, x), weight, bias);
   }
-  if (row >= 0)
-    return op.call(x, weight, bias, row, height, width,
-                   transpose ? kind.taps - 1 - plan.padding : plan.padding, transpose && kind.flip,
-                   kind.swap != transpose, plan.scale * kind.scale, 1.0, plan.border);
+  if (row >= 0) {
+    const Tensor y =
+        op.call(x, weight, bias, row, height, width, transpose ? kind.taps - 1 - plan.padding : plan.padding,
+                transpose && kind.flip, kind.swap != transpose, plan.scale * kind.scale, 1.0, plan.border);
+    // The engine takes a 1x1 kernel for contiguous; torch goes by its strides.
+    const bool last = kind.taps == 1 && weight.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+    return last ? y.contiguous(at::MemoryFormat::ChannelsLast) : y;
+  }
   if (row == kProduct) return convolve_by_product(plan, transpose, height, width, x, weight, bias);
   if (plan.scale != 1) weight = weight.mul(plan.scale);
   if (row == kExchanged) {  // the gradient by torch's forward, and the other way round

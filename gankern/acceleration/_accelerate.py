@@ -72,6 +72,10 @@ class Scriptable:
 _COPYING = "__getstate__", "_replicate_for_data_parallel"  # what torch and Python ask an instance for its copies
 
 
+class Copying(functools.partial):
+    keeps_results = True  # for gankern.nn.coupling, as Replaced has it
+
+
 @dataclass(frozen=True)
 class Copies:
     """Copies that share the module's attributes (``copy.copy``, nn.DataParallel's replicas) are the original's: what
@@ -126,8 +130,8 @@ def _replace(
 ) -> None:
     if not any(isinstance(change, Copies) for change in module.__dict__.get(CHANGES, ())):
         _change(module, Copies())
-        module.__dict__["__getstate__"] = functools.partial(_state, module)
-        module.__dict__["_replicate_for_data_parallel"] = functools.partial(_replica, module)
+        module.__dict__["__getstate__"] = Copying(_state, module)
+        module.__dict__["_replicate_for_data_parallel"] = Copying(_replica, module)
     _change(module, Method(name, module.__dict__.get(name)))
     replaced = by(function, module, *constants)
     if name != "forward":

@@ -285,9 +285,12 @@ def _convolve(
         row = kind.rows[way].transpose if transpose else kind.rows[way].forward
         pad = kind.taps - 1 - padding if transpose else padding
         flip, swap = transpose and kind.flip, kind.swap != transpose
-        return torch.ops.gankern.convolution_row(
+        y = torch.ops.gankern.convolution_row(
             x, weight, bias, row, height, width, pad, flip, swap, scale * kind.scale, 1.0, border
         )
+        # The engine takes a 1x1 kernel for contiguous; torch goes by its strides.
+        last = kind.taps == 1 and lies_in_channels_last(weight)
+        return y.contiguous(memory_format=torch.channels_last) if last else y
     if border:
         x, padding = _bordered(border, x), 0
     if way == "product":

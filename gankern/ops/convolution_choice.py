@@ -186,11 +186,7 @@ def result_size(kind: str, padding: int, height: int, width: int) -> tuple[int, 
 
 Shape = tuple[int, int, int]  # channels in, channels out, pixels of the smaller image times images
 WAYS = Path(__file__).with_name("ways")
-# Of what was never measured on the machine at hand: the last one of these that has it, with vectors of its length.
-FALLBACKS = (
-    "amd-epyc-avx512",
-    *(["amd-epyc-avx2"] if torch.backends.cpu.get_cpu_capability() == "AVX2" else []),
-)
+FALLBACKS = ("amd-epyc-avx512",)  # of what was never measured on the machine at hand: the last one that has it
 
 
 def machine() -> str:

@@ -73,7 +73,7 @@ torch.save((_C.instruction_set(), results([w.requires_grad_() for w in weights],
     for x, y in zip(ours, theirs):
         # Another width of vectors adds up in another order: the sums of 2310 terms differ by rounding.
         unit = torch.finfo(x.dtype).eps
-        assert (x - y).abs().max() <= 16 * unit * x.abs().max()
+        assert (x - y).abs().max() <= 32 * unit * x.abs().max()
 
 
 def test_works_without_the_native_library(tmp_path):
