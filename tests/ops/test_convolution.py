@@ -744,6 +744,26 @@ def test_a_value_that_is_not_finite_stays_in_its_pixel():
 
 
 @native
+@pytest.mark.parametrize("recorded_by", [contextlib.nullcontext, python_gradients], ids=["C++", "Python"])
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("images", FORMATS)
+def test_results_of_panels_lie_as_torchs_do(images, weights, recorded_by, monkeypatch):
+    """Of a 1x1 kernel only the strides of dimensions of size 1 tell that it is channels_last."""
+    monkeypatch.setattr(choice, "way_for", lambda *args: "panels")
+    channels = 23 if recorded_by is python_gradients else 29  # nodes keep the ways of shapes that they have met
+    x = torch.randn(3, channels, 7, 5).contiguous(memory_format=images).requires_grad_()
+    weight = torch.randn(31, channels, 1, 1).to(memory_format=weights).requires_grad_()
+    found = []
+    for function in (GF.conv2d, F.conv2d):
+        with recorded_by():
+            y = function(x, weight)
+            found.append((y, *grad(y, (x, weight), torch.ones_like(y))))
+    for mine, other in zip(*found):
+        assert mine.shape == weight.shape or mine.stride() == other.stride()
+        torch.testing.assert_close(mine, other)
+
+
+@native
 def test_few_pixels_go_the_streamed_way():
     """The deep layers of a U-Net, where reading the weight is all there is."""
     for which, layout in itertools.product(choice.PASSES, (False, True)):
