@@ -47,6 +47,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "common.h"
 #include "vec_math.h"
@@ -55,16 +56,17 @@ namespace gankern {
 namespace GANKERN_ISA {
 namespace {
 
-constexpr int64_t kSegment = 4096;           // values of a line that are summed in one go
-constexpr int64_t kFlushRows = 128;          // rows of a column, likewise
-constexpr int64_t kShortPlane = 64;          // planes of fewer values are columns
-constexpr int64_t kLineValues = 1024;        // a channel of one sample of no more values is a line
-constexpr int64_t kBlockLines = 64;          // of a block, at most
-constexpr int64_t kColumns = 512;            // of a block, about
-constexpr int64_t kFewVectors = 4;           // of columns: a narrow block
-constexpr int64_t kCacheBytes = 512 * 1024;  // of a block that is swept twice by one thread
-constexpr int64_t kPartBytes = 1024 * 1024;  // of a part, at least
-constexpr int64_t kPartRows = 256;           // likewise
+constexpr int64_t kSegment = 4096;                // values of a line that are summed in one go
+constexpr int64_t kFlushRows = 128;               // rows of a column, likewise
+constexpr int64_t kShortPlane = 64;               // planes of fewer values are columns
+constexpr int64_t kLineValues = 1024;             // a channel of one sample of no more values is a line
+constexpr int64_t kBlockLines = 64;               // of a block, at most
+constexpr int64_t kColumns = 512;                 // of a block, about
+constexpr int64_t kFewVectors = 4;                // of columns: a narrow block
+constexpr int64_t kCacheBytes = 512 * 1024;       // of a block that is swept twice by one thread
+constexpr int64_t kPartBytes = 1024 * 1024;       // of a part, at least
+constexpr int64_t kSampleBytes = 2 * kPartBytes;  // of a sample that one thread sweeps twice
+constexpr int64_t kPartRows = 256;                // likewise
 constexpr int64_t kMaxParts = 256;
 constexpr int64_t kManyChannels = 16;         // enough for the threads without parts
 constexpr int64_t kSerialValues = 16 * 1024;  // fewer are not worth waking a thread for
@@ -73,6 +75,34 @@ template <class A>
 constexpr int kLanesOf = kVectorBytes / int(sizeof(A));
 
 // ---- the arithmetic ------------------------------------------------------------------------------------
+
+// a where the mask, of all bits or none, has them, else b. (Of a mask that is not itself a comparison GCC makes one
+// before it chooses.)
+template <class A>
+[[gnu::always_inline]] inline Vec<A> select(IntVec<A> mask, Vec<A> a, Vec<A> b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)mask);
+  return (Vec<A>)_mm256_blendv_pd((__m256d)b, (__m256d)a, (__m256d)mask);
+#else
+  return mask ? a : b;
+#endif
+}
+
+// The sums of the lanes of two vectors, each as `sum` has it, in fewer steps than one after the other.
+template <class A, size_t... I>
+[[gnu::always_inline]] inline void sum_both(Vec<A> a, Vec<A> b, A& of_a, A& of_b, std::index_sequence<I...>) {
+  constexpr int L = sizeof...(I), kHalf = L / 2;
+  Vec<A> t = __builtin_shuffle(a, b, IntVec<A>{(int(I) < kHalf ? int(I) : int(I) + kHalf)...}) +
+             __builtin_shuffle(a, b, IntVec<A>{(int(I) < kHalf ? int(I) + kHalf : int(I) + L)...});
+  if constexpr (kHalf > 4) t += __builtin_shuffle(t, IntVec<A>{(int(I) ^ 4)...});
+  if constexpr (kHalf > 2) t += __builtin_shuffle(t, IntVec<A>{(int(I) ^ 2)...});
+  if constexpr (kHalf > 1) t += __builtin_shuffle(t, IntVec<A>{(int(I) ^ 1)...});
+  of_a = t[0], of_b = t[kHalf];
+}
+template <class A>
+[[gnu::always_inline]] inline void sum_both(Vec<A> a, Vec<A> b, A& of_a, A& of_b) {
+  sum_both<A>(a, b, of_a, of_b, std::make_index_sequence<size_t(kLanesOf<A>)>());
+}
 
 // v where z > 0, slope * v elsewhere; with slope 0, v where z is NaN too, and plain 0 elsewhere: as torch's gradients
 // of LeakyReLU and ReLU have it.
@@ -84,20 +114,28 @@ struct Gate {
   explicit Gate(Vec<A> s) : slope(s), keep(IntVec<A>{} - 1) {}
   [[gnu::always_inline]] Vec<A> operator()(Vec<A> z, Vec<A> v) const {
     const IntVec<A> below = (IntVec<A>)(z <= Vec<A>{}) | ((IntVec<A>)(z != z) & keep);
-    return below ? (Vec<A>)((IntVec<A>)(v * slope) & keep) : v;
+    return select<A>(below, (Vec<A>)((IntVec<A>)(v * slope) & keep), v);
   }
 };
 
-// What the second sweep needs of a channel beside mean and r: m() terms, see each order's `coefs`.
-template <class A>
+// What the second sweep needs of a channel beside mean and r: m() terms, see each order's `coefs`. Of X, a value or a
+// vector of them.
+template <class X>
 struct Channel {
-  A mean, r, term[5];
+  X mean, r, term[5];
+};
+
+template <class X>
+struct Affine {
+  X gamma, beta, h_gamma, h_beta, slope;
 };
 
 template <class A>
-struct Affine {
-  A gamma, beta, h_gamma, h_beta, slope;
-};
+[[gnu::always_inline]] inline Channel<Vec<A>> vectors(const Channel<A>& c) {
+  Channel<Vec<A>> all{broadcast<A>(c.mean), broadcast<A>(c.r), {}};
+  for (int i = 0; i < 5; ++i) all.term[i] = broadcast<A>(c.term[i]);
+  return all;
+}
 
 template <class T>
 struct Moments {
@@ -130,7 +168,8 @@ struct Forward {
   using A = Acc<T>;
   using V = Vec<A>;
   static constexpr int kIn = 1, kSums = 0, kCoefs = kPrelu ? 4 : 3, kRead = kCoefs, kOut = 1;
-  static void coefs(const Channel<A>& c, const Affine<A>& a, A* k, int64_t stride) {
+  template <class X>
+  [[gnu::always_inline]] static void coefs(const Channel<X>& c, const Affine<X>& a, X* k, int64_t stride) {
     k[0] = c.mean;
     k[stride] = a.gamma * c.r;
     k[2 * stride] = a.beta;
@@ -148,7 +187,8 @@ struct Backward {
   using V = Vec<A>;
   static constexpr int kIn = 2, kSums = kPrelu ? 3 : 2, kRead = kPrelu ? 4 : 3, kCoefs = kRead + 2, kOut = 1;
   // term: of w and of 1 in dx
-  static void coefs(const Channel<A>& c, const Affine<A>& a, A* k, int64_t stride) {
+  template <class X>
+  [[gnu::always_inline]] static void coefs(const Channel<X>& c, const Affine<X>& a, X* k, int64_t stride) {
     Forward<T, kPrelu>::coefs(c, a, k, stride);
     k[kRead * stride] = c.term[0];
     k[(kRead + 1) * stride] = c.term[1];
@@ -173,7 +213,8 @@ struct DoubleBackward {
   using V = Vec<A>;
   static constexpr int kIn = 3, kSums = 5, kCoefs = 8, kRead = 3, kOut = 2;
   // term: -r m(h r w), -m(h); of h, w and 1 in dx
-  static void coefs(const Channel<A>& c, const Affine<A>& a, A* k, int64_t stride) {
+  template <class X>
+  [[gnu::always_inline]] static void coefs(const Channel<X>& c, const Affine<X>& a, X* k, int64_t stride) {
     Forward<T>::coefs(c, a, k, stride);
     k[3 * stride] = c.r * a.h_gamma + k[stride] * c.term[0];
     k[4 * stride] = a.h_beta + k[stride] * c.term[1];
@@ -268,6 +309,33 @@ struct Problem {
     return {value(in.weight, at, 1), value(in.bias, at, 0), value(in.h_weight, at, 0),
             value(in.h_bias, at, 0), value(in.slope, p.slope + n * p.slope_step, 1)};
   }
+  // Of neighbouring ones, n of a vector.
+  [[gnu::always_inline]] Affine<V> affine_vector(int64_t at, int64_t n) const {
+    const auto values = [&](const void* of, A otherwise) {
+      if (!of) return V{} + otherwise;
+      const A* from = static_cast<const A*>(of) + at;
+      return n < kLanesOf<A> ? load_partial(from, n) : load(from);
+    };
+    return {values(in.weight, 1), values(in.bias, 0), values(in.h_weight, 0), values(in.h_bias, 0),
+            values(in.slope, 1)};
+  }
+  // Coefficients [Op::kCoefs][stride] of a channel's samples, where their affine values are neighbours (grouped).
+  template <class Op, int kCount>
+  void table(int64_t c, A* k, int64_t stride) const {
+    const Channel<V> channel = vectors(channels[c]);
+    const int64_t first = places(c).first;
+    for (int64_t n = 0; n < in.samples; n += kLanesOf<A>) {
+      const int64_t count = min(kLanesOf<A>, in.samples - n);
+      V values[Op::kCoefs];
+      Op::coefs(channel, affine_vector(first + n, count), values, 1);
+      for (int j = 0; j < kCount; ++j) {
+        if (count < kLanesOf<A>)
+          store_partial(k + j * stride + n, values[j], count);
+        else
+          store(k + j * stride + n, values[j]);
+      }
+    }
+  }
   void put(void* to, int64_t at, double value) const {
     if (to) static_cast<A*>(to)[at] = A(value);
   }
@@ -324,22 +392,24 @@ struct Problem {
     channels[c] = {stats[c], stats[in.channels + c], {}};
   }
 
-  // `sums` [affines][kSums], of the order's `reduce`. What is a factor of w, in place of r w, is scaled here.
+  // The order's sums of each of the affine values, `step` apart, and a value's own `apart`. What is a factor of w, in
+  // place of r w, is scaled here.
   template <bool kPrelu>
-  void settle(int64_t c, const double* sums, Backward<T, kPrelu>*) const {
+  void settle(int64_t c, const double* sums, int64_t step, int64_t apart, Backward<T, kPrelu>*) const {
     Channel<A>& channel = channels[c];
     const Places own = places(c);
+    const int64_t first = place(0, c);
     const double r = channel.r, M = double(count());
     double a = 0, aw = 0, slope = 0;
-    for (int64_t n = 0; n < affines(); ++n, sums += Backward<T, kPrelu>::kSums) {
-      const int64_t at = place(n, c);
+    for (int64_t n = 0; n < affines(); ++n, sums += step) {
+      const int64_t at = first + n * own.step;
       const double gamma = affine(own, n).gamma;
       a += gamma * sums[0];
-      aw += gamma * sums[1];
-      put(in.grad_weight, at, r * sums[1]);
+      aw += gamma * sums[apart];
+      put(in.grad_weight, at, r * sums[apart]);
       put(in.grad_bias, at, sums[0]);
       if constexpr (kPrelu) {
-        slope = in.grouped ? sums[2] : slope + sums[2];
+        slope = in.grouped ? sums[2 * apart] : slope + sums[2 * apart];
         put(in.grad_slope, in.grouped ? at : c, slope);
       }
     }
@@ -347,21 +417,21 @@ struct Problem {
     channel.term[0] = A(-r * r * r * (aw / M));
     channel.term[1] = A(-r * (a / M));
   }
-  void settle(int64_t c, const double* sums, DoubleBackward<T>*) const {
+  void settle(int64_t c, const double* sums, int64_t step, int64_t apart, DoubleBackward<T>*) const {
     Channel<A>& channel = channels[c];
     const Places own = places(c);
     const double r = channel.r, M = double(count());
     double a = 0, aw = 0, h = 0, hw = 0, ha = 0, u = 0, uw = 0;
     for (int64_t n = 0; n < affines(); ++n) {
-      const double* s = sums + 5 * n;
+      const double* s = sums + n * step;
       const Affine<A> f = affine(own, n);
       a += f.gamma * s[0];
-      aw += f.gamma * s[1];
-      h += s[2];
-      hw += s[3];
-      ha += f.gamma * s[4];
+      aw += f.gamma * s[apart];
+      h += s[2 * apart];
+      hw += s[3 * apart];
+      ha += f.gamma * s[4 * apart];
       u += f.h_gamma * s[0];
-      uw += f.h_gamma * s[1];
+      uw += f.h_gamma * s[apart];
     }
     // Means, and those of r w; in evaluation, where these are of constants, nothing, also where a sum is infinite.
     const auto means = [&](double scale, auto&... sums) { ((sums = in.training ? sums * scale : 0), ...); };
@@ -376,9 +446,9 @@ struct Problem {
     channel.term[3] = A(-r * r * (uw + r * K));
     channel.term[4] = A(-r * u);
     for (int64_t n = 0; n < affines(); ++n) {
-      const double* s = sums + 5 * n;
-      const double of_constants = in.training ? h * s[0] + hw * r * s[1] : 0;
-      put(in.grad_weight, place(n, c), r * (s[4] - of_constants));
+      const double* s = sums + n * step;
+      const double of_constants = in.training ? h * s[0] + hw * r * s[apart] : 0;
+      put(in.grad_weight, place(n, c), r * (s[4 * apart] - of_constants));
     }
   }
 };
@@ -405,6 +475,7 @@ struct Planes : Problem<T> {
       parts = min(ceil_div(kManyChannels, in.channels), per_sample ? in.samples : in.samples * segments);
   }
   int64_t blocks() const { return in.channels; }
+  static bool one_by_one(int64_t) { return false; }  // parts are for the threads
   int64_t slots() const { return per_sample ? in.samples : parts; }
   int64_t partial_size(int sums) const { return slots() * sums; }
 
@@ -430,24 +501,23 @@ struct Planes : Problem<T> {
   template <class Op>
   [[gnu::always_inline]] void reduce_line(int64_t offset, int64_t length, const V* k, V fill,
                                           V (*sums)[Op::kSums]) const {
-    int64_t i = 0;
-    for (; i + kUnroll * L <= length; i += kUnroll * L)
+    const Gate<A> gate = P::gate;
+    const int64_t end = offset + length;
+    int64_t i = offset;
+    for (; i + kUnroll * L <= end; i += kUnroll * L)
 #pragma GCC unroll 4
       for (int u = 0; u < kUnroll; ++u) {
         V v[Op::kIn];
-        for (int j = 0; j < Op::kIn; ++j) v[j] = load(inputs[j] + offset + i + u * L);
-        Op::reduce(k, v, P::gate, sums[u]);
+        for (int j = 0; j < Op::kIn; ++j) v[j] = load(inputs[j] + i + u * L);
+        Op::reduce(k, v, gate, sums[u]);
       }
-    for (; i < length; i += L) {
-      const int64_t n = length - i;
+    for (; i < end; i += L) {
+      const int64_t n = end - i;
       V v[Op::kIn];
-      for (int j = 0; j < Op::kIn; ++j) {
-        const T* p = inputs[j] + offset + i;
-        v[j] = n < L ? load_partial(p, n) : load(p);
-      }
+      for (int j = 0; j < Op::kIn; ++j) v[j] = n < L ? load_partial(inputs[j] + i, n) : load(inputs[j] + i);
       if (n < L)
         for (int l = int(n); l < L; ++l) v[0][l] = fill[l];
-      Op::reduce(k, v, P::gate, sums[0]);
+      Op::reduce(k, v, gate, sums[0]);
     }
   }
 
@@ -528,25 +598,32 @@ struct Planes : Problem<T> {
     if (!per_sample)
       for (int64_t p = 1; p < parts; ++p)
         for (int i = 0; i < Op::kSums; ++i) partial[i] += partial[p * Op::kSums + i];
-    P::settle(c, partial, static_cast<Op*>(nullptr));
+    P::settle(c, partial, Op::kSums, 1, static_cast<Op*>(nullptr));
   }
 
   template <class Op, bool kStream>
-  void apply_line(int64_t offset, int64_t length, const V* k) const {
-    int64_t i = 0;
-    for (; i + L <= length; i += L) {
+  [[gnu::always_inline]] void apply_line(int64_t offset, int64_t length, const V* k) const {
+    // Copies: the compiler would read members again after every store.
+    const Gate<A> gate = P::gate;
+    const T* from[Op::kIn];
+    T* to[Op::kOut];
+    for (int j = 0; j < Op::kIn; ++j) from[j] = inputs[j];
+    for (int j = 0; j < Op::kOut; ++j) to[j] = outputs[j];
+    const int64_t end = offset + length;
+    int64_t i = offset;
+    for (; i + L <= end; i += L) {
       V v[Op::kIn], out[Op::kOut];
-      for (int j = 0; j < Op::kIn; ++j) v[j] = load(inputs[j] + offset + i);
-      Op::apply(k, v, P::gate, out);
+      for (int j = 0; j < Op::kIn; ++j) v[j] = load(from[j] + i);
+      Op::apply(k, v, gate, out);
       for (int j = 0; j < Op::kOut; ++j)
-        if (outputs[j]) P::template write<kStream>(outputs[j] + offset + i, out[j]);
+        if (to[j]) P::template write<kStream>(to[j] + i, out[j]);
     }
-    if (i < length) {
+    if (i < end) {
       V v[Op::kIn], out[Op::kOut];
-      for (int j = 0; j < Op::kIn; ++j) v[j] = load_partial(inputs[j] + offset + i, length - i);
-      Op::apply(k, v, P::gate, out);
+      for (int j = 0; j < Op::kIn; ++j) v[j] = load_partial(from[j] + i, end - i);
+      Op::apply(k, v, gate, out);
       for (int j = 0; j < Op::kOut; ++j)
-        if (outputs[j]) store_partial(outputs[j] + offset + i, out[j], length - i);
+        if (to[j]) store_partial(to[j] + i, out[j], end - i);
     }
   }
   // Whether results go past the caches, where all lines begin at a vector.
@@ -577,7 +654,8 @@ struct Planes : Problem<T> {
 
 // ---- lines ---------------------------------------------------------------------------------------------
 
-// Planes of one sample, each of a few vectors. A block is a range of channels.
+// Channels of which each is one line of neighbouring values: of one sample, or of a group, whose planes are short. A
+// block is a range of channels.
 template <class T>
 struct Lines : Planes<T> {
   using P = Problem<T>;
@@ -586,44 +664,81 @@ struct Lines : Planes<T> {
   using typename P::A;
   using typename P::V;
 
+  int64_t count, pieces,
+      length;  // a channel's values; its pieces with affine values of their own, and theirs
   int64_t lines;
 
   Lines(const BatchNormAct& b, Channel<A>* c, const void* out, const void* out1, int tensors)
-      : Base(b, c, out, out1) {
+      : Base(b, c, out, out1), count(P::count()), pieces(P::affines()), length(count / pieces) {
     Base::parts = 1;
-    const int64_t fits = kCacheBytes / (in.plane * tensors * int64_t(sizeof(T)));
+    const int64_t fits = kCacheBytes / (count * tensors * int64_t(sizeof(T)));
     lines = max(1, min(kBlockLines, min(fits, in.channels / kManyChannels)));
   }
+  static bool fit(const BatchNormAct& b) {
+    return !b.channels_last && (b.samples == 1 || b.grouped) && b.plane <= kLineValues &&
+           (b.channels >= kManyChannels || b.channels * b.samples * b.plane <= kSerialValues);
+  }
   int64_t blocks() const { return ceil_div(in.channels, lines); }
-  int64_t partial_size(int sums) const { return sums * lines; }
+  int64_t partial_size(int sums) const { return sums * lines * pieces; }
   template <class F>
   void each(int64_t b, const F& f) const {
-    const int64_t first = b * lines, count = min(lines, in.channels - first);
-    for (int64_t l = 0; l < count; ++l) f(l, first + l);
+    const int64_t first = b * lines, number = min(lines, in.channels - first);
+    for (int64_t l = 0; l < number; ++l) f(l, first + l);
+  }
+  // f(line, piece, where it begins, its coefficients)
+  template <class Op, int kCount, class F>
+  void each_piece(int64_t b, const F& f) const {
+    if (pieces == 1) {
+      each(b, [&](int64_t l, int64_t c) {
+        V k[Op::kCoefs];
+        Base::template coefs<Op, kCount>(c, P::places(c), 0, k);
+        f(l, 0, c * count, k);
+      });
+      return;
+    }
+    Zeros<A> table(kCount * pieces);
+    each(b, [&](int64_t l, int64_t c) {
+      P::template table<Op, kCount>(c, table.at, pieces);
+      for (int64_t i = 0, offset = c * count; i < pieces; ++i, offset += length) {
+        V k[Op::kCoefs];
+        for (int j = 0; j < kCount; ++j) k[j] = broadcast<A>(table.at[j * pieces + i]);
+        f(l, i, offset, k);
+      }
+    });
   }
 
   template <class Op>
-  void sums_of(int64_t c, const V* k, V fill, A* to) const {
+  [[gnu::always_inline]] void sums_of(int64_t offset, int64_t values, const V* k, V fill, A* to) const {
     V sums[Base::kUnroll][Op::kSums] = {};
-    Base::template reduce_line<Op>(c * in.plane, in.plane, k, fill, sums);
-    for (int i = 0; i < Op::kSums; ++i) to[i] = sum<A>(sums[0][i] + sums[1][i]);
+    Base::template reduce_line<Op>(offset, values, k, fill, sums);
+    for (int i = 0; i < Op::kSums; i += 2) {
+      const int other = min(i + 1, Op::kSums - 1);
+      sum_both<A>(sums[0][i] + sums[1][i], sums[0][other] + sums[1][other], to[i], to[other]);
+    }
   }
 
   // Partial: what the values are taken about, their sum, the sum of their squares.
   void moments(int64_t b, int64_t, double* partial) const {
-    const double inverse = 1 / double(in.plane);
+    const double inverse = 1 / double(count);
     each(b, [&](int64_t l, int64_t c) {
-      A s[2], about = widen(inputs[0][c * in.plane]);
+      double* to = partial + l;
+      if (count > kSegment) {
+        double m[3];
+        Base::moments(c, 0, m);
+        to[0] = m[1], to[lines] = 0, to[2 * lines] = m[2];
+        return;
+      }
+      A s[2], about = widen(inputs[0][c * count]);
       V k = broadcast<A>(about);
-      sums_of<Moments<T>>(c, &k, k, s);
+      sums_of<Moments<T>>(c * count, count, &k, k, s);
       about = A(about + s[0] * inverse);
       k = broadcast<A>(about);
-      sums_of<Moments<T>>(c, &k, k, s);
-      partial[l] = about, partial[lines + l] = s[0], partial[2 * lines + l] = s[1];
+      sums_of<Moments<T>>(c * count, count, &k, k, s);
+      to[0] = about, to[lines] = s[0], to[2 * lines] = s[1];
     });
   }
   void settle_moments(int64_t b, const double* partial) const {
-    const double count = double(in.plane), inverse = 1 / count, eps = in.eps;
+    const double all = double(count), inverse = 1 / all, eps = in.eps;
     const int64_t first = b * lines, n = min(lines, in.channels - first);
     const double *about = partial, *sum = partial + lines, *square_sum = partial + 2 * lines;
     A* mean = static_cast<A*>(in.stats) + first;
@@ -634,41 +749,46 @@ struct Lines : Planes<T> {
                    squares = rest < 0 ? 0 : rest;
       mean[l] = A(about[l] + more);
       r[l] = A(1 / std::sqrt(squares * inverse + eps));
-      unbiased[l] = A(squares / (count - 1));
+      unbiased[l] = A(squares / (all - 1));
       bad += !(A(squares) - A(squares) == 0);
     }
     each(b, [&](int64_t l, int64_t c) {
       if (bad)
-        P::settle_forward(c, Moment::of(count, about[l], sum[l], square_sum[l]));
+        P::settle_forward(c, Moment::of(all, about[l], sum[l], square_sum[l]));
       else
         P::take_stats(c);
     });
   }
 
+  // Partial: of each line, [kSums][pieces].
   template <class Op>
   void reduce(int64_t b, int64_t, double* partial) const {
-    each(b, [&](int64_t l, int64_t c) {
-      V k[Op::kRead];
+    each_piece<Op, Op::kRead>(b, [&](int64_t l, int64_t i, int64_t offset, const V* k) {
       A s[Op::kSums];
-      Base::template coefs<Op, Op::kRead>(c, P::places(c), 0, k);
-      sums_of<Op>(c, k, V{}, s);
-      for (int i = 0; i < Op::kSums; ++i) partial[l * Op::kSums + i] = s[i];
+      sums_of<Op>(offset, length, k, V{}, s);
+      for (int j = 0; j < Op::kSums; ++j) partial[(l * Op::kSums + j) * pieces + i] = s[j];
     });
   }
   template <class Op>
   void settle(int64_t b, double* partial) const {
-    each(b, [&](int64_t l, int64_t c) { P::settle(c, partial + l * Op::kSums, static_cast<Op*>(nullptr)); });
+    each(b, [&](int64_t l, int64_t c) {
+      P::settle(c, partial + l * Op::kSums * pieces, 1, pieces, static_cast<Op*>(nullptr));
+    });
   }
 
+  template <class Op, bool kStream>
+  void apply_block(int64_t b) const {
+    each_piece<Op, Op::kCoefs>(b, [&](int64_t, int64_t, int64_t offset, const V* k) {
+      Base::template apply_line<Op, kStream>(offset, length, k);
+    });
+    if (kStream) stream_fence();
+  }
   template <class Op>
   void apply(int64_t b, int64_t) const {
-    const bool past = Base::template past<Op>();
-    each(b, [&](int64_t, int64_t c) {
-      if (past)
-        Base::template apply_units<Op, true>(c, 0, 1);
-      else
-        Base::template apply_units<Op, false>(c, 0, 1);
-    });
+    if (Base::template past<Op>())
+      apply_block<Op, true>(b);
+    else
+      apply_block<Op, false>(b);
   }
 };
 
@@ -702,7 +822,7 @@ struct Rows : Problem<T> {
     const int64_t most = max(1, min(kColumns / width, own_channels));
     parts = 1;
     block_channels = most;
-    if (fits >= least) {
+    if (fits >= least && in.instances == 1) {
       block_channels = min(most, fits / least * least);
       // Enough blocks for the threads.
       while (block_channels >= 2 * least && in.channels < block_channels * kManyChannels) block_channels /= 2;
@@ -714,9 +834,18 @@ struct Rows : Problem<T> {
       parts = min(min(block_bytes / kPartBytes, rows / kPartRows), kMaxParts);
       if (per_sample) parts = min(parts, in.samples);
       parts = max(parts, 1);
+      if (in.instances > 1 && P::values() > kSerialValues) {
+        parts = max(parts, min(ceil_div(kManyChannels, blocks()), rows / kPartRows));
+        while (block_channels >= 2 * least && parts * blocks() < kManyChannels) block_channels /= 2;
+      }
     }
   }
   int64_t blocks() const { return in.instances * ceil_div(own_channels, block_channels); }
+  // A sample is swept twice while the last level of cache may have it, where there are samples for all threads.
+  bool one_by_one(int64_t threads) const {
+    return in.instances > 1 && parts * kPartBytes <= kSampleBytes &&
+           (blocks() % threads == 0 || blocks() >= 4 * threads);
+  }
   int64_t slots() const { return per_sample ? in.samples : parts; }
   int64_t padded() const { return ceil_div(block_channels * width, L) * L; }
   int64_t partial_size(int sums) const { return max(slots(), parts) * sums * padded(); }
@@ -736,30 +865,32 @@ struct Rows : Problem<T> {
   void coefs(const Block& at, int64_t n, A* k) const {
     const int64_t stride = padded();
     for (int64_t c = 0; c < at.channels; ++c) {
-      A values[Op::kCoefs];
-      const Places own = P::places(at.channel + c);
-      // Of each of its columns, or one for all of them.
-      const int64_t each = per_column ? 1 : width;
-      for (int64_t i = 0; i < width; i += each) {
-        Op::coefs(P::channels[at.channel + c], P::affine(own, per_column ? i : n), values, 1);
-        for (int j = 0; j < Op::kCoefs; ++j)
-          for (int64_t l = i; l < i + each; ++l) k[j * stride + c * width + l] = values[j];
+      if (per_column) {
+        P::template table<Op, Op::kCoefs>(at.channel + c, k + c * width, stride);
+        continue;
       }
+      A values[Op::kCoefs];
+      Op::coefs(P::channels[at.channel + c], P::affine(P::places(at.channel + c), n), values, 1);
+      for (int j = 0; j < Op::kCoefs; ++j)
+        for (int64_t l = 0; l < width; ++l) k[j * stride + c * width + l] = values[j];
     }
   }
 
   // Adds rows to the sums [kSums][padded()], in the order in which they lie in memory: that is what the
   // processor prefetches. (Several rows at a time, with the sums in registers, are slower beyond the caches.)
-  // In a block of few columns each row would wait for the one before to be stored: there the rows are the
-  // inner loop, and the sums stay in registers.
+  // In a block of few columns each row would wait for the one before to be stored: there, and where there are few
+  // rows, the rows are the inner loop, and the sums stay in registers.
   template <class Op, int kCoefs>
   void reduce_range(const Block& at, int64_t row, int64_t end, const A* k, A* sums) const {
     // Copies: the compiler would read members again after every store.
     const int64_t stride = padded(), count = at.columns;
     const Gate<A> gate = P::gate;
-    if (count <= kFewVectors * L) {
+    // As many columns at a time as hide that an addition waits for the one before, and have registers.
+    constexpr int kWide = kCoefs + Op::kSums <= 3 ? 4 : 2;
+    if (count <= (kWide == 4 ? 4 : 1) * kFewVectors * L || few()) {
       int64_t i = 0;
-      for (; i + 2 * L <= count; i += 2 * L) reduce_column<Op, kCoefs, 2>(at, row, end, k, sums, i);
+      for (; i + kWide * L <= count; i += kWide * L)
+        reduce_column<Op, kCoefs, kWide>(at, row, end, k, sums, i);
       for (; i < count; i += L) reduce_column<Op, kCoefs, 1>(at, row, end, k, sums, i);
       return;
     }
@@ -819,9 +950,42 @@ struct Rows : Problem<T> {
     return total;
   }
 
+  // Few values of each channel, in the cache: their sums are not taken apart by columns.
+  bool few() const { return parts == 1 && rows <= kFlushRows && rows * width <= kSegment; }
+  A sum_width(const A* p) const {
+    V all{};
+    int64_t i = 0;
+    for (; i + L <= width; i += L) all += load(p + i);
+    A total = width < L ? 0 : sum<A>(all);
+    for (; i < width; ++i) total += p[i];
+    return total;
+  }
+  // Partial: of each channel what the values are taken about, their sum, the sum of their squares.
+  void few_moments(const Block& at, double* partial) const {
+    const int64_t stride = padded();
+    Zeros<A> memory(3 * stride);
+    A *about = memory.at, *sums = about + stride;
+    const auto about_channel = [&](int64_t c, A value) {
+      for (int64_t i = 0; i < width; ++i) about[c * width + i] = value;
+    };
+    for (int64_t c = 0; c < at.channels; ++c) about_channel(c, widen(inputs[0][at.column + c * width]));
+    reduce_range<Moments<T>, 1>(at, 0, rows, about, sums);
+    const double inverse = 1 / double(P::count());
+    for (int64_t c = 0; c < at.channels; ++c)
+      about_channel(c, A(about[c * width] + sum_width(sums + c * width) * inverse));
+    std::memset(sums, 0, size_t(2 * stride) * sizeof(A));
+    reduce_range<Moments<T>, 1>(at, 0, rows, about, sums);
+    for (int64_t c = 0; c < at.channels; ++c) {
+      partial[c] = about[c * width];
+      partial[stride + c] = sum_width(sums + c * width);
+      partial[2 * stride + c] = sum_width(sums + stride + c * width);
+    }
+  }
+
   // Partial: count, mean and squares, of each column.
   void moments(int64_t b, int64_t part, double* partial) const {
     const Block at = block(b);
+    if (few()) return few_moments(at, partial);
     const int64_t stride = padded(), begin = first_row(part), end = first_row(part + 1);
     Zeros<A> memory(3 * stride);
     A *about = memory.at, *sums = about + stride;
@@ -854,6 +1018,11 @@ struct Rows : Problem<T> {
     const int64_t stride = padded();
     const double count = double(P::count());
     for (int64_t c = 0; c < at.channels; ++c) {
+      if (few()) {
+        P::settle_forward(at.channel + c,
+                          Moment::of(count, partial[c], partial[stride + c], partial[2 * stride + c]));
+        continue;
+      }
       double mean = 0, squares = 0;
       const double *first = partial + c * width, *end = first + parts * 3 * stride;
       for (const double* m = first; m < end; m += 3 * stride)
@@ -890,19 +1059,20 @@ struct Rows : Problem<T> {
   void settle(int64_t b, double* partial) const {
     const Block at = block(b);
     const int64_t stride = padded();
-    Zeros<double> sums(P::affines() * Op::kSums);
+    if (!per_sample)
+      for (int64_t slot = 1; slot < parts; ++slot)
+        for (int64_t i = 0; i < Op::kSums * stride; ++i) partial[i] += partial[slot * Op::kSums * stride + i];
+    const int64_t own = per_sample ? in.samples : 1;
+    Zeros<double> sums(own * Op::kSums);
     for (int64_t c = 0; c < at.channels; ++c) {
-      std::memset(sums.at, 0, size_t(P::affines() * Op::kSums) * sizeof(double));
-      for (int64_t slot = 0; slot < slots(); ++slot)
-        for (int i = 0; i < Op::kSums; ++i) {
-          const double* from = partial + (slot * Op::kSums + i) * stride + c * width;
-          if (per_column)
-            for (int64_t n = 0; n < width; ++n) sums.at[n * Op::kSums + i] += from[n];
-          else
-            sums.at[(per_sample ? slot : 0) * Op::kSums + i] +=
-                over_width(from, [](const double* v) { return *v; });
-        }
-      P::settle(at.channel + c, sums.at, static_cast<Op*>(nullptr));
+      const double* from = partial + c * width;
+      if (per_column) {
+        P::settle(at.channel + c, from, 1, stride, static_cast<Op*>(nullptr));
+        continue;
+      }
+      for (int64_t i = 0; i < own * Op::kSums; ++i)
+        sums.at[i] = over_width(from + i * stride, [](const double* v) { return *v; });
+      P::settle(at.channel + c, sums.at, Op::kSums, 1, static_cast<Op*>(nullptr));
     }
   }
 
@@ -951,20 +1121,21 @@ struct Rows : Problem<T> {
 // ---- the orders ----------------------------------------------------------------------------------------
 
 // reduce(block, part, partial), settle(block, partial) and apply(block, part) of all blocks: one after the
-// other for a block of one part, else each for all blocks before the next begins.
+// other for a block of one part, or where the layout has blocks for the threads, else each for all blocks before the
+// next begins.
 template <class Layout, class Reduce, class Settle, class Apply>
 void sweep(const Layout& layout, const Parallel& parallel, int sums, const Reduce& reduce,
            const Settle& settle, const Apply& apply) {
   const int64_t blocks = layout.blocks(), parts = layout.parts, size = layout.partial_size(sums);
   const int64_t grain = layout.values() < kSerialValues ? blocks * parts : 1;
-  if (parts == 1) {
+  if (parts == 1 || layout.one_by_one(parallel.threads)) {
     parallel_for(parallel, blocks, grain, [&](int64_t begin, int64_t end) {
       Zeros<double> partial(size);
       for (int64_t b = begin; b < end; ++b) {
         if (b > begin) std::memset(partial.at, 0, size_t(size) * sizeof(double));
-        reduce(b, 0, partial.at);
+        for (int64_t part = 0; part < parts; ++part) reduce(b, part, partial.at);
         settle(b, partial.at);
-        apply(b, 0);
+        for (int64_t part = parts - 1; part >= 0; --part) apply(b, part);
       }
     });
     return;
@@ -986,7 +1157,7 @@ template <class T, class F>
 void with_layout(const BatchNormAct& in, int tensors, void* out, void* out1, const F& f) {
   if (in.samples * in.channels * in.plane == 0) return;
   Zeros<Channel<Acc<T>>> channels(in.channels);
-  if (in.samples == 1 && !in.channels_last && in.plane <= kLineValues)
+  if (Lines<T>::fit(in))
     f(Lines<T>(in, channels.at, out, out1, tensors));
   else if (in.channels_last || (in.plane < kShortPlane && !in.grouped))
     f(Rows<T>(in, channels.at, out, out1, tensors));
