@@ -7,27 +7,32 @@
 It uses the Python that runs it, installs nothing, needs no network, and writes to $OUT and to build/ alone; and on a
 GPU to gankern/devices, which block sizes, tiers and ways of convolutions were best: commit that file, and they are what
 runs. A machine may be lent for minutes, so each stage is a process with a limit, all together take at most --limit
-seconds (480), and each writes its record as it goes, most telling first: what is stopped keeps what it has. A stage
-that fails does not stop the later ones; what one leaves of its time, the next one has. What kernels compile, which
+seconds (470), and each writes its record as it goes, most telling first: what is stopped keeps what it has. A stage
+that fails does not stop the later ones; what one leaves of its time, the next one has. A process whose device is lost,
+or in which one figure does not come to an end, is begun again behind that figure. What kernels compile, which
 takes longer than to measure them, is compiled before by several processes at once, into caches in build/.
 
     environment   versions and hardware
-    tests         the GPU's tests in parallel processes, and beside them the native build
-    host          what a call costs the host, on tiny tensors
+    tests         the GPU's tests in parallel processes
     device        device time of every primitive as replays of a CUDA graph, beside the peers' and the limit of memory
+    host          what a call costs the host, on tiny tensors
     steps         whole training steps, eager and as graphs, and the kernels that they spend their time in
-    variants      block sizes of kernels, and CUDA C++ beside Triton; writes the file of this device
+    variants      CUDA C++ beside Triton, and block sizes of kernels; writes the file of this device
     convolutions  convolutions in each memory format and dtype by each way; writes the fastest to that file too
     sanitizer     compute-sanitizer, where it is installed
+
+With the tests the native build begins, and goes on beside what follows: CUDA C++ for this device, which takes half a
+minute, and the CPU's library with the autograd nodes, which take some. Each library is there from the next stage on.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import copy
+import importlib
 import importlib.metadata
-import importlib.util
 import itertools
 import json
 import math
@@ -44,31 +49,38 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 ROOT = Path(__file__).resolve().parent.parent
 # In the order in which they run, most telling first: seconds that each has, and what the ones before leave; 480 in all.
 STAGES = {
-    "environment": 15,
-    "tests": 110,
+    "environment": 10,
+    "tests": 100,
+    "device": 105,
     "host": 25,
-    "device": 110,
-    "steps": 100,
-    "variants": 50,
-    "convolutions": 25,
+    "steps": 95,
+    "variants": 70,
+    "convolutions": 30,
     "sanitizer": 45,
 }
 CUDA_TESTS = ["tests/gpu/test_every_primitive.py", "-k-cuda"]  # by the name of the tier in their names
 LOG_CHARACTERS = 200_000  # of a stage's output that is kept, its end
 MAX_BYTES = 16 << 20  # of a record
+PATIENCE = 60  # seconds that one figure may take
+AGAIN = 75  # status of a stage's process that is to be begun again
 
 
 class Record:
     """A JSON file that is written anew whenever something is added."""
 
-    def __init__(self, out: Path, stage: str) -> None:
+    def __init__(self, out: Path, stage: str, seconds: float = math.inf) -> None:
         self.path = out / f"{stage}.json"
         self.content: dict[str, Any] = {"stage": stage, "results": []}
+        self.end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds that the stage still has."""
+        return self.end - time.monotonic()
 
     def add(self, **row: Any) -> None:
         """A row more; the file is complete after each."""
@@ -87,11 +99,75 @@ class Record:
 
 
 def attempt(function: Callable[[], Any]) -> Any:
-    """What the function returns, or the first line of what it raised: one contender's failure is a result."""
+    """What the function returns, or the first line of what it raised: one contender's failure is a result. In a stage's
+    process it is kept in the journal: what is returned must be JSON."""
+    return _tried(function) if Journal.current is None else Journal.current.attempt(function)
+
+
+def _tried(function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as error:  # a peer may fail in any way, and the others are still worth their figures
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+
+
+class Journal:
+    """What each attempt of a stage came to, in their order, which is the same each time: a file of a line for each
+    begin, [number], and each end, [number, number of the next one, what came of it]. Where the process was lost, its
+    successor takes from here what there is; the attempt that was under way has the reason, [reason], for its result."""
+
+    current: ClassVar[Journal | None] = None
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.number = path, 0
+        self.ended: dict[int, tuple[int, Any]] = {}
+        self.lost, self.reason = self.under_way(path), ""
+        for line in self._lines(path):
+            if len(line) == 3:
+                self.ended[line[0]] = line[1], line[2]
+            elif isinstance(line[0], str):
+                self.reason = line[0]
+
+    @staticmethod
+    def _lines(path: Path) -> list[Any]:
+        found = []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):  # one that was cut, and the empty ones between
+                found.append(json.loads(line))
+        return found
+
+    @classmethod
+    def under_way(cls, path: Path) -> int | None:
+        """The number of the innermost attempt that has not come to an end."""
+        lines = cls._lines(path)
+        ended = {line[0] for line in lines if len(line) == 3}
+        begun = [line[0] for line in lines if len(line) == 1 and isinstance(line[0], int)]
+        return max((number for number in begun if number not in ended), default=None)
+
+    @staticmethod
+    def write(path: Path, *line: Any) -> None:
+        """Adds a line, behind whatever there is of one."""
+        with path.open("a") as file:
+            file.write(f"\n{json.dumps(line)}\n")
+
+    def attempt(self, function: Callable[[], Any]) -> Any:
+        number, self.number = self.number, self.number + 1
+        if number in self.ended:
+            self.number, result = self.ended[number]
+            return result
+        self.write(self.path, number)
+        result = self.reason if number == self.lost else _tried(function)
+        self.write(self.path, number, self.number, result)
+        if isinstance(result, str) and number != self.lost and _device_is_lost():
+            print(f"the device is lost to this process: {result}", flush=True)
+            os._exit(AGAIN)
+        return result
+
+
+def _device_is_lost() -> bool:
+    """Whether nothing runs on the GPU any more in this process, as behind a kernel that wrote out of bounds."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda.is_initialized() and isinstance(_tried(torch.cuda.synchronize), str)
 
 
 # ---- stages ------------------------------------------------------------------------------------------------------
@@ -129,7 +205,7 @@ def environment(record: Record, device: str) -> None:
     record.add(
         gpus=gpus,
         nvidia_smi=ask("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader") if gpus else None,
-        nvcc=ask("nvcc", "--version").splitlines()[-1],
+        nvcc=ask("nvcc", "--version"),
         cuda=torch.version.cuda,
         hip=torch.version.hip,
         packages={n: version(n) for n in ("torch", "triton", "numpy", "pytest", "cmake", "ninja", "pybind11")},
@@ -142,13 +218,12 @@ def environment(record: Record, device: str) -> None:
 
 def tests(record: Record, device: str) -> None:
     """The GPU's tests and those of the kernels on their own, dealt out to processes, each of which goes on record as it
-    ends; beside them the native build, with CUDA C++ for this device alone, in a copy of the sources: no test loads a
-    library that is half written. Behind it the tests of what it built."""
+    ends; and behind them those of CUDA C++, which has been built meanwhile."""
     cores = os.cpu_count() or 1
     processes = max(1, min(14, cores - 2))
     begin = time.monotonic()
-    build, built = _native_build(device)
-    chosen = ["tests/gpu", "tests/triton", "--deselect", "tests/triton/test_aot.py::test_every_kernel_on_every_target"]
+    # What needs no GPU is compiled for minutes: test_aot.py.
+    chosen = ["tests/gpu", "tests/triton", "--ignore", "tests/triton/test_aot.py"]
     if device == "cpu":
         chosen, processes = ["tests/gpu", "tests/triton/test_aot.py", "-k", "spill"], min(2, processes)
 
@@ -159,37 +234,65 @@ def tests(record: Record, device: str) -> None:
             fine = fine and _is_fine(row)
         return fine
 
-    fine = {"tests": run("tests", chosen, 95)}
-    output, _ = build.communicate()
-    record.add(what="build", seconds=time.monotonic() - begin, status=build.returncode, output=output[-4_000:])
-    fine["build"] = build.returncode == 0
-    if fine["build"]:
-        for library in built.glob("gankern/*.so"):
-            shutil.copy2(library, ROOT / "gankern" / library.name)
-        fine["tests of CUDA C++"] = run("tests of CUDA C++", CUDA_TESTS, 60)
+    fine = {"tests": run("tests", chosen, min(95, record.left() - 25))}
+    install_what_is_built()
+    if (ROOT / "gankern" / "libgankern_cuda.so").exists():
+        fine["tests of CUDA C++"] = run("tests of CUDA C++", CUDA_TESTS, record.left() - 3)
     if not all(fine.values()):
         raise RuntimeError("not all passed: " + "; ".join(what for what, passed in fine.items() if not passed))
 
 
-def _native_build(device: str) -> tuple[subprocess.Popen[str], Path]:
-    """The build, begun, and the copy of the sources in which it runs; what it compiled before is kept there."""
-    settings = {"CMAKE_BUILD_PARALLEL_LEVEL": "6"}
+READY = ROOT / "build" / "ready"  # libraries that are whole, and not beside the sources yet
+
+
+def install_what_is_built() -> None:
+    """Puts the libraries that are ready beside the sources, each at once: no process loads one that is half written."""
+    for library in READY.glob("*.so"):
+        try:
+            library.replace(ROOT / "gankern" / library.name)
+        except OSError as error:
+            print(f"{library.name} is built, and cannot be put beside the sources: {error}", flush=True)
+
+
+def build(record: Record, device: str) -> None:
+    """What a GPU needs of the native libraries, CUDA C++ for this device alone and the autograd nodes with the library
+    that they stand on: both at once, in folders of their own. No stage: it runs beside them, and nothing waits for it.
+    """
+    import pybind11
+
+    cmake = shutil.which("cmake", path=str(Path(sys.executable).parent)) or shutil.which("cmake") or "cmake"
+    shutil.rmtree(READY, ignore_errors=True)
+    READY.mkdir(parents=True)
+
+    def built(what: str, jobs: int, targets: Sequence[str], *options: str) -> None:
+        folder, begin = ROOT / "build" / f"gpu-{what}", time.monotonic()
+        given = (f"-DPython_EXECUTABLE={sys.executable}", f"-DGANKERN_PYBIND11_DIR={pybind11.get_cmake_dir()}")
+        log = folder.with_suffix(".log")
+        make = ["--build", str(folder), "--parallel", str(jobs), "--target", *targets, "--", "-k", "0"]
+        with log.open("w") as file:
+            for command in (["-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *given, *options], make):
+                status = subprocess.run([cmake, *command], stdout=file, stderr=file, env=environment).returncode
+                if device == "cpu":
+                    break  # a dry run
+        for library in folder.glob("*.so"):
+            shutil.copy2(library, READY / f"{library.name}.part")
+            (READY / f"{library.name}.part").replace(READY / library.name)
+        output = log.read_text(errors="replace")[-4_000:]
+        record.add(what=what, seconds=time.monotonic() - begin, status=status, output=output)
+
+    path = [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]  # where nvcc may be
+    environment = {**os.environ, "PATH": os.pathsep.join(path)}
     if device == "cuda":
         import torch
 
-        settings["CUDAARCHS"] = "{}{}-real".format(*torch.cuda.get_device_capability())
-    copy = ROOT / "build" / "native"
-    left_out = shutil.ignore_patterns("__pycache__", "*.so")
-    for name in ("csrc", "gankern"):
-        shutil.copytree(ROOT / name, copy / name, dirs_exist_ok=True, ignore=left_out)
-    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "MANIFEST.in", "README.md", "LICENSE"):
-        if (ROOT / name).exists():
-            shutil.copy2(ROOT / name, copy / name)
-    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    environment = {**os.environ, **settings, "PYTHONPATH": str(copy)}
-    pipe = subprocess.PIPE
-    build = subprocess.Popen(command, cwd=copy, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
-    return build, copy
+        environment["CUDAARCHS"] = "{}{}-real".format(*torch.cuda.get_device_capability())
+    cores = os.cpu_count() or 1
+    kinds: dict[str, tuple[Any, ...]] = {"nodes": (max(2, cores // 2), ["gankern_autograd", "gankern_ops"])}
+    if device == "cuda":
+        kinds = {"cuda": (4, ["gankern_cuda"], "-DGANKERN_CUDA=ON"), **kinds}
+    with concurrent.futures.ThreadPoolExecutor(len(kinds)) as pool:
+        for done in [pool.submit(built, what, *given) for what, given in kinds.items()]:
+            done.result()
 
 
 def _dealt_out(
@@ -198,8 +301,8 @@ def _dealt_out(
     """What each of several processes of pytest found, as it ends; together they run the tests that the arguments
     choose, each process ``under`` such a command. Whatever runs longer than that is stopped, and has a row that says
     so."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider"]
-    listed = subprocess.run([*pytest, "--collect-only", *arguments], cwd=ROOT, capture_output=True, text=True)
+    pytest = [sys.executable, "-m", "pytest", "-rfE", "-p", "no:cacheprovider"]
+    listed = subprocess.run([*pytest, "-q", "--collect-only", *arguments], cwd=ROOT, capture_output=True, text=True)
     names = [line for line in listed.stdout.splitlines() if "::" in line and not line.startswith(("FAILED", "ERROR"))]
     if listed.returncode not in (0, 5):
         yield {"status": listed.returncode, "failures": ["collection"], "output": listed.stdout[-4_000:]}
@@ -209,7 +312,7 @@ def _dealt_out(
     for number in range(min(processes, len(names))):
         log = logs / f"{number}.log"
         with log.open("w") as file:
-            command = [*under, *pytest, *names[number::processes]]
+            command = [*under, *pytest, "-v", *names[number::processes]]
             running[number] = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT), log
     end = time.monotonic() + seconds
     while running:
@@ -223,9 +326,11 @@ def _dealt_out(
                 continue
             del running[number]
             text = log.read_text(errors="replace")
-            print(text[-5_000:])
+            print(text[-3_000:])
             found = re.findall(r"(\d+) (passed|failed|skipped|errors?|xfailed)", text)
             failures = re.findall(r"^(?:FAILED|ERROR) (.*)", text, re.M)[:50]
+            if status == "stopped":
+                failures += [f"did not come to an end: {line}" for line in text.splitlines()[-1:]]
             yield {"status": status, **{what: int(n) for n, what in found}, "failures": failures}
         time.sleep(0.2)
 
@@ -235,11 +340,17 @@ def _is_fine(row: dict[str, Any]) -> bool:
     return row["status"] in (0, 5)
 
 
+def _compiled_before(function: Callable[..., Any], work: Sequence[tuple[Any, ...]], seconds: float) -> dict[str, Any]:
+    """As :func:`_in_processes`, once for a stage that is begun again."""
+    found = attempt(partial(_in_processes, function, work, seconds))
+    return found if isinstance(found, dict) else {"errors": [found]}
+
+
 def _in_processes(function: Callable[..., Any], work: Sequence[tuple[Any, ...]], seconds: float) -> dict[str, Any]:
     """Calls the function with each of the arguments in several processes, for so many seconds at most: how long it
     took, how many calls ended, and what failed. For what is kept in caches, so that no failure matters."""
     begin, done, errors = time.monotonic(), 0, []
-    count = max(1, min(10, (os.cpu_count() or 1) - 2, len(work)))
+    count = max(1, min(12, (os.cpu_count() or 1) - 2, len(work)))
     with multiprocessing.get_context("spawn").Pool(count) as pool:
         for pending in [pool.apply_async(function, given) for given in work]:
             try:
@@ -279,7 +390,7 @@ def host(record: Record, device: str) -> None:
 
     def cost(run: Callable[..., Any], case: Any, mode: str) -> float:
         step = step_of(run, case, torch.float32, device, mode)
-        return measured.host_microseconds(step, device, *((3, 2) if device == "cpu" else ()))
+        return measured.host_microseconds(step, device, *((3, 2) if device == "cpu" else (100, 5)))
 
     for case, primitive in _tiny_cases():
         for mode in MODES:
@@ -399,39 +510,44 @@ def device(record: Record, where: str) -> None:
         record.add(case=name, dtype=str(dtype)[6:], layout=layout, limit_ms=limit, contenders=row)
 
     cases = _device_cases(where)
-    large = [number for number, case in enumerate(cases) if "large" in case[0]]
+    large = [(number, *kind) for kind in kinds for number in range(len(cases)) if "large" in cases[number][0]]
     # Small maps in one kind alone: there launches count, which are the same in all.
-    wanted = [(number, *kind) for kind in kinds for number in large]
-    wanted += [(number, *kinds[0]) for number in range(len(cases)) if number not in large]
-    compiled = [(number, *kind) for kind in kinds for number in large if cases[number][3] is not None]
-    if where == "cuda":
-        work = [(*one, False) for one in wanted] + [(*one, True) for one in compiled]
-        record.add(what="compiled", **_in_processes(_compile_case, work, 40))
-    for number, dtype, layout in wanted:
-        name, shape, ours, peer, passes = cases[number]
-        measure({"gankern": ours} | ({"eager": peer} if peer else {}), dtype, layout, name, shape, passes)
-
-    def measure_case(case: Any, mode: str, candidates: dict[str, Callable[..., Any]]) -> None:
-        row = {who: attempt(partial(_replayed, run, case, mode, where, **quick)) for who, run in candidates.items()}
-        record.add(case=f"{case.primitive} {case.name}", mode=mode, dtype="float32", contenders=row)
-
+    small = [(number, *kinds[0]) for number in range(len(cases)) if "large" not in cases[number][0]]
     own = _cases_of_their_own(where)
-    for case in own:
-        for mode in benchmark.MODES:
-            candidates = benchmark.candidates_of(case, mode, compiled=False)
-            tiers = {f"gankern, {tier}": partial(case.run, tier) for tier in _tiers(case.primitive, where)}
-            measure_case(case, mode, candidates | tiers)
+    bare = [case for case in own if any(f"{case.primitive} {case.name}".startswith(row[0]) for row in OF_THEIR_OWN)]
+    if where == "cuda":
+        work = [(*one, False) for one in large + small] + [(*one, True) for one in large]
+        record.add(what="compiled", **_compiled_before(_compile_case, work, 40))
 
-    # Last, since what is not in the cache yet takes seconds a peer: those with a bar first.
-    for number, dtype, layout in compiled if where == "cuda" else []:
-        name, shape, _, peer, passes = cases[number]
-        torch._dynamo.reset()
-        measure({"compiled": torch.compile(peer)}, dtype, layout, name, shape, passes)
-    for case in own if where == "cuda" else []:
-        if any(f"{case.primitive} {case.name}".startswith(row[0]) for row in OF_THEIR_OWN):
-            candidates = benchmark.candidates_of(case, "forward + backward", compiled=True)
-            peers = {who: run for who, run in candidates.items() if who.endswith(benchmark.COMPILED)}
-            measure_case(case, "forward + backward", peers)
+    def measure_cases(work: Sequence[tuple[int, Any, str]], who: str) -> None:
+        for number, dtype, layout in work:
+            name, shape, ours, peer, passes = cases[number]
+            if who == "compiled":
+                torch._dynamo.reset()
+            run = {"gankern": ours, "eager": peer, "compiled": torch.compile(peer)}[who]
+            measure({who: run}, dtype, layout, name, shape, passes)
+
+    def measure_own(work: Sequence[Any], modes: Sequence[str], compiled: bool) -> None:
+        for case, mode in itertools.product(work, modes):
+            candidates = benchmark.candidates_of(case, mode, compiled)
+            if compiled:
+                runs = {who: run for who, run in candidates.items() if who.endswith(benchmark.COMPILED)}
+            else:
+                runs = candidates | {f"gankern, {tier}": partial(case.run, tier) for tier in _tiers(case, where)}
+            row = {who: attempt(partial(_replayed, run, case, mode, where, **quick)) for who, run in runs.items()}
+            record.add(case=f"{case.primitive} {case.name}", mode=mode, dtype="float32", contenders=row)
+
+    # What bars are of comes first; and of these last what takes seconds a peer where it is in no cache yet.
+    measure_cases(large, "gankern")
+    measure_own(bare, benchmark.MODES[1:], False)
+    if where == "cuda":
+        measure_cases(large, "compiled")
+        measure_own(bare, benchmark.MODES[1:2], True)
+    measure_cases(large, "eager")
+    for who in ("gankern", "eager"):
+        measure_cases(small, who)
+    measure_own(own, benchmark.MODES[:1], False)
+    measure_own([case for case in own if case not in bare], benchmark.MODES[1:], False)
 
 
 def _cases_of_their_own(where: str) -> list[Any]:
@@ -509,13 +625,13 @@ def _replayed(
     return measured.milliseconds(measured.graph_of(step, where), where, seconds, rounds)
 
 
-def _tiers(primitive: str, where: str) -> list[str]:
-    """The implementations on this device that somebody wrote, where there is more than one."""
+def _tiers(case: Any, where: str) -> list[str]:
+    """The implementations of a case's primitive on this device that somebody wrote, where there is more than one."""
     import torch
 
     from gankern.core.dispatch import Primitive
 
-    refusals = Primitive.registry[primitive].refusals(where, torch.float32)
+    refusals = Primitive.registry[case.primitive].refusals(where, torch.float32)
     able = [name for name, reason in refusals.items() if reason is None and name != "reference"]
     return able if len(able) > 1 else []
 
@@ -572,28 +688,34 @@ def _steps(where: str) -> list[Any]:
 
 def steps(record: Record, where: str) -> None:
     """Whole steps: torch, accelerated and gankern, as CUDA graphs and without; fp32 with TF32, and bfloat16 in
-    channels_last. Then the kernels that a step takes the most time in, what `accelerate` does to layers one by one, and
-    at the end torch compiled, which may take longer than all else."""
+    channels_last. What `accelerate` does to layers one by one, the kernels that a step takes the most time in,
+    accelerated steps, and at the end torch compiled, which may take longer than all else."""
     from gankern.measure import device as measured
     from gankern.measure import steps as whole
-    from gankern.measure.benchmark import OURS
+    from gankern.measure.benchmark import ACCELERATED, OURS
 
     wanted = _steps(where)
     modes = sorted(whole.modes_of(where), key=lambda mode: not mode.endswith("graphed"))
-    order = [(fast, mode, number) for fast in (False, True) for mode in modes for number in range(len(wanted))]
+    order = [(fast, mode, number) for mode in modes for fast in (False, True) for number in range(len(wanted))]
     if where == "cuda":
         variants = sorted({v for mode in modes for v in whole.variants_of(mode, compiled=False).values()})
         eager = [v for v in variants if "graphed" not in v and v != "torch"]
         work = [(n, v, where, fast) for fast in (False, True) for n in range(len(wanted)) for v in eager]
-        record.add(what="compiled", **_in_processes(_compile_step, work, 30))
+        record.add(what="compiled", **_compiled_before(_compile_step, work, 30))
 
     def measure(fast: bool, mode: str, step: Any, variants: dict[str, str]) -> None:
         for name, variant in variants.items():  # a row each: what is stopped keeps those before
             time_of = partial(_step_time, measured, whole, step, variant, where, fast)
             record.add(step=step.name, mode=mode, fast=fast, contenders={name: attempt(time_of)})
 
-    for fast, mode, number in order:
-        measure(fast, mode, wanted[number], whole.variants_of(mode, compiled=False))
+    def measure_all(accelerated: bool) -> None:
+        for fast, mode, number in order:
+            variants = whole.variants_of(mode, compiled=False)
+            chosen = {name: v for name, v in variants.items() if (name == ACCELERATED) == accelerated}
+            measure(fast, mode, wanted[number], chosen)
+
+    measure_all(accelerated=False)  # what bars are of
+    accelerated_layers(record, where)
     for step in wanted[:4]:
         for variant in ("torch", OURS):
             record.add(
@@ -601,7 +723,7 @@ def steps(record: Record, where: str) -> None:
                 variant=variant,
                 kernels=attempt(lambda s=step, v=variant: measured.top_kernels(whole.make_step(s, v, where), where)),
             )
-    accelerated_layers(record, where)
+    measure_all(accelerated=True)
     for step in wanted if where == "cuda" else []:
         for mode in modes:
             others = whole.variants_of(mode, compiled=False)
@@ -676,7 +798,7 @@ def accelerated_layers(record: Record, where: str) -> None:
         x = torch.randn(shape if where == "cuda" else (2, 8, 8, 8), device=where).requires_grad_()
         original = _layers(names, x.shape[1], where)
         accelerated = copy.deepcopy(original)
-        attempt(partial(gankern.accelerate, accelerated))
+        _tried(partial(gankern.accelerate, accelerated))
         for mode in LAYER_MODES:
             models = {"original": original, "accelerated": accelerated}
             row = {who: attempt(partial(_layer_milliseconds, m, x, mode, where)) for who, m in models.items()}
@@ -749,25 +871,23 @@ def _compile_variant(name: str, number: int, where: str) -> None:
     import torch
 
     runs, shape, m = _variant_runs(where)
-    blocks = _blocks_of(name, runs, shape, where)
+    blocks = _blocks_of(name)
     with blocks.use(blocks.variants[number]):
         for _, x in _maps(shape, where):
             torch.autograd.grad(runs[name](x).sum(), (x, m), allow_unused=True)
 
 
-def _blocks_of(name: str, runs: dict[str, Any], shape: Sequence[int], where: str) -> Any:
-    import torch
-
+def _blocks_of(name: str) -> Any:
     from gankern.triton import launch
 
-    if name not in launch.Blocks.known:
-        runs[name](torch.randn(tuple(shape), device=where))  # imports what knows its variants
+    importlib.import_module(f"gankern.triton.{name}")  # which knows its variants
     return launch.Blocks.known[name]
 
 
 def variants(record: Record, where: str) -> None:
-    """Each variant of a kernel's block sizes on large maps, forward and backward; the best go to the device's file, as
-    soon as they are known. What the variants compile, which takes the longest, is compiled in parallel before."""
+    """CUDA C++ beside Triton; then each variant of a kernel's block sizes on large maps, forward and backward. The best
+    go to the device's file, as soon as they are known. What the variants compile, which takes the longest, is compiled
+    in parallel before."""
     import torch
 
     if where == "cpu":
@@ -775,11 +895,13 @@ def variants(record: Record, where: str) -> None:
     from gankern.measure import device as measured
 
     runs, shape, m = _variant_runs(where)
-    blocks = {name: _blocks_of(name, runs, shape, where) for name in runs}
+    tiers = _fastest_tiers(record, where)
+    keep_choices(record, where, tiers=tiers)
+    blocks = {name: _blocks_of(name) for name in runs}
     work = [(name, number, where) for name, own in blocks.items() for number in range(len(own.variants))]
     if where == "cpu":
         work = work[:1]  # there is nothing to compile
-    record.add(what="compiled", **_in_processes(_compile_variant, work, 30 if where == "cuda" else 120))
+    record.add(what="compiled", **_compiled_before(_compile_variant, work, 30 if where == "cuda" else 120))
 
     def replayed(run: Callable[..., Any], x: Any) -> float:
         def step() -> None:
@@ -803,7 +925,6 @@ def variants(record: Record, where: str) -> None:
         fastest = min(times, key=times.__getitem__)
         best[name] = blocks[name].variants[fastest if times[fastest] < 0.97**4 * times[0] else 0]
         keep_choices(record, where, blocks=best)
-    keep_choices(record, where, blocks=best, tiers=_fastest_tiers(record, where))
 
 
 def keep_choices(record: Record, where: str, **choices: dict[str, Any]) -> None:
@@ -816,12 +937,17 @@ def keep_choices(record: Record, where: str, **choices: dict[str, Any]) -> None:
     name = torch.cuda.get_device_name() if where == "cuda" else "CPU"
     path = devices.device_file(name)
     before = json.loads(path.read_text()) if where == "cuda" and path.exists() else {"blocks": {}, "tiers": {}}
-    versions = {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}
+    import triton
+
+    versions = {"torch": torch.__version__, "triton": triton.__version__}
     record.content["device_file"] = content = {**before, "device": name, **versions, **choices}
     record.write()
     if where == "cuda":
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(content, indent=2) + "\n")
+        except OSError as error:
+            print(f"{path} cannot be written, the record has what belongs there: {error}", flush=True)
 
 
 def _fastest_tiers(record: Record, where: str) -> dict[str, str]:
@@ -834,10 +960,12 @@ def _fastest_tiers(record: Record, where: str) -> dict[str, str]:
 
     chosen = {}
     having = [n for n, p in Primitive.registry.items() if any(t.name == "cuda" for t in p.implementations)]
-    for primitive in [name for name in having if {"triton", "cuda"} <= {*_tiers(name, where)}]:
+    for primitive in having:
         ratios = []
         for case in all_cases():
             if case.primitive != primitive or not case.bench or case.along is not None:
+                continue
+            if not {"triton", "cuda"} <= {*_tiers(case, where)}:
                 continue
             for mode in benchmark.MODES[:2]:
                 row = {}
@@ -1100,14 +1228,22 @@ def _results(out: Path, stage: str) -> list[dict[str, Any]]:
 # ---- running the stages -------------------------------------------------------------------------------------------
 
 
-def run_stage(name: str, out: Path, device: str) -> None:
+def run_stage(name: str, out: Path, device: str, seconds: float) -> None:
     """One stage, in this process."""
     sys.path.insert(0, str(ROOT))
-    record = Record(out, name)
+    record = Record(out, name, seconds)
+    Journal.current = Journal(_journal(out, name))
     try:
         globals()[name](record, device)
     finally:
+        native = sys.modules.get("gankern.core.native")
+        if native is not None:  # what these figures were made with
+            record.content["missing"] = {n: getattr(native, f"{n}_MISSING") for n in ("NATIVE", "NODES", "CUDA")}
         record.write()
+
+
+def _journal(out: Path, stage: str) -> Path:
+    return out / f".{stage}.journal"
 
 
 def run_all(names: Sequence[str], out: Path, device: str, limit: float) -> int:
@@ -1116,54 +1252,116 @@ def run_all(names: Sequence[str], out: Path, device: str, limit: float) -> int:
     states: dict[str, str] = {}
     logs: dict[str, str] = {}
     share = limit / sum(STAGES[name] for name in names)  # of its time in the table that a stage has
-    for number, name in enumerate(names):
-        left = limit - (time.monotonic() - start)
-        seconds = left - share * sum(STAGES[later] for later in names[number + 1 :])
-        if seconds < 5:
-            states[name] = f"NOT RUN: the {limit:.0f} seconds are over"
-            continue
-        print(f"\n==== {name}", flush=True)
-        begin = time.monotonic()
-        states[name], logs[name] = _bounded(name, out, device, seconds)
-        if states[name] == "passed":
-            states[name] += f" in {time.monotonic() - begin:.0f} s"
-    met = bars(out)
-    # At most eight files: the facts about the machine go with the summary.
-    facts = _results(out, "environment")
-    (out / "environment.json").unlink(missing_ok=True)
-    took = time.monotonic() - start
-    summary = {"device": device, "environment": facts, "seconds": took, "stages": states, "bars": met}
-    (out / "summary.json").write_text(json.dumps({**summary, "logs": logs}, indent=1))
+    with _beside(out, device) if "tests" in names else contextlib.nullcontext():
+        for number, name in enumerate(names):
+            left = limit - (time.monotonic() - start)
+            seconds = left - share * sum(STAGES[later] for later in names[number + 1 :])
+            if seconds < 5:
+                states[name] = f"NOT RUN: the {limit:.0f} seconds are over"
+                continue
+            print(f"\n==== {name}", flush=True)
+            begin = time.monotonic()
+            states[name], logs[name] = _bounded(name, out, device, seconds)
+            if states[name].startswith("passed"):
+                states[name] += f" in {time.monotonic() - begin:.0f} s"
+            install_what_is_built()
+            _summarise(out, device, start, states, logs)  # whoever ends this, there is one
+    met = _summarise(out, device, start, states, logs)
+    for part in ("environment", "build"):
+        (out / f"{part}.json").unlink(missing_ok=True)  # they are in the summary: at most eight files
     print(f"\n==== summary, records in {out}")
     for name, state in states.items():
         print(f"{name:14} {state}")
     for row in met:
-        figure = "NO FIGURE" if row["figure"] is None else f"{row['figure']:8.3f} of {row['least']:5.2f}"
-        print(f"{'met   ' if row['met'] else 'MISSED'} {figure:17}  {row['bar']}")
+        figure = "" if row["figure"] is None else f"{row['figure']:8.3f} of {row['least']:5.2f}"
+        print(f"{'not measured' if not figure else 'met' if row['met'] else 'MISSED':12} {figure:17}  {row['bar']}")
     if device == "cpu":
         print("a dry run on the CPU: its figures say nothing")
     return int(any(not state.startswith("passed") for state in states.values()))
 
 
-def _bounded(name: str, out: Path, device: str, seconds: float) -> tuple[str, str]:
-    """A stage in a process group of its own, which ends with its time: its state, and the end of its output."""
-    command = [sys.executable, __file__, "--only", name, "--device", device]
-    log = out / f".{name}.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
+def _summarise(
+    out: Path, device: str, start: float, states: dict[str, str], logs: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Writes the summary, with what has no record of its own; the bars."""
+    met, facts = bars(out), {part: _results(out, part) for part in ("environment", "build")}
+    summary = {"device": device, **facts, "seconds": time.monotonic() - start, "stages": states, "bars": met}
+    (out / "summary.json").write_text(json.dumps({**summary, "logs": logs}, indent=1))
+    return met
+
+
+def _started(name: str, out: Path, device: str, seconds: float, log: Path) -> subprocess.Popen[bytes]:
+    """A stage in a process group of its own."""
+    command = [sys.executable, __file__, "--only", name, "--device", device, "--seconds", f"{seconds:.1f}"]
+    with log.open("a") as file:
+        return subprocess.Popen(
             command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=_environment(out)
         )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends the process and all that it started, which may have outlived it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def _beside(out: Path, device: str) -> Iterator[None]:
+    """The native build, beside the block."""
+    log = out / ".build.log"
+    process = _started("build", out, device, math.inf, log)
+    try:
+        yield
+    finally:
+        _end(process)
+        print(log.read_text(errors="replace")[-3000:], flush=True)
+        log.unlink()
+        _journal(out, "build").unlink(missing_ok=True)
+
+
+def _bounded(name: str, out: Path, device: str, seconds: float) -> tuple[str, str]:
+    """A stage within its time, begun again where its process is lost: its state, and the end of its output."""
+    log, journal = out / f".{name}.log", _journal(out, name)
+    for old in (log, journal):
+        old.unlink(missing_ok=True)
+    end, again, state = time.monotonic() + seconds, 0, ""
+    while not state:
+        process = _started(name, out, device, end - time.monotonic(), log)
         try:
-            status = process.wait(timeout=seconds)
-            state = "passed" if status == 0 else f"FAILED with status {status}"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            state = f"FAILED: stopped after {seconds:.0f} s"
+            state, reason = _watched(process, journal, end, seconds)
+        finally:
+            _end(process)
+        if not state:
+            again += 1
+            Journal.write(journal, reason)
+    if again:
+        state += f", begun again {again} times"
     text = log.read_text(errors="replace")[-LOG_CHARACTERS:]
-    log.unlink()
+    for old in (log, journal):
+        old.unlink(missing_ok=True)
     print(text[-3000:], flush=True)
     return state, text
+
+
+def _watched(process: subprocess.Popen[bytes], journal: Path, end: float, seconds: float) -> tuple[str, str]:
+    """Waits for a stage's process: its state, or an empty one and the reason where it is to be begun again."""
+    while True:
+        status = process.poll()
+        if status == 0:
+            return "passed", ""
+        if status is not None:
+            if status == AGAIN:
+                return "", "the device was lost"  # of an attempt that is on record
+            if status < 0 and Journal.under_way(journal) is not None and time.monotonic() < end:
+                return "", f"ended its process: status {status}"
+            return f"FAILED with status {status}", ""
+        if time.monotonic() > end:
+            return f"FAILED: stopped after {seconds:.0f} s", ""
+        waited = time.time() - journal.stat().st_mtime if journal.exists() else 0.0
+        if waited > PATIENCE and Journal.under_way(journal) is not None:
+            return "", f"did not come to an end within {PATIENCE} s"
+        time.sleep(0.2)
 
 
 def _environment(out: Path) -> dict[str, str]:
@@ -1176,18 +1374,21 @@ def _environment(out: Path) -> dict[str, str]:
 
 def main() -> int:
     """The command line."""
+    begin = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--stage", action="append", choices=STAGES, help="default: all, in their order")
-    parser.add_argument("--limit", type=float, default=480.0, help="seconds for all stages together")
+    parser.add_argument("--limit", type=float, default=470.0, help="seconds for all stages together")
     parser.add_argument("--dry-run-on-cpu", action="store_true", help="go through the motions without a GPU")
-    parser.add_argument("--only", choices=STAGES, help=argparse.SUPPRESS)  # one stage, in this process
+    parser.add_argument("--only", choices=[*STAGES, "build"], help=argparse.SUPPRESS)  # in this process
+    parser.add_argument("--seconds", type=float, default=math.inf, help=argparse.SUPPRESS)  # that it has
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=argparse.SUPPRESS)
     options = parser.parse_args()
     out = Path(os.environ.get("OUT") or ROOT / "runs" / "gpu").resolve()
     out.mkdir(parents=True, exist_ok=True)
     if options.only:
         try:
-            run_stage(options.only, out, options.device)
+            run_stage(options.only, out, options.device, options.seconds)
         except Exception:
             traceback.print_exc()
             return 1
@@ -1200,7 +1401,8 @@ def main() -> int:
             print("gpu.py: this torch finds no GPU; --dry-run-on-cpu goes through the motions", file=sys.stderr)
             return 2
     names = [name for name in STAGES if not options.stage or name in options.stage]
-    return run_all(names, out, device, options.limit if device == "cuda" else 4 * options.limit)
+    limit = options.limit if device == "cuda" else 4 * options.limit
+    return run_all(names, out, device, limit - (time.monotonic() - begin))
 
 
 if __name__ == "__main__":
