@@ -38,8 +38,8 @@ class VAEGAN(EncodesClasses):
     data: ClassVar[str] = "shapes"
     own_loss: ClassVar[bool] = True
     preset = Preset(
-        loss="non_saturating", size=32, latent=32, width=64, lr=5e-4, batch_size=16, steps=2000, checkpoint_every=500,
-        evaluate=4,
+        loss="non_saturating", size=32, latent=32, width=64, lr=5e-4, batch_size=16, steps=1000, checkpoint_every=500,
+        evaluate=2,
     )  # fmt: skip
 
     @dataclass(frozen=True)
