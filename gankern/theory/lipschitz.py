@@ -119,8 +119,9 @@ def steepest_slope(function: Callable[[Tensor], Tensor], points: Tensor) -> floa
     if len(floats("steepest_slope: points", points)) == 0:
         raise ValueError("steepest_slope: there are no points")
     x = points.detach().requires_grad_()
-    values = function(x)
-    if not isinstance(values, Tensor) or values.numel() != len(points):
-        raise ValueError(f"steepest_slope: function must give one number for each of {len(points)} points")
-    (gradient,) = torch.autograd.grad(values.sum(), x)
+    with torch.enable_grad():
+        values = function(x)
+        if not isinstance(values, Tensor) or values.numel() != len(points):
+            raise ValueError(f"steepest_slope: function must give one number for each of {len(points)} points")
+        (gradient,) = torch.autograd.grad(values.sum(), x)
     return gradient.flatten(1).norm(dim=1).max().item()
