@@ -181,5 +181,6 @@ def generator_slopes(loss: str, logits: Tensor) -> Tensor:
     """
     found = look_up(LOSSES, loss, "loss")
     d = floats("generator_slopes: logits", logits).detach().requires_grad_()
-    (slopes,) = torch.autograd.grad(found.generator(d) * d.numel(), d)  # a loss is a mean
+    with torch.enable_grad():
+        (slopes,) = torch.autograd.grad(found.generator(d) * d.numel(), d)  # a loss is a mean
     return slopes
