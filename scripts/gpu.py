@@ -690,6 +690,9 @@ def steps(record: Record, where: str) -> None:
     """Whole steps: torch, accelerated and gankern, as CUDA graphs and without; fp32 with TF32, and bfloat16 in
     channels_last. What `accelerate` does to layers one by one, the kernels that a step takes the most time in,
     accelerated steps, and at the end torch compiled, which may take longer than all else."""
+    import torch
+
+    from gankern.core import devices
     from gankern.measure import device as measured
     from gankern.measure import steps as whole
     from gankern.measure.benchmark import ACCELERATED, OURS
@@ -714,6 +717,9 @@ def steps(record: Record, where: str) -> None:
             chosen = {name: v for name, v in variants.items() if (name == ACCELERATED) == accelerated}
             measure(fast, mode, wanted[number], chosen)
 
+    # Of this process: what is measured is all that accelerate has, and what is worth it goes to the device's file.
+    if where == "cuda":
+        devices.ACCELERATED[torch.cuda.get_device_name()] = dict.fromkeys(DECIDED, 0)
     measure_all(accelerated=False)  # what bars are of
     accelerated_layers(record, where)
     for step in wanted[:4]:
@@ -744,7 +750,14 @@ LAYERS = (
     "SpectralNorm LeakyReLU",
 )
 LAYER_SIZES = {"16 maps of 8x8": (16, 64, 8, 8), "64 maps of 32x32": (64, 128, 32, 32)}
-LAYER_MODES = ("forward", "forward + backward", "forward + backward, graphed")
+LAYER_MODES = ("forward", "forward + backward", "forward + backward, graphed", "penalty")
+# By which layers, and in which of their modes, a device's file decides on what `accelerate` does there.
+DECIDED = {
+    "pairs": (("Upsample Conv2d", "Conv2d AvgPool2d"), LAYER_MODES),
+    "second derivative": (
+        ("LeakyReLU", "BatchNorm2d LeakyReLU", "InstanceNorm2d ReLU", "GroupNorm LeakyReLU", "Conv2d LeakyReLU",
+         "ConvTranspose2d BatchNorm2d ReLU"), LAYER_MODES),
+}  # fmt: skip
 
 
 def _layers(names: str, channels: int, where: str) -> Any:
@@ -781,15 +794,19 @@ def _layer_milliseconds(model: Any, x: Any, mode: str, where: str) -> float:
     def backward() -> None:
         torch.autograd.grad(model(x).sum(), [x, *model.parameters()])
 
-    step = forward if mode == "forward" else backward
+    def penalty() -> None:
+        (gradient,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        torch.autograd.grad(gradient.square().sum(), [x, *model.parameters()], allow_unused=True)
+
+    step = {"forward": forward, "penalty": penalty}.get(mode, backward)
     step()
     quick = {"seconds": 0.02, "rounds": 3} if where == "cuda" else {"seconds": 0.0, "rounds": 1}
     return measured.milliseconds(measured.graph_of(step, where) if "graphed" in mode else step, where, **quick)
 
 
 def accelerated_layers(record: Record, where: str) -> None:
-    """Milliseconds of layers as they are and as `accelerate` makes them, of small maps, which the host decides, and of
-    large ones: whatever is slower is where `accelerate` has to know better on this device."""
+    """Milliseconds of layers as they are and as `accelerate` makes them with all that it has, of small maps, which the
+    host decides, and of large ones. Whatever is slower is left as it was by this device's file."""
     import torch
 
     import gankern
@@ -803,6 +820,24 @@ def accelerated_layers(record: Record, where: str) -> None:
             models = {"original": original, "accelerated": accelerated}
             row = {who: attempt(partial(_layer_milliseconds, m, x, mode, where)) for who, m in models.items()}
             record.add(layers=names, size=size, mode=mode, contenders=row)
+    keep_choices(record, where, accelerate=worth_accelerating(record.content["results"]))
+
+
+def worth_accelerating(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Of all that `accelerate` decides by a device's file: the values of a map from which on none of the layers was
+    slower in any mode, at any size; nothing of what was slower at the largest, or was not measured."""
+    ratios = {}
+    for row in rows:
+        times = row.get("contenders", {})
+        if "layers" in row and all(isinstance(times.get(who), float) for who in ("original", "accelerated")):
+            ratios[row["layers"], row["size"], row["mode"]] = times["original"] / times["accelerated"]
+    found: dict[str, int] = {}
+    for what, (layers, modes) in DECIDED.items():
+        for size, shape in sorted(LAYER_SIZES.items(), key=lambda entry: -math.prod(entry[1])):
+            if any(ratios.get((one, size, mode), 0.0) < NOT_SLOWER for one in layers for mode in modes):
+                break
+            found[what] = math.prod(shape)
+    return found
 
 
 def _compile_step(number: int, variant: str, where: str, fast: bool) -> None:

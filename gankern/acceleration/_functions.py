@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from gankern.acceleration._scope import gain, plain, state
+from gankern.acceleration._scope import SECOND, gain, is_known, plain, state
 from gankern.core import autograd, zeros
 from gankern.core.double_backward import _convolution_double_backward
 from gankern.core.torch_internals import autocasting
@@ -25,19 +25,21 @@ _aten = torch.ops.aten
 
 
 def matters(x: Tensor) -> bool:
-    """Whether the gradient of what is made of x may be differentiated twice."""
+    """Whether the gradient of what is made of x may be differentiated twice, where ours is known to be worth it."""
     return (
         state.double
         and x.requires_grad
         and not x.is_complex()
         and torch.is_grad_enabled()
+        and is_known(SECOND, x)
         and plain()
         and not autocasting(x.device.type)
     )
 
 
 # Values from which on a second derivative of our own is worth what its calls cost, by type of device. Measured on the
-# CPU; on GPUs, where the host's time decides, it is what as many microseconds of memory traffic make.
+# CPU; on GPUs, where the host's time decides, it is what as many microseconds of memory traffic make, and a device's
+# file says whether anything is done there at all.
 FROM = {"cpu": 2**18, "cuda": 2**22}
 
 

@@ -22,6 +22,7 @@ from gankern.acceleration._code import original
 from gankern.acceleration._functions import VALUE, matters, pays
 from gankern.acceleration._scope import (
     HANDLERS,
+    PAIRS,
     PLAIN,
     STEPS,
     Deferred,
@@ -30,6 +31,7 @@ from gankern.acceleration._scope import (
     fuse,
     gain,
     is_half,
+    is_known,
     joined,
     may_defer,
     plain,
@@ -200,7 +202,9 @@ def _worth(kind: str, pad: int, x: Tensor, weight: Tensor) -> float:
 
 def _repays(kind: str, pad: int, x: Tensor, weight: Tensor) -> bool:
     """Whether that is more than the call costs."""
-    return x.ndim != 4 or x.device.type != "cpu" or _worth(kind, pad, x, weight) >= CALL
+    if x.ndim != 4:
+        return True
+    return is_known(PAIRS, x) and (x.device.type != "cpu" or _worth(kind, pad, x, weight) >= CALL)
 
 
 def _ran(kind: str, x: Tensor, weight: Tensor) -> str:

@@ -29,7 +29,7 @@ from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from gankern.core import autograd, dispatch, precision
+from gankern.core import autograd, devices, dispatch, precision
 from gankern.core.native import nodes
 from gankern.core.torch_internals import OWN_MODES, above_autograd, autocasting, recomputed, transformed
 from gankern.ops.convolution import primitive
@@ -385,6 +385,16 @@ def defer(kind: str, size: torch.Size, compute: Callable[..., Tensor], *argument
     return result
 
 
+MEASURED = "cpu"  # the type of device that the thresholds of this package were measured on
+PAIRS, SECOND = "pairs", "second derivative"  # what else is known of a device, by its file
+
+
+def is_known(what: str, x: Tensor) -> bool:
+    """Whether it is known of a tensor's device that this is worth what it costs there: elsewhere than where thresholds
+    were measured, by the device's file. What is not known is left as it was: so it is never slower."""
+    return x.device.type == MEASURED or x.numel() >= devices.gains_from(what, x.device)
+
+
 def may_defer(x: Tensor) -> bool:
     """Whether deferring is possible here at all."""
     return (
@@ -393,7 +403,7 @@ def may_defer(x: Tensor) -> bool:
         and torch.is_grad_enabled() == state.grad_mode
         and type(x) is Tensor
         and x.is_floating_point()
-        and x.device.type in ("cpu", "cuda")
+        and is_known(PAIRS, x)
         and plain()
         and not autocasting(x.device.type)
         and not torch.is_inference_mode_enabled()

@@ -5,15 +5,17 @@
      "tiers": {"spectral_norm": "cuda"},                           what implementation="auto" takes first
      "convolutions": {"upsample": {"float32 contiguous": [[256, 128, 4096, {"torch": 0.2, "phases": 0.1}]]}}}
                                                                    gankern.ops.convolution_choice: by shape, ms by way
+     "accelerate": {"pairs": 65536}}                               what it does, from so many values on: gains_from
 
 What no file names is as it is where nothing was measured: Triton, with its default block sizes, and the collapsed form
-of convolutions that resample.
+of convolutions that resample; and `accelerate` leaves layers as they were.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -43,13 +45,22 @@ def any_measured() -> bool:
     return any(DEVICES.glob("*.json"))
 
 
-def _all_tiers() -> dict[str, dict[str, str]]:
+def _of_all(part: str) -> dict[str, dict[str, Any]]:
     contents = (json.loads(path.read_text()) for path in sorted(DEVICES.glob("*.json")))
-    return {content["device"]: content["tiers"] for content in contents if content.get("tiers")}
+    return {content["device"]: content[part] for content in contents if content.get(part)}
 
 
 # Of each device that has some. Read once, at import: torch.compile can trace a look into a dict, not into a file.
-TIERS = _all_tiers()
+TIERS: dict[str, dict[str, str]] = _of_all("tiers")
+ACCELERATED: dict[str, dict[str, int]] = _of_all("accelerate")
+
+
+def gains_from(what: str, device: torch.device) -> float:
+    """The values of a tensor from which on something that `accelerate` does was measured not to be slower on a device
+    than what was there before: infinitely many where nothing was measured."""
+    if device.type != "cuda" or not ACCELERATED:
+        return math.inf
+    return ACCELERATED.get(torch.cuda.get_device_properties(device).name, {}).get(what, math.inf)
 
 
 def fastest(primitive: str, device: str) -> str | None:

@@ -2,6 +2,7 @@
 the layers are their own again."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 import gankern
-from gankern.acceleration import _layers, _root
+from gankern.acceleration import _functions, _layers, _root, _scope
 from gankern.acceleration._scope import state
+from gankern.core import devices
 from gankern.core.native import NODES_MISSING
 
 pytestmark = pytest.mark.as_it_is
@@ -192,3 +194,46 @@ def test_a_call_that_is_remembered_can_be_compiled():
         torch.testing.assert_close(torch.compile(net, backend="eager", fullgraph=True)(x), expected)
     finally:
         torch._dynamo.reset()
+
+
+def pair_and_norm():
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.LeakyReLU(0.2),
+        nn.AvgPool2d(2),
+    )
+
+
+@pytest.mark.parametrize("from_values", [None, 0, 8 * 8 * 16, 2**30])
+def test_a_device_that_was_not_measured_runs_the_original(monkeypatch, from_values):
+    """The CPU in the place of one: its file says from how many values on what is worth it, or there is none."""
+    monkeypatch.setattr(_root, "compiles", lambda: False)
+    monkeypatch.setattr(_layers, "PAIR", 0.0)
+    monkeypatch.setattr(_layers, "CALL", -math.inf)
+    monkeypatch.setattr(_functions, "FROM", {"cpu": 0})
+    monkeypatch.setattr(_root.Gains, "operation", 0.0)
+    monkeypatch.setattr(_root.Gains, "forward", 0.0)
+    monkeypatch.setattr(_root.Gains, "layer", 0.0)
+    monkeypatch.setattr(_scope, "MEASURED", "no type of device")
+    known = {} if from_values is None else dict.fromkeys((_scope.PAIRS, _scope.SECOND), from_values)
+    monkeypatch.setattr(devices, "gains_from", lambda what, device: known.get(what, math.inf))
+    torch.manual_seed(0)
+    plain = pair_and_norm()
+    fast = copy.deepcopy(plain)
+    gankern.accelerate(fast)
+    x = torch.randn(4, 8, 4, 8).requires_grad_()
+    for _ in range(_root.Gains.patience + 3):
+        ours, theirs = fast(x), plain(x)
+        torch.testing.assert_close(ours, theirs)
+    taken = from_values in (0, 8 * 8 * 16)
+    assert bool(replaced(fast)) == taken
+    (one,), (other,) = (torch.autograd.grad(y.square().sum(), x, create_graph=True) for y in (ours, theirs))
+    parameters = [[x, *net.parameters()] for net in (fast, plain)]
+    for a, b in zip(
+        torch.autograd.grad(one.square().sum(), parameters[0]), torch.autograd.grad(other.square().sum(), parameters[1])
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    if not taken:
+        assert torch.equal(ours, theirs) and torch.equal(one, other)

@@ -1,6 +1,8 @@
 """What was measured on a device decides which implementation "auto" takes there, where there is one."""
 
 import json
+import math
+import types
 from types import SimpleNamespace
 
 import pytest
@@ -45,10 +47,10 @@ def test_a_measurement_decides_where_that_implementation_can(primitive, device_n
 
 def test_the_files_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "DEVICES", tmp_path)
-    assert devices._all_tiers() == {}
+    assert devices._of_all("tiers") == {}
     devices.device_file("A (1)").write_text(json.dumps({"device": "A (1)", "blocks": {}, "tiers": {"x": "cuda"}}))
     devices.device_file("B").write_text(json.dumps({"device": "B", "blocks": {"y": {}}}))  # of before there were tiers
-    assert devices._all_tiers() == {"A (1)": {"x": "cuda"}}
+    assert devices._of_all("tiers") == {"A (1)": {"x": "cuda"}}
     devices.measured.cache_clear()
     try:
         assert devices.measured("B")["blocks"] == {"y": {}} and devices.measured("C") == {}
@@ -63,3 +65,22 @@ def test_the_committed_files_name_what_there_is():
         assert path == devices.device_file(content["device"])
         for name, tier in content.get("tiers", {}).items():
             assert tier in [i.name for i in Primitive.registry[name].implementations]
+
+
+def test_what_accelerate_gains_is_known_of_measured_devices_alone(monkeypatch):
+    gpu = torch.device("cuda", 1)
+    asked = []
+
+    def facts(device):
+        asked.append(device)
+        return types.SimpleNamespace(name="GPU of tests")
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", facts)
+    monkeypatch.setattr(devices, "ACCELERATED", {})
+    assert devices.gains_from("pairs", gpu) == math.inf and not asked
+    monkeypatch.setattr(
+        devices, "ACCELERATED", {"GPU of tests": {"pairs": 4096}, "Another GPU": {"second derivative": 0}}
+    )
+    assert devices.gains_from("pairs", gpu) == 4096 and asked == [gpu]
+    assert devices.gains_from("second derivative", gpu) == math.inf
+    assert devices.gains_from("pairs", torch.device("meta")) == math.inf

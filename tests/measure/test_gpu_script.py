@@ -1,6 +1,7 @@
 """scripts/gpu.py, which a GPU machine runs for minutes: its stages, its limits and its bars, without a GPU."""
 
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -268,7 +269,7 @@ def test_every_bar_has_a_row_without_a_figure(gpu, tmp_path):
         "against the fastest peer": 6,
         "whole step, graphed": 2 * 6,
         "whole step": 2 * 6,
-        "against the original": len(gpu.LAYERS) * 2 * 3,
+        "against the original": len(gpu.LAYERS) * 2 * len(gpu.LAYER_MODES),
         "without a failure": 4,
     }
     for end, count in counted.items():
@@ -394,6 +395,24 @@ def test_what_accelerate_does_to_layers(gpu, tmp_path):
     assert first == {"bar": "accelerate, LeakyReLU, 16 maps of 8x8, forward: against the original", "figure": 3.0,
                      "least": 0.95, "met": True}  # fmt: skip
     assert second["figure"] == 0.9 and not second["met"]
+
+
+def test_what_accelerate_does_on_a_device_is_what_was_not_slower_there(gpu):
+    def row(layers, size, mode, original=1.0, accelerated=1.0):
+        return {"layers": layers, "size": size, "mode": mode,
+                "contenders": {"original": original, "accelerated": accelerated}}  # fmt: skip
+
+    small, large = gpu.LAYER_SIZES
+    rows = [row(*key) for key in itertools.product(gpu.LAYERS, gpu.LAYER_SIZES, gpu.LAYER_MODES)]
+    assert gpu.worth_accelerating(rows) == dict.fromkeys(gpu.DECIDED, 16 * 64 * 8 * 8)
+    assert gpu.worth_accelerating([*rows, row("Upsample Conv2d", small, "forward", 0.9)]) == {
+        "pairs": 64 * 128 * 32 * 32, "second derivative": 16 * 64 * 8 * 8}  # fmt: skip
+    assert gpu.worth_accelerating([*rows, row("Upsample Conv2d", large, "penalty", 0.9)]).keys() == {
+        "second derivative"
+    }
+    assert gpu.worth_accelerating([*rows, row("LeakyReLU", large, "forward", "no")]) == gpu.worth_accelerating(rows)
+    assert gpu.worth_accelerating([r for r in rows if r["mode"] != "penalty"]) == {}
+    assert {name for names, _ in gpu.DECIDED.values() for name in names} < {*gpu.LAYERS}
 
 
 def test_another_tier_must_be_worth_it(gpu):

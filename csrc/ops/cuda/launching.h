@@ -29,7 +29,7 @@ inline void* current_stream(int32_t device) {
     return reinterpret_cast<Get>(found);
   }();
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  TORCH_ERROR_CODE_CHECK(get(device, &stream));
   return stream;
 }
 #endif

@@ -136,8 +136,7 @@ std::tuple<Tensors, Tensor> forward(Tensors weights, Tensors us, Tensors vs, std
 // The dispatcher resolves a view that negates in every argument but those of an optional list.
 Operand gradient_in(const Tensor& gradient, const Tensor& weight) {
   std::array<StableIValue, 1> stack{torch::stable::detail::from(gradient)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::resolve_neg", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::resolve_neg", "", stack.data(), TORCH_ABI_VERSION));
   return like(torch::stable::detail::to<Tensor>(stack[0]), weight, kName);
 }
 
