@@ -9,8 +9,8 @@ looking into the package: a new one needs no registration. From a shell:
     python -m gankern.triton.aot --json          # the same, for programs
     python -m gankern.triton.aot --target sm_90 --module spectral_norm
 
-The exit status is 1 if a kernel does not compile or spills. Kernels are decorated when their module is
-imported, so this must run in a process without TRITON_INTERPRET=1.
+The exit status is 1 if a kernel does not compile, spills, or takes more shared memory than a program may have. Kernels
+are decorated when their module is imported, so this must run in a process without TRITON_INTERPRET=1.
 """
 
 import argparse
@@ -201,6 +201,19 @@ def occupancy(target: str, registers: int, shared: int, num_warps: int) -> float
     return fit * num_warps / warps
 
 
+# Bytes of shared memory that one program may have: the driver loads no kernel that wants more.
+SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+
+
+def problem(target: str, used: Resources, shared: int) -> str | None:
+    """Why a kernel that compiles is refused; None for one that is not."""
+    if used.spills:
+        return "spills registers"
+    if shared > SHARED[target]:
+        return f"takes {shared} bytes of shared memory, of which a program on {target} may have {SHARED[target]}"
+    return None
+
+
 def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text, re.MULTILINE)
     if found is None:
@@ -274,12 +287,11 @@ def check(module: str, index: int, target: str, counted: bool) -> dict[str, Any]
         used = resources(compiled)
     except Exception as error:  # a compiler's failure is this check's result, whatever its type
         return {**record, "error": f"{type(error).__name__}: {error}"}
-    if used.spills:
-        record["error"] = "spills registers"
-    record |= dataclasses.asdict(used)
+    shared = compiled.metadata.shared
+    record |= {"error": problem(target, used, shared), "shared": shared, **dataclasses.asdict(used)}
     if "cubin" not in compiled.asm or not counted:
         return record
-    filled = occupancy(target, used.registers, compiled.metadata.shared, compiled.metadata.num_warps)
+    filled = occupancy(target, used.registers, shared, compiled.metadata.num_warps)
     return {**record, "occupancy": filled, **dataclasses.asdict(disassembled(compiled.asm["cubin"]))}
 
 

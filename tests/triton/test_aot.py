@@ -189,3 +189,12 @@ def test_names_of_no_kernel_are_refused(kernel, message):
     result = subprocess.run(command, env=COMPILER, capture_output=True, text=True)
     assert result.returncode == 2
     assert message in result.stderr
+
+
+def test_kernels_that_spill_or_take_too_much_shared_memory_are_refused():
+    fine = aot.Resources(registers=32, stack_bytes=0, local_bytes=0, spilled_registers=0)
+    for target, most in (("sm_80", 166912), ("sm_90", 232448), ("sm_100", 232448), ("gfx942", 65536)):
+        assert aot.problem(target, fine, most) is None
+        assert f"takes {most + 1} bytes of shared memory" in aot.problem(target, fine, most + 1)
+    assert aot.problem("sm_90", aot.Resources(32, 8, 0, 0), 0) == "spills registers"
+    assert aot.SHARED.keys() == aot.TARGETS.keys()
