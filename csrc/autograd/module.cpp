@@ -2,7 +2,9 @@
 // (gankern/core/native.py loads it).
 #include <torch/csrc/PyInterpreter.h>
 
+#include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "call.h"
 
@@ -58,6 +60,57 @@ PyObject* enable(PyObject* const* in) {
   return before;
 }
 
+// ---- whether functions of torch are what they were: gankern/core/torch_internals.py asks before anything runs in the
+// place of one -----------------------------------------------------------------------------------------------------
+
+// Counts up with every change of a dictionary; 0 where Python keeps no such count.
+uint64_t version_of(PyObject* attributes) {
+#if PY_VERSION_HEX < 0x030E0000
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+  return reinterpret_cast<PyDictObject*>(attributes)->ma_version_tag;
+#pragma GCC diagnostic pop
+#else
+  return 0;
+#endif
+}
+
+// The attributes of a module or class, and what some names in them meant; null for nothing.
+struct Place {
+  PyObject* attributes;
+  std::vector<std::pair<PyObject*, PyObject*>> known;
+  uint64_t version;  // at which they were looked at
+
+  bool changed() {
+    const uint64_t now = version_of(attributes);
+    if (now && now == version) return false;
+    for (const auto& [name, function] : known)
+      if (PyDict_GetItem(attributes, name) != function) return true;
+    version = now;
+    return false;
+  }
+};
+std::vector<Place> places;
+
+// (a module or class, a name in it, what it means; NotImplemented for nothing). All of them are kept for good.
+PyObject* watch_function(PyObject* const* in) {
+  PyObject* const attributes =
+      PyType_Check(in[0]) ? reinterpret_cast<PyTypeObject*>(in[0])->tp_dict : PyModule_GetDict(in[0]);
+  if (!attributes) throw python_error();
+  auto place = std::find_if(places.begin(), places.end(),
+                            [&](const Place& each) { return each.attributes == attributes; });
+  if (place == places.end()) place = places.insert(place, {Py_NewRef(attributes), {}, 0});
+  place->known.emplace_back(Py_NewRef(in[1]), in[2] == Py_NotImplemented ? nullptr : Py_NewRef(in[2]));
+  place->version = 0;
+  Py_RETURN_NONE;
+}
+
+PyObject* functions_replaced(PyObject* const*) {
+  for (Place& place : places)
+    if (place.changed()) Py_RETURN_TRUE;
+  Py_RETURN_FALSE;
+}
+
 int dtype_index(const Tensor& t) {
   switch (t.scalar_type()) {
     case at::kDouble: return 0;
@@ -72,9 +125,12 @@ void set_last(Primitive& primitive, PyObject* name) {
     throw python_error();
 }
 
-const Functions functions_of_module = {
-    method("start", entry<start, 5>), method("set_own_mode", entry<set_own_mode, 1>),
-    method("set_precision", entry<set_precision, 2>), method("enable", entry<enable, 1>)};
+const Functions functions_of_module = {method("start", entry<start, 5>),
+                                       method("set_own_mode", entry<set_own_mode, 1>),
+                                       method("set_precision", entry<set_precision, 2>),
+                                       method("enable", entry<enable, 1>),
+                                       method("watch_function", entry<watch_function, 3>),
+                                       method("functions_replaced", entry<functions_replaced, 0>)};
 
 }  // namespace
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
@@ -24,10 +25,10 @@ from gankern.acceleration._compiled import inside_compiled_parts, is_compiled
 from gankern.acceleration._layers import Followed, Left, Replaced
 from gankern.acceleration._report import Call, Report, Row
 from gankern.acceleration._root import CHANGES, Gains, Leaves, Plan, RootForward, root_forward
-from gankern.acceleration._scope import Kept
+from gankern.acceleration._scope import HANDLERS, STEPS, Kept
 from gankern.acceleration._verify import copy_of, fresh
 from gankern.acceleration._verify import verify as _verify
-from gankern.core.torch_internals import refuse_scripting
+from gankern.core.torch_internals import functions_replaced, refuse_scripting, watch_functions
 from gankern.nn.utils._group import OURS, is_taken, normalizers
 from gankern.nn.utils._requests import Prepared
 
@@ -424,6 +425,13 @@ class _Work:
         _replace(self.root, "forward", root_forward, plan, self.root.__dict__.get("forward"), by=RootForward)
 
 
+# What is met while a model runs: torch's functions by all names that a model may call them by.
+_TAKEN = {*HANDLERS, *STEPS}
+for _place in (F, torch, Tensor):
+    _values = ((name, getattr(_place, name)) for name in dir(_place))
+    watch_functions(_place, [name for name, value in _values if callable(value) and value in _TAKEN])
+
+
 # ---- the two functions ------------------------------------------------------------------------------------------
 
 
@@ -481,6 +489,8 @@ def accelerate(
     if is_accelerated(root):
         report.notes.append("It is accelerated already: nothing was done. gankern.restore(module) undoes it.")
         return report
+    if functions_replaced():
+        report.notes.append("A function of torch's is replaced by another one: while it is, the originals run.")
     pristine = None if verify is None else copy_of(root)
     inside = [m for m in root.modules() if is_accelerated(m)]
     try:

@@ -45,7 +45,7 @@ from gankern.core import activations
 from gankern.core.dispatch import last_implementation
 from gankern.core.layout import has_channels_together
 from gankern.core.native import nodes
-from gankern.core.torch_internals import autocasting, recomputed, seen_by_others, transformed
+from gankern.core.torch_internals import autocasting, functions_replaced, recomputed, seen_by_others, transformed
 from gankern.functional._norm_act import update_running
 from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
 from gankern.ops.bias_act import bias_prelu as _bias_prelu
@@ -853,8 +853,8 @@ def leaf(
             return original(module)(*args[constants:], **kwargs)
         if torch.compiler.is_compiling():  # the compiler fuses by itself; it traces convolutions, see conv2d_forward
             return type(module).forward(module, *args[constants:], **kwargs)
-        # torch's own has rules for it, saves what it saves again, and calls torch's functions.
-        if transformed() or recomputed() or seen_by_others():
+        # torch's own has rules for it, saves what it saves again, and calls torch's functions or those in their place.
+        if transformed() or recomputed() or seen_by_others() or functions_replaced():
             args = tree_map_only(Deferred, Deferred.value, args[constants:])
             return type(module).forward(module, *args, **kwargs)
         if not state.intercepting:

@@ -29,7 +29,7 @@ from gankern.acceleration._scope import (
     state,
 )
 from gankern.core.native import nodes
-from gankern.core.torch_internals import recomputed, seen_by_others, transformed
+from gankern.core.torch_internals import functions_replaced, recomputed, seen_by_others, transformed
 
 CHANGES = "_gankern_changes"  # of a module: what restore() undoes, in __dict__, so that it goes into copies and pickles
 
@@ -145,7 +145,7 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
                     return type(module).forward(module, x)
                 finally:
                     state.double = before
-    if torch.compiler.is_compiling() or transformed() or recomputed() or seen_by_others():
+    if torch.compiler.is_compiling() or transformed() or recomputed() or seen_by_others() or functions_replaced():
         return type(module).forward(module, *args, **kwargs) if inner is None else inner(*args, **kwargs)
     double, intercepting = state.double, state.intercepting
     if plan.fast_double_backward and not double:

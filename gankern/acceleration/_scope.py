@@ -31,7 +31,15 @@ from torch.utils._pytree import tree_map_only
 
 from gankern.core import autograd, devices, dispatch, precision
 from gankern.core.native import nodes
-from gankern.core.torch_internals import OWN_MODES, above_autograd, autocasting, recomputed, transformed
+from gankern.core.torch_internals import (
+    OWN_MODES,
+    above_autograd,
+    as_called,
+    autocasting,
+    functions_replaced,
+    recomputed,
+    transformed,
+)
 from gankern.ops.convolution import primitive
 
 
@@ -552,8 +560,9 @@ class Interception(TorchFunctionMode):
         if torch.compiler.is_compiling() or func in METADATA:
             return func(*args, **kwargs)
         state.watched += 1
+        func = as_called(func)
         handler, pure = HANDLERS.get(func), func in PURE
-        if transformed() or recomputed():
+        if transformed() or recomputed() or functions_replaced():
             handler, pure = None, False
         elif func in STEPS and (result := STEPS[func](func, args, kwargs)) is not NotImplemented:
             return result

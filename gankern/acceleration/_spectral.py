@@ -17,7 +17,7 @@ from gankern.acceleration._code import names_used, original
 from gankern.acceleration._read import Delegated, Held, Reader, Unknown, Value, Written, constant, holds, numbers_in
 from gankern.acceleration._scope import listed, say, settle, state
 from gankern.core.dispatch import FLOATING
-from gankern.core.torch_internals import transformed
+from gankern.core.torch_internals import functions_replaced, transformed
 from gankern.nn.utils._requests import Request, Rules, normalize
 
 MOST_ITERATIONS = 16  # that are recognised
@@ -240,7 +240,7 @@ def _is_taken(module: nn.Module, family: Family) -> bool:
 def method(module: Any, normalizer: Normalizer, *args: Any, **kwargs: Any) -> Any:
     """In place of the family's method."""
     family = FAMILIES[normalizer.family]
-    if torch.compiler.is_compiling() or transformed():  # as it is written
+    if torch.compiler.is_compiling() or transformed() or functions_replaced():  # as it is written
         return original(module, family.method)(*args, **kwargs)
     if not normalizer.ready(module) or ((args or kwargs) and not family.runs_inner) or kwargs:
         return original(module, family.method)(*args, **kwargs)

@@ -10,13 +10,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils._device import DeviceContext
+
+from gankern.core.native import nodes
 
 
 def exporting() -> bool:
@@ -81,6 +86,70 @@ def seen_by_others() -> bool:
 def seen_by_own_modes() -> bool:
     """Whether modes of this library alone see torch's functions."""
     return torch._C._len_torch_function_stack() > 0 and not seen_by_others()
+
+
+_IN_C = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+_watched: list[
+    tuple[Any, str, Any]
+] = []  # where a function is looked up, its name, and what is there; or NotImplemented
+
+
+def _is_torchs(function: Any) -> bool:
+    """Whether it is torch's own, and not somebody's wrapper of it."""
+    if isinstance(function, types.FunctionType):
+        return Path(function.__code__.co_filename).is_relative_to(Path(torch.__file__).parent)
+    return isinstance(function, _IN_C)
+
+
+def watch_functions(place: Any, names: Iterable[str]) -> None:
+    """From now on :func:`functions_replaced` tells whether one of these names in a module or class of torch's means
+    something else than now, or than torch's own."""
+    for name in names:
+        known = vars(place).get(name, NotImplemented)  # a class may inherit it
+        if known is not NotImplemented and not _is_torchs(known):
+            known = None  # replaced already
+        _watched.append((place, name, known))
+        nodes.watch_function(place, name, known)
+
+
+# What torch's layers and spectral norms look up at each call, and what those functions look up in turn.
+_OF_LAYERS = {
+    F: "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d interpolate pad batch_norm group_norm "
+    "instance_norm relu leaky_relu prelu avg_pool2d adaptive_avg_pool2d max_pool2d normalize",
+    torch: "batch_norm group_norm instance_norm relu relu_ max_pool2d mv dot vdot",
+}
+for _place, _names in _OF_LAYERS.items():
+    watch_functions(_place, _names.split())
+
+
+def functions_replaced() -> bool:
+    """Whether somebody put a function of his own in the place of one of torch's that this library may run in place of:
+    then that is called. False where torch.compile traces, which has torch's layers before it."""
+    if torch.compiler.is_compiling():
+        return False
+    replaced = nodes.functions_replaced()
+    if replaced is NotImplemented:
+        return any(vars(place).get(name, NotImplemented) is not known for place, name, known in _watched)
+    return replaced
+
+
+_in_python: dict[Any, dict[str, Any]] = {
+    place: {name: value for name, value in vars(place).items() if isinstance(value, types.FunctionType)}
+    for place in (F, torch, torch.functional, torch.Tensor)
+}
+_all_in_python = {function for functions in _in_python.values() for function in functions.values()}
+
+
+def as_called(function: Any) -> Any:
+    """The function that was called, of what a function mode is given: torch's functions in Python give it what stands
+    under their own name. A function that somebody put there has had its turn, or it would not have come to this."""
+    if isinstance(function, _IN_C) or function in _all_in_python:
+        return function
+    for place, functions in _in_python.items():
+        for name, own in functions.items():
+            if vars(place).get(name) is function:
+                return own
+    return function
 
 
 def dispatch_mode() -> bool:

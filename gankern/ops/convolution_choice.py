@@ -222,9 +222,35 @@ def measured_ways() -> Measured:
     return measured
 
 
+def _of_channels(shape: Sequence[int], measured: Shape) -> float:
+    return abs(math.log2(max(shape[0], 1) / measured[0])) + abs(math.log2(max(shape[1], 1) / measured[1]))
+
+
+def _of_pixels(shape: Shape, measured: Shape) -> float:
+    return abs(math.log2(max(shape[2], 1) / measured[2])) / 2
+
+
 def _distance(shape: Shape, measured: Shape) -> float:
-    a, b, p = (abs(math.log2(max(mine, 1) / theirs)) for mine, theirs in zip(shape, measured))
-    return a + b + p / 2
+    """In powers of two; of the number of pixels half as much counts."""
+    return _of_channels(shape, measured) + _of_pixels(shape, measured)
+
+
+@functools.lru_cache(maxsize=256)
+def _by_channels(measured: tuple[Shape, ...], channels: tuple[int, int]) -> list[tuple[float, int, Shape]]:
+    """How far the channels are, the place in the table and the shape, nearest first."""
+    return sorted((_of_channels(channels, each), i, each) for i, each in enumerate(measured))
+
+
+@functools.lru_cache(maxsize=4096)
+def _nearest(measured: tuple[Shape, ...], shape: Shape) -> Shape:
+    """The first of the nearest ones. A network's channels stay what they are, its sizes may be new each time; and all
+    passes of a kind were measured at the same shapes."""
+    nearest = math.inf, 0, shape
+    for of_channels, i, each in _by_channels(measured, shape[:2]):
+        if of_channels > nearest[0]:
+            break
+        nearest = min(nearest, (of_channels + _of_pixels(shape, each), i, each))
+    return nearest[2]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -236,7 +262,7 @@ def is_known(kind: str, channels_in: int, channels_out: int, pixels: int) -> boo
     if min(channels_in, channels_out) >= 8:
         return True
     shape = (channels_in, channels_out, pixels)
-    return min(_distance(shape, measured) for measured in known) < 1
+    return _distance(shape, _nearest(tuple(known), shape)) < 1
 
 
 def _times(kind: str, which: str, channels_last: bool, shape: Shape) -> tuple[Shape, dict[str, float]] | None:
@@ -244,7 +270,7 @@ def _times(kind: str, which: str, channels_last: bool, shape: Shape) -> tuple[Sh
     measured = measured_ways().get((kind, which, "channels_last" if channels_last else "contiguous"))
     if measured is None or shape[2] < 1:
         return None
-    nearest = min(measured, key=functools.partial(_distance, shape))
+    nearest = _nearest(tuple(measured), shape)
     return nearest, measured[nearest]
 
 

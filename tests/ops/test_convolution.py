@@ -794,6 +794,23 @@ def test_what_the_ways_save(monkeypatch):
             function.cache_clear()
 
 
+def test_the_nearest_shape_is_looked_for_once(monkeypatch):
+    """Networks that are given ever new sizes ask for each of them, for all passes and memory formats."""
+    asked, of_pixels = [], choice._of_pixels
+    monkeypatch.setattr(choice, "_of_pixels", lambda *shapes: (asked.append(shapes), of_pixels(*shapes))[1])
+    choice.rows_for("same", "highest", 17, 19, 123456)
+    choice.saved("same", "highest", False, 17, 19, 123456, True)
+    measured = choice.measured_ways()["same", "forward", "contiguous"]
+    assert 0 < len(asked) < len(measured) / 2  # those whose channels alone are not farther
+
+
+@pytest.mark.parametrize("kind", ["same", "pointwise", "strided"])
+def test_the_nearest_shape_is_the_nearest(kind):
+    measured = tuple(choice.measured_ways()[kind, "forward", "contiguous"])
+    for shape in itertools.product((1, 3, 8, 48, 1024), (1, 8, 64, 100), (1, 60, 2048, 10**6)):
+        assert choice._nearest(measured, shape) == min(measured, key=lambda each: choice._distance(shape, each))
+
+
 def test_a_large_transposed_weight_gradient_by_torch():
     """oneDNN's kernel refuses a gradient of another size than the least that there can be, unless it is told."""
     x, w, g = torch.randn(1, 128, 4, 4), torch.randn(128, 64, 3, 3, requires_grad=True), torch.randn(1, 64, 8, 8)

@@ -18,7 +18,7 @@ from torch.nn.utils.spectral_norm import (
 )
 
 from gankern.core.dispatch import FLOATING
-from gankern.core.torch_internals import refuse_scripting
+from gankern.core.torch_internals import functions_replaced, refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.functional import _checks
 from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim
@@ -75,10 +75,11 @@ class SpectralNorm(Prepared, TorchHook):
         return Request(rules, weight, u, v, self.dim % weight.ndim, sigma)
 
     def ready(self, module: nn.Module) -> bool:
-        return self._state(module, self._names.original).dtype in FLOATING
+        replaced = self.dialect == "hook" and self.implementation is None and functions_replaced()
+        return self._state(module, self._names.original).dtype in FLOATING and not replaced
 
     def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
-        if self.dialect == "hook" and not self.ready(module):  # made complex, for instance: torch's way
+        if self.dialect == "hook" and not self.ready(module):  # it may be complex now: torch's way
             return super().compute_weight(module, do_power_iteration)
         return self._weight(self.request(module, do_power_iteration))
 

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 import gankern.functional as GF
 from gankern.core.dispatch import FLOATING
-from gankern.core.torch_internals import is_hooked, refuse_scripting
+from gankern.core.torch_internals import functions_replaced, is_hooked, refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.functional import _checks
 from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim
@@ -39,7 +39,7 @@ class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
         super().__init__(weight, n_power_iterations, dim, eps)
 
     def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
-        if weight_mat.dtype not in FLOATING:
+        if not self.ready(weight_mat):
             return super()._power_method(weight_mat, n_power_iterations)
         GF.spectral_norm(
             weight_mat.detach(),
@@ -63,10 +63,10 @@ class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
         return Request(rules, weight, self._u, self._v, self.dim)
 
     def ready(self, weight: Tensor) -> bool:
-        return weight.dtype in FLOATING
+        return weight.dtype in FLOATING and not (self.implementation is None and functions_replaced())
 
     def forward(self, weight: Tensor) -> Tensor:
-        if not self.ready(weight):  # made complex, for instance: torch's way
+        if not self.ready(weight):  # it may be complex now: torch's way
             return super().forward(weight)
         if weight.ndim == 1:
             return F.normalize(weight, dim=0, eps=self.eps)
