@@ -86,7 +86,7 @@ class Gains:
         if times is None:
             return WATCHED if len(self.useless) < self.most else LEAVES
         watching, leaves = times
-        return WATCHED if watching < self.patience else LEAVES if leaves < self.patience else PLAIN
+        return WATCHED if watching < self.patience else LEAVES if leaves == 0 else PLAIN
 
     def note(self, kind: Any, layers: int) -> None:
         times = self.useless.setdefault(kind, [0, 0])

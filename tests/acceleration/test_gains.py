@@ -95,6 +95,17 @@ def test_what_gains_goes_on(monkeypatch):
     assert "upsample" not in kinds  # which would cost more than it saves
 
 
+def test_a_kind_whose_last_forwards_gained_nothing_is_left():
+    gains, kind = _root.Gains(), ((True, False, True), torch.Size((2, 3, 8, 8)))
+    state.gained_by_watching, state.watched = 0.0, 5
+    for gained in (100.0, 0.0, 0.0, 0.0):  # in the first one each half of a pair runs by itself
+        state.gained = gained
+        assert gains.need(kind) == _root.WATCHED
+        gains.note(kind, 3)
+    state.gained = 0.0
+    assert gains.need(kind) == _root.PLAIN
+
+
 def test_the_same_calls_run_the_same_code():
     """Nothing depends on time: two copies give the same bits at every step."""
     torch.manual_seed(0)
