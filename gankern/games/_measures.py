@@ -16,6 +16,7 @@ from gankern.metrics.extractors import Classifier
 
 READS, LONG = 0.95, 1000  # of held-out real images, and the steps of a reader that does not read so many after 250
 PLACES = {"x": 9, "y": 10, "radius": 11}  # in the attributes of shapes
+GRAIN = 0.2  # the largest standard deviation of the noise on what a regressor is trained on
 
 
 @cache
@@ -40,7 +41,8 @@ def regressor(
     images: Tensor | ImageSource, targets: Tensor | ImageSource, columns: list[int], steps: int
 ) -> metrics.Extractor:
     """A small network that reads some columns of numbers [N, M] off images, trained now on (at most 5,000 of) the real
-    ones."""
+    ones, with noise of some strength up to ``GRAIN``: a generator's images have a grain that real ones have not, and
+    a reader who never saw any takes it for something that is larger or lies elsewhere."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # of the CPU alone
         chosen = torch.randperm(len(images))[:5000]
@@ -50,7 +52,9 @@ def regressor(
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=steps)
         for _ in range(steps):
             batch = torch.randint(len(images), (100,))
-            loss = (network(images[batch])[1] - targets[batch]).square().mean()
+            real = images[batch]
+            grainy = real + GRAIN * torch.rand(len(real), 1, 1, 1) * torch.randn_like(real)
+            loss = (network(grainy)[1] - targets[batch]).square().mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
