@@ -901,6 +901,27 @@ def test_other_ways(kind, way, monkeypatch):
 
 
 @native
+def test_rounding_of_the_highest_precision():
+    """Of the 4x4 convolution's rows: points of evaluation far apart had lost five times what torch's convolution does."""
+    x, w, g = (torch.randn(1, 64, 16, 16), torch.randn(64, 64, 4, 4), torch.randn(1, 64, 15, 15))
+
+    def passes(function, dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, w)]
+        y = function(*leaves)
+        return [y, *torch.autograd.grad(y, leaves, g.to(dtype))]
+
+    def errors(function):
+        return [(a.double() - b).norm().item() for a, b in zip(passes(function, torch.float32), right)]
+
+    right = passes(partial(F.conv2d, padding=1), torch.float64)
+    of_torch = errors(partial(F.conv2d, padding=1))
+    for way in choice.ALLOWED["same_of_four", "highest"]:
+        options = ("same_of_four", 1, 1.0, "highest", way, 0)
+        ours = errors(lambda x, w, o=options: ops._Convolve.apply(o, False, 15, 15, x, w, None))
+        assert all(a <= 3 * b for a, b in zip(ours, of_torch)), (way, ours, of_torch)
+
+
+@native
 @pytest.mark.parametrize(("kind", "way"), WAYS)
 def test_other_ways_in_cpp(kind, way, monkeypatch):
     """The same by the C++ nodes, which ask for ways once a shape: no other test has these channels."""
