@@ -515,7 +515,7 @@ bool pads(PyObject* object, const Tensor& weight, const Two& stride, const Two& 
 
 // A convolution that is one matrix product, if it is one: see as_product of gankern/ops/convolution.py.
 Tensor as_product(const Operands& o, const Two& padding, const Two& more, const Two& dilation, int64_t groups,
-                  bool transposed) {
+                  bool transposed, double scale) {
   const Tensor &x = *o.x, &w = *o.weight;
   if (x.dim() != 4 || w.dim() != 4 || groups != 1 || padding != Two{0, 0} || more != Two{0, 0} ||
       dilation != Two{1, 1} || !x.is_cpu() ||
@@ -527,8 +527,11 @@ Tensor as_product(const Operands& o, const Two& padding, const Two& more, const 
     return Tensor();
   const int64_t out = w.size(transposed ? 1 : 0);
   if (o.bias && (o.bias->dim() != 1 || o.bias->size(0) != out)) return Tensor();
-  if (!transposed) return at::linear(x.flatten(1), w.flatten(1), o.bias).view({x.size(0), out, 1, 1});
-  const Tensor y = at::mm(x.flatten(1), w.flatten(1)).view({x.size(0), out, w.size(2), w.size(3)});
+  if (!transposed && scale == 1)
+    return at::linear(x.flatten(1), w.flatten(1), o.bias).view({x.size(0), out, 1, 1});
+  Tensor y = at::mm(x.flatten(1), transposed ? w.flatten(1) : w.flatten(1).t());
+  if (scale != 1) y = y.mul(scale);
+  y = y.view({x.size(0), out, transposed ? w.size(2) : 1, transposed ? w.size(3) : 1});
   return o.bias ? y.add(o.bias->view({-1, 1, 1})) : y;
 }
 
@@ -560,10 +563,9 @@ PyObject* conv2d(PyObject* const* in) {
   if (border && !(kind && kind->stride == 1 && kind->taps == 3 && padding[0] == 1 && x.dim() == 4 &&
                   x.size(2) > 1 && x.size(3) > 1))
     return decline();
-  if (scale == 1 && !border && x.dim() == 4 && w.dim() == 4 && x.size(2) == w.size(2) &&
-      x.size(3) == w.size(3)) {
+  if (!border && x.dim() == 4 && w.dim() == 4 && x.size(2) == w.size(2) && x.size(3) == w.size(3)) {
     const pybind11::gil_scoped_release released;
-    y = as_product(o, padding, {0, 0}, dilation, groups, false);
+    y = as_product(o, padding, {0, 0}, dilation, groups, false, scale);
   }
   if (kind && !y.defined()) {
     if (!takes(*kind, o, padding[0])) return decline();
@@ -606,11 +608,14 @@ PyObject* conv_transpose2d(PyObject* const* in) {
     y = by_kind(kind, o, 1, scale);
   }
   if (!y.defined()) {
-    if (scale != 1) return decline();
+    {
+      const pybind11::gil_scoped_release released;
+      y = as_product(o, padding, more, dilation, groups, true, scale);
+      if (!y.defined() && scale == 1)
+        y = at::conv_transpose2d(x, w, o.bias, stride, padding, more, groups, dilation);
+    }
+    if (!y.defined()) return decline();
     put_on_record(self, false);
-    const pybind11::gil_scoped_release released;
-    y = as_product(o, padding, more, dilation, groups, true);
-    if (!y.defined()) y = at::conv_transpose2d(x, w, o.bias, stride, padding, more, groups, dilation);
   }
   return THPVariable_Wrap(std::move(y));
 }

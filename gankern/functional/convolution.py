@@ -188,8 +188,7 @@ def conv2d(
     if padding_mode != "zeros":
         x, padding = _padded(x, weight, padding, dilation, padding_mode), 0
         kind, pad = kind_of(weight.shape, stride, padding, dilation, groups)
-    if weight_scale == 1:
-        result = as_product(x, weight, bias, padding, dilation, groups, implementation)
+    result = as_product(x, weight, bias, padding, dilation, groups, implementation, scale=weight_scale)
     if result is not None or kind is None:
         no_row(
             implementation,
@@ -287,8 +286,9 @@ def conv_transpose2d(
         result = convolution(kind, x, weight, bias, pad, weight_scale, implementation)
     else:
         no_row(implementation, "4x4 kernels of stride 2, padding 1 and output_padding 0")
-        if weight_scale == 1:
-            result = as_product(x, weight, bias, padding, dilation, groups, implementation, True, output_padding)
+        result = as_product(
+            x, weight, bias, padding, dilation, groups, implementation, True, output_padding, weight_scale
+        )
     if result is not None:
         return result
     options = stride, padding, output_padding, groups, dilation

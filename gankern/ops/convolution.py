@@ -536,6 +536,7 @@ def as_product(
     implementation: str | None = None,
     transposed: bool = False,
     output_padding: choice.Ints = 0,
+    scale: float = 1.0,
 ) -> Tensor | None:
     """torch's convolution where it is one matrix product: a transposed one of images of one pixel, as the first layer
     of a generator is, or a kernel as large as the image, as the last one of a discriminator. Torch's convolutions take
@@ -557,9 +558,11 @@ def as_product(
         return None
     if not (x.is_contiguous() and weight.is_contiguous()):
         return None
-    if not transposed:
+    if not transposed and scale == 1:
         return F.linear(x.flatten(1), weight.flatten(1), bias).view(-1, out, 1, 1)
-    y = torch.mm(x.flatten(1), weight.flatten(1)).view(-1, *weight.shape[1:])
+    matrix = weight.flatten(1)
+    y = torch.mm(x.flatten(1), matrix if transposed else matrix.mT)
+    y = (y if scale == 1 else y * scale).view(-1, out, *(weight.shape[2:] if transposed else (1, 1)))
     return y if bias is None else y + bias.view(-1, 1, 1)
 
 

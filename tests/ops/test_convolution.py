@@ -542,6 +542,15 @@ def test_one_product(name, nodes, monkeypatch):
         convolved = torch.ops.aten.convolution.default in seen
         assert convolved == (name in NO_PRODUCTS)
         if name in PRODUCTS:
+            for bias in (b, None):  # an equalised layer's: tiles would compute sixteen pixels of which one is wanted
+                with Watch():
+                    seen.clear()
+                    y = ours(x, w, bias, weight_scale=0.3, **options)
+                assert torch.ops.aten.mm.default in seen and torch.ops.gankern.convolution_row.default not in seen
+                right = function(x, w * 0.3, bias, **options)
+                torch.testing.assert_close(y, right, rtol=1e-12, atol=1e-12)
+                assert y.stride() == right.stride()
+            assert gradcheck(lambda *t: ours(*t, weight_scale=0.3, **options), (x, w, b))
             assert gradcheck(lambda *t: ours(*t, **options), (x, w, b))
             assert gradgradcheck(lambda *t: ours(*t, **options), (x, w, b))
         for memory_format in FORMATS if len(image) == 4 else ():
