@@ -38,7 +38,7 @@ class CGAN(Game):
     data: ClassVar[str] = "shapes"
     takes: ClassVar[frozenset[str]] = frozenset({"conditioning"})
     preset = Preset(
-        loss="non_saturating", conditioning="vector_concatenation", size=32, latent=32, width=16, lr=5e-4, steps=3000,
+        loss="non_saturating", conditioning="vector_concatenation", size=32, latent=32, width=16, lr=5e-4, steps=1500,
         checkpoint_every=500, evaluate=6,
     )  # fmt: skip
 
