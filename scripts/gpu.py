@@ -302,7 +302,9 @@ def _dealt_out(
     choose, each process ``under`` such a command. Whatever runs longer than that is stopped, and has a row that says
     so."""
     pytest = [sys.executable, "-m", "pytest", "-rfE", "-p", "no:cacheprovider"]
-    listed = subprocess.run([*pytest, "-q", "--collect-only", *arguments], cwd=ROOT, capture_output=True, text=True)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}  # read below
+    command = [*pytest, "-q", "--collect-only", *arguments]
+    listed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     names = [line for line in listed.stdout.splitlines() if "::" in line and not line.startswith(("FAILED", "ERROR"))]
     if listed.returncode not in (0, 5):
         yield {"status": listed.returncode, "failures": ["collection"], "output": listed.stdout[-4_000:]}
@@ -313,7 +315,8 @@ def _dealt_out(
         log = logs / f"{number}.log"
         with log.open("w") as file:
             command = [*under, *pytest, "-v", *names[number::processes]]
-            running[number] = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT), log
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+            running[number] = process, log
     end = time.monotonic() + seconds
     while running:
         for number, (process, log) in list(running.items()):
