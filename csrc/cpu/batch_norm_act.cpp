@@ -31,8 +31,10 @@
 //   Rows    channels lie side by side, in columns: channels_last; and also short planes, as `width` columns a
 //           channel. A block of columns that fits into the cache goes as above; otherwise it is cut in parts,
 //           all of which are swept before the second sweep begins, which goes backwards: what was read last
-//           may still be in the last level of cache.
-//   Lines   the planes of one sample, where they are short and many: what is done once a channel decides there.
+//           may still be in the last level of cache. Of several instances whole rows are swept, and each instance
+//           twice, one after the other, where that cache may have it.
+//   Lines   channels of one line each, of one sample or of a group, whose planes are short: what is done once a channel,
+//           or once a plane, decides there.
 // Of groups (of channels, of a sample), a channel's samples are the group's, and lie beside each other: lines one
 // behind the other, or, channels_last, the columns of a channel. No layout, and no kernel, of its own.
 // Bound by memory: forward reads x and writes y, backward reads x and g and writes dx, double backward reads

@@ -142,7 +142,7 @@ struct TransposedOfThree {
   static constexpr int kVOf[kProducts] = {0, 1, 2, 3, 1}, kMOf[kProducts] = {0, 1, 2, 3, 4};
 };
 
-// Four taps of stride 1, points 5/4, -5/4, 3/8, -3/8: half the error of 0, 1, -1, 1/2. kBefore is the task's padding.
+// Four taps of stride 1, points 5/4, -5/4, 3/8, -3/8: a third of the error of 0, 1, -1, 1/2. kBefore is the task's padding.
 struct SameOfFour2 {
   static constexpr int kTaps = 4, kIn = 5, kStep = 2, kBefore = -1, kOut = 2, kV = 5, kM = 5, kProducts = 5;
   static constexpr double a = 1.25, b = .375;

@@ -89,9 +89,8 @@ def seen_by_own_modes() -> bool:
 
 
 _IN_C = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
-_watched: list[
-    tuple[Any, str, Any]
-] = []  # where a function is looked up, its name, and what is there; or NotImplemented
+# Where a function is looked up, its name, and what is there, or NotImplemented.
+_watched: list[tuple[Any, str, Any]] = []
 
 
 def _is_torchs(function: Any) -> bool:
