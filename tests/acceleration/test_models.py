@@ -8,7 +8,7 @@ import torch
 
 import gankern
 
-CASES = patterns.CASES | pypi_models.cases()
+CASES = patterns.CASES | pypi_models.cases(progan_depth=3)
 
 
 @pytest.fixture
