@@ -83,7 +83,7 @@ def _positions_kernel(
     inside = at < size
     channel = at % channels if LAST else at // pixels
     feature = (channel // (channels // FEATURES)).to(tl.int32)
-    result_size = size + FEATURES * pixels
+    result_size = size + tl.cast(pixels, INDEX) * FEATURES
     result_at = at + at // channels * FEATURES if LAST else at
 
     count = tl.zeros([1], SUM) + group_size
@@ -181,16 +181,17 @@ def _channel_kernel(
     FILL: tl.constexpr,
 ):
     """Writes the result's last channels."""
-    blocks = tl.cdiv(pixels * FEATURES, FILL)
+    size = tl.cast(pixels, tl.int64) * FEATURES  # of the channel
+    blocks = tl.cdiv(size, FILL)
     n = (tl.program_id(0) // blocks).to(tl.int64)
     at = (tl.program_id(0) % blocks).to(tl.int64) * FILL + tl.arange(0, FILL)
-    inside = at < tl.cast(pixels, tl.int64) * FEATURES
+    inside = at < size
     m = n % groups if STRIDED else n // group_size
     feature = at % FEATURES if LAST else at // pixels
     value = tl.load(values + m * FEATURES + feature, mask=inside, other=0.0) / positions
-    size = tl.cast(channels, tl.int64) * pixels
-    to = at // FEATURES * (channels + FEATURES) + channels + feature if LAST else size + at
-    tl.store(out + n * (size + FEATURES * pixels) + to, value.to(out.dtype.element_ty), mask=inside)
+    before = tl.cast(channels, tl.int64) * pixels
+    to = at // FEATURES * (channels + FEATURES) + channels + feature if LAST else before + at
+    tl.store(out + n * (before + size) + to, value.to(out.dtype.element_ty), mask=inside)
 
 
 # ---- launchers: what gankern/ops/minibatch_stddev.py calls ---------------------------------------------------

@@ -63,6 +63,12 @@ def _first(o, start, UP: tl.constexpr, DOWN: tl.constexpr):
 
 
 @triton.jit
+def _line(columns, channels, INDEX: tl.constexpr):
+    """Values of a line of pixels."""
+    return tl.cast(columns, INDEX) * channels
+
+
+@triton.jit
 def _tile(
     lines, width, channels, GROUPED: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
@@ -116,7 +122,7 @@ def _upfirdn2d_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    width = out_columns * channels
+    width = _line(out_columns, channels, INDEX)
     plane, oy, _, e, ox, within = _tile(out_rows, width, channels, GROUPED, INDEX, ROWS, COLUMNS)
     x += plane // planes_a_batch * batch_stride + plane % planes_a_batch * channel_stride
 
@@ -199,7 +205,8 @@ def _doubling_kernel(
     for all lanes, and a sample is loaded once for four outputs."""
     pairs_x = tl.cdiv(out_columns, 2)
     lines = tl.cdiv(out_rows, 2)
-    plane, qy, first, _, qx, within = _tile(lines, pairs_x * channels, channels, GROUPED, INDEX, ROWS, COLUMNS)
+    width = _line(pairs_x, channels, INDEX)
+    plane, qy, first, _, qx, within = _tile(lines, width, channels, GROUPED, INDEX, ROWS, COLUMNS)
     x += plane // planes_a_batch * batch_stride + plane % planes_a_batch * channel_stride
     py = qy - (start_y if EVEN_Y else start_y - 1) // 2
     px = qx - (start_x if EVEN_X else start_x - 1) // 2
@@ -291,7 +298,7 @@ def _strip_kernel(
 ):
     """A separable filter, not up. A lane makes outputs 4 q to 4 q + 3 of a column: output k meets the sample
     4 q DOWN - start + m at tap m - k DOWN. Every sample is loaded once for the four, as is its row's sum taken."""
-    width = out_columns * channels
+    width = _line(out_columns, channels, INDEX)
     plane, qy, _, e, ox, within = _tile(tl.cdiv(out_rows, 4), width, channels, GROUPED, INDEX, ROWS, COLUMNS)
     x += plane // planes_a_batch * batch_stride + plane % planes_a_batch * channel_stride
     total_0 = tl.zeros([ROWS, COLUMNS], SUM)

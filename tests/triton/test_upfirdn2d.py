@@ -8,6 +8,8 @@ import math
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch.autograd import grad, gradgradcheck
 
 import gankern
@@ -138,3 +140,15 @@ def test_four_outputs_a_lane(taps, layout, device):
     ways = ([0, 1], [1, 1]), ([3, 2], [2, 2]), ([-1, -2], [1, 2]), ([2, -3], [2, 1])
     options = [([1, 1], down, start, [9, 5 + n], n % 2 == 0, 1.5) for n, (start, down) in enumerate(ways)]
     check_of_its_own(upfirdn2d._strip_kernel, "STRIPS", x, filter, options)
+
+
+@triton.jit
+def _line_kernel(out, columns, channels, INDEX: tl.constexpr):
+    tl.store(out, upfirdn2d._line(columns, channels, INDEX))
+
+
+def test_a_line_of_more_than_2_31_values_is_counted_in_64_bits(device):
+    """Of channels_last images; columns and channels are 32-bit numbers each."""
+    out = torch.zeros(1, dtype=torch.int64, device=device)
+    _line_kernel[(1,)](out, 2**20, 2**12 + 1, launch.index_type(2**32))
+    assert out.item() == 2**20 * (2**12 + 1)
