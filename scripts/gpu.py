@@ -527,8 +527,8 @@ def device(record: Record, where: str) -> None:
             name, shape, ours, peer, passes = cases[number]
             if who == "compiled":
                 torch._dynamo.reset()
-            run = {"gankern": ours, "eager": peer, "compiled": torch.compile(peer)}[who]
-            measure({who: run}, dtype, layout, name, shape, passes)
+            runs = {"gankern": ours, IN_CUDA: partial(_in_cuda, ours), "eager": peer, "compiled": torch.compile(peer)}
+            measure({who: runs[who]}, dtype, layout, name, shape, passes)
 
     def measure_own(work: Sequence[Any], modes: Sequence[str], compiled: bool) -> None:
         for case, mode in itertools.product(work, modes):
@@ -542,6 +542,7 @@ def device(record: Record, where: str) -> None:
 
     # What bars are of comes first; and of these last what takes seconds a peer where it is in no cache yet.
     measure_cases(large, "gankern")
+    measure_cases([one for one in large if cases[one[0]][0].split()[0] in _with_cuda(where)], IN_CUDA)
     measure_own(bare, benchmark.MODES[1:], False)
     if where == "cuda":
         measure_cases(large, "compiled")
@@ -551,6 +552,29 @@ def device(record: Record, where: str) -> None:
         measure_cases(small, who)
     measure_own(own, benchmark.MODES[:1], False)
     measure_own([case for case in own if case not in bare], benchmark.MODES[1:], False)
+
+
+IN_CUDA = "gankern, cuda"
+
+
+def _in_cuda(run: Callable[..., Any], *inputs: Any) -> Any:
+    """By CUDA C++, where `auto` may take Triton still: which of them is faster, the file of the device does not say
+    yet."""
+    import gankern
+
+    with gankern.use_implementation("cuda"):
+        return run(*inputs)
+
+
+def _with_cuda(where: str) -> list[str]:
+    """The primitives that CUDA C++ runs here."""
+    import torch
+
+    import gankern.functional  # noqa: F401 (declares the primitives)
+    from gankern.core.dispatch import Primitive
+
+    having = [p for p in Primitive.registry.values() if any(tier.name == "cuda" for tier in p.implementations)]
+    return [p.name for p in having if where == "cuda" and p.refusals(where, torch.float32)["cuda"] is None]
 
 
 def _cases_of_their_own(where: str) -> list[Any]:
@@ -616,7 +640,13 @@ def _compile_case(number: int, dtype: Any, layout: str, peer: bool) -> None:
 
 
 def _replayed(
-    run: Callable[..., Any], case: Any, mode: str, where: str, seconds: float = 0.05, rounds: int = 3
+    run: Callable[..., Any],
+    case: Any,
+    mode: str,
+    where: str,
+    seconds: float = 0.05,
+    rounds: int = 3,
+    dtype: str = "float32",
 ) -> float:
     """Milliseconds of a case's mode as replays of a graph."""
     import torch
@@ -624,7 +654,7 @@ def _replayed(
     from gankern.measure import benchmark
     from gankern.measure import device as measured
 
-    step = benchmark.step_of(run, case, torch.float32, where, mode)
+    step = benchmark.step_of(run, case, getattr(torch, dtype), where, mode)
     return measured.milliseconds(measured.graph_of(step, where), where, seconds, rounds)
 
 
@@ -751,21 +781,24 @@ LAYERS = (
     "Conv2d AvgPool2d",
     "ConvTranspose2d BatchNorm2d ReLU",
     "SpectralNorm LeakyReLU",
+    "HookedSpectralNorm LeakyReLU",
 )
 LAYER_SIZES = {"16 maps of 8x8": (16, 64, 8, 8), "64 maps of 32x32": (64, 128, 32, 32)}
 LAYER_MODES = ("forward", "forward + backward", "forward + backward, graphed", "penalty")
-# By which layers, and in which of their modes, a device's file decides on what `accelerate` does there.
-DECIDED = {
-    "pairs": (("Upsample Conv2d", "Conv2d AvgPool2d"), LAYER_MODES),
+# By which layers a device's file decides on what `accelerate` does there, and by the values of what: a map's, or those
+# of the weight of a convolution.
+DECIDED: dict[str, tuple[tuple[str, ...], Callable[[Sequence[int]], int]]] = {
+    "pairs": (("Upsample Conv2d", "Conv2d AvgPool2d"), math.prod),
     "second derivative": (
         ("LeakyReLU", "BatchNorm2d LeakyReLU", "InstanceNorm2d ReLU", "GroupNorm LeakyReLU", "Conv2d LeakyReLU",
-         "ConvTranspose2d BatchNorm2d ReLU"), LAYER_MODES),
+         "ConvTranspose2d BatchNorm2d ReLU"), math.prod),
+    "spectral norm": (
+        ("SpectralNorm LeakyReLU", "HookedSpectralNorm LeakyReLU"), lambda shape: 9 * shape[1] ** 2),
 }  # fmt: skip
 
 
 def _layers(names: str, channels: int, where: str) -> Any:
     from torch import nn
-    from torch.nn.utils.parametrizations import spectral_norm
 
     def convolution() -> Any:
         return nn.Conv2d(channels, channels, 3, padding=1)
@@ -780,7 +813,8 @@ def _layers(names: str, channels: int, where: str) -> Any:
         "ConvTranspose2d": lambda: nn.ConvTranspose2d(channels, channels, 4, 2, 1, bias=False),
         "Upsample": lambda: nn.Upsample(scale_factor=2),
         "AvgPool2d": lambda: nn.AvgPool2d(2),
-        "SpectralNorm": lambda: spectral_norm(convolution()),
+        "SpectralNorm": lambda: nn.utils.parametrizations.spectral_norm(convolution()),
+        "HookedSpectralNorm": lambda: nn.utils.spectral_norm(convolution()),
     }
     return nn.Sequential(*(made[name]() for name in names.split())).to(where)
 
@@ -827,19 +861,19 @@ def accelerated_layers(record: Record, where: str) -> None:
 
 
 def worth_accelerating(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Of all that `accelerate` decides by a device's file: the values of a map from which on none of the layers was
-    slower in any mode, at any size; nothing of what was slower at the largest, or was not measured."""
+    """Of all that `accelerate` decides by a device's file: the values of a map or weight from which on none of the
+    layers was slower in any mode, at any size; nothing of what was slower at the largest, or was not measured."""
     ratios = {}
     for row in rows:
         times = row.get("contenders", {})
         if "layers" in row and all(isinstance(times.get(who), float) for who in ("original", "accelerated")):
             ratios[row["layers"], row["size"], row["mode"]] = times["original"] / times["accelerated"]
     found: dict[str, int] = {}
-    for what, (layers, modes) in DECIDED.items():
+    for what, (layers, values) in DECIDED.items():
         for size, shape in sorted(LAYER_SIZES.items(), key=lambda entry: -math.prod(entry[1])):
-            if any(ratios.get((one, size, mode), 0.0) < NOT_SLOWER for one in layers for mode in modes):
+            if any(ratios.get((one, size, mode), 0.0) < NOT_SLOWER for one in layers for mode in LAYER_MODES):
                 break
-            found[what] = math.prod(shape)
+            found[what] = values(shape)
     return found
 
 
@@ -990,7 +1024,7 @@ def keep_choices(record: Record, where: str, **choices: dict[str, Any]) -> None:
 
 def _fastest_tiers(record: Record, where: str) -> dict[str, str]:
     """For each primitive with kernels in CUDA C++ and in Triton: "cuda" where it is a tenth faster in the mean over
-    cases and modes, and nowhere slower by more than a twentieth."""
+    cases, modes, fp32 and bf16, and nowhere slower by more than a twentieth."""
     import gankern.functional  # noqa: F401 (declares the primitives)
     from gankern.core.dispatch import Primitive
     from gankern.measure import benchmark
@@ -1005,11 +1039,12 @@ def _fastest_tiers(record: Record, where: str) -> dict[str, str]:
                 continue
             if not {"triton", "cuda"} <= {*_tiers(case, where)}:
                 continue
-            for mode in benchmark.MODES[:2]:
+            for mode, dtype in itertools.product(benchmark.MODES[:2], ("float32", "bfloat16")):
                 row = {}
                 for tier in ("triton", "cuda"):
-                    row[tier] = attempt(partial(_replayed, partial(case.run, tier), case, mode, where, 0.02, 3))
-                record.add(tiers_of=primitive, case=case.name, mode=mode, ms=row)
+                    run = partial(case.run, tier)
+                    row[tier] = attempt(partial(_replayed, run, case, mode, where, 0.02, 3, dtype))
+                record.add(tiers_of=primitive, case=case.name, mode=mode, dtype=dtype, ms=row)
                 fine = all(isinstance(ms, float) for ms in row.values())
                 ratios.append(row["triton"] / row["cuda"] if fine else 0.0)
         if is_worth(ratios):
@@ -1175,9 +1210,10 @@ def bars(out: Path) -> list[dict[str, Any]]:
     for row in _merged(_results(out, "device"), "case", "dtype", "layout", "limit_ms"):
         label = f"{row['case']}, {row['dtype']}, {row['layout']}"
         times = {name: c.get("f+b") for name, c in row["contenders"].items() if isinstance(c, dict)}
-        ours = times.get("gankern")
-        if not isinstance(ours, float):
+        both = [times[name] for name in ("gankern", IN_CUDA) if isinstance(times.get(name), float)]
+        if not both:
             continue
+        ours = min(both)  # of which the file of the device takes the faster one
         if "large" in row["case"]:
             primitive = row["case"].split()[0]
             bar(f"{label}: share of the copy limit", row["limit_ms"] / ours, PRIMITIVE_SHARE.get(primitive, SHARE))

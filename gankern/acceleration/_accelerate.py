@@ -51,7 +51,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Torch's spectral norm runs on our kernels: same state, another class."""
+    """Torch's spectral norm runs on our kernels, where a device is known to gain: same state, another class."""
 
     normalizer: Any
     previous: type
@@ -59,7 +59,8 @@ class Kernels:
     def undo(self, module: nn.Module) -> None:
         if type(self.normalizer) is OURS.get(self.previous):
             self.normalizer.__class__ = self.previous
-        self.normalizer.__dict__.pop("_prepared", None)  # a group's, if one was made since
+        for name in ("where_known", "_prepared"):  # the latter a group's, if one was made since
+            self.normalizer.__dict__.pop(name, None)
 
 
 @dataclass(frozen=True)
@@ -324,6 +325,7 @@ class _Work:
             if ours is not None:
                 _change(layer, Kernels(normalizer, type(normalizer)))
                 normalizer.__class__ = ours
+                normalizer.where_known = True
             elif not isinstance(normalizer, Prepared):
                 self.row(name, before, None, f"its spectral norm is a {type(normalizer).__name__}")
                 continue

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from gankern.acceleration._scope import SECOND, gain, is_known, plain, state
-from gankern.core import autograd, zeros
+from gankern.acceleration._scope import SECOND, gain, plain, state
+from gankern.core import autograd, devices, zeros
 from gankern.core.double_backward import _convolution_double_backward
 from gankern.core.torch_internals import autocasting
 
@@ -31,7 +31,7 @@ def matters(x: Tensor) -> bool:
         and x.requires_grad
         and not x.is_complex()
         and torch.is_grad_enabled()
-        and is_known(SECOND, x)
+        and devices.is_known(SECOND, x)
         and plain()
         and not autocasting(x.device.type)
     )

@@ -31,7 +31,6 @@ from gankern.acceleration._scope import (
     fuse,
     gain,
     is_half,
-    is_known,
     joined,
     may_defer,
     plain,
@@ -41,7 +40,7 @@ from gankern.acceleration._scope import (
     settled,
     state,
 )
-from gankern.core import activations
+from gankern.core import activations, devices
 from gankern.core.dispatch import last_implementation
 from gankern.core.layout import has_channels_together
 from gankern.core.native import nodes
@@ -204,7 +203,7 @@ def _repays(kind: str, pad: int, x: Tensor, weight: Tensor) -> bool:
     """Whether that is more than the call costs."""
     if x.ndim != 4:
         return True
-    return is_known(PAIRS, x) and (x.device.type != "cpu" or _worth(kind, pad, x, weight) >= CALL)
+    return devices.is_known(PAIRS, x) and (x.device.type != "cpu" or _worth(kind, pad, x, weight) >= CALL)
 
 
 def _ran(kind: str, x: Tensor, weight: Tensor) -> str:

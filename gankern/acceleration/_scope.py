@@ -393,14 +393,7 @@ def defer(kind: str, size: torch.Size, compute: Callable[..., Tensor], *argument
     return result
 
 
-MEASURED = "cpu"  # the type of device that the thresholds of this package were measured on
-PAIRS, SECOND = "pairs", "second derivative"  # what else is known of a device, by its file
-
-
-def is_known(what: str, x: Tensor) -> bool:
-    """Whether it is known of a tensor's device that this is worth what it costs there: elsewhere than where thresholds
-    were measured, by the device's file. What is not known is left as it was: so it is never slower."""
-    return x.device.type == MEASURED or x.numel() >= devices.gains_from(what, x.device)
+PAIRS, SECOND = "pairs", "second derivative"  # what a device's file decides, of all values of a map
 
 
 def may_defer(x: Tensor) -> bool:
@@ -411,7 +404,7 @@ def may_defer(x: Tensor) -> bool:
         and torch.is_grad_enabled() == state.grad_mode
         and type(x) is Tensor
         and x.is_floating_point()
-        and is_known(PAIRS, x)
+        and devices.is_known(PAIRS, x)
         and plain()
         and not autocasting(x.device.type)
         and not torch.is_inference_mode_enabled()

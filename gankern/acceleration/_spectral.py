@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gankern.acceleration._code import names_used, original
 from gankern.acceleration._read import Delegated, Held, Reader, Unknown, Value, Written, constant, holds, numbers_in
 from gankern.acceleration._scope import listed, say, settle, state
+from gankern.core import devices
 from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import functions_replaced, transformed
 from gankern.nn.utils._requests import Request, Rules, normalize
@@ -200,7 +201,9 @@ class Normalizer:
         return reading if reading.iterations else None
 
     def ready(self, module: nn.Module) -> bool:
-        return self.reading(module) is not None and _is_taken(module, FAMILIES[self.family])
+        family = FAMILIES[self.family]
+        known = devices.is_known(devices.SPECTRAL, _tensor(module, family.weight))
+        return known and self.reading(module) is not None and _is_taken(module, family)
 
     def request(self, module: nn.Module) -> Request:
         family = FAMILIES[self.family]

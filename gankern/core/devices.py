@@ -5,7 +5,7 @@
      "tiers": {"spectral_norm": "cuda"},                           what implementation="auto" takes first
      "convolutions": {"upsample": {"float32 contiguous": [[256, 128, 4096, {"torch": 0.2, "phases": 0.1}]]}}}
                                                                    gankern.ops.convolution_choice: by shape, ms by way
-     "accelerate": {"pairs": 65536}}                               what it does, from so many values on: gains_from
+     "accelerate": {"pairs": 65536}}                               what it does, from so many values on: is_known
 
 What no file names is as it is where nothing was measured: Triton, with its default block sizes, and the collapsed form
 of convolutions that resample; and `accelerate` leaves layers as they were.
@@ -61,6 +61,16 @@ def gains_from(what: str, device: torch.device) -> float:
     if device.type != "cuda" or not ACCELERATED:
         return math.inf
     return ACCELERATED.get(torch.cuda.get_device_properties(device).name, {}).get(what, math.inf)
+
+
+MEASURED = "cpu"  # the type of device that the thresholds of `accelerate` were measured on
+SPECTRAL = "spectral norm"  # what this library decides by a device's file in more than one place
+
+
+def is_known(what: str, x: torch.Tensor) -> bool:
+    """Whether it is known of a tensor's device that this is worth what it costs there: elsewhere than where thresholds
+    were measured, by the device's file. What is not known is left as it was: so it is never slower."""
+    return x.device.type == MEASURED or x.numel() >= gains_from(what, x.device)
 
 
 def fastest(primitive: str, device: str) -> str | None:

@@ -7,13 +7,15 @@ import pickle
 
 import pytest
 import torch
+from patterns import CopiedWrapper
 from torch import nn
 
 import gankern
-from gankern.acceleration import _functions, _layers, _root, _scope
+from gankern.acceleration import _functions, _layers, _root, _scope, _spectral
 from gankern.acceleration._scope import state
 from gankern.core import devices
 from gankern.core.native import NODES_MISSING
+from gankern.nn.utils import _requests
 
 pytestmark = pytest.mark.as_it_is
 
@@ -227,7 +229,7 @@ def test_a_device_that_was_not_measured_runs_the_original(monkeypatch, from_valu
     monkeypatch.setattr(_root.Gains, "operation", 0.0)
     monkeypatch.setattr(_root.Gains, "forward", 0.0)
     monkeypatch.setattr(_root.Gains, "layer", 0.0)
-    monkeypatch.setattr(_scope, "MEASURED", "no type of device")
+    monkeypatch.setattr(devices, "MEASURED", "no type of device")
     known = {} if from_values is None else dict.fromkeys((_scope.PAIRS, _scope.SECOND), from_values)
     monkeypatch.setattr(devices, "gains_from", lambda what, device: known.get(what, math.inf))
     torch.manual_seed(0)
@@ -248,3 +250,37 @@ def test_a_device_that_was_not_measured_runs_the_original(monkeypatch, from_valu
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     if not taken:
         assert torch.equal(ours, theirs) and torch.equal(one, other)
+
+
+@pytest.mark.parametrize("from_values", [math.inf, 32 * 16 * 9, 0])
+@pytest.mark.parametrize("form", ["hook", "parametrization", "copied wrapper"])
+def test_spectral_norms_too_are_the_originals_where_nothing_was_measured(monkeypatch, form, from_values):
+    """The CPU in the place of a device whose file says from how many values of a weight on ours is worth it."""
+    monkeypatch.setattr(_spectral, "FROM", 0)
+    monkeypatch.setattr(devices, "MEASURED", "no type of device")
+    monkeypatch.setattr(devices, "gains_from", lambda what, device: {"spectral norm": from_values}.get(what, math.inf))
+    asked, normalize = [], _requests.normalize
+    for module in (_requests, _spectral):
+        monkeypatch.setattr(module, "normalize", lambda request: asked.append(request) or normalize(request))
+    normed = {
+        "hook": nn.utils.spectral_norm,
+        "parametrization": nn.utils.parametrizations.spectral_norm,
+        "copied wrapper": CopiedWrapper,
+    }[form]
+    torch.manual_seed(0)
+    plain = nn.Sequential(normed(nn.Conv2d(16, 16, 3)), nn.LeakyReLU(0.2), normed(nn.Conv2d(16, 32, 3)))
+    fast = copy.deepcopy(plain)
+    gankern.accelerate(fast)
+    x = torch.randn(2, 16, 8, 8)
+    for mode in (True, False):
+        ours, theirs = fast.train(mode)(x), plain.train(mode)(x)
+        torch.testing.assert_close(ours, theirs)
+        assert len(asked) == {math.inf: 0, 0: 2}.get(from_values, 1)
+        asked.clear()
+    assert from_values < math.inf or torch.equal(ours, theirs)
+    if form != "copied wrapper":  # whoever asks for it has it on any device
+        gankern.nn.utils.group_spectral_norm(fast)
+        fast(x)
+        assert len(asked) == 2
+    gankern.restore(fast)
+    assert not any("where_known" in getattr(m, "__dict__", {}) for m in fast.modules())

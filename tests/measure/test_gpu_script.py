@@ -404,15 +404,17 @@ def test_what_accelerate_does_on_a_device_is_what_was_not_slower_there(gpu):
 
     small, large = gpu.LAYER_SIZES
     rows = [row(*key) for key in itertools.product(gpu.LAYERS, gpu.LAYER_SIZES, gpu.LAYER_MODES)]
-    assert gpu.worth_accelerating(rows) == dict.fromkeys(gpu.DECIDED, 16 * 64 * 8 * 8)
+    of_maps = {"pairs": 16 * 64 * 8 * 8, "second derivative": 16 * 64 * 8 * 8}
+    assert gpu.worth_accelerating(rows) == {**of_maps, "spectral norm": 64 * 64 * 9}
     assert gpu.worth_accelerating([*rows, row("Upsample Conv2d", small, "forward", 0.9)]) == {
-        "pairs": 64 * 128 * 32 * 32, "second derivative": 16 * 64 * 8 * 8}  # fmt: skip
+        **of_maps, "pairs": 64 * 128 * 32 * 32, "spectral norm": 64 * 64 * 9}  # fmt: skip
+    assert gpu.worth_accelerating([*rows, row("HookedSpectralNorm LeakyReLU", small, "penalty", 0.9)]) == {
+        **of_maps, "spectral norm": 128 * 128 * 9}  # fmt: skip
     assert gpu.worth_accelerating([*rows, row("Upsample Conv2d", large, "penalty", 0.9)]).keys() == {
-        "second derivative"
-    }
+        "second derivative", "spectral norm"}  # fmt: skip
     assert gpu.worth_accelerating([*rows, row("LeakyReLU", large, "forward", "no")]) == gpu.worth_accelerating(rows)
     assert gpu.worth_accelerating([r for r in rows if r["mode"] != "penalty"]) == {}
-    assert {name for names, _ in gpu.DECIDED.values() for name in names} < {*gpu.LAYERS}
+    assert {name for names, _ in gpu.DECIDED.values() for name in names} == {*gpu.LAYERS}
 
 
 def test_another_tier_must_be_worth_it(gpu):

@@ -127,6 +127,7 @@ def group_spectral_norm(module: nn.Module) -> nn.Module:
     found = [(owner, normalizer) for owner, normalizer in normalizers(module) if is_taken(owner, normalizer)]
     for _, normalizer in found:
         normalizer.__class__ = OURS.get(type(normalizer), type(normalizer))
+        normalizer.__dict__.pop("where_known", None)  # accelerate's: now somebody asks for it
     members = [(owner, normalizer) for owner, normalizer in found if isinstance(normalizer, Prepared)]
     if not members and len(normalizers(module)) > len(found):
         return module  # all of them are torch's business

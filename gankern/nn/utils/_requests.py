@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
 
 import gankern.functional as GF
+from gankern.core import devices
 from gankern.core.dispatch import FLOATING, short
 from gankern.core.threads import PerThread
 from gankern.core.torch_internals import recomputed, seen_by_own_modes, transformed
@@ -115,11 +116,17 @@ class Prepared:
     # Set by a group: for each thread a list, empty or with what it prepared.
     _prepared: PerThread | None = None
     takes_layer = True  # what request() is given: the layer, or its weight
+    # Set by `accelerate`: on a device whose file does not say that ours is worth it, the layer is torch's as it was.
+    where_known = False
 
     def ready(self, owner: Any) -> bool:
         """Whether it may be asked now; else it computes its weight by itself where that is used. ``owner`` is what
         :meth:`request` is given."""
         return True
+
+    def is_worth(self, weight: Tensor) -> bool:
+        """Whether ours is what somebody asked for, or known to be worth it for such a weight."""
+        return not self.where_known or devices.is_known(devices.SPECTRAL, weight)
 
     def take_later(self, ahead: Ahead) -> None:
         if self._prepared is not None:

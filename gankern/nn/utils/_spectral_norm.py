@@ -76,10 +76,11 @@ class SpectralNorm(Prepared, TorchHook):
 
     def ready(self, module: nn.Module) -> bool:
         replaced = self.dialect == "hook" and self.implementation is None and functions_replaced()
-        return self._state(module, self._names.original).dtype in FLOATING and not replaced
+        weight = self._state(module, self._names.original)
+        return weight.dtype in FLOATING and not replaced and self.is_worth(weight)
 
     def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
-        if self.dialect == "hook" and not self.ready(module):  # it may be complex now: torch's way
+        if self.dialect == "hook" and not self.ready(module):  # it may be complex now, or not worth it: torch's way
             return super().compute_weight(module, do_power_iteration)
         return self._weight(self.request(module, do_power_iteration))
 

@@ -63,7 +63,8 @@ class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
         return Request(rules, weight, self._u, self._v, self.dim)
 
     def ready(self, weight: Tensor) -> bool:
-        return weight.dtype in FLOATING and not (self.implementation is None and functions_replaced())
+        replaced = self.implementation is None and functions_replaced()
+        return weight.dtype in FLOATING and not replaced and self.is_worth(weight)
 
     def forward(self, weight: Tensor) -> Tensor:
         if not self.ready(weight):  # it may be complex now: torch's way
