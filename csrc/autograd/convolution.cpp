@@ -446,10 +446,13 @@ Tensor by_kind(const Kind& kind, const Operands& o, int64_t padding, double scal
   const int64_t pixels = x.size(0) * std::min(x.size(2) * x.size(3), height * width);
   static PyObject* const highest = PyUnicode_InternFromString("highest");
   if (!x.is_cpu() && !kind.collapsed) return Tensor();
-  const Ways& ways = !x.is_cpu()
-                         ? ways_on_device(kind, x, in, out, pixels)
-                         : ways_for(kind, x.scalar_type() == at::kDouble ? highest : convolution_precision(),
-                                    in, out, pixels);
+  Ways ways = !x.is_cpu() ? ways_on_device(kind, x, in, out, pixels)
+                          : ways_for(kind, x.scalar_type() == at::kDouble ? highest : convolution_precision(),
+                                     in, out, pixels);
+  // A kernel as large as the image: tiles compute, and round, pixels that nobody asked for.
+  if (pixels > 0 && kind.stride == 1 && kind.taps > 1 && height * width == 1 &&
+      x.size(2) * x.size(3) == kind.taps * kind.taps)
+    for (auto& pass : ways) pass = {kProduct, kProduct};
   const Plan plan{&kind, padding, scale, ways, border};
   const int64_t forward = plan.way(kForward, x);
   if (forward == kReference || (x.is_cpu() && forward == kTorch && plan.way(kTranspose, x) == kTorch &&

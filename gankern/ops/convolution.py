@@ -252,15 +252,20 @@ def _images(x: Tensor) -> int:
 _COMPILED_BATCH = 16
 
 
-def _way(options: tuple, which: str, x: Tensor, channels_in: int, channels_out: int, pixels: int) -> str:
+def _way(options: tuple, which: str, x: Tensor, channels_in: int, channels_out: int, height: int, width: int) -> str:
+    """For an image, its channels and the other image's height and width."""
     kind, _, _, level, forced, _ = options
     if forced is not None:
         return forced
-    args = (kind, which, level, has_channels_together(x), channels_in, channels_out, pixels)
+    pixels, taps = (x.shape[2] * x.shape[3], height * width), KINDS[kind].taps
+    last = has_channels_together(x)
+    args = (kind, which, level, last, channels_in, channels_out, _images(x) * min(pixels))
     if torch.compiler.is_compiling():
         from gankern.ops import _traced  # which loads Dynamo
 
         way = _traced.way_for(*args)
+    elif KINDS[kind].stride == 1 < taps and x.shape[0] and sorted(pixels) == [1, taps * taps]:
+        way = "product"  # a kernel as large as the image: tiles compute, and round, pixels that nobody asked for
     else:
         way = choice.way_for(*args)
     # Products of half precision would be rounded before their sum.
@@ -279,8 +284,7 @@ def _convolve(
     kind = KINDS[name]
     first, second = weight.shape[:2]
     channels = (first, second) if kind.swap else (second, first)  # of the kind: in, out
-    pixels = _images(x) * min(x.shape[2] * x.shape[3], height * width)
-    way = _way(options, "transpose" if transpose else "forward", x, *channels, pixels)
+    way = _way(options, "transpose" if transpose else "forward", x, *channels, height, width)
     if way in kind.rows:
         row = kind.rows[way].transpose if transpose else kind.rows[way].forward
         pad = kind.taps - 1 - padding if transpose else padding
@@ -309,8 +313,7 @@ def _weight_gradient(options: tuple, x: Tensor, grad: Tensor) -> Any:
     """The gradient of the weight for the map's input x and the gradient of its result."""
     name, padding, scale, _, _, border = options
     kind = KINDS[name]
-    pixels = _images(x) * min(x.shape[2] * x.shape[3], grad.shape[2] * grad.shape[3])
-    way = _way(options, "weight", x, x.shape[1], grad.shape[1], pixels)
+    way = _way(options, "weight", x, x.shape[1], grad.shape[1], *grad.shape[2:])
     if way in kind.rows:
         row = kind.rows[way].forward
         return torch.ops.gankern.convolution_row_weight_gradient(
@@ -486,8 +489,7 @@ def level_of(x: Tensor) -> str:
 def _ways(options: tuple, x: Tensor, weight: Tensor, height: int, width: int) -> list[str]:
     first, second = weight.shape[:2]
     channels = (first, second) if KINDS[options[0]].swap else (second, first)
-    pixels = _images(x) * min(x.shape[2] * x.shape[3], height * width)
-    return [_way(options, which, x, *channels, pixels) for which in PASSES]
+    return [_way(options, which, x, *channels, height, width) for which in PASSES]
 
 
 def passes(

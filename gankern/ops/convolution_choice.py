@@ -186,7 +186,9 @@ def result_size(kind: str, padding: int, height: int, width: int) -> tuple[int, 
 
 Shape = tuple[int, int, int]  # channels in, channels out, pixels of the smaller image times images
 WAYS = Path(__file__).with_name("ways")
-FALLBACKS = ("amd-epyc-avx512",)  # of what was never measured on the machine at hand: the last one that has it
+# By torch's CPU capability ("" any other), of what was never measured on the machine at hand: the last that has it. A
+# table made with vectors as wide is the nearer guess, whoever made the processor.
+FALLBACKS = {"AVX2": ("amd-epyc-avx512", "amd-epyc-avx2"), "": ("amd-epyc-avx512",)}
 
 
 def machine() -> str:
@@ -215,7 +217,8 @@ def read_ways(file: Path) -> Measured:
 @functools.cache
 def measured_ways() -> Measured:
     """The same of this machine; kinds that were not measured on it are FALLBACKS'."""
-    files = [WAYS / f"{name}.json" for name in (*FALLBACKS, machine())]
+    fallbacks = FALLBACKS.get(torch.backends.cpu.get_cpu_capability(), FALLBACKS[""])
+    files = [WAYS / f"{name}.json" for name in (*fallbacks, machine())]
     measured: Measured = {}
     for file in files:
         measured |= read_ways(file) if file.is_file() else {}

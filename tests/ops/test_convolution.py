@@ -619,7 +619,7 @@ def test_which_kind_a_call_is(function, shape, options, right):
 def test_measured_ways_are_a_file_a_machine(monkeypatch, tmp_path):
     """Kinds of this machine's where it has them, else of another one's; the file says whose it is."""
     files = sorted(choice.WAYS.glob("*.json"))
-    assert {choice.WAYS / f"{name}.json" for name in choice.FALLBACKS} <= set(files)
+    assert {choice.WAYS / f"{name}.json" for names in choice.FALLBACKS.values() for name in names} == set(files)
     for file in files:
         assert json.loads(file.read_text())["machine"] == file.stem
 
@@ -631,12 +631,16 @@ def test_measured_ways_are_a_file_a_machine(monkeypatch, tmp_path):
         return {kind: ways[1, 2, 3]["torch"] for (kind, *_), ways in choice.measured_ways.__wrapped__().items()}
 
     monkeypatch.setattr(choice, "WAYS", tmp_path)
-    monkeypatch.setattr(choice, "FALLBACKS", ("first", "second"))
+    monkeypatch.setattr(choice, "FALLBACKS", {"AVX2": ("first", "narrow"), "": ("first", "second")})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     write("first", same=0.1, strided=0.1, pointwise=0.1)
     assert times() == {"same": 0.1, "strided": 0.1, "pointwise": 0.1}
     write("second", strided=0.2)
     write(choice.machine(), same=0.3)
     assert times() == {"same": 0.3, "strided": 0.2, "pointwise": 0.1}
+    write("narrow", strided=0.4)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert times() == {"same": 0.1, "strided": 0.4, "pointwise": 0.1}  # of no processor of this name
 
 
 @native
@@ -951,6 +955,19 @@ def test_half_precision_is_no_product(nodes, monkeypatch):
     x, w = torch.randn(2, 29 + nodes, 5, 5).bfloat16(), torch.randn(6, 29 + nodes, 4, 4).bfloat16()
     with contextlib.nullcontext() if nodes else python_gradients():
         assert torch.equal(GF.conv2d(x, w, padding=1), F.conv2d(x, w, padding=1))
+
+
+@native
+@pytest.mark.parametrize("nodes", [True, False], ids=["C++", "Python"])
+def test_a_kernel_as_large_as_the_image_has_no_tiles(nodes, monkeypatch):
+    """They would compute sixteen pixels, and round them, where one is wanted: ten times the error of torch's gradient."""
+    monkeypatch.setattr(choice, "way_for", lambda *args: "tiles2")
+    x, w, b = tensors("same_of_four", 2, 31 + nodes, 6, 4, 4, memory_format=torch.channels_last)
+    with contextlib.nullcontext() if nodes else python_gradients(), Count() as count:
+        ours = derivatives(GF.conv2d, (x, w, b), torch.float64)
+    assert count.images == count.weights == 0
+    for a, r in zip(ours, derivatives(F.conv2d, (x, w, b), torch.float64)):
+        torch.testing.assert_close(a, r, rtol=0, atol=1e-12 * max(1, r.abs().max().item()))
 
 
 @native
