@@ -162,20 +162,29 @@ struct SameOfFour2 {
 };
 
 // Four taps of stride 1 as two filters of two taps, of which each product is one of two such filters two pixels apart:
-// points 0, 1 twice over, and no factor but 1 and -1.
+// points 5/8 and -5/8 twice over, which make a third of the rounding of 0 and 1. Of one filter, with n = 1 / 2a,
+//   out[i] = n (w0 + a w1) (a x[i] + x[i+1]) + n (a w1 - w0) (x[i+1] - a x[i]),
+// and out[i+1] is a times their difference, and w1 (x[i+2] - a a x[i]).
 struct SameOfFour4 {
   static constexpr int kTaps = 4, kIn = 7, kStep = 4, kBefore = -1, kOut = 4, kV = 9, kM = 9, kProducts = 9;
+  static constexpr double a = .625, c = a * a, n = 1 / (2 * a), h = n * a, q = h * h;
   static constexpr double kB[kV][kIn] = {
-      {1, -1, -1, 1, 0, 0, 0}, {0, 1, 0, -1, 0, 0, 0}, {0, -1, 1, 1, -1, 0, 0},
-      {0, 0, 1, -1, 0, 0, 0},  {0, 0, 0, 1, 0, 0, 0},  {0, 0, 0, -1, 1, 0, 0},
-      {0, 0, -1, 1, 1, -1, 0}, {0, 0, 0, -1, 0, 1, 0}, {0, 0, 0, 1, -1, -1, 1}};
-  static constexpr double kG[kProducts][kTaps] = {{1, 0, 0, 0}, {1, 1, 0, 0}, {0, 1, 0, 0},
-                                                  {1, 0, 1, 0}, {1, 1, 1, 1}, {0, 1, 0, 1},
-                                                  {0, 0, 1, 0}, {0, 0, 1, 1}, {0, 0, 0, 1}};
+      {c, a, a, 1, 0, 0, 0},       {-c, a, -a, 1, 0, 0, 0},     {-c * a, 0, a - c, 0, 1, 0, 0},
+      {-c, -a, a, 1, 0, 0, 0},     {c, -a, -a, 1, 0, 0, 0},     {c * a, 0, -a - c, 0, 1, 0, 0},
+      {-c * a, -c, 0, 0, a, 1, 0}, {c * a, -c, 0, 0, -a, 1, 0}, {c * c, 0, -c, 0, -c, 0, 1}};
+  static constexpr double kG[kProducts][kTaps] = {{n * n, n * h, n * h, q},
+                                                  {-n * n, n * h, -n * h, q},
+                                                  {0, n, 0, h},
+                                                  {-n * n, -n * h, n * h, q},
+                                                  {n * n, -n * h, -n * h, q},
+                                                  {0, -n, 0, h},
+                                                  {0, 0, n, h},
+                                                  {0, 0, -n, h},
+                                                  {0, 0, 0, 1}};
   static constexpr double kA[kOut][kM] = {{1, 1, 0, 1, 1, 0, 0, 0, 0},
-                                          {0, 1, 1, 0, 1, 1, 0, 0, 0},
-                                          {0, 0, 0, 1, 1, 0, 1, 1, 0},
-                                          {0, 0, 0, 0, 1, 1, 0, 1, 1}};
+                                          {a, -a, 1, a, -a, 1, 0, 0, 0},
+                                          {a, a, 0, -a, -a, 0, 1, 1, 0},
+                                          {c, -c, a, -c, c, -a, a, -a, 1}};
   static constexpr int kVOf[kProducts] = {0, 1, 2, 3, 4, 5, 6, 7, 8},
                        kMOf[kProducts] = {0, 1, 2, 3, 4, 5, 6, 7, 8};
 };

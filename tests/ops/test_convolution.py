@@ -931,7 +931,8 @@ def test_rounding_of_the_highest_precision():
     for way in choice.ALLOWED["same_of_four", "highest"]:
         options = ("same_of_four", 1, 1.0, "highest", way, 0)
         ours = errors(lambda x, w, o=options: ops._Convolve.apply(o, False, 15, 15, x, w, None))
-        assert all(a <= 3 * b for a, b in zip(ours, of_torch)), (way, ours, of_torch)
+        allowed = 1.5 if way == "tiles4" else 3
+        assert all(a <= allowed * b for a, b in zip(ours, of_torch)), (way, ours, of_torch)
 
 
 @native
