@@ -38,6 +38,7 @@ from gankern.core.torch_internals import (
     autocasting,
     functions_replaced,
     recomputed,
+    torchs_own_functions,
     transformed,
 )
 from gankern.ops.convolution import primitive
@@ -117,6 +118,12 @@ def at(place: tuple, device: torch.device) -> Iterator[None]:
         yield
 
 
+def functions_as_called() -> contextlib.AbstractContextManager[None]:
+    """Nothing waits while somebody's function stands in the place of one of torch's: one that does was put there
+    later."""
+    return torchs_own_functions() if functions_replaced() else contextlib.nullcontext()
+
+
 def _as_it_is(x: Tensor) -> Tensor:
     return x
 
@@ -164,7 +171,7 @@ class Pair:
                 device, log = self.arguments[0].device, state.log
                 listed = contextlib.nullcontext() if log is None else log.resumed(self.frame)
                 elsewhere = contextlib.nullcontext() if place(device) == self.place else at(self.place, device)
-                with listed, elsewhere:
+                with listed, elsewhere, functions_as_called():
                     self.result = self.compute(*self.arguments)
             self.arguments = ()
         return self.result
@@ -194,7 +201,7 @@ class Origin:
                 "input of an operation that gankern.accelerate let wait was written to before the backward"
             )
         with torch._C.DisableTorchFunction():
-            with at(self.place, inputs[0].device):
+            with at(self.place, inputs[0].device), functions_as_called():
                 # One of them may be made of another one: that is autograd's affair, behind this.
                 own = {id(x): x.view_as(x) for x in inputs}
                 value = PLAIN[self.kind](lambda x: own.get(id(x), x), *self.arguments)

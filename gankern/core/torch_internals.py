@@ -132,6 +132,31 @@ def functions_replaced() -> bool:
     return replaced
 
 
+@contextlib.contextmanager
+def torchs_own_functions() -> Iterator[None]:
+    """Within the block, what was there first stands in the places of :func:`watch_functions`, whoever has put something
+    else there since: for what was called before he did."""
+    replaced = [
+        (place, name, vars(place).get(name, NotImplemented), known)
+        for place, name, known in _watched
+        if known is not None and vars(place).get(name, NotImplemented) is not known
+    ]
+
+    def put(place: Any, name: str, value: Any) -> None:
+        if value is not NotImplemented:
+            setattr(place, name, value)
+        elif name in vars(place):
+            delattr(place, name)
+
+    try:
+        for place, name, _, known in replaced:
+            put(place, name, known)
+        yield
+    finally:
+        for place, name, present, _ in replaced:
+            put(place, name, present)
+
+
 _in_python: dict[Any, dict[str, Any]] = {
     place: {name: value for name, value in vars(place).items() if isinstance(value, types.FunctionType)}
     for place in (F, torch, torch.functional, torch.Tensor)

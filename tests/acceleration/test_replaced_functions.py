@@ -1,5 +1,6 @@
 """Who puts a function of his own in the place of one of torch's, for all that runs, is obeyed by accelerated models."""
 
+import contextlib
 import copy
 import functools
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gankern
+from gankern.acceleration import _scope
 from gankern.core import native, torch_internals
 
 
@@ -114,6 +116,70 @@ def test_in_the_middle_of_a_forward(nets, monkeypatch, name):
         net.layers[2].register_forward_pre_hook(put)
         net.register_forward_hook(lambda *_: monkeypatch.undo())
     check(plain, fast, x)
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 2
+
+
+class Waiting(nn.Module):
+    """Calls that may wait for what is next, which comes ``later``."""
+
+    def __init__(self, following):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.following, self.later = following, contextlib.nullcontext
+
+    def forward(self, x):
+        found = []
+        for call in (
+            lambda: F.interpolate(x, scale_factor=2),
+            lambda: F.pad(x, (1, 1, 1, 1), "reflect"),
+            lambda: self.conv(x),
+            lambda: F.conv2d(x, self.conv.weight, padding=1),
+            lambda: self.norm(x),
+            lambda: F.batch_norm(x, None, None, training=True),
+            lambda: F.instance_norm(x),
+        ):
+            h = call()
+            with self.later():
+                found.append(self.following(h).flatten())
+        return torch.cat(found)
+
+
+@pytest.mark.parametrize("following", [torch.exp, Twice.apply], ids=["function", "Function"])
+def test_what_was_called_before_is_what_was_there(monkeypatch, following):
+    torch.manual_seed(0)
+    plain, waited = Waiting(following).double(), []
+    fast = copy.deepcopy(plain)
+    gankern.accelerate(fast)
+
+    @contextlib.contextmanager
+    def replaced():
+        waited.append(len(_scope.state.waiting))
+        with monkeypatch.context() as patch:
+            for place, name in FUNCTIONS:
+                altered(patch, place, name)
+            there = F.conv2d
+            yield
+            assert F.conv2d is there
+
+    results = []
+    for net in (plain, fast):
+        net.later = replaced
+        x = torch.randn(4, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        y = net(x)
+        with replaced():
+            y.backward(y.detach().cos())
+        results.append((y, x.grad, [p.grad for p in net.parameters()]))
+    assert sum(waited) == 7
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
 
 
 def test_without_the_native_library(monkeypatch):
