@@ -276,7 +276,7 @@ struct ConvolveBackward final : Recorded {
   bool transpose;
 
   std::string name() const override { return "GankernBackward_convolution"; }
-  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
+  torch::autograd::variable_list apply_once(torch::autograd::variable_list&& grads) override {
     Tensor grad = grads[0];
     if (!grad.defined()) return torch::autograd::variable_list(3);
     refuse_tangents("convolution", grads);
@@ -316,7 +316,7 @@ struct WeightGradientBackward final : Recorded {
   PlanPtr plan;
 
   std::string name() const override { return "GankernBackward_convolution_weight"; }
-  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
+  torch::autograd::variable_list apply_once(torch::autograd::variable_list&& grads) override {
     const Tensor& direction = grads[0];
     if (!direction.defined()) return torch::autograd::variable_list(2);
     refuse_tangents("convolution", grads);

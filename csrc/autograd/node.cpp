@@ -1,7 +1,20 @@
 #include "node.h"
 
+#include <ATen/functorch/BatchedTensorImpl.h>
+// Its functions of the same names would be found in the other one's calls of its own.
+#define isBatchedTensor isLegacyBatchedTensor
+#define unsafeGetBatchedImpl unsafeGetLegacyBatchedImpl
+#define maybeGetBatchedImpl maybeGetLegacyBatchedImpl
+#include <ATen/LegacyBatchedTensorImpl.h>
+#undef isBatchedTensor
+#undef unsafeGetBatchedImpl
+#undef maybeGetBatchedImpl
+#include <ATen/ops/_add_batch_dim.h>
+#include <ATen/ops/_remove_batch_dim.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
@@ -75,11 +88,50 @@ struct OfRule : Recorded {
   std::vector<bool> reached_;  // by the last backward; what belongs to all stays
 };
 
+// What torch makes of a tensor that stands for a batch of them: torch.func.vmap's, or, of a kind of its own, that of
+// torch.autograd.grad(..., is_grads_batched=True). Several may be around each other; a level names one.
+struct Batch {
+  bool legacy;
+  int64_t level;
+
+  // The innermost that any of the tensors is of.
+  static std::optional<Batch> of(const Tensors& tensors) {
+    std::optional<Batch> found;
+    for (const Tensor& t : tensors) {
+      if (!t.defined()) continue;
+      const auto* of_legacy = at::maybeGetLegacyBatchedImpl(t);
+      const auto* functorch = of_legacy ? nullptr : at::functorch::maybeGetBatchedImpl(t);
+      if (!of_legacy && !functorch) continue;
+      const Batch batch{of_legacy != nullptr,
+                        of_legacy ? of_legacy->bdims().back().level() : functorch->level()};
+      if (!found || std::pair(batch.legacy, batch.level) > std::pair(found->legacy, found->level))
+        found = batch;
+    }
+    return found;
+  }
+
+  // Its values, along the first dimension; undefined for a tensor that is the same for all entries.
+  Tensor values(const Tensor& t) const {
+    if (!t.defined()) return {};
+    if (legacy) {
+      const auto* batched = at::maybeGetLegacyBatchedImpl(t);
+      const bool has = batched && batched->bdims().back().level() == level;
+      return has ? at::_remove_batch_dim(t, level, 0, 0) : Tensor();
+    }
+    const auto* batched = at::functorch::maybeGetBatchedImpl(t);
+    return batched && batched->level() == level ? batched->value().movedim(batched->bdim(), 0) : Tensor();
+  }
+
+  Tensor made_of(const Tensor& values) const {
+    return legacy ? at::_add_batch_dim(values, 0, level) : at::functorch::addBatchDim(values, 0, level);
+  }
+};
+
 // Of a gradient of second order: refuses.
 struct Third final : OfRule {
   using OfRule::OfRule;
   std::string name() const override { return std::string("GankernThirdOrder_") + rule->primitive(); }
-  variable_list apply(variable_list&&) override { rule->refuse_third_order(); }
+  variable_list apply_once(variable_list&&) override { rule->refuse_third_order(); }
   Work work() const override { rule->refuse_third_order(); }
 };
 
@@ -91,7 +143,7 @@ struct Second final : OfRule {
   using OfRule::OfRule;
   std::string name() const override { return std::string("GankernDoubleBackward_") + rule->primitive(); }
 
-  variable_list apply(variable_list&& grad_grads) override {
+  variable_list apply_once(variable_list&& grad_grads) override {
     if (!any_defined(grad_grads)) return variable_list(num_outputs());
     for (Tensor& g : grad_grads) g = dense(g);
     const Tensors all = rule->layers() ? unpack_reached(grad_grads) : unpack(0, saved.size());
@@ -149,7 +201,7 @@ struct First final : OfRule {
   std::string name() const override { return std::string("GankernBackward_") + rule->primitive(); }
   size_t layers() const override { return rule->layers(); }
 
-  variable_list apply(variable_list&& grads) override {
+  variable_list apply_once(variable_list&& grads) override {
     if (!any_defined(grads)) return variable_list(num_outputs());
     for (Tensor& g : grads) g = dense(g);
     const Tensors kept = rule->layers() ? unpack_reached(grads) : unpack_kept();
@@ -241,6 +293,34 @@ variable_list Recorded::apply_with_saved(const variable_list& grads,
   results = trace(name(), work(), needed, there, grads, unpacked(), next_edges(), swap);
   traced(grads, &results, &swap);
   for (size_t i = first_for_work(); i < saved.size(); ++i) swap.after(saved[i]);
+  return results;
+}
+
+variable_list Recorded::apply(variable_list&& grads) {
+  const auto batch = Batch::of(grads);
+  if (!batch) return apply_once(std::move(grads));
+  Tensors values;
+  int64_t size = 0;
+  for (const Tensor& g : grads) {
+    values.push_back(batch->values(g));
+    if (values.back().defined()) size = values.back().size(0);
+  }
+  std::vector<Tensors> found(num_outputs());
+  for (int64_t i = 0; i < std::max<int64_t>(size, 1); ++i) {
+    variable_list entry;
+    for (size_t j = 0; j < grads.size(); ++j) {
+      const Tensor& all = values[j];
+      entry.push_back(!all.defined() ? grads[j]
+                      : size ? all.select(0, i)
+                             : at::zeros(all.sizes().slice(1), all.options()));  // for its results' sizes
+    }
+    const Tensors results = apply(std::move(entry));  // which another batch may be around
+    for (size_t j = 0; j < results.size(); ++j)
+      if (results[j].defined()) found[j].push_back(results[j]);
+  }
+  variable_list results(found.size());
+  for (size_t j = 0; j < found.size(); ++j)
+    if (!found[j].empty()) results[j] = batch->made_of(at::stack(found[j]).narrow(0, 0, size));
   return results;
 }
 

@@ -110,6 +110,11 @@ struct Recorded : torch::autograd::Node {
   torch::autograd::variable_list apply_with_saved(const torch::autograd::variable_list& grads,
                                                   torch::dynamo::autograd::SwapSavedVariables& swap) override;
 
+  // Its work. Where a gradient stands for a batch of them (torch.vmap of a backward, is_grads_batched=True) it is done
+  // for one after the other, so that nothing below meets such tensors, and what is recorded is recorded of the values.
+  virtual torch::autograd::variable_list apply_once(torch::autograd::variable_list&& grads) = 0;
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) final;
+
   void release_variables() override;
   // See Rule; of the node of a forward alone.
   virtual size_t layers() const { return 0; }

@@ -31,7 +31,7 @@ struct Transposed final : Recorded {
   Geometry geometry;
 
   std::string name() const override { return "GankernBackward_upfirdn2d"; }
-  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
+  torch::autograd::variable_list apply_once(torch::autograd::variable_list&& grads) override {
     if (!grads[0].defined() || !task_should_compute_output(0)) return {Tensor()};
     refuse_tangents("upfirdn2d", grads);
     return {run(grads[0], unpack(0, 1)[0], geometry)};

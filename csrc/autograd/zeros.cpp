@@ -289,7 +289,7 @@ std::map<RecordedBackward::Key, std::weak_ptr<RecordedBackward>> RecordedBackwar
 struct Carry final : Recorded {
   Witness witness;
   std::string name() const override { return "GankernZerosCarry"; }
-  variable_list apply(variable_list&& grads) override {
+  variable_list apply_once(variable_list&& grads) override {
     variable_list passed(num_outputs());
     if (grads[0].defined()) {
       witness.note(*this, 1, &passed);

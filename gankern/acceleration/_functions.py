@@ -18,6 +18,7 @@ from torch.autograd import Function
 
 from gankern.acceleration._scope import SECOND, gain, plain, state
 from gankern.core import autograd, devices, zeros
+from gankern.core.batching import one_gradient_at_a_time
 from gankern.core.double_backward import _convolution_double_backward
 from gankern.core.torch_internals import autocasting
 
@@ -73,6 +74,7 @@ class _Convolution(Function):
         ctx.save_for_backward(x, weight)
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Any) -> Any:
         if grad is None:
             return None, None, None, None
@@ -100,6 +102,7 @@ class _ConvolutionBackward(Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, *grad_grads: Any) -> Any:
         if all(h is None for h in grad_grads):
             return (None,) * 6
@@ -171,6 +174,7 @@ class _Piecewise(Function):
         ctx.save_for_backward(x if ctx.function.keeps_input else output)
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Any) -> Any:
         if grad is None:
             return None, None, None
@@ -208,6 +212,7 @@ class _MaxPool2d(Function):
         ctx.save_for_backward(x, output[1])
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Any, _: Any) -> Any:
         if grad is None:
             return None, None

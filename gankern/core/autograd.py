@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gankern.core import zeros
+from gankern.core.batching import one_gradient_at_a_time
 from gankern.core.dispatch import refuse_gradient_order
 from gankern.core.torch_internals import recomputed, transformed
 
@@ -130,6 +131,7 @@ class _Forward(Function):
             ctx.spares = [(x, _version(x)) for x in tensors]
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         if all(g is None for g in grads):
             return (None,) * (2 + len(ctx.present))
@@ -203,6 +205,7 @@ class _Backward(Function):
         _keep(ctx, RULES[ctx.name], tensors)
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, *grad_grads: Tensor | None) -> Any:
         if all(h is None for h in grad_grads):
             return (None,) * (4 + len(ctx.present))

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gankern.core import autograd, dispatch, native, precision, registry, zeros
+from gankern.core.batching import one_gradient_at_a_time
 from gankern.core.dispatch import ANY_ORDER, FLOATING, Implementation, Primitive
 from gankern.core.layout import has_channels_together, lies_in_channels_last
 from gankern.core.torch_internals import transformed
@@ -347,6 +348,7 @@ class _Convolve(Function):
         ctx.save_for_backward(x, weight)
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> Any:
         if grad is None:
             return (None,) * 7
@@ -385,6 +387,7 @@ class _WeightGradient(Function):
         ctx.save_for_backward(x, grad)
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, direction: Tensor) -> Any:
         if direction is None:
             return None, None, None

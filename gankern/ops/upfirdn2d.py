@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gankern.core import autograd, registry
+from gankern.core.batching import one_gradient_at_a_time
 from gankern.core.dispatch import ANY_ORDER
 from gankern.core.layout import has_whole_pixels
 from gankern.reference.upfirdn2d import upfirdn2d as reference
@@ -87,6 +88,7 @@ class Upfirdn2d(Function):
         ctx.geometry = geometry.transposed(taps_of(filter), x.shape[2:])
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor | None) -> Any:
         if grad is None:
             return None, None, None, None

@@ -110,6 +110,7 @@ CALLS = {
         (3, 4, 3, 3),
         (3,),
     ),
+    "conv2d 1x1": (lambda x, w, i: GF.conv2d(x, w, implementation=i), (4, 8, 6, 6), (8, 8, 1, 1)),  # a matrix product
     "conv2d 4x4": (lambda x, w, i: GF.conv2d(x, w, None, 2, 1, implementation=i), IMAGES, (3, 4, 4, 4)),
     "conv_transpose2d": (lambda x, w, i: GF.conv_transpose2d(x, w, None, 2, 1, implementation=i), IMAGES, (4, 3, 4, 4)),
     "upsample_conv2d": (lambda x, w, i: GF.upsample_conv2d(x, w, implementation=i), IMAGES, (3, 4, 3, 3)),
@@ -291,6 +292,31 @@ def batched_double_backward(name):
     )
 
 
+def recorded_batched_backward(name):
+    """Several gradients at once, which are differentiated further."""
+    return recorded(name, lambda pull, grads: pull(grads, is_grads_batched=True))
+
+
+def recorded_vmapped_backward(name):
+    """The same as torch's page on Jacobians has it: the backward of a graph from outside, under vmap."""
+    return recorded(name, lambda pull, grads: torch.func.vmap(pull)(grads))
+
+
+def recorded(name, batched):
+    inputs = leaves(name)
+
+    def second(rows):
+        y = call(name)(*inputs)
+        grads = torch.stack([y.detach().cos(), y.detach().sin()])
+        first = rows(lambda g, **options: torch.autograd.grad(y, inputs, g, create_graph=True, **options), grads)
+        if not any(x.requires_grad for x in first):
+            return first
+        return *first, *torch.autograd.grad(sum(x.square().sum() for x in first), inputs, materialize_grads=True)
+
+    expected = second(lambda pull, grads: tuple(torch.stack(x) for x in zip(*[pull(g) for g in grads])))
+    return second(batched), expected
+
+
 def on_meta(name):
     y = call(name)(*tensors(name, device="meta"))
     assert y.device.type == "meta"
@@ -366,6 +392,8 @@ TRANSFORMATIONS = [
     dual,
     batched_backward,
     batched_double_backward,
+    recorded_batched_backward,
+    recorded_vmapped_backward,
     on_meta,
     fake,
     autocast,
@@ -382,6 +410,16 @@ TRANSFORMATIONS = [
 @pytest.mark.parametrize("transformation", TRANSFORMATIONS, ids=lambda f: f.__name__)
 def test_transformation(transformation, name):
     found, expected = transformation(name)
+    close(found, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "transformation", [f for f in TRANSFORMATIONS if "batched" in f.__name__ or "vmapped_b" in f.__name__]
+)
+def test_gradients_at_once_without_the_nodes(transformation, name):
+    with native.python_gradients():
+        found, expected = transformation(name)
     close(found, expected)
 
 
