@@ -120,6 +120,12 @@ struct Gate {
   }
 };
 
+// k w, and 0 where k is, also where w is not finite: what stands for a constant's gradient adds nothing.
+template <class A>
+[[gnu::always_inline]] inline Vec<A> times(Vec<A> k, Vec<A> w) {
+  return (Vec<A>)((IntVec<A>)(k * w) & (IntVec<A>)(k != Vec<A>{}));
+}
+
 // What the second sweep needs of a channel beside mean and r: m() terms, see each order's `coefs`. Of X, a value or a
 // vector of them.
 template <class X>
@@ -205,7 +211,7 @@ struct Backward {
   [[gnu::always_inline]] static void apply(const V* k, const V* in, const Gate<A>& gate, V* out) {
     const V w = in[0] - k[0];
     const V g = gate_of<kPrelu>(k, gate)(w * k[1] + k[2], in[1]);
-    out[0] = k[1] * g + (k[kRead] * w + k[kRead + 1]);
+    out[0] = k[1] * g + (times<A>(k[kRead], w) + k[kRead + 1]);
   }
 };
 
@@ -236,8 +242,8 @@ struct DoubleBackward {
   [[gnu::always_inline]] static void apply(const V* k, const V* in, const Gate<A>& gate, V* out) {
     const V w = in[0] - k[0], h = in[2];
     const V z = w * k[1] + k[2];
-    out[0] = gate(z, k[1] * h + (k[3] * w + k[4]));
-    out[1] = k[3] * gate(z, in[1]) + (k[5] * h + (k[6] * w + k[7]));
+    out[0] = gate(z, k[1] * h + (times<A>(k[3], w) + k[4]));
+    out[1] = k[3] * gate(z, in[1]) + (k[5] * h + (times<A>(k[6], w) + k[7]));
   }
 };
 

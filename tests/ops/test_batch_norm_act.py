@@ -332,14 +332,22 @@ class TestSpecialValues:
     def test_evaluation_of_what_is_not_finite(self, shape, implementation):
         x = random(*shape, dtype=torch.float32)
         x[2, 1, 3, 3], x[2, 1, 3, 4], x[2, 1, 4, 3] = float("nan"), float("inf"), -float("inf")
+        x.requires_grad_()
         running = torch.zeros(3), torch.ones(3)
         bias = torch.zeros(3, requires_grad=True)
+        given, h = (
+            random(*shape, dtype=torch.float32, seed=1).requires_grad_(),
+            random(*shape, dtype=torch.float32, seed=2),
+        )
         for slope in (1.0, 0.0, 0.2):
-            y = ours(x, None, bias, running, slope, implementation=implementation)
-            expected = textbook(x, None, bias, running, slope)
-            torch.testing.assert_close(y, expected, equal_nan=True)
-            # The gradient is finite: that of ReLU passes a NaN, that of a leaky one takes its slope.
-            torch.testing.assert_close(grad(y.sum(), bias), grad(expected.sum(), bias))
+            found = []
+            for function in (functools.partial(ours, implementation=implementation), textbook):
+                y = function(x, None, bias, running, slope)
+                first = grad(y, (x, bias), given, create_graph=True)
+                found.append((y, *first, *grad(first[0], given, h)))
+            torch.testing.assert_close(*found, equal_nan=True)
+            # Gradients are finite: that of ReLU passes a NaN, that of a leaky one takes its slope.
+            assert all(g.isfinite().all() for g in found[0][1:])
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_gradients_of_evaluation_stay_where_they_are(self, shape, implementation, bad):
