@@ -60,9 +60,10 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """The kernel's name, its constants, and the element type."""
+        """The kernel's name, the element type, whether it is a variant, and its constants."""
         constants = ", ".join(f"{name}={value}" for name, value in self.launch.constants.items())
-        return f"{self.launch.kernel.__name__}[{str(self.dtype).removeprefix('torch.')}]({constants})"
+        kind = str(self.dtype).removeprefix("torch.") + ", variant" * self.variant
+        return f"{self.launch.kernel.__name__}[{kind}]({constants})"
 
     def source(self, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
         """What the JIT would compile for the target, and with which options: bound and taken apart by its own binder.
@@ -113,7 +114,8 @@ class Instructions:
     """What the machine code of a CUDA kernel holds, as it stands there, not as often as it runs.
 
     ``loads`` and ``stores`` say how many instructions move so many bytes a lane between global memory and registers at
-    once; ``loaded_at_once`` how many bytes a lane asks for in a turn of its loops, or in all. ``looped`` are all
+    once; ``loaded_at_once`` how many bytes a lane asks for in a turn of its loops, or in all; ``together`` how many
+    16-byte loads there are at most in a row with no condition on any and no jump between them. ``looped`` are all
     instructions in a loop, of which those with fp64 operands and the calls of functions, as which the compiler writes
     a division in 64 bits or of fp64, are counted on their own, and the others are ``outside``; ``local`` are loads and
     stores of spilled registers.
@@ -125,6 +127,7 @@ class Instructions:
     loads: dict[int, int]
     stores: dict[int, int]
     loaded_at_once: int
+    together: int
     fp64: int
     fp64_looped: int
     calls_looped: int
@@ -132,7 +135,7 @@ class Instructions:
 
 
 WIDE = {"64": 8, "128": 16, "U8": 1, "S8": 1, "U16": 2, "S16": 2}  # bytes, by an instruction's modifiers; 4 without
-_LINE = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)(.*)$")
+_LINE = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)(.*)$")
 _FP64 = re.compile(r"^(?:D(?:ADD|MUL|FMA|SETP|MNMX)|MUFU\.(?:RCP|RSQ)64H|[FI]2[FI](?:\.\w+)*\.F64)\b")
 
 
@@ -140,11 +143,19 @@ def instructions(listing: str) -> Instructions:
     """Counts a listing of nvdisasm, ``nvdisasm -c kernel.cubin``."""
     lines: list[tuple[str, str]] = []  # opcode with modifiers, operands
     labels: dict[str, int] = {}
+    together = run = 0
     for line in listing.splitlines():
         if label := re.match(r"(\.L_\w+):", line):
-            labels[label[1]] = len(lines)
+            labels[label[1]], run = len(lines), 0
         elif found := _LINE.match(line):
-            lines.append((found[2], found[3]))
+            condition, code, operands = found.groups()
+            lines.append((code, operands))
+            run = (
+                0
+                if code.startswith(("BRA", "EXIT"))
+                else run + (code.startswith("LDG") and ".128" in code and not condition)
+            )
+            together = max(together, run)
     in_loop: set[int] = set()
     for place, (code, operands) in enumerate(lines):
         target = re.search(r"`\((\.L_\w+)\)", operands) if code.startswith("BRA") else None
@@ -167,6 +178,7 @@ def instructions(listing: str) -> Instructions:
         loads=dict(counted["LDG"]),
         stores=dict(counted["STG"]),
         loaded_at_once=at_once,
+        together=together,
         fp64=len(fp64),
         fp64_looped=len(fp64 & in_loop),
         calls_looped=len(calls & in_loop),
@@ -255,22 +267,24 @@ def modules() -> list[str]:
 
 @functools.cache
 def entries(module: str) -> tuple[Entry, ...]:
-    """What the module's examples launch, each compilation once; and in each variant of its block sizes."""
+    """What the module's examples launch, also in each variant of its block sizes: each compilation once."""
     kinds: dict[str, Entry] = {}
-    for dtype in DTYPES:
+
+    def record(dtype: torch.dtype, variant: bool) -> None:
         with recorded() as launches:
             _module(module).examples(dtype)
         for launch in launches:
-            source, options = Entry(launch, dtype).source(TARGETS["sm_90"])
+            entry = Entry(launch, dtype, variant)
+            source, options = entry.source(TARGETS["sm_90"])
             kind = repr((launch.kernel.__name__, source.signature, source.constants, source.attrs, options))
-            kinds.setdefault(kind, Entry(launch, dtype))
-    found = [*kinds.values()]
+            kinds.setdefault(kind, entry)
+
+    for dtype in DTYPES:
+        record(dtype, variant=False)
     for variant in Blocks.known[module].variants[1:] if module in Blocks.known else ():
-        with Blocks.known[module].use(variant), recorded() as launches:
-            _module(module).examples(torch.bfloat16)
-        others = {Entry(launch, torch.bfloat16).label: launch for launch in launches}
-        found += [Entry(launch, torch.bfloat16, variant=True) for launch in others.values()]
-    return tuple(found)
+        with Blocks.known[module].use(variant):
+            record(torch.bfloat16, variant=True)
+    return tuple(kinds.values())
 
 
 def _module(name: str) -> ModuleType:
@@ -296,19 +310,20 @@ def check(module: str, index: int, target: str, counted: bool) -> dict[str, Any]
 
 
 def check_all(
-    module_names: list[str], targets: list[str], processes: int, kernels: str, counted: bool, defaults: bool
+    module_names: list[str], targets: list[str], processes: int, kernels: str, counted: str | None
 ) -> list[dict[str, Any]]:
+    """Records of the kernels that are named so, with the instructions of those that are named like ``counted``."""
     work = [
-        (module, index, target, counted)
+        (module, index, target, counted is not None and bool(re.search(counted, f"{target} {module}.{entry.label}")))
         for module in module_names
         for index, entry in enumerate(entries(module))
-        if re.search(kernels, entry.label) and not (entry.variant and defaults)
+        if re.search(kernels, entry.label)
         for target in targets
         if (target in VARIANTS if entry.variant else entry.dtype == torch.float32 or target in ANY_TYPE)
     ]
-    # Compilers are not fork-safe once they have run: each worker starts as a fresh process.
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        return pool.starmap(check, work, chunksize=4)
+    # Nothing has been compiled in this process, so that it can be forked: its children know all entries.
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        return pool.starmap(check, work, chunksize=1)
 
 
 def _described(record: dict[str, Any]) -> str:
@@ -326,20 +341,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
     parser.add_argument("--module", action="append", choices=modules(), help="default: all")
     parser.add_argument("--kernel", default="", help="a regular expression for kernels, as the table names them")
-    parser.add_argument("--defaults", action="store_true", help="default block sizes alone, without their variants")
-    parser.add_argument("--instructions", action="store_true", help="count NVIDIA's: a third of a second a kernel more")
+    counted = "count NVIDIA's of all kernels, or of these, with their target before: a third of a second each"
+    parser.add_argument("--instructions", nargs="?", const="", metavar="KERNELS", help=counted)
     parser.add_argument("--processes", type=int, default=2, help="compilations at a time")
     parser.add_argument("--json", action="store_true", help="print the records as JSON")
     options = parser.parse_args(arguments)
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set: interpreted kernels cannot be compiled")
-    try:
-        re.compile(options.kernel)
-    except re.error as error:
-        parser.error(f"argument --kernel: {options.kernel!r} is no regular expression: {error}")
+    for name, given in (("--kernel", options.kernel), ("--instructions", options.instructions or "")):
+        try:
+            re.compile(given)
+        except re.error as error:
+            parser.error(f"argument {name}: {given!r} is no regular expression: {error}")
 
     wanted = options.module or modules(), options.target or list(TARGETS)
-    records = check_all(*wanted, options.processes, options.kernel, options.instructions, options.defaults)
+    records = check_all(*wanted, options.processes, options.kernel, options.instructions)
     if not records:
         parser.error(f"argument --kernel: no kernel of {', '.join(wanted[0])} is named like {options.kernel!r}")
     if options.json:
