@@ -62,30 +62,46 @@ class Leaves:
                 del module.__dict__["forward"]
 
 
-PLAIN, LEAVES, WATCHED = range(3)  # what a call needs: nothing of ours, the layers' forwards, torch's functions too
+# What a call needs: nothing of ours, that for now, the layers' forwards, torch's functions watched too.
+PLAIN, LATER, LEAVES, WATCHED = range(4)
 
 
 class Gains:
     """What each kind of call gains, found out in the first few: by which operations ran and of which sizes, never by a
-    clock, so that the same calls run the same code in every run."""
+    clock, so that the same calls run the same code in every run.
+
+    Nothing but speed depends on it: what is not watched is the original. So inputs of ever new sizes are watched
+    where there may be something to gain. A kind of which a larger one gained nothing is taken to gain nothing; and once
+    FREE forwards were watched in vain, no more than one in SHARE is: what is not known yet waits."""
 
     patience = 4
     most = 64  # kinds of calls that are told apart
+    free, share = 8, 32
     # Microseconds that it costs to watch an operation, and a forward, and to have a layer's forward replaced; measured.
     operation, forward, layer = 20.0, 30.0, 6.0
 
     def __init__(self) -> None:
         self.useless: dict[Any, list[int]] = {}  # by kind of call: how often either was of no use
         self.plain: set[Any] = set()  # without the native library: what RootForward would remember
+        self.nothing: list[Any] = []  # the largest kinds that gain nothing
+        self.forwards = self.in_vain = 0
 
     def __reduce__(self) -> Any:
         return Gains, ()
 
     def need(self, kind: Any) -> int:
+        self.forwards += 1
         times = self.useless.get(kind)
         if times is None:
-            return WATCHED if len(self.useless) < self.most else LEAVES
-        watching, leaves = times
+            if any(_covers(known, kind) for known in self.nothing):
+                return PLAIN
+            if len(self.useless) >= self.most:
+                return LEAVES
+        elif times[0] == 0 or times[0] >= self.patience:
+            return self._settled(*times)
+        return WATCHED if self.in_vain < self.free + self.forwards // self.share else LATER
+
+    def _settled(self, watching: int, leaves: int) -> int:
         return WATCHED if watching < self.patience else LEAVES if leaves == 0 else PLAIN
 
     def note(self, kind: Any, layers: int) -> None:
@@ -93,6 +109,19 @@ class Gains:
         worth = state.gained_by_watching > self.operation * state.watched + self.forward
         times[0] = 0 if worth else times[0] + 1
         times[1] = 0 if state.gained - state.gained_by_watching > self.layer * layers else times[1] + 1
+        self.in_vain += min(times) > 0
+        if self._settled(*times) == PLAIN:
+            self.nothing = [known for known in self.nothing if not _covers(kind, known)] + [kind]
+
+
+def _covers(known: Any, kind: Any) -> bool:
+    """Whether two kinds of calls differ in nothing but in sizes of tensors, none of which is larger in the second."""
+    return len(known) == len(kind) and all(
+        len(a) == len(b) and all(n <= m for n, m in zip(b, a))
+        if isinstance(a, torch.Size) and isinstance(b, torch.Size)
+        else a == b
+        for a, b in zip(known, kind)
+    )
 
 
 def _kind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -158,8 +187,8 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
         kind = None if compiled or intercepting else _kind(module, args, kwargs)
         need = LEAVES if kind is None else plan.gains.need(kind)
         own = module.__dict__.get("forward")
-        if plan.leaves.there is (need == PLAIN):
-            plan.leaves.put(need != PLAIN)
+        if plan.leaves.there is (need < LEAVES):
+            plan.leaves.put(need >= LEAVES)
             if plan.leaves.there and isinstance(own, RootForward):
                 own.forget()
         settled_for_good = need == PLAIN and not plan.leaves.there and inner is None and not double and not kwargs

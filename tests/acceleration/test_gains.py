@@ -47,7 +47,7 @@ def test_layers_of_a_call_that_gains_nothing_are_their_own(monkeypatch):
         torch.testing.assert_close(fast(x), plain(x))
     assert replaced(fast) == []
     assert fast(x).grad_fn.name() == plain(x).grad_fn.name()
-    # Another kind of call is looked at anew: a penalty, other sizes.
+    # Another kind of call is looked at anew: a penalty, larger sizes.
     y = torch.randn(2, 3, 8, 8, requires_grad=True)
     fast(y)
     assert replaced(fast) == ["0", "1", "2", "3", "4"]
@@ -55,7 +55,7 @@ def test_layers_of_a_call_that_gains_nothing_are_their_own(monkeypatch):
         for _ in range(6):
             twin(x)
         assert replaced(twin) == [] and replaced(fast) != []
-        twin(x[:1])
+        twin(x.repeat(2, 1, 1, 1))
         assert replaced(twin)
         gankern.restore(twin)
         twin(x)
@@ -97,7 +97,47 @@ def test_what_gains_goes_on(monkeypatch):
     assert "upsample" not in kinds  # which would cost more than it saves
 
 
-def test_a_kind_whose_last_forwards_gained_nothing_is_left():
+def watched(net, inputs, monkeypatch):
+    """For each of them, whether torch's functions were watched in that forward."""
+    seen, settle = [], _root.settle
+    monkeypatch.setattr(_root, "settle", lambda: (seen.append(True), settle())[1])
+    counts = []
+    for x in inputs:
+        seen.clear()
+        net(x)
+        counts.append(bool(seen))
+    return counts
+
+
+def test_ever_new_sizes_are_not_watched_where_larger_ones_gained_nothing(monkeypatch):
+    torch.manual_seed(0)
+    net = small()
+    gankern.accelerate(net)
+    settled(net, torch.randn(2, 3, 16, 16))
+    smaller = [torch.randn(n, 3, h, w) for n in (1, 2) for h in (8, 9, 16) for w in (8, 11, 15)]
+    assert not any(watched(net, smaller, monkeypatch))
+    other = [torch.randn(3, 3, 8, 8), torch.randn(1, 3, 8, 17), torch.randn(2, 3, 8, 8, requires_grad=True)]
+    assert all(watched(net, other, monkeypatch))
+
+
+def test_few_forwards_are_watched_in_vain(monkeypatch):
+    torch.manual_seed(0)
+    net = small()
+    gankern.accelerate(net)
+    counts = watched(net, [torch.randn(1, 3, 8, 8 + n) for n in range(100)], monkeypatch)
+    free, share = _root.Gains.free, _root.Gains.share
+    assert all(counts[:free]) and sum(counts) <= free + 100 // share
+    # What gains something is found all the same.
+    monkeypatch.undo()
+    net = large()
+    gankern.accelerate(net)
+    for n in range(2 * free):
+        net(torch.randn(1, 32, 1, 1 + n))
+    assert all(watched(net, [torch.randn(4, 32, 16, 16)] * 2 * share, monkeypatch)[-share:])
+
+
+def test_a_kind_whose_last_forwards_gained_nothing_is_left(monkeypatch):
+    monkeypatch.setattr(_root, "compiles", lambda: False)
     gains, kind = _root.Gains(), ((True, False, True), torch.Size((2, 3, 8, 8)))
     state.gained_by_watching, state.watched = 0.0, 5
     for gained in (100.0, 0.0, 0.0, 0.0):  # in the first one each half of a pair runs by itself
@@ -150,6 +190,7 @@ def count_root_forwards(net):
 @pytest.mark.skipif(NODES_MISSING is not None, reason="no native library")
 def test_calls_that_need_nothing_run_the_class_s_forward(monkeypatch):
     monkeypatch.setattr(_root, "compiles", lambda: False)
+    monkeypatch.setattr(_root.Gains, "free", 16)  # of four kinds
 
     class Two(nn.Module):
         def __init__(self):
