@@ -661,6 +661,15 @@ def test_the_table_holds_for_all_kinds(which):
                 assert {"torch", *rows} <= set(times) and len(times) > 1
 
 
+@pytest.mark.parametrize("which", choice.PASSES)
+def test_a_cyclegan_of_256_pixels_was_measured_with_avx2(which):
+    """Its last layer, which torch takes two to five times as long for."""
+    measured = choice.read_ways(choice.WAYS / "amd-epyc-avx2.json")
+    for layout in ("contiguous", "channels_last"):
+        times = measured["same_of_seven", which, layout][64, 3, 256 * 256]
+        assert min(times, key=times.get) != "torch"
+
+
 def test_small_products_were_measured():
     """Near a single small image of few channels, and near a small batch of usual ones, of every kind."""
     for kind in choice.KINDS:
