@@ -24,6 +24,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -104,6 +105,8 @@ class Machine {
 
   void launch(dim3 grid, unsigned threads, size_t shared, bool cooperative,
               const std::function<void()>& body) {
+    // More has to be asked for on a device, kernel by kernel, which none of these does.
+    if (shared > 48 << 10) throw std::runtime_error("a kernel wants more shared memory than a block has");
     const unsigned blocks = grid.x, at_once = cooperative ? blocks : 1;
     grid_ = grid;
     threads_ = threads;

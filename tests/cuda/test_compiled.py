@@ -76,13 +76,15 @@ def test_kernels_compile_and_spill_nothing(source):
     for architecture in ARCHITECTURES:
         own = {k: v for k, v in found.items() if k.endswith(f"sm_{architecture.partition('-')[0]}")}
         assert len(own) >= 8, f"{len(own)} kernels for {architecture}"  # of two kinds, each for four dtypes
-    assert {k: v for k, v in found.items() if v["stack"] or v["spilled"] or v["registers"] > 128} == {}
+    most = 255 if source.stem == "upfirdn2d" else 128  # its launch bounds say how many
+    assert {k: v for k, v in found.items() if v["stack"] or v["spilled"] or v["registers"] > most} == {}
 
 
-# By the names of kernels: how many 16-byte loads and stores there are at least in the code for sm_90.
+# By the names of kernels: how many 16-byte loads and stores there are at least in the code for sm_90, and how many loads
+# in a row of which nothing is asked.
 WIDE = {
-    "upfirdn2d": {"tiled_kernel": (10, 0)},  # columns; the rows' results lie apart
-    "spectral_norm": {"forward_kernel": (20, 1), "gradient_kernel": (3, 1)},
+    "upfirdn2d": {"tiled_kernel": (20, 5, 5)},  # within the image, all rows that a thread meets
+    "spectral_norm": {"forward_kernel": (20, 1, 1), "gradient_kernel": (3, 1, 1)},
     "minibatch_discrimination": {},  # a point's values lie kernels times dimensions apart
 }
 
@@ -93,8 +95,9 @@ def test_kernels_move_16_bytes_at_once(source):
     """In every dtype; and nothing lies in local memory."""
     found = {name: own for name, own in usage(source).items() if name.endswith("for sm_90")}
     assert all("loads" in own and not own["local"] for own in found.values())
-    for kernel, (loads, stores) in WIDE[source.stem].items():
+    for kernel, (loads, stores, together) in WIDE[source.stem].items():
         own = {name: facts for name, facts in found.items() if kernel in name}
         assert len(own) >= 4
         narrow = {n for n, f in own.items() if f["loads"].get("16", 0) < loads or f["stores"].get("16", 0) < stores}
         assert narrow == set()
+        assert min(facts["together"] for facts in own.values()) >= together

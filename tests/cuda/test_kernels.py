@@ -57,6 +57,10 @@ RESAMPLING = [
     ((2, 3, 8, 6), (4,), {"down": 2, "padding": 1}),
     ((1, 2, 33, 70), (4,), {"padding": (1, 2, 2, 1)}),
     ((1, 2, 17, 131), (3,), {"padding": 1, "flip_filter": True}),
+    # Rows that begin at multiples of 16 bytes, of x and of the result, and threads with all that they read.
+    ((1, 2, 21, 64), (4,), {"padding": (2, 1, 2, 1)}),
+    ((1, 1, 13, 32), (4,), {"up": 2, "padding": (2, 1, 2, 1), "gain": 4}),
+    ((1, 2, 29, 64), (4,), {"down": 2, "padding": 1}),
     ((1, 8, 9, 20), (3,), {"up": 2, "padding": (3, 0, -1, 2)}),
     ((2, 40, 6, 18), (5,), {"padding": 2}),
     ((1, 4, 19, 9), (7,), {"down": 2, "padding": (3, 2, 1, 4)}),
@@ -112,7 +116,9 @@ def test_upfirdn2d_of_any_strides():
 
 def test_upfirdn2d_of_what_is_not_finite():
     """A sample that is infinite or NaN reaches the outputs whose taps meet it, and no others."""
-    for taps, options in (((3,), {"up": 2, "padding": 2}), ((5,), {"padding": 2}), ((3,), {"down": 2, "padding": 1})):
+    cases = [((3,), {"up": 2, "padding": 2}), ((5,), {"padding": 2}), ((3,), {"down": 2, "padding": 1})]
+    cases += [((4,), {"up": 2, "padding": (2, 1, 2, 1)}), ((4,), {"padding": (2, 1, 2, 1)})]
+    for taps, options in cases:
         for last, value in itertools.product((False, True), (math.inf, math.nan)):
             x = values(1, 8, 12, 16, dtype=torch.float32)
             x[0, 3, 5, 7] = value
