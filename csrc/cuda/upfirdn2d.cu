@@ -49,9 +49,11 @@ struct Problem {
 };
 
 // Blocks of a multiprocessor, at least: in half precision a thread holds 64 sums and 11 times 16 bytes, which three
-// blocks of 4 warps have in 168 registers; of 12 taps and no factor there is one block less.
+// blocks of 4 warps have in 168 registers; of 12 taps and no factor it takes up to 234.
 template <class T, int UP, int DOWN, int TAPS>
-constexpr int kResident = (sizeof(T) == 2 ? 3 : 4) - (TAPS > 4 && UP == 1 && DOWN == 1);
+constexpr int kResident = TAPS > 4 && UP == 1 && DOWN == 1 ? (sizeof(T) == 8 ? 3 : 2)
+                          : sizeof(T) == 2                 ? 3
+                                                           : 4;
 
 // Rows of the result that a thread has.
 template <int DOWN>
