@@ -252,6 +252,14 @@ class _Work:
         self.modules = [
             (n, m) for n, m in root.named_modules() if (chosen is None or n in chosen) and id(m) not in compiled
         ]
+        self.left: list[nn.Module] = []  # of which nothing was chosen, the outermost
+        if chosen is not None:
+            inside, others = set(), {id(m) for _, m in self.modules} | compiled
+            for m in root.modules():
+                whole = set(map(id, m.modules()))
+                if id(m) not in inside and whole.isdisjoint(others):
+                    self.left.append(m)
+                    inside |= whole
 
     def row(self, name: str, before: str, after: str | None, note: str = "") -> None:
         self.report.rows.append(Row(name, before, after, note))
@@ -278,6 +286,8 @@ class _Work:
         self._others()
         self.report.rows = self._one_each()
         if self.report.replaced:
+            for module in self.left:
+                _replace(module, "forward", _layers.left_forward, module.__dict__.get("forward"))
             self._root()
 
     def _one_each(self) -> list[Row]:
@@ -459,9 +469,9 @@ def accelerate(
     Args:
         module: a module, or one wrapped in DistributedDataParallel or DataParallel.
         inplace: False works on a copy, which is the report's ``module``.
-        only: names of submodules ("block1.conv"; patterns such as "block*" hold for all that is inside): nothing
-            else is replaced.
-        exclude: names of submodules that are left as they are.
+        only: names of submodules ("block1.conv"; patterns such as "block*" hold for all that is inside): no other
+            layer is replaced. Of a module around them, the functions that its own code calls still are.
+        exclude: names of submodules that are left as they are, with all functions that they call.
         fast_double_backward: whether layers get a second derivative that computes only what exists. Parameters on
             which a penalty does not depend (such as a bias before a ReLU) have a gradient of zeros, or none, as before.
         verify: inputs to try it with, as the module is called: results, gradients and the gradient of a gradient

@@ -868,6 +868,21 @@ def leaf(
     return forward
 
 
+def left_forward(module: nn.Module, inner: Any, *args: Any, **kwargs: Any) -> Any:
+    """Of a module that is to stay as it is: what it calls is torch's, too, and nothing waits meanwhile."""
+    forward = functools.partial(type(module).forward, module) if inner is None else inner
+    if torch.compiler.is_compiling() or not state.intercepting or state.left:
+        return forward(*args, **kwargs)
+    args, kwargs = tree_map_only(Deferred, Deferred.value, (args, kwargs))
+    settle()
+    preserve()
+    state.left = True
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        state.left = False
+
+
 def unwatched(module: nn.Module) -> bool:
     """Whether nobody but its caller sees a module's result."""
     everywhere = nn.modules.module

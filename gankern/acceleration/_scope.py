@@ -64,6 +64,7 @@ class _State(threading.local):
 
     def __init__(self) -> None:
         self.intercepting = False
+        self.left = False  # within a module that is to stay as it is
         self.grad_mode = True  # when that began; another one is of a block without gradients, or a Function's forward
         self.exposed = False  # whether somebody got at a tensor's memory, and may write to it unseen
         self.double = False  # whether the gradient may be differentiated
@@ -407,6 +408,7 @@ def may_defer(x: Tensor) -> bool:
     """Whether deferring is possible here at all."""
     return (
         state.intercepting
+        and not state.left
         and not state.exposed
         and torch.is_grad_enabled() == state.grad_mode
         and type(x) is Tensor
@@ -557,7 +559,7 @@ class Interception(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling() or func in METADATA:
+        if torch.compiler.is_compiling() or func in METADATA or state.left:
             return func(*args, **kwargs)
         state.watched += 1
         func = as_called(func)

@@ -761,6 +761,46 @@ def test_only_and_exclude():
     assert not changed(net)
 
 
+@pytest.mark.parametrize("code", [False, True])
+def test_what_is_excluded_runs_as_it_is(code, monkeypatch):
+    """Though functions are met by whomever they are called; and it is given no value that waits."""
+
+    class Upsampled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(64, 64, 3, padding=1)
+
+        def forward(self, x):
+            assert type(x) is torch.Tensor
+            return F.relu(self.conv(F.interpolate(x, scale_factor=2)))
+
+    def modules():
+        return [Upsampled()] if code else [nn.Upsample(scale_factor=2), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()]
+
+    def gradients(module):
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(module(leaf).square().mean(), [leaf, *module.parameters()])
+
+    torch.manual_seed(0)
+    net = nn.Sequential(*modules(), nn.Conv2d(64, 64, 1), *modules())
+    original = copy.deepcopy(net)
+    fused, resampled = [], _layers._resampled
+    monkeypatch.setattr(_layers, "_resampled", lambda *args: fused.append(args) or resampled(*args))
+    x = torch.randn(4, 64, 16, 16)
+    names = [str(len(modules()) + 1 + i) for i in range(len(modules()))]
+    for exclude, pairs in ((None, 2), (names, 1), (names[:1], 1), (names[:2][-1], 1)):
+        report = gankern.accelerate(net, exclude=exclude)
+        assert {row.layer for row in report.replaced}.isdisjoint([] if exclude is None else exclude)
+        net(x)  # nothing runs in one where it is met first
+        fused.clear()
+        torch.testing.assert_close(net(x), original(x))
+        assert len(fused) == pairs
+        torch.testing.assert_close(gradients(net), gradients(original))
+        torch.testing.assert_close(copy.deepcopy(net)(x), original(x))
+        gankern.restore(net)
+        assert not changed(net)
+
+
 def changed(module):
     return any("_gankern_changes" in m.__dict__ or "forward" in m.__dict__ for m in module.modules())
 
