@@ -471,7 +471,7 @@ def accelerate(
         inplace: False works on a copy, which is the report's ``module``.
         only: names of submodules ("block1.conv"; patterns such as "block*" hold for all that is inside): no other
             layer is replaced. Of a module around them, the functions that its own code calls still are.
-        exclude: names of submodules that are left as they are, with all functions that they call.
+        exclude: names of submodules that are left as they are, with all functions that their forwards call.
         fast_double_backward: whether layers get a second derivative that computes only what exists. Parameters on
             which a penalty does not depend (such as a bias before a ReLU) have a gradient of zeros, or none, as before.
         verify: inputs to try it with, as the module is called: results, gradients and the gradient of a gradient
@@ -649,6 +649,8 @@ def _chosen(root: nn.Module, only: Any, exclude: Any) -> set[str] | None:
 
 
 def _matching(names: Sequence[str], patterns: Any, argument: str) -> set[str]:
+    if not isinstance(patterns, Iterable):
+        raise TypeError(f"accelerate: {argument} is {_kind(patterns)}; it takes names of submodules")
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     found: set[str] = set()
     for pattern in patterns:

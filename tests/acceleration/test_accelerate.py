@@ -758,6 +758,9 @@ def test_only_and_exclude():
         gankern.accelerate(net, only="conv9")
     with pytest.raises(TypeError, match="names of submodules"):
         gankern.accelerate(net, exclude=[nn.Conv2d])
+    for one in (3, nn.ReLU()):
+        with pytest.raises(TypeError, match=r"exclude is a .*; it takes names of submodules"):
+            gankern.accelerate(net, exclude=one)
     assert not changed(net)
 
 
