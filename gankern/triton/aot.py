@@ -9,9 +9,12 @@ looking into the package: a new one needs no registration. From a shell:
     python -m gankern.triton.aot --json          # the same, for programs
     python -m gankern.triton.aot --target sm_90 --module spectral_norm
 
-The exit status is 1 if a kernel does not compile, spills, or takes more shared memory than a program may have. Kernels
-are decorated when their module is imported, so this must run in a process without TRITON_INTERPRET=1.
+The exit status is 1 if a kernel does not compile, also where its whole numbers are 1, spills, or takes more shared
+memory than a program may have. Kernels are decorated when their module is imported, so this must run in a process
+without TRITON_INTERPRET=1.
 """
+
+from __future__ import annotations
 
 import argparse
 import collections
@@ -31,6 +34,7 @@ from typing import Any
 
 import torch
 import triton
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
@@ -81,6 +85,21 @@ class Entry:
         """The compiled kernel."""
         source, options = self.source(target)
         return triton.compile(source, target=target, options=options)
+
+    def parse(self, target: GPUTarget) -> None:
+        """The first step of compiling alone, in which the kernel's own text can fail; some hundredths of a second."""
+        source, given = self.source(target)
+        backend, context = make_backend(target), ir.context()
+        ir.load_dialects(context)
+        backend.load_dialects(context)
+        options = backend.parse_options(dict(given))
+        functions = backend.get_codegen_implementation(options)
+        source.make_ir(target, options, functions, backend.get_module_map(), context)
+
+    def with_ones(self) -> Entry:
+        """The launch with 1 for every whole number, which to the compiler is a constant then: it has no methods."""
+        ones = [1 if type(argument) is int else argument for argument in self.launch.arguments]
+        return dataclasses.replace(self, launch=self.launch._replace(arguments=tuple(ones)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +316,8 @@ def check(module: str, index: int, target: str, counted: bool) -> dict[str, Any]
     entry = entries(module)[index]
     record = {"module": module, "kernel": entry.label, "variant": entry.variant, "target": target, "error": None}
     try:
+        if target in VARIANTS and not entry.variant:
+            entry.with_ones().parse(TARGETS[target])
         compiled = entry.compile(TARGETS[target])
         used = resources(compiled)
     except Exception as error:  # a compiler's failure is this check's result, whatever its type

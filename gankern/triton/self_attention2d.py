@@ -92,7 +92,7 @@ def _forward_kernel(
         factor = tl.exp(most - now)
         p = tl.exp(s - now[:, None])
         total = total * factor + tl.sum(p, 1)
-        v = _block(kv, of_kv + dims.to(tl.int64) * keys, values, keys, j, E, SUM)
+        v = _block(kv, of_kv + tl.cast(dims, tl.int64) * keys, values, keys, j, E, SUM)
         result = result * factor[:, None] + _dot(p, v, SUM)
         most = now
     scale = 1.0 / total
@@ -136,7 +136,7 @@ def _query_kernel(
 ):
     sample, i = _own(queries, BLOCK)
     of_k = sample * (dims + values) * keys
-    of_v = of_k + dims.to(tl.int64) * keys
+    of_v = of_k + tl.cast(dims, tl.int64) * keys
     qs = _block(q, sample * dims * queries, dims, queries, i, D, SUM)
     gs = _block(grad, sample * values * queries, values, queries, i, E, SUM)
     most, scale = _stats(stats, sample, i, queries)
@@ -212,7 +212,7 @@ def _key_kernel(
     sample, j = _own(keys, BLOCK)
     of_q = sample * dims * queries
     of_k = sample * (dims + values) * keys
-    of_v = of_k + dims.to(tl.int64) * keys
+    of_v = of_k + tl.cast(dims, tl.int64) * keys
     ks = _block(kv, of_k, dims, keys, j, D, SUM)
     vs = _block(kv, of_v, values, keys, j, E, SUM)
     if SECOND:

@@ -193,6 +193,32 @@ def test_what_counts_as_a_spill(spill, spills):
     assert aot.Resources(**used).spills is spills
 
 
+OF_ONE = """
+import torch, triton, triton.language as tl
+from gankern.triton import aot
+from gankern.triton.launch import Launch
+
+@triton.jit
+def kernel(x, count):
+    tl.store(x + count.to(tl.int64), 0.0)
+
+entry = aot.Entry(Launch(kernel, 1, (torch.empty(32, device="meta"), 16), {}, 4), torch.float32)
+entry.parse(aot.TARGETS["sm_90"])
+try:
+    entry.with_ones().parse(aot.TARGETS["sm_90"])
+except triton.CompilationError as error:
+    print("refused:", error.error_message or error.__cause__)
+"""
+
+
+def test_a_kernel_that_does_not_compile_where_a_size_is_one_is_found(tmp_path):
+    """The JIT makes a constant of a whole number that is 1, and a constant has no `to`."""
+    script = tmp_path / "of_one.py"
+    script.write_text(OF_ONE)
+    result = subprocess.run([sys.executable, script], env=COMPILER, capture_output=True, text=True)
+    assert "refused:" in result.stdout, result.stderr
+
+
 def test_interpreted_kernels_are_refused():
     environment = {**COMPILER, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "gankern.triton.aot"]
