@@ -381,7 +381,10 @@ class _Tracing(TorchFunctionMode):
     # -- what is done
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        keywords = kwargs or {}
+        with torch._C.DisableTorchFunction():  # a caller's own modes have nothing to do with a launcher
+            return self._done(func, args, kwargs or {})
+
+    def _done(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
         name = func.__name__
         if name == "__get__":
             attribute = getattr(func.__self__, "__name__", "")
@@ -574,7 +577,8 @@ def _traced(launcher: Callable[..., Any], arguments: Sequence[Any], plans: dict[
     """Calls a launcher: its result; and its plan is kept, unless somebody listens now."""
     tracing = _thread.tracing = _Tracing(arguments)
     try:
-        with tracing:
+        # Whoever calls may have switched torch's functions off for others, as `accelerate` does: here they are seen.
+        with torch._C._EnableTorchFunction(), tracing:
             result = launcher(*tracing.arguments)
     finally:
         _thread.tracing = None

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import triton
 import triton.language as tl
+from torch.overrides import TorchFunctionMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 import stub_driver
@@ -292,6 +293,31 @@ def plans_that_no_signature_decides_are_refused():
         else:
             raise AssertionError(f"{name}: not refused")
     assert launch._thread.tracing is None
+
+
+def plans_are_made_wherever_a_launcher_is_called():
+    """Within what switches torch's functions off or replaces them, as `accelerate` and its users do."""
+    driver, _ = stub_driver.start()
+
+    class Listening(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    off = torch._C.DisableTorchFunction
+    surroundings = [off, torch._C.DisableTorchFunctionSubclass, Listening, lambda: torch.device("meta"), torch.no_grad]
+    for columns, surrounding in enumerate(surroundings, 2):
+        x = torch.randn(3, columns)  # of a signature of its own
+        for _ in range(2):  # the call that is written down, and one by its plan
+            driver.launches.clear()
+            with surrounding():
+                out, total, none = _planned(x, x, [0], 1.5, True)
+            ((*_, (first, second, *_)),) = driver.launches
+            assert [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in (first, second)] == [
+                out.data_ptr(),
+                x.data_ptr(),
+            ]
+            assert torch.equal(total, x.sum(0, dtype=torch.float64)) and none.numel() == 0
+            assert {t.device.type for t in (out, total, none)} == {"cpu"}
 
 
 def plans_give_torch_what_the_launcher_gives_it():
