@@ -85,6 +85,7 @@ class GraphedStep:
         state = _State(self.networks, self.optimisers, self.scalers, device)
         graph = torch.cuda.CUDAGraph()
         try:
+            _let_go_of_graphs(self.networks)
             stream = torch.cuda.Stream(device)
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
@@ -93,7 +94,7 @@ class GraphedStep:
                 # Gradients that the captured step makes then lie in the graph's own memory.
                 state.forget_gradients()
             torch.cuda.current_stream(device).wait_stream(stream)
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=stream):  # parameters' nodes in autograd's graph belong to it
                 outputs = self.step(*own)
         except RuntimeError as error:
             state.restore()
@@ -167,6 +168,17 @@ def _check(
             raise ValueError(
                 f"optimisers[{i}]: this {name}'s step cannot be captured; make it with {name}(..., capturable=True)"
             )
+
+
+def _let_go_of_graphs(networks: Sequence[nn.Module]) -> None:
+    """What modules keep of an earlier call, as torch's hook of a spectral norm keeps the weight that it made, without
+    autograd's graph of it: with that, parameters' nodes stay those of the stream of that call, the default one mostly,
+    and a backward within a capture would have it wait, which the driver refuses."""
+    for network in networks:
+        for module in network.modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    vars(module)[name] = value.detach()
 
 
 class _State:

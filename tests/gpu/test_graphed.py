@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import gankern
 from gankern import losses, models
 from gankern.penalties import GradientPenalty, critic_step
 from gankern.training import GraphedStep
@@ -80,3 +81,32 @@ def test_what_waits_for_the_device_is_refused():
         GraphedStep(lambda *batch: step(*batch)[0].item(), inputs, networks, optimisers)
     after = [x for network in networks for x in network.state_dict().values()]
     assert all(torch.equal(a, b) for a, b in zip(after, before))
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_a_step_that_ran_on_the_default_stream_before_can_be_captured(accelerated):
+    """torch's hook keeps the weight that it made, and with it the parameters' nodes of that stream."""
+    results = []
+    for graphed in (False, True):
+        torch.manual_seed(0)
+        norm = torch.nn.utils.spectral_norm
+        network = torch.nn.Sequential(
+            norm(torch.nn.Conv2d(3, 8, 3)), torch.nn.LeakyReLU(0.2), torch.nn.Flatten(), norm(torch.nn.Linear(288, 1))
+        ).cuda()
+        if accelerated:
+            gankern.accelerate(network)
+        optimiser = torch.optim.Adam(network.parameters(), 1e-3, capturable=True)
+
+        def step(x, network=network, optimiser=optimiser):
+            optimiser.zero_grad()
+            loss = network(x).mean()
+            loss.backward()
+            optimiser.step()
+            return loss.detach()
+
+        batches = torch.randn(5, 4, 3, 8, 8, device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+        for x in batches[:2]:
+            step(x)
+        train = GraphedStep(step, (batches[0],), (network,), (optimiser,)) if graphed else step
+        results.append(torch.stack([train(x).clone() for x in batches]))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)

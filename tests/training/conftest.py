@@ -22,7 +22,7 @@ def recorded(monkeypatch):
                 buffer.data.copy_(value.data)
 
     @contextmanager
-    def graph(graph):
+    def graph(graph, stream):
         capturing.append(graph)
         yield
 

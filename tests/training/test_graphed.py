@@ -59,6 +59,31 @@ def test_outputs_carry_no_graph_of_autograd(recorded):
     assert not any(x.requires_grad for x in captured(torch.randn(8, 3), torch.randn(8, 1)))
 
 
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_no_graph_of_an_earlier_call_is_alive_when_a_step_is_captured(recorded, norm):
+    """A parameter's node in autograd's graph is of the stream of the call that made it: what keeps it alive from a call
+    on the default stream, as the hook's `weight` does, has a backward within a capture wait for that stream."""
+    network = nn.Sequential(norm(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 1))
+    optimiser = torch.optim.SGD(network.parameters(), 1e-2)
+
+    original = next(p for name, p in network[0].named_parameters() if "orig" in name)
+
+    def step(x):
+        optimiser.zero_grad()
+        nodes.append(torch.autograd.graph.get_gradient_edge(original).node)
+        loss = network(x).square().mean()
+        loss.backward()
+        optimiser.step()
+        return loss.detach()
+
+    nodes = []
+    step(torch.randn(8, 3))
+    nodes.pop().metadata["of the first call"] = True
+    GraphedStep(step, (torch.randn(8, 3),), (network,), (optimiser,))
+    assert len(nodes) == graphed.WARM_UP + 1
+    assert not any("of the first call" in node.metadata for node in nodes)
+
+
 def test_a_step_that_cannot_be_captured_changes_nothing(recorded, same, monkeypatch):
     network, optimiser, step = player()
     batch = (torch.randn(8, 3), torch.randn(8, 1))
@@ -67,7 +92,7 @@ def test_a_step_that_cannot_be_captured_changes_nothing(recorded, same, monkeypa
     before = [x.clone() for x in (*network.state_dict().values(), *gradients)]
 
     @contextmanager
-    def refuse(graph):
+    def refuse(graph, stream):
         yield
         raise RuntimeError("operation not permitted when stream is capturing")
 

@@ -81,7 +81,7 @@ def test_a_step_that_cannot_be_captured_goes_on_as_it_is(graphs, same, monkeypat
     plain, losses = trained(config, "gankern", images, None, 4)
     graphs(True)
 
-    def refuse(graph):
+    def refuse(graph, stream):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)
