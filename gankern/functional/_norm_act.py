@@ -28,25 +28,31 @@ def update_running(running_mean: Any, running_var: Any, stats: Tensor, momentum:
         kept.lerp_(new if new.dtype == kept.dtype else new.to(kept.dtype), momentum)
 
 
-def check_affine(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-    for name, values in (("weight", weight), ("bias", bias)):
-        if values is None:
-            continue
-        _checks.floating(op, name, values)
-        shape, given = x.shape, values.shape
-        if given != shape[1:2] and given != shape[:2]:
-            raise ValueError(
-                f"{op}: {name} has shape {tuple(given)}; for x of shape {tuple(shape)} it must be "
-                f"({shape[1]},), or ({shape[0]}, {shape[1]}) for each sample's own"
-            )
-        half = x.dtype in HALF
-        if values.device != x.device or not (values.dtype == x.dtype or (half and values.dtype == torch.float32)):
-            wanted = f"{short(x.dtype)}{' or float32' if half else ''} on {x.device}"
-            raise ValueError(f"{op}: {name} is {short(values.dtype)} on {values.device}; x needs {wanted}")
+def affine(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Both, checked; in float32 where x has it and they are narrower, as what autocast made of a condition is."""
+    checked = _affine_value(op, x, "weight", weight), _affine_value(op, x, "bias", bias)
     if weight is not None and bias is not None and weight.shape != bias.shape:
         raise ValueError(
             f"{op}: weight has shape {tuple(weight.shape)} and bias {tuple(bias.shape)}; they must have the same"
         )
+    return checked
+
+
+def _affine_value(op: str, x: Tensor, name: str, values: Tensor | None) -> Tensor | None:
+    if values is None:
+        return None
+    _checks.floating(op, name, values)
+    shape, given = x.shape, values.shape
+    if given != shape[1:2] and given != shape[:2]:
+        raise ValueError(
+            f"{op}: {name} has shape {tuple(given)}; for x of shape {tuple(shape)} it must be "
+            f"({shape[1]},), or ({shape[0]}, {shape[1]}) for each sample's own"
+        )
+    others = (torch.float32,) if x.dtype in HALF else HALF if x.dtype == torch.float32 else ()
+    if values.device != x.device or values.dtype not in (x.dtype, *others):
+        wanted = " or ".join(map(short, (x.dtype, *others)))
+        raise ValueError(f"{op}: {name} is {short(values.dtype)} on {values.device}; x needs {wanted} on {x.device}")
+    return values.float() if values.dtype in HALF and x.dtype == torch.float32 else values
 
 
 def check_running(op: str, x: Tensor, mean: Tensor | None, var: Tensor | None, updated: bool) -> None:

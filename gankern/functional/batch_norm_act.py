@@ -8,7 +8,7 @@ from torch.compiler import is_dynamo_compiling
 from gankern.core import activations
 from gankern.core.native import nodes
 from gankern.functional import _checks
-from gankern.functional._norm_act import check_affine, check_options, check_running, update_running
+from gankern.functional._norm_act import affine, check_options, check_running, update_running
 from gankern.ops.batch_norm_act import batch_norm_act as _batch_norm_act
 
 NAME = "batch_norm_act"
@@ -44,14 +44,15 @@ def batch_norm_act(
         running_mean, running_var: [C]; while training they are updated in place, to (1 - momentum) times themselves
             plus momentum times the batch's mean and unbiased variance. Both None: the batch's statistics are used in
             evaluation too.
-        weight, bias: [C], or [N, C] for each sample's own; of x's dtype, or float32 where x is float16 or bfloat16.
+        weight, bias: [C], or [N, C] for each sample's own; of x's dtype; or float32 where x is float16 or
+            bfloat16, or of these where x is float32, as autocast makes conditions.
             None: ones, zeros.
         training: whether to use the batch's statistics.
         momentum: see running_mean.
         eps: at least 0; added to the variance.
         activation: None or "linear" for none, "relu", "leaky_relu" or "prelu".
         negative_slope: of "leaky_relu".
-        slope: of "prelu", [1] or [C], of a dtype that weight may have.
+        slope: of "prelu", [1] or [C], of x's dtype, or float32 where that is float16 or bfloat16.
         implementation: see :mod:`gankern.functional`.
 
     Returns:
@@ -81,7 +82,7 @@ def batch_norm_act(
     if len(shape) < 2 or shape[1] == 0:
         raise ValueError(f"{NAME}: x has shape {tuple(shape)}; it must be [N, C] or [N, C, ...] with a channel or more")
     check_options(NAME, momentum, eps, activation, negative_slope)
-    check_affine(NAME, x, weight, bias)
+    weight, bias = affine(NAME, x, weight, bias)
     _checks.slope(NAME, activation, slope, x, shape[1])
     own = training or (running_mean is None and running_var is None)
     check_running(NAME, x, running_mean, running_var, updated=training)

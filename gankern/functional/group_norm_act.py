@@ -8,7 +8,7 @@ from torch.compiler import is_dynamo_compiling
 from gankern.core import activations
 from gankern.core.native import nodes
 from gankern.functional import _checks
-from gankern.functional._norm_act import check_affine, check_options
+from gankern.functional._norm_act import affine, check_options
 from gankern.ops.group_norm_act import group_norm_act as _group_norm_act
 
 NAME = "group_norm_act"
@@ -41,12 +41,13 @@ def group_norm_act(
         x: [N, C, ...], float64, float32, bfloat16 or float16, any strides. Sums are in float32 and float64 (float64
             alone for float64).
         num_groups: at least 1; a divisor of C.
-        weight, bias: [C], or [N, C] for each sample's own; of x's dtype, or float32 where x is float16 or bfloat16.
+        weight, bias: [C], or [N, C] for each sample's own; of x's dtype; or float32 where x is float16 or
+            bfloat16, or of these where x is float32, as autocast makes conditions.
             None: ones, zeros.
         eps: at least 0; added to the variance.
         activation: None or "linear" for none, "relu", "leaky_relu" or "prelu".
         negative_slope: of "leaky_relu".
-        slope: of "prelu", [1] or [C], of a dtype that weight may have.
+        slope: of "prelu", [1] or [C], of x's dtype, or float32 where that is float16 or bfloat16.
         implementation: see :mod:`gankern.functional`.
 
     Returns:
@@ -78,7 +79,7 @@ def group_norm_act(
     if shape[1] % num_groups:
         raise ValueError(f"{NAME}: num_groups is {num_groups}; it must divide x's {shape[1]} channels")
     check_options(NAME, 0.0, eps, activation, negative_slope)
-    check_affine(NAME, x, weight, bias)
+    weight, bias = affine(NAME, x, weight, bias)
     _checks.slope(NAME, activation, slope, x, shape[1])
     if x.numel() == shape[0] * num_groups and x.numel():
         raise ValueError(

@@ -9,6 +9,7 @@ from torch.compiler import is_dynamo_compiling
 
 from gankern.core.layout import memory_format
 from gankern.core.native import nodes
+from gankern.core.torch_internals import autocasting
 from gankern.functional import _checks
 from gankern.ops.self_attention2d import attention
 
@@ -38,7 +39,8 @@ def self_attention2d(
 
     Args:
         x: [N, C, H, W], floating point, H and W at least 2 (of an odd number the last row or column is in no key).
-        theta, phi: [D, C] or [D, C, 1, 1], of x's dtype; spectrally normalised where a network's other weights are.
+        theta, phi: [D, C] or [D, C, 1, 1], of x's dtype, or any under autocast; spectrally normalised where a
+            network's other weights are.
         g: [E, C] or [E, C, 1, 1].
         out: [C, E] or [C, E, 1, 1].
         gamma: one number, [] or [1]; zero at the start, where the other weights have no gradient.
@@ -70,9 +72,10 @@ def self_attention2d(
         )
     channels = x.shape[1]
     weights = {"theta": theta, "phi": phi, "g": g, "out": out}
+    autocast = autocasting(x.device.type)  # whose convolutions make the types equal
     for name, weight in weights.items():
         _checks.floating(NAME, name, weight)
-        if weight.dtype != x.dtype or weight.device != x.device:
+        if weight.device != x.device or (weight.dtype != x.dtype and not autocast):
             raise ValueError(
                 f"{NAME}: {name} is {weight.dtype} on {weight.device}; x is {x.dtype} on {x.device}, and it must be too"
             )

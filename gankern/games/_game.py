@@ -255,6 +255,10 @@ class Game:
     def start(self) -> None:
         """Called once before the first step, with the data there, in the run's random stream."""
 
+    # Whether all steps do the same work: moves draw by `run` alone, ask no tensor for its value, and keep nothing for
+    # the next step but what networks and optimisers hold.
+    same_work = False
+
     def begin(self, step: int) -> bool:
         """Called before each step (from 0); True makes optimisers begin anew, remembering nothing."""
         return False
@@ -262,7 +266,7 @@ class Game:
     def work(self) -> Hashable | None:
         """What the coming step's work depends on beside the values of tensors: two steps of one value launch the same
         kernels on the same numbers of the host's, so that the second may be a CUDA graph. None: that is not known."""
-        return None
+        return () if self.same_work else None
 
     def moves(self) -> Iterator[tuple[str, Loss]]:
         """The moves of one step: who, and what he minimises."""

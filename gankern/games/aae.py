@@ -27,6 +27,7 @@ class AAE(Encodes):
 
     held_out: ClassVar[float] = 0.2
     preset = Preset(loss="non_saturating", latent=8, width=128, lr=5e-4, steps=4000, checkpoint_every=500, evaluate=8)
+    same_work = True
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)

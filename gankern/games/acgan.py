@@ -66,6 +66,7 @@ class ACGAN(Game):
     family: ClassVar[str] = "codes and conditions"
     needs: ClassVar[str | None] = "labels"
     preset = Preset(loss="non_saturating", latent=16, width=384, lr=2e-4, steps=3000, checkpoint_every=500, evaluate=6)
+    same_work = True
 
     @dataclass(frozen=True)
     class Options:

@@ -9,7 +9,7 @@ The encoder E sees no z of an image, and the generator G no image of a z; at the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -105,6 +105,10 @@ class BiGAN(Encodes):
             "g": Player(("generator", "encoder"), "generator and encoder", lr=self.options.g_lr),
         }
         self.loss = losses.get(config.loss, config.real_target)
+
+    def work(self) -> Hashable | None:
+        """Always the same, but for the noise of images, which the host draws."""
+        return None if self.options.noise and not self.options.ali else ()
 
     def latents(self) -> Tensor:
         return self.run.normal(self.config.latent) if self.options.ali else self.run.uniform(self.config.latent, low=-1)

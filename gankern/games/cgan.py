@@ -41,6 +41,7 @@ class CGAN(Game):
         loss="non_saturating", conditioning="vector_concatenation", size=32, latent=32, width=16, lr=5e-4, steps=1500,
         checkpoint_every=500, evaluate=6,
     )  # fmt: skip
+    same_work = True
 
     @dataclass(frozen=True)
     class Options:

@@ -77,6 +77,7 @@ class EBGAN(Game):
     own_loss: ClassVar[bool] = True
     averaged: ClassVar[str | None] = "generator"
     preset = Preset(loss="non_saturating", latent=16, width=64, lr=1e-3, steps=8000, checkpoint_every=1000, evaluate=8)
+    same_work = True
 
     @dataclass(frozen=True)
     class Options:

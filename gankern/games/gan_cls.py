@@ -11,7 +11,7 @@ are no images. phi is trained before the first step and then left alone (_text.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,10 @@ class GANCLS(OfTexts):
         self.step = step
         return False
 
+    def work(self) -> Hashable:
+        """Whether it is the first one, which trains the encoder."""
+        return self.step == 0
+
     def moves(self) -> Iterator[tuple[str, Loss]]:
         options, run, latent = self.options, self.run, self.config.latent
         encoder, generate = self.networks["encoder"], self.networks["generator"]
@@ -79,7 +83,7 @@ class GANCLS(OfTexts):
             embed_jointly(encoder, look.to(run.device), run.images, run.condition, *sizes)
             standardise(encoder, run.condition)
         images, several = run.batch()
-        texts = several[torch.arange(len(several)), run.classes(several.shape[1])]
+        texts = several[torch.arange(len(several), device=several.device), run.classes(several.shape[1])]
         with torch.no_grad():
             codes = encoder(texts)
             fake = generate(run.normal(latent), codes)

@@ -73,6 +73,7 @@ class InfoGAN(OfCodes):
     """Codes that the pictures tell."""
 
     preset = Preset(loss="non_saturating", latent=16, width=64, lr=2e-4, steps=4000, checkpoint_every=500, evaluate=8)
+    same_work = True
 
     @dataclass(frozen=True)
     class Options:

@@ -64,6 +64,7 @@ class LAPGAN(Game):
         loss="non_saturating", size=32, latent=64, width=16, batch_size=32, lr=5e-4, steps=1500, checkpoint_every=250,
         evaluate=6, evaluate_samples=1000,
     )  # fmt: skip
+    same_work = True
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
@@ -86,7 +87,7 @@ class LAPGAN(Game):
                 self.networks |= {generate: level_generator(*shape), judge: level_discriminator(*shape)}
             self.players |= {f"d{size}": Player((judge,)), f"g{size}": Player((generate,))}
         self.loss = losses.get(config.loss, config.real_target)
-        how, taps = "reference" if run.side == "torch" else None, filters.fir("1331")
+        how, taps = "reference" if run.side == "torch" else None, filters.fir("1331").to(run.device)
         self.down = lambda x: GF.downsample2d(x, taps.to(x), 2, implementation=how)
         self.up = lambda x: GF.upsample2d(x, taps.to(x), 2, implementation=how)  # the transpose of down, times 4
 

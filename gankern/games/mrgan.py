@@ -27,6 +27,7 @@ class MRGAN(OnPoints):
     """A GAN that has to reconstruct, too."""
 
     preset = Preset(OnPoints.preset, steps=1500)  # of the 2,500 over which the rates fall: see docs/models/mrgan.md
+    same_work = True
 
     @dataclass(frozen=True)
     class Options:

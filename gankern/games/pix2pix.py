@@ -42,6 +42,7 @@ class Pix2Pix(Game):
         loss="non_saturating", latent=1, width=16, lr=1e-3, batch_size=16, steps=6000, decay_steps=6000,
         checkpoint_every=1500, evaluate=1,
     )  # fmt: skip
+    same_work = True
 
     @dataclass(frozen=True)
     class Options:

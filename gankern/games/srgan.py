@@ -12,7 +12,7 @@ too. Small images are bicubic (with antialiasing, a = -0.5, as MATLAB and Pillow
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -92,6 +92,10 @@ class SRGAN(Game):
     def begin(self, step: int) -> bool:
         self.step = step
         return step == self.options.mse_steps  # another loss: Adam's averages of the first say nothing of it
+
+    def work(self) -> Hashable:
+        """Whether it is a step of the squared error alone."""
+        return self.step < self.options.mse_steps
 
     def content(self, made: Tensor, images: Tensor) -> Tensor:
         loss = F.mse_loss(made, images)

@@ -89,6 +89,7 @@ class Unrolled(OnPoints):
 
     own_loss: ClassVar[bool] = True
     preset = Preset(OnPoints.preset, steps=1500)  # of the 2,500 over which the rates fall: see docs/models/unrolled.md
+    same_work = True
 
     @dataclass(frozen=True)
     class Options:

@@ -23,9 +23,9 @@ class GraphedStep:
     optimisers' ``zero_grad()`` and ``step()``, of one player or of both. What it returns (losses, say) is returned by
     each call, in buffers that the next call overwrites. A call copies its inputs into the buffers that were captured.
 
-    The warm-up trains on the examples; weights, buffers, gradients, the optimisers' state and the device's random
-    generator are put back afterwards, so that the first call is the first step. An optimiser's state that did not exist
-    starts from zeros, as Adam's and RMSprop's do. Each replay draws new random numbers.
+    The warm-up trains on the examples; weights, buffers, gradients, the optimisers' state and torch's random generators
+    are put back afterwards, so that the first call is the first step. An optimiser's state that did not exist starts
+    from zeros, as Adam's and RMSprop's do. Each replay draws new random numbers.
 
     Small batches gain most: their kernels are shorter than the launch of one from Python.
 
@@ -201,6 +201,7 @@ class _State:
         self.gradient_values = [(x.grad, x.grad.clone()) for x in parameters if x.grad is not None]
         self.scalers = [(scaler, scaler.state_dict()) for scaler in scalers]
         self.random = torch.cuda.get_rng_state(device)
+        self.random_of_host = torch.get_rng_state()
 
     @staticmethod
     def _tensors_of(optimiser: torch.optim.Optimizer) -> list[Tensor]:
@@ -222,6 +223,7 @@ class _State:
                 scale.fill_(before["scale"])
                 tracker.fill_(before["_growth_tracker"])
         torch.cuda.set_rng_state(self.random, self.device)
+        torch.set_rng_state(self.random_of_host)
 
     def forget_gradients(self) -> None:
         for x, _ in self.gradients:

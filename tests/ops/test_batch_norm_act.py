@@ -600,6 +600,38 @@ def test_peak_memory():
         del y, g
 
 
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x, *affine, **options: GF.batch_norm_act(x, None, None, *affine, True, **options),
+        lambda x, *affine, **options: GF.instance_norm_act(x, None, None, *affine, **options),
+        lambda x, *affine, **options: GF.group_norm_act(x, 2, *affine, **options),
+    ],
+    ids=["batch", "instance", "group"],
+)
+def test_a_half_condition_of_a_single_map(norm, dtype, implementation):
+    """As autocast makes them on CUDA, which interpolates maps in float32: widened, which loses nothing."""
+    if implementation == "cpu" and native.NATIVE_MISSING:
+        pytest.skip(native.NATIVE_MISSING)
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 5, 5, requires_grad=True)
+    affine = [torch.randn(3, 4).to(dtype).requires_grad_() for _ in range(2)]
+    y = norm(x, *affine, activation="leaky_relu", implementation=implementation)
+    wide = [value.detach().float().requires_grad_() for value in affine]
+    right = norm(x, *wide, activation="leaky_relu", implementation=implementation)
+    assert torch.equal(y, right) and y.dtype == torch.float32
+    direction = torch.randn_like(y)
+    own, others = (
+        torch.autograd.grad(out, [x, *values], direction, create_graph=True)
+        for out, values in ((y, affine), (right, wide))
+    )
+    assert [g.dtype for g in own] == [torch.float32, dtype, dtype]
+    for a, b in zip(own, others):
+        assert torch.equal(a, b.to(a.dtype))
+
+
 # ---- bad input ----------------------------------------------------------------------------------------------
 
 X, ONES = torch.zeros(4, 3, 2, 2), torch.ones(3)
@@ -618,7 +650,12 @@ X, ONES = torch.zeros(4, 3, 2, 2), torch.ones(3)
         ((X, ONES, ONES, ONES[:2]), {}, ValueError, r"weight has shape \(2,\).* must be \(3,\), or \(4, 3\)"),
         ((X, ONES, ONES, None, torch.ones(3, 3)), {}, ValueError, r"bias has shape \(3, 3\)"),
         ((X, ONES, ONES, ONES, torch.ones(4, 3)), {}, ValueError, r"weight has shape \(3,\) and bias \(4, 3\)"),
-        ((X, ONES, ONES, ONES.double()), {}, ValueError, "weight is float64 on cpu; x needs float32 on cpu"),
+        (
+            (X, ONES, ONES, ONES.double()),
+            {},
+            ValueError,
+            "weight is float64 on cpu; x needs float32 or float16 or bfloat16 on cpu",
+        ),
         (
             (X.half(), ONES, ONES, ONES.bfloat16()),
             {},
