@@ -818,6 +818,24 @@ def _layers(names: str, channels: int, where: str) -> Any:
     return nn.Sequential(*(made[name]() for name in names.split())).to(where)
 
 
+# Samples of critics whose penalty is measured without a graph, by both methods.
+CRITICS = {"64 of 32x32": (64, 3, 32, 32), "64 of 64x64": (64, 3, 64, 64), "16 of 256x256": (16, 3, 256, 256)}
+DRY = {"seconds": 0.0, "rounds": 1}
+
+
+def _critic(channels: int, side: int, where: str) -> Any:
+    from torch import nn
+
+    import gankern.nn as gnn
+
+    layers: list[Any] = []
+    while side > 4:
+        width = min(512, 1024 // side * 32)
+        layers += [gnn.Conv2d(channels, width, 3, padding=1), gnn.LeakyReLU(0.2), nn.AvgPool2d(2)]
+        channels, side = width, side // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * channels, 1)).to(where)
+
+
 def _layer_milliseconds(model: Any, x: Any, mode: str, where: str) -> float:
     import torch
 
@@ -854,6 +872,24 @@ def accelerated_layers(record: Record, where: str) -> None:
             gankern.accelerate(model)
         return _layer_milliseconds(model, x, mode, where)
 
+    def penalize(shape: Sequence[int], method: str) -> float:
+        from gankern.measure import device as measured
+        from gankern.penalties import gradient_penalty
+
+        critic = _critic(shape[1], shape[2], where)
+        real, fake = torch.rand(2, *shape, device=where)
+
+        def step() -> None:
+            loss = gradient_penalty(critic, real, fake, method=method)
+            torch.autograd.grad(loss, [*critic.parameters()], allow_unused=True)
+
+        return measured.milliseconds(step, where, **({"seconds": 0.1, "rounds": 3} if where == "cuda" else DRY))
+
+    for name, shape in CRITICS.items():
+        methods = {"original": "double_backward", "accelerated": "tangent"}
+        at = shape if where == "cuda" else (2, 3, 16, 16)
+        row = {who: attempt(partial(penalize, at, method)) for who, method in methods.items()}
+        record.add(critic=name, contenders=row)
     for (size, shape), names in itertools.product(LAYER_SIZES.items(), LAYERS):
         for mode in LAYER_MODES:
             row = {who: attempt(partial(measure, names, shape, mode, who)) for who in ("original", "accelerated")}
@@ -875,6 +911,14 @@ def worth_accelerating(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
             if any(ratios.get((one, size, mode), 0.0) < NOT_SLOWER for one in layers for mode in LAYER_MODES):
                 break
             found[what] = values(shape)
+    penalties = {row["critic"]: row["contenders"] for row in rows if "critic" in row}
+    for name, shape in sorted(CRITICS.items(), key=lambda entry: -math.prod(entry[1])):
+        times = penalties.get(name, {})
+        if not all(isinstance(times.get(who), float) for who in ("original", "accelerated")):
+            break
+        if times["original"] / times["accelerated"] < 1.0:
+            break
+        found["tangent form"] = math.prod(shape)
     return found
 
 

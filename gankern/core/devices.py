@@ -13,10 +13,13 @@ of convolutions that resample; and `accelerate` leaves layers as they were.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +68,39 @@ def gains_from(what: str, device: torch.device) -> float:
 
 MEASURED = "cpu"  # the type of device that the thresholds of `accelerate` were measured on
 SPECTRAL = "spectral norm"  # what this library decides by a device's file in more than one place
+TANGENT = "tangent form"  # of a penalty, by the values of the samples
+
+
+class _Replayed(threading.local):
+    """Whether what runs now is to be a CUDA graph, whose replays cost the host nothing."""
+
+    coming = False
+
+
+_replayed = _Replayed()
+
+
+@contextlib.contextmanager
+def to_be_replayed() -> Iterator[None]:
+    """Around the warm-up and the capture of a graph: within it, what costs the host time and spares the device some is
+    worth it."""
+    before, _replayed.coming = _replayed.coming, True
+    try:
+        yield
+    finally:
+        _replayed.coming = before
 
 
 def is_known(what: str, x: torch.Tensor) -> bool:
     """Whether it is known of a tensor's device that this is worth what it costs there: elsewhere than where thresholds
     were measured, by the device's file. What is not known is left as it was: so it is never slower."""
     return x.device.type == MEASURED or x.numel() >= gains_from(what, x.device)
+
+
+def host_decides(what: str, x: torch.Tensor) -> bool:
+    """Whether x is on a GPU where what spares the device work is not known to be worth the time that it costs the host:
+    unless it is to be replayed, or the device's file names so few values."""
+    return x.is_cuda and not _replayed.coming and x.numel() < gains_from(what, x.device)
 
 
 def fastest(primitive: str, device: str) -> str | None:

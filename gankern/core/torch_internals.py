@@ -11,7 +11,7 @@ import contextlib
 import functools
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,6 +65,21 @@ def graph_nodes(*outputs: torch.Tensor) -> Iterator[Any]:
         seen.add(node)
         yield node
         stack.extend(next_node for next_node, _ in node.next_functions)
+
+
+_ERRORS = ("Error", "NotImplemented", "DelayedError")  # of autograd's nodes; those of a Function end in Backward
+
+
+def graph_of(outputs: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], Sequence[Any], int]:
+    """Of the graph that autograd recorded of the outputs: its leaves that require a gradient, its nodes that only raise
+    an error, and the least of its nodes' numbers."""
+    known = nodes.graph(tuple(outputs))
+    if known is not NotImplemented:
+        return known
+    found = list(graph_nodes(*outputs))
+    leaves = [node.variable for node in found if hasattr(node, "variable")]
+    errors = [node for node in found if type(node).__name__ in _ERRORS]
+    return leaves, errors, min((node._sequence_nr() for node in found), default=2**64 - 1)
 
 
 def recomputed() -> bool:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from gankern.core import devices
+
 Step = Callable[[], Any]
 
 
@@ -24,12 +26,12 @@ def graph_of(step: Step, device: str) -> Step:
         return step
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    with devices.to_be_replayed(), torch.cuda.stream(stream):
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with devices.to_be_replayed(), torch.cuda.graph(graph, stream=stream):
         step()
     return graph.replay
 

@@ -209,8 +209,10 @@ def _changed(module: nn.Module) -> bool:
     if module._backward_hooks or module._backward_pre_hooks or not all(map(_is_known, hooks)):
         return True
     cls = type(module)
+    # In this order, since most of what a module holds can not be called: what stands in a method's place and can not be
+    # called either is an error in the forward.
     return any(
-        callable(getattr(cls, name, None)) and not getattr(value, "keeps_results", False)
+        callable(value) and callable(getattr(cls, name, None)) and not getattr(value, "keeps_results", False)
         for name, value in vars(module).items()
     )
 

@@ -28,7 +28,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves
 
-from gankern.core import autograd
+from gankern.core import autograd, devices
+from gankern.core.devices import TANGENT
 from gankern.core.dispatch import check_floating_on, short
 from gankern.core.torch_internals import unwrapped
 from gankern.functional import _checks
@@ -88,6 +89,8 @@ def penalize(
     arguments = (critic, inputs, penalty, pick, tuple(critic_args), dict(critic_kwargs or {}))
     others = tree_leaves((arguments[4], arguments[5]))
     attached = any(isinstance(x, Tensor) and x.requires_grad for x in (*inputs, *others))
+    if method == "auto" and not compiling and devices.host_decides(TANGENT, inputs[0]):
+        method = "double_backward"  # the tangent form has the device do less and the host more
     if method == "tangent" and attached:
         raise ValueError(
             f"{name}: method='tangent' gives gradients to parameters only, and a sample or another argument of the "

@@ -7,7 +7,7 @@ the critic is piecewise linear.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from gankern.core.double_backward import fast_double_backward
-from gankern.core.torch_internals import graph_nodes, sequence_number
+from gankern.core.torch_internals import graph_of, sequence_number
 from gankern.tangent.convolutions import fast_convolutions
 from gankern.tangent.method import resolve
 
@@ -56,11 +56,14 @@ def penalty_gradients(
                     "gradient penalty: the critic's output does not depend on its input (was it detached?)"
                 )
             del out
-            parameters = [
-                leaf
-                for leaf in _leaves(g for g in gradients if g is not None)
-                if leaf not in originals and all(leaf is not x for x in xs)
-            ]
+            leaves, errors, first = graph_of([g for g in gradients if g is not None])
+            for node in errors:
+                # Of what has no second derivative: raises, as a backward would. torch.autograd.grad, which goes to the
+                # leaves alone, passes it by, and would leave out what flows through it.
+                node(*[torch.zeros(())] * len(node._input_metadata))
+            # What the critic has from its caller's graph, such as weights that another network computes, must stay.
+            of_others = first < begin
+            parameters = [leaf for leaf in leaves if leaf not in originals and all(leaf is not x for x in xs)]
             with torch.no_grad():
                 value, directions = penalty(
                     [torch.zeros_like(x) if g is None else g.detach() for g, x in zip(gradients, xs)]
@@ -68,18 +71,16 @@ def penalty_gradients(
             pairs = [(g, v) for g, v in zip(gradients, directions) if g is not None and g.requires_grad]
             leaves = [*parameters, *originals]
             del gradients, directions
-            found = _second(pairs, leaves, begin)
+            found = _second(pairs, leaves, of_others)
     targets = [(originals.get(leaf, leaf), g) for leaf, g in zip(leaves, found) if g is not None]
     return value, [target for target, _ in targets], [g for _, g in targets]
 
 
-def _second(pairs: list[tuple[Tensor, Tensor]], leaves: list[Tensor], begin: int) -> Sequence[Tensor | None]:
+def _second(pairs: list[tuple[Tensor, Tensor]], leaves: list[Tensor], of_others: bool) -> Sequence[Tensor | None]:
     if not pairs or not leaves:
         return [None] * len(leaves)
     outputs, directions = zip(*pairs)
     pairs.clear()
-    # What the critic has from a graph of its caller's, such as weights that another network computes, must stay.
-    of_others = any(node._sequence_nr() < begin for node in graph_nodes(*outputs))
     # Hooks of parameters run when the gradients are handed out, and only then.
     hooks = [(leaf, leaf._backward_hooks) for leaf in leaves if leaf._backward_hooks]
     try:
@@ -89,19 +90,3 @@ def _second(pairs: list[tuple[Tensor, Tensor]], leaves: list[Tensor], begin: int
     finally:
         for leaf, of_leaf in hooks:
             leaf._backward_hooks = of_leaf
-
-
-def _leaves(gradients: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The leaves of the graph of the gradients that require one, wherever the critic has them from.
-
-    Raises what a part of the graph without a second derivative raises in a backward: torch.autograd.grad, which goes to
-    these leaves alone, passes it by, and would leave out what flows through it.
-    """
-    for node in graph_nodes(*gradients):
-        if hasattr(node, "variable"):
-            yield node.variable
-        elif type(node).__name__ in _ERRORS:
-            node(*[torch.zeros(())] * len(node._input_metadata))
-
-
-_ERRORS = ("Error", "NotImplemented", "DelayedError")  # of autograd's nodes; those of a Function end in Backward

@@ -78,7 +78,9 @@ def gradient_penalty(
         norm_dims: "sample": the norm is over all dimensions of a sample, which is what the paper's penalty is. Other
             dimensions reproduce code that takes the norm over those alone, such as 1.
         method: "double_backward" for any critic; "tangent" for one that it covers, else a ValueError
-            with the reason; "auto": the tangent form where it covers the critic, else double_backward.
+            with the reason; "auto": the tangent form where it covers the critic, else double_backward. On a GPU, where
+            the tangent form spares the device work and costs the host some, "auto" has it in steps that GraphedStep
+            captures, under torch.compile, and from so many values on as the device's file says.
         critic_args, critic_kwargs: labels and other conditions. A tensor among them that requires a gradient gets one.
         select: where the critic returns several things: the index, the key or a function that picks its outputs.
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from gankern.core import devices
+
 WARM_UP = 3  # steps before the capture, in which libraries choose algorithms and optimisers make their state
 
 
@@ -88,13 +90,14 @@ class GraphedStep:
             _let_go_of_graphs(self.networks)
             stream = torch.cuda.Stream(device)
             stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
+            with devices.to_be_replayed(), torch.cuda.stream(stream):
                 for _ in range(WARM_UP):
                     self.step(*own)
                 # Gradients that the captured step makes then lie in the graph's own memory.
                 state.forget_gradients()
             torch.cuda.current_stream(device).wait_stream(stream)
-            with torch.cuda.graph(graph, stream=stream):  # parameters' nodes in autograd's graph belong to it
+            # On that stream, to which parameters' nodes in autograd's graph belong now.
+            with devices.to_be_replayed(), torch.cuda.graph(graph, stream=stream):
                 outputs = self.step(*own)
         except RuntimeError as error:
             state.restore()

@@ -385,9 +385,10 @@ def test_what_accelerate_does_to_layers(gpu, tmp_path):
     """Each kind of layers that it looks for, in every mode; and the summary says where it made them slower."""
     record = gpu.Record(tmp_path, "steps")
     gpu.accelerated_layers(record, "cpu")
-    rows = record.content["results"]
+    assert all(isinstance(ms, float) for row in record.content["results"] for ms in row["contenders"].values())
+    assert [row["critic"] for row in record.content["results"] if "critic" in row] == [*gpu.CRITICS]
+    rows = [row for row in record.content["results"] if "layers" in row]
     assert len(rows) == len(gpu.LAYERS) * len(gpu.LAYER_SIZES) * len(gpu.LAYER_MODES)
-    assert all(isinstance(ms, float) for row in rows for ms in row["contenders"].values())
     for row, original in zip(rows, (3.0, 0.9)):
         row["contenders"] = {"original": original, "accelerated": 1.0}
     record.write()
@@ -415,6 +416,11 @@ def test_what_accelerate_does_on_a_device_is_what_was_not_slower_there(gpu):
     assert gpu.worth_accelerating([*rows, row("LeakyReLU", large, "forward", "no")]) == gpu.worth_accelerating(rows)
     assert gpu.worth_accelerating([r for r in rows if r["mode"] != "penalty"]) == {}
     assert {name for names, _ in gpu.DECIDED.values() for name in names} == {*gpu.LAYERS}
+    # Penalties by the tangent form, from the least samples on of which it was not slower.
+    critics = [{"critic": name, "contenders": {"original": 1.0, "accelerated": ms}} for name, ms in
+               zip(gpu.CRITICS, (1.1, 0.9, 0.8))]  # fmt: skip
+    assert gpu.worth_accelerating(critics) == {"tangent form": 64 * 3 * 64 * 64}
+    assert gpu.worth_accelerating(critics[:2]) == {}
 
 
 def test_another_tier_must_be_worth_it(gpu):
