@@ -428,14 +428,25 @@ const Ways& ways_on_device(const Kind& kind, const Tensor& x, int64_t in, int64_
 struct Operands {
   const Tensor *x, *weight;
   std::optional<Tensor> bias;
+  Tensor cast[2];  // what the first two are under autocast
 };
 
 bool operands(PyObject* const* in, Operands* o) {
   o->x = tensor(in[0]);
   o->weight = tensor(in[1]);
-  return o->x && o->weight && (o->x->is_cpu() || o->x->is_cuda()) && optional_tensor(in[2], &o->bias) &&
-         same_kind(*o->x, *o->weight) && (!o->bias || same_kind(*o->bias, *o->x)) &&
-         !at::autocast::is_autocast_enabled(o->x->device().type());
+  if (!o->x || !o->weight || !(o->x->is_cpu() || o->x->is_cuda()) || !optional_tensor(in[2], &o->bias))
+    return false;
+  const auto device = o->x->device().type();
+  if (at::autocast::is_autocast_enabled(device)) {
+    if (!plain()) return false;
+    // As torch's convolutions, which keep what they cast of weights.
+    const auto dtype = at::autocast::get_autocast_dtype(device);
+    o->cast[0] = at::autocast::cached_cast(dtype, *o->x, device);
+    o->cast[1] = at::autocast::cached_cast(dtype, *o->weight, device);
+    o->x = &o->cast[0], o->weight = &o->cast[1];
+    if (o->bias) o->bias = at::autocast::cached_cast(dtype, *o->bias, device);
+  }
+  return same_kind(*o->x, *o->weight) && (!o->bias || same_kind(*o->bias, *o->x));
 }
 
 // The kind's result, or an undefined tensor where plain PyTorch is to run.

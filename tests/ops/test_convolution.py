@@ -1140,6 +1140,33 @@ def test_autocast():
         assert GF.conv2d(x, w, b, padding=1).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("by_python", [False, True])
+@pytest.mark.parametrize("double", [False, True])
+def test_autocast_as_torchs(by_python, double):
+    """Results and gradients, the weight's in its own dtype; float64 stays what it is. By C++ a weight is cast once within
+    autocast, and its gradients come together there."""
+    torch.manual_seed(0)
+    dtype = torch.float64 if double else torch.float32
+    x, w, b = (torch.randn(*size, dtype=dtype, requires_grad=True) for size in ((2, 8, 8, 8), (8, 8, 4, 4), (8,)))
+    calls = [
+        (lambda *a: GF.conv2d(*a, 2, 1), lambda *a: F.conv2d(*a, 2, 1)),
+        (lambda *a: GF.conv_transpose2d(*a, 2, 1), lambda *a: F.conv_transpose2d(*a, 2, 1)),
+        (lambda *a: GF.conv2d(*a, 1, 1), lambda *a: F.conv2d(*a, 1, 1)),
+    ]
+    with python_gradients() if by_python else contextlib.nullcontext():
+        for ours, theirs in calls:
+            found = []
+            for function in (ours, theirs):
+                with torch.autocast("cpu", torch.bfloat16):
+                    y = function(x, w, b) + function(x, w, b)
+                found.append([y, *torch.autograd.grad(y.float().square().sum(), (x, w, b))])
+            for own, right in zip(*found):
+                assert own.dtype == right.dtype
+                torch.testing.assert_close(
+                    own.double(), right.double(), rtol=0.03, atol=0.03 * right.abs().max().item()
+                )
+
+
 # ---- bad input ------------------------------------------------------------------------------------------
 
 
