@@ -203,16 +203,20 @@ def _doubt(module: nn.Module, samples: int, dimensions: int) -> str | None:
     return None
 
 
+_NEVER_CALLED = (dict, bool, int, float, str, tuple, list, set, type(None))
+
+
 def _changed(module: nn.Module) -> bool:
     """Whether a module may do more, or other things, than its class says."""
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     if module._backward_hooks or module._backward_pre_hooks or not all(map(_is_known, hooks)):
         return True
     cls = type(module)
-    # In this order, since most of what a module holds can not be called: what stands in a method's place and can not be
-    # called either is an error in the forward.
+    # Most of what a module holds cannot be called: in a method's place it would be an error in the forward.
     return any(
-        callable(value) and callable(getattr(cls, name, None)) and not getattr(value, "keeps_results", False)
+        not isinstance(value, _NEVER_CALLED)
+        and callable(getattr(cls, name, None))
+        and not getattr(value, "keeps_results", False)
         for name, value in vars(module).items()
     )
 
