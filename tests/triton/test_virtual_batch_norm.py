@@ -13,7 +13,7 @@ from torch.autograd import grad
 import gankern
 import gankern.functional as GF
 from gankern.reference.virtual_batch_norm import virtual_batch_norm as reference
-from gankern.triton import virtual_batch_norm
+from gankern.triton import launch, virtual_batch_norm
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -128,3 +128,48 @@ def test_a_double_backward_without_a_gradient_of_x(memory_format, device):
     )
     for ours, right in zip(none, zeros):
         assert torch.equal(ours, right)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_programs_that_take_turns_give_the_same_bits(dtype, device, monkeypatch):
+    """In channels_last, as they do for large maps: whatever a program did before, and past the caches."""
+    x, g, h = (sample((3, 50, 5, 7), dtype, device, torch.channels_last, seed=seed) for seed in (0, 7, 8))
+    channels = vectors(50, dtype, device)
+    options = 0.25, 1e-5, 0.2
+
+    def orders():
+        y, saved = virtual_batch_norm.forward(x, *channels, *options)
+        first = virtual_batch_norm.backward(g, x, *channels, saved, *options, True, True)
+        given = h, *channels, g, x, *channels, saved
+        return y, saved, *first, *virtual_batch_norm.double_backward(*given, *options, True, True, True)
+
+    monkeypatch.setattr(virtual_batch_norm, "SHARE", 64)  # blocks of few channels
+    with virtual_batch_norm.BLOCKS.use({"ROW": 32, "DEEP": 2, "num_warps": 1, "AT_ONCE": 1}):
+        whole = orders()
+        share = virtual_batch_norm._Map(x).tile["CHANNELS"] * 35 * x.element_size()
+        monkeypatch.setattr(virtual_batch_norm, "MEGABYTE", 4 * share)
+        monkeypatch.setattr(virtual_batch_norm, "FEWEST", 1)
+        monkeypatch.setattr(virtual_batch_norm, "LARGE", 0)
+        with launch.recorded() as launches:
+            orders()
+        given = [request.constants for request in launches if "IN_TURN" in request.constants]
+        assert [constants["IN_TURN"] for constants in given] == [True, True, False]
+        assert all(constants["LAST_USE"] for constants in given)
+        for mine, right in zip(orders(), whole):
+            assert torch.equal(mine, right)
+
+
+def test_how_many_programs_read_a_large_map_at_once():
+    """What all of them read twice has room in the cache; where these were too few, they are as many as there are blocks
+    of channels."""
+
+    def programs(*shape):
+        x = torch.empty(shape, device="meta", memory_format=torch.channels_last)
+        with launch.recorded() as launches:
+            y, saved = virtual_batch_norm.forward(x, *vectors(shape[1], x.dtype, "meta"), 0.25, 1e-5, 0.2)
+            virtual_batch_norm.backward(y, x, *vectors(shape[1], x.dtype, "meta"), saved, 0.25, 1e-5, 0.2, True, False)
+        return [(request.programs, request.constants["IN_TURN"]) for request in launches]
+
+    assert programs(64, 256, 64, 64) == [(384, True), (192, True)]  # of 128 KB each, and twice that
+    assert programs(16, 256, 256, 256) == [(512, False), (512, False)]  # of 2 MB
+    assert programs(8, 256, 32, 32) == [(256, False), (256, False)]  # 8 MB in all
