@@ -966,6 +966,8 @@ def _variant_runs(where: str) -> tuple[dict[str, Callable[[Any], Any]], tuple[in
         ),
         "pixel_norm": lambda x: GF.bias_act_pixel_norm(x, x[0, :, 0, 0].contiguous(), **triton),
         "batch_norm_act": lambda x: GF.batch_norm_act(x, None, None, training=True, **triton),
+        "instance_norm_act": lambda x: GF.instance_norm_act(x, **triton),
+        "group_norm_act": lambda x: GF.group_norm_act(x, max(1, shape[1] // 8), **triton),
         "virtual_batch_norm": lambda x: GF.virtual_batch_norm(x, mean, mean + 1, shape[0], **triton),
         "minibatch_discrimination": lambda x: GF.l1_similarity(m, **triton),
     }

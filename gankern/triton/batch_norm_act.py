@@ -14,11 +14,14 @@ tickets, and no sum's order depends on it.
 
 Traffic. Forward reads x twice and writes y; backward reads x and g twice and writes dx; double backward reads x, g and
 h twice and writes two. In one launch the second time is from a cache: as much from memory as each order has operands.
+The second time all goes backwards, programs and what each of them reads: what was read last is in the caches still.
 Bound by memory. Sums are in fp32 (fp64 for fp64), sums of sums in fp64; sums of squares are taken about the mean of a
 range's first values.
 
 Of group normalisation the channels are those of all samples, as of instance normalisation, and a statistic is that of
-`members` neighbouring ones: their sums are added up where those of ranges are.
+`members` neighbouring ones: their sums are added up where those of ranges are. Of large maps a program does one block
+of whole statistics after the other, and as many programs run at once as have room in the second-level cache for what
+they read twice (`in_turn`); where neighbours are channels a block is 32 bytes of them, all that memory gives at once.
 """
 
 import math
@@ -36,6 +39,7 @@ from gankern.triton.launch import (
     index_type,
     laid_out_as,
     launch,
+    next_power_of_2,
     planned,
     sum_dtype,
     sum_type,
@@ -44,21 +48,42 @@ from gankern.triton.sums import sum_of_parts
 
 WARPS = 4
 BLOCKS = Blocks(
-    # Values of a tile; in channels_last how many of them are neighbouring channels; AHEAD: megabytes that are summed up
-    # before values of the first ones are made, by one launch, 0 for a launch of each.
+    # Values of a tile; in channels_last how many of them are neighbouring channels; DEEP: tiles that are added up at a
+    # time; AHEAD: megabytes that are summed up before values of the first ones are made, by one launch, 0 for a launch
+    # of each.
     "batch_norm_act",
-    {"TILE": 1024, "CHANNELS": 32, "num_warps": 4, "AHEAD": 0},
-    {"TILE": 1024, "CHANNELS": 64, "num_warps": 4, "AHEAD": 0},
-    {"TILE": 1024, "CHANNELS": 16, "num_warps": 4, "AHEAD": 0},
-    {"TILE": 2048, "CHANNELS": 32, "num_warps": 8, "AHEAD": 0},
-    {"TILE": 2048, "CHANNELS": 64, "num_warps": 8, "AHEAD": 0},
-    {"TILE": 4096, "CHANNELS": 64, "num_warps": 8, "AHEAD": 0},
-    {"TILE": 2048, "CHANNELS": 32, "num_warps": 4, "AHEAD": 0},
-    {"TILE": 1024, "CHANNELS": 32, "num_warps": 4, "AHEAD": 8},
-    {"TILE": 1024, "CHANNELS": 32, "num_warps": 4, "AHEAD": 16},
-    {"TILE": 2048, "CHANNELS": 32, "num_warps": 8, "AHEAD": 8},
-    {"TILE": 2048, "CHANNELS": 32, "num_warps": 8, "AHEAD": 16},
+    {"TILE": 1024, "CHANNELS": 32, "DEEP": 1, "num_warps": 4, "AHEAD": 0},
+    {"TILE": 1024, "CHANNELS": 32, "DEEP": 2, "num_warps": 4, "AHEAD": 0},
+    {"TILE": 1024, "CHANNELS": 32, "DEEP": 4, "num_warps": 4, "AHEAD": 0},
+    {"TILE": 1024, "CHANNELS": 64, "DEEP": 2, "num_warps": 4, "AHEAD": 0},
+    {"TILE": 1024, "CHANNELS": 16, "DEEP": 1, "num_warps": 4, "AHEAD": 0},
+    {"TILE": 2048, "CHANNELS": 32, "DEEP": 1, "num_warps": 8, "AHEAD": 0},
+    {"TILE": 2048, "CHANNELS": 64, "DEEP": 1, "num_warps": 8, "AHEAD": 0},
+    {"TILE": 4096, "CHANNELS": 64, "DEEP": 1, "num_warps": 8, "AHEAD": 0},
+    {"TILE": 2048, "CHANNELS": 32, "DEEP": 1, "num_warps": 4, "AHEAD": 0},
+    {"TILE": 1024, "CHANNELS": 32, "DEEP": 1, "num_warps": 4, "AHEAD": 8},
+    {"TILE": 1024, "CHANNELS": 32, "DEEP": 1, "num_warps": 4, "AHEAD": 16},
+    {"TILE": 2048, "CHANNELS": 32, "DEEP": 1, "num_warps": 8, "AHEAD": 8},
+    {"TILE": 2048, "CHANNELS": 32, "DEEP": 1, "num_warps": 8, "AHEAD": 16},
 )
+# Of instance and group normalisation. AT_ONCE: megabytes that all programs together read twice at a time, where they
+# take turns; 0 for launches as above.
+TURNS = (
+    {"TILE": 1024, "CHANNELS": 32, "DEEP": 1, "num_warps": 4, "AHEAD": 0, "AT_ONCE": 48},
+    {"TILE": 1024, "CHANNELS": 32, "DEEP": 1, "num_warps": 4, "AHEAD": 0, "AT_ONCE": 32},
+    {"TILE": 1024, "CHANNELS": 32, "DEEP": 1, "num_warps": 4, "AHEAD": 0, "AT_ONCE": 96},
+    {"TILE": 1024, "CHANNELS": 32, "DEEP": 1, "num_warps": 4, "AHEAD": 0, "AT_ONCE": 0},
+    {"TILE": 1024, "CHANNELS": 32, "DEEP": 2, "num_warps": 4, "AHEAD": 0, "AT_ONCE": 0},
+    {"TILE": 2048, "CHANNELS": 32, "DEEP": 1, "num_warps": 8, "AHEAD": 0, "AT_ONCE": 0},
+    {"TILE": 1024, "CHANNELS": 32, "DEEP": 1, "num_warps": 4, "AHEAD": 8, "AT_ONCE": 0},
+    {"TILE": 1024, "CHANNELS": 32, "DEEP": 1, "num_warps": 4, "AHEAD": 16, "AT_ONCE": 0},
+)
+INSTANCES, GROUPS = Blocks("instance_norm_act", *TURNS), Blocks("group_norm_act", *TURNS)
+WHOLE_WARPS, WHOLE_DEEP = 8, 4  # of programs that take turns, whose lanes ask for so many 16 bytes of a map at once
+ROW = 32  # bytes of channels of a program's block of whole statistics, at least
+MOST = 64  # channels of such a block
+FEWEST = 128  # programs that fill a GPU with such tiles
+LARGE = 2**26  # bytes of a map of which the next operation finds nothing in a cache
 SETTLED = 32  # channels of a program that adds up
 PARTS = 8  # of each of them at a time
 WHOLE_PARTS, WOVEN_PARTS = 1, 512  # the same, of one range a channel, and of a unit's channels together
@@ -105,10 +130,10 @@ def _affine(vector, at, mask, otherwise: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _channels(channels, BLOCK_C: tl.constexpr):
-    """This program's channels, and the number of its range, group times splits."""
+def _channels(number, channels, BLOCK_C: tl.constexpr):
+    """A program's channels, and the number of its range, group times splits."""
     blocks = tl.cdiv(channels, BLOCK_C)
-    return tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(0) // blocks
+    return number % blocks * BLOCK_C + tl.arange(0, BLOCK_C), number // blocks
 
 
 @triton.jit
@@ -141,6 +166,7 @@ def _store(out, offsets, values, mask, LAST_USE: tl.constexpr):
 def _moments(
     x, partial, c, split, channels, inner, plane, count, chunk,
     LAST: tl.constexpr, SUM: tl.constexpr, INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    DEEP: tl.constexpr,
 ):  # fmt: skip
     """Number, mean and squares about it of a range of channels c."""
     begin = split.to(INDEX) * chunk
@@ -156,13 +182,14 @@ def _moments(
 
     sums = tl.zeros([BLOCK_M, BLOCK_C], SUM)
     squares = tl.zeros([BLOCK_M, BLOCK_C], SUM)
-    for start in range(0, chunk, BLOCK_M):
-        m = begin + start + tl.arange(0, BLOCK_M)
-        inside = (m < end)[:, None] & inside_c
-        d = _load(x, _offsets(m, c, inner, plane, LAST, INDEX), inside, SUM)
-        d = tl.where(inside, d - about[None, :], 0.0)
-        sums += d
-        squares += d * d
+    for start in range(0, chunk, BLOCK_M * DEEP):
+        for tile in tl.static_range(DEEP):
+            m = begin + start + tile * BLOCK_M + tl.arange(0, BLOCK_M)
+            inside = (m < end)[:, None] & inside_c
+            d = _load(x, _offsets(m, c, inner, plane, LAST, INDEX), inside, SUM)
+            d = tl.where(inside, d - about[None, :], 0.0)
+            sums += d
+            squares += d * d
     n = (end - begin).to(tl.float64)
     total = tl.sum(sums, 0).to(tl.float64)
     to = partial + split.to(tl.int64) * 3 * channels + c
@@ -185,17 +212,19 @@ def _moments_kernel(
     INDEX: tl.constexpr,  # what values are counted in: a division of 64 bits costs more than all else
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    DEEP: tl.constexpr,  # blocks that are added up at a time
 ):
-    c, split = _channels(channels, BLOCK_C)
-    _moments(x, partial, c, split, channels, inner, plane, count, chunk, LAST, SUM, INDEX, BLOCK_M, BLOCK_C)
+    c, split = _channels(tl.program_id(0), channels, BLOCK_C)
+    _moments(x, partial, c, split, channels, inner, plane, count, chunk, LAST, SUM, INDEX, BLOCK_M, BLOCK_C, DEEP)
 
 
 @triton.jit
 def _settle_moments(
     partial, stats, s, channels, members, splits,
-    EPS: tl.constexpr, PARTS: tl.constexpr, STATISTICS: tl.constexpr,
+    EPS: tl.constexpr, PARTS: tl.constexpr, STATISTICS: tl.constexpr, ALIKE: tl.constexpr = False,
 ):  # fmt: skip
-    """Statistics s of the parts of their channels, PARTS at a time: each part's values are about its own mean."""
+    """Statistics s of the parts of their channels, PARTS at a time: each part's values are about its own mean. ALIKE:
+    the parts of a statistic are PARTS, of as many values each."""
     statistics = channels // members
     mask = s < statistics
     count = tl.zeros([STATISTICS], tl.float64)
@@ -210,14 +239,17 @@ def _settle_moments(
         own = tl.load(partial + channels + at, mask=inside, other=0.0)
         within = tl.load(partial + 2 * channels + at, mask=inside, other=0.0)
         more = tl.sum(n, 0)
-        middle = tl.sum(n * own, 0) / tl.where(more == 0, 1.0, more)
+        middle = tl.sum(own, 0) * (1.0 / PARTS) if ALIKE else tl.sum(n * own, 0) / tl.where(more == 0, 1.0, more)
         apart = own - middle[None, :]
         within = tl.sum(tl.where(within < 0, 0.0, within) + n * apart * apart, 0)
-        apart = middle - mean
-        share = more / tl.where(more == 0, 1.0, count + more)
-        squares += within + apart * apart * (count * share)
-        mean += apart * share
-        count += more
+        if ALIKE:
+            squares, mean, count = within, middle, more
+        else:
+            apart = middle - mean
+            share = more / tl.where(more == 0, 1.0, count + more)
+            squares += within + apart * apart * (count * share)
+            mean += apart * share
+            count += more
     kind = stats.dtype.element_ty
     tl.store(stats + s, mean.to(kind), mask=mask)
     tl.store(stats + statistics + s, (1.0 / tl.sqrt(squares / count + EPS)).to(kind), mask=mask)
@@ -256,7 +288,7 @@ def _evaluation_kernel(mean, var, stats, channels, EPS: tl.constexpr, BLOCK_C: t
 def _reduce(
     x, grad, h, weight, bias, slopes, stats, partial, c, at, channels, inner, period, members, plane, group, splits,
     chunk, ORDER: tl.constexpr, SLOPE: tl.constexpr, LAST: tl.constexpr, SUM: tl.constexpr, INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
     """The sums of range ``at`` of channels c."""
     mask = c < channels
@@ -278,23 +310,24 @@ def _reduce(
     sum_hw = tl.zeros([BLOCK_M, BLOCK_C], SUM)
     sum_gh = tl.zeros([BLOCK_M, BLOCK_C], SUM)
     sum_gz = tl.zeros([BLOCK_M, BLOCK_C], SUM)
-    for step in range(0, chunk, BLOCK_M):
-        m = begin + step + tl.arange(0, BLOCK_M)
-        inside = (m < end)[:, None] & mask[None, :]
-        where = _offsets(m, c, inner, plane, LAST, INDEX)
-        w = _load(x, where, inside, SUM) - mean
-        z = w * k + beta
-        given = _load(grad, where, inside, SUM)
-        g = _activate(z, given, slopes, repeated, mask, SLOPE)
-        if slopes is not None:
-            sum_gz += tl.where(z > 0, 0.0, given * z)
-        sum_g += g
-        sum_gw += g * w
-        if ORDER == "double_backward":
-            second = _load(h, where, inside, SUM)
-            sum_h += second
-            sum_hw += second * w
-            sum_gh += g * second
+    for step in range(0, chunk, BLOCK_M * DEEP):
+        for tile in tl.static_range(DEEP):
+            m = begin + step + tile * BLOCK_M + tl.arange(0, BLOCK_M)
+            inside = (m < end)[:, None] & mask[None, :]
+            where = _offsets(m, c, inner, plane, LAST, INDEX)
+            w = _load(x, where, inside, SUM) - mean
+            z = w * k + beta
+            given = _load(grad, where, inside, SUM)
+            g = _activate(z, given, slopes, repeated, mask, SLOPE)
+            if slopes is not None:
+                sum_gz += tl.where(z > 0, 0.0, given * z)
+            sum_g += g
+            sum_gw += g * w
+            if ORDER == "double_backward":
+                second = _load(h, where, inside, SUM)
+                sum_h += second
+                sum_hw += second * w
+                sum_gh += g * second
     sums: tl.constexpr = 3 if slopes is not None else 2 if ORDER == "backward" else 5
     to = partial + at.to(tl.int64) * sums * channels + c
     tl.store(to, tl.sum(sum_g, 0).to(tl.float64), mask=mask)
@@ -332,11 +365,12 @@ def _reduce_kernel(
     INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    DEEP: tl.constexpr,
 ):
-    c, at = _channels(channels, BLOCK_C)
+    c, at = _channels(tl.program_id(0), channels, BLOCK_C)
     _reduce(
         x, grad, h, weight, bias, slopes, stats, partial, c, at, channels, inner, period, members, plane, group, splits,
-        chunk, ORDER, SLOPE, LAST, SUM, INDEX, BLOCK_M, BLOCK_C,
+        chunk, ORDER, SLOPE, LAST, SUM, INDEX, BLOCK_M, BLOCK_C, DEEP,
     )  # fmt: skip
 
 
@@ -502,8 +536,8 @@ def _apply(
             term2 = tl.load(terms + 2 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
             term3 = tl.load(terms + 3 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
             term4 = tl.load(terms + 4 * statistics + statistic, mask=mask, other=0.0).to(SUM)[None, :]
-    for step in range(0, chunk, BLOCK_M):
-        m = begin + step + tl.arange(0, BLOCK_M)
+    for back in range(BLOCK_M, chunk + BLOCK_M, BLOCK_M):
+        m = begin + (chunk - back) + tl.arange(0, BLOCK_M)
         inside = (m < end)[:, None] & mask[None, :]
         where = _offsets(m, c, inner, plane, LAST, INDEX)
         w = _load(x, where, inside, SUM, LAST_USE) - mean
@@ -555,11 +589,47 @@ def _apply_kernel(
     INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    LAST_USE: tl.constexpr,
 ):
-    c, at = _channels(channels, BLOCK_C)
+    c, at = _channels(tl.num_programs(0) - 1 - tl.program_id(0), channels, BLOCK_C)
     _apply(
         x, grad, h, weight, bias, slopes, h_weight, h_bias, stats, terms, out, out_x, c, at, channels, inner, period,
-        members, plane, group, splits, chunk, ORDER, SLOPE, LAST, SUM, INDEX, BLOCK_M, BLOCK_C,
+        members, plane, group, splits, chunk, ORDER, SLOPE, LAST, SUM, INDEX, BLOCK_M, BLOCK_C, LAST_USE,
+    )  # fmt: skip
+
+
+@triton.jit
+def _whole(
+    number, x, grad, h, weight, bias, slopes, h_weight, h_bias, stats, partial, terms, grad_weight, grad_bias,
+    grad_slope, out, out_x, channels, inner, period, members, plane, count, splits, chunk, ORDER: tl.constexpr,
+    SLOPE: tl.constexpr, EPS: tl.constexpr, TRAINING: tl.constexpr, GROUPED: tl.constexpr, PARTS: tl.constexpr,
+    STATISTICS: tl.constexpr, LAST: tl.constexpr, SUM: tl.constexpr, INDEX: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr, DEEP: tl.constexpr, IN_TURN: tl.constexpr,
+):  # fmt: skip
+    """Sums, what follows from them, and values of a block of channels that have one range."""
+    c = number * BLOCK_C + tl.arange(0, BLOCK_C)
+    at = number * 0
+    if ORDER == "forward":
+        _moments(x, partial, c, at, channels, inner, plane, count, chunk, LAST, SUM, INDEX, BLOCK_M, BLOCK_C, DEEP)
+    else:
+        _reduce(
+            x, grad, h, weight, bias, slopes, stats, partial, c, at, channels, inner, period, members, plane, count,
+            splits, chunk, ORDER, SLOPE, LAST, SUM, INDEX, BLOCK_M, BLOCK_C, DEEP,
+        )  # fmt: skip
+    tl.debug_barrier()
+    s = number * STATISTICS + tl.arange(0, STATISTICS)
+    if ORDER == "forward":
+        _settle_moments(partial, stats, s, channels, members, splits, EPS, PARTS, STATISTICS, IN_TURN)
+    else:
+        _settle(
+            partial, weight, h_weight, stats, terms, grad_weight, grad_bias, grad_slope, s, channels, period,
+            members, 1, splits, count * members, ORDER, TRAINING, GROUPED, PARTS, STATISTICS,
+        )  # fmt: skip
+    tl.debug_barrier()
+    _apply(
+        x, grad, h, weight, bias, slopes, h_weight, h_bias, stats, terms, out, out_x, c, at, channels, inner,
+        period, members, plane, count, splits, chunk, ORDER, SLOPE, LAST, SUM, INDEX,
+        BLOCK_M * 2 if IN_TURN and (GROUPED or ORDER == "forward") else BLOCK_M, BLOCK_C, IN_TURN,
     )  # fmt: skip
 
 
@@ -599,45 +669,36 @@ def _together_kernel(
     GROUPED: tl.constexpr,
     PARTS: tl.constexpr,
     STATISTICS: tl.constexpr,  # of a unit
+    IN_TURN: tl.constexpr,
     LAST: tl.constexpr,
     SUM: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    DEEP: tl.constexpr,
 ):
     """Sums, what follows from them, and values, in one launch.
 
-    Without counters a program does all of it for a block of channels that have one range. With counters a program
-    takes a ticket. Tickets alternate between a range to sum up, of one block of channels, and a range whose values to
-    make, of the block ``ahead`` before. Who sums up a unit's last range settles it; who makes values waits until that
-    was done. All whom he waits for have earlier tickets, so that they run, and none of those who sum up waits: however
-    few programs run at once, it comes to an end. What was summed up is read again after as many ranges as ``ahead``
-    says, out of the second-level cache."""
+    Without counters a program does all of it for a block of channels that have one range, or for one such block after
+    the other, in turn with the others. With counters a program takes a ticket. Tickets alternate between a range to sum
+    up, of one block of channels, and a range whose values to make, of the block ``ahead`` before. Who sums up a unit's
+    last range settles it; who makes values waits until that was done. All whom he waits for have earlier tickets, so
+    that they run, and none of those who sum up waits: however few programs run at once, it comes to an end. What was
+    summed up is read again after as many ranges as ``ahead`` says, out of the second-level cache."""
     blocks = tl.cdiv(channels, BLOCK_C)
-    if counters is None:
-        number = tl.program_id(0)
-        c = number * BLOCK_C + tl.arange(0, BLOCK_C)
-        at = number * 0
-        if ORDER == "forward":
-            _moments(x, partial, c, at, channels, inner, plane, count, chunk, LAST, SUM, INDEX, BLOCK_M, BLOCK_C)
-        else:
-            _reduce(
-                x, grad, h, weight, bias, slopes, stats, partial, c, at, channels, inner, period, members, plane, count,
-                splits, chunk, ORDER, SLOPE, LAST, SUM, INDEX, BLOCK_M, BLOCK_C,
+    if IN_TURN:
+        # What is the same in all turns is made anew in each: kept in registers, it would spill.
+        for number in tl.range(tl.program_id(0), blocks, tl.num_programs(0), disable_licm=True):
+            _whole(
+                number, x, grad, h, weight, bias, slopes, h_weight, h_bias, stats, partial, terms, grad_weight,
+                grad_bias, grad_slope, out, out_x, channels, inner, period, members, plane, count, splits, chunk, ORDER,
+                SLOPE, EPS, TRAINING, GROUPED, PARTS, STATISTICS, LAST, SUM, INDEX, BLOCK_M, BLOCK_C, DEEP, True,
             )  # fmt: skip
-        tl.debug_barrier()
-        s = number * STATISTICS + tl.arange(0, STATISTICS)
-        if ORDER == "forward":
-            _settle_moments(partial, stats, s, channels, members, splits, EPS, PARTS, STATISTICS)
-        else:
-            _settle(
-                partial, weight, h_weight, stats, terms, grad_weight, grad_bias, grad_slope, s, channels, period,
-                members, 1, splits, count * members, ORDER, TRAINING, GROUPED, PARTS, STATISTICS,
-            )  # fmt: skip
-        tl.debug_barrier()
-        _apply(
-            x, grad, h, weight, bias, slopes, h_weight, h_bias, stats, terms, out, out_x, c, at, channels, inner,
-            period, members, plane, count, splits, chunk, ORDER, SLOPE, LAST, SUM, INDEX, BLOCK_M, BLOCK_C,
+    elif counters is None:
+        _whole(
+            tl.program_id(0), x, grad, h, weight, bias, slopes, h_weight, h_bias, stats, partial, terms, grad_weight,
+            grad_bias, grad_slope, out, out_x, channels, inner, period, members, plane, count, splits, chunk, ORDER,
+            SLOPE, EPS, TRAINING, GROUPED, PARTS, STATISTICS, LAST, SUM, INDEX, BLOCK_M, BLOCK_C, DEEP, False,
         )  # fmt: skip
     else:
         ticket = tl.atomic_add(counters, 1, sem="relaxed")
@@ -649,12 +710,26 @@ def _together_kernel(
                 c = block * BLOCK_C + tl.arange(0, BLOCK_C)
                 if ORDER == "forward":
                     _moments(
-                        x, partial, c, at, channels, inner, plane, count, chunk, LAST, SUM, INDEX, BLOCK_M, BLOCK_C
+                        x,
+                        partial,
+                        c,
+                        at,
+                        channels,
+                        inner,
+                        plane,
+                        count,
+                        chunk,
+                        LAST,
+                        SUM,
+                        INDEX,
+                        BLOCK_M,
+                        BLOCK_C,
+                        DEEP,
                     )
                 else:
                     _reduce(
                         x, grad, h, weight, bias, slopes, stats, partial, c, at, channels, inner, period, members,
-                        plane, count, splits, chunk, ORDER, SLOPE, LAST, SUM, INDEX, BLOCK_M, BLOCK_C,
+                        plane, count, splits, chunk, ORDER, SLOPE, LAST, SUM, INDEX, BLOCK_M, BLOCK_C, DEEP,
                     )  # fmt: skip
                 number = block // unit
                 tl.debug_barrier()
@@ -728,8 +803,9 @@ class _Call:
         self.sum = sum_dtype(x.dtype)
         self.weight, self.bias, *self.others = (contiguous(v) for v in (weight, bias, *others))
         self.slope, self.slopes = slope, contiguous(slopes)
-        blocks = BLOCKS(x.device)
-        self.ahead = blocks["AHEAD"] * MEGABYTE
+        blocks = (BLOCKS if not instances else INSTANCES if members == 1 else GROUPS)(x.device)
+        self.ahead, self.at_once = blocks["AHEAD"] * MEGABYTE, blocks.get("AT_ONCE", 0) * MEGABYTE
+        self.large = x.numel() * x.element_size() > LARGE
         self.block_c = blocks["CHANNELS"] if self.last else 1
         self.block_m = blocks["TILE"] // self.block_c
         self.blocks = ceil_div(self.channels, self.block_c)
@@ -740,7 +816,17 @@ class _Call:
         index = index_type(x.numel() + self.chunk * self.groups)
         self.tile = {"LAST": self.last, "SUM": sum_type(x.dtype), "INDEX": index}
         self.tile |= {"BLOCK_M": self.block_m, "BLOCK_C": self.block_c}
-        self.tile["num_warps"] = blocks["num_warps"]
+        self.tile |= {"DEEP": blocks["DEEP"], "num_warps": blocks["num_warps"]}
+
+    def in_turn(self, maps: int) -> tuple[int, int]:
+        """How many programs read so many maps twice, and of how many channels each at a time, where those take turns
+        that have room in the second-level cache; otherwise none."""
+        size = self.x.element_size()
+        channels = max(ROW // size if self.last else 1, self.members)
+        if size > 4 or channels % self.members or channels != next_power_of_2(channels) or channels > MOST:
+            return 0, 0
+        programs = self.at_once // (channels * self.count * size * maps)
+        return (programs, channels) if FEWEST <= programs < ceil_div(self.channels, channels) else (0, 0)
 
     def gradient(self, wanted: bool, values: Affine) -> Tensor | None:
         """What a kernel writes of the affine values' gradient, [groups, C]; None where there is none."""
@@ -844,16 +930,23 @@ class _Call:
         out_x: Tensor | None,
     ) -> bool:
         """Sums, terms, affine gradients and results by one launch; False where that is not the way."""
-        statistics = max(1, self.block_c // self.members)  # of a unit, which has whole blocks of channels
-        unit = statistics * self.members // self.block_c
-        if self.groups != 1 or unit * self.block_c != statistics * self.members:
-            return False
         maps = 1 + (grad is not None) + (h is not None)
+        programs, channels = self.in_turn(maps) if h is None and max(self.splits, self.members) > 1 else (0, 0)
+        in_turn, tile = programs > 0, self.tile
+        statistics = max(1, (channels or self.block_c) // self.members)  # of a unit, which has whole blocks of channels
+        unit = 1 if in_turn else statistics * self.members // self.block_c
+        if self.groups != 1 or (not in_turn and unit * self.block_c != statistics * self.members):
+            return False
         of_block = self.count * self.block_c * self.x.element_size() * maps
         chunk, splits, counters, ahead, parts = self.chunk, self.splits, None, 0, WHOLE_PARTS
         units = ceil_div(self.blocks, unit)
-        programs = units
-        if self.splits > 1:
+        if in_turn:
+            block_m = 32 * WHOLE_WARPS * 16 // self.x.element_size() // channels
+            chunk, splits = ceil_div(self.count, 2 * block_m) * 2 * block_m, 1
+            parts = self.members if order == "forward" else 1
+            tile = {**tile, "BLOCK_M": block_m, "BLOCK_C": channels, "DEEP": WHOLE_DEEP, "num_warps": WHOLE_WARPS}
+            tile["INDEX"] = index_type(self.x.numel() + chunk)
+        elif self.splits > 1:
             if unit * of_block > self.ahead:
                 return False
             chunk = SHORT * self.block_m
@@ -864,6 +957,8 @@ class _Call:
             parts = max(WHOLE_PARTS, WOVEN_PARTS // statistics)
         elif unit > 1:
             return False
+        else:
+            programs = units
         sums = 3 if order == "forward" or self.slopes is not None else SUMS[order]
         partial = self.x.new_empty((splits, sums, self.channels), dtype=torch.float64)
         terms = self.empty_terms() if order != "forward" and training else None
@@ -902,7 +997,8 @@ class _Call:
             GROUPED=self.members > 1,
             PARTS=parts,
             STATISTICS=statistics,
-            **self.tile,
+            IN_TURN=in_turn,
+            **tile,
         )
         return True
 
@@ -1008,7 +1104,9 @@ class _Call:
             self.chunk,
             ORDER=order,
             SLOPE=self.slope,
-            **self.tile,
+            **{name: value for name, value in self.tile.items() if name not in ("DEEP", "num_warps")},
+            LAST_USE=self.large,
+            num_warps=self.tile["num_warps"],
         )
 
     def backward(

@@ -25,7 +25,7 @@ double_backward = _of_each(group_norm_act.double_backward, x=4, groups=8)
 
 
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
-    """Calls that launch every form of the kernels: a channel has two ranges, or one."""
+    """Calls that launch every form of the kernels: a channel has two ranges, or one, or programs take turns."""
     vector = torch.empty(32, dtype=sum_dtype(dtype), device=device)
     for layout in (torch.contiguous_format, torch.channels_last):
         x = torch.empty(4, 32, 192, 192, dtype=dtype, device=device).contiguous(memory_format=layout)
@@ -38,3 +38,7 @@ def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         x = torch.empty(4, 32, 16, 16, dtype=dtype, device=device).contiguous(memory_format=layout)
         y, stats = forward(x, vector, vector, 1e-5, 0.2)
         backward(y, x, vector, vector, stats, *options)
+        x = torch.empty(64, 256, 64, 64, dtype=dtype, device=device, memory_format=layout)
+        affine = vector.new_empty(x.shape[1])
+        y, stats = forward(x, affine, affine, 1e-5, 0.2)
+        backward(y, x, affine, affine, stats, 0.2, True)

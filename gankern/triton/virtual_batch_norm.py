@@ -790,7 +790,7 @@ def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     """Calls that launch every form of the kernels: in channels_last also by programs that take turns."""
     contiguous, last = torch.contiguous_format, torch.channels_last
     for shape, layout in (((2, 128, 64, 64), contiguous), ((2, 128, 64, 64), last), ((64, 256, 64, 64), last)):
-        x = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
+        x = torch.empty(*shape, dtype=dtype, device=device, memory_format=layout)
         mean, square, weight, bias = (torch.empty(shape[1], dtype=sum_dtype(dtype), device=device) for _ in range(4))
         vectors, options = (mean, square, weight, bias), (0.1, 1e-5, 0.2)
         y, saved = forward(x, *vectors, *options)

@@ -179,7 +179,7 @@ def launched(monkeypatch):
     return found
 
 
-WOVEN = {"TILE": 16, "CHANNELS": 4, "num_warps": 4, "AHEAD": 1}
+WOVEN = {"TILE": 16, "CHANNELS": 4, "DEEP": 2, "num_warps": 4, "AHEAD": 1}
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
@@ -211,7 +211,7 @@ def test_sums_and_values_woven_in_one_launch(groups, shape, ahead, last, device,
     for bytes_ahead in ahead:
         monkeypatch.setattr(batch_norm_act_kernels, "MEGABYTE", bytes_ahead)
         launched.clear()
-        with batch_norm_act_kernels.BLOCKS.use(WOVEN):
+        with batch_norm_act_kernels.BLOCKS.use(WOVEN), batch_norm_act_kernels.GROUPS.use(WOVEN):
             mine = results(ours, x, weight, bias, None, 0.2, torch.float32)
         kernels = [name for name, _ in launched]
         assert kernels.count("_together_kernel") == 3 and not {"_moments_kernel", "_apply_kernel"} & {*kernels}

@@ -282,6 +282,8 @@ VARIED = {
         (4, 6, 7, 9),
         {"": lambda x: GF.batch_norm_act(x, None, None, _vector(x), _vector(x), training=True, **TRITON)},
     ),
+    "instance_norm_act": ((4, 6, 7, 9), {"": lambda x: GF.instance_norm_act(x, **TRITON)}),
+    "group_norm_act": ((4, 6, 7, 9), {"": lambda x: GF.group_norm_act(x, 3, **TRITON)}),
     "virtual_batch_norm": (
         (4, 6, 7, 9),
         {"": lambda x: GF.virtual_batch_norm(x, _vector(x), _vector(x) ** 2 + 1, 3, _vector(x), _vector(x), **TRITON)},
