@@ -11,15 +11,18 @@ Second order, for the gradient h of dx, q = sum_i h_i d_i:
     gradient of x_i: k / (D sigma) (h_i - mean h - d_i q / (D sigma^2))
 
 Split. One kernel for all orders. A program takes BLOCK neighbouring positions of a group as they lie in memory,
-channels last or not, and passes over its samples once for the sums, where the forward also copies them; the gradients
-take another pass, in which they come from the cache. Sums are of differences from the group's first sample, which lose
-no more to its size than the spread allows: variance = sum (x_i - x_0)^2 - (sum (x_i - x_0))^2 / G. The sum of the
-program's sigma, or of q / (D sigma), of its feature goes to memory of its own; a second kernel adds these up in order
+channels last or not. Of up to HELD samples a lane asks for all values of its positions at once, and keeps them. Of more
+the program passes over them once for the sums, where the forward also copies them; the gradients take another pass, in
+which they come from the cache. Sums are of differences from the group's first sample, which lose no more to its size
+than the spread allows: variance = sum (x_i - x_0)^2 - (sum (x_i - x_0))^2 / G. The sum of the program's sigma, or of
+q / (D sigma), of its feature goes to memory of its own; a second kernel adds these up in order
 (gankern/triton/sums.py), and a third one writes the channel of the result. No atomics. For channels last tensors a
-block lies across features, so a program sums one feature after the other.
+block lies across features, so a program sums one feature after the other. There a pixel of the result has more channels
+than one of x and begins anywhere: what is read or written of it goes by single elements, of neighbouring lanes where it
+is written.
 
-Traffic. Forward: x is read once, the result written once; gradients: x is read once from memory and once from the
-cache. Bound by memory. Sums are in fp32 (fp64 for fp64).
+Traffic. Forward: x is read once, the result written once; gradients: x is read once from memory, and of more than HELD
+samples once from the cache. Bound by memory. Sums are in fp32 (fp64 for fp64).
 """
 
 import math
@@ -30,16 +33,17 @@ import triton.language as tl
 from torch import Tensor
 
 from gankern.core.layout import empty, memory_format
-from gankern.triton.launch import Blocks, ceil_div, index_type, launch, planned, sum_dtype, sum_type
+from gankern.triton.launch import Blocks, ceil_div, index_type, launch, next_power_of_2, planned, sum_dtype, sum_type
 from gankern.triton.sums import sum_of_parts
 
 BLOCKS = Blocks(  # positions of a program, twice as many of half precision
     "minibatch_stddev",
     {"BLOCK": 512, "num_warps": 4},
-    {"BLOCK": 1024, "num_warps": 4},
+    {"BLOCK": 1024, "num_warps": 8},
     {"BLOCK": 256, "num_warps": 4},
     {"BLOCK": 128, "num_warps": 1},
 )
+HELD = 4  # samples of a group whose values a program keeps
 FILL = 512  # values of the result a program writes
 WARPS = 4
 
@@ -50,6 +54,30 @@ WARPS = 4
 def _sample(m, i, groups, group_size, STRIDED: tl.constexpr):
     """Sample i of group m."""
     return tl.cast(i * groups + m if STRIDED else m * group_size + i, tl.int64)
+
+
+@triton.jit
+def _places(
+    at, channels, pixels, FEATURES: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """Of places of a sample: their features, and the places of the result; and how many of these there are."""
+    channel = at % channels if LAST else at // pixels
+    feature = (channel * 0 if FEATURES == 1 else channel // (channels // FEATURES)).to(tl.int32)
+    result_at = at + at // channels * FEATURES if LAST else at
+    return feature, result_at, (tl.cast(channels, INDEX) + FEATURES) * pixels
+
+
+@triton.jit
+def _factor(k, m, feature, inside, FEATURES: tl.constexpr):
+    return tl.load(k + m) if FEATURES == 1 else tl.load(k + m * FEATURES + feature, mask=inside, other=0.0)
+
+
+@triton.jit
+def _store_parts(parts, term, m, feature, inside, block, blocks, FEATURES: tl.constexpr):
+    """A block's sums of each feature."""
+    for f in range(FEATURES):
+        part = tl.sum(tl.where(inside & (feature == f), term, 0.0), 0)
+        tl.store(parts + (m * FEATURES + f).to(tl.int64) * blocks + block, part)
 
 
 @triton.jit
@@ -81,10 +109,7 @@ def _positions_kernel(
     block = tl.program_id(0) % blocks
     at = block * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
-    channel = at % channels if LAST else at // pixels
-    feature = (channel // (channels // FEATURES)).to(tl.int32)
-    result_size = size + tl.cast(pixels, INDEX) * FEATURES
-    result_at = at + at // channels * FEATURES if LAST else at
+    feature, result_at, result_size = _places(at, channels, pixels, FEATURES, LAST, INDEX)
 
     count = tl.zeros([1], SUM) + group_size
     first = _sample(m, 0, groups, group_size, STRIDED) * size + at
@@ -116,7 +141,7 @@ def _positions_kernel(
     term = sigma
     if ORDER != "forward":
         factor = 1.0 / (divisor * sigma)
-        scale = tl.load(k + m * FEATURES + feature, mask=inside, other=0.0) * factor
+        scale = _factor(k, m, feature, inside, FEATURES) * factor
         term = q * factor
         slope = term / sigma
         for i in range(group_size):
@@ -130,9 +155,75 @@ def _positions_kernel(
                 result = scale * (tangent - mean_h - d * slope)
             tl.store(out_x + n * size + at, result.to(out_x.dtype.element_ty), mask=inside)
     if ORDER != "backward":
-        for f in range(FEATURES):
-            part = tl.sum(tl.where(inside & (feature == f), term, 0.0), 0)
-            tl.store(parts + (m * FEATURES + f).to(tl.int64) * blocks + block, part)
+        _store_parts(parts, term, m, feature, inside, block, blocks, FEATURES)
+
+
+@triton.jit
+def _held_kernel(
+    x,  # as for _positions_kernel, all of it
+    grad,
+    h,
+    k,
+    out,
+    out_x,
+    parts,
+    groups,
+    group_size,
+    channels,
+    pixels,
+    FEATURES: tl.constexpr,
+    STRIDED: tl.constexpr,
+    LAST: tl.constexpr,
+    ORDER: tl.constexpr,
+    UNBIASED: tl.constexpr,
+    EPS: tl.constexpr,
+    SUM: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,  # the samples of a group, or more
+):
+    """A tile of all samples of a group by neighbouring positions, each of which is in one lane."""
+    size = tl.cast(channels, INDEX) * pixels
+    blocks = tl.cdiv(size, BLOCK)
+    m = (tl.program_id(0) // blocks).to(tl.int32)
+    block = tl.program_id(0) % blocks
+    at = block * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    feature, result_at, result_size = _places(at, channels, pixels, FEATURES, LAST, INDEX)
+
+    i = tl.arange(0, GROUP)
+    n = _sample(m, i, groups, group_size, STRIDED)
+    there = (i < group_size)[:, None] & inside[None, :]
+    place = (n * size)[:, None] + at[None, :]
+    result_place = (n * result_size)[:, None] + result_at[None, :]
+    value = tl.load(x + place, mask=there, other=0.0)
+    if ORDER == "forward":
+        tl.store(out + result_place, value, mask=there)
+    if ORDER == "double_backward":
+        second = tl.load(h + place, mask=there, other=0.0)
+        tl.store(out + result_place, second, mask=there)
+
+    count = tl.zeros([1], SUM) + group_size
+    d = value.to(SUM)
+    d -= tl.sum(tl.where((i == 0)[:, None], d, 0.0), 0)[None, :]
+    d = tl.where(there, d, 0.0)
+    d = tl.where(there, d - (tl.sum(d, 0) / count)[None, :], 0.0)
+    divisor = count - 1 if UNBIASED else count
+    sigma = tl.sqrt(tl.sum(d * d, 0) / divisor + tl.full([1], EPS, SUM))  # a plain number would be taken as fp32
+    term = sigma
+    if ORDER != "forward":
+        factor = 1.0 / (divisor * sigma)
+        scale = _factor(k, m, feature, inside, FEATURES) * factor
+        if ORDER == "backward":
+            result = tl.load(grad + result_place, mask=there, other=0.0).to(SUM) + scale[None, :] * d
+        else:
+            tangent = second.to(SUM)
+            tangent = tl.where(there, tangent - (tl.sum(tangent, 0) / count)[None, :], 0.0)
+            term = tl.sum(tangent * d, 0) * factor
+            result = scale[None, :] * (tangent - d * (term / sigma)[None, :])
+        tl.store(out_x + place, result.to(out_x.dtype.element_ty), mask=there)
+    if ORDER != "backward":
+        _store_parts(parts, term, m, feature, inside, block, blocks, FEATURES)
 
 
 @triton.jit
@@ -234,8 +325,9 @@ def _launch(
     parts = None
     if order != "backward":
         parts = x.new_empty((batch.groups, features, blocks), dtype=batch.wide)
+    held = batch.sizes[1] <= HELD
     launch(
-        _positions_kernel,
+        _held_kernel if held else _positions_kernel,
         batch.groups * blocks,
         x,
         grad,
@@ -251,7 +343,9 @@ def _launch(
         EPS=eps,
         SUM=batch.sum,
         INDEX=index_type((batch.channels + features) * batch.pixels),
-        **tile,
+        BLOCK=tile["BLOCK"],
+        **({"GROUP": next_power_of_2(batch.sizes[1])} if held else {}),
+        num_warps=tile["num_warps"],
     )
     if parts is None:
         return
@@ -332,8 +426,9 @@ def double_backward(
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     """Calls that launch every form of the kernels."""
     for layout in (torch.contiguous_format, torch.channels_last):
-        x = torch.empty(8, 6, 16, 16, dtype=dtype, device=device).contiguous(memory_format=layout)
-        options = 4, 2, True, False, 1e-8
-        y = forward(x, *options)
-        backward(y, x, *options)
-        double_backward(x, y, x, *options)
+        for samples, group_size, features in ((8, 4, 1), (8, 4, 2), (5, 5, 2)):
+            x = torch.empty(samples, 6, 16, 16, dtype=dtype, device=device).contiguous(memory_format=layout)
+            options = group_size, features, True, False, 1e-8
+            y = forward(x, *options)
+            backward(y, x, *options)
+            double_backward(x, y, x, *options)

@@ -43,25 +43,22 @@ MAPS = [
     *(("pixel_norm", "_pixel_norm_kernel", (f"ORDER={order}", lines), reads, writes)
       for order, reads, writes in (("forward", 1, 1), ("backward", 2, 1), ("double_backward", 3, 2))
       for lines in ("LINES=True", "LINES=False")),
-    # In channels_last a pixel of the result has a channel more: it begins anywhere.
-    ("minibatch_stddev", "_positions_kernel", ("ORDER=forward", "LAST=False"), 1, 1),
-    ("minibatch_stddev", "_positions_kernel", ("ORDER=backward", "LAST=False"), 2, 1),
-    ("minibatch_stddev", "_positions_kernel", ("ORDER=double_backward", "LAST=False"), 3, 2),
-    ("minibatch_stddev", "_positions_kernel", ("ORDER=forward", "LAST=True"), 1, 0),
-    ("minibatch_stddev", "_positions_kernel", ("ORDER=backward", "LAST=True"), 1, 1),
-    ("minibatch_stddev", "_positions_kernel", ("ORDER=double_backward", "LAST=True"), 2, 1),
+    # In channels_last a pixel of the result has a channel more: it begins anywhere. Of groups of up to four samples a
+    # lane asks for the values of all of them at once.
+    *(("minibatch_stddev", kernel, (f"ORDER={order}", f"LAST={last}", group), reads * samples, writes * samples)
+      for kernel, group, samples in (("_positions_kernel", "", 1), ("_held_kernel", "GROUP=4", 4))
+      for order, last, reads, writes in (("forward", False, 1, 1), ("backward", False, 2, 1), ("double_backward", False, 2, 2),
+                                         ("forward", True, 1, 0), ("backward", True, 1, 1), ("double_backward", True, 2, 1))),
     # Of images whose size is a multiple of 16 bytes: others begin anywhere.
     ("gradient_penalty", "_dots_kernel", ("PARTS=64",), 1, 0),
     ("gradient_penalty", "_combine_kernel", ("PARTS=64", "SECOND=True"), 2, 1),
-    *(("virtual_batch_norm", "_normalize_kernel", (f"ORDER={order}", channels), reads, writes)
-      for order, reads, writes in (("forward", 1, 1), ("backward", 2, 1))
-      for channels in ("CHANNELS=1,", "CHANNELS=64,")),
-    ("virtual_batch_norm", "_normalize_kernel", ("ORDER=double_backward", "CHANNELS=1,"), 3, 2),
-    # In bf16 it goes by 8 bytes: by 16, the coefficients of a thread's channels spill.
-    ("virtual_batch_norm", "_normalize_kernel", ("ORDER=double_backward", "CHANNELS=64,", "[float32]"), 3, 2),
-    *(("virtual_batch_norm", kernel, (channels,), 1, writes)
-      for kernel, writes in (("_sums_kernel", 0), ("_affine_kernel", 1))
-      for channels in ("CHANNELS=1,", "CHANNELS=64,")),
+    *(("virtual_batch_norm", "_normalize_kernel", (f"ORDER={order}", "IN_TURN=False", *channels), reads, writes)
+      for order, reads, writes in (("forward", 1, 1), ("backward", 2, 1), ("double_backward", 3, 2))
+      for channels in (("CHANNELS=1,",), ("CHANNELS=8,", "[float32"), ("CHANNELS=16,", "[bfloat16"))),
+    *(("virtual_batch_norm", kernel, channels, 1, writes)
+      for kernel, writes, channels in (("_sums_kernel", 0, ("CHANNELS=1,",)), ("_sums_kernel", 0, ("CHANNELS=8,", "[float32")),
+                                       ("_sums_kernel", 0, ("CHANNELS=16,", "[bfloat16")),
+                                       ("_affine_kernel", 1, ("CHANNELS=1,",)), ("_affine_kernel", 1, ("CHANNELS=64,",)))),
     # What it writes: neighbouring inputs of a filter overlap, and are read one by one.
     ("upfirdn2d", "_doubling_kernel", ("EVEN_Y=True", "EVEN_X=True"), 0, 1),
 ]  # fmt: skip

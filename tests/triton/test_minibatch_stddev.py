@@ -18,8 +18,8 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
-# A program has 512 positions.
-SHAPES = [((4, 1), 4, 1), ((6, 4, 3, 5), 3, 2), ((4, 3, 13, 17), 4, 1), ((3, 2, 5), 3, 2)]
+# A program has 512 positions, and keeps all values of them of up to four samples.
+SHAPES = [((4, 1), 4, 1), ((6, 4, 3, 5), 3, 2), ((4, 3, 13, 17), 4, 1), ((3, 2, 5), 3, 2), ((10, 6, 9, 11), 5, 3)]
 
 
 def sample(shape, dtype, device, memory_format=torch.contiguous_format, seed=0):
