@@ -239,6 +239,7 @@ def _factors_kernel(
     STRIDED: tl.constexpr,
     LAST: tl.constexpr,
     SUM: tl.constexpr,
+    INDEX: tl.constexpr,  # what pixels are counted in, with FILL of them behind the last one
     FILL: tl.constexpr,
 ):
     """The sum of a feature's gradients over the group and its pixels, over its positions."""
@@ -248,7 +249,7 @@ def _factors_kernel(
     total = tl.zeros([FILL], SUM)
     for i in range(group_size):
         own = grad + _sample(m, i, groups, group_size, STRIDED) * result_size
-        for start in range(0, pixels, FILL):
+        for start in range(0, tl.cast(pixels, INDEX), FILL):
             p = tl.cast(start, tl.int64) + tl.arange(0, FILL)
             at = p * (channels + FEATURES) + channels + feature
             if not LAST:
@@ -374,6 +375,7 @@ def _factors(grad: Tensor, batch: _Batch) -> Tensor:
         batch.positions,
         **batch.constants,
         SUM=batch.sum,
+        INDEX=index_type(batch.pixels),
         FILL=FILL,
         num_warps=WARPS,
     )

@@ -69,6 +69,15 @@ def _line(columns, channels, INDEX: tl.constexpr):
 
 
 @triton.jit
+def _counted(rows, columns, out_rows, out_columns, start_y, start_x, INDEX: tl.constexpr):
+    """Sizes and starts as what all places are counted in."""
+    return (
+        tl.cast(rows, INDEX), tl.cast(columns, INDEX), tl.cast(out_rows, INDEX), tl.cast(out_columns, INDEX),
+        tl.cast(start_y, INDEX), tl.cast(start_x, INDEX),
+    )  # fmt: skip
+
+
+@triton.jit
 def _tile(
     lines, width, channels, GROUPED: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
@@ -118,10 +127,13 @@ def _upfirdn2d_kernel(
     TAPS_X: tl.constexpr,
     GAIN: tl.constexpr,
     SUM: tl.constexpr,
-    INDEX: tl.constexpr,  # what the elements of a plane are counted in: 64 bits cost more than the sums
+    INDEX: tl.constexpr,  # what elements of a plane, and places between samples, are counted in: 64 bits cost much more
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    rows, columns, out_rows, out_columns, start_y, start_x = _counted(
+        rows, columns, out_rows, out_columns, start_y, start_x, INDEX
+    )
     width = _line(out_columns, channels, INDEX)
     plane, oy, _, e, ox, within = _tile(out_rows, width, channels, GROUPED, INDEX, ROWS, COLUMNS)
     x += plane // planes_a_batch * batch_stride + plane % planes_a_batch * channel_stride
@@ -203,6 +215,9 @@ def _doubling_kernel(
     share their samples. With an even start and p = q - start / 2, the first one meets tap 2 m at sample p + m, and the
     second one tap 2 m - 1; with an odd one and p = q - (start - 1) / 2, tap 2 m + 1, and tap 2 m. So taps are the same
     for all lanes, and a sample is loaded once for four outputs."""
+    rows, columns, out_rows, out_columns, start_y, start_x = _counted(
+        rows, columns, out_rows, out_columns, start_y, start_x, INDEX
+    )
     pairs_x = tl.cdiv(out_columns, 2)
     lines = tl.cdiv(out_rows, 2)
     width = _line(pairs_x, channels, INDEX)
@@ -298,6 +313,9 @@ def _strip_kernel(
 ):
     """A separable filter, not up. A lane makes outputs 4 q to 4 q + 3 of a column: output k meets the sample
     4 q DOWN - start + m at tap m - k DOWN. Every sample is loaded once for the four, as is its row's sum taken."""
+    rows, columns, out_rows, out_columns, start_y, start_x = _counted(
+        rows, columns, out_rows, out_columns, start_y, start_x, INDEX
+    )
     width = _line(out_columns, channels, INDEX)
     plane, qy, _, e, ox, within = _tile(tl.cdiv(out_rows, 4), width, channels, GROUPED, INDEX, ROWS, COLUMNS)
     x += plane // planes_a_batch * batch_stride + plane % planes_a_batch * channel_stride
@@ -357,8 +375,11 @@ def forward(
         blocks["COLUMNS"] *= max(1, 4 // x.element_size())
     written = filter.ndim == 1 and filter.shape[0] <= WRITTEN_TAPS
     span = 1 + sum((n - 1) * abs(stride) for n, stride in zip((channels, h, w), x.stride()[1:]))
+    # Where outputs lie in what is filtered, with zeros between the samples.
+    extents = [extent * factor for extent, factor in zip((h, w, *size), (*up, *down))]
+    index = index_type(span, size[0] * size[1] * channels, *(extent + max(map(abs, start)) for extent in extents))
     given: tuple[Any, ...] = (x, contiguous(filter), out, channels, planes_a_batch, h, w, *size, *start, *x.stride())
-    shared = {"GAIN": gain, "SUM": sum_type(x.dtype), "INDEX": index_type(span, size[0] * size[1] * channels), **blocks}
+    shared = {"GAIN": gain, "SUM": sum_type(x.dtype), "INDEX": index, **blocks}
     if doubling and written and [*up, *down] == [2, 2, 1, 1]:
         tiles = ceil_div(ceil_div(size[1], 2) * channels, blocks["COLUMNS"])
         launch(

@@ -21,7 +21,16 @@ from triton.runtime.jit import KernelParam, create_function_from_signature
 
 import gankern.functional as GF
 from gankern.core import devices, native
-from gankern.triton import aot, launch, minibatch_discrimination, spectral_norm, spectral_norm_tables
+from gankern.triton import (
+    aot,
+    launch,
+    minibatch_discrimination,
+    minibatch_stddev,
+    spectral_norm,
+    spectral_norm_tables,
+    upfirdn2d,
+    virtual_batch_norm,
+)
 
 COMPILER = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
 CHECKS = Path(__file__).parent / "launch_checks.py"
@@ -316,6 +325,37 @@ def test_every_variant_of_block_sizes_is_right(kernel, call, device):
                 if (launches := launched(x)) not in ran:
                     torch.testing.assert_close(call(x), first)
                 ran.add(launches)
+
+
+def _index_types(call):
+    """Of each launch of a call, by its kernel, whether it counts in 64 bits."""
+    with launch.recorded() as launches:
+        call()
+    return {r.kernel.__name__: r.constants["INDEX"].name == "int64" for r in launches if "INDEX" in r.constants}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    ("pixels", "wide"), [(2**31 - 2**17, False), (2**31 - 2**17 + 1, True), (2**31 - 1, True), (2**31 + 9, True)]
+)
+def test_planes_of_nearly_2_31_pixels_are_counted_in_64_bits(pixels, wide, layout):
+    """A loop over tiles ends behind a plane: in 32 bits it would not end, or begin again below 0."""
+
+    def make(channels):
+        return torch.empty(2, channels, 1, pixels, device="meta", dtype=torch.bfloat16, memory_format=layout)
+
+    x, y, vectors, taps = make(2), make(3), [torch.empty(2, device="meta")] * 4, torch.empty(4, device="meta")
+    saved, moments = (torch.empty(*shape, 2, device="meta", dtype=torch.float64) for shape in ((2, 2), (2,)))
+    options = 0.1, 1e-5, 0.2, True, True
+    assert _index_types(lambda: virtual_batch_norm.backward(x, x, *vectors, saved, *options)) == {
+        "_normalize_kernel": wide
+    }
+    assert _index_types(lambda: virtual_batch_norm.statistics(x)) == {"_sums_kernel": wide}
+    assert _index_types(lambda: virtual_batch_norm.statistics_backward(moments, x, moments)) == {"_affine_kernel": wide}
+    found = _index_types(lambda: minibatch_stddev.backward(y, x, 2, 1, True, False, 1e-8))
+    assert found == {"_factors_kernel": wide, "_held_kernel": True}  # a sample has three times as many values
+    sizes = [1, 1], [1, 1], [0, 0], [1, pixels - 3]
+    assert _index_types(lambda: upfirdn2d.forward(make(1), taps, *sizes, False, 1.0)) == {"_upfirdn2d_kernel": wide}
 
 
 def test_every_kernel_with_variants_is_tried():

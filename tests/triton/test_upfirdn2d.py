@@ -152,3 +152,14 @@ def test_a_line_of_more_than_2_31_values_is_counted_in_64_bits(device):
     out = torch.zeros(1, dtype=torch.int64, device=device)
     _line_kernel[(1,)](out, 2**20, 2**12 + 1, launch.index_type(2**32))
     assert out.item() == 2**20 * (2**12 + 1)
+
+
+def test_places_beyond_32_bits_between_few_samples(device):
+    """Outputs that are few, and lie 2^30 samples apart; and samples with 2^30 zeros between them."""
+    x = torch.ones(1, device=device).expand(1, 1, 3 << 30, 1)  # of one value in memory
+    one = torch.ones(1, device=device)
+    out = upfirdn2d.forward(x, one, [1, 1], [1 << 30, 1], [0, 0], [3, 1], False, 1.0)
+    assert out.flatten().tolist() == [1.0, 1.0, 1.0]
+    few = torch.tensor([1.0, 2.0, 3.0], device=device)[None, None, :, None]
+    out = upfirdn2d.forward(few, one, [1 << 30, 1], [1 << 30, 1], [0, 0], [3, 1], False, 1.0)
+    assert out.flatten().tolist() == [1.0, 2.0, 3.0]
