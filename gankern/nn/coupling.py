@@ -9,9 +9,11 @@ tried out.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchSpectralNorm
@@ -160,14 +162,14 @@ def doubt(network: Any, samples: int, dimensions: int, but: tuple[type, ...] = (
 def _modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     """All modules but parametrizations, which see weights alone."""
     yield name, module
-    for child_name, child in module.named_children():
-        if child_name != "parametrizations":
+    for child_name, child in module._modules.items():
+        if child is not None and child_name != "parametrizations":
             yield from _modules(child, f"{name}.{child_name}" if name else child_name)
 
 
 def _class(module: nn.Module) -> Any:
     cls = type(module)
-    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
+    return cls.__bases__[0] if "parametrizations" in module._modules and parametrize.is_parametrized(module) else cls
 
 
 def _unknown(module: nn.Module) -> str | None:
@@ -180,45 +182,61 @@ def _unknown(module: nn.Module) -> str | None:
     return None
 
 
+# What is asked of modules of a type, each (module, samples, dimensions) -> why samples may not stay apart, if so.
+_Question = Callable[[Any, int, int], str | None]
+_QUESTIONS: tuple[tuple[tuple[type, ...], _Question], ...] = (
+    ((nn.modules.batchnorm._BatchNorm, BatchNormAct),
+     lambda m, n, d: "normalises by the batch" if is_training_batch_norm(m) else None),
+    (_INSTANCE_NORMS, lambda m, n, d: "keeps statistics of each batch" if m.training and _counts_batches(m) else None),
+    ((nn.modules.conv._ConvNd,),
+     lambda m, n, d: "may be called without a batch dimension" if d != len(m.kernel_size) + 2 else None),
+    (_RECURRENT, lambda m, n, d: "may be called without a batch dimension, with the samples as steps"),
+    ((nn.LayerNorm, nn.RMSNorm),
+     lambda m, n, d: "may normalise over the batch" if m.normalized_shape[0] == n else None),
+    ((nn.Flatten,), lambda m, n, d: "flattens the batch, or may" if m.start_dim < 1 else None),
+    (_WITH_DIMENSION,
+     lambda m, n, d: None if isinstance(m.dim, int) and m.dim > 0 else "may work along the batch"),
+)  # fmt: skip
+
+
+@functools.cache
+def _questions(cls: type) -> tuple[_Question, ...]:
+    return tuple([question for types, question in _QUESTIONS if issubclass(cls, types)])
+
+
 def _doubt(module: nn.Module, samples: int, dimensions: int) -> str | None:
-    if _class(module) in _COUPLED:
+    cls = _class(module)
+    if cls in _COUPLED:
         return "couples the samples of a batch"
     unknown = _unknown(module)
     if unknown is not None:
         return unknown
-    if is_training_batch_norm(module):
-        return "normalises by the batch"
-    if module.training and _counts_batches(module):
-        return "keeps statistics of each batch"
-    if isinstance(module, nn.modules.conv._ConvNd) and dimensions != len(module.kernel_size) + 2:
-        return "may be called without a batch dimension"
-    if isinstance(module, _RECURRENT):
-        return "may be called without a batch dimension, with the samples as steps"
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.normalized_shape[0] == samples:
-        return "may normalise over the batch"
-    if isinstance(module, nn.Flatten) and module.start_dim < 1:
-        return "flattens the batch, or may"
-    if isinstance(module, _WITH_DIMENSION) and not (isinstance(module.dim, int) and module.dim > 0):
-        return "may work along the batch"
+    for question in _questions(cls):
+        reason = question(module, samples, dimensions)
+        if reason is not None:
+            return reason
     return None
 
 
-_NEVER_CALLED = (dict, bool, int, float, str, tuple, list, set, type(None))
+@functools.cache
+def _methods(cls: type) -> frozenset[str]:
+    return frozenset(name for name in dir(cls) if callable(getattr(cls, name, None)))
 
 
 def _changed(module: nn.Module) -> bool:
     """Whether a module may do more, or other things, than its class says."""
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    if module._backward_hooks or module._backward_pre_hooks or not all(map(_is_known, hooks)):
+    own = vars(module)
+    if own["_backward_hooks"] or own["_backward_pre_hooks"]:
+        return True
+    hooks = (*own["_forward_pre_hooks"].values(), *own["_forward_hooks"].values())
+    if hooks and not all(map(_is_known, hooks)):
         return True
     cls = type(module)
-    # Most of what a module holds cannot be called: in a method's place it would be an error in the forward.
-    return any(
-        not isinstance(value, _NEVER_CALLED)
-        and callable(getattr(cls, name, None))
-        and not getattr(value, "keeps_results", False)
-        for name, value in vars(module).items()
-    )
+    if torch.compiler.is_compiling():  # which cannot look through a class
+        names = [name for name in own if callable(getattr(cls, name, None))]
+    else:
+        names = [*_methods(_class(module)).intersection(own)]
+    return not all(getattr(own[name], "keeps_results", False) for name in names)
 
 
 def _is_known(hook: Any) -> bool:
