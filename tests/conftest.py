@@ -14,7 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
-if importlib.util.find_spec("triton") and not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+EMULATED = os.environ.get("GANKERN_PTX") == "1"  # what Triton compiles is emulated: tests/ptx/emulator.py
+
+if EMULATED:
+    sys.path.insert(0, str(Path(__file__).parent / "ptx"))
+    _EMULATOR = importlib.import_module("emulator")
+    _EMULATOR.install()
+
+    def pytest_terminal_summary(terminalreporter):
+        terminalreporter.write_line(f"{_EMULATOR.launches()} launches emulated")
+
+elif importlib.util.find_spec("triton") and not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     if "triton" in sys.modules:
         raise pytest.UsageError(
             "Triton was imported before tests/conftest.py could set TRITON_INTERPRET=1: set it in the environment"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,9 @@ def tool(name: str) -> str | None:
 @pytest.fixture(scope="session")
 def emulated_library() -> None:
     """Builds the library and loads it. The build folder is kept, so only a first run takes long."""
+    if os.environ.get("GANKERN_PTX") == "1":  # what nvcc compiles, emulated: tests/ptx/emulator.py
+        importlib.import_module("emulator").load_cuda()
+        return
     if torch.cuda.is_available():
         pytest.skip("the kernels themselves run here: tests/gpu")
     pybind11 = pytest.importorskip("pybind11", reason="the build needs it")

@@ -7,6 +7,7 @@ and gradients of gradients are held against the formula in double precision.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -625,6 +626,8 @@ def case(seed: int) -> Problem:
     call = build(draw)
     dtype = draw.dtype()
     implementation = draw.choice((None, "auto", "cpu", "reference"))
+    if os.environ.get("GANKERN_PTX") == "1":  # tests/ptx
+        implementation = "triton"
     tensors: Tensors = {}
     forms = {}
     for name, t in call.tensors.items():
@@ -664,7 +667,7 @@ def case(seed: int) -> Problem:
     try:
         ours = differentiate(lambda **t: call.ours(implementation, **t), own, *arguments)
     except ValueError as error:
-        if implementation != "cpu" or "implementation" not in str(error):
+        if implementation not in ("cpu", "triton") or "implementation" not in str(error):
             return f"{text}: {type(error).__name__}: {error}"
         implementation = None
         try:

@@ -306,6 +306,7 @@ VARIED = {
 def test_every_variant_of_block_sizes_is_right(kernel, call, device):
     """What `make gpu` may choose: each variant against the first one. Those that launch what another one did, for here
     is nothing that tells them apart, run once; the interpreter knows no warps."""
+    warps = device.type == "cuda" or os.environ.get("GANKERN_PTX") == "1"
     shape, calls = VARIED[kernel]
     call, contiguous = calls[call], torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
@@ -314,7 +315,7 @@ def test_every_variant_of_block_sizes_is_right(kernel, call, device):
             call(x)
         return repr([
             (kernel.fn.__name__, programs, [a for a in arguments if not torch.is_tensor(a)], constants)
-            + ((num_warps,) if device.type == "cuda" else ())
+            + ((num_warps,) if warps else ())
             for kernel, programs, arguments, constants, num_warps in launches
         ])  # fmt: skip
 
