@@ -258,7 +258,7 @@ class MinibatchStdDev(nn.Module):
         group = min(self.group_size, samples)
         if samples % group:
             raise ValueError(f"MinibatchStdDev: batch of {samples} is not divisible by group_size {group}")
-        groups = x.view(group, samples // group, -1)  # sample i is in group i mod (N/G)
+        groups = x.reshape(group, samples // group, -1)  # sample i is in group i mod (N/G)
         deviation = (groups.var(0, correction=0) + 1e-8).sqrt().mean(1)
         return torch.cat([x, deviation.repeat(group)[:, None, None, None].expand(-1, 1, height, width)], 1)
 
