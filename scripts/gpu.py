@@ -752,9 +752,12 @@ def steps(record: Record, where: str) -> None:
             chosen = {name: v for name, v in variants.items() if (name == ACCELERATED) == accelerated}
             measure(fast, mode, wanted[number], chosen)
 
-    # Of this process: what is measured is all that accelerate has, and what is worth it goes to the device's file.
+    # Of this process: penalties by the method that the device's file will name, and all that accelerate has, of which
+    # what is worth it goes to that file.
+    penalties(record, where)
     if where == "cuda":
-        devices.ACCELERATED[torch.cuda.get_device_name()] = dict.fromkeys(DECIDED, 0)
+        worth = worth_accelerating(record.content["results"])
+        devices.ACCELERATED[torch.cuda.get_device_name()] = {**dict.fromkeys(DECIDED, 0), **worth}
     measure_all(accelerated=False)  # what bars are of
     accelerated_layers(record, where)
     for step in wanted[:4]:
@@ -856,8 +859,32 @@ def _layer_milliseconds(model: Any, x: Any, mode: str, where: str) -> float:
         torch.autograd.grad(gradient.square().sum(), [x, *model.parameters()], allow_unused=True)
 
     step = {"forward": forward, "penalty": penalty}.get(mode, backward)
-    quick = {"seconds": 0.02, "rounds": 3} if where == "cuda" else {"seconds": 0.0, "rounds": 1}
+    quick = {"seconds": 0.02, "rounds": 3} if where == "cuda" else DRY
     return measured.milliseconds(measured.graph_of(step, where) if "graphed" in mode else step, where, **quick)
+
+
+def penalties(record: Record, where: str) -> None:
+    """Milliseconds of a penalty without a graph by double backward, and by the tangent form, which costs the host more:
+    from how many values of the samples on it is worth that is what the device's file says."""
+    import torch
+
+    from gankern.measure import device as measured
+    from gankern.penalties import gradient_penalty
+
+    def measure(shape: Sequence[int], method: str) -> float:
+        critic = _critic(shape[1], shape[2], where)
+        real, fake = torch.rand(2, *shape, device=where)
+
+        def step() -> None:
+            loss = gradient_penalty(critic, real, fake, method=method)
+            torch.autograd.grad(loss, [*critic.parameters()], allow_unused=True)
+
+        return measured.milliseconds(step, where, **({"seconds": 0.1, "rounds": 3} if where == "cuda" else DRY))
+
+    for name, shape in CRITICS.items():
+        at = shape if where == "cuda" else (2, 3, 16, 16)
+        row = {method: attempt(partial(measure, at, method)) for method in ("double_backward", "tangent")}
+        record.add(critic=name, contenders=row)
 
 
 def accelerated_layers(record: Record, where: str) -> None:
@@ -875,24 +902,6 @@ def accelerated_layers(record: Record, where: str) -> None:
             gankern.accelerate(model)
         return _layer_milliseconds(model, x, mode, where)
 
-    def penalize(shape: Sequence[int], method: str) -> float:
-        from gankern.measure import device as measured
-        from gankern.penalties import gradient_penalty
-
-        critic = _critic(shape[1], shape[2], where)
-        real, fake = torch.rand(2, *shape, device=where)
-
-        def step() -> None:
-            loss = gradient_penalty(critic, real, fake, method=method)
-            torch.autograd.grad(loss, [*critic.parameters()], allow_unused=True)
-
-        return measured.milliseconds(step, where, **({"seconds": 0.1, "rounds": 3} if where == "cuda" else DRY))
-
-    for name, shape in CRITICS.items():
-        methods = {"original": "double_backward", "accelerated": "tangent"}
-        at = shape if where == "cuda" else (2, 3, 16, 16)
-        row = {who: attempt(partial(penalize, at, method)) for who, method in methods.items()}
-        record.add(critic=name, contenders=row)
     for (size, shape), names in itertools.product(LAYER_SIZES.items(), LAYERS):
         for mode in LAYER_MODES:
             row = {who: attempt(partial(measure, names, shape, mode, who)) for who in ("original", "accelerated")}
@@ -901,8 +910,8 @@ def accelerated_layers(record: Record, where: str) -> None:
 
 
 def worth_accelerating(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Of all that `accelerate` decides by a device's file: the values of a map or weight from which on none of the
-    layers was slower in any mode, at any size; nothing of what was slower at the largest, or was not measured."""
+    """Of all that `accelerate`, and penalties, decide by a device's file: the values of a map, weight or samples from
+    which on none was slower in any mode, at any size; nothing of what was slower at the largest, or not measured."""
     ratios = {}
     for row in rows:
         times = row.get("contenders", {})
@@ -914,12 +923,10 @@ def worth_accelerating(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
             if any(ratios.get((one, size, mode), 0.0) < NOT_SLOWER for one in layers for mode in LAYER_MODES):
                 break
             found[what] = values(shape)
-    penalties = {row["critic"]: row["contenders"] for row in rows if "critic" in row}
+    critics = {row["critic"]: row["contenders"] for row in rows if "critic" in row}
     for name, shape in sorted(CRITICS.items(), key=lambda entry: -math.prod(entry[1])):
-        times = penalties.get(name, {})
-        if not all(isinstance(times.get(who), float) for who in ("original", "accelerated")):
-            break
-        if times["original"] / times["accelerated"] < 1.0:
+        times = [critics.get(name, {}).get(method) for method in ("tangent", "double_backward")]
+        if not all(isinstance(ms, float) for ms in times) or times[0] > times[1]:
             break
         found["tangent form"] = math.prod(shape)
     return found

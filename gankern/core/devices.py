@@ -5,7 +5,8 @@
      "tiers": {"spectral_norm": "cuda"},                           what implementation="auto" takes first
      "convolutions": {"upsample": {"float32 contiguous": [[256, 128, 4096, {"torch": 0.2, "phases": 0.1}]]}}}
                                                                    gankern.ops.convolution_choice: by shape, ms by way
-     "accelerate": {"pairs": 65536}}                               what it does, from so many values on: is_known
+     "accelerate": {"pairs": 65536}}                               what it does, from so many values on: is_known; and
+                                                                   "tangent form", of penalties: host_decides
 
 What no file names is as it is where nothing was measured: Triton, with its default block sizes, and the collapsed form
 of convolutions that resample; and `accelerate` leaves layers as they were.

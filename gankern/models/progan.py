@@ -99,9 +99,7 @@ class ProGANGenerator(_Growing):
         if self.alpha == 1.0:
             return images
         coarse = F.interpolate(self.to_rgb[self.level - 1](x), scale_factor=2, mode="nearest")
-        return torch.lerp(
-            coarse.to(images.dtype), images, self.alpha
-        )  # fp32 from CUDA's autocast, as interpolate has it
+        return torch.lerp(coarse.to(images.dtype), images, self.alpha)  # CUDA's autocast interpolates in fp32
 
 
 @apart

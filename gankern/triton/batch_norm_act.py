@@ -710,22 +710,9 @@ def _together_kernel(
                 c = block * BLOCK_C + tl.arange(0, BLOCK_C)
                 if ORDER == "forward":
                     _moments(
-                        x,
-                        partial,
-                        c,
-                        at,
-                        channels,
-                        inner,
-                        plane,
-                        count,
-                        chunk,
-                        LAST,
-                        SUM,
-                        INDEX,
-                        BLOCK_M,
-                        BLOCK_C,
+                        x, partial, c, at, channels, inner, plane, count, chunk, LAST, SUM, INDEX, BLOCK_M, BLOCK_C,
                         DEEP,
-                    )
+                    )  # fmt: skip
                 else:
                     _reduce(
                         x, grad, h, weight, bias, slopes, stats, partial, c, at, channels, inner, period, members,

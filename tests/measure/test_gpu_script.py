@@ -408,6 +408,7 @@ def test_the_ways_of_convolutions_on_a_device(gpu, tmp_path, monkeypatch):
 def test_what_accelerate_does_to_layers(gpu, tmp_path):
     """Each kind of layers that it looks for, in every mode; and the summary says where it made them slower."""
     record = gpu.Record(tmp_path, "steps")
+    gpu.penalties(record, "cpu")
     gpu.accelerated_layers(record, "cpu")
     assert all(isinstance(ms, float) for row in record.content["results"] for ms in row["contenders"].values())
     assert [row["critic"] for row in record.content["results"] if "critic" in row] == [*gpu.CRITICS]
@@ -441,7 +442,7 @@ def test_what_accelerate_does_on_a_device_is_what_was_not_slower_there(gpu):
     assert gpu.worth_accelerating([r for r in rows if r["mode"] != "penalty"]) == {}
     assert {name for names, _ in gpu.DECIDED.values() for name in names} == {*gpu.LAYERS}
     # Penalties by the tangent form, from the least samples on of which it was not slower.
-    critics = [{"critic": name, "contenders": {"original": 1.0, "accelerated": ms}} for name, ms in
+    critics = [{"critic": name, "contenders": {"double_backward": 1.0, "tangent": ms}} for name, ms in
                zip(gpu.CRITICS, (1.1, 0.9, 0.8))]  # fmt: skip
     assert gpu.worth_accelerating(critics) == {"tangent form": 64 * 3 * 64 * 64}
     assert gpu.worth_accelerating(critics[:2]) == {}
