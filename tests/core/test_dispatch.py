@@ -4,7 +4,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -80,17 +79,15 @@ def test_meta_tensors_take_the_reference():
     assert out.device.type == "meta"
 
 
-def test_selection_costs_less_than_five_microseconds():
-    tensor = torch.ones(1)
-    best = min(_time(lambda: primitive.select(tensor), 200) for _ in range(100))  # other work does not count
-    assert best < 5e-6
-
-
-def _time(f, n):
-    begin = time.perf_counter()
-    for _ in range(n):
-        f()
-    return (time.perf_counter() - begin) / n
+def test_selection_calls_little():
+    """Counted: a time would be the machine's."""
+    tensor, events = torch.ones(1), []
+    sys.setprofile(lambda frame, event, arg: events.append(event))
+    try:
+        primitive.select(tensor)
+    finally:
+        sys.setprofile(None)
+    assert events.count("call") + events.count("c_call") < 20, events
 
 
 def test_compiled_code_follows_use_implementation():

@@ -100,7 +100,28 @@ def start_uncompiled():
     return driver, by_jit
 
 
-def host_cost():
+def calls_of(function):
+    """How many functions, of Python or not, a call of it calls: what of its cost is the same on each machine."""
+    count = 0
+
+    def profile(frame, event, arg):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(profile)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def microseconds(function):
+    # Slices of a millisecond: on a busy machine some of them are whole.
+    return min(timeit.repeat(function, number=50, repeat=200)) / 50 * 1e6
+
+
+def host_cost(measure=microseconds):
     """µs of a launch of the kernel of bias_act by handle and through the JIT, and of the whole launcher by its plan."""
     from gankern.triton import bias_act
 
@@ -111,13 +132,11 @@ def host_cost():
     for way, by_handle in (("jit", False), ("handle", True)):
         launch.BY_HANDLE = by_handle
         bias_act._launch(*arguments)
-        # Slices of a millisecond: on a busy machine some of them are whole.
-        repeated = timeit.repeat(lambda: bias_act._launch(*arguments), number=50, repeat=200)
-        cost[way] = min(repeated) / 50 * 1e6
+        cost[way] = measure(functools.partial(bias_act._launch, *arguments))
         driver.launches.clear()
     call = functools.partial(bias_act.forward, x, None, 1, 2, 0.2, 1.0, None)
     call()
-    cost["planned"] = min(timeit.repeat(call, number=50, repeat=200)) / 50 * 1e6
+    cost["planned"] = measure(call)
     driver.launches.clear()
     return cost
 
@@ -161,9 +180,8 @@ def _networks(forward, backward, double_backward):
         double_backward(weights, weights, weights, state, dims)
 
 
-def launcher_costs(number=20, repeat=30, rounds=8, only=None):
-    """Of every launcher in fp32: µs of a call by (its name, the layers that it is of, the kernels that it launches). In
-    rounds over all of them: what slows a machine down for a while is not one launcher's."""
+def recorded_launchers(only=None):
+    """A call of every launcher in fp32, by (its name, the layers that it is of, the kernels that it launches)."""
     driver, _ = start_uncompiled()
     found = {}
     for name in only or aot.modules():
@@ -183,12 +201,18 @@ def launcher_costs(number=20, repeat=30, rounds=8, only=None):
             layers = len(given[0]) if isinstance(given[0], list) else 1
             key = f"{name}.{names[function]}", layers, kernels
             found.setdefault(key, functools.partial(function, *given))
+    return found
+
+
+def launcher_costs(number=20, repeat=30, rounds=8):
+    """µs of each of recorded_launchers(). In rounds over all of them: what slows a machine down for a while is not one
+    launcher's."""
+    found = recorded_launchers()
     costs = dict.fromkeys(found, float("inf"))
     for _ in range(rounds):
         for key, call in found.items():
             cost = min(timeit.repeat(call, number=number, repeat=repeat)) / number * 1e6
             costs[key] = min(costs[key], cost)
-            driver.launches.clear()
     return costs
 
 
