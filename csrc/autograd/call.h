@@ -27,6 +27,9 @@ inline bool transformed() {
       c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
 
+// Whether functions here take calls: false for a test that wants Python's way.
+bool takes_calls();
+
 // Whether nothing transforms, traces or watches what is called now: no torch.func transform, no mode, no
 // tracer, and no test that wants Python's way.
 bool plain();

@@ -12,7 +12,7 @@ namespace gankern::nodes {
 namespace {
 
 // Counts up where what Python passes to a function here changes: gankern/core/native.py has the same number.
-constexpr int kInterface = 12;
+constexpr int kInterface = 13;
 
 // Set up once, by `start`.
 PyObject *registry, *locals[kLocals], *wish, *last, *forward_ad, *level, *own_mode;
@@ -169,6 +169,8 @@ PyObject* convolution_precision() {
   PyObject* const set = PyDict_GetItem(attributes(kPrecision), of_thread);
   return set != Py_None ? set : PyDict_GetItem(precisions, of_process);
 }
+
+bool takes_calls() { return enabled; }
 
 bool plain() {
   constexpr c10::DispatchKeySet kWatching({

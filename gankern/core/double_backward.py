@@ -12,6 +12,8 @@ their like. torch 2.13 wastes most of the time there, in two ways:
 :class:`fast_double_backward` replaces the kernels of these operators in torch's dispatcher (for CPU and CUDA tensors),
 so it reaches the layers of anybody's model. The replacements are made of differentiable operators: gradients of every
 order stay exact.
+
+csrc/autograd/double_backward.cpp does the same without Python.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import torch
 from torch import Tensor
 
 from gankern.core import zeros
+from gankern.core.native import nodes
 
 __all__ = ["fast_double_backward"]
 
@@ -107,6 +110,8 @@ _REPLACEMENTS: dict[str, Callable[..., Any]] = {
     ),
 }
 
+_NAMES = tuple(_REPLACEMENTS)
+
 
 @functools.cache
 def _kernels() -> list[tuple[str, str, Callable[..., Any]]]:
@@ -133,7 +138,11 @@ _BLOCKS = "gankern.fast_double_backward"
 
 
 def _blocks() -> int:
-    return torch._C._get_obj_in_tls(_BLOCKS) if torch._C._is_key_in_tls(_BLOCKS) else 0
+    return torch._C._get_obj_in_tls(_BLOCKS) or 0 if torch._C._is_key_in_tls(_BLOCKS) else 0
+
+
+def _stash(blocks: int) -> None:
+    torch._C._stash_obj_in_tls(_BLOCKS, blocks or None)  # C++ looks whether it is None
 
 
 def _is_on() -> bool:
@@ -141,7 +150,9 @@ def _is_on() -> bool:
 
 
 class _Switch:
-    """The state of the process: how many blocks there are, and whether the replacements are in torch's dispatcher."""
+    """The state of the process: how many blocks there are, and whether Python's replacements are in torch's dispatcher.
+    Those of C++ stay there, and ask themselves whether the thread wants them; Python's are taken out, since merely
+    asking costs more than a kernel's launch."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -153,7 +164,8 @@ class _Switch:
         with self.lock:
             self.blocks += blocks
             self.permanent = self.permanent if permanent is None else permanent
-            wanted = self.permanent or self.blocks > 0
+            in_cpp = nodes.fast_double_backward(self.permanent, _NAMES, _DEVICES, zeros.carry) is None
+            wanted = not in_cpp and (self.permanent or self.blocks > 0)
             if wanted and self.library is None:
                 self.library = self._install()
             elif not wanted and self.library is not None and threading.active_count() == 1:
@@ -194,10 +206,10 @@ class fast_double_backward(contextlib.ContextDecorator):
     ``torch.autograd.grad`` by it asks for ``allow_unused=True``.
 
     Off until it is asked for. A block holds for its thread (and for the engine's threads while they run its backwards),
-    ``enable()`` for the process; blocks may be nested, and may overlap in several threads. The last one to end restores
-    torch's kernels. While other Python threads are alive, though, the entries in torch's table stay until a later block
-    ends without them, and only call torch's kernels: one of those threads may be on its way into an entry. Start the
-    first block before threads that run backwards. Entering and leaving cost about 0.2 ms together.
+    ``enable()`` for the process; blocks may be nested, and may overlap in several threads. The first one puts entries
+    into torch's table, which stay there and outside of blocks call torch's kernels. (Without the compiled library the
+    last block to end takes them out, unless other Python threads are alive: one of those may be on its way into an
+    entry. There, start the first block before threads that run backwards; entering and leaving cost about 0.2 ms.)
 
     >>> import torch, gankern
     >>> critic = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, 2, 1), torch.nn.LeakyReLU(0.2), torch.nn.Conv2d(8, 1, 4))
@@ -211,10 +223,10 @@ class fast_double_backward(contextlib.ContextDecorator):
 
     def __enter__(self) -> None:
         _switch.update(blocks=1)
-        torch._C._stash_obj_in_tls(_BLOCKS, _blocks() + 1)
+        _stash(_blocks() + 1)
 
     def __exit__(self, *exception: Any) -> None:
-        torch._C._stash_obj_in_tls(_BLOCKS, _blocks() - 1)
+        _stash(_blocks() - 1)
         _switch.update(blocks=-1)
 
     @staticmethod

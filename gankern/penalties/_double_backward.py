@@ -42,7 +42,9 @@ def penalty_gradients(
         originals[leaf] = value
         return leaf
 
-    args, kwargs = tree_map(cut, (tuple(args), dict(kwargs or {})))
+    args, kwargs = tuple(args), dict(kwargs or {})
+    if args or kwargs:
+        args, kwargs = tree_map(cut, (args, kwargs))
     begin = sequence_number()
     with fast_double_backward():
         with fast_convolutions(critic, xs[0]):
@@ -63,7 +65,8 @@ def penalty_gradients(
                 node(*[torch.zeros(())] * len(node._input_metadata))
             # What the critic has from its caller's graph, such as weights that another network computes, must stay.
             of_others = first < begin
-            parameters = [leaf for leaf in leaves if leaf not in originals and all(leaf is not x for x in xs)]
+            given = {id(leaf) for leaf in (*originals, *xs)}
+            parameters = [leaf for leaf in leaves if id(leaf) not in given]
             with torch.no_grad():
                 value, directions = penalty(
                     [torch.zeros_like(x) if g is None else g.detach() for g, x in zip(gradients, xs)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankern
+from gankern.core import native
 from gankern.core.double_backward import _REPLACEMENTS, fast_double_backward
+from gankern.core.torch_internals import graph_nodes
 
 CONVOLUTIONS = {
     "1d": (F.conv1d, (2, 4, 9), (6, 4, 3), dict(stride=2, padding=1)),
@@ -230,11 +233,24 @@ def dump():
     return {name: torch._C._dispatch_dump(f"aten::{name}") for name in _REPLACEMENTS}
 
 
-def test_off_by_default_and_restored_exactly():
-    if threading.active_count() > 1:  # then torch's table is left for later, and a test runner may have threads
+@pytest.fixture(params=["C++", "Python"])
+def way(request):
+    """How torch's kernels are replaced. What C++ puts into torch's table stays there."""
+    if request.param == "C++" and native.NODES_MISSING:
+        pytest.skip(native.NODES_MISSING)
+    with fast_double_backward():
+        pass
+    with native.python_gradients() if request.param == "Python" else contextlib.nullcontext():
+        yield request.param
+
+
+def test_off_by_default_and_restored_exactly(way):
+    if (
+        way == "Python" and threading.active_count() > 1
+    ):  # then torch's table is left for later: a test runner's threads
         test = f"{__file__}::test_off_by_default_and_restored_exactly"
         run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", test], capture_output=True, text=True
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", test, "-k", way], capture_output=True, text=True
         )
         assert "1 passed" in run.stdout, run.stdout
         return
@@ -242,7 +258,7 @@ def test_off_by_default_and_restored_exactly():
     assert not fast_double_backward.is_enabled()
     with fast_double_backward():
         assert fast_double_backward.is_enabled()
-        assert dump() != before
+        assert (dump() != before) is (way == "Python")
         with fast_double_backward():
             pass
         assert fast_double_backward.is_enabled()
@@ -256,7 +272,37 @@ def test_off_by_default_and_restored_exactly():
     assert len(calls.calls) > 12
 
 
-def test_enable_and_disable():
+def test_entries_say_nothing_when_they_come():
+    """torch would warn that its kernels are overridden."""
+    script = (
+        "import warnings; warnings.simplefilter('error')\n"
+        "import torch, gankern\n"
+        "with gankern.fast_double_backward(): pass\n"
+        "torch.ones(2, requires_grad=True).relu().sum().backward()"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 0 and not run.stderr, run.stderr
+
+
+@pytest.mark.parametrize("name", PIECEWISE_LINEAR)
+def test_outside_of_blocks_the_entries_call_torch(way, name):
+    """Whose graph has none of the nodes that stand for an absent derivative."""
+    function, dims = PIECEWISE_LINEAR[name]
+    x = torch.randn([2, 3, *[6] * dims], dtype=torch.float64, requires_grad=True)
+
+    def gradient():
+        (result,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+        return result, any("carry" in node.name().lower() for node in graph_nodes(result))
+
+    theirs, replaced = gradient()
+    assert not replaced
+    with fast_double_backward():
+        ours, replaced = gradient()
+    assert replaced
+    assert torch.equal(ours, theirs)
+
+
+def test_enable_and_disable(way):
     before = dump()
     fast_double_backward.enable()
     fast_double_backward.enable()
@@ -274,7 +320,7 @@ def test_enable_and_disable():
     assert inside() and inside() and not fast_double_backward.is_enabled()
 
 
-def test_threads():
+def test_threads(way):
     before = dump()
     net, x = critic().double(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
     expected = penalty_gradients(net, x)
