@@ -256,8 +256,10 @@ class Game:
         """Called once before the first step, with the data there, in the run's random stream."""
 
     # Whether all steps do the same work: moves draw by `run` alone, ask no tensor for its value, and keep nothing for
-    # the next step but what networks and optimisers hold.
+    # the next step but what networks, optimisers and `carried` hold.
     same_work = False
+    # A module whose buffers go on from step to step, in place, beside networks and optimisers.
+    carried: nn.Module | None = None
 
     def begin(self, step: int) -> bool:
         """Called before each step (from 0); True makes optimisers begin anew, remembering nothing."""

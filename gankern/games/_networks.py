@@ -1,6 +1,6 @@
 """What several games are built of: small networks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -30,17 +30,23 @@ def small_generator(latent: int, channels: int, size: int, layers: Layers) -> nn
     )
 
 
+Draw = Callable[[Callable[[], Tensor]], Tensor]  # Run.draw
+
+
 @apart
 class Noise(nn.Module):
-    """Adds N(0, std^2) while training."""
+    """Adds N(0, std^2) while training. Drawn on the CPU, so that a seed means the same run on every device, and by
+    ``draw``, so that a step can be replayed."""
 
-    def __init__(self, std: float):
+    def __init__(self, std: float, draw: Draw):
         super().__init__()
-        self.std = std
+        self.std, self.draw = std, draw
 
     def forward(self, x: Tensor) -> Tensor:
-        # Drawn on the CPU, so that a seed means the same run on every device.
-        return x + self.std * torch.randn(x.shape, dtype=x.dtype).to(x.device) if self.training else x
+        if not self.training:
+            return x
+        shape, dtype, device = x.shape, x.dtype, x.device
+        return x + self.std * self.draw(lambda: torch.randn(shape, dtype=dtype).to(device))
 
 
 @apart

@@ -60,8 +60,23 @@ def levels_of(size: int) -> int:
     return levels
 
 
+class Balance(nn.Module):
+    """k, and the measure of convergence."""
+
+    k: Tensor
+    convergence: Tensor
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.register_buffer("k", torch.zeros((), device=device))
+        self.register_buffer("convergence", torch.zeros((), device=device))
+
+
 class BEGAN(Game):
     """Two errors in a balance."""
+
+    carried: Balance
+    same_work = True
 
     family: ClassVar[str] = "modes and stability"
     data: ClassVar[str] = "shapes"
@@ -88,8 +103,7 @@ class BEGAN(Game):
             "d": Player(("encoder", "decoder"), "auto-encoder"),
             "g": Player(("generator",), "generator"),
         }
-        self.k = torch.zeros((), device=run.device)
-        self.convergence = torch.zeros((), device=run.device)
+        self.carried = Balance(run.device)
 
     def error(self, images: Tensor) -> Tensor:
         """L: the mean absolute error of the reconstruction."""
@@ -102,22 +116,22 @@ class BEGAN(Game):
         with torch.no_grad():
             fake = self.networks["generator"](self.run.uniform(latent, low=-1.0))
         of_real = self.error(real)
-        yield "d", of_real - self.k * self.error(fake)
+        yield "d", of_real - self.carried.k * self.error(fake)
 
         of_fake = self.error(self.networks["generator"](self.run.uniform(latent, low=-1.0)))
         yield "g", of_fake
 
-        gap = self.run.mean((options.diversity * of_real - of_fake).detach().to(self.k.dtype))
-        self.k = (self.k + options.rate * gap).clamp(0.0, 1.0)
-        of_now = self.run.mean(of_real.detach().to(self.k.dtype)) + gap.abs()
-        before = self.convergence
-        self.convergence = torch.where(before == 0, of_now, torch.lerp(before, of_now, 0.05))
+        k, convergence = self.carried.k, self.carried.convergence
+        gap = self.run.mean((options.diversity * of_real - of_fake).detach().to(k.dtype))
+        k.add_(options.rate * gap).clamp_(0.0, 1.0)
+        of_now = self.run.mean(of_real.detach().to(k.dtype)) + gap.abs()
+        convergence.copy_(torch.where(convergence == 0, of_now, torch.lerp(convergence, of_now, 0.05)))
 
     def extra_state(self) -> dict[str, Any]:
-        return {"k": self.k, "convergence": self.convergence}
+        return self.carried.state_dict()
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        self.k, self.convergence = (state[name].to(self.run.device) for name in ("k", "convergence"))
+        self.carried.load_state_dict(state)
 
     def drawn(self, number: int) -> Tensor:
         random = torch.Generator().manual_seed(self.config.seed)
@@ -139,7 +153,7 @@ class BEGAN(Game):
     def figures(self) -> Figures:
         """``convergence``: M, a moving average over some twenty steps; ``k``; ``fid_own_classifier``: in
         features of a classifier of the data."""
-        found = {"convergence": self.convergence.item(), "k": self.k.item()}
+        found = {"convergence": self.carried.convergence.item(), "k": self.carried.k.item()}
         if self.run.known_labels() is not None:
             number = min(self.config.evaluate_samples, len(self.run.images))
             extract = metrics.trained(self.config.data, self.config.side, seed=1)

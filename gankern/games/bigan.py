@@ -9,7 +9,7 @@ The encoder E sees no z of an image, and the generator G no image of a z; at the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -41,7 +41,7 @@ class OnPairs(nn.Module):
 
 
 def bigan_networks(
-    channels: int, size: int, latent: int, width: int, noise: float, layers: Layers
+    channels: int, size: int, latent: int, width: int, noise: Noise, layers: Layers
 ) -> dict[str, nn.Module]:
     """The paper's for MNIST at ``width`` 1024: two hidden layers each."""
     pixels = channels * size * size
@@ -64,7 +64,7 @@ def bigan_networks(
             nn.Flatten(), *hidden((pixels, width, width), 0.2, norm=True), layers.linear(width, latent)
         ),
         "discriminator": OnPairs(
-            nn.Sequential(Noise(noise), nn.Flatten()),
+            nn.Sequential(noise, nn.Flatten()),
             nn.Identity(),
             nn.Sequential(*hidden((pixels + latent, width, width), 0.2, norm=False), layers.linear(width, 1)),
         ),
@@ -74,6 +74,7 @@ def bigan_networks(
 class BiGAN(Encodes):
     """A generator and its inverse."""
 
+    same_work = True
     held_out: ClassVar[float] = 0.2
     preset = Preset(
         loss="non_saturating", latent=16, width=256, lr=2e-3, batch_size=128, steps=4000, decay_steps=4000,
@@ -99,16 +100,12 @@ class BiGAN(Encodes):
             self.networks = {"generator": generator, "encoder": encoder, "discriminator": OnPairs(*parts)}
         else:
             sizes = (config.channels, config.side, config.latent, config.width)
-            self.networks = bigan_networks(*sizes, self.options.noise, run.layers)
+            self.networks = bigan_networks(*sizes, Noise(self.options.noise, run.draw), run.layers)
         self.players = {
             "d": Player(("discriminator",), "discriminator"),
             "g": Player(("generator", "encoder"), "generator and encoder", lr=self.options.g_lr),
         }
         self.loss = losses.get(config.loss, config.real_target)
-
-    def work(self) -> Hashable | None:
-        """Always the same, but for the noise of images, which the host draws."""
-        return None if self.options.noise and not self.options.ali else ()
 
     def latents(self) -> Tensor:
         return self.run.normal(self.config.latent) if self.options.ali else self.run.uniform(self.config.latent, low=-1)

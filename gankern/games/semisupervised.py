@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from gankern import losses
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
-from gankern.games._networks import Noise
+from gankern.games._networks import Draw, Noise
 from gankern.models._record import Preset
 from gankern.models.layers import Layers
 from gankern.nn.coupling import apart
@@ -47,11 +47,11 @@ class NormedLinear(nn.Module):
 class Classifier(nn.Module):
     """[N, C, H, W] -> features [N, F] and logits [N, K]; noise before each layer."""
 
-    def __init__(self, sizes: tuple[int, ...], layers: Layers):
+    def __init__(self, sizes: tuple[int, ...], layers: Layers, draw: Draw):
         super().__init__()
-        hidden: list[nn.Module] = [nn.Flatten(), Noise(0.3)]
+        hidden: list[nn.Module] = [nn.Flatten(), Noise(0.3, draw)]
         for inputs, outputs in pairwise(sizes[:-1]):
-            hidden += [NormedLinear(inputs, outputs, False), layers.relu(inplace=True), Noise(0.5)]
+            hidden += [NormedLinear(inputs, outputs, False), layers.relu(inplace=True), Noise(0.5, draw)]
         self.hidden, self.noise = nn.Sequential(*hidden[:-1]), hidden[-1]
         self.last = NormedLinear(sizes[-2], sizes[-1], True)
 
@@ -75,6 +75,7 @@ class SemiSupervised(Game):
     family: ClassVar[str] = "codes and conditions"
     needs: ClassVar[str | None] = "labels"
     own_loss: ClassVar[bool] = True
+    same_work = True
     held_out: ClassVar[float] = 0.25
     preset = Preset(loss="non_saturating", latent=50, width=128, lr=1e-3, steps=3000, checkpoint_every=500, evaluate=1)
 
@@ -93,7 +94,7 @@ class SemiSupervised(Game):
         wide = width if config.side == 8 else 2 * width
         self.networks = {
             "generator": make_generator((config.latent, wide, wide, pixels), shape, run.layers),
-            "classifier": Classifier((pixels, *hidden, config.num_classes), run.layers),
+            "classifier": Classifier((pixels, *hidden, config.num_classes), run.layers, run.draw),
         }
         self.players = {"d": Player(("classifier",), "classifier"), "g": Player(("generator",), "generator")}
         if run.samples is not None:
@@ -114,7 +115,7 @@ class SemiSupervised(Game):
         config, options, run = self.config, self.options, self.run
         generator, classifier = self.networks["generator"], self.networks["classifier"]
         unlabelled, _ = run.batch()
-        chosen = run.own(torch.randint(len(self.labelled), (config.batch_size,)))
+        chosen = run.draw(lambda: run.own(torch.randint(len(self.labelled), (config.batch_size,))))
         loss = F.cross_entropy(classifier(self.labelled[chosen])[1], self.labels[chosen])
         if options.unsupervised:
             with torch.no_grad():

@@ -16,7 +16,7 @@ L_prior + 1/(2 s^2) |x - Dec(z)|^2: the plain variational auto-encoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -84,11 +84,18 @@ class VAEGAN(EncodesClasses):
         encoder = self.networks["encoder"]
         return self.quietly(lambda images: encoder(images).chunk(2, 1)[0]), self.quietly(self.networks["decoder"])
 
+    def work(self) -> Hashable | None:
+        """Always the same where nobody waits for the other, which a step decides by its costs."""
+        return () if self.options.vae or not self.options.balance else None
+
     def move_now(self, costs: Tensor) -> tuple[bool, bool]:
         """Whether the discriminator, and whether the decoder moves, at his mean costs of real images and of fakes."""
-        far, costs = self.options.balance, self.run.mean(costs)
+        far = self.options.balance
+        if not far:
+            return True, True
+        costs = self.run.mean(costs)
         wins, loses = bool((costs < EQUILIBRIUM - far).any()), bool((costs > EQUILIBRIUM + far).any())
-        return (not wins, not loses) if far and wins != loses else (True, True)
+        return (not wins, not loses) if wins != loses else (True, True)
 
     def moves(self) -> Iterator[tuple[str, Loss]]:
         options, decoder = self.options, self.networks["decoder"]

@@ -71,6 +71,7 @@ class Replays:
         inputs, self.structure = tree_flatten([draw() for draw in self.draws[work]])
         if self.graphed is None:
             networks, optimisers = [*trainer.game.networks.values()], [*trainer.optimisers.values()]
+            networks += [] if trainer.game.carried is None else [trainer.game.carried]
             scalers = [s for s in trainer.scalers.values() if s.is_enabled()]
             depends = trainer.game.work
             self.graphed = GraphedStep(self._step, inputs, networks, optimisers, scalers=scalers, depends_on=depends)

@@ -28,7 +28,7 @@ def test_parameters_of_the_papers(layers):
         ).networks
         aae = made("aae", torch.zeros(10, 1, 28, 28), None, layers, width=1000).networks
         generator = make_generator((100, 500, 500, 784), (1, 28, 28), LAYERS[layers])
-        classifier = Classifier((784, 1000, 500, 250, 250, 250, 10), LAYERS[layers])
+        classifier = Classifier((784, 1000, 500, 250, 250, 250, 10), LAYERS[layers], lambda draw: draw())
     assert count(acgan["generator"]) == 2_994_051 and count(acgan["trunk"], acgan["heads"]) == 1_664_875
     assert [count(network) for network in aae.values()] == [1_794_008, 1_794_784, 1_011_001]
     assert count(generator) == 694_568 and count(classifier) == 1_538_770

@@ -15,6 +15,7 @@ QUICK = {
     "gan_cls": {"options": {"encoder_steps": 2}, "width": 8},
     "cgan": {"width": 4},
     "lapgan": {"width": 2},
+    "vaegan": {"options": {"balance": 0.0, "hidden": 8}, "lr": 1e-5},  # exponentials make much of a rounding
     "srgan": {"width": 4, "options": {"blocks": 1, "mse_steps": 2}},
 }
 POINTS = dict(width=8, batch_size=8, steps=9, threads=1)
@@ -65,8 +66,8 @@ def test_the_numbers_are_those_without_graphs(model, side, options, graphs, reco
     assert same(*(state for _, state in found))  # the checkpoint knows nothing of graphs
 
 
-# Games whose steps all do the same work, and two whose early steps do another.
-OTHERS = [name for name in games.names() if games.find(name).same_work] + ["srgan", "gan_cls"]
+# Games whose steps all do the same work, or do with these options, and two whose early steps do another.
+OTHERS = [name for name in games.names() if games.find(name).same_work] + ["vaegan", "srgan", "gan_cls"]
 
 
 @pytest.mark.parametrize("name", OTHERS)
