@@ -1,4 +1,11 @@
-// The penalty of each sample's gradient norm: gankern/ops/gradient_penalty.py with its rule.
+// The penalty of each sample's gradient norm: gankern/ops/gradient_penalty.py with its rule; and how a penalty hands out
+// gradients that are there already.
+#include <ATen/ops/_foreach_mul.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/csrc/autograd/functions/utils.h>
+
+#include <map>
+
 #include "call.h"
 
 namespace gankern::nodes {
@@ -52,7 +59,83 @@ PyObject* call(PyObject* const* in) {
   return THPVariable_Wrap(std::move(values));
 }
 
-const Functions functions = {method("gradient_penalty", entry<call, 4>)};
+// _HandOut of gankern/penalties/_common.py. Kept: the targets' gradients.
+struct HandOut final : Recorded {
+  std::string name() const override { return "GankernBackward_hand_out"; }
+  std::string key() const override { return std::to_string(saved.size()); }
+  Work work() const override { return scaled; }
+
+  // Together where they are alike: a critic has dozens of parameters.
+  static Tensors scaled(const Needed& needed, const Tensors& grads, const Tensors& kept) {
+    const at::NoGradGuard guard;
+    Tensors results(kept.size());
+    std::map<std::pair<at::ScalarType, c10::Device>, std::vector<size_t>, Before> places;
+    for (size_t i = 0; i < kept.size(); ++i)
+      if (kept[i].defined() && needed[i] && grads[0].defined())
+        places[{kept[i].scalar_type(), kept[i].device()}].push_back(i);
+    for (const auto& [kind, alike] : places) {
+      Tensors these;
+      for (const size_t i : alike) these.push_back(kept[i]);
+      Tensors products = at::_foreach_mul(these, grads[0].to(kind.second, kind.first));
+      for (size_t k = 0; k < alike.size(); ++k) results[alike[k]] = std::move(products[k]);
+    }
+    return results;
+  }
+
+  torch::autograd::variable_list apply_once(torch::autograd::variable_list&& grads) override {
+    Tensors results = scaled(asked(), grads, unpack(0, saved.size()));
+    if (!at::GradMode::is_enabled() || !grads[0].defined() || !grads[0].requires_grad()) return results;
+    for (Tensor& result : results)
+      if (result.defined()) result = result.detach().requires_grad_();
+    const auto error = owned(new torch::autograd::DelayedError(
+        "trying to differentiate twice a penalty, whose gradients are computed where it is called",
+        int64_t(results.size())));
+    return (*error)(std::move(results));
+  }
+
+ private:
+  struct Before {
+    template <class Kind>
+    bool operator()(const Kind& a, const Kind& b) const {
+      const auto key = [](const Kind& k) { return std::tuple(k.first, k.second.type(), k.second.index()); };
+      return key(a) < key(b);
+    }
+  };
+};
+
+// (value, targets, their gradients or None) -> the value
+PyObject* hand_out(PyObject* const* in) {
+  const Tensor* value = tensor(in[0]);
+  if (!value || !PyTuple_CheckExact(in[1]) || !PyTuple_CheckExact(in[2]) || !plain()) return decline();
+  const Py_ssize_t count = PyTuple_GET_SIZE(in[1]);
+  if (PyTuple_GET_SIZE(in[2]) != count) return decline();
+  Tensors targets, gradients;
+  bool recorded = false;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject *target = PyTuple_GET_ITEM(in[1], i), *gradient = PyTuple_GET_ITEM(in[2], i);
+    if (!THPVariable_CheckExact(target) || !(gradient == Py_None || THPVariable_CheckExact(gradient)))
+      return decline();
+    targets.push_back(THPVariable_Unpack(target));
+    gradients.push_back(gradient == Py_None ? Tensor() : THPVariable_Unpack(gradient));
+    recorded = recorded || records({&targets.back()});
+  }
+  Tensor result;
+  {
+    const Running running;
+    result = value->clone();
+  }
+  if (recorded) {
+    auto* node = new HandOut;
+    const NodePtr owner = owned(node);
+    for (const Tensor& target : targets) node->depends_on(target);
+    torch::autograd::set_history(result, owner);
+    for (const Tensor& gradient : gradients) node->saved.emplace_back(gradient, false);
+  }
+  return THPVariable_Wrap(std::move(result));
+}
+
+const Functions functions = {method("gradient_penalty", entry<call, 4>),
+                             method("hand_out", entry<hand_out, 3>)};
 
 }  // namespace gradient_penalty
 

@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 from gankern.core import autograd, devices
 from gankern.core.devices import TANGENT
 from gankern.core.dispatch import check_floating_on, short
+from gankern.core.native import nodes
 from gankern.core.torch_internals import unwrapped
 from gankern.functional import _checks
 from gankern.nn.coupling import is_training_batch_norm
@@ -176,6 +177,11 @@ def hand_out(value: Tensor, targets: Sequence[Tensor], gradients: Any) -> Tensor
     """``value``, with the given gradients for ``targets``."""
     if not targets:
         return value
+    targets, gradients = tuple(targets), tuple(gradients)
+    if not torch.compiler.is_compiling():
+        handed = nodes.hand_out(value, targets, gradients)
+        if handed is not NotImplemented:
+            return handed
     return autograd.apply(_HandOut, value, len(targets), *targets, *gradients)
 
 
@@ -222,7 +228,8 @@ class _FirstOfStaticGraph(Function):
 
 
 class _HandOut(Function):
-    """Inputs: value, how many targets, targets, their gradients or None. Output: the value."""
+    """Inputs: value, how many targets, targets, their gradients or None. Output: the value.
+    csrc/autograd/gradient_penalty.cpp does the same without Python."""
 
     @staticmethod
     def forward(value: Tensor, count: int, *tensors: Tensor | None) -> Tensor:
@@ -236,16 +243,7 @@ class _HandOut(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        found: list[Tensor | None] = list(ctx.saved_tensors)
-        # Together where they are alike: a critic has dozens of parameters.
-        places: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-        for i, g in enumerate(ctx.saved_tensors):
-            if g is not None:
-                places.setdefault((g.dtype, g.device), []).append(i)
-        for (dtype, device), alike in places.items():
-            scaled = torch._foreach_mul([ctx.saved_tensors[i] for i in alike], grad.to(device, dtype))
-            for i, g in zip(alike, scaled):
-                found[i] = g
+        found = (None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors)
         return None, None, *found, *[None] * ctx.count
 
 

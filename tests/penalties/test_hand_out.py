@@ -1,0 +1,75 @@
+"""How a penalty hands out gradients that are there already, in C++ and in Python."""
+
+import contextlib
+
+import pytest
+import torch
+
+from gankern.core import native
+from gankern.penalties._common import hand_out
+
+
+@pytest.fixture(params=["C++", "Python"], autouse=True)
+def way(request):
+    if request.param == "C++" and native.NODES_MISSING:
+        pytest.skip(native.NODES_MISSING)
+    with native.python_gradients() if request.param == "Python" else contextlib.nullcontext():
+        yield request.param
+
+
+def leaves(*dtypes):
+    return [torch.zeros(2, 3, dtype=dtype, requires_grad=True) for dtype in dtypes]
+
+
+def test_each_target_gets_its_gradient_times_what_comes(way):
+    targets = leaves(torch.float32, torch.float64, torch.bfloat16, torch.float32, torch.float32)
+    gradients = [torch.randn_like(t) for t in targets]
+    gradients[0] = torch.randn(3, 2).t()
+    gradients[3] = None
+    value = torch.tensor(2.0)
+    handed = hand_out(value, targets, gradients)
+    assert handed.item() == 2.0 and handed.data_ptr() != value.data_ptr()
+    assert ("GankernBackward" in type(handed.grad_fn).__name__ or "Gankern" in handed.grad_fn.name()) == (way == "C++")
+    (3 * handed + handed).backward()
+    for target, gradient in zip(targets, gradients):
+        if gradient is None:
+            assert target.grad is None
+        else:
+            assert target.grad.dtype == target.dtype
+            assert torch.equal(target.grad, gradient * torch.tensor(4.0, dtype=gradient.dtype))
+
+
+def test_a_part_and_once_more():
+    first, second = leaves(torch.float32, torch.float32)
+    handed = hand_out(torch.tensor(0.5), [first, second], [torch.ones(2, 3), torch.full((2, 3), 5.0)])
+    (only,) = torch.autograd.grad(handed, second, retain_graph=True)
+    assert torch.equal(only, torch.full((2, 3), 5.0))
+    handed.backward(torch.tensor(2.0))
+    assert torch.equal(first.grad, torch.full((2, 3), 2.0))
+    with pytest.raises(RuntimeError, match="second time"):
+        handed.backward()
+
+
+def test_without_a_target_that_is_trained():
+    fixed = torch.zeros(2)
+    assert not hand_out(torch.tensor(1.0), [fixed], [torch.ones(2)]).requires_grad
+    (target,) = leaves(torch.float32)
+    with torch.no_grad():
+        assert not hand_out(torch.tensor(1.0), [target], [torch.ones(2, 3)]).requires_grad
+
+
+def test_no_second_derivative_goes_through_it():
+    (target,) = leaves(torch.float32)
+    scale = torch.tensor(3.0, requires_grad=True)
+    handed = hand_out(torch.tensor(1.0), [target], [torch.ones(2, 3)])
+    (gradient,) = torch.autograd.grad(scale * handed, target, create_graph=True)
+    assert torch.equal(gradient, torch.full((2, 3), 3.0))
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
+
+
+def test_a_batch_of_gradients():
+    (target,) = leaves(torch.float32)
+    handed = hand_out(torch.tensor(1.0), [target], [torch.ones(2, 3)])
+    (gradients,) = torch.autograd.grad(handed, target, torch.tensor([1.0, 2.0]), is_grads_batched=True)
+    assert torch.equal(gradients[1], torch.full((2, 3), 2.0))
