@@ -587,13 +587,21 @@ PyObject* conv2d(PyObject* const* in) {
     if (y.defined()) return THPVariable_Wrap(std::move(y));
   }
   if (!y.defined()) {
-    if (border || scale != 1) return decline();
+    // Behind a scaled result comes the bias, of which there is to be one value a channel; else Python raises.
+    const bool scaled = scale != 1;
+    const bool fits = !o.bias || (o.bias->dim() == 1 && w.dim() == 4 && o.bias->size(0) == w.size(0));
+    if (border || (scaled && !fits)) return decline();
+    const std::optional<Tensor> bias = scaled ? std::nullopt : o.bias;
     const pybind11::gil_scoped_release released;
     // What conv2d comes to, without its turn of the dispatcher.
     if (x.dim() == 4 && w.dim() == 4 && !x.is_complex())
-      y = at::convolution(x, w, o.bias, stride, padding, dilation, false, {0, 0}, groups);
+      y = at::convolution(x, w, bias, stride, padding, dilation, false, {0, 0}, groups);
     else
-      y = at::conv2d(x, w, o.bias, stride, padding, dilation, groups);
+      y = at::conv2d(x, w, bias, stride, padding, dilation, groups);
+    if (scaled) {
+      y = y.mul(scale);
+      if (o.bias) y = y.add(o.bias->unsqueeze(1).unsqueeze(2));
+    }
   }
   put_on_record(self, false);
   return THPVariable_Wrap(std::move(y));
