@@ -1,4 +1,5 @@
 // Convolutions by bilinear algorithms: gankern/ops/convolution.py, its ways and its gradients of any order.
+#include <ATen/ops/avg_pool2d.h>
 #include <ATen/ops/col2im.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/conv2d.h>
@@ -85,11 +86,27 @@ Tensor window_sums(const Tensor& x) {
   const Tensor rows = x.narrow(-2, 1, x.size(-2) - 1).add(x.narrow(-2, 0, x.size(-2) - 1));
   return rows.narrow(-1, 1, x.size(-1) - 1).add(rows.narrow(-1, 0, x.size(-1) - 1));
 }
+// The sums of 2x2 neighbours, of rows and then of columns, divided; with so many zeros around x. By two launches, which
+// on a GPU cost more than the work: window_sums has four or five. The terms and their order are the same.
+Tensor pooled_sums(const Tensor& x, int64_t padding, int64_t divisor) {
+  const auto pool = [&](const Tensor& t, bool rows, int64_t by) {
+    return at::avg_pool2d(t, {rows ? 2 : 1, rows ? 1 : 2}, {1, 1}, {rows ? padding : 0, rows ? 0 : padding},
+                          /*ceil_mode=*/false, /*count_include_pad=*/true, by);
+  };
+  return pool(pool(x, true, divisor), false, 1);
+}
 Tensor collapse(const Kind& kind, const Tensor& weight) {
-  const Tensor sums = window_sums(at::constant_pad_nd(weight, {1, 1, 1, 1}));
-  return kind.transposed ? sums.flip({2, 3}).transpose(0, 1) : sums.div(4);
+  const bool pools = weight.is_cuda();
+  const Tensor sums = pools ? pooled_sums(weight, 1, kind.transposed ? 1 : 4)
+                            : window_sums(at::constant_pad_nd(weight, {1, 1, 1, 1}));
+  if (kind.transposed) return sums.flip({2, 3}).transpose(0, 1);
+  return pools ? sums : sums.div(4);
 }
 Tensor uncollapse(const Kind& kind, const Tensor& grad) {
+  if (grad.is_cuda()) {
+    const Tensor sums = pooled_sums(grad, 0, kind.transposed ? 1 : 4);
+    return kind.transposed ? sums.transpose(0, 1).flip({2, 3}) : sums;
+  }
   return window_sums(kind.transposed ? grad.transpose(0, 1).flip({2, 3}) : grad.div(4));
 }
 
@@ -587,13 +604,21 @@ PyObject* conv2d(PyObject* const* in) {
     if (y.defined()) return THPVariable_Wrap(std::move(y));
   }
   if (!y.defined()) {
-    if (border || scale != 1) return decline();
+    // Behind a scaled result comes the bias, of which there is to be one value a channel; else Python raises.
+    const bool scaled = scale != 1;
+    const bool fits = !o.bias || (o.bias->dim() == 1 && w.dim() == 4 && o.bias->size(0) == w.size(0));
+    if (border || (scaled && !fits)) return decline();
+    const std::optional<Tensor> bias = scaled ? std::nullopt : o.bias;
     const pybind11::gil_scoped_release released;
     // What conv2d comes to, without its turn of the dispatcher.
     if (x.dim() == 4 && w.dim() == 4 && !x.is_complex())
-      y = at::convolution(x, w, o.bias, stride, padding, dilation, false, {0, 0}, groups);
+      y = at::convolution(x, w, bias, stride, padding, dilation, false, {0, 0}, groups);
     else
-      y = at::conv2d(x, w, o.bias, stride, padding, dilation, groups);
+      y = at::conv2d(x, w, bias, stride, padding, dilation, groups);
+    if (scaled) {
+      y = y.mul(scale);
+      if (o.bias) y = y.add(o.bias->view({-1, 1, 1}));
+    }
   }
   put_on_record(self, false);
   return THPVariable_Wrap(std::move(y));

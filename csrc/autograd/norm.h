@@ -2,6 +2,8 @@
 // gankern/functional/_norm_act.py has them.
 #pragma once
 
+#include <ATen/ops/_foreach_lerp.h>
+
 #include "call.h"
 
 namespace gankern::nodes {
@@ -57,15 +59,16 @@ inline void widen(const Tensor& x, std::optional<Tensor>* t) {
   if (*t && (*t)->scalar_type() != accumulation_type(x)) *t = (*t)->to(accumulation_type(x));
 }
 
-// Takes the mean and the unbiased variance of `stats`, [3, C], up into running statistics.
+// Takes the mean and the unbiased variance of `stats`, [3, C], up into running statistics: both by one call, as a GPU's
+// launch takes longer than the work.
 inline void update_running(const std::optional<Tensor>& mean, const std::optional<Tensor>& var,
                            const Tensor& stats, double momentum) {
-  const auto update = [&](const Tensor& kept, const Tensor& now) {
-    kept.lerp_(now.scalar_type() == kept.scalar_type() ? now : now.to(kept.scalar_type()), momentum);
-    kept.unsafeGetTensorImpl()->bump_version();
-  };
-  update(*mean, stats.select(0, 0));
-  update(*var, stats.select(0, 2));
+  const Tensor kept[] = {*mean, *var};
+  Tensor now[] = {stats.select(0, 0), stats.select(0, 2)};
+  for (int i : {0, 1})
+    if (now[i].scalar_type() != kept[i].scalar_type()) now[i] = now[i].to(kept[i].scalar_type());
+  at::_foreach_lerp_(kept, now, momentum);
+  for (const Tensor& t : kept) t.unsafeGetTensorImpl()->bump_version();
 }
 
 }  // namespace gankern::nodes

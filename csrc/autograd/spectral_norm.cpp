@@ -1,6 +1,7 @@
 // Spectral norm of one weight or of a network's: gankern/ops/spectral_norm.py with its rule.
 #include <ATen/ops/cat.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "call.h"
@@ -134,19 +135,94 @@ void keep(const Tensor& to, const Tensor& state, int64_t begin) {
   to.unsafeGetTensorImpl()->bump_version();
 }
 
-// The normalized weights. `stores`: whether u, v and sigma take what the iteration ends with.
-Tensors normalize(const std::shared_ptr<SpectralNorm>& rule, const std::vector<Layer>& layers, bool stores) {
-  Tensors weights, us, vs;
+// The weights, and the operator's results of them.
+struct Computed {
+  Tensors weights, normalized;
+  Tensor state;
+};
+
+// Without autograd. `finish` is given the state while nothing is recorded yet, and other Python threads have their turn.
+template <class Finish>
+Computed compute(const SpectralNorm& rule, const std::vector<Layer>& layers, Finish finish) {
+  Computed computed;
+  Tensors us, vs;
   for (const Layer& layer : layers) {
-    weights.push_back(*layer.weight);
+    computed.weights.push_back(*layer.weight);
     us.push_back(*layer.u);
     vs.push_back(*layer.v);
   }
-  Tensors normalized;
-  Tensor state;
-  {
-    const Running running;
-    std::tie(normalized, state) = rule->forward(weights, us, vs);
+  const Running running;
+  std::tie(computed.normalized, computed.state) = rule.forward(computed.weights, us, vs);
+  finish(computed.state);
+  return computed;
+}
+
+void record(const std::shared_ptr<SpectralNorm>& rule, const Computed& computed) {
+  const Tensors& weights = computed.weights;
+  if (std::none_of(weights.begin(), weights.end(), [](const Tensor& w) { return records({&w}); })) return;
+  std::vector<const Tensor*> inputs, outputs;
+  std::vector<Kept> kept;
+  for (const Tensor& w : weights) {
+    inputs.push_back(&w);
+    kept.push_back({w});
+  }
+  for (const Tensor& y : computed.normalized) outputs.push_back(&y);
+  kept.push_back({computed.state});
+  nodes::record(rule, inputs, outputs, kept);
+}
+
+// What a call asks for, checked.
+struct Asked {
+  std::shared_ptr<SpectralNorm> rule = std::make_shared<SpectralNorm>();
+  std::vector<Layer> layers;
+
+  // (weights, us, vs, dims, n_power_iterations, eps, u_first, add_eps, sigmas, implementation); lists, or tuples, of
+  // one length. n_power_iterations is 0 where nothing iterates. `stores`: whether u, v and sigma are written to.
+  bool read(PyObject* const* in, bool stores) {
+    if (!integer(in[4], &rule->n_power_iterations) || rule->n_power_iterations < 0 ||
+        !number(in[5], &rule->eps) || !(rule->eps > 0) || !flag(in[6], &rule->u_first) ||
+        !flag(in[7], &rule->add_eps) || !plain())
+      return false;
+    Py_ssize_t count = -1;
+    for (int i : {0, 1, 2, 3, 8}) {
+      if (!PyList_CheckExact(in[i]) && !PyTuple_CheckExact(in[i])) return false;
+      const Py_ssize_t length = PySequence_Fast_GET_SIZE(in[i]);
+      if (length == 0 || (count >= 0 && length != count)) return false;
+      count = length;
+    }
+    layers.reserve(count);
+    for (Py_ssize_t i = 0; i < count; ++i)
+      if (!read_layer(in, i, stores)) return false;
+    rule->implementation = selected(self, PySequence_Fast_GET_ITEM(in[0], 0), in[9]);
+    return rule->implementation;
+  }
+
+ private:
+  bool read_layer(PyObject* const* in, Py_ssize_t i, bool stores) {
+    const auto item = [&](int list) { return PySequence_Fast_GET_ITEM(in[list], i); };
+    const Layer layer{tensor(item(0)), tensor(item(1)), tensor(item(2)),
+                      item(8) == Py_None ? nullptr : tensor(item(8))};
+    int64_t dim;
+    if (!layer.weight || !layer.u || !layer.v || !integer(item(3), &dim)) return false;
+    if (item(8) != Py_None && (!layer.sigma || layer.sigma->numel() != 1 || layer.sigma->requires_grad()))
+      return false;
+    if (stores && !(writable(*layer.u) && writable(*layer.v) && (!layer.sigma || writable(*layer.sigma))))
+      return false;
+    layers.push_back(layer);
+    if (!fits(layer, *layers[0].weight, &dim)) return false;
+    rule->dims.push_back(dim);
+    rule->lengths.push_back(layer.u->numel() + layer.v->numel());
+    return true;
+  }
+};
+
+// As Asked reads them, and whether u, v and sigma take what the iteration ends with. The normalized weights.
+PyObject* call(PyObject* const* in) {
+  Asked asked;
+  bool stores;
+  if (!flag(in[10], &stores) || !asked.read(in, stores)) return decline();
+  const std::vector<Layer>& layers = asked.layers;
+  const Computed computed = compute(*asked.rule, layers, [&](const Tensor& state) {
     int64_t at = int64_t(layers.size());
     for (size_t i = 0; stores && i < layers.size(); ++i) {
       for (const Tensor* to : {layers[i].u, layers[i].v}) {
@@ -155,61 +231,67 @@ Tensors normalize(const std::shared_ptr<SpectralNorm>& rule, const std::vector<L
       }
       if (layers[i].sigma) keep(*layers[i].sigma, state, int64_t(i));
     }
-  }
-  bool recorded = false;
-  for (const Tensor& w : weights) recorded = recorded || records({&w});
-  if (recorded) {
-    std::vector<const Tensor*> inputs, outputs;
-    std::vector<Kept> kept;
-    for (const Tensor& w : weights) {
-      inputs.push_back(&w);
-      kept.push_back({w});
+  });
+  record(asked.rule, computed);
+  return THPVariable_WrapList(computed.normalized);
+}
+
+// As Asked reads them; writes to none of them. The normalized weights, u and v of each layer, the sigmas.
+PyObject* ahead(PyObject* const* in) {
+  Asked asked;
+  if (!asked.read(in, /*stores=*/false)) return decline();
+  Tensors vectors;
+  Tensor sigmas;
+  const Computed computed = compute(*asked.rule, asked.layers, [&](const Tensor& state) {
+    int64_t at = 0;
+    const auto next = [&](int64_t length) {
+      at += length;
+      return state.narrow(0, at - length, length);
+    };
+    sigmas = next(int64_t(asked.layers.size()));
+    for (const Layer& layer : asked.layers) {
+      vectors.push_back(next(layer.u->numel()));
+      vectors.push_back(next(layer.v->numel()));
     }
-    for (const Tensor& y : normalized) outputs.push_back(&y);
-    kept.push_back({state});
-    record(rule, inputs, outputs, kept);
-  }
-  return normalized;
+  });
+  record(asked.rule, computed);
+  py::object all =
+      py::make_tuple(py::reinterpret_steal<py::object>(THPVariable_WrapList(computed.normalized)),
+                     py::reinterpret_steal<py::object>(THPVariable_WrapList(vectors)),
+                     py::reinterpret_steal<py::object>(THPVariable_Wrap(sigmas)));
+  return all.release().ptr();
 }
 
-// (weights, us, vs, dims, n_power_iterations, eps, u_first, add_eps, whether u and v are kept, sigmas,
-// implementation); lists, or tuples, of one length. n_power_iterations is 0 where nothing iterates.
-PyObject* call(PyObject* const* in) {
-  auto rule = std::make_shared<SpectralNorm>();
-  bool stores;
-  if (!integer(in[4], &rule->n_power_iterations) || rule->n_power_iterations < 0 ||
-      !number(in[5], &rule->eps) || !(rule->eps > 0) || !flag(in[6], &rule->u_first) ||
-      !flag(in[7], &rule->add_eps) || !flag(in[8], &stores) || !plain())
-    return decline();
-  Py_ssize_t count = -1;
-  for (int i : {0, 1, 2, 3, 9}) {
-    if (!PyList_CheckExact(in[i]) && !PyTuple_CheckExact(in[i])) return decline();
-    const Py_ssize_t length = PySequence_Fast_GET_SIZE(in[i]);
-    if (length == 0 || (count >= 0 && length != count)) return decline();
-    count = length;
+// What autograd knows of a layer's weight, u, v and sigma (each may be None), and of the running thread, as bytes that
+// are the same as long as all of it is: gankern/nn/utils/_requests.py has it in words.
+PyObject* seen(PyObject* const* in) {
+  struct Fact {
+    const void* tensor;
+    uint32_t version;
+    int8_t dtype, device_type, device;
+    bool requires_grad;
+  };
+  static_assert(sizeof(Fact) == sizeof(void*) + 8,
+                "no bytes between its members, whose values nobody would know");
+  struct {
+    Fact of[4];
+    uint64_t modes;
+  } facts{};
+  for (int i = 0; i < 4; ++i) {
+    if (in[i] == Py_None) continue;
+    if (!THPVariable_CheckExact(in[i])) return decline();
+    const Tensor& t = THPVariable_Unpack(in[i]);
+    facts.of[i] = {t.unsafeGetTensorImpl(), t.is_inference() ? 0 : uint32_t(t._version()),
+                   int8_t(t.scalar_type()), int8_t(t.device().type()),
+                   t.device().index(),      t.requires_grad()};
   }
-  std::vector<Layer> layers;
-  layers.reserve(count);
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    const auto item = [&](int list) { return PySequence_Fast_GET_ITEM(in[list], i); };
-    const Layer layer{tensor(item(0)), tensor(item(1)), tensor(item(2)),
-                      item(9) == Py_None ? nullptr : tensor(item(9))};
-    int64_t dim;
-    if (!layer.weight || !layer.u || !layer.v || !integer(item(3), &dim)) return decline();
-    if (item(9) != Py_None && (!layer.sigma || layer.sigma->numel() != 1 || layer.sigma->requires_grad()))
-      return decline();
-    if (stores && !(writable(*layer.u) && writable(*layer.v) && (!layer.sigma || writable(*layer.sigma))))
-      return decline();
-    layers.push_back(layer);
-    if (!fits(layer, *layers[0].weight, &dim)) return decline();
-    rule->dims.push_back(dim);
-    rule->lengths.push_back(layer.u->numel() + layer.v->numel());
-  }
-  if (!(rule->implementation = selected(self, PySequence_Fast_GET_ITEM(in[0], 0), in[10]))) return decline();
-  return THPVariable_WrapList(normalize(rule, layers, stores));
+  facts.modes = uint64_t(at::GradMode::is_enabled()) | uint64_t(c10::InferenceMode::is_enabled()) << 1;
+  return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(&facts), sizeof(facts));
 }
 
-const Functions functions = {method("spectral_norm_group", entry<call, 11>)};
+const Functions functions = {method("spectral_norm_group", entry<call, 11>),
+                             method("spectral_norm_ahead", entry<ahead, 10>),
+                             method("spectral_norm_seen", entry<seen, 4>)};
 
 }  // namespace spectral_norm
 

@@ -19,7 +19,7 @@ from gankern.acceleration._scope import listed, say, settle, state
 from gankern.core import devices
 from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import functions_replaced, transformed
-from gankern.nn.utils._requests import Request, Rules, normalize
+from gankern.nn.utils._requests import Request, normalize
 
 MOST_ITERATIONS = 16  # that are recognised
 # Values of a layer's weight, on average, from which on ours is faster than code of its own, which is looked up again at
@@ -210,7 +210,7 @@ class Normalizer:
         reading: Any = self.reading(module)  # there is one: ready() was asked
         weight, u = _tensor(module, family.weight), _tensor(module, family.u)
         v, sigma = (None if name is None else _tensor(module, name) for name in (family.v, family.sigma))
-        rules = Rules(family.dialect, reading.iterations, reading.eps, module.training, weight.dtype, weight.device)
+        rules = family.dialect, reading.iterations, reading.eps, module.training, None
         return Request(rules, weight, u, v, 0, sigma, family.last_vectors)
 
     def weight(self, module: nn.Module) -> Tensor:

@@ -120,51 +120,21 @@ def spectral_norm_group(
     >>> [w.shape for w in spectral_norm_group(ws, us, vs)]
     [torch.Size([8, 4]), torch.Size([16, 8])]
     """
-    _checks.choice("spectral_norm", "dialect", dialect, SPECTRAL_NORM_DIALECTS)
-    rules = SPECTRAL_NORM_DIALECTS[dialect]
-    _checks.whole("spectral_norm", "n_power_iterations", n_power_iterations)
-    _checks.number("spectral_norm", "eps", eps, above=0)
-    dims = [0] * len(weights) if dims is None else list(dims)
-    if not len(weights) == len(us) == len(vs) == len(dims):
-        counts = f"{len(weights)} weights, {len(us)} u, {len(vs)} v, {len(dims)} dims"
-        raise ValueError(f"spectral_norm: the lists have different lengths: {counts}")
+    dims, settings, stores = _settings(weights, us, vs, n_power_iterations, dims, eps, training, dialect)
     if not weights:
         return []
-    iterates = training or rules.iterates_in_eval
-    stores = training or rules.stores_in_eval
     sigmas = [None] * len(weights) if sigmas is None else sigmas
     if not is_dynamo_compiling():
-        normalized = nodes.spectral_norm_group(
-            weights,
-            us,
-            vs,
-            dims,
-            n_power_iterations if iterates else 0,
-            eps,
-            rules.u_first,
-            rules.add_eps,
-            bool(stores),
-            sigmas,
-            implementation,
-        )
+        normalized = nodes.spectral_norm_group(weights, us, vs, dims, *settings, sigmas, implementation, stores)
         if normalized is not NotImplemented:
             return normalized
-    for i, (weight, u, v) in enumerate(zip(weights, us, vs)):
-        dims[i] = _check_spectral_norm(weight, u, v, dims[i], weights[0])
-    if len(sigmas) != len(weights):
-        raise ValueError(f"spectral_norm: there are {len(sigmas)} sigmas for {len(weights)} weights")
-    for sigma in sigmas:
-        if sigma is not None:
-            _checks.floating("spectral_norm", "sigma", sigma)
-            if sigma.numel() != 1:
-                raise ValueError(f"spectral_norm: sigma has shape {tuple(sigma.shape)}; it must have one value")
+    dims = _check_tensors(weights, us, vs, dims, sigmas)
     if stores:
         for name, buffers in (("u", us), ("v", vs), ("sigma", sigmas)):
             for x in buffers:
                 if x is not None:
                     _checks.writable("spectral_norm", name, x)
 
-    settings = Rules(n_power_iterations if iterates else 0, eps, rules.u_first, rules.add_eps)
     normalized, vectors, new_sigma = _spectral_norm_group(weights, us, vs, dims, settings, implementation)
     if stores:
         with torch.no_grad():
@@ -178,6 +148,72 @@ def spectral_norm_group(
                 if sigma is not None:
                     sigma.copy_(new_sigma[i].expand(sigma.shape))
     return normalized
+
+
+def spectral_norm_ahead(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    *,
+    n_power_iterations: int,
+    dims: Sequence[int],
+    eps: float,
+    training: bool,
+    dialect: str,
+    sigmas: Sequence[Tensor | None],
+    implementation: str | None,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """What :func:`spectral_norm_group` returns and would write: the normalized weights, u and v of each, their sigmas.
+    It writes nothing."""
+    dims, settings, _ = _settings(weights, us, vs, n_power_iterations, dims, eps, training, dialect)
+    if not is_dynamo_compiling():
+        computed = nodes.spectral_norm_ahead(weights, us, vs, dims, *settings, sigmas, implementation)
+        if computed is not NotImplemented:
+            return computed
+    dims = _check_tensors(weights, us, vs, dims, sigmas)
+    return _spectral_norm_group(weights, us, vs, dims, settings, implementation)
+
+
+def _settings(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_power_iterations: int,
+    dims: Sequence[int] | None,
+    eps: float,
+    training: bool,
+    dialect: str,
+) -> tuple[list[int], Rules, bool]:
+    """The dims, how u and v are iterated, and whether they are kept; of arguments that are checked here."""
+    _checks.choice("spectral_norm", "dialect", dialect, SPECTRAL_NORM_DIALECTS)
+    rules = SPECTRAL_NORM_DIALECTS[dialect]
+    _checks.whole("spectral_norm", "n_power_iterations", n_power_iterations)
+    _checks.number("spectral_norm", "eps", eps, above=0)
+    dims = [0] * len(weights) if dims is None else list(dims)
+    if not len(weights) == len(us) == len(vs) == len(dims):
+        counts = f"{len(weights)} weights, {len(us)} u, {len(vs)} v, {len(dims)} dims"
+        raise ValueError(f"spectral_norm: the lists have different lengths: {counts}")
+    iterations = n_power_iterations if training or rules.iterates_in_eval else 0
+    return dims, Rules(iterations, eps, rules.u_first, rules.add_eps), bool(training or rules.stores_in_eval)
+
+
+def _check_tensors(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    dims: Sequence[int],
+    sigmas: Sequence[Tensor | None],
+) -> list[int]:
+    """The dims, counted from the front, of tensors that fit each other."""
+    found = [_check_spectral_norm(*each, weights[0]) for each in zip(weights, us, vs, dims)]
+    if len(sigmas) != len(weights):
+        raise ValueError(f"spectral_norm: there are {len(sigmas)} sigmas for {len(weights)} weights")
+    for sigma in sigmas:
+        if sigma is not None:
+            _checks.floating("spectral_norm", "sigma", sigma)
+            if sigma.numel() != 1:
+                raise ValueError(f"spectral_norm: sigma has shape {tuple(sigma.shape)}; it must have one value")
+    return found
 
 
 def _check_spectral_norm(weight: Tensor, u: Tensor, v: Tensor, dim: int, first: Tensor) -> int:

@@ -93,9 +93,10 @@ class ProGANGenerator(_Growing):
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.latent_norm(latents)
-        for block in self.blocks[: self.level]:
+        blocks = [*self.blocks]  # a slice of them would be made a module at every call
+        for block in blocks[: self.level]:
             x = block(x)
-        images = self.to_rgb[self.level](self.blocks[self.level](x))
+        images = self.to_rgb[self.level](blocks[self.level](x))
         if self.alpha == 1.0:
             return images
         coarse = F.interpolate(self.to_rgb[self.level - 1](x), scale_factor=2, mode="nearest")
@@ -136,7 +137,7 @@ class ProGANDiscriminator(_Growing):
             if self.alpha < 1.0:
                 coarse = self.from_rgb[self.level - 1](F.avg_pool2d(images, 2))
                 x = torch.lerp(coarse, x, self.alpha)
-        for block in reversed(self.blocks[: max(self.level, 1)]):
+        for block in reversed([*self.blocks][: max(self.level, 1)]):
             x = block(x)
         return self.head(x.flatten(1)).flatten()
 

@@ -131,7 +131,7 @@ def coupled_layers(network: nn.Module) -> dict[str, nn.Module]:
 
 def unknown_layers(network: nn.Module) -> dict[str, str]:
     """The layers, by name, of which it is not known whether they couple the samples of a batch; and why."""
-    found = ((name, module, _unknown(module)) for name, module in _modules(unwrapped(network), ""))
+    found = ((name, module, _unknown(module, _class(module))) for name, module in _modules(unwrapped(network), ""))
     return {name: f"{type(module).__name__} {reason}" for name, module, reason in found if reason is not None}
 
 
@@ -152,19 +152,29 @@ def doubt(network: Any, samples: int, dimensions: int, but: tuple[type, ...] = (
         return "hooks of all modules are registered"
     if dimensions < 2:
         return "its input has one dimension"
-    for name, module in _modules(unwrapped(network), ""):
-        reason = None if type(module) in but and not _changed(module) else _doubt(module, samples, dimensions)
-        if reason is not None:
-            return f"{type(module).__name__}{f' {name!r}' if name else ''} {reason}"
+    root = unwrapped(network)
+    waiting = [root]
+    while waiting:  # in the order of _modules, without the names, which most networks are asked for at no call
+        module = waiting.pop()
+        if type(module) not in but or _changed(module, _class(module)):
+            reason = _doubt(module, samples, dimensions)
+            if reason is not None:
+                name = next(name for name, each in _modules(root, "") if each is module)
+                return f"{type(module).__name__}{f' {name!r}' if name else ''} {reason}"
+        waiting += [child for _, child in _children(module)][::-1]
     return None
 
 
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Those in it but parametrizations, which see weights alone."""
+    inner = module._modules
+    return [(n, m) for n, m in inner.items() if m is not None and n != "parametrizations"] if inner else []
+
+
 def _modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """All modules but parametrizations, which see weights alone."""
     yield name, module
-    for child_name, child in module._modules.items():
-        if child is not None and child_name != "parametrizations":
-            yield from _modules(child, f"{name}.{child_name}" if name else child_name)
+    for child_name, child in _children(module):
+        yield from _modules(child, f"{name}.{child_name}" if name else child_name)
 
 
 def _class(module: nn.Module) -> Any:
@@ -172,12 +182,11 @@ def _class(module: nn.Module) -> Any:
     return cls.__bases__[0] if "parametrizations" in module._modules and parametrize.is_parametrized(module) else cls
 
 
-def _unknown(module: nn.Module) -> str | None:
-    cls = _class(module)
+def _unknown(module: nn.Module, cls: Any) -> str | None:
     known = _APART.get(cls, _COUPLED.get(cls))
     if known is None or known is not cls.forward:
         return "is of a type whose code is not known to keep samples apart"
-    if _changed(module):
+    if _changed(module, cls):
         return "has hooks, or methods of its own, that are not known to keep samples apart"
     return None
 
@@ -208,7 +217,7 @@ def _doubt(module: nn.Module, samples: int, dimensions: int) -> str | None:
     cls = _class(module)
     if cls in _COUPLED:
         return "couples the samples of a batch"
-    unknown = _unknown(module)
+    unknown = _unknown(module, cls)
     if unknown is not None:
         return unknown
     for question in _questions(cls):
@@ -223,20 +232,19 @@ def _methods(cls: type) -> frozenset[str]:
     return frozenset(name for name in dir(cls) if callable(getattr(cls, name, None)))
 
 
-def _changed(module: nn.Module) -> bool:
-    """Whether a module may do more, or other things, than its class says."""
+def _changed(module: nn.Module, cls: Any) -> bool:
+    """Whether a module may do more, or other things, than its class says; ``cls`` is that without parametrizations."""
     own = vars(module)
     if own["_backward_hooks"] or own["_backward_pre_hooks"]:
         return True
-    hooks = (*own["_forward_pre_hooks"].values(), *own["_forward_hooks"].values())
-    if hooks and not all(map(_is_known, hooks)):
-        return True
-    cls = type(module)
+    for hooks in (own["_forward_pre_hooks"], own["_forward_hooks"]):
+        if hooks and not all(map(_is_known, hooks.values())):
+            return True
     if torch.compiler.is_compiling():  # which cannot look through a class
-        names = [name for name in own if callable(getattr(cls, name, None))]
+        names = frozenset([name for name in own if callable(getattr(type(module), name, None))])
     else:
-        names = [*_methods(_class(module)).intersection(own)]
-    return not all(getattr(own[name], "keeps_results", False) for name in names)
+        names = _methods(cls).intersection(own)
+    return bool(names) and not all(getattr(own[name], "keeps_results", False) for name in names)
 
 
 def _is_known(hook: Any) -> bool:

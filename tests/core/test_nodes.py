@@ -18,6 +18,7 @@ import gankern.functional as GF
 from gankern.core import native
 from gankern.core.dispatch import Primitive, last_implementation
 from gankern.core.torch_internals import graph_nodes
+from gankern.functional.spectral_norm import spectral_norm_ahead
 from gankern.measure import host
 from gankern.ops import convolution, convolution_choice
 
@@ -228,6 +229,9 @@ def test_convolutions_are_the_same_to_the_bit_in_any_order(kind, memory_format, 
         lambda x, w: GF.conv2d(x, w, padding="same"),
         lambda x, w: GF.conv2d(x, w, stride=(2, 1), padding=(0, 3), dilation=2),
         lambda x, w: GF.conv2d(x[0], w),
+        lambda x, w: GF.conv2d(x, w, stride=3, weight_scale=0.3),
+        lambda x, w: GF.conv2d(x, w, w[:, 0, 0, 0], dilation=2, weight_scale=0.3),
+        lambda x, w: GF.conv2d(x[0], w, w[:, 0, 0, 0], stride=3, weight_scale=0.3),
         lambda x, w: GF.conv_transpose2d(x, w.transpose(0, 1), stride=2, output_padding=1),
     ],
 )
@@ -304,6 +308,38 @@ def test_buffers_are_written_as_by_python():
         theirs = run()
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
+
+
+@needs_nodes
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_spectral_norm_ahead_is_the_group_that_writes_nothing(dtype, training):
+    def run(ahead):
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(3, 4, 2), (5, 3), (3,), (5,), (8,), (3,), (1,), (1, 1)]
+        tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        (a, b), us, vs, sigmas = (tensors[i : i + 2] for i in range(0, 8, 2))
+        before = [(t, t.clone(), t._version) for t in tensors]
+        options = {"n_power_iterations": 2, "dims": [0, -2], "eps": 1e-3, "training": training, "dialect": "biggan"}
+        options |= {"sigmas": sigmas, "implementation": None}
+        a.requires_grad_()  # one of two
+        if ahead:
+            weights, vectors, found = spectral_norm_ahead([a, b], us, vs, **options)
+            assert all(torch.equal(t, value) and t._version == version for t, value, version in before)
+            if training:
+                for kept, new in zip([us[0], vs[0], us[1], vs[1]], vectors, strict=True):
+                    kept.copy_(new)
+                for sigma, new in zip(sigmas, found, strict=True):
+                    sigma.copy_(new)
+        else:
+            weights = GF.spectral_norm_group([a, b], us, vs, **options)
+        (grad,) = torch.autograd.grad(weights[0].sin().sum(), a)
+        return [*weights, grad, *us, *vs, *sigmas]
+
+    expected = run(ahead=False)
+    for python in (False, True):
+        with native.python_gradients() if python else contextlib.nullcontext():
+            assert all(torch.equal(a, b) for a, b in zip(run(ahead=True), expected, strict=True))
 
 
 class Watch(TorchDispatchMode):

@@ -16,7 +16,8 @@ from torch.nn.utils import spectral_norm as torch_hook
 
 import gankern
 import gankern.nn.utils as U
-from gankern.nn.utils import _group
+from gankern.core import native
+from gankern.nn.utils import _group, _requests
 
 FORMS = {
     "parametrization": (torch_parametrizations.spectral_norm, U.parametrizations.spectral_norm),
@@ -383,6 +384,35 @@ def test_layers_that_change_within_a_forward(form, change, each_way):
                 results.append([out.detach(), *(t.clone() for t in each.state_dict().values()), *grads])
             close(*reversed(results))
             assert _parameter(module.b).grad is None if change == "frozen" else _parameter(module.b).grad is not None
+
+
+@pytest.mark.parametrize("python", [False, True], ids=["nodes", "python"])
+def test_what_is_seen_of_a_layer(python, monkeypatch):
+    if python:
+        monkeypatch.setattr(_requests, "nodes", native._Declines())
+    elif native.NODES_MISSING:
+        pytest.skip(native.NODES_MISSING)
+    weight, u, v = nn.Parameter(torch.randn(3, 4)), torch.randn(3), torch.randn(4)
+    rules = "biggan", 1, 1e-12, True, None
+
+    def seen(weight=weight, u=u, v=v, sigma=None):
+        return _requests._seen(_requests.Request(rules, weight, u, v, 0, sigma))
+
+    others = [seen(u=u.clone()), seen(v=None), seen(sigma=torch.ones(1)), seen(weight=weight.double())]
+    with torch.no_grad():
+        others.append(seen())
+    with torch.inference_mode():
+        others.append(seen())
+    same = seen()
+    others.append(seen(weight=weight.requires_grad_(False)))
+    weight.requires_grad_()
+    assert seen() == same
+    u.mul_(2)
+    others.append(seen())
+    with torch.no_grad():
+        weight.mul_(2)
+    others.append(seen())
+    assert same not in others and len({repr(facts) for facts in others}) == len(others)
 
 
 @pytest.mark.usefixtures("each_way")

@@ -49,14 +49,17 @@ class BatchNormAct(WithActivation, _NormBase):
                 f"{type(self).__name__}: x has shape {tuple(x.shape)}; it must be {accepted} with "
                 f"{self.num_features} channels"
             )
-        momentum = self.momentum
-        if self.training and self.running_mean is not None and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if momentum is None:  # the mean over all batches so far
-                momentum = 1 / float(self.num_batches_tracked)
+        # Each of a module's tensors is looked up once: that goes through a function of torch's in Python.
+        momentum, running_mean = self.momentum, self.running_mean
+        if self.training and running_mean is not None:
+            batches = self.num_batches_tracked
+            if batches is not None:
+                batches.add_(1)
+                if momentum is None:  # the mean over all batches so far
+                    momentum = 1 / float(batches)
         return GF.batch_norm_act(
             x,
-            self.running_mean,
+            running_mean,
             self.running_var,
             weight,
             bias,

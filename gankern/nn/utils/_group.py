@@ -63,28 +63,28 @@ class SpectralNormGroup:
             return
         if torch.compiler.is_compiling() or transformed() or dispatch_mode():
             return
-        first = next(root.parameters(), None)
-        if first is None or first.device.type not in _AHEAD_ON:
-            return
         asked, requests = self._requests()
-        if not requests or not all(request.weight.device.type in _AHEAD_ON for request in requests):
+        if not requests:
             return
         self.handed.value = asked
         for normalizer, ahead in zip(asked, _requests.prepare(requests)):
             normalizer.take_later(ahead)
 
     def _requests(self) -> tuple[list[Prepared], list[Request]]:
-        """Who asks for a weight, and what for."""
+        """Who asks for a weight, and what for; nobody, where a weight is not on such a device."""
         asked, requests, members = [], [], []
         for owner, normalizer in self.members:
             try:
-                weight = owner if normalizer.takes_layer else owner.original
+                weight = normalizer.original(owner)
+                if weight.device.type not in _AHEAD_ON:
+                    return [], []
                 if normalizer.ready(weight):
-                    requests.append(normalizer.request(weight))
+                    requests.append(normalizer.request(owner, weight))
                     asked.append(normalizer)
-                members.append((owner, normalizer))
             except AttributeError:  # it was taken off the layer
                 normalizer._prepared = None
+            else:
+                members.append((owner, normalizer))
         self.members = members
         return asked, requests
 

@@ -14,21 +14,15 @@ from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
 import gankern.functional as GF
 from gankern.core import devices
 from gankern.core.dispatch import FLOATING, short
+from gankern.core.native import nodes
 from gankern.core.threads import PerThread
 from gankern.core.torch_internals import recomputed, seen_by_own_modes, transformed
 from gankern.functional import _checks
+from gankern.functional.spectral_norm import spectral_norm_ahead
 
-
-class Rules(NamedTuple):
-    """What layers must share to be computed in one call."""
-
-    dialect: str
-    n_power_iterations: int
-    eps: float
-    training: bool
-    dtype: torch.dtype
-    device: torch.device
-    implementation: str | None = None
+# What layers must share, beside dtype and device, to be computed in one call: the dialect, n_power_iterations, eps,
+# whether the layer trains, the implementation.
+Rules = tuple[str, int, float, bool, str | None]
 
 
 class Request(NamedTuple):
@@ -48,48 +42,36 @@ class Request(NamedTuple):
 
     def stores(self) -> bool:
         """Whether the state goes on by what is computed; in evaluation torch's forms leave it."""
-        return self.rules.training or GF.SPECTRAL_NORM_DIALECTS[self.rules.dialect].stores_in_eval
-
-    def on(self, state: Sequence[Tensor]) -> Request:
-        """The same of another state."""
-        rest: Any = iter(state)
-        parts = {name: next(rest) for name in ("u", "v", "sigma") if getattr(self, name) is not None}
-        return self._replace(**parts)
+        dialect, _, _, training, _ = self.rules
+        return training or GF.SPECTRAL_NORM_DIALECTS[dialect].stores_in_eval
 
 
 def normalize(request: Request) -> Tensor:
     """The normalized weight; the layer's state goes on."""
-    if not request.replaces:
-        return _normalize([request])[0]
-    own = request.on([x.detach().clone() for x in request.state()])
-    weight = _normalize([own])[0]
-    _become(request, own.state())
-    return weight
+    if request.replaces:
+        [(weight, state)] = _ahead([request._replace(weight=request.weight.detach())])
+        for x, new in zip(request.state(), state):
+            x.data = new.to(x.dtype, copy=True)
+        return weight
+    weights, us, vs, options = _arguments([request])
+    return GF.spectral_norm_group(weights, us, vs, **options)[0]
 
 
-def _normalize(requests: Sequence[Request]) -> list[Tensor]:
-    """The normalized weights of all requests, in as few calls as their rules allow."""
-    together: dict[Rules, list[int]] = {}
-    for i, request in enumerate(requests):
-        together.setdefault(request.rules, []).append(i)
-    results: list[Any] = [None] * len(requests)
-    for rules, members in together.items():
-        asked = [requests[i] for i in members]
-        weights = GF.spectral_norm_group(
-            [r.weight.detach() if r.replaces else r.weight for r in asked],
-            [_vector(r.u) for r in asked],
-            [r.weight.new_zeros(r.weight.numel() // r.u.numel()) if r.v is None else _vector(r.v) for r in asked],
-            n_power_iterations=rules.n_power_iterations,
-            dims=[r.dim for r in asked],
-            eps=rules.eps,
-            training=rules.training,
-            dialect=rules.dialect,
-            sigmas=[r.sigma for r in asked],
-            implementation=rules.implementation,
-        )
-        for i, weight in zip(members, weights):
-            results[i] = weight
-    return results
+def _arguments(requests: Sequence[Request]) -> tuple[list[Tensor], list[Tensor], list[Tensor], dict[str, Any]]:
+    """The arguments of a call for layers of the same rules."""
+    dialect, n_power_iterations, eps, training, implementation = requests[0].rules
+    options = {
+        "n_power_iterations": n_power_iterations,
+        "dims": [r.dim for r in requests],
+        "eps": eps,
+        "training": training,
+        "dialect": dialect,
+        "sigmas": [r.sigma for r in requests],
+        "implementation": implementation,
+    }
+    us = [_vector(r.u) for r in requests]
+    vs = [r.weight.new_zeros(r.weight.numel() // r.u.numel()) if r.v is None else _vector(r.v) for r in requests]
+    return [r.weight for r in requests], us, vs, options
 
 
 def _vector(x: Tensor) -> Tensor:
@@ -97,13 +79,26 @@ def _vector(x: Tensor) -> Tensor:
     return x if x.ndim == 1 else x.view(-1)
 
 
-def _become(request: Request, state: list[Tensor]) -> None:
-    """The layer's state takes the values of another one, which no graph knows."""
-    if not request.replaces:
-        torch._foreach_copy_(request.state(), state)
-        return
-    for x, new in zip(request.state(), state):
-        x.data = new.clone().view(x.shape)
+def _ahead(requests: Sequence[Request]) -> list[tuple[Tensor, list[Tensor]]]:
+    """Of each request the normalized weight, and the state after it; in as few calls as the rules allow. Their states
+    stay what they are."""
+    together: dict[Any, list[int]] = {}
+    for i, request in enumerate(requests):
+        together.setdefault((request.rules, request.weight.dtype, request.weight.device), []).append(i)
+    results: list[Any] = [None] * len(requests)
+    for members in together.values():
+        asked = [requests[i] for i in members]
+        weights, us, vs, options = _arguments(asked)
+        normalized, vectors, sigmas = spectral_norm_ahead(weights, us, vs, **options)
+        for k, (i, request) in enumerate(zip(members, asked)):
+            u, v = vectors[2 * k : 2 * k + 2]
+            state = [u if request.u.ndim == 1 else u.view(request.u.shape)]
+            if request.v is not None:
+                state.append(v if request.v.ndim == 1 else v.view(request.v.shape))
+            if request.sigma is not None:
+                state.append(sigmas[k].expand(request.sigma.shape))
+            results[i] = normalized[k], state
+    return results
 
 
 class Prepared:
@@ -115,14 +110,19 @@ class Prepared:
 
     # Set by a group: for each thread a list, empty or with what it prepared.
     _prepared: PerThread | None = None
-    takes_layer = True  # what request() is given: the layer, or its weight
     # Set by `accelerate`: on a device whose file does not say that ours is worth it, the layer is torch's as it was.
     where_known = False
 
-    def ready(self, owner: Any) -> bool:
-        """Whether it may be asked now; else it computes its weight by itself where that is used. ``owner`` is what
-        :meth:`request` is given."""
-        return True
+    def original(self, owner: Any) -> Tensor:
+        """The weight as it is trained, of the layer that has this hook or the list that this parametrization is in."""
+        raise NotImplementedError
+
+    def ready(self, weight: Tensor) -> bool:
+        """Whether :meth:`request` may be called now; else the layer computes its weight where that is used."""
+        raise NotImplementedError
+
+    def request(self, owner: Any, weight: Tensor) -> Request:
+        raise NotImplementedError
 
     def is_worth(self, weight: Tensor) -> bool:
         """Whether ours is what somebody asked for, or known to be worth it for such a weight."""
@@ -143,8 +143,8 @@ class Prepared:
             ahead = self._prepared.value.pop()
             # Where the layer will be run again by itself, it is run by itself now too.
             if not recomputed() and ahead.is_for(request):
-                if ahead.request.stores():
-                    _become(request, ahead.state)
+                if request.stores():
+                    torch._foreach_copy_(request.state(), ahead.state)
                 return ahead.weight
         if not torch.compiler.is_compiling() and seen_by_own_modes():  # what waits has nothing to do with it
             with torch._C.DisableTorchFunction():
@@ -155,10 +155,10 @@ class Prepared:
 class Ahead(NamedTuple):
     """A weight that a group has computed: for what request, with what state after it."""
 
-    weight: Tensor
     request: Request  # which keeps the tensors: no other one has their place in memory
+    seen: Any  # of the request's tensors, before
+    weight: Tensor
     state: list[Tensor]
-    seen: tuple  # of the request's tensors, before
 
     def is_for(self, request: Request) -> bool:
         """Whether a layer that asks now would compute this very weight and state, and record the same gradients."""
@@ -166,31 +166,23 @@ class Ahead(NamedTuple):
         return request.rules == before.rules and request.dim == before.dim and self.seen == _seen(request)
 
 
-def _seen(request: Request) -> tuple:
-    """What autograd knows of a request's tensors: which ones they are, how often written to, and whether trained.
-    torch.utils.swap_tensors exchanges what the address is of."""
-    tensors = [request.weight, *request.state()]
-    facts = [(x._cdata, 0 if x.is_inference() else x._version, x.requires_grad) for x in tensors]
-    return facts, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+def _seen(request: Request) -> Any:
+    """What autograd knows of a request's tensors: which ones they are, how often written to, of what kind, and whether
+    trained; and whether it records. torch.utils.swap_tensors exchanges what the address is of."""
+    tensors = request.weight, request.u, request.v, request.sigma
+    facts = nodes.spectral_norm_seen(*tensors)
+    if facts is not NotImplemented:
+        return facts
+    kept = [x for x in tensors if x is not None]
+    of_each = [(x._cdata, 0 if x.is_inference() else x._version, x.dtype, x.device, x.requires_grad) for x in kept]
+    return of_each, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
 def prepare(requests: Sequence[Request]) -> list[Ahead]:
     """The normalized weights of all requests, for the case that nothing of what they ask for changes before they are
     used. Their states stay what they are."""
-    seen = [_seen(request) for request in requests]
-    states = _copies([request.state() for request in requests])
-    weights = _normalize([request.on(state) for request, state in zip(requests, states)])
-    return [Ahead(*each) for each in zip(weights, requests, states, seen)]
-
-
-def _copies(states: list[list[Tensor]]) -> list[list[Tensor]]:
-    """By one operation, where all are alike: each would cost the host as much as a layer's power iteration."""
-    flat = [x for state in states for x in state]
-    if any(x.dtype != flat[0].dtype or x.device != flat[0].device for x in flat):
-        return [[x.detach().clone() for x in state] for state in states]
-    with torch.no_grad():
-        parts = iter(torch.cat([x.reshape(-1) for x in flat]).split([x.numel() for x in flat]))
-        return [[next(parts).view(x.shape) for x in state] for state in states]
+    before = [_seen(request) for request in requests]
+    return [Ahead(request, seen, *ahead) for request, seen, ahead in zip(requests, before, _ahead(requests))]
 
 
 def default_dim(module: nn.Module) -> int:

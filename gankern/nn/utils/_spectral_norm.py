@@ -21,7 +21,7 @@ from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import functions_replaced, refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.functional import _checks
-from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim
+from gankern.nn.utils._requests import Prepared, Request, check, default_dim
 
 
 @dataclass(frozen=True)
@@ -56,33 +56,27 @@ class SpectralNorm(Prepared, TorchHook):
     def _state(self, module: nn.Module, pattern: str) -> Tensor:
         return getattr(module, pattern.format(self.name))
 
-    def request(self, module: nn.Module, training: bool | None = None) -> Request:
-        names = self._names
-        weight = self._state(module, names.original)
-        u = self._state(module, names.u)
-        v = None if names.v is None else self._state(module, names.v)
-        training = module.training if training is None else training
-        rules = Rules(
-            self.dialect,
-            self.n_power_iterations,
-            self.eps,
-            training,
-            weight.dtype,
-            weight.device,
-            self.implementation,
-        )
-        sigma = None if names.sigma is None else self._state(module, names.sigma)
-        return Request(rules, weight, u, v, self.dim % weight.ndim, sigma)
+    def original(self, owner: nn.Module) -> Tensor:
+        return self._state(owner, self._names.original)
 
-    def ready(self, module: nn.Module) -> bool:
+    def ready(self, weight: Tensor) -> bool:
         replaced = self.dialect == "hook" and self.implementation is None and functions_replaced()
-        weight = self._state(module, self._names.original)
         return weight.dtype in FLOATING and not replaced and self.is_worth(weight)
 
+    def request(self, owner: nn.Module, weight: Tensor, training: bool | None = None) -> Request:
+        names = self._names
+        u = self._state(owner, names.u)
+        v = None if names.v is None else self._state(owner, names.v)
+        sigma = None if names.sigma is None else self._state(owner, names.sigma)
+        training = owner.training if training is None else training
+        rules = self.dialect, self.n_power_iterations, self.eps, training, self.implementation
+        return Request(rules, weight, u, v, self.dim % weight.ndim, sigma)
+
     def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
-        if self.dialect == "hook" and not self.ready(module):  # it may be complex now, or not worth it: torch's way
+        weight = self.original(module)
+        if self.dialect == "hook" and not self.ready(weight):  # it may be complex now, or not worth it: torch's way
             return super().compute_weight(module, do_power_iteration)
-        return self._weight(self.request(module, do_power_iteration))
+        return self._weight(self.request(module, weight, do_power_iteration))
 
     def remove(self, module: nn.Module) -> None:
         with torch.no_grad():

@@ -15,7 +15,7 @@ from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import functions_replaced, is_hooked, refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.functional import _checks
-from gankern.nn.utils._requests import Prepared, Request, Rules, check, default_dim
+from gankern.nn.utils._requests import Prepared, Request, check, default_dim
 
 __getattr__, __dir__, __all__ = stand_in(__name__, torch_parametrizations, ["SpectralNorm", "spectral_norm"])
 
@@ -23,7 +23,6 @@ __getattr__, __dir__, __all__ = stand_in(__name__, torch_parametrizations, ["Spe
 class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
     """The parametrization that :func:`spectral_norm` registers: torch's, with its buffers ``_u`` and ``_v``."""
 
-    takes_layer = False
     implementation: str | None = None
 
     def __init__(
@@ -50,28 +49,23 @@ class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
             implementation=self.implementation,
         )
 
-    def request(self, weight: Tensor) -> Request:
-        rules = Rules(
-            "parametrization",
-            self.n_power_iterations,
-            self.eps,
-            self.training,
-            weight.dtype,
-            weight.device,
-            self.implementation,
-        )
-        return Request(rules, weight, self._u, self._v, self.dim)
+    def original(self, owner: Any) -> Tensor:
+        return owner.original
 
     def ready(self, weight: Tensor) -> bool:
         replaced = self.implementation is None and functions_replaced()
         return weight.dtype in FLOATING and not replaced and self.is_worth(weight)
+
+    def request(self, owner: Any, weight: Tensor) -> Request:
+        rules = "parametrization", self.n_power_iterations, self.eps, self.training, self.implementation
+        return Request(rules, weight, self._u, self._v, self.dim)
 
     def forward(self, weight: Tensor) -> Tensor:
         if not self.ready(weight):  # it may be complex now: torch's way
             return super().forward(weight)
         if weight.ndim == 1:
             return F.normalize(weight, dim=0, eps=self.eps)
-        return self._weight(self.request(weight))
+        return self._weight(self.request(None, weight))
 
 
 refuse_scripting(SpectralNorm, "spectral_norm", "take it off with torch.nn.utils.parametrize.remove_parametrizations")
