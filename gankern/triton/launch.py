@@ -289,6 +289,7 @@ FACTS = {
     "stride",
 }
 ATTRIBUTES = {"device", "dtype", "is_cuda", "itemsize", "ndim", "shape"}
+VIEWS = {"movedim", "view"}  # which begin where their tensor does
 ALLOCATE = {"empty", "empty_like", "empty_strided", "new_empty"}
 # Of sizes, strides and dtype, on the current device: half the cost of torch.empty_strided.
 EMPTY = {device: getattr(torch._C._dynamo.guards, f"_empty_strided_{device}", None) for device in ("cpu", "cuda")}
@@ -379,6 +380,7 @@ class _NativePlan:
         self.given = 0
         self.made: list[Tensor] = []
         self.places: dict[int, tuple[int, int]] = {}  # by a tensor's id: GIVEN or MADE, and its number among these
+        self.viewed: dict[int, tuple[int, int]] = {}  # the same of views: kernels are given addresses
         self.kernels = array.array("q")
 
     def takes(self, tensor: Tensor) -> None:
@@ -388,6 +390,13 @@ class _NativePlan:
     def makes(self, tensor: Tensor, now: Tensor) -> None:
         self.places[id(tensor)] = MADE, len(self.made)
         self.made.append(now)
+
+    def views(self, tensor: Tensor, of: Any) -> None:
+        place = self.places.get(id(of), self.viewed.get(id(of)))
+        if place is None or tensor.data_ptr() != of.data_ptr():
+            self.fits = False
+        else:
+            self.viewed[id(tensor)] = place
 
     def launches(self, handle: _Handle, request: Launch) -> None:
         kernel = _native_kernel(handle)
@@ -407,8 +416,9 @@ class _NativePlan:
 
     def _parameter(self, kind: str, value: Any) -> tuple[int, int, int]:
         """NUMBER, GIVEN or MADE; the number, or which tensor; and how one that is made has to lie."""
-        if isinstance(value, Tensor) and kind.startswith("*") and id(value) in self.places:
-            return (*self.places[id(value)], value.data_ptr() % ALIGNMENT)
+        place = self.places.get(id(value), self.viewed.get(id(value)))
+        if place is not None and kind.startswith("*"):
+            return (*place, value.data_ptr() % ALIGNMENT)
         if type(value) is int and value in NUMBERS.get(kind, ()):
             return NUMBER, value, 0
         self.fits = False
@@ -534,12 +544,17 @@ class _Tracing(TorchFunctionMode):
                 raise RuntimeError(f"a planned launcher asks for {attribute}, which no signature decides")
             return func(*args, **keywords)
         result = func(*args, **keywords)
+        if name == "contiguous" and result is args[0]:  # its strides, which the signature decides, say so
+            return result
         results = list(result) if type(result) in (tuple, list) else [result]
         if results and all(isinstance(value, Tensor) for value in results):
             if name in ALLOCATE:
                 self._allocated(result)
                 return result
-            self.native.fits = False
+            if name in VIEWS:
+                self.native.views(result, args[0])
+            else:
+                self.native.fits = False
             given = [*map(self._written, args), *(f"{key}={self._written(value)}" for key, value in keywords.items())]
             called = f"{self._value(func)}({', '.join(given)})"
             if isinstance(result, Tensor):
@@ -700,8 +715,9 @@ def planned(launcher: F) -> F:
         by_handle = BY_HANDLE and _nobody_listens()
         return plan(active.get_current_stream(max(device, 0)) if by_handle else None, *arguments)
 
-    vars(call)["plans"] = plans  # for the operator of which it is the kernel
-    return cast(F, functools.wraps(launcher)(call))
+    planned_call = functools.wraps(launcher)(call)
+    vars(planned_call)["plans"] = plans  # for the operator of which it is the kernel
+    return cast(F, planned_call)
 
 
 def _read(readers: dict[tuple, Callable[..., tuple[Any, ...]]], arguments: Sequence[Any]) -> tuple[Any, ...]:
