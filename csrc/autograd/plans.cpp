@@ -390,27 +390,20 @@ bool put(const c10::IValue& value, int depth, Words* words, Given* given) {
 
 bool is_tensor(int64_t kind) { return kind == kNothing || kind == kGivenTensor || kind == kMadeTensor; }
 
-// One of an operator's results, where the plan's next one is of its type.
-bool as_value(const int64_t** at, const c10::Type& type, const Given& given, const Made& made,
-              c10::IValue* value) {
+// The next of an operator's results, of a plan that `fits`.
+c10::IValue as_value(const int64_t** at, const c10::Type& type, const Given& given, const Made& made) {
   const auto tensor = [&] {
     const int64_t kind = *(*at)++;
     if (kind == kNothing) return Tensor();
     const int64_t number = *(*at)++;
     return kind == kGivenTensor ? *given[number] : made[number];
   };
-  if (type.kind() == c10::TypeKind::TensorType) {
-    if (!is_tensor(**at)) return false;
-    *value = tensor();
-    return true;
-  }
-  if (**at != kListOf) return false;
+  if (type.kind() == c10::TypeKind::TensorType) return tensor();
   c10::List<Tensor> list;
-  const int64_t count = *++*at;
-  ++*at;
+  const int64_t count = (*at)[1];
+  *at += 2;
   for (int64_t i = 0; i < count; ++i) list.push_back(tensor());
-  *value = std::move(list);
-  return true;
+  return list;
 }
 
 // Whether a plan's result is one of the operator's: Python's way says what is wrong with another one.
@@ -472,7 +465,7 @@ struct Operator : c10::OperatorKernel {
     c10::SmallVector<c10::IValue, 6> results(returns.size());
     const int64_t* at = plan->result.data() + (returns.size() > 1 ? 2 : 0);
     for (size_t i = 0; i < returns.size(); ++i)
-      as_value(&at, *returns[i].real_type(), given, made, &results[i]);
+      results[i] = as_value(&at, *returns[i].real_type(), given, made);
     torch::jit::drop(*stack, schema.arguments().size());
     for (c10::IValue& result : results) stack->push_back(std::move(result));
     return true;

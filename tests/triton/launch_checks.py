@@ -995,6 +995,11 @@ def hooks_see_planned_launches():
 
 def the_way_of_this_triton_is_known():
     assert launch._known_way()
+    from triton.backends.nvidia.driver import CudaLauncher
+
+    assert launch._source_of_launcher(CudaLauncher) in launch.KNOWN_LAUNCHERS
+    stub_driver.start(by_plan=False)  # another driver, whose streams are not torch's
+    assert not launch._launches_natively(stub_driver.StubDriver) and not launch._launches_natively(CudaLauncher)
 
 
 def host_cost():
