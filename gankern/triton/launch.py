@@ -54,9 +54,9 @@ import functools
 import hashlib
 import inspect
 import itertools
-import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, overload
 
 import torch
@@ -117,11 +117,15 @@ def _nobody_listens() -> bool:
     )
 
 
-# Of the launchers for CUDA that csrc/autograd/plans.cpp does the work of, by Triton's versions: what
-# _source_of_launcher gives.
+# The launchers for CUDA that csrc/autograd/plans.cpp does the work of: what _source_of_launcher gives of Triton's
+# versions.
 KNOWN_LAUNCHERS = {
-    "481210ce5cdde127164d742c418e56197583178ac44fcf749f56a2e26b9adde7": "3.6.0",
+    "a594429c749910baf95235bf116f679b54aa4d9adf6ca2f24dc3ac804eed9a3f": "3.6.0",
+    "ba2226a43bddf2faae8781a10cc50e984b05015c8554a2a2c350b7a3830b0e3f": "3.7.1",
+    "4305a13866a4d3e989d810dd2915ea23d574a98a68b55c09738a182f2afb4283": "3.8.0",
+    "dbbeebe5fb9f697981793dd57d20b87b95ce7dff0b8bb436ad69bcf704f597d1": "3.9.0",
 }
+MORE_SHARED_MEMORY = 228 * 1024  # bytes, from which on launchers ask for a mode of the device
 # What a kernel's parameter holds, of the kinds that are written down for C++. Addresses are numbers of 64 bits.
 NUMBERS = {"i32": range(-(2**31), 2**31), "i64": range(-(2**63), 2**63)}
 
@@ -137,10 +141,9 @@ def _launches_natively(launcher: Hashable) -> bool:
 
 
 def _source_of_launcher(launcher: Any) -> str:
-    module = sys.modules[launcher.__module__]
-    parts = (module.ty_to_cpp, module.make_launcher, module.wrap_handle_tensordesc, launcher)
-    source = "".join("".join(inspect.getsource(part).split()) for part in parts)
-    return hashlib.sha256(source.encode()).hexdigest()
+    """A number of all of Triton's driver for CUDA: launchers are in Python there, in C, or in C that Python writes."""
+    driver_py = Path(inspect.getfile(launcher))
+    return hashlib.sha256(driver_py.read_bytes() + driver_py.with_suffix(".c").read_bytes()).hexdigest()
 
 
 class _NativeKernel(NamedTuple):
@@ -160,7 +163,7 @@ def _native_kernel(handle: _Handle) -> _NativeKernel | None:
     if run.global_scratch_size or run.profile_scratch_size or run.launch_cooperative_grid or run.launch_pdl:
         return None
     warps, programs, shared = handle.metadata
-    if programs != 1 or run.num_ctas != 1:
+    if programs != 1 or run.num_ctas != 1 or shared > MORE_SHARED_MEMORY or getattr(run, "gsan_enabled", False):
         return None
     return _NativeKernel(handle.function, 32 * warps, shared, tuple(source.signature.values()))
 
