@@ -1,16 +1,14 @@
 // What gankern/triton/launch.py asks of tensors at every launch, for all of them in one call: their signature,
-// their addresses, and new ones.
+// their addresses, and new ones. What is known of a launch goes without Python: plans.cpp.
+#include "launch.h"
+
 #include <ATen/EmptyTensor.h>
 #include <torch/csrc/utils/object_ptr.h>
 
 #include <cstring>
 
-#include "call.h"
-
 namespace gankern::nodes {
 namespace launch {
-
-using Words = c10::SmallVector<int64_t, 512>;
 
 // ---- keys ---------------------------------------------------------------------------------------------
 
@@ -87,23 +85,23 @@ PyObject* key_of(const Words& words) {
 
 // ---- what is read -------------------------------------------------------------------------------------
 
-// What stands before each argument, so that no two lists of arguments have the same words.
-enum Kind : int64_t { kNone, kFalse, kTrue, kInteger, kFraction, kText, kList, kTuple, kTensor };
-
-// A tensor with memory of its own, whose class and keys leave none of its facts to others; else nullptr.
-const Tensor* strided(PyObject* object) {
+bool strided(const Tensor& t) {
   constexpr c10::DispatchKeySet kOthers({
       c10::DispatchKey::Python,
       c10::DispatchKey::FuncTorchGradWrapper,
       c10::DispatchKey::FuncTorchBatched,
       c10::DispatchKey::Functionalize,
   });
+  const c10::TensorImpl* impl = t.unsafeGetTensorImpl();
+  return t.layout() == at::kStrided && !t.key_set().has_any(kOthers) && impl->has_storage() &&
+         !impl->has_symbolic_sizes_strides();
+}
+
+// The same of a tensor or parameter of torch's own class; else nullptr.
+const Tensor* strided(PyObject* object) {
   if (!THPVariable_CheckExact(object)) return nullptr;
   const Tensor& t = THPVariable_Unpack(object);
-  const c10::TensorImpl* impl = t.unsafeGetTensorImpl();
-  const bool fits = t.layout() == at::kStrided && !t.key_set().has_any(kOthers) && impl->has_storage() &&
-                    !impl->has_symbolic_sizes_strides();
-  return fits ? &t : nullptr;
+  return strided(t) ? &t : nullptr;
 }
 
 void put_tensor(const Tensor& t, bool by_memory, Words* words) {
@@ -117,7 +115,21 @@ void put_tensor(const Tensor& t, bool by_memory, Words* words) {
   words->append(t.strides().begin(), t.strides().end());
 }
 
-// False for what only Python can tell apart.
+void put_fraction(double fraction,
+                  Words* words) {  // its bits: zeros have signs, and NaN is not equal to itself
+  int64_t bits;
+  std::memcpy(&bits, &fraction, sizeof bits);
+  words->push_back(kFraction);
+  words->push_back(bits);
+}
+
+void put_text(const char* text, size_t length, Words* words) {
+  words->push_back(counted(kText, length));
+  const size_t first = words->size();
+  words->resize(first + (length + 7) / 8, 0);
+  std::memcpy(words->data() + first, text, length);
+}
+
 bool put(PyObject* object, bool by_memory, int depth, Words* words) {
   if (object == Py_None) return words->push_back(kNone), true;
   if (object == Py_False || object == Py_True)
@@ -130,27 +142,16 @@ bool put(PyObject* object, bool by_memory, int depth, Words* words) {
     words->push_back(number);
     return true;
   }
-  if (PyFloat_CheckExact(object)) {  // its bits: zeros have signs, and NaN is not equal to itself
-    const double fraction = PyFloat_AS_DOUBLE(object);
-    int64_t bits;
-    std::memcpy(&bits, &fraction, sizeof bits);
-    words->push_back(kFraction);
-    words->push_back(bits);
-    return true;
-  }
+  if (PyFloat_CheckExact(object)) return put_fraction(PyFloat_AS_DOUBLE(object), words), true;
   if (PyUnicode_CheckExact(object)) {
     Py_ssize_t length;
     const char* text = PyUnicode_AsUTF8AndSize(object, &length);
     if (!text) return PyErr_Clear(), false;
-    words->push_back(kText | length << 8);
-    const size_t first = words->size();
-    words->resize(first + (length + 7) / 8, 0);
-    std::memcpy(words->data() + first, text, length);
-    return true;
+    return put_text(text, length, words), true;
   }
   if ((PyList_CheckExact(object) || PyTuple_CheckExact(object)) && depth < 2) {
     const Py_ssize_t length = PySequence_Fast_GET_SIZE(object);
-    words->push_back((PyList_CheckExact(object) ? kList : kTuple) | length << 8);
+    words->push_back(counted(PyList_CheckExact(object) ? kList : kTuple, length));
     for (Py_ssize_t i = 0; i < length; ++i)
       if (!put(PySequence_Fast_GET_ITEM(object, i), by_memory, depth + 1, words)) return false;
     return true;
@@ -158,11 +159,14 @@ bool put(PyObject* object, bool by_memory, int depth, Words* words) {
   return false;
 }
 
+bool put(PyObject* arguments, bool by_memory, Words* words) {
+  return PyTuple_CheckExact(arguments) && put(arguments, by_memory, 0, words);
+}
+
 // (a launcher's arguments, whether the size of a tensor's memory matters) -> what tells its calls apart
 PyObject* signature(PyObject* const* in) {
-  if (!PyTuple_CheckExact(in[0])) return decline();
   Words words;
-  if (!put(in[0], in[1] == Py_True, 0, &words)) return decline();
+  if (!put(in[0], in[1] == Py_True, &words)) return decline();
   return key_of(words);
 }
 
@@ -184,9 +188,6 @@ PyObject* addresses(PyObject* const* in) {
 }
 
 // ---- what is made -------------------------------------------------------------------------------------
-
-// A tensor among the numbers of `layouts`, whose sizes and then strides follow.
-enum Field : int { kDtype, kDevice, kIndex, kDim, kFields };
 
 // (tensors) -> what `allocate` makes such ones of, in bytes
 PyObject* layouts(PyObject* const* in) {
@@ -223,10 +224,10 @@ PyObject* allocate(PyObject* const* in) {
   const auto* at = reinterpret_cast<const int64_t*>(PyBytes_AS_STRING(in[0]));
   const auto* end = at + PyBytes_GET_SIZE(in[0]) / sizeof(int64_t);
   Py_ssize_t count = 0;
-  for (const auto* next = at; next < end; next += kFields + 2 * next[kDim]) ++count;
+  for (const auto* next = at; next < end; next = next_layout(next)) ++count;
   THPObjectPtr made(PyTuple_New(count));
   if (!made) throw python_error();
-  for (Py_ssize_t i = 0; i < count; ++i, at += kFields + 2 * at[kDim]) {
+  for (Py_ssize_t i = 0; i < count; ++i, at = next_layout(at)) {
     PyObject* tensor = THPVariable_Wrap(empty(at));
     if (!tensor) throw python_error();
     PyTuple_SET_ITEM(made.get(), i, tensor);

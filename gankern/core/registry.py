@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from gankern.core import batching, torch_internals
+from gankern.core import batching, native, torch_internals
 from gankern.core.dispatch import ANY_ORDER, FLOATING, Implementation, Primitive
 from gankern.core.native import CUDA_MISSING, NATIVE_MISSING
 
@@ -73,7 +73,9 @@ def define(primitive: str, launcher: str, schema: str, fake: Callable[..., Any])
     """
     name = schema.partition("(")[0]
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    library.impl(name, lambda *args: _launcher(primitive, launcher)(*args), "CUDA")
+    by_python = _kernel(f"gankern::{name}", primitive, launcher)
+    if native.nodes.implement(f"gankern::{name}", by_python) is NotImplemented:
+        library.impl(name, by_python, "CUDA")
     _describe(library, name, schema, fake)
     if any(tier.name == "cuda" for tier in Primitive.registry[primitive].implementations):
         cuda_library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -93,6 +95,21 @@ def _describe(own: torch.library.Library, name: str, schema: str, fake: Callable
 @functools.cache
 def _launcher(primitive: str, launcher: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"gankern.triton.{primitive}"), launcher)
+
+
+def _kernel(operator: str, primitive: str, launcher: str) -> Callable[..., Any]:
+    """A launcher as an operator's kernel for CUDA tensors: imported at the first call. From then on the operator knows
+    the launcher's plans, and runs them in C++ (csrc/autograd/plans.cpp) where that is built and they are of that kind;
+    it comes here with all other calls."""
+
+    @functools.cache
+    def found() -> Callable[..., Any]:
+        function = _launcher(primitive, launcher)
+        if hasattr(function, "plans"):
+            native.nodes.share_plans(operator, function.plans)
+        return function
+
+    return lambda *arguments: found()(*arguments)
 
 
 def _plain(arguments: Iterable[Any]) -> bool:

@@ -894,9 +894,9 @@ class _Call:
             num_warps=WARPS,
         )
 
-    def forward(self, eps: float, y: Tensor) -> Tensor:
-        """Writes y; returns the statistics of x, [3, statistics]."""
-        stats = self.x.new_empty((3, self.statistics), dtype=self.sum)
+    def forward(self, eps: float, y: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+        """Writes y; returns the statistics of x, [3, statistics], or of another shape."""
+        stats = self.x.new_empty(shape or (3, self.statistics), dtype=self.sum)
         if not self.together("forward", None, None, None, None, stats, True, eps, (None, None, None), y, None):
             self.moments(eps, stats)
             self.apply("forward", None, None, None, None, stats, None, y, None)

@@ -23,9 +23,10 @@ def forward(
     """The result, and the statistics [3, N, groups]. Launches: 3, or 1."""
     call = _Call(x, weight, bias, negative_slope, instances=True, slopes=slope, members=_members(x, groups))
     y = torch.empty_like(call.x)
+    shape = 3, x.shape[0], groups
     if call.count == 0 or call.channels == 0:
-        return y, x.new_zeros((3, x.shape[0], groups), dtype=call.sum)
-    return y, call.forward(eps, y).view(3, x.shape[0], groups)
+        return y, x.new_zeros(shape, dtype=call.sum)
+    return y, call.forward(eps, y, shape)
 
 
 @planned

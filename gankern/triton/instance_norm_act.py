@@ -1,18 +1,21 @@
 """Instance normalisation and a (leaky) ReLU: group normalisation of as many groups as channels
 (gankern/triton/group_norm_act.py). ``stats`` is [3, N, C]."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from gankern.triton import group_norm_act
-from gankern.triton.launch import sum_dtype
+from gankern.triton.launch import planned, sum_dtype
 
 
 def _of_each(launcher: Callable[..., Any], x: int, groups: int) -> Callable[..., Any]:
     """The launcher without its number of groups, at ``groups``: as many as argument ``x`` has channels."""
 
+    @planned
+    @functools.wraps(launcher)
     def launch(*arguments: Any) -> Any:
         return launcher(*arguments[:groups], arguments[x].shape[1], *arguments[groups:])
 

@@ -35,6 +35,14 @@ What is read and made of many tensors at a time is read and made in one call of 
 that is built: the signature of all arguments, the addresses that a table is of, and tensors that are allocated one
 behind the other. Without it Python does the same, tensor by tensor.
 
+Most plans are nothing but tensors that are allocated on the current device and kernels that are launched by handle.
+Such a plan is written down for C++ as well (csrc/autograd/plans.cpp), which then does all of a call: an operator of
+`torch.ops.gankern` does not enter Python for it, and neither does a backward. C++ calls the driver as Triton's own
+launcher for CUDA does, so it has only those compiled kernels that ask for nothing further (:func:`_native_kernel`),
+and only where that launcher's source is the one that C++ repeats. It asks whether somebody listens, whether plans are
+held off, and whether a launcher is being written down, at every call. With calls of other signatures, on another
+device than the current one, or whose memory lies otherwise than the compiled kernels are for, it goes Python's way.
+
 The device guard is here and nowhere else: torch's own functions have theirs. Launches go to the current stream.
 """
 
@@ -43,10 +51,12 @@ from __future__ import annotations
 import array
 import contextlib
 import functools
+import hashlib
 import inspect
 import itertools
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, overload
 
 import torch
@@ -105,6 +115,57 @@ def _nobody_listens() -> bool:
     return not (
         RUNTIME.__dict__ or COMPILATION.__dict__ or RUNTIME.launch_enter_hook.calls or RUNTIME.launch_exit_hook.calls
     )
+
+
+# The launchers for CUDA that csrc/autograd/plans.cpp does the work of: what _source_of_launcher gives of Triton's
+# versions.
+KNOWN_LAUNCHERS = {
+    "a594429c749910baf95235bf116f679b54aa4d9adf6ca2f24dc3ac804eed9a3f": "3.6.0",
+    "ba2226a43bddf2faae8781a10cc50e984b05015c8554a2a2c350b7a3830b0e3f": "3.7.1",
+    "4305a13866a4d3e989d810dd2915ea23d574a98a68b55c09738a182f2afb4283": "3.8.0",
+    "dbbeebe5fb9f697981793dd57d20b87b95ce7dff0b8bb436ad69bcf704f597d1": "3.9.0",
+}
+MORE_SHARED_MEMORY = 228 * 1024  # bytes, from which on launchers ask for a mode of the device
+# What a kernel's parameter holds, of the kinds that are written down for C++. Addresses are numbers of 64 bits.
+NUMBERS = {"i32": range(-(2**31), 2**31), "i64": range(-(2**63), 2**63)}
+
+
+@functools.cache
+def _launches_natively(launcher: Hashable) -> bool:
+    """Whether what launches compiled kernels is Triton's launcher for CUDA, as C++ knows it, on torch's streams."""
+    try:
+        known = _source_of_launcher(launcher) in KNOWN_LAUNCHERS
+        return known and driver.active.get_current_stream is torch._C._cuda_getCurrentRawStream
+    except (AttributeError, KeyError, OSError, TypeError):  # another launcher, or without its source
+        return False
+
+
+def _source_of_launcher(launcher: Any) -> str:
+    """A number of all of Triton's driver for CUDA: launchers are in Python there, in C, or in C that Python writes."""
+    driver_py = Path(inspect.getfile(launcher))
+    return hashlib.sha256(driver_py.read_bytes() + driver_py.with_suffix(".c").read_bytes()).hexdigest()
+
+
+class _NativeKernel(NamedTuple):
+    """What C++ launches a compiled kernel with."""
+
+    function: int
+    threads: int
+    shared: int
+    kinds: tuple[str, ...]  # of all parameters; "constexpr" of those that were compiled in
+
+
+def _native_kernel(handle: _Handle) -> _NativeKernel | None:
+    """None for a kernel that asks for more than a plain launch: then Triton's launcher has it."""
+    run, source = handle.run, handle.compiled.src
+    if torch.version.hip or not _launches_natively(run.__class__):
+        return None
+    if run.global_scratch_size or run.profile_scratch_size or run.launch_cooperative_grid or run.launch_pdl:
+        return None
+    warps, programs, shared = handle.metadata
+    if programs != 1 or run.num_ctas != 1 or shared > MORE_SHARED_MEMORY or getattr(run, "gsan_enabled", False):
+        return None
+    return _NativeKernel(handle.function, 32 * warps, shared, tuple(source.signature.values()))
 
 
 BY_HANDLE = not INTERPRETED and _known_way()
@@ -231,10 +292,12 @@ FACTS = {
     "stride",
 }
 ATTRIBUTES = {"device", "dtype", "is_cuda", "itemsize", "ndim", "shape"}
+VIEWS = {"movedim", "view"}  # which begin where their tensor does
 ALLOCATE = {"empty", "empty_like", "empty_strided", "new_empty"}
 # Of sizes, strides and dtype, on the current device: half the cost of torch.empty_strided.
 EMPTY = {device: getattr(torch._C._dynamo.guards, f"_empty_strided_{device}", None) for device in ("cpu", "cuda")}
 _held_off = 0  # how many ask for launchers without plans
+native.nodes.set_launching(globals(), _thread, RUNTIME, COMPILATION)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -299,6 +362,96 @@ def _addresses_of(
     return tuple([None if place is None else place[0] for place in places]), addresses
 
 
+class _Plan(NamedTuple):
+    """What a launcher does for a signature."""
+
+    function: Callable[..., Any]  # of Python: plan(stream, a0, a1, ...)
+    device: int  # that has to be the current one; -1 for none
+    native: Any  # the same for C++, or None
+
+
+# The numbers of csrc/autograd/plans.cpp: what a kernel's parameter holds, and what a result is made of.
+NUMBER, GIVEN, MADE = range(3)
+NOTHING, TUPLE, LIST = 0, 3, 4
+
+
+class _NativePlan:
+    """A plan for C++, as a launcher is written down: what is given, what is allocated, and what is launched on that."""
+
+    def __init__(self) -> None:
+        self.fits = True  # so far it is nothing else
+        self.given = 0
+        self.made: list[Tensor] = []
+        self.places: dict[int, tuple[int, int]] = {}  # by a tensor's id: GIVEN or MADE, and its number among these
+        self.viewed: dict[int, tuple[int, int]] = {}  # the same of views: kernels are given addresses
+        self.kernels = array.array("q")
+
+    def takes(self, tensor: Tensor) -> None:
+        self.places[id(tensor)] = GIVEN, self.given
+        self.given += 1
+
+    def makes(self, tensor: Tensor, now: Tensor) -> None:
+        self.places[id(tensor)] = MADE, len(self.made)
+        self.made.append(now)
+
+    def views(self, tensor: Tensor, of: Any) -> None:
+        place = self.places.get(id(of), self.viewed.get(id(of)))
+        if place is None or tensor.data_ptr() != of.data_ptr():
+            self.fits = False
+        else:
+            self.viewed[id(tensor)] = place
+
+    def launches(self, handle: _Handle, request: Launch) -> None:
+        kernel = _native_kernel(handle)
+        values = [*request.arguments, *request.constants.values()]
+        if kernel is None or len(kernel.kinds) != len(values):
+            self.fits = False
+            return
+        x, y = request.programs if isinstance(request.programs, tuple) else (request.programs, 1)
+        parameters = array.array("q")
+        for kind, value in zip(kernel.kinds, values):
+            if kind != "constexpr":
+                parameters.extend(self._parameter(kind, value))
+        if x * y:  # of no programs Triton's launcher launches nothing
+            count = len(parameters) // 3
+            self.kernels.extend((kernel.function, x, y, 1, kernel.threads, kernel.shared, count))
+            self.kernels.extend(parameters)
+
+    def _parameter(self, kind: str, value: Any) -> tuple[int, int, int]:
+        """NUMBER, GIVEN or MADE; the number, or which tensor; and how one that is made has to lie."""
+        place = self.places.get(id(value), self.viewed.get(id(value)))
+        if place is not None and kind.startswith("*"):
+            return (*place, value.data_ptr() % ALIGNMENT)
+        if type(value) is int and value in NUMBERS.get(kind, ()):
+            return NUMBER, value, 0
+        self.fits = False
+        return NUMBER, 0, 0
+
+    def finished(self, device: int, result: Any) -> Any:
+        """The plan, or None where it is more than this."""
+        self.fits = self.fits and BY_HANDLE and all(tensor.get_device() == device for tensor in self.made)
+        returned = array.array("q", self._returned(result))
+        if not self.fits:
+            return None
+        layouts = native.nodes.layouts(tuple(self.made))
+        if layouts is NotImplemented:
+            return None
+        plan = native.nodes.plan(device, self.given, layouts, self.kernels.tobytes(), returned.tobytes())
+        return None if plan is NotImplemented else plan
+
+    def _returned(self, result: Any) -> Iterator[int]:
+        if result is None:
+            yield NOTHING
+        elif type(result) in (tuple, list):
+            yield from (TUPLE if type(result) is tuple else LIST, len(result))
+            for entry in result:
+                yield from self._returned(entry)
+        elif id(result) in self.places:
+            yield from self.places[id(result)]
+        else:
+            self.fits = False
+
+
 class _Tracing(TorchFunctionMode):
     """Writes down what a launcher does, as a function of Python: ``plan(stream, a0, a1, ...)``.
 
@@ -316,6 +469,7 @@ class _Tracing(TorchFunctionMode):
         self.pointers: set[str] = set()  # that were written down
         self.allocated: list[tuple[str, Tensor]] = []  # and not written down yet
         self.whole = True  # every launch has a handle
+        self.native = _NativePlan()
         self.arguments = [self._argument(argument, f"a{place}") for place, argument in enumerate(arguments)]
         self.device = self.alive[0].get_device()
 
@@ -326,6 +480,7 @@ class _Tracing(TorchFunctionMode):
             alias = argument.detach()  # one tensor may be given twice now, and two the next time
             self.given[id(alias)] = argument
             self._bind(alias, name)
+            self.native.takes(alias)
             return alias
         if type(argument) in (list, tuple) and any(isinstance(entry, Tensor) for entry in argument):
             self._line("".join(f"{name}_{place}, " for place in range(len(argument))) + f"= {name}")
@@ -392,11 +547,17 @@ class _Tracing(TorchFunctionMode):
                 raise RuntimeError(f"a planned launcher asks for {attribute}, which no signature decides")
             return func(*args, **keywords)
         result = func(*args, **keywords)
+        if name == "contiguous" and result is args[0]:  # its strides, which the signature decides, say so
+            return result
         results = list(result) if type(result) in (tuple, list) else [result]
         if results and all(isinstance(value, Tensor) for value in results):
             if name in ALLOCATE:
                 self._allocated(result)
                 return result
+            if name in VIEWS:
+                self.native.views(result, args[0])
+            else:
+                self.native.fits = False
             given = [*map(self._written, args), *(f"{key}={self._written(value)}" for key, value in keywords.items())]
             called = f"{self._value(func)}({', '.join(given)})"
             if isinstance(result, Tensor):
@@ -408,7 +569,9 @@ class _Tracing(TorchFunctionMode):
         return result
 
     def _allocated(self, tensor: Tensor) -> None:
-        self.allocated.append((self._made(tensor), tensor.detach()))  # as it is now: a later step may change its shape
+        now = tensor.detach()  # a later step may change its shape
+        self.allocated.append((self._made(tensor), now))
+        self.native.makes(tensor, now)
 
     def _write_allocations(self) -> None:
         """Of the tensors that were allocated one behind the other."""
@@ -438,6 +601,7 @@ class _Tracing(TorchFunctionMode):
             _thread.tracing = self
 
     def of_addresses(self, make: Callable[[Addresses], Tensor], places: Sequence[tuple[Tensor, int] | None]) -> Tensor:
+        self.native.fits = False
         with self._aside():
             tensors, addresses = _addresses_of(places)
             made = make(addresses(tensors))
@@ -454,9 +618,10 @@ class _Tracing(TorchFunctionMode):
             by_key = functools.partial(launch, kernel, programs, num_warps=num_warps, **constants)
             again = f"{self._value(by_key)}({', '.join(map(self._written, arguments))})"
             if handle is None:
-                self.whole = False
+                self.whole = self.native.fits = False
                 self._line(again)
                 return None
+            self.native.launches(handle, request)
             given = [self._pointer(a) if isinstance(a, Tensor) else repr(a) for a in arguments]
             given += [self._value(value) for value in constants.values()]
             conditions = ["stream is None"]
@@ -474,14 +639,13 @@ class _Tracing(TorchFunctionMode):
 
     # -- what comes out
 
-    def plan(self, result: Any) -> tuple[Callable[..., Any], int]:
-        """The function, and the device that has to be the current one: -1 for none."""
+    def plan(self, result: Any) -> _Plan:
         self._write_allocations()
         parameters = "".join(f", a{place}" for place in range(len(self.arguments)))
         text = [f"def plan(stream{parameters}):", *self.lines, f"    return {self._written(result)}"]
         names = dict(self.values)
         exec("\n".join(text), names)
-        return names["plan"], self.device
+        return _Plan(names["plan"], self.device, self.native.finished(self.device, result))
 
     def returned(self, result: Any) -> Any:
         """A result with the arguments themselves in place of their aliases."""
@@ -531,20 +695,22 @@ def planned(launcher: F) -> F:
     computes by way of torch and keeps is for :func:`kept`; a tensor that it keeps, for :func:`constant`. Block sizes
     that are tried, and launches that are recorded, go without plans.
     """
-    signature = native.nodes.signature
+    by_plan = native.nodes.by_plan
     readers: dict[tuple, Callable[..., tuple[Any, ...]]] = {}
-    plans: dict[Hashable, tuple[Callable[..., Any], int]] = {}
+    plans: dict[Hashable, _Plan] = {}
 
     def call(*arguments: Any) -> Any:
         if _held_off or _thread.tracing is not None:
             return launcher(*arguments)
-        key = signature(arguments, BY_MEMORY)
+        key = by_plan(plans, arguments, BY_MEMORY)
+        if type(key) is tuple:  # of the result alone: C++ did the call
+            return key[0]
         if key is NotImplemented:
             key = _read(readers, arguments)
         known = plans.get(key)
         if known is None:
             return _traced(launcher, arguments, plans, key)
-        plan, device = known
+        plan, device, _ = known
         active: Any = driver.active if BY_HANDLE or device >= 0 else None
         if device >= 0 and device != active.get_current_device():
             with torch.cuda.device(device):
@@ -552,7 +718,9 @@ def planned(launcher: F) -> F:
         by_handle = BY_HANDLE and _nobody_listens()
         return plan(active.get_current_stream(max(device, 0)) if by_handle else None, *arguments)
 
-    return cast(F, functools.wraps(launcher)(call))
+    planned_call = functools.wraps(launcher)(call)
+    vars(planned_call)["plans"] = plans  # for the operator of which it is the kernel
+    return cast(F, planned_call)
 
 
 def _read(readers: dict[tuple, Callable[..., tuple[Any, ...]]], arguments: Sequence[Any]) -> tuple[Any, ...]:

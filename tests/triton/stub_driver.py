@@ -1,7 +1,8 @@
 """A driver without a device: the JIT and what it compiles are Triton's own, a launch is put on record.
 
-For a process without TRITON_INTERPRET, in which tensors are on the CPU. `python -m tests.triton.stub_driver` prints what
-a launch costs the host.
+For a process without TRITON_INTERPRET, in which tensors are on the CPU. What C++ launches by a plan of its own is put
+on the same record, as Triton's launcher would have been given it. `python -m tests.triton.stub_driver` prints what a
+launch costs the host.
 """
 
 import functools
@@ -13,12 +14,14 @@ from typing import ClassVar
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import CompiledKernel
+from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
+from gankern.core import native
 from gankern.triton import aot, launch
 
 GPU = GPUTarget("cuda", 90, 32)
+BY_PLAN = True  # C++ runs the plans that it can run; else Python does
 
 
 class StubDriver:
@@ -26,13 +29,20 @@ class StubDriver:
 
     def __init__(self):
         self.launches = []  # (grid, stream, function, arguments)
+        self.by_plan = 0  # how many of them C++ launched
         self.loaded = {}
+        self.sources = {}  # by function: the source that it was compiled of, warps and shared memory
         self.utils = self
         driver = self
 
         class Launcher:
+            """As Triton's for CUDA; of kernels that ask for nothing but memory that their programs share."""
+
+            num_ctas, launch_cooperative_grid, launch_pdl = 1, False, False
+            global_scratch_size = profile_scratch_size = 0
+
             def __init__(self, source, metadata):
-                pass
+                driver.compiled = source, metadata and (metadata.num_warps, metadata.shared)
 
             def __call__(self, x, y, z, stream, function, metadata, launch_metadata, enter, exit, *arguments):
                 # As Triton's launcher in C does it.
@@ -43,6 +53,25 @@ class StubDriver:
                     exit(launch_metadata)
 
         self.launcher_cls = Launcher
+
+    def launched_by_plan(self, function, x, y, z, threads, shared, device, parameters):
+        """Called in the driver's place by C++: puts on record what Triton's launcher would have been given for this,
+        whose own arguments are compiled in where the signature says so."""
+        source, (warps, memory) = self.sources[function]
+        assert (threads, shared) == (32 * warps, memory)
+        words = [parameters[at : at + 8] for at in range(0, len(parameters), 8)]
+        arguments = []
+        for place, kind in enumerate(source.signature.values()):
+            if kind == "constexpr":
+                arguments.append(source.constants[place,])
+                continue
+            size = 4 if kind == "i32" else 8
+            assert kind.startswith("*") or kind in ("i32", "i64"), kind
+            arguments.append(int.from_bytes(words.pop(0)[:size], sys.byteorder, signed=kind[0] == "i"))
+        assert not words
+        device = 0 if device >= 2**63 else device  # of the CPU's tensors it is -1
+        self.by_plan += 1
+        self.launches.append(((x, y, z), self.get_current_stream(device), function, tuple(arguments)))
 
     def get_current_target(self):
         return GPU
@@ -57,13 +86,21 @@ class StubDriver:
         return {"max_shared_mem": 232448}
 
     def load_binary(self, name, binary, shared, device):
-        return 1, self.loaded.setdefault((name, binary), len(self.loaded)), 32, 0, 1024
+        source, *_ = self.compiled
+        kind = name, binary, repr((source.signature, source.constants))
+        function = self.loaded.setdefault(kind, len(self.loaded))
+        self.sources[function] = self.compiled
+        return 1, function, 32, 0, 1024
 
 
-def start():
-    """The stub in the driver's place, and the list of the launches that went through the JIT."""
+def start(by_plan=True):
+    """The stub in the driver's place, and the list of the launches that went through the JIT. Without ``by_plan`` Python
+    runs all plans."""
     driver = StubDriver()
     triton.runtime.driver.set_active(driver)
+    if by_plan and BY_PLAN:
+        launch._launches_natively = lambda launcher: launcher is driver.launcher_cls
+        native.nodes.record_launches(driver.launched_by_plan, 0)
     by_jit = []
     run = JITFunction.run
 
@@ -80,19 +117,21 @@ class Uncompiled(CompiledKernel):
 
     numbers: ClassVar[dict] = {}
 
-    def __init__(self, kernel, kind, launcher):
-        self.name, self.src, self.module = kernel.__name__, None, self
+    def __init__(self, kernel, kind, source, launcher):
+        self.name, self.src, self.module = kernel.__name__, source, self
         self.function = self.numbers.setdefault((kernel.__name__, kind), len(self.numbers))
         self._run, self.metadata, self.packed_metadata = launcher, (), (4, 1, 0)
 
 
-def start_uncompiled():
+def start_uncompiled(by_plan=True):
     """As start, without compiling: a second or two a kernel."""
-    driver, by_jit = start()
+    driver, by_jit = start(by_plan)
     launcher = driver.launcher_cls(None, None)
 
     def stand_in(self, key, signature, device, constexprs, options, attrs, warmup):
-        kernel = Uncompiled(self, repr((signature, constexprs, attrs, options)), launcher)
+        source = ASTSource(self, signature, constexprs, attrs)
+        kernel = Uncompiled(self, repr((signature, constexprs, attrs, options)), source, launcher)
+        driver.sources[kernel.function] = source, (4, 0)
         self.device_caches[device][0][key] = kernel
         return kernel
 
@@ -125,7 +164,7 @@ def host_cost(measure=microseconds):
     """µs of a launch of the kernel of bias_act by handle and through the JIT, and of the whole launcher by its plan."""
     from gankern.triton import bias_act
 
-    driver, by_jit = start()
+    driver, by_jit = start(by_plan=False)  # the record of what C++ launches is made by Python
     x, y = torch.empty(2, 3, 8), torch.empty(2, 3, 8)
     arguments = ("forward", x, None, None, None, None, y, None, 1, 2, 0.2, 1.0, None)
     cost = {}
@@ -182,7 +221,7 @@ def _networks(forward, backward, double_backward):
 
 def recorded_launchers(only=None):
     """A call of every launcher in fp32, by (its name, the layers that it is of, the kernels that it launches)."""
-    driver, _ = start_uncompiled()
+    driver, _ = start_uncompiled(by_plan=False)  # the record of what C++ launches is made by Python
     found = {}
     for name in only or aot.modules():
         module, calls = aot._module(name), []

@@ -39,7 +39,17 @@ PACKAGE = Path(launch.__file__).parent
 
 
 CHECKED = re.findall(r"^def ([a-z]\w*)", CHECKS.read_text(), re.M)
-OF_NODES = {"signatures_tell_apart_what_calls_differ_in", "layers_cost_little"}
+OF_NODES = {
+    "signatures_tell_apart_what_calls_differ_in",
+    "layers_cost_little",
+    *(check for check in CHECKED if check.startswith(("cpp_", "operators_"))),
+}
+BY_PYTHON = [
+    "every_plan_is_what_its_launcher_does",
+    "second_launches_go_by_handle",
+    "hooks_see_planned_launches",
+    "plans_do_what_the_launcher_does",
+]
 BOTH_WAYS = ["every_plan_is_what_its_launcher_does", "groups_follow_their_tensors", "what_was_made_may_lie_elsewhere"]
 
 
@@ -55,9 +65,14 @@ def test_the_same_where_python_reads_signatures(check):
     run_check(check, **{native.NODES_VARIABLE: "0"})
 
 
-def run_check(check, **variables):
+@pytest.mark.parametrize("check", BY_PYTHON)
+def test_the_same_where_python_runs_all_plans(check):
+    run_check(check, "by-python")
+
+
+def run_check(check, *words, **variables):
     environment = {**COMPILER, "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": "", **variables}
-    result = subprocess.run([sys.executable, CHECKS, check], env=environment, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, CHECKS, check, *words], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
