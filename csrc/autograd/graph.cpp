@@ -1,4 +1,4 @@
-// What a double backward has to know of a graph that autograd recorded: see gankern/penalties/_double_backward.py.
+// What a penalty has to know of a graph that autograd recorded (gankern/penalties/_double_backward.py), and of a network.
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/python_cpp_function.h>
@@ -57,7 +57,32 @@ PyObject* of_tensors(PyObject* const* in) {
   return found;
 }
 
-const Functions functions = {method("graph", entry<of_tensors, 1>)};
+// gankern.core.torch_internals.modules_of
+PyObject* modules_of(PyObject* const* in) {
+  static PyObject* const name = PyUnicode_InternFromString("_modules");
+  if (!PyTuple_CheckExact(in[1])) return decline();
+  std::vector<THPObjectPtr> stack, found;
+  std::unordered_set<PyObject*> seen{in[0]};
+  stack.emplace_back(Py_NewRef(in[0]));
+  while (!stack.empty()) {
+    THPObjectPtr module = std::move(stack.back());
+    stack.pop_back();
+    THPObjectPtr inner(PyObject_GetAttr(module.get(), name));
+    if (!inner.get()) return PyErr_Clear(), decline();
+    if (!PyDict_CheckExact(inner.get())) return decline();
+    Py_ssize_t place = 0;
+    PyObject* child;
+    while (PyDict_Next(inner.get(), &place, nullptr, &child))
+      if (child != Py_None && seen.insert(child).second) stack.emplace_back(Py_NewRef(child));
+    const int is_one = PyObject_IsInstance(module.get(), in[1]);
+    if (is_one < 0) throw python_error();
+    if (is_one) found.push_back(std::move(module));
+  }
+  return listed(found);
+}
+
+const Functions functions = {method("graph", entry<of_tensors, 1>),
+                             method("modules_of", entry<modules_of, 2>)};
 
 }  // namespace graph
 }  // namespace gankern::nodes

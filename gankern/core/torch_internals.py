@@ -13,7 +13,7 @@ import sys
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ from torch.nn.modules import module as torch_module
 from torch.utils._device import DeviceContext
 
 from gankern.core.native import nodes
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def exporting() -> bool:
@@ -80,6 +82,13 @@ def graph_of(outputs: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], S
     leaves = [node.variable for node in found if hasattr(node, "variable")]
     errors = [node for node in found if type(node).__name__ in _ERRORS]
     return leaves, errors, min((node._sequence_nr() for node in found), default=2**64 - 1)
+
+
+def modules_of(network: nn.Module, *kinds: type[M]) -> Sequence[M]:
+    """Those of ``network.modules()`` that are of one of these types, in any order. A walk over a network's modules is
+    what a penalty spends most of the host's time on, where Python makes it."""
+    found = NotImplemented if torch.compiler.is_compiling() else nodes.modules_of(network, kinds)
+    return [m for m in network.modules() if isinstance(m, kinds)] if found is NotImplemented else found
 
 
 def recomputed() -> bool:

@@ -106,10 +106,12 @@ coupled(gnn.MinibatchStdDev)
 _HOOKS = (TorchSpectralNorm, SpectralNorm, WeightNorm)  # which see weights, and no samples
 
 
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, BatchNormAct)  # torch's and this library's
+
+
 def is_training_batch_norm(module: nn.Module) -> bool:
-    """Whether a module normalises by the statistics of the batch that it is given: torch's and this library's."""
-    normalises = isinstance(module, (nn.modules.batchnorm._BatchNorm, BatchNormAct))
-    return normalises and (module.training or module.running_mean is None)
+    """Whether a module normalises by the statistics of the batch that it is given."""
+    return isinstance(module, BATCH_NORMS) and (module.training or module.running_mean is None)
 
 
 def _counts_batches(module: nn.Module) -> bool:
@@ -123,9 +125,7 @@ def coupled_layers(network: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in _modules(unwrapped(network), "")
-        if _class(module) in _COUPLED
-        or isinstance(module, (nn.modules.batchnorm._BatchNorm, BatchNormAct))
-        or _counts_batches(module)
+        if _class(module) in _COUPLED or isinstance(module, BATCH_NORMS) or _counts_batches(module)
     }
 
 
@@ -194,7 +194,7 @@ def _unknown(module: nn.Module, cls: Any) -> str | None:
 # What is asked of modules of a type, each (module, samples, dimensions) -> why samples may not stay apart, if so.
 _Question = Callable[[Any, int, int], str | None]
 _QUESTIONS: tuple[tuple[tuple[type, ...], _Question], ...] = (
-    ((nn.modules.batchnorm._BatchNorm, BatchNormAct),
+    (BATCH_NORMS,
      lambda m, n, d: "normalises by the batch" if is_training_batch_norm(m) else None),
     (_INSTANCE_NORMS, lambda m, n, d: "keeps statistics of each batch" if m.training and _counts_batches(m) else None),
     ((nn.modules.conv._ConvNd,),

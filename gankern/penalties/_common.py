@@ -32,9 +32,9 @@ from gankern.core import autograd, devices
 from gankern.core.devices import TANGENT
 from gankern.core.dispatch import check_floating_on, short
 from gankern.core.native import nodes
-from gankern.core.torch_internals import unwrapped
+from gankern.core.torch_internals import modules_of, unwrapped
 from gankern.functional import _checks
-from gankern.nn.coupling import is_training_batch_norm
+from gankern.nn.coupling import BATCH_NORMS, is_training_batch_norm
 from gankern.ops.gradient_penalty import penalty_and_direction
 from gankern.penalties import _double_backward
 from gankern.tangent import method as tangent
@@ -388,19 +388,10 @@ def _rows(gradients: list[Tensor], dims: tuple[int, ...] | None) -> tuple[Tensor
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def _modules(root: nn.Module) -> list[nn.Module]:
-    """As root.modules(), in some order, at a tenth of its cost: this is asked at every penalty."""
-    found, stack = {id(root): root}, [root]
-    while stack:
-        for child in stack.pop()._modules.values():
-            if child is not None and id(child) not in found:
-                found[id(child)] = child
-                stack.append(child)
-    return list(found.values())
-
-
 def _warn_of_batch_norm(name: str, critic: Any) -> None:
-    if not isinstance(critic, nn.Module) or not any(map(is_training_batch_norm, _modules(critic))) or critic in _warned:
+    if not isinstance(critic, nn.Module):
+        return
+    if not any(map(is_training_batch_norm, modules_of(critic, *BATCH_NORMS))) or critic in _warned:
         return
     for where, module in critic.named_modules():
         if is_training_batch_norm(module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import gankern.nn as gnn
-from gankern.core.torch_internals import unwrapped
+from gankern.core.torch_internals import modules_of, unwrapped
 from gankern.nn import coupling
 from gankern.penalties._common import Select, _Outputs, pairs_of
 from gankern.penalties._functions import Critic, Samples, dragan, drift, gradient_penalty, r1_penalty, r2_penalty
@@ -147,8 +147,7 @@ def _parts(critic: Any, samples: int, dimensions: int) -> int | None:
     batches give; None where that is not known."""
     if coupling.doubt(critic, samples, dimensions, but=(gnn.MinibatchStdDev,)) is not None:
         return None
-    modules = unwrapped(critic).modules()
-    groups = {(m.group_size, m.layout) for m in modules if isinstance(m, gnn.MinibatchStdDev)}
+    groups = {(m.group_size, m.layout) for m in modules_of(unwrapped(critic), gnn.MinibatchStdDev)}
     if not groups:
         return 1
     ((size, layout), *others) = groups

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 import gankern.nn as gnn
 from gankern import penalties
 from gankern.core import devices, native
-from gankern.core.torch_internals import graph_of
+from gankern.core.torch_internals import graph_of, modules_of
 from gankern.measure import device as measured
 from gankern.penalties import _common
 
@@ -120,3 +120,21 @@ def test_the_graph_of_outputs(monkeypatch, by_python):
     assert [type(node).__name__ for node in errors] == ["Error"]
     with pytest.raises(RuntimeError, match="once_differentiable"):
         errors[0](*[torch.zeros(())] * len(errors[0]._input_metadata))
+
+
+@pytest.mark.parametrize("by_python", [False, True])
+def test_modules_of_some_kinds(monkeypatch, by_python):
+    if by_python:
+        monkeypatch.setattr("gankern.core.torch_internals.nodes", native._Declines())
+    elif native.NODES_MISSING:
+        pytest.skip(native.NODES_MISSING)
+    shared = nn.BatchNorm1d(3)
+    inner = nn.Sequential(shared, nn.ReLU(), shared)
+    inner.absent = None
+    inner.register_module("nothing", None)
+    net = nn.ModuleDict({"inner": inner, "dropout": nn.Dropout()})
+    net.around = net  # within itself, as some wrappers are
+    found = modules_of(net, nn.modules.batchnorm._BatchNorm, nn.Sequential)
+    assert sorted(map(id, found)) == sorted(map(id, (shared, inner)))
+    assert list(modules_of(net, nn.ModuleDict)) == [net]
+    assert list(modules_of(net, nn.Conv2d)) == []
