@@ -154,7 +154,9 @@ _native = nodes.plain_forward(state)
 PlainForward: Any = _PythonForward if _native is NotImplemented else _native
 
 
-class RootForward(Replaced, PlainForward):
+# In this order: from 3.12 on Python would take the call of functools.partial, which Replaced inherits, before that of
+# the native class.
+class RootForward(PlainForward, Replaced):
     """Stands in place of the forward of the module that was accelerated: root_forward with all that it has to know.
     The calls that it remembers, by modes and arguments, run the class's forward without it."""
 

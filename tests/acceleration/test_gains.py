@@ -4,6 +4,7 @@ the layers are their own again."""
 import copy
 import math
 import pickle
+import sys
 
 import pytest
 import torch
@@ -325,3 +326,17 @@ def test_spectral_norms_too_are_the_originals_where_nothing_was_measured(monkeyp
         assert len(asked) == 2
     gankern.restore(fast)
     assert not any("where_known" in getattr(m, "__dict__", {}) for m in fast.modules())
+
+
+def test_what_is_not_known_of_a_device_is_not_counted(monkeypatch):
+    """Else layers keep a way around torch's forward on which nothing of ours runs."""
+    x, weight = torch.empty(64, 100, 8, 8, device="meta"), torch.empty(100, 512, 4, 4, device="meta")
+    for known in (False, True):
+        monkeypatch.setattr(devices, "is_known", lambda what, x: known)
+        assert (_layers._worth("upsample", 1, x, weight) > 0) is known
+
+
+def test_the_native_call_comes_first():
+    assert _root.RootForward.__mro__[1] is _root.PlainForward
+    if sys.version_info >= (3, 12) and not NODES_MISSING:
+        assert not _root.RootForward.__flags__ & (1 << 11), "the vectorcall of functools.partial is inherited"
