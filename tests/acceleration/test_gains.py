@@ -332,7 +332,7 @@ def test_what_is_not_known_of_a_device_is_not_counted(monkeypatch):
     """Else layers keep a way around torch's forward on which nothing of ours runs."""
     x, weight = torch.empty(64, 100, 8, 8, device="meta"), torch.empty(100, 512, 4, 4, device="meta")
     for known in (False, True):
-        monkeypatch.setattr(devices, "is_known", lambda what, x: known)
+        monkeypatch.setattr(devices, "is_known", lambda what, x, known=known: known)
         assert (_layers._worth("upsample", 1, x, weight) > 0) is known
 
 
