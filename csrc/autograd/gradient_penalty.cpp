@@ -1,6 +1,7 @@
 // The penalty of each sample's gradient norm: gankern/ops/gradient_penalty.py with its rule; and how a penalty hands out
 // gradients that are there already.
 #include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/full_like.h>
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/functions/utils.h>
 
@@ -57,6 +58,25 @@ PyObject* call(PyObject* const* in) {
   }
   if (records({gradient})) record(rule, {gradient}, {&values}, {{*gradient}, {norms}});
   return THPVariable_Wrap(std::move(values));
+}
+
+// (gradient, weight, target, one_sided) -> each sample's penalty, and the derivative of weight times their sum: not
+// recorded
+PyObject* penalty_and_direction(PyObject* const* in) {
+  const Tensor* gradient = tensor(in[0]);
+  GradientPenalty rule;
+  double weight;
+  if (!gradient || gradient->dim() < 1 || !number(in[1], &weight) || !number(in[2], &rule.target) ||
+      !(rule.target >= 0) || !flag(in[3], &rule.one_sided) || !plain())
+    return decline();
+  if (!(rule.implementation = selected(self, in[0], Py_None))) return decline();
+  Tensor values, norms, direction;
+  {
+    const Running running;
+    std::tie(values, norms) = rule.forward(*gradient);
+    direction = rule.backward({true}, {at::full_like(norms, weight)}, {*gradient, norms})[0];
+  }
+  return pybind11::cast(std::pair(std::move(values), std::move(direction))).release().ptr();
 }
 
 // _HandOut of gankern/penalties/_common.py. Kept: the targets' gradients.
@@ -135,6 +155,7 @@ PyObject* hand_out(PyObject* const* in) {
 }
 
 const Functions functions = {method("gradient_penalty", entry<call, 4>),
+                             method("penalty_and_direction", entry<penalty_and_direction, 4>),
                              method("hand_out", entry<hand_out, 3>)};
 
 }  // namespace gradient_penalty

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gankern.core import autograd, registry
+from gankern.core.native import nodes
 from gankern.reference import gradient_penalty as reference
 
 NAME = "gradient_penalty"
@@ -93,6 +94,10 @@ def gradient_penalty(gradient: Tensor, target: float, one_sided: bool, implement
 
 def penalty_and_direction(gradient: Tensor, weight: float, target: float, one_sided: bool) -> tuple[Tensor, Tensor]:
     """The penalty of each sample, and the derivative of ``weight`` times their sum by the gradient. Not recorded."""
+    if not torch.compiler.is_compiling():
+        done = nodes.penalty_and_direction(gradient, weight, target, one_sided)
+        if done is not NotImplemented:
+            return done
     chosen = primitive.select(gradient)
     if chosen == "reference":
         values, norms = reference.penalty_and_norms(gradient, target, one_sided)

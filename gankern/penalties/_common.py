@@ -97,7 +97,7 @@ def penalize(
             f"{name}: method='tangent' gives gradients to parameters only, and a sample or another argument of the "
             f"critic requires one; detach it, or use method='double_backward'"
         )
-    known = None if method == "tangent" or compiling else tangent.refusal(critic)
+    known = tangent.refusal(critic) if method == "auto" and not compiling else None
     unexpected = None
     if method != "double_backward" and not attached and known is None:
         try:

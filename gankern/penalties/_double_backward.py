@@ -7,6 +7,7 @@ the critic is piecewise linear.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from gankern.core.double_backward import fast_double_backward
-from gankern.core.torch_internals import graph_of, sequence_number
+from gankern.core.torch_internals import autocasting, graph_of, sequence_number
 from gankern.tangent.convolutions import fast_convolutions
 from gankern.tangent.method import resolve
 
@@ -49,7 +50,9 @@ def penalty_gradients(
     with fast_double_backward():
         with fast_convolutions(critic, xs[0]):
             out = select(critic(*xs, *args, **kwargs))
-        with torch.autocast(out.device.type, enabled=False):  # the passes run in the types that the forward ran in
+        # The passes run in the types that the forward ran in.
+        device = out.device.type
+        with torch.autocast(device, enabled=False) if autocasting(device) else contextlib.nullcontext():
             gradients: Sequence[Tensor | None] = [None]
             if out.requires_grad:
                 gradients = torch.autograd.grad(out, xs, torch.ones_like(out), create_graph=True, allow_unused=True)
