@@ -53,8 +53,10 @@ class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
         return owner.original
 
     def ready(self, weight: Tensor) -> bool:
-        replaced = self.implementation is None and functions_replaced()
-        return weight.dtype in FLOATING and not replaced and self.is_worth(weight)
+        # What says no most often is asked first.
+        if not self.is_worth(weight) or weight.dtype not in FLOATING:
+            return False
+        return self.implementation is not None or not functions_replaced()
 
     def request(self, owner: Any, weight: Tensor) -> Request:
         rules = "parametrization", self.n_power_iterations, self.eps, self.training, self.implementation
