@@ -60,8 +60,10 @@ class SpectralNorm(Prepared, TorchHook):
         return self._state(owner, self._names.original)
 
     def ready(self, weight: Tensor) -> bool:
-        replaced = self.dialect == "hook" and self.implementation is None and functions_replaced()
-        return weight.dtype in FLOATING and not replaced and self.is_worth(weight)
+        # What says no most often is asked first.
+        if not self.is_worth(weight) or weight.dtype not in FLOATING:
+            return False
+        return self.dialect != "hook" or self.implementation is not None or not functions_replaced()
 
     def request(self, owner: nn.Module, weight: Tensor, training: bool | None = None) -> Request:
         names = self._names
