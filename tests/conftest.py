@@ -6,6 +6,7 @@ So the variable has to be there before all of that, for all tests of the process
 on the CPU it generates C++. Tests that need Triton's compiler take it out again for a process of their own.
 """
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -67,6 +68,17 @@ def pytest_runtest_call(item):
         if "pip install" not in str(error) or not isinstance(error.__cause__, ModuleNotFoundError):
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(params=["C++", "Python"])
+def way(request):
+    """Who records gradients: the C++ autograd nodes, or Python."""
+    from gankern.core import native
+
+    if request.param == "C++" and native.NODES_MISSING:
+        pytest.skip(native.NODES_MISSING)
+    with native.python_gradients() if request.param == "Python" else contextlib.nullcontext():
+        yield request.param
 
 
 @pytest.fixture

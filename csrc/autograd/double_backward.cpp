@@ -124,8 +124,8 @@ void replace(const std::string& name, const std::string& device) {
 // (whether it is on everywhere, the operators' names, devices' dispatch keys, gankern.core.zeros.carry): the entries are
 // there from then on
 PyObject* fast_double_backward(PyObject* const* in) {
+  permanent = in[0] == Py_True;  // of entries that are there already, whoever answers now
   if (!takes_calls()) return decline();
-  permanent = in[0] == Py_True;
   if (!carry_in_python) {
     carry_in_python = Py_NewRef(in[3]);
     for (const auto& name : py::handle(in[1]))

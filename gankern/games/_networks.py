@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,10 @@ def small_generator(latent: int, channels: int, size: int, layers: Layers) -> nn
 Draw = Callable[[Callable[[], Tensor]], Tensor]  # Run.draw
 
 
+def _now(draw: Callable[[], Tensor]) -> Tensor:
+    return draw()
+
+
 @apart
 class Noise(nn.Module):
     """Adds N(0, std^2) while training. Drawn on the CPU, so that a seed means the same run on every device, and by
@@ -41,6 +46,10 @@ class Noise(nn.Module):
     def __init__(self, std: float, draw: Draw):
         super().__init__()
         self.std, self.draw = std, draw
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy draws for itself: a run, with all its data, is no part of a network."""
+        return self.__dict__ | {"draw": _now}
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

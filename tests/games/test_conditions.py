@@ -1,11 +1,15 @@
 """AC-GAN, the classifier of K + 1 classes, and the adversarial auto-encoder: the papers' sizes, formulas, bad input."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from gankern import data, games, training
 from gankern.games import Run
+from gankern.games._networks import Noise
 from gankern.games.semisupervised import Classifier, make_generator
 from gankern.models.layers import LAYERS
 
@@ -32,6 +36,18 @@ def test_parameters_of_the_papers(layers):
     assert count(acgan["generator"]) == 2_994_051 and count(acgan["trunk"], acgan["heads"]) == 1_664_875
     assert [count(network) for network in aae.values()] == [1_794_008, 1_794_784, 1_011_001]
     assert count(generator) == 694_568 and count(classifier) == 1_538_770
+
+
+@pytest.mark.parametrize("name", ["bigan", "semisupervised"])
+def test_copies_of_networks_draw_their_noise_without_the_run(name):
+    images, labels = data.load("digits"), data.labels("digits")
+    run = Run(training.configure(name, "digits", images, labels, width=8), "torch", samples=images, condition=labels)
+    run.drawn = lambda draw: pytest.fail("a copy draws by the run")
+    network = games.find(name)(run).networks["discriminator" if name == "bigan" else "classifier"]
+    for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        noise = next(module for module in copied.modules() if isinstance(module, Noise))
+        x = torch.zeros(4, 3)
+        assert noise(x).any() and not noise.eval()(x).any()
 
 
 @pytest.mark.parametrize("kernel", [4, 5])

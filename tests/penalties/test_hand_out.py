@@ -1,20 +1,11 @@
 """How a penalty hands out gradients that are there already, in C++ and in Python."""
 
-import contextlib
-
 import pytest
 import torch
 
-from gankern.core import native
 from gankern.penalties._common import hand_out
 
-
-@pytest.fixture(params=["C++", "Python"], autouse=True)
-def way(request):
-    if request.param == "C++" and native.NODES_MISSING:
-        pytest.skip(native.NODES_MISSING)
-    with native.python_gradients() if request.param == "Python" else contextlib.nullcontext():
-        yield request.param
+pytestmark = pytest.mark.usefixtures("way")
 
 
 def leaves(*dtypes):

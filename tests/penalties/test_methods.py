@@ -101,13 +101,18 @@ def test_what_is_captured_is_known_to_be_replayed(monkeypatch):
     assert seen == [False] * 4 and devices.host_decides(devices.TANGENT, OnGPU(1))
 
 
-@pytest.mark.parametrize("by_python", [False, True])
-def test_the_graph_of_outputs(monkeypatch, by_python):
-    """Its leaves, each once; the nodes that only raise; and the least number of its nodes."""
-    if by_python:
+@pytest.fixture(params=["C++", "Python"])
+def walker(request, monkeypatch):
+    """Who walks over graphs and networks."""
+    if request.param == "Python":
         monkeypatch.setattr("gankern.core.torch_internals.nodes", native._Declines())
     elif native.NODES_MISSING:
         pytest.skip(native.NODES_MISSING)
+
+
+@pytest.mark.usefixtures("walker")
+def test_the_graph_of_outputs():
+    """Its leaves, each once; the nodes that only raise; and the least number of its nodes."""
     a, b, c = (torch.randn(3, requires_grad=True) for _ in range(3))
     first = (a * 2).relu()
     y = first * b + a.exp()
@@ -122,12 +127,8 @@ def test_the_graph_of_outputs(monkeypatch, by_python):
         errors[0](*[torch.zeros(())] * len(errors[0]._input_metadata))
 
 
-@pytest.mark.parametrize("by_python", [False, True])
-def test_modules_of_some_kinds(monkeypatch, by_python):
-    if by_python:
-        monkeypatch.setattr("gankern.core.torch_internals.nodes", native._Declines())
-    elif native.NODES_MISSING:
-        pytest.skip(native.NODES_MISSING)
+@pytest.mark.usefixtures("walker")
+def test_modules_of_some_kinds():
     shared = nn.BatchNorm1d(3)
     inner = nn.Sequential(shared, nn.ReLU(), shared)
     inner.absent = None

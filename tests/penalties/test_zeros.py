@@ -278,13 +278,6 @@ GNN = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["C++", "Python"])
-def way(request):
-    """Who makes the zeros."""
-    with native.python_gradients() if request.param == "Python" else contextlib.nullcontext():
-        yield
-
-
 @pytest.mark.parametrize("name", GNN)
 def test_layers(name, way):
     torch.manual_seed(0)
