@@ -31,6 +31,7 @@ from gankern.acceleration._verify import verify as _verify
 from gankern.core.torch_internals import functions_replaced, refuse_scripting, watch_functions
 from gankern.nn.utils._group import OURS, is_taken, normalizers
 from gankern.nn.utils._requests import Prepared
+from gankern.nn.utils.parametrizations import lengthen, shorten
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,11 @@ class Kernels:
 
     normalizer: Any
     previous: type
+    parameter: str | None  # whose parametrization it is, read by a shorter way than torch's; None for a hook
 
     def undo(self, module: nn.Module) -> None:
+        if self.parameter is not None:
+            lengthen(type(module), self.parameter)
         if type(self.normalizer) is OURS.get(self.previous):
             self.normalizer.__class__ = self.previous
         for name in ("where_known", "_prepared"):  # the latter a group's, if one was made since
@@ -322,20 +326,22 @@ class _Work:
     def _spectral(self) -> None:
         chosen = {id(module) for _, module in self.modules}
         for owner, normalizer in normalizers(self.root):
-            layer = owner if isinstance(normalizer, nn.utils.spectral_norm.__globals__["SpectralNorm"]) else None
-            layer = layer or self._owner_of(owner)
+            is_hook = isinstance(normalizer, nn.utils.spectral_norm.__globals__["SpectralNorm"])
+            layer, parameter = (owner, None) if is_hook else self._owner_of(owner)
             if layer is None or id(layer) not in chosen:
                 continue
-            name, form = self.names[id(layer)], "hook" if layer is owner else "parametrization"
+            name, form = self.names[id(layer)], "hook" if is_hook else "parametrization"
             ours = OURS.get(type(normalizer))
             before = f"{_describe(layer)}, spectral norm ({form})"
             if not is_taken(owner, normalizer):
                 self.row(name, before, None, "its parameter is of a type that only torch's kernels take")
                 continue
             if ours is not None:
-                _change(layer, Kernels(normalizer, type(normalizer)))
+                _change(layer, Kernels(normalizer, type(normalizer), parameter))
                 normalizer.__class__ = ours
                 normalizer.where_known = True
+                if parameter is not None:
+                    shorten(type(layer), parameter)
             elif not isinstance(normalizer, Prepared):
                 self.row(name, before, None, f"its spectral norm is a {type(normalizer).__name__}")
                 continue
@@ -360,12 +366,14 @@ class _Work:
             _replace(module, _spectral.FAMILIES[family].method, _spectral.method, _spectral.Normalizer(family))
             self.row(name, before, "gankern's spectral norm")
 
-    def _owner_of(self, members: nn.Module) -> nn.Module | None:
+    def _owner_of(self, members: nn.Module) -> tuple[nn.Module | None, str | None]:
+        """The module and its parameter that these parametrizations make."""
         for module in self.root.modules():
-            parametrizations: Any = getattr(module, "parametrizations", None)
-            if parametrize.is_parametrized(module) and any(p is members for p in parametrizations.values()):
-                return module
-        return None
+            parametrizations: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
+            for parameter, of_it in parametrizations.items():
+                if of_it is members:
+                    return module, parameter
+        return None, None
 
     # ---- layers ----------------------------------------------------------------------------------------------
 

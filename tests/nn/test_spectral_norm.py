@@ -640,3 +640,57 @@ def test_reading_the_parameter_does_what_hangs_on_it():
     assert torch.equal(layer.weight, 2 * plain)
     nn.utils.parametrize.remove_parametrizations(layer, "weight")
     assert torch.equal(layer.weight, 2 * plain) and type(layer) is nn.Linear
+
+
+class ReadsWeight(nn.Module):
+    """Reads its layer's weight itself."""
+
+    def __init__(self, normalize):
+        super().__init__()
+        self.layer = normalize(nn.Linear(4, 3))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.layer.weight)
+
+
+def read_shortly(how):
+    if how == "gankern's":
+        return ReadsWeight(U.parametrizations.spectral_norm)
+    module = ReadsWeight(torch_parametrizations.spectral_norm)
+    gankern.accelerate(module)
+    return module
+
+
+@pytest.mark.parametrize("how", ["gankern's", "accelerated"])
+def test_the_short_way_leaves_to_torch_what_is_torchs(how):
+    """What torch.fx records, and what somebody put in the place of a method, or of torch's own call of a module."""
+    module, x = read_shortly(how).eval(), torch.randn(2, 4)
+    assert torch.equal(module.layer.weight, module.layer.parametrizations.weight())
+    traced = torch.fx.symbolic_trace(module)
+    with torch.no_grad():
+        module.layer.parametrizations.weight.original.mul_(3).add_(1)
+    assert torch.equal(traced(x), module(x))  # it was not recorded as a constant
+
+    members = module.layer.parametrizations.weight
+    members.forward = lambda: 5 * members.original
+    assert torch.equal(module.layer.weight, 5 * members.original)
+    del members.forward
+    members[0].forward = lambda weight: 7 * weight
+    assert torch.equal(module.layer.weight, 7 * members.original)
+    del members[0].forward
+    for cls, name in ((nn.Module, "__call__"), (parametrize.ParametrizationList, "forward")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cls, name, lambda self, *args: torch.zeros(()))
+            assert module.layer.weight.ndim == 0
+    assert module.layer.weight.shape == (3, 4)
+
+
+def test_restored_layers_are_read_as_torch_reads_them():
+    module = ReadsWeight(torch_parametrizations.spectral_norm)
+    of_torch = type(module.layer).__dict__["weight"]
+    gankern.accelerate(module)
+    copied = copy.deepcopy(module).eval()  # which shares the class of its layer
+    assert type(module.layer).__dict__["weight"] is not of_torch
+    gankern.restore(module)
+    assert type(module.layer).__dict__["weight"] is of_torch
+    assert torch.equal(copied.layer.weight, copied.layer.parametrizations.weight())

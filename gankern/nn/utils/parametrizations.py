@@ -111,14 +111,21 @@ def spectral_norm(
     weight = check(module, name, n_power_iterations, eps, dim)
     normalizer = SpectralNorm(weight, n_power_iterations, dim, eps, implementation=implementation)
     nn.utils.parametrize.register_parametrization(module, name, normalizer)
-    _shorten(type(module), name)
+    shorten(type(module), name)
     return module
 
 
-def _shorten(owner: type[nn.Module], name: str) -> None:
+# What torch's property comes to: where somebody put something else in their place, that is asked.
+_CALL, _FORWARD = nn.Module.__call__, parametrize.ParametrizationList.forward
+
+
+def shorten(owner: type[nn.Module], name: str) -> None:
     """Makes reading the parameter cost no more than computing it, where nothing else hangs on it: torch's property goes
-    through two modules' calls, 25 microseconds. ``owner`` is the class that torch has made for this one layer."""
+    through two modules' calls, 25 microseconds. ``owner`` is the class that torch has made for this one layer (and that
+    its copies share)."""
     theirs = owner.__dict__[name]
+    if isinstance(theirs, _Shortened):
+        return
 
     def get(self: Any) -> Tensor:
         if not is_dynamo_compiling() and not parametrize._cache_enabled:
@@ -127,6 +134,9 @@ def _shorten(owner: type[nn.Module], name: str) -> None:
             if (
                 type(first) is SpectralNorm
                 and len(members._modules) == 1
+                and nn.Module.__call__ is _CALL
+                and parametrize.ParametrizationList.forward is _FORWARD
+                and "forward" not in members.__dict__
                 and not (is_hooked(members) or is_hooked(first))
             ):
                 weight = members._parameters.get("original")
@@ -134,7 +144,20 @@ def _shorten(owner: type[nn.Module], name: str) -> None:
                     return first.forward(weight)
         return theirs.fget(self)
 
-    setattr(owner, name, property(get, theirs.fset, theirs.fdel, theirs.__doc__))
+    shortened = _Shortened(get, theirs.fset, theirs.fdel, theirs.__doc__)
+    shortened.theirs = theirs
+    setattr(owner, name, shortened)
+
+
+def lengthen(owner: type[nn.Module], name: str) -> None:
+    """Takes :func:`shorten` back."""
+    shortened = owner.__dict__.get(name)
+    if isinstance(shortened, _Shortened):
+        setattr(owner, name, shortened.theirs)
+
+
+class _Shortened(property):
+    theirs: property
 
 
 if TYPE_CHECKING:  # a name that is above stays gankern's
