@@ -1,8 +1,14 @@
 // Spectral norm of one weight or of a network's: gankern/ops/spectral_norm.py with its rule.
 #include <ATen/ops/cat.h>
+#include <ATen/ops/div.h>
+#include <ATen/ops/dot.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/mv.h>
+#include <ATen/ops/vdot.h>
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "call.h"
 
@@ -289,9 +295,52 @@ PyObject* seen(PyObject* const* in) {
   return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(&facts), sizeof(facts));
 }
 
-const Functions functions = {method("spectral_norm_group", entry<call, 11>),
-                             method("spectral_norm_ahead", entry<ahead, 10>),
-                             method("spectral_norm_seen", entry<seen, 4>)};
+// torch.nn.functional.normalize(x, dim=0, eps=eps, out=out)
+void normalize(const Tensor& x, double eps, Tensor out) {
+  const Tensor length = at::linalg_vector_norm(x, 2.0, at::IntArrayRef{0}, /*keepdim=*/true);
+  at::div_out(out, x, length.clamp_min_(eps).expand_as(x));
+}
+
+// (weight, u, v, dim, n_power_iterations, eps, hook). The operations of torch's own parametrization, or of its hook, in
+// their order and recorded by torch: its numbers and its graph, without the Python between them. It writes to u and v;
+// nothing iterates where n_power_iterations is 0.
+PyObject* by_torch(PyObject* const* in) {
+  const Tensor *weight = tensor(in[0]), *u = tensor(in[1]), *v = tensor(in[2]);
+  int64_t dim, iterations;
+  double eps;
+  bool hook;
+  if (!weight || !u || !v || !integer(in[3], &dim) || !integer(in[4], &iterations) || !number(in[5], &eps) ||
+      !flag(in[6], &hook) || !plain() || !fits({weight, u, v, nullptr}, *weight, &dim) ||
+      (iterations > 0 && !(writable(*u) && writable(*v))))
+    return decline();
+  Tensor result;
+  {
+    const pybind11::gil_scoped_release released;
+    std::vector<int64_t> order(weight->dim());
+    std::iota(order.begin(), order.end(), 0);
+    std::rotate(order.begin(), order.begin() + dim, order.begin() + dim + 1);
+    const Tensor turned = dim == 0 ? *weight : weight->permute(order);
+    const Tensor matrix = hook ? turned.reshape({turned.size(0), -1}) : turned.flatten(1);
+    if (iterations > 0) {
+      const at::NoGradGuard no_grad;
+      for (int64_t i = 0; i < iterations; ++i) {
+        if (!hook) normalize(at::mv(matrix, *v), eps, *u);
+        normalize(at::mv(hook ? matrix.t() : matrix.matrix_H(), *u), eps, *v);
+        if (hook) normalize(at::mv(matrix, *v), eps, *u);
+      }
+    }
+    const bool copies = !hook || iterations > 0;
+    const Tensor kept_u = copies ? u->clone(at::MemoryFormat::Contiguous) : *u;
+    const Tensor kept_v = copies ? v->clone(at::MemoryFormat::Contiguous) : *v;
+    const Tensor product = at::mv(matrix, kept_v);
+    result = *weight / (hook ? at::dot(kept_u, product) : at::vdot(kept_u, product));
+  }
+  return THPVariable_Wrap(result);
+}
+
+const Functions functions = {
+    method("spectral_norm_group", entry<call, 11>), method("spectral_norm_ahead", entry<ahead, 10>),
+    method("spectral_norm_seen", entry<seen, 4>), method("spectral_norm_by_torch", entry<by_torch, 7>)};
 
 }  // namespace spectral_norm
 

@@ -16,8 +16,9 @@ from torch.nn.utils import spectral_norm as torch_hook
 
 import gankern
 import gankern.nn.utils as U
-from gankern.core import native
-from gankern.nn.utils import _group, _requests
+from gankern.core import devices, native
+from gankern.core.torch_internals import graph_nodes
+from gankern.nn.utils import _by_torch, _group, _requests
 
 FORMS = {
     "parametrization": (torch_parametrizations.spectral_norm, U.parametrizations.spectral_norm),
@@ -694,3 +695,90 @@ def test_restored_layers_are_read_as_torch_reads_them():
     gankern.restore(module)
     assert type(module.layer).__dict__["weight"] is of_torch
     assert torch.equal(copied.layer.weight, copied.layer.parametrizations.weight())
+
+
+# ---- torch's own operations, where no file says of the device that ours are worth it --------------------------
+
+
+@pytest.fixture
+def by_torch(monkeypatch):
+    """As on a GPU that no file speaks of; counts the layers that C++ takes through torch's operations."""
+    monkeypatch.setattr(devices, "MEASURED", "another type of device")
+    took, original = [], _by_torch.nodes.spectral_norm_by_torch
+
+    def counted(*args):
+        result = original(*args)
+        took.append(result is not NotImplemented)
+        return result
+
+    monkeypatch.setattr(_by_torch.nodes, "spectral_norm_by_torch", counted)
+    return took
+
+
+def names_of_nodes(out):
+    return sorted(type(node).__name__ for node in graph_nodes(out))
+
+
+@pytest.mark.skipif(native.NODES_MISSING is not None, reason="the nodes are not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_left_to_torch_to_the_bit(layer, form, dtype, by_torch):
+    make, kind = LAYERS[layer]
+    theirs = nn.Sequential(FORMS[form][0](make().to(dtype), n_power_iterations=2))
+    ours = copy.deepcopy(theirs)
+    gankern.accelerate(ours)
+    for training in (True, False, True, True):
+        theirs.train(training), ours.train(training)
+        inputs = [x.to(dtype) if x.is_floating_point() else x for x in batch(kind)]
+        results = []
+        for module in (theirs[0], ours[0]):
+            module.zero_grad()
+            out = module(*inputs)
+            parameters = [p for p in module.parameters() if p.requires_grad]
+            gradients = torch.autograd.grad(out.square().sum(), parameters, create_graph=True)
+            sum(g.square().sum() for g in gradients).backward()
+            grads = [p.grad for p in parameters]
+            results.append(([out, *gradients, *grads, *module.buffers()], names_of_nodes(module.weight)))
+        (right, graph), (got, our_graph) = results
+        assert graph == our_graph
+        for a, b in zip(right, got):
+            assert (a is None and b is None) or (torch.equal(a, b) and a.stride() == b.stride())
+    assert by_torch and all(by_torch)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_replaced_parts_of_torchs_spectral_norm_run(form, by_torch, monkeypatch):
+    theirs = nn.Sequential(FORMS[form][0](nn.Linear(6, 5)))
+    gankern.accelerate(theirs)
+    normalizer = next(iter(theirs[0]._forward_pre_hooks.values()), None) or theirs[0].parametrizations.weight[0]
+    x = torch.randn(2, 6)
+
+    def is_asked(place, name, of_instance=False):
+        original, asked = getattr(place, name), []
+
+        def replacement(*args, **kwargs):
+            asked.append(1)
+            return original(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, replacement, raising=not of_instance)
+            theirs(x)
+        return bool(asked)
+
+    parts = {"parametrization": ["_power_method", "_reshape_weight_to_matrix"], "hook": ["reshape_weight_to_matrix"]}
+    cls = type(normalizer).__mro__[2]
+    assert cls.__module__.startswith("torch.")
+    for part in parts[form]:
+        assert is_asked(cls, part) and is_asked(normalizer, part, of_instance=True), part
+    assert is_asked(torch.nn.functional, "normalize") and is_asked(torch, "norm") and is_asked(torch, "mv")
+    monkeypatch.setattr(_by_torch, "KNOWN", {})
+    _by_torch._is_known.cache_clear()
+    by_torch.clear()
+    theirs(x)
+    assert not by_torch
+    _by_torch._is_known.cache_clear()
+
+
+def test_this_torch_is_one_that_it_was_compared_with():
+    assert _by_torch._source() in _by_torch.KNOWN

@@ -21,6 +21,7 @@ from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import functions_replaced, refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.functional import _checks
+from gankern.nn.utils import _by_torch
 from gankern.nn.utils._requests import Prepared, Request, check, default_dim
 
 
@@ -77,7 +78,10 @@ class SpectralNorm(Prepared, TorchHook):
     def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
         weight = self.original(module)
         if self.dialect == "hook" and not self.ready(weight):  # it may be complex now, or not worth it: torch's way
-            return super().compute_weight(module, do_power_iteration)
+            names = self._names
+            u, v = self._state(module, names.u), self._state(module, cast(str, names.v))
+            result = _by_torch.normalize(self, weight, u, v, do_power_iteration)
+            return super().compute_weight(module, do_power_iteration) if result is NotImplemented else result
         return self._weight(self.request(module, weight, do_power_iteration))
 
     def remove(self, module: nn.Module) -> None:

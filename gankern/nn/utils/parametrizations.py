@@ -15,6 +15,7 @@ from gankern.core.dispatch import FLOATING
 from gankern.core.torch_internals import functions_replaced, is_hooked, refuse_scripting
 from gankern.core.torch_names import stand_in
 from gankern.functional import _checks
+from gankern.nn.utils import _by_torch
 from gankern.nn.utils._requests import Prepared, Request, check, default_dim
 
 __getattr__, __dir__, __all__ = stand_in(__name__, torch_parametrizations, ["SpectralNorm", "spectral_norm"])
@@ -64,6 +65,10 @@ class SpectralNorm(Prepared, torch_parametrizations._SpectralNorm):
 
     def forward(self, weight: Tensor) -> Tensor:
         if not self.ready(weight):  # it may be complex now: torch's way
+            if weight.ndim > 1:
+                result = _by_torch.normalize(self, weight, self._u, self._v, self.training)
+                if result is not NotImplemented:
+                    return result
             return super().forward(weight)
         if weight.ndim == 1:
             return F.normalize(weight, dim=0, eps=self.eps)
