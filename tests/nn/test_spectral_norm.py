@@ -771,7 +771,12 @@ def test_replaced_parts_of_torchs_spectral_norm_run(form, by_torch, monkeypatch)
     assert cls.__module__.startswith("torch.")
     for part in parts[form]:
         assert is_asked(cls, part) and is_asked(normalizer, part, of_instance=True), part
-    assert is_asked(torch.nn.functional, "normalize") and is_asked(torch, "norm") and is_asked(torch, "mv")
+    not_called = {"parametrization": {"dot", "reshape", "t", "permute"}, "hook": {"vdot", "flatten", "permute"}}
+    for place, names in _by_torch._LOOKED_UP.items():
+        for name in sorted(set(names.split()) - not_called[form]):
+            assert is_asked(place, name), name
+    for place, name in ((torch.nn.functional, "normalize"), (torch, "norm"), (torch.Tensor, "norm")):
+        assert is_asked(place, name), name
     monkeypatch.setattr(_by_torch, "KNOWN", {})
     _by_torch._is_known.cache_clear()
     by_torch.clear()

@@ -21,20 +21,25 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm as TorchHook
 
 from gankern.core.native import nodes
-from gankern.core.torch_internals import functions_replaced
+from gankern.core.torch_internals import functions_replaced, watch_functions
 
-# The functions that csrc/autograd/spectral_norm.cpp repeats, and where somebody could put others in their place.
-_REPEATED: tuple[tuple[Any, str], ...] = (
-    (_SpectralNorm, "forward"),
-    (_SpectralNorm, "_power_method"),
-    (_SpectralNorm, "_reshape_weight_to_matrix"),
-    (TorchHook, "compute_weight"),
-    (TorchHook, "reshape_weight_to_matrix"),
-    (F, "normalize"),
-    (torch.Tensor, "norm"),
-    (torch, "norm"),
-)
-_FUNCTIONS = tuple([vars(place)[name] for place, name in _REPEATED])
+# The functions in Python that csrc/autograd/spectral_norm.cpp repeats, and what they look up in turn.
+_REPEATED: dict[Any, str] = {
+    _SpectralNorm: "forward _power_method _reshape_weight_to_matrix",
+    TorchHook: "compute_weight reshape_weight_to_matrix",
+    F: "normalize",
+    torch.Tensor: "norm",
+    torch: "norm",
+}
+_FUNCTIONS = tuple([vars(place)[name] for place, names in _REPEATED.items() for name in names.split()])
+_OF_METHODS = tuple([name for cls in (_SpectralNorm, TorchHook) for name in _REPEATED[cls].split()])
+_LOOKED_UP: dict[Any, str] = {
+    torch: "mv dot vdot div",
+    torch.linalg: "vector_norm",
+    torch.Tensor: "permute flatten reshape t clone clamp_min_ expand_as __truediv__",
+}
+for _place, _names in (*_REPEATED.items(), *_LOOKED_UP.items()):
+    watch_functions(_place, _names.split())
 # What _source gives of torch's versions that it was compared with.
 KNOWN = {
     "85479ab32210adadcf03aba83bfcf7239f170244143c10fbd656a6dfc34af42b": "2.11.0",
@@ -50,8 +55,7 @@ def normalize(normalizer: Any, weight: Tensor, u: Tensor, v: Tensor, training: b
     """
     if torch.compiler.is_compiling() or functions_replaced() or not _is_known():
         return NotImplemented
-    own = normalizer.__dict__
-    if any(vars(place).get(name) is not f or name in own for (place, name), f in zip(_REPEATED, _FUNCTIONS)):
+    if any(name in normalizer.__dict__ for name in _OF_METHODS):  # somebody's own, of this layer alone
         return NotImplemented
     iterations = normalizer.n_power_iterations if training else 0
     hook = isinstance(normalizer, TorchHook)
