@@ -1,5 +1,4 @@
 // Convolutions by bilinear algorithms: gankern/ops/convolution.py, its ways and its gradients of any order.
-#include <ATen/ops/avg_pool2d.h>
 #include <ATen/ops/col2im.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/conv2d.h>
@@ -30,6 +29,7 @@ Primitive self("convolution");
 using RowForward = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, int64_t, c10::SymInt,
                           c10::SymInt, int64_t, bool, bool, double, double, int64_t);
 using RowWeightGradient = Tensor(const Tensor&, const Tensor&, int64_t, int64_t, bool, bool, double, int64_t);
+using WindowSums = Tensor(const Tensor&, bool, bool);
 
 // A kind of the table in gankern/ops/convolution.py.
 struct Kind {
@@ -50,6 +50,7 @@ struct Kind {
   }
 };
 std::vector<Kind> kinds;
+bool has_triton = false;
 // Ways that are no rows, as OTHERS in gankern/ops/convolution_choice.py has them.
 enum : int64_t { kTorch = -1, kReference = -2, kExchanged = -3, kProduct = -4, kPhases = -5 };
 enum Pass { kForward, kTranspose, kWeight };
@@ -86,27 +87,19 @@ Tensor window_sums(const Tensor& x) {
   const Tensor rows = x.narrow(-2, 1, x.size(-2) - 1).add(x.narrow(-2, 0, x.size(-2) - 1));
   return rows.narrow(-1, 1, x.size(-1) - 1).add(rows.narrow(-1, 0, x.size(-1) - 1));
 }
-// The sums of 2x2 neighbours, of rows and then of columns, divided; with so many zeros around x. By two launches, which
-// on a GPU cost more than the work: window_sums has four or five. The terms and their order are the same.
-Tensor pooled_sums(const Tensor& x, int64_t padding, int64_t divisor) {
-  const auto pool = [&](const Tensor& t, bool rows, int64_t by) {
-    return at::avg_pool2d(t, {rows ? 2 : 1, rows ? 1 : 2}, {1, 1}, {rows ? padding : 0, rows ? 0 : padding},
-                          /*ceil_mode=*/false, /*count_include_pad=*/true, by);
-  };
-  return pool(pool(x, true, divisor), false, 1);
+// By one launch where gankern/triton/convolution.py is there, since each costs a GPU more than its work.
+std::optional<Tensor> by_one_launch(const Kind& kind, const Tensor& x, bool grow) {
+  static const auto op = find<WindowSums>("gankern::convolution_window_sums");
+  if (!has_triton || !x.is_cuda()) return std::nullopt;
+  return op.call(x, kind.transposed, grow);
 }
 Tensor collapse(const Kind& kind, const Tensor& weight) {
-  const bool pools = weight.is_cuda();
-  const Tensor sums = pools ? pooled_sums(weight, 1, kind.transposed ? 1 : 4)
-                            : window_sums(at::constant_pad_nd(weight, {1, 1, 1, 1}));
-  if (kind.transposed) return sums.flip({2, 3}).transpose(0, 1);
-  return pools ? sums : sums.div(4);
+  if (const auto kernel = by_one_launch(kind, weight, true)) return *kernel;
+  const Tensor sums = window_sums(at::constant_pad_nd(weight, {1, 1, 1, 1}));
+  return kind.transposed ? sums.flip({2, 3}).transpose(0, 1) : sums.div(4);
 }
 Tensor uncollapse(const Kind& kind, const Tensor& grad) {
-  if (grad.is_cuda()) {
-    const Tensor sums = pooled_sums(grad, 0, kind.transposed ? 1 : 4);
-    return kind.transposed ? sums.transpose(0, 1).flip({2, 3}) : sums;
-  }
+  if (const auto of_weight = by_one_launch(kind, grad, false)) return *of_weight;
   return window_sums(kind.transposed ? grad.transpose(0, 1).flip({2, 3}) : grad.div(4));
 }
 
@@ -396,7 +389,7 @@ PyObject* ways_function;
 // (kind, dtype, number of a GPU, channels in, channels out, pixels) -> its Ways there
 PyObject* device_function;
 
-// ([(name, taps, swap, flip, scale, collapsed, stride, transposed, zeros)], these two functions)
+// ([(name, taps, swap, flip, scale, collapsed, stride, transposed, zeros)], these two functions, whether there is Triton)
 PyObject* set_kinds(PyObject* const* in) {
   for (py::handle row : py::reinterpret_borrow<py::list>(in[0])) {
     const auto [name, taps, swap, flip, scale, collapsed, stride, transposed, zeros] =
@@ -405,6 +398,7 @@ PyObject* set_kinds(PyObject* const* in) {
   }
   ways_function = Py_NewRef(in[1]);
   device_function = Py_NewRef(in[2]);
+  has_triton = in[3] == Py_True;
   Py_RETURN_NONE;
 }
 
@@ -676,7 +670,7 @@ PyObject* resample(PyObject* const* in) {
 }
 
 const Functions functions = {
-    method("set_convolution_kinds", entry<set_kinds, 3>),
+    method("set_convolution_kinds", entry<set_kinds, 4>),
     method("conv2d", entry<conv2d, 10>),
     method("conv_transpose2d", entry<conv_transpose2d, 10>),
     method("resample_conv2d", entry<resample, 6>),

@@ -89,8 +89,21 @@ def _fake_weight_gradient(
     return x.new_empty(outer, inner, taps, taps)
 
 
+def _fake_window_sums(x: Tensor, up: bool, grow: bool) -> Any:
+    first, second, taps, _ = x.shape
+    taps += 1 if grow else -1
+    size = (second, first, taps, taps) if up else (first, second, taps, taps)
+    memory_format = torch.channels_last if lies_in_channels_last(x) else torch.contiguous_format
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format)
+
+
 torch.library.register_fake("gankern::convolution_row", _fake_row, lib=registry.library)
 torch.library.register_fake("gankern::convolution_row_weight_gradient", _fake_weight_gradient, lib=registry.library)
+
+# _collapse and _uncollapse of a kind that enlarges ("up") or reduces, on GPUs, where C++ calls it.
+registry.define(
+    NAME, "window_sums", "convolution_window_sums(Tensor x, bool up, bool grow) -> Tensor", _fake_window_sums
+)
 
 # ---- the passes -----------------------------------------------------------------------------------------
 
@@ -119,6 +132,7 @@ native.nodes.set_convolution_kinds(
     ],
     choice.rows_for,
     choice.ways_on_device,
+    registry.TRITON_MISSING is None,
 )
 
 

@@ -485,26 +485,6 @@ def test_a_bias_beside_a_factor_is_checked_by_the_functions_name(function):
         function(x, weight, torch.ones(3), weight_scale=0.5, **options)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("kind", ["upsample", "downsample"])
-def test_two_poolings_collapse_a_kernel_to_the_bit(kind, dtype):
-    """As csrc/autograd/convolution.cpp does on a GPU, of a weight and of a gradient."""
-
-    def pooled(x, padding):
-        rows = F.avg_pool2d(x, (2, 1), 1, (padding, 0), divisor_override=1 if kind == "upsample" else 4)
-        return F.avg_pool2d(rows, (1, 2), 1, (0, padding), divisor_override=1)
-
-    def exchanged(x):
-        return x.flip(2, 3).transpose(0, 1) if kind == "upsample" else x
-
-    weight, grad = torch.randn(24, 8, 3, 3).to(dtype), torch.randn(24, 8, 4, 4).to(dtype)
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        for x, padding, python in ((weight, 1, ops._collapse), (grad, 0, ops._uncollapse)):
-            x = x.contiguous(memory_format=memory_format)
-            ours, right = exchanged(pooled(x, padding)), python(kind, x)
-            assert torch.equal(ours, right) and ours.stride() == right.stride()
-
-
 def test_no_row_of_the_others():
     x = torch.randn(2, 4, 6, 6)
     w = torch.randn(4, 3, 3, 3)
