@@ -83,12 +83,19 @@ struct ConstantInInput : Entry {
 
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
     if (!is_on()) return original.callBoxed(op, keys, stack);
-    c10::IValue& argument = (*stack)[stack->size() - op.schema().arguments().size() + 1];
-    const Tensor input = argument.toTensor();
-    argument = input.detach();
+    c10::IValue* const arguments = &(*stack)[stack->size() - op.schema().arguments().size()];
+    const Tensor input = arguments[1].toTensor();
+    if (is_left_to_torch(arguments[0].toTensor()) || is_left_to_torch(input))
+      return original.callBoxed(op, keys, stack);
+    arguments[1] = input.detach();
     original.callBoxed(op, keys, stack);
     if (input.requires_grad() && at::GradMode::is_enabled())
       stack->back() = below(stack->back().toTensor(), input);
+  }
+
+  // Sparse tensors, which have no views, and forward mode, which has rules for torch's operators alone.
+  static bool is_left_to_torch(const Tensor& t) {
+    return t.layout() != at::kStrided || torch::autograd::isFwGradDefined(t);
   }
 
   static Tensor below(const Tensor& result, const Tensor& input) {

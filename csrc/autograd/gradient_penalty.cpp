@@ -94,10 +94,12 @@ struct HandOut final : Recorded {
       if (kept[i].defined() && needed[i] && grads[0].defined())
         places[{kept[i].scalar_type(), kept[i].device()}].push_back(i);
     for (const auto& [kind, alike] : places) {
+      const bool narrow = kind.first == at::kHalf;  // a factor of a loss's scale is outside of its range
       Tensors these;
-      for (const size_t i : alike) these.push_back(kept[i]);
-      Tensors products = at::_foreach_mul(these, grads[0].to(kind.second, kind.first));
-      for (size_t k = 0; k < alike.size(); ++k) results[alike[k]] = std::move(products[k]);
+      for (const size_t i : alike) these.push_back(narrow ? kept[i].to(at::kFloat) : kept[i]);
+      const Tensors products =
+          at::_foreach_mul(these, grads[0].to(kind.second, narrow ? at::kFloat : kind.first));
+      for (size_t k = 0; k < alike.size(); ++k) results[alike[k]] = products[k].to(kind.first);
     }
     return results;
   }

@@ -72,9 +72,16 @@ def _convolution_double_backward(
     return to_grad, to_input, to_weight
 
 
+def _is_left_to_torch(tensor: Tensor) -> bool:
+    return tensor.layout is not torch.strided or torch.autograd.forward_ad._current_level >= 0
+
+
 def _constant_in_input(original: Callable[..., Any], grad: Tensor, input: Tensor, *options: Any) -> Tensor:
     """The gradient of a function that is linear in pieces depends on its input through signs and places only, so its
-    derivative there is zero: torch's own kernel, told that the input is a constant, does not record it."""
+    derivative there is zero: torch's own kernel, told that the input is a constant, does not record it. Sparse tensors,
+    which have no views, and forward mode, which has rules for torch's operators alone, are left to torch."""
+    if _is_left_to_torch(grad) or _is_left_to_torch(input):
+        return original(grad, input, *options)
     result = original(grad, input.detach(), *options)
     if input.requires_grad and torch.is_grad_enabled():
         result = zeros.carry(result, input)

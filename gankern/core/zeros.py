@@ -176,7 +176,7 @@ class _Carry(Function):
     def forward(ctx: Any, absent: _Absent, leaves: int, result: Tensor, token: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.absent, ctx.leaves = absent, leaves
-        return result.view_as(result)
+        return result.data  # no view: it may be written to, as what torch returns
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> Any:
@@ -192,7 +192,7 @@ class _Pass(Function):
     def forward(ctx: Any, exist: bool, result: Tensor, input: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.exist, ctx.like = exist, (input.shape, input.dtype, input.device)
-        return result.view_as(result)
+        return result.data
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> Any:

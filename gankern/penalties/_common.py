@@ -243,8 +243,14 @@ class _HandOut(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        found = (None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors)
+        found = (None if g is None else _scaled(g, grad) for g in ctx.saved_tensors)
         return None, None, *found, *[None] * ctx.count
+
+
+def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """The product, in the gradient's dtype; the factor may be outside of fp16's range."""
+    wide = torch.float32 if gradient.dtype == torch.float16 else gradient.dtype
+    return (gradient.to(wide) * factor.to(wide)).to(gradient.dtype)
 
 
 # ---- the critic's outputs ----------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ the critic is piecewise linear.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -87,12 +88,54 @@ def _second(pairs: list[tuple[Tensor, Tensor]], leaves: list[Tensor], of_others:
         return [None] * len(leaves)
     outputs, directions = zip(*pairs)
     pairs.clear()
-    # Hooks of parameters run when the gradients are handed out, and only then.
-    hooks = [(leaf, leaf._backward_hooks) for leaf in leaves if leaf._backward_hooks]
-    try:
-        for leaf, _ in hooks:
-            leaf._backward_hooks = None
+    with _without_hooks(leaves):
         return torch.autograd.grad(outputs, leaves, directions, retain_graph=of_others, allow_unused=True)
+
+
+# In torch's state of a thread, which the engine's threads have too: whether hooks of parameters are skipped.
+_SKIPS = "gankern.penalties"
+_lock = threading.Lock()
+
+
+class _Skipped:
+    """Stands for a hook of a parameter while a penalty is computed. It is skipped in that backward alone: other threads
+    may run others meanwhile."""
+
+    def __init__(self, hook: Callable[[Tensor], Any]) -> None:
+        self.hook, self.penalties = hook, 0
+
+    def __call__(self, grad: Tensor) -> Any:
+        return None if _skips() else self.hook(grad)
+
+
+def _skips() -> bool:
+    return torch._C._is_key_in_tls(_SKIPS) and bool(torch._C._get_obj_in_tls(_SKIPS))
+
+
+@contextlib.contextmanager
+def _without_hooks(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Hooks of parameters run when the gradients are handed out, and only then. torch's list of them stays as it is,
+    which the backward of another thread may be reading."""
+    of_leaves: list[Any] = [leaf._backward_hooks for leaf in leaves if leaf._backward_hooks]
+    if not of_leaves:
+        yield
+        return
+    put = []
+    with _lock:
+        for hooks in of_leaves:
+            for number, hook in list(hooks.items()):
+                skipped = hook if isinstance(hook, _Skipped) else _Skipped(hook)
+                skipped.penalties += 1
+                hooks[number] = skipped
+                put.append((hooks, number, skipped))
+    before = _skips()
+    torch._C._stash_obj_in_tls(_SKIPS, True)
+    try:
+        yield
     finally:
-        for leaf, of_leaf in hooks:
-            leaf._backward_hooks = of_leaf
+        torch._C._stash_obj_in_tls(_SKIPS, before)
+        with _lock:
+            for hooks, number, skipped in put:
+                skipped.penalties -= 1
+                if not skipped.penalties and hooks.get(number) is skipped:
+                    hooks[number] = skipped.hook

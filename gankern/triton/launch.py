@@ -736,7 +736,8 @@ def _read(readers: dict[tuple, Callable[..., tuple[Any, ...]]], arguments: Seque
 
 def _put(into: dict[Any, Any], key: Hashable, value: Any) -> Any:
     if len(into) >= PLANS:
-        into.pop(next(iter(into)), None)
+        for oldest in [*into][: 1 - PLANS]:  # of a copy: other threads put theirs meanwhile
+            into.pop(oldest, None)
     into[key] = value
     return value
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankern
@@ -392,6 +393,56 @@ def test_forward_mode_over_reverse():
     with fast_double_backward():
         ours = torch.func.jvp(gradient, (x,), (v,))[1]
     near([ours], [theirs])
+
+
+def test_duals_through_a_gradient(way):
+    """Forward mode with torch.autograd.forward_ad, of all replacements."""
+    functions = [*PIECEWISE_LINEAR.values(), (lambda x: F.conv2d(x, torch.ones(2, 3, 3, 3).to(x)).square(), 2)]
+
+    def tangents(function, x, v):
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, v)
+            (gradient,) = torch.autograd.grad(function(dual).square().sum(), dual, create_graph=True)
+            (second,) = torch.autograd.grad(gradient.square().sum(), dual)
+            return [forward_ad.unpack_dual(g).tangent.detach() for g in (gradient, second)]
+
+    for function, dims in functions:
+        x, v = torch.randn(2, 2, 3, *[6] * dims, dtype=torch.float64)
+        x.requires_grad_()
+        theirs = tangents(function, x, v)
+        with fast_double_backward():
+            ours = tangents(function, x, v)
+        near(ours, theirs)
+
+
+@pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr"])
+def test_sparse_tensors_are_left_to_torch(way, layout):
+    values = torch.tensor([3.0, -4.0, 5.0], dtype=torch.float64, requires_grad=True)
+
+    def gradient():
+        x = torch.sparse_coo_tensor(torch.tensor([[0, 1, 1], [2, 0, 2]]), values, (2, 3))
+        x = x.coalesce() if layout == "sparse_coo" else x.to_sparse_csr()
+        return torch.autograd.grad(x.relu().to_dense().sum(), values, create_graph=True)[0]
+
+    theirs = gradient()
+    with fast_double_backward():
+        assert torch.equal(gradient(), theirs)
+
+
+def test_a_gradient_can_be_written_to(way):
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+
+    def second():
+        results = [torch.ops.aten.threshold_backward(x * 2, x, 0.0)]
+        results.append(torch.autograd.grad(x.relu().pow(3).sum(), x, create_graph=True)[0])
+        for result in results:
+            assert not result._is_view()
+            result.mul_(3)[0] = 1
+        return torch.autograd.grad(sum(r.square().sum() for r in results), x)
+
+    theirs = second()
+    with fast_double_backward():
+        near(second(), theirs)
 
 
 def test_compiled_models_train_the_same():

@@ -30,6 +30,17 @@ def test_each_target_gets_its_gradient_times_what_comes(way):
             assert torch.equal(target.grad, gradient * torch.tensor(4.0, dtype=gradient.dtype))
 
 
+@pytest.mark.parametrize("scale", [2.0**17, 1e-6])
+def test_a_scale_outside_of_the_range_of_half_precision(scale):
+    targets = leaves(torch.float16, torch.float32)
+    gradients = [torch.full_like(t, 100 / scale) for t in (targets[1], targets[1])]
+    gradients[0] = gradients[0].clamp(max=6e4).half()
+    handed = hand_out(torch.tensor(1.0), targets, gradients)
+    (scale * handed).backward()
+    for target, gradient in zip(targets, gradients):
+        assert torch.equal(target.grad, (gradient.float() * scale).to(target.dtype))
+
+
 def test_a_part_and_once_more():
     first, second = leaves(torch.float32, torch.float32)
     handed = hand_out(torch.tensor(0.5), [first, second], [torch.ones(2, 3), torch.full((2, 3), 5.0)])

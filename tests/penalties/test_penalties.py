@@ -7,6 +7,7 @@ import inspect
 import math
 import subprocess
 import sys
+import threading
 import warnings
 import weakref
 
@@ -402,6 +403,42 @@ def test_a_second_backward_and_hooks():
     hook.remove()
     penalties.gradient_penalty(net, REAL, FAKE, method="double_backward").backward()
     assert len(calls) == 2
+
+
+def test_hooks_of_parameters_run_in_backwards_of_other_threads():
+    """While a penalty is computed, in whose own backward they do not run; and afterwards they are what they were."""
+    net, elsewhere, calls = critic(), [], []
+    weight = net[0].weight
+
+    def double(grad):
+        calls.append(grad)
+        return 2 * grad
+
+    weight.register_hook(double)
+    known = dict(weight._backward_hooks)
+
+    def meanwhile(grad):  # called in the critic's backwards
+        before = len(calls)
+        thread = threading.Thread(target=lambda: elsewhere.append(torch.autograd.grad(weight.sum(), weight)[0]))
+        thread.start()
+        thread.join()
+        assert len(calls) == before + 1
+        del calls[before:]
+        with torch.enable_grad():
+            inside = penalties.gradient_penalty(net, REAL, FAKE, method="double_backward")
+        assert not calls and inside.requires_grad
+
+    def watched(x):
+        features = net[0](x)
+        features.register_hook(meanwhile)
+        return net[1:](features)
+
+    value = penalties.gradient_penalty(watched, REAL, FAKE, method="double_backward")
+    assert len(elsewhere) > 1 and not calls
+    assert all(torch.equal(g, torch.full_like(g, 2.0)) for g in elsewhere)
+    assert dict(weight._backward_hooks) == known
+    value.backward()
+    assert len(calls) == 1 and torch.equal(weight.grad, 2 * calls[0])
 
 
 def test_a_third_derivative_is_refused():

@@ -975,6 +975,32 @@ def plans_of_several_threads():
     assert not failed
 
 
+def plans_go_in_several_threads():
+    """The oldest ones, where each call brings another signature."""
+    import itertools
+    import threading
+
+    sys.setswitchinterval(1e-6)
+    launch.PLANS = 3
+    plans, failed, numbers = {}, [], itertools.count()
+
+    def work():
+        try:
+            for _ in range(50_000):
+                launch._put(plans, next(numbers), None)
+        except RuntimeError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed, failed
+    launch._put(plans, next(numbers), None)
+    assert len(plans) == 3
+
+
 def hooks_see_planned_launches():
     driver, by_jit = stub_driver.start()
     x, seen = torch.randn(4, 6, 8), []
