@@ -113,12 +113,11 @@ class Prepared:
     # Set by `accelerate`: on a device whose file does not say that ours is worth it, the layer is torch's as it was.
     where_known = False
 
-    # Of an owner, the layer that has this hook or the list that this parametrization is in: the weight as it is trained.
+    # The weight as it is trained, of the layer that has this hook or the list that this parametrization is in.
     original: Callable[[Any], Tensor]
-    # Of that weight: whether `request` may be called now; else the layer computes its weight where that is used.
+    # Whether `request` of that weight may be called now; else the layer computes its weight where that is used.
     ready: Callable[[Tensor], bool]
-    # Of both.
-    request: Callable[[Any, Tensor], Request]
+    request: Callable[[Any, Tensor], Request]  # of both
 
     def is_worth(self, weight: Tensor) -> bool:
         """Whether ours is what somebody asked for, or known to be worth it for such a weight."""
