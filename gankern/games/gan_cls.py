@@ -52,6 +52,12 @@ class GANCLS(OfTexts):
         form = SMALL if not options.paper else AUTHORS if options.blocks else PLAIN
         if config.side < 16 or config.side & (config.side - 1):
             raise ValueError(f"gan_cls: images of a power of two from 16 on, got {config.side}")
+        least = 2 * run.share[1]
+        if config.batch_size < least and (options.mismatched or options.interpolated):
+            raise ValueError(
+                f"gan_cls: a text is held against another sample's: batch_size must be at least {least}, got "
+                f"{config.batch_size}"
+            )
         shape = (config.side, config.channels)
         self.networks = {
             "encoder": TextEncoder(form.code),  # no player's

@@ -128,6 +128,18 @@ def test_no_loss_is_asked_for_in_vain(name):
     assert len(set(told)) == len(told) > 0
 
 
+@pytest.mark.parametrize("name", NEW)
+def test_a_batch_of_one(name):
+    """It is trained on, or refused by the option's name."""
+    config, samples, condition = prepared(name, batch_size=1)
+    try:
+        losses = training.Trainer(config, "torch", samples, condition).step().losses
+    except ValueError as error:
+        assert name in str(error) and "batch_size must be at least 2" in str(error)
+    else:
+        assert all(map(math.isfinite, losses.values()))
+
+
 # Every option of every game.
 OWN = [(name, option) for name in NEW for option in vars(games.find(name).Options).get("__dataclass_fields__", {})]
 
