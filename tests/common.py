@@ -1,5 +1,7 @@
 """What tests of several folders use; tests/conftest.py makes it importable."""
 
+import threading
+
 import torch
 from torch.autograd import grad
 
@@ -46,6 +48,25 @@ def with_gradient(name, change):
     """A Function of that name: values as they are, and ``change`` of their gradient."""
     methods = {"forward": lambda ctx, x: x.view_as(x), "backward": lambda ctx, grad: change(grad)}
     return type(name, (torch.autograd.Function,), {key: staticmethod(value) for key, value in methods.items()})
+
+
+def in_threads(*functions):
+    """Runs the functions side by side; raises what one of them raised."""
+    errors = []
+
+    def guarded(function):
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(f,)) for f in functions]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    if errors:
+        raise errors[0]
 
 
 class Applied(torch.nn.Module):

@@ -574,7 +574,11 @@ def restore(module: nn.Module) -> None:
     A method that was replaced on the instance since stays what it is. Of a module in which nothing was replaced
     there is nothing to undo.
 
-    Raises: ValueError where neither it nor anything inside it was accelerated.
+    Raises: ValueError where neither it nor anything inside it was accelerated; TypeError for what is no module.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.LeakyReLU(0.2))
+    >>> _ = accelerate(model)
+    >>> restore(model)
     """
     if isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
         module = module._orig_mod

@@ -2,10 +2,10 @@
 minibatch's standard deviation that a discriminator computes between two of its layers, a bias, LeakyReLU and factor, a
 pixel norm.
 
-Each operation that runs is written down as an expression (see :mod:`gankern.acceleration._read`) and waits; as soon as
-somebody wants the value, the expression of the whole chain is compared with those of our formulas, and where it is one
-of them, ours runs; else the operations run as they came. So what is known is what ran, with its arguments and for these
-sizes, whoever called it: a closure, a decorated function, a lambda. Nothing is concluded from values.
+Each operation that runs is written down as an expression (see :mod:`gankern.acceleration._expressions`) and waits; as
+soon as somebody wants the value, the expression of the whole chain is compared with those of our formulas, and where it
+is one of them, ours runs; else the operations run as they came. So what is known is what ran, with its arguments and
+for these sizes, whoever called it: a closure, a decorated function, a lambda. Nothing is concluded from values.
 
 A chain is of one tensor, and of one more that is added to its channels.
 """
@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from gankern.acceleration import _known
+from gankern.acceleration._expressions import INPUT, Joined, Unknown, Value, axes_of, is_plain, node
 from gankern.acceleration._known import Found
-from gankern.acceleration._read import INPUT, Joined, Reader, Unknown, Value, axes_of, is_plain, node
+from gankern.acceleration._read import Reader
 from gankern.acceleration._scope import (
     PLAIN,
     STEPS,

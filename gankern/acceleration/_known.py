@@ -21,20 +21,19 @@ from torch import Tensor, nn
 
 import gankern.functional as GF
 from gankern.acceleration._code import original
-from gankern.acceleration._layers import leaf
-from gankern.acceleration._read import (
+from gankern.acceleration._expressions import (
     INPUT,
     Joined,
     Node,
-    Reader,
     Unknown,
     Value,
     axes_of,
-    holds,
     node,
     nodes_in,
     numbers_in,
 )
+from gankern.acceleration._layers import leaf
+from gankern.acceleration._read import Reader, holds
 from gankern.acceleration._scope import say
 from gankern.core.dispatch import last_implementation
 

@@ -380,8 +380,9 @@ def _say_second(x: Tensor) -> None:
 LARGE = 131072
 WIDE = 256  # positions: likewise of group norm, whose kernel takes short lines one by one
 SMALL = 4096  # likewise of instance norm, for which torch repeats statistics and affine values, or copies x
+_NOT_FASTER_FOR_EACH = f"ours is faster from {SMALL} values on, and under a penalty"
 _NOT_FASTER_FOR_GROUPS = f"ours is faster in training on maps of {WIDE} positions on, and under a penalty"
-NOT_FASTER = f"ours is faster in training from {LARGE} values on, and under a penalty"
+_NOT_FASTER = f"ours is faster in training from {LARGE} values on, and under a penalty"
 
 
 def _is_faster(
@@ -574,7 +575,7 @@ def batch_norm(
     told = type(training) is bool and type(momentum) is float and type(eps) is float and eps > 0
     ordinary = told and (training or running_mean is not None) and all(_is_vector(t, input) for t in tensors)
     if not ordinary or autocasting(input.device.type) or not _is_faster(input, *tensors, training):
-        say("torch", NOT_FASTER)
+        say("torch", _NOT_FASTER)
         return F.batch_norm(input, *tensors, training, momentum, eps)
     statistics = _Statistics(running_mean, running_var, training, momentum, eps)
     if followed is not None and followed.waits and may_defer(input):
@@ -597,7 +598,7 @@ def instance_norm(
     told = use_input_stats is True and type(momentum) is float and type(eps) is float and eps > 0
     ordinary = told and isinstance(input, Tensor) and all(_is_vector(t, input) for t in tensors)
     if not ordinary or autocasting(input.device.type) or not _is_faster_for_each(input, *tensors):
-        say("torch", NOT_FASTER)
+        say("torch", _NOT_FASTER_FOR_EACH)
         return F.instance_norm(input, *tensors, use_input_stats, momentum, eps)
     of, followed = _OfEach(eps, None, running_mean, running_var, momentum), state.followed[1]
     input = input.contiguous()  # so is torch's result, wherever the channels lie
@@ -994,11 +995,11 @@ def convolution_forward(module: Any, input: Tensor, *output_size: Any) -> Tensor
 def batch_norm_forward(module: nn.BatchNorm2d, followed: Followed | None, input: Tensor) -> Tensor:
     input = settled(input)
     if parametrize.is_parametrized(module):  # each reading may compute its tensors anew
-        say("torch", NOT_FASTER)
+        say("torch", _NOT_FASTER)
         return type(module).forward(module, input)
     tensors = (module.running_mean, module.running_var, module.weight, module.bias)
     if not _is_faster(input, *tensors, module.training) or autocasting(input.device.type):
-        say("torch", NOT_FASTER)
+        say("torch", _NOT_FASTER)
         return type(module).forward(module, input)
     module._check_input_dim(input)
     of = _Layer.of(module)
@@ -1025,7 +1026,7 @@ def instance_norm_forward(module: nn.InstanceNorm2d, followed: Followed | None, 
     input = settled(input)
     batch = module._get_no_batch_dim() + 1
     if input.ndim != batch or input.shape[1] != module.num_features:  # or torch's own error, or warning
-        say("torch", NOT_FASTER)
+        say("torch", _NOT_FASTER_FOR_EACH)
         return type(module).forward(module, input)
     module._check_input_dim(input)
     before = state.followed

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gankern.acceleration._code import names_used, original
-from gankern.acceleration._read import Delegated, Held, Reader, Unknown, Value, Written, constant, holds, numbers_in
+from gankern.acceleration._expressions import Unknown, Value, constant, numbers_in
+from gankern.acceleration._read import Delegated, Held, Reader, Written, holds
 from gankern.acceleration._scope import listed, say, settle, state
 from gankern.core import devices
 from gankern.core.dispatch import FLOATING

@@ -14,6 +14,9 @@ FAILED, WRONGLY_CALLED = 1, 2
 def fail(error: Exception | str) -> NoReturn:
     """Exits with 2 where an argument is to blame (a ValueError or TypeError, as in the whole library), else with 1."""
     wrongly_called = isinstance(error, ValueError | TypeError) and not isinstance(error, UnusableFile)
-    line = Text.assemble(("Error: ", "bold red"), str(error))
+    said = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:  # without its number
+        said = f"{error.filename}: {error.strerror}"
+    line = Text.assemble(("Error: ", "bold red"), said)
     Console(stderr=True).print(line, soft_wrap=True)
     raise typer.Exit(WRONGLY_CALLED if wrongly_called else FAILED)

@@ -2,9 +2,13 @@
 
 import importlib
 import importlib.util
+import inspect
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -21,7 +25,7 @@ def make(target: str) -> nn.Module:
     """The model of ``file.py:name`` or ``package.module:name``, where the name is a module's, or that of what makes one
     when it is called without arguments.
 
-    Raises: ValueError, TypeError, ImportError, OSError, saying what is missing.
+    Raises: ValueError, TypeError, OSError, saying what is missing; ImportError, with what its own code raised.
     """
     where, name = split(target)
     found: object = _import(where)
@@ -36,12 +40,15 @@ def make(target: str) -> nn.Module:
     if not callable(found):
         raise TypeError(f"{target} is a {type(found).__name__}; it must be a torch.nn.Module, or make one")
     try:
-        made = found()
+        inspect.signature(found).bind()
+    except ValueError:
+        pass  # of a builtin
     except TypeError as error:
         raise TypeError(
             f"{target} cannot be called without arguments ({error}): name a function that makes the model, such as "
             f"def make(): return {name}(...)"
         ) from error
+    made = _run(target, found)
     if not isinstance(made, nn.Module):
         raise TypeError(f"{target} makes a {type(made).__name__}; it must make a torch.nn.Module")
     return made
@@ -51,7 +58,7 @@ def _import(where: str) -> ModuleType:
     path = Path(where)
     if path.suffix != ".py":
         sys.path.insert(0, "")  # as python -m does
-        return importlib.import_module(where)
+        return _run(where, importlib.import_module, where)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {where}")
     sys.path.insert(0, str(path.parent.resolve()))  # as python does for the file it runs
@@ -60,5 +67,18 @@ def _import(where: str) -> ModuleType:
         raise ImportError(f"{where} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # for what looks itself up there: dataclasses, pickle
-    spec.loader.exec_module(module)
+    _run(where, spec.loader.exec_module, module)
     return module
+
+
+def _run(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs somebody else's code; an ImportError says in a line what it raised, and in which line of whose file."""
+    try:
+        return function(*arguments)
+    except Exception as error:  # anything may come
+        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in f.filename]
+        own = [f for f in frames if f.filename == what.rpartition(":")[0] or f.filename == what] or frames
+        if own and not isinstance(error, SyntaxError):  # which says it
+            said += f" ({Path(own[-1].filename).name}, line {own[-1].lineno})"
+        raise ImportError(f"{what}: {said}") from error

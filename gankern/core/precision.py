@@ -25,7 +25,12 @@ _thread = _Thread()
 
 def get_convolution_precision() -> str:
     """What holds in this thread: what a block of :func:`convolution_precision` has set, else what
-    :func:`set_convolution_precision` has; "highest" at first."""
+    :func:`set_convolution_precision` has; "highest" at first.
+
+    >>> with convolution_precision("medium"):
+    ...     get_convolution_precision()
+    'medium'
+    """
     return _thread.precision or _precision
 
 

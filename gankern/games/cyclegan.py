@@ -31,14 +31,9 @@ from gankern.models.pix2pix import patchgan
 
 HELD_OUT = 200
 
-# Least squares are without their half in the generator's loss: the paper's.
-OBJECTIVES = {
-    "least_squares": (losses.least_squares_discriminator, lambda fake: 2 * losses.least_squares_generator(fake)),
-    "non_saturating": (
-        lambda real, fake: 0.5 * losses.cross_entropy_discriminator(real, fake),
-        losses.non_saturating_generator,
-    ),
-}
+# How many times a loss counts, the discriminators' and the translators': least squares, which have their half already,
+# are without it in the translators' loss.
+WEIGHTS = {"least_squares": (1.0, 2.0), "non_saturating": (0.5, 1.0)}
 
 
 class CycleGAN(Game):
@@ -83,14 +78,17 @@ class CycleGAN(Game):
             "g": Player(("a_to_b", "b_to_a"), "translators"),
             "d": Player(("d_a", "d_b"), "discriminators"),
         }
-        self.of_discriminator, self.of_generator = look_up(OBJECTIVES, config.loss, "loss of cyclegan")
+        self.weights = look_up(WEIGHTS, config.loss, "loss of cyclegan")
+        self.loss = losses.get(config.loss, config.real_target)
         self.pools = {"a": ImagePool(options.pool), "b": ImagePool(options.pool)}
 
     def moves(self) -> Iterator[tuple[str, Loss]]:
         options, networks = self.options, self.networks
         a, b = self.run.batch()
         fake_b, fake_a = networks["a_to_b"](a), networks["b_to_a"](b)
-        loss = self.of_generator(networks["d_b"](fake_b)) + self.of_generator(networks["d_a"](fake_a))
+        of_discriminator, of_generator = self.weights
+        loss = self.loss.generator(networks["d_b"](fake_b)) + self.loss.generator(networks["d_a"](fake_a))
+        loss = of_generator * loss
         if options.cycle:
             again = (networks["b_to_a"](fake_b) - a).abs().mean() + (networks["a_to_b"](fake_a) - b).abs().mean()
             loss = loss + options.cycle * again
@@ -104,8 +102,8 @@ class CycleGAN(Game):
             batch = self.config.batch_size
             coins, places = self.run.own(torch.rand(batch)), self.run.own(torch.randint(max(options.pool, 1), (batch,)))
             fake = self.pools[name].exchange(fake.detach(), coins, places)
-            of_both.append(self.of_discriminator(networks[f"d_{name}"](real), networks[f"d_{name}"](fake)))
-        yield "d", of_both[0] + of_both[1]
+            of_both.append(self.loss.discriminator(networks[f"d_{name}"](real), networks[f"d_{name}"](fake)))
+        yield "d", of_discriminator * (of_both[0] + of_both[1])
 
     def extra_state(self) -> dict[str, Any]:
         return {name: torch.empty(0) if pool.images is None else pool.images for name, pool in self.pools.items()}

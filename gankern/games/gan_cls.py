@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from gankern.models.layers import normalise_spectrally
 class GANCLS(OfTexts):
     """Images of texts."""
 
+    own_loss: ClassVar[bool] = True
     preset = Preset(
         loss="non_saturating", size=32, latent=64, width=32, lr=1e-3, beta1=0.0, beta2=0.99, batch_size=32, steps=2000,
         checkpoint_every=500,
@@ -51,6 +52,12 @@ class GANCLS(OfTexts):
         form = SMALL if not options.paper else AUTHORS if options.blocks else PLAIN
         if config.side < 16 or config.side & (config.side - 1):
             raise ValueError(f"gan_cls: images of a power of two from 16 on, got {config.side}")
+        least = 2 * run.share[1]
+        if config.batch_size < least and (options.mismatched or options.interpolated):
+            raise ValueError(
+                f"gan_cls: a text is held against another sample's: batch_size must be at least {least}, got "
+                f"{config.batch_size}"
+            )
         shape = (config.side, config.channels)
         self.networks = {
             "encoder": TextEncoder(form.code),  # no player's

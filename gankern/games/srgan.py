@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gankern import losses, metrics
 from gankern.data.drawn import _photographs
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
-from gankern.games.pix2pix import detail
+from gankern.games._translation import detail
 from gankern.models._record import Preset
 from gankern.models.srgan import SCALE, discriminator, srresnet
 

@@ -39,6 +39,10 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     Source: Heusel 2017, arXiv 1706.08500. Σ are the unbiased covariances. The trace of the root is the sum of the roots
     of the eigenvalues of the symmetric Σ₁^½·Σ₂·Σ₁^½, which stays real where Σ is singular: with fewer samples than
     features, say. With few samples the distance is too large: compare at equal numbers alone.
+
+    >>> real = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
+    >>> round(frechet_distance(real, real + 3.0), 4)  # the same covariance
+    18.0
     """
     real = as_matrix("frechet_distance", "real", real, least=2)
     fake = as_matrix("frechet_distance", "fake", fake, least=2)
@@ -59,6 +63,12 @@ def kernel_distance(
     Source: Bińkowski 2018, arXiv 1801.01401. Mean and population std over ``subsets`` random subsets of
     ``subset_size`` samples of each; the std says how sure the mean is. Unbiased: it can be slightly negative, and does
     not depend on the number of samples.
+
+    >>> random = torch.Generator().manual_seed(0)
+    >>> real, other = torch.randn(2, 200, 4, generator=random)
+    >>> same, far = (kernel_distance(real, x, 10, 100)[0] for x in (other, other + 2))
+    >>> abs(same) < 0.2, far > 10
+    (True, True)
     """
     real = as_matrix("kernel_distance", "real", real, least=2)
     fake = as_matrix("kernel_distance", "fake", fake, least=2)

@@ -17,7 +17,15 @@ def luma(images: Tensor) -> Tensor:
     """Y of BT.601 as 8-bit video has it: [N, 3, H, W] of 0 to 255 -> [N, 1, H, W] of 16 to 235; grey images likewise.
 
     16 + (65.481 R + 128.553 G + 24.966 B) / 255, which MATLAB's rgb2ycbcr computes and super-resolution is judged by.
+
+    Raises: TypeError for what is no tensor of floating-point numbers, ValueError for another shape.
+
+    >>> luma(torch.full((1, 3, 1, 1), 255.0)).item()
+    235.0
     """
+    floats("luma: images", images)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"luma: images must be [N, C, H, W] with C 1 or 3, got {tuple(images.shape)}")
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=images.dtype, device=images.device) / 255.0
     if images.shape[1] == 1:
         return 16.0 + weights.sum() * images

@@ -41,6 +41,9 @@ def choose_sigma(validation: Tensor, samples: Tensor, candidates: Iterable[float
     """The σ of the candidates under which a validation set [N, d] is likeliest; by default 10 from 0.1 to 1.
 
     Choose it on other data than the likelihood is reported on.
+
+    >>> choose_sigma(torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0]]), [0.1, 1.0, 10.0])
+    1.0
     """
     if candidates is not None and (isinstance(candidates, str) or not isinstance(candidates, Iterable)):
         raise TypeError(f"choose_sigma: candidates must be numbers, got {shown(candidates)}")

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -193,6 +194,10 @@ class Trainer:
         """The learning rates and momenta of the coming step."""
         config, steps = self.config, self.steps
         left = max(0.0, 1.0 - steps / config.decay_steps) if config.decay_steps else 1.0
+        try:
+            divisor = config.lr_decay**steps
+        except OverflowError:  # nothing is left of them
+            divisor = inf
         momentum = config.momentum
         if config.momentum_end is not None:
             momentum += (config.momentum_end - momentum) * min(1.0, steps / config.momentum_steps)
@@ -200,7 +205,7 @@ class Trainer:
             for group in optimiser.param_groups:
                 lr = self.game.players[name].lr or config.lr
                 if left != 1.0 or config.lr_decay != 1.0:
-                    lr = max(lr * left / config.lr_decay**steps, config.lr_floor)
+                    lr = max(lr * left / divisor, config.lr_floor)
                 self.rates[name] = lr
                 if isinstance(group["lr"], Tensor):
                     group["lr"].fill_(lr)

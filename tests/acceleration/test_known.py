@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gankern
-from gankern.acceleration import _known, _read
+from gankern.acceleration import _expressions, _known, _read
 
 EPS = 1e-8
 
@@ -315,13 +315,13 @@ def test_half_precision_and_autocast_are_its_own():
 
 def test_an_expression_has_one_form():
     reader = _read.Reader(nn.Module())
-    x = _read.Value(_read.node("tensor", "x"), _read.axes_of("x", (2, 3)))
+    x = _expressions.Value(_expressions.node("tensor", "x"), _expressions.axes_of("x", (2, 3)))
     one = reader.operation("div", x, reader.operation("sqrt", reader.operation("add", x, 1.0)))
     two = reader.operation("mul", reader.operation("rsqrt", reader.operation("add", 1.0, x)), x)
     assert one.same(two)
-    with pytest.raises(_read.Unknown):
+    with pytest.raises(_expressions.Unknown):
         reader.operation("add", x, reader.operation("view", x, 3, 2))  # other elements together
-    with pytest.raises(_read.Unknown):
+    with pytest.raises(_expressions.Unknown):
         reader.operation("mul", x, reader.operation("view", x, 2, 3, 1))
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gankern
+from gankern.acceleration import _layers
 from gankern.core.native import python_gradients
 
 
@@ -69,9 +70,20 @@ def test_what_ran_is_what_was_counted():
     assert not any(c.now.startswith("gankern") for c in report.calls)
 
 
-def test_batch_norm_and_activation(monkeypatch):
-    from gankern.acceleration import _layers
+@pytest.mark.parametrize(
+    ("norm", "enough"),
+    [
+        (nn.BatchNorm2d(8), f"in training from {_layers.LARGE} values on"),
+        (nn.InstanceNorm2d(8), f"faster from {_layers.SMALL} values on"),
+        (nn.GroupNorm(2, 8), f"in training on maps of {_layers.WIDE} positions on"),
+    ],
+)
+def test_why_a_norm_is_torchs_names_what_would_be_enough(norm, enough):
+    call, *_ = gankern.accelerate(nn.Sequential(norm, nn.ReLU()), example_inputs=X[:, :, :4, :4]).calls
+    assert call.now == "torch" and enough in call.why
 
+
+def test_batch_norm_and_activation(monkeypatch):
     net = nn.Sequential(nn.Conv2d(8, 8, 1, groups=2), nn.BatchNorm2d(8), nn.ReLU())
     small = gankern.accelerate(copy.deepcopy(net), example_inputs=X)
     assert [c.now for c in small.calls] == ["torch"] * 3

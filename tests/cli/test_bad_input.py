@@ -303,3 +303,31 @@ def test_the_program_has_no_traceback(tmp_path):
     command = [sys.executable, "-m", "gankern.cli", "sample", str(tmp_path / "none"), "--out", "x.xyz"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["accelerate", "checkerboard"])
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("def make(:\n", "SyntaxError: invalid syntax (theirs.py, line 1)"),
+        ("\nimport not_there_at_all\n", "No module named 'not_there_at_all' (theirs.py, line 2)"),
+        ("\n\nundefined\n", "NameError: name 'undefined' is not defined (theirs.py, line 3)"),
+        ("def make():\n    raise KeyError('width')\n", "theirs.py:make: KeyError: 'width' (theirs.py, line 2)"),
+        (
+            "from torch import nn\ndef make():\n    return nn.Linear(3)\n",
+            "1 required positional argument: 'out_features' (theirs.py, line 3)",
+        ),
+        ("def make(width):\n    pass\n", "cannot be called without arguments (missing a required argument: 'width')"),
+    ],
+)
+def test_what_somebody_s_file_raises_is_said_with_its_line(tmp_path, monkeypatch, command, code, words):
+    (tmp_path / "theirs.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert says(run(command, "theirs.py:make"), words)
+
+
+def test_files_that_there_are_not(tmp_path):
+    path = tmp_path / "none.toml"
+    for command in (("train", "dcgan", "--config", path), ("report", next(RESULTS.glob("*.json")), "--markdown", path)):
+        assert says(run(*command), f"Error: {path}: No such file or directory")

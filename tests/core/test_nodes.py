@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from common import in_threads
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankern.functional as GF
@@ -425,20 +426,13 @@ def test_an_exception_in_a_backward_leaves_nothing_behind():
 def test_threads():
     call, shapes = CALLS["bias_act, curved"]
     expected = orders(call, tensors_of(shapes))
-    failures = []
 
     def work():
         for _ in range(50):
             for a, b in zip(orders(call, tensors_of(shapes)), expected, strict=True):
-                if not (a is b is None or torch.equal(a, b)):
-                    failures.append((a, b))
+                assert a is b is None or torch.equal(a, b)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not failures
+    in_threads(*[work] * 4)
 
 
 @needs_nodes

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from common import in_threads
 from torch import nn
 
 import gankern
@@ -14,26 +15,6 @@ import gankern.functional as GF
 import gankern.nn as gnn
 from gankern import penalties
 from gankern.core.threads import PerThread
-
-
-def in_threads(*functions):
-    """Runs the functions side by side; raises what one of them raised."""
-    errors = []
-
-    def guarded(function):
-        try:
-            function()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(f,)) for f in functions]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    if errors:
-        raise errors[0]
-
 
 BLOCKS = {
     "use_implementation": (gankern.use_implementation, ("reference", "cpu"), lambda: _implementation()),

@@ -105,6 +105,41 @@ def test_images_without_labels_are_trained_on_measured_and_drawn(name, tmp_path)
     assert (tmp_path / "run" / "samples.png").exists()
 
 
+@pytest.mark.parametrize("name", NEW)
+def test_no_loss_is_asked_for_in_vain(name):
+    """Another loss, and labels that are smoothed, make other numbers, or are refused."""
+    short = {"options": {"mse_steps": 0}} if name == "srgan" else {}
+
+    def first(**asked):
+        torch.manual_seed(0)
+        try:
+            config, samples, condition = prepared(name, batch_size=4, **short, **asked)
+            game = training.Trainer(config, "torch", samples, condition)
+        except ValueError:
+            return None
+        return tuple(map(float, game.step().losses.values()))
+
+    found = [first()]
+    own = games.find(name).preset["loss"]
+    for loss in {own, "non_saturating", "least_squares"}:
+        found += [first(loss=loss)] if loss != own else []
+        found.append(first(loss=loss, real_target=0.9))
+    told = [losses for losses in found if losses is not None]
+    assert len(set(told)) == len(told) > 0
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_a_batch_of_one(name):
+    """It is trained on, or refused by the option's name."""
+    config, samples, condition = prepared(name, batch_size=1)
+    try:
+        losses = training.Trainer(config, "torch", samples, condition).step().losses
+    except ValueError as error:
+        assert name in str(error) and "batch_size must be at least 2" in str(error)
+    else:
+        assert all(map(math.isfinite, losses.values()))
+
+
 # Every option of every game.
 OWN = [(name, option) for name in NEW for option in vars(games.find(name).Options).get("__dataclass_fields__", {})]
 

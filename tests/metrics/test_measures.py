@@ -139,6 +139,14 @@ def test_four_statements_of_psnr():
     torch.testing.assert_close(metrics.luma(torch.full((1, 1, 1, 1), 255.0)), white)
 
 
+def test_luma_of_what_is_no_image():
+    with pytest.raises(TypeError, match="luma: images"):  # whole numbers, of which weights would be cut
+        metrics.luma(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))
+    for shape in ((1, 2, 4, 4), (3, 4, 4)):
+        with pytest.raises(ValueError, match="luma: images must be"):
+            metrics.luma(torch.zeros(shape))
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Transport plans
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from common import with_gradient
+from common import in_threads, with_gradient
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -455,14 +455,6 @@ def test_a_batch_of_one_and_squeeze(method):
 # ---- threads -----------------------------------------------------------------------------------------------------
 
 
-def run_all(*functions):
-    threads = [threading.Thread(target=function) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
 def test_another_thread_is_left_alone():
     """While one thread penalises a critic, another runs it, and trains a network of this library's layers."""
     torch.manual_seed(0)
@@ -487,7 +479,7 @@ def test_another_thread_is_left_alone():
         finally:
             stop.set()
 
-    run_all(penalise, train)
+    in_threads(penalise, train)
     assert not wrong
 
 
@@ -501,7 +493,7 @@ def test_penalties_in_many_threads_and_within_each_other():
     def run(i):
         return lambda: got[i].extend(penalties.r1_penalty(critics[i], x, method="tangent").item() for _ in range(30))
 
-    run_all(*map(run, range(len(critics))))
+    in_threads(*map(run, range(len(critics))))
     assert got == [[value] * 30 for value in want]
 
     inner = []

@@ -211,6 +211,14 @@ def test_momentum_rises_and_the_learning_rate_falls_to_its_floor(images):
     assert momenta == pytest.approx([0.5, 0.55, 0.6, 0.65, 0.7, 0.7])
 
 
+def test_learning_rates_fall_for_as_long_as_one_likes(images):
+    """2^1024 is no number any more."""
+    played = trainer(images, lr_decay=2.0, lr=0.1, lr_floor=0.01)
+    played.steps = 2000
+    played.step()
+    assert played.rates == {"d": 0.01, "g": 0.01}
+
+
 def test_momentum_steps_by_hand(images):
     """v ← m v + g, θ ← θ - lr v, with the momentum of each step."""
     played = trainer(images, optimiser="sgd", lr=0.1, momentum=0.0, momentum_end=0.8, momentum_steps=2, dragan=0.0)

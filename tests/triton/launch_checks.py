@@ -5,6 +5,7 @@ python tests/triton/launch_checks.py NAME by-python    without what C++ launches
 """
 
 import contextlib
+import functools
 import sys
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import triton
 import triton.language as tl
 from torch.overrides import TorchFunctionMode
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 import stub_driver
+from common import in_threads
 
 from gankern.core import native
 from gankern.triton import aot, launch
@@ -955,24 +958,16 @@ def plans_are_few():
 
 
 def plans_of_several_threads():
-    import threading
-
-    driver, _ = stub_driver.start()
-    x, failed = torch.randn(4, 6, 8), []
+    stub_driver.start()
+    x = torch.randn(4, 6, 8)
 
     def work(k):
         for n in range(1, 5):
             for _ in range(3):
                 out, total, _ = _planned(x[:n], x, [0], 1.5 + k % 2, True)
-                if out.shape != x[:n].shape or not torch.equal(total, x[:n].sum(0, dtype=torch.float64)):
-                    failed.append(n)
+                assert out.shape == x[:n].shape and torch.equal(total, x[:n].sum(0, dtype=torch.float64)), n
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
+    in_threads(*(functools.partial(work, k) for k in range(4)))
 
 
 def plans_go_in_several_threads():
@@ -1135,14 +1130,9 @@ def cpp_leaves_a_plan_to_python_while_somebody_listens_or_holds_it_off():
     assert driver.by_plan == before
     outer(x)
     assert driver.by_plan == before + 2
-    # While one thread writes down a launcher, others go by plans.
-    import threading
-
-    launch._thread.tracing = object()
+    launch._thread.tracing = object()  # while one thread writes down a launcher, others go by plans
     ran = []
-    thread = threading.Thread(target=lambda: ran.append(_run_of_alone(driver, x)))
-    thread.start()
-    thread.join()
+    in_threads(lambda: ran.append(_run_of_alone(driver, x)))
     launch._thread.tracing = None
     assert ran == [2]
 
@@ -1231,10 +1221,7 @@ def cpp_leaves_the_plan_of_another_device_to_python():
 
 
 def cpp_runs_plans_in_several_threads():
-    import threading
-
     driver, _ = stub_driver.start()
-    failed = []
     for n in range(1, 5):
         for k in range(2):
             _alone(torch.zeros(64 * n), None, 1.5 + k)
@@ -1245,15 +1232,10 @@ def cpp_runs_plans_in_several_threads():
         for turn in range(400):
             x = torch.zeros(64 * (1 + turn % 4))
             out, more, same = _alone(x, None, 1.5 + k % 2)
-            if out.shape != x.shape or more.shape != (3, 5) or same is not x:
-                failed.append(turn)
+            assert out.shape == x.shape and more.shape == (3, 5) and same is x, turn
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed and driver.by_plan - before == 4 * 400 * 2
+    in_threads(*(functools.partial(work, k) for k in range(4)))
+    assert driver.by_plan - before == 4 * 400 * 2
 
 
 LEFT_TO_PYTHON = {  # sums by torch, copies of what is not dense, tables of addresses

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -113,16 +113,11 @@ class Prepared:
     # Set by `accelerate`: on a device whose file does not say that ours is worth it, the layer is torch's as it was.
     where_known = False
 
-    def original(self, owner: Any) -> Tensor:
-        """The weight as it is trained, of the layer that has this hook or the list that this parametrization is in."""
-        raise NotImplementedError
-
-    def ready(self, weight: Tensor) -> bool:
-        """Whether :meth:`request` may be called now; else the layer computes its weight where that is used."""
-        raise NotImplementedError
-
-    def request(self, owner: Any, weight: Tensor) -> Request:
-        raise NotImplementedError
+    # The weight as it is trained, of the layer that has this hook or the list that this parametrization is in.
+    original: Callable[[Any], Tensor]
+    # Whether `request` of that weight may be called now; else the layer computes its weight where that is used.
+    ready: Callable[[Tensor], bool]
+    request: Callable[[Any, Tensor], Request]  # of both
 
     def is_worth(self, weight: Tensor) -> bool:
         """Whether ours is what somebody asked for, or known to be worth it for such a weight."""
