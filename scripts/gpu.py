@@ -956,54 +956,51 @@ def _step_time(measured: Any, whole: Any, step: Any, variant: str, where: str, f
     }
 
 
-def _variant_runs(where: str) -> tuple[dict[str, Callable[[Any], Any]], tuple[int, ...], Any]:
-    """What launches each kernel that has variants, given a map; the map's shape; the leaf that one of them has."""
-    import torch
+def _in_triton(run: Callable[..., Any], *inputs: Any) -> Any:
+    """By Triton, whatever the file of the device says since."""
+    import gankern
 
+    with gankern.use_implementation("triton"):
+        return run(*inputs)
+
+
+def _variant_cases(where: str) -> dict[str, list[tuple[str, Callable[..., Any], tuple[int, ...]]]]:
+    """What launches each kernel that has variants: cases of the device stage, with what runs on which shape."""
     import gankern.functional as GF
 
-    cuda = where == "cuda"
-    shape = (64, 128, 64, 64) if cuda else (4, 4, 4, 4)
-    taps, mean = torch.tensor([1.0, 3.0, 3.0, 1.0], device=where) / 8, torch.zeros(shape[1], device=where)
-    m = torch.randn((256, 100, 5) if cuda else (8, 2, 5), device=where).requires_grad_()
-    triton = {"implementation": "triton"}
-    runs = {
-        "bias_act": lambda x: GF.bias_act(x, x[0, :, 0, 0].contiguous(), **triton),
-        "minibatch_stddev": lambda x: GF.minibatch_stddev(x, group_size=4, **triton),
-        "upfirdn2d": lambda x: sum(
-            GF.upfirdn2d(x, taps, padding=padding, **factors, **triton).sum()
-            for factors, padding in (({"up": 2}, (2, 1, 2, 1)), ({"down": 2}, (1, 1, 1, 1)), ({}, (2, 1, 2, 1)))
-        ),
-        "pixel_norm": lambda x: GF.bias_act_pixel_norm(x, x[0, :, 0, 0].contiguous(), **triton),
-        "batch_norm_act": lambda x: GF.batch_norm_act(x, None, None, training=True, **triton),
-        "instance_norm_act": lambda x: GF.instance_norm_act(x, **triton),
-        "group_norm_act": lambda x: GF.group_norm_act(x, max(1, shape[1] // 8), **triton),
-        "virtual_batch_norm": lambda x: GF.virtual_batch_norm(x, mean, mean + 1, shape[0], **triton),
-        "minibatch_discrimination": lambda x: GF.l1_similarity(m, **triton),
-    }
-    return runs, shape, m
+    large = [(name, ours, shape) for name, shape, ours, _, _ in _device_cases(where) if "large" in name]
+    kernels = {"bias_act_pixel_norm": "pixel_norm"}
+    found: dict[str, list[tuple[str, Callable[..., Any], tuple[int, ...]]]] = {}
+    for case in large:
+        primitive = case[0].split()[0]
+        if primitive != "gradient_penalty":
+            found.setdefault(kernels.get(primitive, primitive), []).append(case)
+    points = (256, 100, 5) if where == "cuda" else (8, 2, 5)
+    found["minibatch_discrimination"] = [("minibatch_discrimination", lambda m, b: GF.l1_similarity(m), points)]
+    found["upfirdn2d"] = found.pop("upfirdn2d")  # has the most variants
+    return found
 
 
-def _maps(shape: Sequence[int], where: str) -> Iterator[tuple[str, Any]]:
-    """Maps of each dtype and memory format."""
+def _variant_steps(name: str, where: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Forward and backward of what launches a kernel, in each dtype and memory format that it comes in, by the names
+    that bars have."""
     import torch
 
-    for dtype in (torch.float32, torch.bfloat16):
-        for memory_format in (torch.contiguous_format, torch.channels_last):
-            x = torch.randn(shape, device=where, dtype=dtype).contiguous(memory_format=memory_format)
-            yield f"{str(dtype)[6:]} {str(memory_format)[6:]}", x.requires_grad_()
+    for case, run, shape in _variant_cases(where)[name]:
+        for dtype, layout in itertools.product((torch.float32, torch.bfloat16), ("contiguous", "channels_last")):
+            if len(shape) == 4 or (dtype, layout) == (torch.float32, "contiguous"):
+                step = _modes(partial(_in_triton, run), _inputs(shape, dtype, layout, where))["f+b"]
+                yield f"{case}, {str(dtype)[6:]}, {layout}", step
 
 
 def _compile_variant(name: str, number: int, where: str) -> None:
     """Runs a variant once in a process of its own: its kernels are then in Triton's cache."""
     sys.path.insert(0, str(ROOT))
-    import torch
 
-    runs, shape, m = _variant_runs(where)
     blocks = _blocks_of(name)
     with blocks.use(blocks.variants[number]):
-        for _, x in _maps(shape, where):
-            torch.autograd.grad(runs[name](x).sum(), (x, m), allow_unused=True)
+        for _, step in _variant_steps(name, where):
+            step()
 
 
 def _blocks_of(name: str) -> Any:
@@ -1014,45 +1011,41 @@ def _blocks_of(name: str) -> Any:
 
 
 def variants(record: Record, where: str) -> None:
-    """CUDA C++ beside Triton; then each variant of a kernel's block sizes on large maps, forward and backward. The best
-    go to the device's file, as soon as they are known. What the variants compile, which takes the longest, is compiled
-    in parallel before."""
-    import torch
-
+    """CUDA C++ beside Triton; then each variant of a kernel's block sizes, forward and backward, on the large maps that
+    bars are of. The best go to the device's file, as soon as they are known. What the variants compile, which takes the
+    longest, is compiled in parallel before."""
     if where == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     from gankern.measure import device as measured
 
-    runs, shape, m = _variant_runs(where)
     tiers = _fastest_tiers(record, where)
     keep_choices(record, where, tiers=tiers)
-    blocks = {name: _blocks_of(name) for name in runs}
+    blocks = {name: _blocks_of(name) for name in _variant_cases(where)}
     work = [(name, number, where) for name, own in blocks.items() for number in range(len(own.variants))]
     if where == "cpu":
         work = work[:1]  # there is nothing to compile
     record.add(what="compiled", **_compiled_before(_compile_variant, work, 30 if where == "cuda" else 120))
 
-    def replayed(run: Callable[..., Any], x: Any) -> float:
-        def step() -> None:
-            torch.autograd.grad(run(x).sum(), (x, m), allow_unused=True)
-
+    def replayed(step: Callable[[], None]) -> float:
         return measured.milliseconds(measured.graph_of(step, where), where, 0.02, 3)
 
+    def row_of(name: str, variant: dict[str, int]) -> dict[str, float]:
+        with blocks[name].use(variant):
+            return {label: attempt(partial(replayed, step)) for label, step in _variant_steps(name, where)}
+
     best = {}
-    for name, run in runs.items():
+    for name, own in blocks.items():
         times: dict[int, float] = {}
         # The interpreter is slow, and of variants it tells nothing.
-        for number, variant in enumerate(blocks[name].variants[: 1 if where == "cpu" else None]):
-            row, total = {}, 1.0
-            with blocks[name].use(variant):
-                for label, x in _maps(shape, where):
-                    row[label] = ms = attempt(partial(replayed, run, x))
-                    total *= ms if isinstance(ms, float) else float("inf")
-            times[number] = total
+        for number, variant in enumerate(own.variants[: 1 if where == "cpu" else None]):
+            row = attempt(partial(row_of, name, variant))
+            given = list(row.values()) if isinstance(row, dict) else [row]
+            fine = all(isinstance(ms, float) for ms in given)
+            times[number] = math.prod(given) ** (1 / len(given)) if fine else math.inf
             record.add(kernel=name, variant=variant, ms=row)
         # A change of the default must be worth it in the mean over types and layouts.
         fastest = min(times, key=times.__getitem__)
-        best[name] = blocks[name].variants[fastest if times[fastest] < 0.97**4 * times[0] else 0]
+        best[name] = own.variants[fastest if times[fastest] < 0.97 * times[0] else 0]
         keep_choices(record, where, blocks=best)
 
 
@@ -1265,11 +1258,21 @@ def of_the_file(tiers: dict[str, str], primitive: str, times: dict[str, Any]) ->
     return times[chosen] if isinstance(times.get(chosen), float) else None
 
 
+def _by_blocks(out: Path) -> dict[str, float]:
+    """Of cases of the device stage, by their labels, the milliseconds with the block sizes that are chosen."""
+    chosen = _record(out, "variants").get("device_file", {}).get("blocks", {})
+    found: dict[str, float] = {}
+    for row in _results(out, "variants"):
+        if isinstance(row.get("ms"), dict) and "kernel" in row and chosen.get(row["kernel"]) == row["variant"]:
+            found |= {label: ms for label, ms in row["ms"].items() if isinstance(ms, float)}
+    return found
+
+
 def bars(out: Path) -> list[dict[str, Any]]:
     """What the records say about what this library promises: each bar, the figure that who commits the device's file
     gets, and whether it is met."""
     found: list[dict[str, Any]] = []
-    tiers = _record(out, "variants").get("device_file", {}).get("tiers", {})
+    tiers, by_blocks = _record(out, "variants").get("device_file", {}).get("tiers", {}), _by_blocks(out)
 
     def bar(name: str, figure: float, least: float) -> None:
         found.append({"bar": name, "figure": round(figure, 3), "least": least, "met": figure >= least})
@@ -1278,6 +1281,8 @@ def bars(out: Path) -> list[dict[str, Any]]:
         label = f"{row['case']}, {row['dtype']}, {row['layout']}"
         times = {name: c.get("f+b") for name, c in row["contenders"].items() if isinstance(c, dict)}
         primitive = row["case"].split()[0]
+        if label in by_blocks:
+            times["gankern"] = by_blocks[label]
         ours = of_the_file(tiers, primitive, times)
         if ours is None:
             continue

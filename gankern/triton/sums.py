@@ -2,7 +2,8 @@
 of a bias, a slope, or affine values.
 
 Traffic: the parts are read once; they are a small share of what the first kernel read. A program takes CHANNELS
-channels and passes over their parts, PARTS at a time.
+channels and passes over their parts, PARTS at a time. What it takes is the time of its turns, one of memory each: of
+many parts a program has few channels, and asks for many parts at once.
 """
 
 import torch
@@ -14,6 +15,9 @@ from gankern.triton.launch import ceil_div, launch, sum_dtype
 
 VALUES = 1024  # of a tile
 TOGETHER = 32  # channels of a program, where neighbours in memory are channels
+MANY = 128  # parts, from which on it has as many values of fewer channels: 32 bytes of each part
+FEW = 8
+LARGE = 4096  # values of a tile of many parts
 
 # ---- the kernel --------------------------------------------------------------------------------------------
 
@@ -46,23 +50,25 @@ def sum_of_parts(parts: Tensor, dtype: torch.dtype) -> Tensor:
     """[channels], of parts [outer, channels, inner]; in parts' dtype until the end. Launches: 1."""
     outer, channels, inner = parts.shape
     out = parts.new_empty(channels, dtype=dtype)
-    together = TOGETHER if inner < TOGETHER else 1
+    count = outer * inner
+    together = 1 if inner >= TOGETHER else TOGETHER if count < MANY else FEW
+    values = VALUES if count * together < LARGE else LARGE
     launch(
         _parts_kernel,
         ceil_div(channels, together),
         parts,
         out,
-        outer * inner,
+        count,
         channels,
         inner,
         CHANNELS=together,
-        PARTS=VALUES // together,
-        num_warps=4,
+        PARTS=values // together,
+        num_warps=values // 32 // 8,
     )
     return out
 
 
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
-    """Calls that launch both forms of the kernel."""
-    for inner in (1, 64):
-        sum_of_parts(torch.empty(4, 48, inner, dtype=sum_dtype(dtype), device=device), dtype)
+    """Calls that launch every form of the kernel."""
+    for outer, inner in ((4, 1), (4, 64), (MANY, 1), (1024, 1), (8, 1024)):
+        sum_of_parts(torch.empty(outer, 48, inner, dtype=sum_dtype(dtype), device=device), dtype)

@@ -461,3 +461,48 @@ def test_times_on_the_cpu():
     assert 2.0 <= ms < 20 and len(calls) >= 5
     assert 2000 <= device.host_microseconds(lambda: time.sleep(0.002), "cpu", calls=3, rounds=2) < 20_000
     assert device.peak_megabytes(lambda: None, "cpu") is None
+
+
+def test_bars_count_the_block_sizes_that_are_chosen(gpu, tmp_path):
+    """They are measured on the cases that bars are of, behind the device stage."""
+    rows = [
+        {"case": f"{name} large", "dtype": "float32", "layout": "contiguous", "limit_ms": 0.5,
+         "contenders": {"gankern": {"f+b": 1.0}, gpu.IN_CUDA: {"f+b": 0.9}}}
+        for name in ("bias_act_pixel_norm", "upfirdn2d up")
+    ]  # fmt: skip
+    (tmp_path / "device.json").write_text(json.dumps({"results": rows}))
+    named = [f"{row['case']}, float32, contiguous" for row in rows]
+    variants = [
+        {"kernel": kernel, "variant": {"BLOCK": block}, "ms": {label: ms}}
+        for kernel, label in zip(("pixel_norm", "upfirdn2d"), named)
+        for block, ms in ((1, 1.1), (2, 0.625), (3, "RuntimeError: no"))
+    ]
+
+    def figures(tiers, **blocks):
+        file = {"tiers": tiers, "blocks": {kernel: {"BLOCK": block} for kernel, block in blocks.items()}}
+        (tmp_path / "variants.json").write_text(json.dumps({"results": variants, "device_file": file}))
+        return [row["figure"] for row in gpu.bars(tmp_path) if row["figure"] is not None]
+
+    assert figures({}) == figures({}, pixel_norm=3, upfirdn2d=3) == [0.5, 0.5]
+    assert figures({}, pixel_norm=2, upfirdn2d=1) == [0.8, 0.455]
+    assert figures({"upfirdn2d": "cuda"}, upfirdn2d=2) == [0.5, 0.556]
+
+
+def test_variants_are_measured_on_cases_of_bars(gpu):
+    from gankern.triton.launch import Blocks
+
+    for name in gpu._variant_cases("cpu"):
+        gpu._blocks_of(name)
+    cases = {name: [case for case, _, _ in found] for name, found in gpu._variant_cases("cpu").items()}
+    assert cases.keys() == Blocks.known.keys()
+    labels = {f"{name} large" for name in gpu.LARGE}
+    assert {case for found in cases.values() for case in found} - labels == {"minibatch_discrimination"}
+    steps = list(gpu._variant_steps("pixel_norm", "cpu"))
+    assert [label for label, _ in steps] == [
+        f"bias_act_pixel_norm large, {dtype}, {layout}"
+        for dtype in ("float32", "bfloat16") for layout in ("contiguous", "channels_last")
+    ]  # fmt: skip
+    steps[3][1]()
+    assert [label for label, _ in gpu._variant_steps("minibatch_discrimination", "cpu")] == [
+        "minibatch_discrimination, float32, contiguous"
+    ]

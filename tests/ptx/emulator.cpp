@@ -91,16 +91,19 @@ enum class Type {
   f64,
   pred,
   f16x2,
-  bf16x2
+  bf16x2,
+  u16x2,
+  s16x2
 };
-constexpr int kBytes[] = {0, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 4, 8, 1, 4, 4};
+constexpr int kBytes[] = {0, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 4, 8, 1, 4, 4, 4, 4};
 // Names of types; those without a sign are taken as unsigned.
 const std::map<string, Type> kTypes = {
-    {"u8", Type::u8},     {"s8", Type::s8},       {"b8", Type::u8},        {"u16", Type::u16},
-    {"s16", Type::s16},   {"b16", Type::u16},     {"u32", Type::u32},      {"s32", Type::s32},
-    {"b32", Type::u32},   {"u64", Type::u64},     {"s64", Type::s64},      {"b64", Type::u64},
-    {"f16", Type::f16},   {"bf16", Type::bf16},   {"f32", Type::f32},      {"f64", Type::f64},
-    {"pred", Type::pred}, {"f16x2", Type::f16x2}, {"bf16x2", Type::bf16x2}};
+    {"u8", Type::u8},      {"s8", Type::s8},       {"b8", Type::u8},         {"u16", Type::u16},
+    {"s16", Type::s16},    {"b16", Type::u16},     {"u32", Type::u32},       {"s32", Type::s32},
+    {"b32", Type::u32},    {"u64", Type::u64},     {"s64", Type::s64},       {"b64", Type::u64},
+    {"f16", Type::f16},    {"bf16", Type::bf16},   {"f32", Type::f32},       {"f64", Type::f64},
+    {"pred", Type::pred},  {"f16x2", Type::f16x2}, {"bf16x2", Type::bf16x2}, {"u16x2", Type::u16x2},
+    {"s16x2", Type::s16x2}};
 int bytes_of(Type type) { return kBytes[int(type)]; }
 
 template <class V, Type kType>
@@ -154,7 +157,10 @@ struct Two {
   struct Value {
     typename T::Value low, high;
   };
-  static constexpr Type type = T::type == Type::f16 ? Type::f16x2 : Type::bf16x2;
+  static constexpr Type type = T::type == Type::f16    ? Type::f16x2
+                               : T::type == Type::bf16 ? Type::bf16x2
+                               : T::type == Type::u16  ? Type::u16x2
+                                                       : Type::s16x2;
   static Value get(Word word) { return {T::get(word), T::get(word >> 16)}; }
   static Word put(Value v) { return T::put(v.low) | T::put(v.high) << 16; }
 };
@@ -1066,6 +1072,11 @@ constexpr auto logarithm_of_2 = [](auto a) { return std::log2(double(a)); };
 constexpr auto reciprocal = [](auto a) { return 1 / a; };
 constexpr auto reciprocal_root = [](auto a) { return 1 / std::sqrt(double(a)); };
 
+Run make_sum(const Mnemonic& m, Instruction& i) {
+  constexpr auto of_half = [](auto a, auto b) { return decltype(a)(a + b); };
+  const Run two = make<Binary, of_half, Types<Two<U16>, Two<S16>>>(m, i);
+  return two != nullptr ? two : make<Binary, add, Numbers>(m, i);
+}
 Run make_multiply(const Mnemonic& m, Instruction& i) {
   return m.has("wide") ? make<Product, widened, Types<U16, S16, U32, S32>>(m, i)
          : m.has("hi") ? make<Binary, high, Ints>(m, i)
@@ -1565,7 +1576,7 @@ const std::map<string, Opcode> kOpcodes = {
                   },
                   Numbers>}},
     {"activemask", {"", make_always<active_mask>}},
-    {"add", {"rn ftz", make<Binary, add, Numbers>}},
+    {"add", {"rn ftz", make_sum}},
     {"and", {"", make<Binary, [](auto a, auto b) { return a & b; }, Bits>}},
     {"atom",
      {"relaxed acquire release acq_rel cta gpu sys global shared shared::cta add min max and or xor exch cas "

@@ -92,6 +92,9 @@ VALUES = {
     "cvt.rn.f32.u32 %f1, %r1; mul.f32 %f1, %f1, 0f3F800001; cvt.rn.bf16x2.f32 %r10, %f1, %f1;": lambda t: (
         (t * 1.0000001).bfloat16().view(torch.int16).int() * 65537
     ),
+    "mul.lo.s32 %r11, %r1, 0x00010401; add.s16x2 %r10, %r11, 0x0005fff8;": lambda t: (
+        ((t * 0x401 - 8) & 0xFFFF) + (t + 5) * 65536
+    ),
     "cvt.rn.f64.s32 %fd1, %r1; fma.rn.f64 %fd1, %fd1, %fd1, 0dBFF0000000000000; cvt.rni.s32.f64 %r10, %fd1;": lambda t: (
         t * t - 1
     ),

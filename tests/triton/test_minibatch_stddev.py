@@ -13,13 +13,19 @@ from torch.autograd import grad
 import gankern
 import gankern.functional as GF
 from gankern.reference.minibatch_stddev import minibatch_stddev as reference
+from gankern.triton import minibatch_stddev
+from gankern.triton.launch import _unplanned, recorded
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
-# A program has 512 positions, and keeps all values of them of up to four samples.
-SHAPES = [((4, 1), 4, 1), ((6, 4, 3, 5), 3, 2), ((4, 3, 13, 17), 4, 1), ((3, 2, 5), 3, 2), ((10, 6, 9, 11), 5, 3)]
+# A program has 512 positions, and keeps all values of them of up to four samples; of more than 1,024 gradients of a
+# feature it adds up parts.
+SHAPES = [
+    ((4, 1), 4, 1), ((6, 4, 3, 5), 3, 2), ((4, 3, 13, 17), 4, 1), ((3, 2, 5), 3, 2), ((10, 6, 9, 11), 5, 3),
+    ((4, 2, 16, 32), 4, 1), ((4, 4, 23, 29), 4, 2),
+]  # fmt: skip
 
 
 def sample(shape, dtype, device, memory_format=torch.contiguous_format, seed=0):
@@ -59,6 +65,23 @@ def test_every_order(shape, group, channels, layout, memory_format, dtype, devic
         error, plain_error = ((y.double() - right).abs().max().item() for y in (mine, theirs))
         units = 8 if dtype == torch.float64 else 1
         assert error <= 2 * plain_error + units * torch.finfo(dtype).eps * math.sqrt(x[0].numel()) * right.abs().max()
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_parts_that_are_many(memory_format, device, monkeypatch):
+    """Whether each program of the channel's adds them up, or another kernel before, the channel is the same."""
+    x = sample((4, 4, 23, 29), torch.float32, device, memory_format)
+    options = 4, 2, True, False, 1e-8
+    kernels, channels = [], []
+    for most in (minibatch_stddev.AGAIN, 0):
+        monkeypatch.setattr(minibatch_stddev, "AGAIN", most)
+        with recorded() as launches:
+            minibatch_stddev.forward(x, *options)
+        kernels.append([launch.kernel.__name__ for launch in launches])
+        with _unplanned():
+            channels.append(minibatch_stddev.forward(x, *options)[:, 4:])
+    assert kernels == [["_held_kernel", "_channel_kernel"], ["_held_kernel", "_parts_kernel", "_channel_kernel"]]
+    torch.testing.assert_close(*channels)
 
 
 def test_empty_and_strides(device):
