@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
 
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -51,6 +52,9 @@ void Bits::operator|=(const Bits& other) {
 // the address of its compiler: the leaves that are to have zeros.
 class Absent : public std::enable_shared_from_this<Absent> {
  public:
+  const uint64_t number = made++;  // of the recorded backward, over all threads
+  static std::atomic<uint64_t> made;
+
   using Task = std::pair<int, void*>;
   static Task running(void* compiler = nullptr) {
     return {compiler ? -1 : torch::autograd::get_current_graph_task_id(), compiler};
@@ -79,6 +83,8 @@ class Absent : public std::enable_shared_from_this<Absent> {
   mutable std::mutex mutex_;  // a backward runs on a thread a device
   std::map<Task, Bits> of_task_;
 };
+
+std::atomic<uint64_t> Absent::made{0};
 
 namespace {
 
@@ -152,7 +158,8 @@ Tensors traced_zeros(const torch::autograd::edge_list& edges, const Needed& want
 // which no gradient comes to.
 struct Collector final : Node {
   std::shared_ptr<Absent> absent;
-  size_t first;  // the number of its first leaf
+  size_t first;                         // the number of its first leaf
+  std::shared_ptr<KeptBack> kept_back;  // what takes a note in place of zeros, if any
 
   Collector(std::shared_ptr<Absent> a, size_t f) : absent(std::move(a)), first(f) {}
   std::string name() const override { return "GankernZerosCollector"; }
@@ -160,8 +167,13 @@ struct Collector final : Node {
   variable_list apply(variable_list&&) override {
     const Bits noted = absent->noted(Absent::running());
     variable_list zeros(num_outputs());
-    for (size_t i = 1; i < zeros.size(); ++i)
-      if (noted.test(first + i - 1) && task_should_compute_output(i)) zeros[i] = zeros_of(leaf(next_edge(i)));
+    for (size_t i = 1; i < zeros.size(); ++i) {
+      if (!noted.test(first + i - 1) || !task_should_compute_output(i)) continue;
+      if (kept_back)
+        kept_back->add(leaf(next_edge(i)));
+      else
+        zeros[i] = zeros_of(leaf(next_edge(i)));
+    }
     return zeros;
   }
 
@@ -380,6 +392,24 @@ void Witness::collect(torch::dynamo::autograd::CompiledNodeArgs& args) const {
 
 std::string Witness::key() const { return (direct_ ? "leaves," : "") + leaves_.key(); }
 
+void KeptBack::add(const Tensor& leaf) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  leaves_.insert(leaf.unsafeGetTensorImpl());
+}
+std::vector<bool> KeptBack::among(const Tensors& leaves) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<bool> found;
+  for (const Tensor& leaf : leaves) found.push_back(leaves_.count(leaf.unsafeGetTensorImpl()) > 0);
+  return found;
+}
+
+bool keep_back(Node* node, uint64_t since, const std::shared_ptr<KeptBack>& to) {
+  auto* collector = dynamic_cast<Collector*>(node);
+  if (!collector || collector->absent->number < since) return false;
+  collector->kept_back = to;
+  return true;
+}
+
 Tensor carry(const Tensor& result, const Witness& witness) {
   if (!witness) return result;
   auto* node = new Carry;
@@ -410,7 +440,11 @@ PyObject* carry_call(PyObject* const* in) {
       carry(result, Witness(torch::autograd::impl::gradient_edge(input).function, derivative, input)));
 }
 
-const Functions functions_of_zeros = {method("carry", entry<carry_call, 3>)};
+// How many backwards were recorded that have zeros for somebody: the number of the next one.
+PyObject* recorded_backwards(PyObject* const*) { return PyLong_FromUnsignedLongLong(Absent::made); }
+
+const Functions functions_of_zeros = {method("carry", entry<carry_call, 3>),
+                                      method("recorded_backwards", entry<recorded_backwards, 0>)};
 
 }  // namespace
 

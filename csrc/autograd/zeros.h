@@ -1,6 +1,9 @@
 // Gradients of zero at leaves: what gankern/core/zeros.py says, without Python. The names are the same there.
 #pragma once
 
+#include <mutex>
+#include <unordered_set>
+
 #include "node.h"
 
 namespace gankern::nodes {
@@ -54,6 +57,23 @@ class Witness {
   Bits leaves_;
   Tensor token_;
 };
+
+// The leaves that collectors would give zeros to, where these keep them back: whoever asked for that gives zeros to those
+// alone that nothing else came to. Of one backward.
+class KeptBack {
+ public:
+  void add(const Tensor& leaf);
+  // Of the leaves, those that zeros were kept back from.
+  std::vector<bool> among(const Tensors& leaves) const;
+
+ private:
+  mutable std::mutex mutex_;
+  std::unordered_set<c10::TensorImpl*> leaves_;  // which the graph holds
+};
+
+// The collector of a backward that was recorded with this number or a later one keeps its zeros back from now on; false
+// for another node.
+bool keep_back(torch::autograd::Node* node, uint64_t since, const std::shared_ptr<KeptBack>& to);
 
 // A result with that witness behind it; the result itself where it is none.
 Tensor carry(const Tensor& result, const Witness& witness);

@@ -13,7 +13,7 @@ import sys
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -72,16 +72,43 @@ def graph_nodes(*outputs: torch.Tensor) -> Iterator[Any]:
 _ERRORS = ("Error", "NotImplemented", "DelayedError")  # of autograd's nodes; those of a Function end in Backward
 
 
-def graph_of(outputs: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], Sequence[Any], int]:
-    """Of the graph that autograd recorded of the outputs: its leaves that require a gradient, its nodes that only raise
-    an error, and the least of its nodes' numbers."""
-    known = nodes.graph(tuple(outputs))
+class Graph(NamedTuple):
+    """What autograd recorded."""
+
+    leaves: Sequence[torch.Tensor]  # that require a gradient
+    errors: Sequence[Any]  # the nodes that only raise an error
+    first: int  # the least of the nodes' numbers
+    kept_back: Any = None  # for :func:`with_zeros`
+
+
+def recorded_backwards() -> int | None:
+    """The number of the next backward that is recorded, for :func:`graph_of`; None where nobody counts."""
+    count = nodes.recorded_backwards()
+    return None if count is NotImplemented else count
+
+
+def graph_of(outputs: Sequence[torch.Tensor], since: int | None = None) -> Graph:
+    """The graph that autograd recorded of the outputs.
+
+    ``since``: a backward through the graph gives no zeros to the leaves that gankern.core.zeros has some for in a
+    backward that was recorded with this number or later; then :func:`with_zeros` is to be called, which gives them to
+    those that nothing else came to. The others would have them added to what they have. The caller alone runs what he
+    has recorded since.
+    """
+    known = nodes.graph(tuple(outputs), since)
     if known is not NotImplemented:
-        return known
+        return Graph(*known)
     found = list(graph_nodes(*outputs))
     leaves = [node.variable for node in found if hasattr(node, "variable")]
     errors = [node for node in found if type(node).__name__ in _ERRORS]
-    return leaves, errors, min((node._sequence_nr() for node in found), default=2**64 - 1)
+    return Graph(leaves, errors, min((node._sequence_nr() for node in found), default=2**64 - 1))
+
+
+def with_zeros(
+    graph: Graph, leaves: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]
+) -> Sequence[torch.Tensor | None]:
+    """The gradients of leaves after the one backward through a graph that keeps zeros back, with those zeros."""
+    return gradients if graph.kept_back is None else nodes.with_zeros(graph.kept_back, tuple(leaves), tuple(gradients))
 
 
 def modules_of(network: nn.Module, *kinds: type[M]) -> Sequence[M]:

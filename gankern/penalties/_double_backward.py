@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from gankern.core.double_backward import fast_double_backward
-from gankern.core.torch_internals import autocasting, graph_of, sequence_number
+from gankern.core.torch_internals import autocasting, graph_of, recorded_backwards, sequence_number, with_zeros
 from gankern.tangent.convolutions import fast_convolutions
 from gankern.tangent.method import resolve
 
@@ -55,6 +55,7 @@ def penalty_gradients(
         device = out.device.type
         with torch.autocast(device, enabled=False) if autocasting(device) else contextlib.nullcontext():
             gradients: Sequence[Tensor | None] = [None]
+            since = recorded_backwards()
             if out.requires_grad:
                 gradients = torch.autograd.grad(out, xs, torch.ones_like(out), create_graph=True, allow_unused=True)
             if all(g is None for g in gradients):
@@ -62,15 +63,15 @@ def penalty_gradients(
                     "gradient penalty: the critic's output does not depend on its input (was it detached?)"
                 )
             del out
-            leaves, errors, first = graph_of([g for g in gradients if g is not None])
-            for node in errors:
+            graph = graph_of([g for g in gradients if g is not None], since)
+            for node in graph.errors:
                 # Of what has no second derivative: raises, as a backward would. torch.autograd.grad, which goes to the
                 # leaves alone, passes it by, and would leave out what flows through it.
                 node(*[torch.zeros(())] * len(node._input_metadata))
             # What the critic has from its caller's graph, such as weights that another network computes, must stay.
-            of_others = first < begin
+            of_others = graph.first < begin
             given = {id(leaf) for leaf in (*originals, *xs)}
-            parameters = [leaf for leaf in leaves if id(leaf) not in given]
+            parameters = [leaf for leaf in graph.leaves if id(leaf) not in given]
             with torch.no_grad():
                 value, directions = penalty(
                     [torch.zeros_like(x) if g is None else g.detach() for g, x in zip(gradients, xs)]
@@ -78,7 +79,7 @@ def penalty_gradients(
             pairs = [(g, v) for g, v in zip(gradients, directions) if g is not None and g.requires_grad]
             leaves = [*parameters, *originals]
             del gradients, directions
-            found = _second(pairs, leaves, of_others)
+            found = with_zeros(graph, leaves, _second(pairs, leaves, of_others))
     targets = [(originals.get(leaf, leaf), g) for leaf, g in zip(leaves, found) if g is not None]
     return value, [target for target, _ in targets], [g for _, g in targets]
 

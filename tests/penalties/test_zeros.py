@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import weakref
+from collections import Counter
 
 import pytest
 import torch
@@ -476,3 +477,49 @@ def test_nothing_is_kept(way, fails):
     del critic
     gc.collect()
     assert gone() is None
+
+
+# ---- kept back: of a penalty, zeros that would be added to something ---------------------------------------------
+
+
+def test_a_penalty_makes_zeros_for_leaves_alone_that_have_nothing_else():
+    if native.NODES_MISSING:
+        pytest.skip(native.NODES_MISSING)
+    critic = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(8, 6, 3, 2, 1), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(24, 5), nn.ReLU(), nn.Linear(5, 1)),
+    ).double()
+    real, fake = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
+    alpha = torch.rand(4, dtype=torch.float64)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        penalty = penalties.gradient_penalty(critic, real, fake, alpha=alpha, method="double_backward")
+    counts = Counter(event.name for event in profile.events())
+    # The first layer's two are right below its LeakyReLU, and have theirs from there.
+    assert counts["GankernZerosCollector"] and counts["aten::zeros_like"] == 2 and counts["aten::zeros"] == 1
+    penalty.backward()
+    between = torch.lerp(real, fake, alpha.view(-1, 1, 1, 1)).requires_grad_()
+    (g,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    right = torch.autograd.grad(
+        10 * (g.flatten(1).norm(dim=1) - 1).square().mean(), list(critic.parameters()), allow_unused=True
+    )
+    for parameter, theirs in zip(critic.parameters(), right):
+        assert (parameter.grad is None) == (theirs is None)
+        if theirs is not None:
+            torch.testing.assert_close(parameter.grad, theirs)
+            assert parameter.grad._base is None and parameter.grad.stride() == parameter.stride()
+
+
+def test_a_penalty_leaves_the_zeros_of_its_callers_graph():
+    """Weights that a gradient of another network makes, whose second derivative somebody else runs."""
+    torch.manual_seed(0)
+    other = nn.Sequential(nn.Linear(6, 4), nn.LeakyReLU(0.2), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    x = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    samples = torch.randn(2, 3, 6, dtype=torch.float64)
+    with gankern.fast_double_backward():
+        (weight,) = torch.autograd.grad(other(x).sum(), x, create_graph=True)
+        penalty = penalties.gradient_penalty(lambda z: (z @ weight.T).tanh().sum(1), *samples, method="double_backward")
+        (penalty + weight.square().sum()).backward()
+    got = [parameter.grad for parameter in other.parameters()]
+    assert [g is None for g in got] == [False] * 5 + [True]
+    for bias in (got[1], got[3]):
+        assert not bias.any()
