@@ -130,9 +130,9 @@ bool fits(const Layer& layer, const Tensor& first, int64_t* dim) {
          u.device() == w.device() && v.device() == w.device() && !u.requires_grad() && !v.requires_grad();
 }
 
-// `to` takes what stands in the state at `begin`.
+// `to` takes what stands in the state at `begin`. A sigma may be on the host where its weight is not.
 void keep(const Tensor& to, const Tensor& state, int64_t begin) {
-  if (to.is_cpu() && to.scalar_type() == state.scalar_type() && to.is_contiguous()) {
+  if (to.is_cpu() && state.is_cpu() && to.scalar_type() == state.scalar_type() && to.is_contiguous()) {
     std::memcpy(to.mutable_data_ptr(),
                 static_cast<const char*>(state.const_data_ptr()) + begin * state.itemsize(), to.nbytes());
   } else {

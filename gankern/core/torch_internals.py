@@ -124,6 +124,13 @@ def recomputed() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
+def ends_recomputation(error: BaseException) -> bool:
+    """Whether it is no error, but what activation checkpointing raises where a forward that runs again has saved all
+    that is needed."""
+    checkpointing = sys.modules.get("torch.utils.checkpoint")  # where it is not loaded, nothing runs again
+    return checkpointing is not None and isinstance(error, checkpointing._StopRecomputationError)
+
+
 # Function modes that change nothing of what a function computes, and have no interest in this library's own calls.
 OWN_MODES: set[type] = {DeviceContext}
 

@@ -32,7 +32,7 @@ from gankern.core import autograd, devices
 from gankern.core.devices import TANGENT
 from gankern.core.dispatch import check_floating_on, short
 from gankern.core.native import nodes
-from gankern.core.torch_internals import modules_of, unwrapped
+from gankern.core.torch_internals import ends_recomputation, modules_of, unwrapped
 from gankern.functional import _checks
 from gankern.nn.coupling import BATCH_NORMS, is_training_batch_norm
 from gankern.ops.gradient_penalty import penalty_and_direction
@@ -109,7 +109,8 @@ def penalize(
             _log_fallback(name, str(reason))
         except Exception as error:
             # Whatever it is: if it is the critic's own, double backward will raise it too.
-            if method == "tangent" or compiling or isinstance(error, torch.OutOfMemoryError):
+            mine = not isinstance(error, torch.OutOfMemoryError) and not ends_recomputation(error)
+            if method == "tangent" or compiling or not mine:
                 raise
             unexpected = f"{type(error).__name__}: {error}"
             _log_fallback(name, unexpected)

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gankern.core.torch_internals import recomputed
+
 aten = torch.ops.aten
 logger = logging.getLogger("gankern")
 
@@ -159,7 +161,7 @@ def _ask(key: tuple, call: Any, func: Any, kinds: Sequence[int], results: int) -
         if len(_answers) >= _MANY:
             _answers.clear()
         try:
-            with torch._C._DisableTorchDispatch(), torch.enable_grad(), _without_random_numbers():
+            with torch._C._DisableTorchDispatch(), torch.enable_grad(), _without_random_numbers(), _unseen():
                 answers = [_differentiate(call, func, kinds, i) for i in range(results)]
         except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
             # An operator that cannot run without data: what it takes counts as reached, as it is wherever there is any
@@ -182,6 +184,13 @@ def _without_random_numbers() -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(before)
+
+
+def _unseen() -> contextlib.AbstractContextManager[Any]:
+    """Within it, who keeps what autograd saves, as activation checkpointing does, is not given it."""
+    if torch.compiler.is_compiling() or not recomputed():
+        return contextlib.nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
 def _differentiate(call: Any, func: Any, kinds: Sequence[int], result: int) -> Answer:

@@ -57,6 +57,14 @@ def all_orders(implementation, weights, us, vs, dims, cotangents, second_cotange
     return {name: [x.detach() for x in xs] for name, xs in results.items()}
 
 
+def test_sigma_for_the_log_may_be_on_the_host():
+    weights, us, vs, _ = make_group(torch.float32)
+    sigma = torch.zeros(())
+    for _ in range(2):
+        normalized = GF.spectral_norm(weights[0], us[0], vs[0], sigma=sigma)
+        torch.testing.assert_close(normalized * sigma.to(DEVICE), weights[0])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_order_against_fp64(dtype):
     weights, us, vs, dims = make_group(dtype)

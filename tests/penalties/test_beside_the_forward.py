@@ -483,6 +483,25 @@ def test_another_thread_is_left_alone():
     assert not wrong
 
 
+@pytest.mark.parametrize("method", ["auto", "tangent", "double_backward"])
+def test_a_penalty_whose_forward_runs_again(method, monkeypatch):
+    """Activation checkpointing around a penalty saves as much each time, and leaves it where it has all."""
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(144, 1)).double()
+    x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
+    penalties.r1_penalty(critic, x, method="double_backward").backward()
+    want = [p.grad for p in critic.parameters()]
+    monkeypatch.setattr(reached, "_answers", {})  # of operators that the tangent form knows from before
+    for _ in range(2):
+        critic.zero_grad()
+        scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+        again = checkpoint(lambda s: s * penalties.r1_penalty(critic, x, method=method), scale, use_reentrant=False)
+        again.backward()
+        for parameter, gradient in zip(critic.parameters(), want):
+            torch.testing.assert_close(parameter.grad, gradient)
+        assert tangent.refusal(critic) is None
+
+
 def test_penalties_in_many_threads_and_within_each_other():
     torch.manual_seed(0)
     critics = [nn.Sequential(nn.Linear(5, 8), gnn.LeakyReLU(), nn.Linear(8, 1)).double() for _ in range(4)]
