@@ -168,7 +168,11 @@ def prelu(input: Tensor, weight: Tensor, *, implementation: str | None = None) -
     tensor([[-0.2500,  2.0000]])
     """
     if not is_dynamo_compiling():
-        y = nodes.bias_prelu(input, None, weight, 1 if input.ndim > 1 else 0, 1.0, None, implementation)
+        try:
+            dim = 1 if input.ndim > 1 else 0
+        except AttributeError:
+            dim = 0  # of no tensor: see below
+        y = nodes.bias_prelu(input, None, weight, dim, 1.0, None, implementation)
         if y is not NotImplemented:
             return y
     if has_torch_function(tensors := (input, weight)):

@@ -248,3 +248,11 @@ def test_per_sample_gradients():
         torch.testing.assert_close(
             [f[i] for f in found], list(grad(F.prelu(given[0][None], given[1]).square().sum(), given))
         )
+
+
+@pytest.mark.parametrize("x", [[1.0, 2.0], None, "a"])
+def test_what_is_no_tensor_is_refused_by_name(x):
+    with pytest.raises(TypeError, match="prelu: input is .*; it must be a tensor"):
+        GF.prelu(x, torch.ones(1))
+    with pytest.raises(TypeError, match="prelu: weight is .*; it must be a tensor"):
+        GF.prelu(torch.ones(2), x)
