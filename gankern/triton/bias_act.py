@@ -10,11 +10,12 @@ csrc/cpu/activation.h has the table of f, f' and df'/ds. PReLU, whose slope is a
 csrc/cpu/bias_act.cpp has its formulas. The sums of bias and slope are torch's, of products that the kernel writes.
 
 Split. A program takes BLOCK neighbouring elements in the order of memory, whatever the order of the dimensions is: an
-element's channel is (element / inner) % channels. Traffic: forward reads 1 tensor and writes 1; backward 2 and 1;
-double backward 3 and 1 or 2; bound by it. Where a block is of one channel, of several whole ones (small maps of 4, 16,
-64 pixels and so on), or of all in turn, a program writes its part of db beside, and a second kernel adds up the parts
-(gankern/triton/sums.py); of blocks of all channels a program takes several, so that the parts are few. Elsewhere db is
-a sum of its own, which reads dx once more. Computed in fp32 (fp64 for fp64).
+element's channel is (element / inner) % channels, asked for once where a block is of one channel. Traffic: forward
+reads 1 tensor and writes 1; backward 2 and 1; double backward 3 and 1 or 2; bound by it. Where a block is of one
+channel, of several whole ones (small maps of 4, 16, 64 pixels and so on), or of all in turn, a program writes its part
+of db beside, and a second kernel adds up the parts (gankern/triton/sums.py); of blocks of all channels a program takes
+several, so that the parts are few. Elsewhere db is a sum of its own, which reads dx once more. Computed in fp32 (fp64
+for fp64).
 """
 
 import math
@@ -43,7 +44,7 @@ from gankern.triton.launch import (
 )
 from gankern.triton.sums import sum_of_parts
 
-BLOCKS = Blocks(
+BLOCKS = Blocks(  # elements of a program, twice as many of half precision
     "bias_act",
     {"BLOCK": 1024, "num_warps": 4},
     {"BLOCK": 2048, "num_warps": 4},
@@ -173,13 +174,22 @@ def _store_sums(values, parts, size, COLUMNS: tl.constexpr, RUN: tl.constexpr, B
 
 
 @triton.jit
-def _tangent(h, h_bias, e, c, inside, SUM: tl.constexpr, BLOCK: tl.constexpr):
+def _of_channel(vector, c, inside, ALIKE: tl.constexpr):
+    """A vector's values for elements; one for all of them where they are alike."""
+    if ALIKE:
+        return tl.load(vector + c)
+    else:
+        return tl.load(vector + c, mask=inside, other=0.0)
+
+
+@triton.jit
+def _tangent(h, h_bias, e, c, inside, ALIKE: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr):
     """The gradient of dx and its channel's: either may be missing."""
     p = tl.zeros([BLOCK], SUM)
     if h is not None:
         p += tl.load(h + e, mask=inside, other=0.0).to(SUM)
     if h_bias is not None:
-        p += tl.load(h_bias + c, mask=inside, other=0.0).to(SUM)
+        p += _of_channel(h_bias, c, inside, ALIKE).to(SUM)
     return p
 
 
@@ -205,20 +215,26 @@ def _bias_act_kernel(
     SUM: tl.constexpr,
     COLUMNS: tl.constexpr,  # channels, where they are neighbours and a block has all of them; else 0
     RUN: tl.constexpr,  # a channel's neighbours, where a block has several whole channels; else 0
+    ALIKE: tl.constexpr,  # every block is whole, and of one channel
     INDEX: tl.constexpr,  # what elements are counted in: divisions of 64 bits would cost more than all else
     BLOCK: tl.constexpr,
 ):
     OF_INPUT: tl.constexpr = ACT == "silu" or ACT == "leaky_relu_of_input"
     total = tl.zeros([BLOCK], SUM)
     for step in range(steps):
-        e = (tl.program_id(0).to(INDEX) * steps + step) * BLOCK + tl.arange(0, BLOCK)
+        first = (tl.program_id(0).to(INDEX) * steps + step) * BLOCK
+        e = first + tl.arange(0, BLOCK)
         inside = e < size
-        c = e // inner % channels
+        if ALIKE:
+            inside = tl.full([BLOCK], True, tl.int1)
+            c = first // inner % channels
+        else:
+            c = e // inner % channels
         bound = tl.full([BLOCK], CLAMP, SUM)  # a plain number would be taken as fp32
         z = tl.load(x + e, mask=inside, other=0.0).to(SUM)
         if ORDER == "forward" or OF_INPUT:  # noqa: SIM102
             if bias is not None:
-                z += tl.load(bias + c, mask=inside, other=0.0).to(SUM)
+                z += _of_channel(bias, c, inside, ALIKE).to(SUM)
         if ORDER == "forward":
             y = _value(z, ACT, SLOPE) * GAIN
             if CLAMP > 0:
@@ -241,7 +257,7 @@ def _bias_act_kernel(
                 if parts is not None:
                     total += tl.where(inside, dx, 0.0)
             else:
-                p = _tangent(h, h_bias, e, c, inside, SUM, BLOCK)
+                p = _tangent(h, h_bias, e, c, inside, ALIKE, SUM, BLOCK)
                 if CLAMP > 0:
                     p = tl.where(tl.abs(y) >= bound, 0.0, p)
                 if out is not None:
@@ -277,17 +293,23 @@ def _prelu_kernel(
     GAIN: tl.constexpr,
     CLAMP: tl.constexpr,  # 0 for none
     SUM: tl.constexpr,
+    ALIKE: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    e = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(0).to(INDEX) * BLOCK
+    e = first + tl.arange(0, BLOCK)
     inside = e < size
-    c = e // inner % channels
+    if ALIKE:
+        inside = tl.full([BLOCK], True, tl.int1)
+        c = first // inner % channels
+    else:
+        c = e // inner % channels
     bound = tl.full([BLOCK], CLAMP, SUM)
     z = tl.load(x + e, mask=inside, other=0.0).to(SUM)
     if bias is not None:
-        z += tl.load(bias + c, mask=inside, other=0.0).to(SUM)
-    a = tl.load(slope + c, mask=inside, other=0.0).to(SUM)
+        z += _of_channel(bias, c, inside, ALIKE).to(SUM)
+    a = _of_channel(slope, c, inside, ALIKE).to(SUM)
     y = tl.where(z > 0, z, z * a) * GAIN
     if ORDER == "forward":
         if CLAMP > 0:
@@ -307,10 +329,10 @@ def _prelu_kernel(
             if out_slope is not None:
                 tl.store(out_slope + e, tl.where(below == 0, 0.0, below * g * z), mask=inside)
         else:
-            p = _tangent(h, h_bias, e, c, inside, SUM, BLOCK)
+            p = _tangent(h, h_bias, e, c, inside, ALIKE, SUM, BLOCK)
             dg = tl.where(factor == 0, 0.0, tl.where(z > 0, p, p * a) * factor)
             if h_slope is not None:
-                q = below * tl.load(h_slope + c, mask=inside, other=0.0).to(SUM)
+                q = below * _of_channel(h_slope, c, inside, ALIKE).to(SUM)
                 dg += tl.where(below == 0, 0.0, q * z)
                 if out_x is not None:
                     tl.store(out_x + e, (q * g).to(out_x.dtype.element_ty), mask=inside)
@@ -356,6 +378,13 @@ def _held(clamp: float | None, dtype: torch.dtype) -> float:
     return 0.0 if clamp is None else torch.tensor(clamp, dtype=dtype).item()
 
 
+def _blocks(x: Tensor) -> dict[str, int]:
+    """The block sizes for x: as many bytes of half precision, for which a lane asks at once."""
+    blocks = dict(BLOCKS(x.device))
+    blocks["BLOCK"] *= max(1, 4 // x.element_size())
+    return blocks
+
+
 def _launch(
     order: str,
     x: Tensor,
@@ -378,7 +407,7 @@ def _launch(
     size = outer * channels * inner
     if size == 0:
         return None
-    blocks = BLOCKS(x.device)
+    blocks = _blocks(x)
     block = blocks["BLOCK"]
     programs = ceil_div(size, block)
     parts, columns, run, steps = None, 0, 0, 1
@@ -414,6 +443,7 @@ def _launch(
         SUM=sum_type(x.dtype),
         COLUMNS=columns,
         RUN=run,
+        ALIKE=inner % block == 0,
         INDEX=index_type(size),
         **blocks,
     )
@@ -505,6 +535,7 @@ def _launch_prelu(
         GAIN=gain,
         CLAMP=_held(clamp, x.dtype),
         SUM=sum_type(x.dtype),
+        ALIKE=inner % blocks["BLOCK"] == 0,
         INDEX=index_type(size),
         **blocks,
     )
@@ -567,6 +598,12 @@ def prelu_double_backward(
 
 def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
     """Calls that launch every form of the kernel."""
+    # Neither whole blocks nor whole channels, for what asks about each element.
+    odd, bias = torch.empty(2, 4, 8, 11, dtype=dtype, device=device), torch.empty(4, dtype=dtype, device=device)
+    options = 1, 2, 0.2, 1.5, 256.0
+    forward(odd, bias, *options)
+    backward(odd, odd, bias, *options, True)
+    double_backward(odd, bias, odd, odd, bias, *options, True, True, True)
     x, bias = torch.empty(2, 4, 64, 64, dtype=dtype, device=device), torch.empty(4, dtype=dtype, device=device)
     # All activations in the type that mostly runs, and the longest in the others.
     prelu(x, bias, bias, 1, 1.5, 256.0)

@@ -45,7 +45,7 @@ MAPS = [
       for lines in ("LINES=True", "LINES=False")),
     # In channels_last a pixel of the result has a channel more: it begins anywhere. Of groups of up to four samples a
     # lane asks for the values of all of them at once.
-    *(("minibatch_stddev", kernel, (f"ORDER={order}", f"LAST={last}", group), reads * samples, writes * samples)
+    *(("minibatch_stddev", kernel, (f"ORDER={order}", f"C={6 * last},", group), reads * samples, writes * samples)
       for kernel, group, samples in (("_positions_kernel", "", 1), ("_held_kernel", "GROUP=4", 4))
       for order, last, reads, writes in (("forward", False, 1, 1), ("backward", False, 2, 1), ("double_backward", False, 2, 2),
                                          ("forward", True, 1, 0), ("backward", True, 1, 1), ("double_backward", True, 2, 1))),

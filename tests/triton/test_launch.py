@@ -26,6 +26,7 @@ from gankern.triton import (
     launch,
     minibatch_discrimination,
     minibatch_stddev,
+    pixel_norm,
     spectral_norm,
     spectral_norm_tables,
     upfirdn2d,
@@ -372,6 +373,13 @@ def test_planes_of_nearly_2_31_pixels_are_counted_in_64_bits(pixels, wide, layou
     assert found == {"_factors_kernel": True, "_held_kernel": True}  # of two samples; of three channels
     sizes = [1, 1], [1, 1], [0, 0], [1, pixels - 3]
     assert _index_types(lambda: upfirdn2d.forward(make(1), taps, *sizes, False, 1.0)) == {"_upfirdn2d_kernel": wide}
+
+
+def test_pixel_norm_of_2_31_values_counts_in_64_bits():
+    for shape, wide in (((2, 3, 4), False), ((8, 1024, 2**18 - 8), True)):
+        x = torch.empty(shape, device="meta", dtype=torch.bfloat16)
+        found = _index_types(lambda x=x: pixel_norm.backward(x, None, x, x[:, 0].float(), 1, 1.0, 0.2, True))
+        assert found == {"_pixel_norm_kernel": wide}
 
 
 def test_every_kernel_with_variants_is_tried():
