@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves
 
 from gankern.core import autograd, devices
+from gankern.core.arguments import shown
 from gankern.core.devices import TANGENT
 from gankern.core.dispatch import check_floating_on, short
 from gankern.core.native import nodes
@@ -70,6 +71,8 @@ def penalize(
         raise ValueError(f"{name}: method is {method!r}; accepted are {', '.join(map(repr, METHODS))}")
     _checks.number(name, "weight", weight)
     _checks.number(name, "target", target)
+    check_callable(name, "critic", critic)
+    check_conditions(name, "critic_args", critic_args, "critic_kwargs", critic_kwargs)
     if target < 0:
         raise ValueError(f"{name}: target is {target}; it must be 0 or more")
     compiling = torch.compiler.is_compiling()
@@ -266,7 +269,7 @@ class _Outputs:
         if callable(self.select):
             out = self.select(out)
         elif self.select is not None:
-            out = out[self.select]
+            out = self._picked(out)
         if not isinstance(out, Tensor):
             what = f"a {type(out).__name__}"
             if isinstance(out, Mapping):
@@ -291,12 +294,48 @@ class _Outputs:
             )
         return out
 
+    def _picked(self, returned: Any) -> Any:
+        """What the index or key picks of several things."""
+        by_key = isinstance(returned, Tensor) and isinstance(self.select, str)
+        if by_key or not hasattr(type(returned), "__getitem__"):
+            raise TypeError(
+                f"{self.name}: select is {self.select!r}, and the critic returned {shown(returned)}, of which nothing "
+                f"is to be picked; leave it out, or pass a function"
+            )
+        try:
+            return returned[self.select]
+        except (KeyError, IndexError, TypeError):
+            there = f"the keys {', '.join(map(repr, returned))}" if isinstance(returned, Mapping) else len(returned)
+            kind = type(returned).__name__
+            raise ValueError(
+                f"{self.name}: select is {self.select!r}, and the critic returned a {kind} of {there}"
+            ) from None
+
+
+# ---- other arguments ---------------------------------------------------------------------------------------
+
+
+def check_callable(name: str, argument: str, value: Any) -> None:
+    if not callable(value) or (isinstance(value, type) and issubclass(value, nn.Module)):
+        came = f"the class {value.__name__}, not an instance of it" if isinstance(value, type) else shown(value)
+        raise TypeError(f"{name}: {argument} is {came}; it must be a module or a function")
+
+
+def check_conditions(name: str, of_args: str, args: Any, of_kwargs: str, kwargs: Any) -> None:
+    """Of a tensor, each sample would be an argument."""
+    if isinstance(args, Tensor | str | Mapping) or not isinstance(args, Iterable):
+        raise TypeError(f"{name}: {of_args} is {shown(args)}; it must be a sequence of arguments: (x,) for one")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(f"{name}: {of_kwargs} is {shown(kwargs)}; it must be a dict of arguments by name, or None")
+
 
 # ---- samples -----------------------------------------------------------------------------------------------
 
 
 def samples_of(name: str, argument: str, samples: Tensor | Tensors) -> tuple[Tensor, ...]:
     """One tensor or several, checked, as a tuple."""
+    if not isinstance(samples, Iterable):
+        raise TypeError(f"{name}: {argument} is {shown(samples)}; it must be a floating-point tensor, or several")
     tensors = (samples,) if isinstance(samples, Tensor) else tuple(samples)
     if not tensors:
         raise ValueError(f"{name}: {argument} is empty; it must be a tensor, or several")
