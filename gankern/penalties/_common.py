@@ -67,6 +67,8 @@ def penalize(
     """The penalty of the critic's gradients at ``inputs``: what every function of this package ends in."""
     if reduction not in ("mean", "sum"):
         raise ValueError(f"{name}: reduction is {reduction!r}; accepted are 'mean' and 'sum'")
+    if not isinstance(one_sided, bool):
+        raise TypeError(f"{name}: one_sided is {shown(one_sided)}; accepted are True and False")
     if method not in METHODS:
         raise ValueError(f"{name}: method is {method!r}; accepted are {', '.join(map(repr, METHODS))}")
     _checks.number(name, "weight", weight)
@@ -321,6 +323,11 @@ def check_callable(name: str, argument: str, value: Any) -> None:
         raise TypeError(f"{name}: {argument} is {came}; it must be a module or a function")
 
 
+def check_generator(name: str, argument: str, value: Any) -> None:
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"{name}: {argument} is {shown(value)}; it must be a torch.Generator, or None")
+
+
 def check_conditions(name: str, of_args: str, args: Any, of_kwargs: str, kwargs: Any) -> None:
     """Of a tensor, each sample would be an argument."""
     if isinstance(args, Tensor | str | Mapping) or not isinstance(args, Iterable):
@@ -346,6 +353,8 @@ def samples_of(name: str, argument: str, samples: Tensor | Tensors) -> tuple[Ten
         if x.ndim == 0 or x.shape[0] != tensors[0].shape[0]:
             shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
             raise ValueError(f"{name}: {argument} has shapes {shapes}; all must have one batch size, first")
+    if not torch.compiler.is_compiling() and any(x.is_inference() for x in tensors):
+        tensors = tuple(x.clone() if x.is_inference() else x for x in tensors)  # which autograd takes
     return tensors
 
 
@@ -368,6 +377,7 @@ def pairs_of(name: str, real: Tensor | Tensors, fake: Tensor | Tensors) -> tuple
 def random_alpha(name: str, alpha: Tensor | None, generator: torch.Generator | None, like: Tensor) -> Tensor:
     """One number a sample, [N]: those given, or new ones from [0, 1)."""
     samples = like.shape[0]
+    check_generator(name, "generator", generator)
     if alpha is None:
         return torch.rand(samples, generator=generator, device=like.device, dtype=_wide([like]))
     if not isinstance(alpha, Tensor) or alpha.ndim == 0 or alpha.shape[0] != samples or alpha.numel() != samples:

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from gankern.core.arguments import real as real_number
 from gankern.core.arguments import shown
+from gankern.functional import _checks
 from gankern.penalties._common import (
     _by_double_backward,
     _hand_out_to,
     check_callable,
     check_conditions,
+    check_generator,
     samples_of,
 )
 
@@ -129,6 +131,10 @@ def _penalised(
     """The penalty, and the target that ``target_of`` gave for the mean length."""
     name = "path_length"
     check_callable(name, "generator", generator)
+    _checks.number(name, "weight", weight)
+    check_generator(name, "random", random)
+    if noise is not None and not isinstance(noise, Tensor):
+        raise TypeError(f"{name}: noise is {shown(noise)}; it must be a tensor of the images' shape, or None")
     check_conditions(name, "generator_args", generator_args, "generator_kwargs", generator_kwargs)
     (latents,) = samples_of(name, "latents", (latents,))
     if latents.ndim not in (2, 3) or not latents.numel():

@@ -966,6 +966,19 @@ def test_small_batches(samples, method):
         assert all(g is not None and not g.any() for g in gradients)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_samples_made_in_inference_mode(method):
+    """As a generator's may be."""
+    net = critic()
+    with torch.inference_mode():
+        real, fake = REAL.clone(), FAKE.clone()
+    value = penalties.r2_penalty(net, fake, method=method)
+    torch.testing.assert_close(value, penalties.r2_penalty(net, FAKE, method=method))
+    step = penalties.critic_step(net, real, fake, penalty=penalties.R1Penalty(method=method))
+    step.loss.backward()
+    torch.testing.assert_close(step.loss, penalties.critic_step(net, REAL, FAKE, penalty=penalties.r1_penalty).loss)
+
+
 @pytest.mark.parametrize("make", [torch.jit.trace, lambda net, x: torch.jit.script(net)], ids=["traced", "scripted"])
 def test_critics_of_torchscript(make):
     net = critic()
@@ -1032,6 +1045,14 @@ NET = critic()
         (lambda: penalties.gradient_penalty(NET, REAL, FAKE, select="a"), TypeError, "select is 'a', and the critic returned a tensor"),
         (lambda: penalties.gradient_penalty(lambda x: {"b": x}, REAL, FAKE, select="a"), ValueError, "select is 'a'.*a dict of the keys 'b'"),
         (lambda: penalties.gradient_penalty(lambda x: (x,), REAL, FAKE, select=1), ValueError, "select is 1.*a tuple of 1"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, generator=3), TypeError, "generator is 3; it must be a torch.Generator"),
+        (lambda: penalties.dragan(NET, REAL, generator=3), TypeError, "dragan: generator is 3"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, weight=torch.ones(2)), TypeError, "weight is tensor.*must be a number"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, one_sided="yes"), TypeError, "one_sided is 'yes'"),
+        (lambda: penalties.path_length(NET, torch.ones(4, 3), weight="a"), TypeError, "path_length: weight is 'a'"),
+        (lambda: penalties.path_length(NET, torch.ones(4, 3), weight=float("nan")), ValueError, "weight is nan"),
+        (lambda: penalties.path_length(NET, torch.ones(4, 3), noise=3), TypeError, "noise is 3; it must be a tensor"),
+        (lambda: penalties.path_length(NET, torch.ones(4, 3), random=3), TypeError, "random is 3; it must be a torch.Generator"),
         (lambda: penalties.critic_step(None, REAL, FAKE), TypeError, "critic_step: critic is None"),
         (lambda: penalties.critic_step(NET, REAL, FAKE, loss="hinge"), TypeError, "critic_step: loss is 'hinge'"),
         (lambda: penalties.critic_step(NET, REAL, FAKE, loss=lambda a, b: (a, b)), ValueError, "loss returned a tuple; it must be a tensor of one number"),
