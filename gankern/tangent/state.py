@@ -47,7 +47,7 @@ class State:
     def _keep(self, values: Iterable[Any], tensors: bool = True) -> None:
         for x in values:
             kind = x.__class__
-            if kind in _UNCHANGING:
+            if kind in _UNCHANGING or (kind is tuple and _UNCHANGING.issuperset(map(type, x))):
                 continue
             if isinstance(x, Tensor):
                 if tensors and not x.requires_grad and x.layout == torch.strided and not is_lazy(x):
@@ -95,8 +95,8 @@ class State:
             restore()
 
 
-_CONTAINERS = (
-    *(list, dict, set, collections.deque, collections.OrderedDict, collections.defaultdict, collections.Counter),
+_CONTAINERS = frozenset(
+    (list, dict, set, collections.deque, collections.OrderedDict, collections.defaultdict, collections.Counter)
 )
 _NEW = "_gankern_made_by_the_critic"
 _UNCHANGING = frozenset(
