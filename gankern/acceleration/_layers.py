@@ -24,6 +24,7 @@ from gankern.acceleration._scope import (
     HANDLERS,
     PAIRS,
     PLAIN,
+    PLAIN_TYPES,
     STEPS,
     Deferred,
     defer,
@@ -856,7 +857,11 @@ def leaf(
         if torch.compiler.is_compiling():  # the compiler fuses by itself; it traces convolutions, see conv2d_forward
             return type(module).forward(module, *args[constants:], **kwargs)
         # torch's own has rules for it, saves what it saves again, and calls torch's functions or those in their place.
-        if transformed() or recomputed() or seen_by_others() or functions_replaced():
+        # Tensors of somebody's class have functions of their own; of what is none, the error is torch's.
+        taken = type(args[constants] if len(args) > constants else kwargs.get("input")) in PLAIN_TYPES and all(
+            type(p) in _PLAIN_PARAMETERS for p in module._parameters.values()
+        )
+        if not taken or transformed() or recomputed() or seen_by_others() or functions_replaced():
             args = tree_map_only(Deferred, Deferred.value, args[constants:])
             return type(module).forward(module, *args, **kwargs)
         if not state.intercepting:
@@ -869,6 +874,9 @@ def leaf(
             return function(module, *args, **kwargs)
 
     return forward
+
+
+_PLAIN_PARAMETERS = {nn.Parameter, Tensor, type(None)}
 
 
 def left_forward(module: nn.Module, inner: Any, *args: Any, **kwargs: Any) -> Any:

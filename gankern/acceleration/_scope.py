@@ -554,6 +554,10 @@ HANDLERS: dict[Any, Callable[..., Any]] = dict.fromkeys(
 STEPS: dict[Any, Callable[..., Any]] = {}  # of operations that may be a part of a chain: (function, args, kwargs)
 
 
+# Of tensors on which torch's functions are torch's own.
+PLAIN_TYPES = {Tensor, torch.nn.Parameter, Deferred}
+
+
 class Interception(TorchFunctionMode):
     """Sends torch's functions to those of HANDLERS, which return NotImplemented for what they leave to torch."""
 
@@ -564,8 +568,11 @@ class Interception(TorchFunctionMode):
         state.watched += 1
         func = as_called(func)
         handler, pure = HANDLERS.get(func), func in PURE
-        if transformed() or recomputed() or functions_replaced():
+        others = not PLAIN_TYPES.issuperset(types)  # tensors of a class of somebody's, with functions of its own
+        if others or transformed() or recomputed() or functions_replaced():
             handler, pure = None, False
+            if others and func is not torch.autograd.grad and func not in _ANCHORS:
+                args, kwargs = tree_map_only(Deferred, Deferred.value, (args, kwargs))
         elif func in STEPS and (result := STEPS[func](func, args, kwargs)) is not NotImplemented:
             return result
         if state.waiting:

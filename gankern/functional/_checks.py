@@ -56,7 +56,7 @@ def number(function: str, argument: str, value: Any, least: float = -math.inf, a
     """Raises where value is not a finite number, of at least ``least`` and greater than ``above``."""
     try:
         finite = math.isfinite(value)
-    except TypeError:
+    except (TypeError, ValueError):  # the latter of a tensor of several
         raise TypeError(f"{function}: {argument} is {value!r}; it must be a number") from None
     if not finite:
         raise ValueError(f"{function}: {argument} is {value}; it must be finite")

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves
 
 from gankern.core import autograd, devices
+from gankern.core.arguments import shown
 from gankern.core.devices import TANGENT
 from gankern.core.dispatch import check_floating_on, short
 from gankern.core.native import nodes
@@ -66,10 +67,14 @@ def penalize(
     """The penalty of the critic's gradients at ``inputs``: what every function of this package ends in."""
     if reduction not in ("mean", "sum"):
         raise ValueError(f"{name}: reduction is {reduction!r}; accepted are 'mean' and 'sum'")
+    if not isinstance(one_sided, bool):
+        raise TypeError(f"{name}: one_sided is {shown(one_sided)}; accepted are True and False")
     if method not in METHODS:
         raise ValueError(f"{name}: method is {method!r}; accepted are {', '.join(map(repr, METHODS))}")
     _checks.number(name, "weight", weight)
     _checks.number(name, "target", target)
+    check_callable(name, "critic", critic)
+    check_conditions(name, "critic_args", critic_args, "critic_kwargs", critic_kwargs)
     if target < 0:
         raise ValueError(f"{name}: target is {target}; it must be 0 or more")
     compiling = torch.compiler.is_compiling()
@@ -273,7 +278,7 @@ class _Outputs:
         if callable(self.select):
             out = self.select(out)
         elif self.select is not None:
-            out = out[self.select]
+            out = self._picked(out)
         if not isinstance(out, Tensor):
             what = f"a {type(out).__name__}"
             if isinstance(out, Mapping):
@@ -298,12 +303,53 @@ class _Outputs:
             )
         return out
 
+    def _picked(self, returned: Any) -> Any:
+        """What the index or key picks of several things."""
+        by_key = isinstance(returned, Tensor) and isinstance(self.select, str)
+        if by_key or not hasattr(type(returned), "__getitem__"):
+            raise TypeError(
+                f"{self.name}: select is {self.select!r}, and the critic returned {shown(returned)}, of which nothing "
+                f"is to be picked; leave it out, or pass a function"
+            )
+        try:
+            return returned[self.select]
+        except (KeyError, IndexError, TypeError):
+            there = f"the keys {', '.join(map(repr, returned))}" if isinstance(returned, Mapping) else len(returned)
+            kind = type(returned).__name__
+            raise ValueError(
+                f"{self.name}: select is {self.select!r}, and the critic returned a {kind} of {there}"
+            ) from None
+
+
+# ---- other arguments ---------------------------------------------------------------------------------------
+
+
+def check_callable(name: str, argument: str, value: Any) -> None:
+    if not callable(value) or (isinstance(value, type) and issubclass(value, nn.Module)):
+        came = f"the class {value.__name__}, not an instance of it" if isinstance(value, type) else shown(value)
+        raise TypeError(f"{name}: {argument} is {came}; it must be a module or a function")
+
+
+def check_generator(name: str, argument: str, value: Any) -> None:
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"{name}: {argument} is {shown(value)}; it must be a torch.Generator, or None")
+
+
+def check_conditions(name: str, of_args: str, args: Any, of_kwargs: str, kwargs: Any) -> None:
+    """Of a tensor, each sample would be an argument."""
+    if isinstance(args, Tensor | str | Mapping) or not isinstance(args, Iterable):
+        raise TypeError(f"{name}: {of_args} is {shown(args)}; it must be a sequence of arguments: (x,) for one")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(f"{name}: {of_kwargs} is {shown(kwargs)}; it must be a dict of arguments by name, or None")
+
 
 # ---- samples -----------------------------------------------------------------------------------------------
 
 
 def samples_of(name: str, argument: str, samples: Tensor | Tensors) -> tuple[Tensor, ...]:
     """One tensor or several, checked, as a tuple."""
+    if not isinstance(samples, Iterable):
+        raise TypeError(f"{name}: {argument} is {shown(samples)}; it must be a floating-point tensor, or several")
     tensors = (samples,) if isinstance(samples, Tensor) else tuple(samples)
     if not tensors:
         raise ValueError(f"{name}: {argument} is empty; it must be a tensor, or several")
@@ -314,6 +360,8 @@ def samples_of(name: str, argument: str, samples: Tensor | Tensors) -> tuple[Ten
         if x.ndim == 0 or x.shape[0] != tensors[0].shape[0]:
             shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
             raise ValueError(f"{name}: {argument} has shapes {shapes}; all must have one batch size, first")
+    if not torch.compiler.is_compiling() and any(x.is_inference() for x in tensors):
+        tensors = tuple(x.clone() if x.is_inference() else x for x in tensors)  # which autograd takes
     return tensors
 
 
@@ -336,6 +384,7 @@ def pairs_of(name: str, real: Tensor | Tensors, fake: Tensor | Tensors) -> tuple
 def random_alpha(name: str, alpha: Tensor | None, generator: torch.Generator | None, like: Tensor) -> Tensor:
     """One number a sample, [N]: those given, or new ones from [0, 1)."""
     samples = like.shape[0]
+    check_generator(name, "generator", generator)
     if alpha is None:
         return torch.rand(samples, generator=generator, device=like.device, dtype=_wide([like]))
     if not isinstance(alpha, Tensor) or alpha.ndim == 0 or alpha.shape[0] != samples or alpha.numel() != samples:

@@ -11,7 +11,7 @@ from torch import Tensor
 from gankern.core.dispatch import short
 from gankern.core.names import with_options_of
 from gankern.functional import _checks
-from gankern.penalties._common import WEIGHT, Select, pairs_of, penalize, random_alpha, samples_of
+from gankern.penalties._common import WEIGHT, Select, check_generator, pairs_of, penalize, random_alpha, samples_of
 
 Critic = Callable[..., Any]
 Samples = Tensor | Sequence[Tensor]
@@ -215,6 +215,7 @@ def dragan(critic: Critic, real: Samples, *, noise: float = 0.5, **options: Unpa
     """
     _checks.number("dragan", "noise", noise)
     generator = options.get("generator")
+    check_generator("dragan", "generator", generator)
     reals = samples_of("dragan", "real", real)
     noisy = []
     for r in reals:

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from gankern.core.arguments import real as real_number
 from gankern.core.arguments import shown
-from gankern.penalties._common import _by_double_backward, _hand_out_to, samples_of
+from gankern.functional import _checks
+from gankern.penalties._common import (
+    _by_double_backward,
+    _hand_out_to,
+    check_callable,
+    check_conditions,
+    check_generator,
+    samples_of,
+)
 
 Generator = Callable[..., Tensor]
 
@@ -122,6 +130,12 @@ def _penalised(
 ) -> tuple[Tensor, Tensor]:
     """The penalty, and the target that ``target_of`` gave for the mean length."""
     name = "path_length"
+    check_callable(name, "generator", generator)
+    _checks.number(name, "weight", weight)
+    check_generator(name, "random", random)
+    if noise is not None and not isinstance(noise, Tensor):
+        raise TypeError(f"{name}: noise is {shown(noise)}; it must be a tensor of the images' shape, or None")
+    check_conditions(name, "generator_args", generator_args, "generator_kwargs", generator_kwargs)
     (latents,) = samples_of(name, "latents", (latents,))
     if latents.ndim not in (2, 3) or not latents.numel():
         raise ValueError(f"{name}: latents must be [N, D] or [N, L, D] and not empty, got {tuple(latents.shape)}")

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import gankern.nn as gnn
+from gankern.core.arguments import shown
 from gankern.core.torch_internals import modules_of, unwrapped
 from gankern.nn import coupling
-from gankern.penalties._common import Select, _Outputs, pairs_of
+from gankern.penalties._common import Select, _Outputs, check_callable, check_conditions, pairs_of
 from gankern.penalties._functions import Critic, Samples, dragan, drift, gradient_penalty, r1_penalty, r2_penalty
 from gankern.tangent.convolutions import fast_convolutions
 
@@ -85,6 +86,14 @@ def critic_step(
     >>> step.loss.backward()
     """
     name = "critic_step"
+    check_callable(name, "critic", critic)
+    check_callable(name, "loss", loss)
+    if penalty is not None:
+        check_callable(name, "penalty", penalty)
+    if joint is not None and not isinstance(joint, bool):
+        raise TypeError(f"{name}: joint is {shown(joint)}; accepted are True, False and None")
+    check_conditions(name, "critic_args", critic_args, "critic_kwargs", critic_kwargs)
+    check_conditions(name, "fake_args", () if fake_args is None else fake_args, "fake_kwargs", fake_kwargs)
     reals, fakes = pairs_of(name, real, fake)
     fakes = tuple(f.detach() for f in fakes)
     critic_kwargs = dict(critic_kwargs or {})
@@ -124,6 +133,8 @@ def critic_step(
     else:
         real_output, fake_output = outputs(of_real, *reals), outputs(of_fake, *fakes)
     adversarial = loss(real_output, fake_output)
+    if not isinstance(adversarial, Tensor) or adversarial.numel() != 1:
+        raise ValueError(f"{name}: loss returned {shown(adversarial)}; it must be a tensor of one number")
     total, nothing = adversarial, adversarial.new_zeros(())
     penalized = nothing if penalized is None else penalized
     drifted = drift(real_output, weight=drift_weight) if drift_weight else nothing

@@ -28,7 +28,7 @@ from gankern.core.torch_internals import is_compiled, unwrapped
 from gankern.tangent import passes
 from gankern.tangent.nodes import LayoutMatters, NotCovered
 from gankern.tangent.passes import MAKERS, NONE, Penalty, laid_out, none, resolve
-from gankern.tangent.state import State, modules_of
+from gankern.tangent.state import State, held_by, modules_of
 
 __all__ = ["MAKERS", "NONE", "NotCovered", "none", "penalty_gradients", "refusal", "refuse", "resolve"]
 
@@ -112,18 +112,18 @@ def _with_verdict(critic: Any, parameters: Sequence[Tensor], inputs: Sequence[Te
             return _with_verdict(*arguments)
     modules = modules_of(critic)
     _check_hooks(critic, modules)
-    before = State(modules, inputs)
+    before = State(modules, inputs, (*rest[-2], *rest[-1].values(), *held_by(critic)))
     relay = not _can_be_remembered(critic) or critic not in _laid_out_already
     try:
         try:
-            result = passes.run(*arguments, relay=relay)
+            result = passes.run(*arguments, relay=relay, before=before)
         except (LayoutMatters, RuntimeError) as error:
             # An error, too, may be one of a layout, such as of what is written to a copy that now is none.
             another = isinstance(error, LayoutMatters) or (relay and any(laid_out(x) is not x for x in inputs))
             if isinstance(error, torch.OutOfMemoryError) or not another:
                 raise
             before.restore()
-            result = passes.run(*arguments, relay=False)
+            result = passes.run(*arguments, relay=False, before=before)
             if _can_be_remembered(critic):
                 _laid_out_already.add(critic)
     except NotCovered as error:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gankern.core.torch_internals import autocasting
 from gankern.tangent.nodes import NotCovered
+from gankern.tangent.state import State
 from gankern.tangent.tape import Tape
 
 # Takes the gradients, one for each input; returns the penalty, and its derivative with respect to each of them.
@@ -39,10 +40,12 @@ def run(
     kwargs: Mapping[str, Any],
     *,
     relay: bool = True,
+    before: State | None = None,
 ) -> Any:
-    """(penalty, parameters beside the given ones, indices of the given ones, gradients: first for those)."""
+    """(penalty, parameters beside the given ones, indices of the given ones, gradients: first for those). ``before`` is
+    told what the critic is about to overwrite."""
     penalty, select = resolve(penalty), resolve(select)
-    tape = Tape(parameters, critic)
+    tape = Tape(parameters, critic, before)
     half = _in_half(inputs)
     xs = [(laid_out(x.detach()) if relay else x.detach()).requires_grad_() for x in inputs]
     tape.relaid = any(x.stride() != y.stride() for x, y in zip(xs, inputs)) and not torch.compiler.is_compiling()

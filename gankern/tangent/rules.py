@@ -34,6 +34,7 @@ from gankern.tangent.nodes import (
 )
 
 if TYPE_CHECKING:
+    from gankern.tangent.state import State
     from gankern.tangent.tape import Tape
 
 aten = torch.ops.aten
@@ -701,6 +702,21 @@ def _complex(args: Sequence, kwargs: Mapping[str, Any]) -> bool:
     if any(isinstance(x, complex) or (isinstance(x, torch.dtype) and x.is_complex) for x in args):
         return True
     return any(x.is_complex() for x in tensors_of(args, {})) or (bool(kwargs) and _complex(tuple(kwargs.values()), {}))
+
+
+def tell(before: State, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Tells ``before`` of tensors and generators that the operator is about to change; whether it makes new ones."""
+    _, _, written, random, view = _traits(func)
+    if written:
+        names = func._schema.arguments
+        for x in tensors_of([args[i] if i < len(args) else kwargs.get(names[i].name) for i in written], {}):
+            if not x.requires_grad:  # else the tape refuses it, or knows it as a value of its own
+                before.about_to_write(x)
+    if random:
+        for x in (*args, *kwargs.values()):
+            if isinstance(x, torch.Generator):
+                before.about_to_draw(x)
+    return not written and not view
 
 
 def untracked(tape: Tape, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -6,6 +6,7 @@ import collections
 import functools
 import random
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -15,40 +16,103 @@ from torch.nn.parameter import is_lazy
 
 
 class State:
-    """Buffers, frozen parameters and attributes of the critic's modules, and the random numbers; as of now.
+    """Buffers, frozen parameters and attributes of the critic's modules, containers that these or the call's arguments
+    hold, and the random numbers; as of now. Of any other tensor and generator, what it was before the critic first
+    wrote to it or drew from it: :meth:`about_to_write`, :meth:`about_to_draw`.
 
     Parameters that are trained are not among it: the tape refuses to write them. Attributes are restored with the
-    contents of lists, dicts and sets; objects of other kinds are the same ones as before.
+    contents of lists, dicts and sets, however deep; objects of other kinds are the same ones as before.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], inputs: Sequence[Tensor]) -> None:
-        self._modules = []
+    def __init__(self, modules: Sequence[nn.Module], inputs: Sequence[Tensor], others: Iterable[Any] = ()) -> None:
+        self._modules: list[tuple[nn.Module, dict, list[tuple[Any, Any]]]] = []
         self._tensors: dict[int, tuple[Tensor, Tensor, bool]] = {}
-        for module in modules:
+        self._written: list[tuple[Tensor, Tensor, bool]] = []
+        self._new = object()  # marks tensors that the critic made
+        self._drawn: set[int] = set()
+        self._deep: list[tuple[Any, Any]] = []  # containers that are no attribute themselves
+        self._seen = set(map(id, modules))
+        self._random: list[Callable[[], Any]] = []
+        self._random += [restore for save in _RANDOM if (restore := save(inputs)) is not None]
+        self._waiting = list(modules)
+        for module in self._waiting:  # which grows by modules that are hidden in a container
             attributes = module.__dict__.copy()
             contents = [(x, x.copy()) for x in attributes.values() if x.__class__ in _CONTAINERS and x]
             self._modules.append((module, attributes, contents))
-            self._keep(attributes.values())
+            self._keep(x for x in attributes.values() if x.__class__ not in _CONTAINERS)
             for container, _ in contents:
-                self._keep(container.values() if isinstance(container, dict) else container)
-        self._random = [restore for save in _RANDOM if (restore := save(inputs)) is not None]
+                self._keep(_entries(container))
+        self._keep(others, tensors=False)
 
-    def _keep(self, values: Iterable[Any]) -> None:
+    def _keep(self, values: Iterable[Any], tensors: bool = True) -> None:
         for x in values:
-            if isinstance(x, Tensor) and not x.requires_grad and x.layout == torch.strided and not is_lazy(x):
-                self._tensors.setdefault(id(x), (x, x.detach().clone(), x.is_inference()))
+            kind = x.__class__
+            if kind in _UNCHANGING or (kind is tuple and _UNCHANGING.issuperset(map(type, x))):
+                continue
+            if isinstance(x, Tensor):
+                if tensors and not x.requires_grad and x.layout == torch.strided and not is_lazy(x):
+                    self._tensors.setdefault(id(x), (x, x.detach().clone(), x.is_inference()))
+            elif id(x) in self._seen:
+                continue
+            elif kind in _CONTAINERS or isinstance(x, tuple):
+                self._seen.add(id(x))
+                if kind in _CONTAINERS:
+                    self._deep.append((x, x.copy()))
+                self._keep(_entries(x), tensors=False)
+            elif isinstance(x, nn.Module):
+                found = [m for m in x.modules() if id(m) not in self._seen]
+                self._seen.update(map(id, found))
+                self._waiting += found
+            elif (restore := _of_generator(x)) is not None:
+                self._seen.add(id(x))
+                self._random.append(restore)
+
+    def about_to_write(self, x: Tensor) -> None:
+        """The critic is about to write to a tensor, of which it may not be known whose it is."""
+        if id(x) not in self._tensors and getattr(x, _NEW, None) is not self._new and not is_lazy(x):
+            self._written.append((x, x.detach().clone(), x.is_inference()))
+
+    def made(self, x: Tensor) -> None:
+        """The critic made a tensor, which is nobody else's."""
+        setattr(x, _NEW, self._new)
+
+    def about_to_draw(self, generator: torch.Generator) -> None:
+        """The critic is about to draw from a generator of somebody's."""
+        if id(generator) not in self._drawn:
+            self._drawn.add(id(generator))
+            self._random.append(functools.partial(generator.set_state, generator.get_state()))
 
     def restore(self) -> None:
         for module, attributes, contents in self._modules:
             _restore_attributes(module.__dict__, attributes, contents)
-        for x, old, inference in self._tensors.values():
-            with torch.inference_mode() if inference else torch.no_grad():
-                x.copy_(old)
+        for x, copy in self._deep:
+            _restore_contents(x, copy)
+        while self._written:
+            _restore_tensor(*self._written.pop())
+        for kept in self._tensors.values():
+            _restore_tensor(*kept)
         for restore in self._random:
             restore()
 
 
-_CONTAINERS = (list, dict, set, collections.deque, collections.OrderedDict)
+_CONTAINERS = frozenset(
+    (list, dict, set, collections.deque, collections.OrderedDict, collections.defaultdict, collections.Counter)
+)
+_NEW = "_gankern_made_by_the_critic"
+_UNCHANGING = frozenset(
+    (type(None), bool, int, float, complex, str, bytes, type, torch.Size, torch.dtype, torch.device, types.FunctionType)
+)
+
+
+def _entries(container: Any) -> Any:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _restore_tensor(x: Tensor, old: Tensor, inference: bool) -> None:
+    with torch.inference_mode() if inference else torch.no_grad():
+        if x.shape != old.shape:
+            x.resize_(old.shape)
+        x.copy_(old)
 
 
 def _restore_attributes(attributes: dict, before: dict, contents: list[tuple[Any, Any]]) -> None:
@@ -62,9 +126,13 @@ def _restore_attributes(attributes: dict, before: dict, contents: list[tuple[Any
         if x.__class__ in _CONTAINERS and x and id(x) not in full:
             x.clear()  # it was empty
     for x, copy in contents:
-        if not _same(x, copy):
-            x.clear()
-            (x.extend if isinstance(x, (list, collections.deque)) else x.update)(copy)
+        _restore_contents(x, copy)
+
+
+def _restore_contents(x: Any, copy: Any) -> None:
+    if not _same(x, copy):
+        x.clear()
+        (x.extend if isinstance(x, (list, collections.deque)) else x.update)(copy)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -79,6 +147,15 @@ def modules_of(critic: Any) -> list[nn.Module]:
     return list(dict.fromkeys(m for root in _roots(critic) for m in root.modules()))
 
 
+def held_by(critic: Any) -> list[Any]:
+    """What a function refers to, that is no module: containers, for one."""
+    if isinstance(critic, nn.Module):
+        return []
+    if isinstance(critic, functools.partial):
+        return [*held_by(critic.func), *critic.args, *critic.keywords.values()]
+    return [x for x in _referred_to(critic) if not isinstance(x, nn.Module)]
+
+
 def _roots(critic: Any) -> Iterator[nn.Module]:
     """Itself; or what a function refers to."""
     if isinstance(critic, nn.Module):
@@ -89,20 +166,44 @@ def _roots(critic: Any) -> Iterator[nn.Module]:
     elif hasattr(critic, "__self__"):
         yield from _in_object(critic.__self__)
     elif hasattr(critic, "__code__"):
-        cells = critic.__closure__ or ()
-        names = (critic.__globals__.get(name) for name in critic.__code__.co_names)
-        for x in (*(c.cell_contents for c in cells if _is_full(c)), *(critic.__defaults__ or ()), *names):
+        for x in _referred_to(critic):
             yield from _in_object(x)
     else:
         yield from _in_object(critic)
 
 
+def _referred_to(function: Any) -> list[Any]:
+    """What the code of a function finds by name."""
+    code = getattr(function, "__code__", None)
+    if code is None or not hasattr(function, "__globals__"):
+        return []
+    cells = (c.cell_contents for c in function.__closure__ or () if _is_full(c))
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    names = (function.__globals__.get(name) for name in code.co_names)
+    return [*cells, *defaults, *names]
+
+
 def _in_object(x: Any) -> Iterator[nn.Module]:
-    """A module, or those that an object has for attributes."""
+    """A module, or those in a container, or those that an object has for attributes."""
     if isinstance(x, nn.Module):
         yield x
+    elif x.__class__ in _CONTAINERS or isinstance(x, tuple):
+        yield from _in_container(x, set())
     elif not isinstance(x, type) and not callable(getattr(x, "__code__", None)):
-        yield from (v for v in getattr(x, "__dict__", {}).values() if isinstance(v, nn.Module))
+        for value in list(getattr(x, "__dict__", {}).values()):
+            if isinstance(value, nn.Module):
+                yield value
+            elif value.__class__ in _CONTAINERS or isinstance(value, tuple):
+                yield from _in_container(value, set())
+
+
+def _in_container(x: Any, seen: set[int]) -> Iterator[nn.Module]:
+    seen.add(id(x))
+    for value in list(_entries(x)):
+        if isinstance(value, nn.Module):
+            yield value
+        elif (value.__class__ in _CONTAINERS or isinstance(value, tuple)) and id(value) not in seen:
+            yield from _in_container(value, seen)
 
 
 def _is_full(cell: Any) -> bool:
@@ -110,6 +211,21 @@ def _is_full(cell: Any) -> bool:
         return cell.cell_contents is not None
     except ValueError:
         return False
+
+
+def _of_generator(x: Any) -> Callable[[], None] | None:
+    """What gives a generator of random numbers its present state back; None for what is none. One of torch's is known
+    when it is drawn from."""
+    if isinstance(x, random.Random):
+        return functools.partial(x.setstate, x.getstate())
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return None
+    if isinstance(x, numpy.random.RandomState):
+        return functools.partial(x.set_state, x.get_state())
+    if isinstance(x, numpy.random.Generator):
+        return functools.partial(setattr, x.bit_generator, "state", x.bit_generator.state)
+    return None
 
 
 # ---- random numbers: each saves a state, and returns what restores it ------------------------------------------

@@ -39,6 +39,7 @@ from gankern.core.torch_internals import graph_nodes, memory_of
 from gankern.ops.convolution_choice import KINDS
 from gankern.tangent import reached, rules
 from gankern.tangent.nodes import INPUT, WEIGHT, Bilinear, Gate, Kernel, LayoutMatters, Linear, Node, NotCovered
+from gankern.tangent.state import State
 
 _MARK = "_gankern_tape_mark"
 _PLAIN = {Tensor, nn.Parameter}
@@ -161,9 +162,10 @@ class Tape(TorchDispatchMode):
         does not come here: to it a tape is inside of one region of the graph."""
         return False
 
-    def __init__(self, parameters: Iterable[Tensor], critic: Any = None) -> None:
+    def __init__(self, parameters: Iterable[Tensor], critic: Any = None, before: State | None = None) -> None:
         super().__init__()
         self.critic = critic
+        self.before = before
         self.nodes: list[Node] = []
         self.kinds: list[int] = []  # of each value
         self.roots: list[int] = []  # of each value: the first value of the memory that it looks at
@@ -297,8 +299,9 @@ class Tape(TorchDispatchMode):
         if self.unversioned:
             self._version()
         try:
+            makes = self.before is not None and rules.tell(self.before, func, args, kwargs)
             if not self.reads(rules.tensors_of(args, kwargs)):
-                return rules.untracked(self, func, args, kwargs)
+                return self._made(rules.untracked(self, func, args, kwargs), makes)
             if any(x.layout is not torch.strided or x.is_nested for x in rules.tensors_of(args, kwargs)):
                 raise NotCovered(f"{func} takes a tensor that is sparse or nested")
             step = self._asked(func, args, kwargs)
@@ -306,6 +309,14 @@ class Tape(TorchDispatchMode):
         except NotCovered as error:
             raise self._located(error) from None
         self.steps.append(step([self.known(x) for x in reached.flat(result) if isinstance(x, Tensor)]))
+        return self._made(result, makes)
+
+    def _made(self, result: Any, makes: bool) -> Any:
+        """The result of an operator, of whose tensors it is said, where it made them, that they are new."""
+        if makes and self.before is not None:
+            for x in reached.flat(result):
+                if isinstance(x, Tensor) and not x.requires_grad:
+                    self.before.made(x)
         return result
 
     def _asked(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:

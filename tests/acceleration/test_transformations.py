@@ -7,6 +7,7 @@ import functools
 import inspect
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import gankern
-from gankern.acceleration import _attention, _chains
+from gankern.acceleration import _attention, _chains, _layers
 
 X = torch.randn(3, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -691,3 +692,84 @@ def test_somebodys_function_mode_sees_the_functions(inside, double):
         x = torch.randn(2, 2, 4, 4)
         with contextlib.nullcontext() if inside else Louder():
             torch.testing.assert_close(after(x), before(x), rtol=1e-12, atol=1e-12)
+
+
+# ---- tensors of somebody's class --------------------------------------------------------------------------------
+
+
+class Labelled(torch.Tensor):
+    """Keeps its class, as most do."""
+
+
+class Counted(torch.Tensor):
+    """Has a word in torch's functions: what a convolution makes is twice as much, and none goes unseen."""
+
+    seen: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.seen.append(func.__name__)
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        return 2 * result if func in (F.conv2d, F.conv_transpose2d, F.conv1d) else result
+
+
+class OwnCalls(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = F.avg_pool2d(F.leaky_relu(self.conv(F.interpolate(x, scale_factor=2)), 0.2), 2)
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
+
+
+FOREIGN = {
+    "convolution, mean": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(2), nn.LeakyReLU(0.2)),
+    "upsampling, batch norm": lambda: nn.Sequential(
+        nn.Upsample(scale_factor=2), nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
+    ),
+    "transposed, instance norm": lambda: nn.Sequential(
+        nn.ConvTranspose2d(3, 4, 4, 2, 1), nn.InstanceNorm2d(4), nn.PReLU()
+    ),
+    "padding, group norm": lambda: nn.Sequential(
+        nn.ReflectionPad2d(1), nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(True)
+    ),
+    "one dimension": lambda: nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 3)),
+    "functions": OwnCalls,
+}
+
+
+@pytest.mark.parametrize("kind", [Labelled, Counted])
+@pytest.mark.parametrize("of", ["input", "weights"])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_tensors_of_somebodys_class_keep_it(name, of, kind, monkeypatch):
+    """And what it makes of torch's functions."""
+    monkeypatch.setattr(_layers, "LARGE", 1)
+    before, x = FOREIGN[name]().double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    after = copy.deepcopy(before)
+    gankern.accelerate(after)
+    for _ in range(5):
+        before(x), after(x.clone().requires_grad_())
+    found = []
+    for net in (before, after):
+        if of == "weights":
+            for module in net.modules():
+                for key, p in module._parameters.items():
+                    if p is not None:
+                        module._parameters[key] = nn.Parameter(p.detach().as_subclass(kind))
+        given = x.clone().requires_grad_()
+        Counted.seen.clear()
+        y = net(given.as_subclass(kind) if of == "input" else given)
+        (gradient,) = torch.autograd.grad(y.square().sum(), given)
+        found.append((type(y), {n for n in Counted.seen if n in F.__dict__}, y.as_subclass(torch.Tensor), gradient))
+    assert found[0][:2] == found[1][:2] and found[1][0] is kind
+    for a, b in zip(found[0][2:], found[1][2:]):
+        torch.testing.assert_close(a.as_subclass(torch.Tensor), b.as_subclass(torch.Tensor), rtol=1e-9, atol=1e-11)
+
+
+def test_what_is_no_tensor_is_torchs_error():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+    gankern.accelerate(net)
+    for wrong in (None, "image", 3):
+        with pytest.raises(TypeError, match="conv2d"):
+            net(wrong)

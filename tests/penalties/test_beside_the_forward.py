@@ -2,9 +2,12 @@
 is right, by whichever form; the tangent form says why it refuses; and an attempt that was given up leaves no trace."""
 
 import copy
+import functools
 import logging
 import random
 import threading
+from collections import Counter, defaultdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -406,6 +409,121 @@ def test_a_fallback_leaves_the_critic_as_double_backward_does(wrap, caplog):
         torch.testing.assert_close(a, b)
     logged = sum("Function Reversed" in record.message for record in caplog.records)
     assert logged == 1 or not isinstance(called, nn.Module)
+
+
+def a_generator():
+    return torch.Generator().manual_seed(5)
+
+
+EVERYBODYS = torch.ones(())
+
+
+# What it is before, and what a critic that has it as ``kept`` does with it; and what is left of it.
+KEPT = {
+    "torch's generator": (a_generator, lambda n, x: x + torch.randn(x.shape, generator=n.kept), lambda k: k.get_state()),
+    "Python's generator": (lambda: random.Random(5), lambda n, x: x * n.kept.random(), lambda k: k.random()),
+    "NumPy's generator": (lambda: np.random.default_rng(5), lambda n, x: x * n.kept.random(), lambda k: k.random()),
+    "NumPy's older one": (lambda: np.random.RandomState(5), lambda n, x: x * n.kept.rand(), lambda k: k.rand()),
+    "list in a dict": (lambda: {"a": []}, lambda n, x: n.kept["a"].append(1) or x * len(n.kept["a"]), str),
+    "defaultdict": (lambda: defaultdict(list), lambda n, x: n.kept["a"].append(1) or x * len(n.kept["a"]), str),
+    "Counter": (Counter, lambda n, x: n.kept.update("a") or x * n.kept["a"], str),
+    "tensor in a tuple": (lambda: (torch.ones(()),), lambda n, x: x * n.kept[0].add_(1), lambda k: k[0]),
+    "tensor of an object": (
+        lambda: SimpleNamespace(u=torch.ones(())),
+        lambda n, x: x * torch.add(n.kept.u, 1, out=n.kept.u),
+        lambda k: k.u,
+    ),
+    "sparse buffer": (lambda: torch.eye(2).to_sparse(), lambda n, x: x * n.kept.mul_(2).sum(), lambda k: k.to_dense()),
+    "network in a list": (
+        lambda: [spectral_norm(nn.Linear(5, 5))], lambda n, x: n.kept[0](x), lambda k: k[0].parametrizations.weight[0]._u,
+    ),
+    "everybody's tensor": (lambda: len(EVERYBODYS.fill_(1).shape), lambda n, x: x * EVERYBODYS.add_(1), str),
+    "made by the critic": (lambda: None, lambda n, x: x * torch.empty(5).normal_().mul_(2).detach_(), str),
+}  # fmt: skip
+
+
+class Keeps(nn.Module):
+    def __init__(self, kept, use):
+        super().__init__()
+        self.kept, self.use, self.drop = kept, use, nn.Dropout(0.5)
+        self.layers = nn.ModuleList([nn.Linear(5, 6), nn.Linear(6, 1)])
+
+    def forward(self, x, *conditions, **named):
+        x = self.use(self, x, *conditions, **named)
+        return self.layers[1](Reversed.apply(self.drop(self.layers[0](x)).tanh()))
+
+
+def both_ways(make, called=lambda critic: critic, **options):
+    """By double backward and by an attempt that is given up: value, gradients and random numbers are the same."""
+    real, fake = torch.randn(2, 4, 5)
+    left = []
+    for method in ("double_backward", "auto", "tangent"):
+        torch.manual_seed(1)
+        critic = make()
+        given = copy.deepcopy(options)
+        if method == "tangent":  # is refused, and by hand it goes on as if nothing had been
+            with pytest.raises(ValueError, match="Function Reversed"):
+                penalties.gradient_penalty(called(critic), real, fake, alpha=torch.ones(4), method=method, **given)
+            method = "double_backward"
+        torch.manual_seed(2)
+        value = penalties.gradient_penalty(called(critic), real, fake, alpha=torch.ones(4), method=method, **given)
+        value.backward()
+        left.append((critic, given, [value.detach(), *gradients(critic), torch.rand(3)]))
+    for _, _, found in left[1:]:
+        for a, b in zip(left[0][2], found):
+            torch.testing.assert_close(a, b)
+    return [(critic, given) for critic, given, _ in left]
+
+
+@pytest.mark.parametrize("what", KEPT)
+def test_a_fallback_leaves_what_the_critic_keeps(what):
+    kept, use, look = KEPT[what]
+    looks = [look(critic.kept) for critic, _ in both_ways(lambda: Keeps(kept(), use))]
+    for other in looks[1:]:
+        if isinstance(other, torch.Tensor):
+            torch.testing.assert_close(other, looks[0])
+        else:
+            assert other == looks[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "use"),
+    [
+        ({"critic_args": (torch.ones(4, 1),)}, lambda n, x, y: x * y.add_(1)),
+        ({"critic_kwargs": {"d": {"y": 2.0}}}, lambda n, x, d: x * d.pop("y", 5.0)),
+        ({"critic_kwargs": {"d": [[]]}}, lambda n, x, d: d[0].append(1) or x * len(d[0])),
+    ],
+)
+def test_a_fallback_leaves_the_conditions(options, use):
+    given = [str(given) for _, given in both_ways(lambda: Keeps(None, use), **options)]
+    assert given[0] == given[1] == given[2]
+
+
+@pytest.mark.parametrize("holds", ["list", "dict", "default", "object", "partial"])
+def test_a_fallback_finds_networks_in_containers(holds):
+    """Those that a function has its networks in: spectral norm must not have iterated twice."""
+
+    def called(critic):
+        nets = {"d": [critic]}
+        match holds:
+            case "list":
+                return lambda x: nets["d"][0](x)
+            case "dict":
+                return lambda x, nets=nets: nets["d"][0](x)
+            case "default":
+                return lambda x, *, net=(critic,): net[0](x)
+            case "object":
+                owner = SimpleNamespace(nets=nets)
+                return lambda x: owner.nets["d"][0](x)
+            case "partial":
+                return functools.partial(lambda nets, x: nets[0](x), [critic])
+
+    def make():
+        return Keeps(spectral_norm(nn.Linear(5, 5)), lambda n, x: n.kept(x))
+
+    iterated = [critic.kept.parametrizations.weight[0]._u for critic, _ in both_ways(make, called)]
+    torch.testing.assert_close(iterated[1], iterated[0])
+    torch.testing.assert_close(iterated[2], iterated[0])
 
 
 def test_an_unexpected_error_falls_back_once(caplog, monkeypatch):

@@ -1003,6 +1003,31 @@ def test_small_batches(samples, method):
         assert all(g is not None and not g.any() for g in gradients)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_samples_made_in_inference_mode(method):
+    """As a generator's may be."""
+    net = critic()
+    with torch.inference_mode():
+        real, fake = REAL.clone(), FAKE.clone()
+    value = penalties.r2_penalty(net, fake, method=method)
+    torch.testing.assert_close(value, penalties.r2_penalty(net, FAKE, method=method))
+    step = penalties.critic_step(net, real, fake, penalty=penalties.R1Penalty(method=method))
+    step.loss.backward()
+    torch.testing.assert_close(step.loss, penalties.critic_step(net, REAL, FAKE, penalty=penalties.r1_penalty).loss)
+
+
+@pytest.mark.parametrize("make", [torch.jit.trace, lambda net, x: torch.jit.script(net)], ids=["traced", "scripted"])
+def test_critics_of_torchscript(make):
+    net = critic()
+    made = make(net, REAL)
+    expected = penalties.gradient_penalty(net, REAL, FAKE, alpha=ALPHA)
+    value = penalties.gradient_penalty(made, REAL, FAKE, alpha=ALPHA)
+    torch.testing.assert_close(value, expected)
+    for a, b in zip(handed_out(value, made), handed_out(expected, net)):
+        torch.testing.assert_close(a, b)
+    assert penalties.critic_step(made, REAL, FAKE).loss.isfinite()
+
+
 def test_batch_norm_warns_once():
     net = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 1)).double()
     with pytest.warns(UserWarning, match=r"batch norm in training mode \(1: BatchNorm2d\).*layer norm"):
@@ -1047,6 +1072,34 @@ NET = critic()
         (lambda: penalties.r1_penalty(NET, REAL, target=0.0), TypeError, r"r1_penalty\(\) got an unexpected .* 'target'"),
         (lambda: penalties.r2_penalty(NET, REAL, wieght=1.0), TypeError, r"r2_penalty\(\) got an unexpected .* 'wieght'"),
         (lambda: penalties.r2_penalty(NET, REAL, weight="1"), TypeError, "r2_penalty: weight"),
+        (lambda: penalties.gradient_penalty(None, REAL, FAKE), TypeError, "critic is None; it must be a module or a function"),
+        (lambda: penalties.gradient_penalty(nn.Linear, REAL, FAKE), TypeError, "critic is the class Linear, not an instance"),
+        (lambda: penalties.r1_penalty(NET, None), TypeError, "r1_penalty: real is None"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, critic_args=torch.ones(1)), TypeError, r"critic_args is a tensor \(1,\).*\(x,\) for one"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, critic_args=3), TypeError, "critic_args is 3"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, critic_kwargs=[1]), TypeError, "critic_kwargs is a list; it must be a dict"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, select=7), ValueError, "select is 7.*a Tensor of 4"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, select="a"), TypeError, "select is 'a', and the critic returned a tensor"),
+        (lambda: penalties.gradient_penalty(lambda x: {"b": x}, REAL, FAKE, select="a"), ValueError, "select is 'a'.*a dict of the keys 'b'"),
+        (lambda: penalties.gradient_penalty(lambda x: (x,), REAL, FAKE, select=1), ValueError, "select is 1.*a tuple of 1"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, generator=3), TypeError, "generator is 3; it must be a torch.Generator"),
+        (lambda: penalties.dragan(NET, REAL, generator=3), TypeError, "dragan: generator is 3"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, weight=torch.ones(2)), TypeError, "weight is tensor.*must be a number"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, one_sided="yes"), TypeError, "one_sided is 'yes'"),
+        (lambda: penalties.path_length(NET, torch.ones(4, 3), weight="a"), TypeError, "path_length: weight is 'a'"),
+        (lambda: penalties.path_length(NET, torch.ones(4, 3), weight=float("nan")), ValueError, "weight is nan"),
+        (lambda: penalties.path_length(NET, torch.ones(4, 3), noise=3), TypeError, "noise is 3; it must be a tensor"),
+        (lambda: penalties.path_length(NET, torch.ones(4, 3), random=3), TypeError, "random is 3; it must be a torch.Generator"),
+        (lambda: penalties.critic_step(None, REAL, FAKE), TypeError, "critic_step: critic is None"),
+        (lambda: penalties.critic_step(NET, REAL, FAKE, loss="hinge"), TypeError, "critic_step: loss is 'hinge'"),
+        (lambda: penalties.critic_step(NET, REAL, FAKE, loss=lambda a, b: (a, b)), ValueError, "loss returned a tuple; it must be a tensor of one number"),
+        (lambda: penalties.critic_step(NET, REAL, FAKE, loss=lambda a, b: a + b), ValueError, r"loss returned a tensor \(4, 1\)"),
+        (lambda: penalties.critic_step(NET, REAL, FAKE, penalty=3), TypeError, "critic_step: penalty is 3"),
+        (lambda: penalties.critic_step(NET, REAL, FAKE, joint=1), TypeError, "joint is 1; accepted are True, False and None"),
+        (lambda: penalties.critic_step(NET, REAL, FAKE, fake_args=torch.ones(4)), TypeError, "fake_args is a tensor"),
+        (lambda: penalties.critic_step(NET, REAL, FAKE, fake_kwargs=3), TypeError, "fake_kwargs is 3"),
+        (lambda: penalties.path_length(None, torch.ones(4, 3)), TypeError, "path_length: generator is None"),
+        (lambda: penalties.path_length(NET, torch.ones(4, 3), generator_args=torch.ones(4)), TypeError, "generator_args is a tensor"),
         (lambda: penalties.drift(torch.ones(3), reduction="max"), ValueError, "drift: reduction is 'max'"),
         (lambda: penalties.drift(3), TypeError, "drift: outputs is int; it must be a floating-point tensor"),
         (lambda: penalties.drift(torch.ones(3, dtype=torch.int64)), TypeError, "drift: outputs is int64"),
