@@ -420,7 +420,7 @@ def test_sparse_tensors_are_left_to_torch(way, layout):
     values = torch.tensor([3.0, -4.0, 5.0], dtype=torch.float64, requires_grad=True)
 
     def gradient():
-        x = torch.sparse_coo_tensor(torch.tensor([[0, 1, 1], [2, 0, 2]]), values, (2, 3))
+        x = torch.sparse_coo_tensor([[0, 1, 1], [2, 0, 2]], values, (2, 3), check_invariants=True)
         x = x.coalesce() if layout == "sparse_coo" else x.to_sparse_csr()
         return torch.autograd.grad(x.relu().to_dense().sum(), values, create_graph=True)[0]
 
