@@ -858,9 +858,9 @@ def leaf(
             return type(module).forward(module, *args[constants:], **kwargs)
         # torch's own has rules for it, saves what it saves again, and calls torch's functions or those in their place.
         # Tensors of somebody's class have functions of their own; of what is none, the error is torch's.
-        taken = type(args[constants] if len(args) > constants else kwargs.get("input")) in PLAIN_TYPES and all(
-            type(p) in _PLAIN_PARAMETERS for p in module._parameters.values()
-        )
+        taken = type(
+            args[constants] if len(args) > constants else kwargs.get("input")
+        ) in PLAIN_TYPES and _PLAIN_PARAMETERS.issuperset(map(type, module._parameters.values()))
         if not taken or transformed() or recomputed() or seen_by_others() or functions_replaced():
             args = tree_map_only(Deferred, Deferred.value, args[constants:])
             return type(module).forward(module, *args, **kwargs)
