@@ -86,6 +86,7 @@ FEWEST = 128  # programs that fill a GPU with such tiles
 LARGE = 2**26  # bytes of a map of which the next operation finds nothing in a cache
 SETTLED = 32  # channels of a program that adds up
 PARTS = 8  # of each of them at a time
+MANY = 32  # parts, beyond which it has a quarter of the channels, and 16 times the parts at a time: a turn for them all
 WHOLE_PARTS, WOVEN_PARTS = 1, 512  # the same, of one range a channel, and of a unit's channels together
 VALUES = 16  # blocks of a range, at least, where there are programs enough
 PROGRAMS = 1024  # enough for every GPU
@@ -757,6 +758,11 @@ def _repeated(values: Affine, x: Tensor) -> Tensor | None:
     return None if values is None else values.expand(x.shape[:2]).reshape(-1)
 
 
+def _settled(parts: int) -> tuple[int, int]:
+    """Of so many parts, the channels of a program that adds them up, and how many it takes at a time."""
+    return (SETTLED // 4, 16 * PARTS) if parts > MANY else (SETTLED, PARTS)
+
+
 class _Call:
     """A tensor x, how it is split, and what all kernels take. With ``instances`` it is one sample, whose channels are
     those of all samples of x; affine values and slopes of C channels are then those of each C of them, and a statistic
@@ -880,17 +886,18 @@ class _Call:
             chunk,
             **self.tile,
         )
+        settled, parts = _settled(splits * self.members)
         launch(
             _settle_moments_kernel,
-            ceil_div(self.statistics, SETTLED),
+            ceil_div(self.statistics, settled),
             partial,
             stats,
             self.channels,
             self.members,
             splits,
             EPS=eps,
-            PARTS=PARTS,
-            BLOCK_C=SETTLED,
+            PARTS=parts,
+            BLOCK_C=settled,
             num_warps=WARPS,
         )
 
@@ -1028,9 +1035,11 @@ class _Call:
             SLOPE=self.slope,
             **self.tile,
         )
+        # Of statistics of several channels, a double backward has no registers for more parts.
+        settled, parts = _settled(self.splits if self.members == 1 else 1)
         launch(
             _settle_kernel,
-            ceil_div(self.statistics, SETTLED),
+            ceil_div(self.statistics, settled),
             partial,
             self.weight,
             h_weight,
@@ -1048,8 +1057,8 @@ class _Call:
             ORDER=order,
             TRAINING=training,
             GROUPED=self.members > 1,
-            PARTS=PARTS,
-            BLOCK_C=SETTLED,
+            PARTS=parts,
+            BLOCK_C=settled,
             num_warps=WARPS,
         )
         return terms
@@ -1205,6 +1214,11 @@ def examples(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         backward(y, x, None, None, stats, False, 0.2, False)
         backward(y, x, vector, vector, stats, *options, vector)
         double_backward(y, vector, vector, y, x, vector, vector, stats, *options)
+        # Of many ranges, where channels are neighbours.
+        wide = torch.empty(4, 32, 128, 128, dtype=dtype, device=device).contiguous(memory_format=layout)
+        y, stats = forward(wide, vector, vector, None, None, True, 1e-5, 0.2)
+        backward(y, wide, vector, vector, stats, *options)
+        double_backward(y, vector, vector, y, wide, vector, vector, stats, *options)
         x = torch.empty(4, 32, 16, 16, dtype=dtype, device=device).contiguous(memory_format=layout)
         y, stats = forward(x, vector, vector, None, None, True, 1e-5, 0.2)
         backward(y, x, vector, vector, stats, *options)

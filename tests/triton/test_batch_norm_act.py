@@ -14,6 +14,7 @@ from torch.autograd import grad
 import gankern
 import gankern.functional as GF
 from gankern.triton import batch_norm_act as batch_norm_act_kernels
+from gankern.triton.launch import recorded
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -177,6 +178,18 @@ def launched(monkeypatch):
 
     monkeypatch.setattr(batch_norm_act_kernels, "launch", recorded)
     return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sums_of_many_ranges(dtype, device):
+    """A program of those that add up ranges takes fewer channels, and all ranges of them at once."""
+    x = random(2, 10, 33, 37, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+    with batch_norm_act_kernels.BLOCKS.use({"TILE": 16, "CHANNELS": 4, "DEEP": 1, "num_warps": 4, "AHEAD": 0}):
+        check(x, "channel", True, 0.2)
+        with recorded() as launches:
+            GF.batch_norm_act(x, None, None, None, None, True, implementation="triton")
+    (own,) = [launch.constants for launch in launches if launch.kernel.__name__ == "_settle_moments_kernel"]
+    assert (own["BLOCK_C"], own["PARTS"]) == batch_norm_act_kernels._settled(batch_norm_act_kernels.MANY + 1)
 
 
 WOVEN = {"TILE": 16, "CHANNELS": 4, "DEEP": 2, "num_warps": 4, "AHEAD": 1}
