@@ -90,7 +90,8 @@ def window_sums(x: Tensor, up: bool, grow: bool) -> Tensor:
     if up:
         first, second = second, first
     last = lies_in_channels_last(x)
-    out = x.new_empty((first, taps, taps, second)).movedim(3, 1) if last else x.new_empty((first, second, taps, taps))
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    out = torch.empty((first, second, taps, taps), dtype=x.dtype, device=x.device, memory_format=memory_format)
     count = out.numel()
     if count == 0:
         return out

@@ -1238,6 +1238,7 @@ def cpp_runs_plans_in_several_threads():
     assert driver.by_plan - before == 4 * 400 * 2
 
 
+SOME_LEFT_TO_PYTHON = {"bias_act_backward", "bias_act_double_backward"}  # on small maps, whose sums are torch's
 LEFT_TO_PYTHON = {  # sums by torch, copies of what is not dense, tables of addresses
     "bias_act_prelu_backward",
     "bias_act_prelu_double_backward",
@@ -1268,7 +1269,7 @@ def operators_go_by_their_launchers_plans():
     importlib.import_module("gankern.functional")
     driver, _ = stub_driver.start_uncompiled()
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    natively = set()
+    left, some = {}, set()  # of each operator, the calls that Python did; and which others did some
     for name, (primitive, launcher) in defined.items():
         module, calls, of_examples = aot._module(primitive), [], launcher.rstrip("_")  # in place: as otherwise
         entry, recorded = getattr(module, launcher), getattr(module, of_examples)
@@ -1288,10 +1289,12 @@ def operators_go_by_their_launchers_plans():
             call.__name__ = launcher
             before = driver.by_plan
             _compare(driver, primitive, entry, given, call)
-            if driver.by_plan > before:
-                natively.add(name)
-    left = defined.keys() - natively
-    assert left == LEFT_TO_PYTHON, left
+            if driver.by_plan == before:
+                left.setdefault(name, []).append(given)
+        if len(left.get(name, ())) < len(calls):
+            some.add(name)
+    assert left.keys() == LEFT_TO_PYTHON | SOME_LEFT_TO_PYTHON, left.keys()
+    assert some == defined.keys() - LEFT_TO_PYTHON, some
 
 
 if __name__ == "__main__":
