@@ -407,7 +407,8 @@ def _norm_dims(name: str, norm_dims: str | int | Sequence[int], inputs: Tensors)
         return None
     dims = (norm_dims,) if isinstance(norm_dims, int) else norm_dims
     ndim = inputs[0].ndim
-    if isinstance(dims, str) or not dims or not all(isinstance(d, int) and -ndim <= d < ndim for d in dims):
+    are_whole = isinstance(dims, Sequence) and all(isinstance(d, int) and not isinstance(d, bool) for d in dims)
+    if isinstance(dims, str) or not dims or not are_whole or not all(-ndim <= d < ndim for d in dims):
         raise ValueError(
             f"{name}: norm_dims is {norm_dims!r}; it must be 'sample', or dimensions of the input, which has {ndim}"
         )

@@ -1060,6 +1060,7 @@ NET = critic()
         (lambda: penalties.gradient_penalty(NET, REAL, FAKE, norm_dims=0), ValueError, "dimension 0 is the batch"),
         (lambda: penalties.gradient_penalty(NET, REAL, FAKE, norm_dims=4), ValueError, "norm_dims is 4"),
         (lambda: penalties.gradient_penalty(NET, REAL, FAKE, norm_dims="all"), ValueError, "norm_dims is 'all'"),
+        (lambda: penalties.gradient_penalty(NET, REAL, FAKE, norm_dims=True), ValueError, "norm_dims is True"),
         (lambda: penalties.gradient_penalty(NET, REAL, FAKE, select=1.5), TypeError, "select is float"),
         (lambda: penalties.gradient_penalty(lambda x: (x, x), REAL, FAKE), TypeError, r"returned a tuple of 2; pass select="),
         (lambda: penalties.gradient_penalty(lambda x: {"a": x}, REAL, FAKE), TypeError, "a dict with the keys 'a'"),
