@@ -1,9 +1,12 @@
 // gankern's C++ autograd nodes as a Python module, for the one version of torch that it was built for
 // (gankern/core/native.py loads it).
+#include <ATen/ThreadLocalPythonObjects.h>
 #include <torch/csrc/PyInterpreter.h>
 
 #include <algorithm>
 #include <cstring>
+#include <map>
+#include <memory>
 #include <vector>
 
 #include "call.h"
@@ -111,6 +114,20 @@ PyObject* functions_replaced(PyObject* const*) {
   Py_RETURN_FALSE;
 }
 
+// gankern.core.torch_internals.keep_in_thread: (a key, None, True, False or a small number). torch's own function wraps
+// the value anew each time, and the thread that drops a wrapper last takes the interpreter's lock: a thread of the
+// engine's or of a process group's, too, which while the interpreter ends is thrown out of frames that nothing may be
+// thrown through. Here each value has one wrapper, for good.
+PyObject* keep_in_thread(PyObject* const* in) {
+  static auto* wrapped = new std::map<PyObject*, std::shared_ptr<c10::SafePyObject>>;
+  const char* key = PyUnicode_AsUTF8(in[0]);
+  if (!key) throw python_error();
+  auto& wrapper = (*wrapped)[in[1]];
+  if (!wrapper) wrapper = std::make_shared<c10::SafePyObject>(Py_NewRef(in[1]), getPyInterpreter());
+  at::impl::ThreadLocalPythonObjects::set(key, wrapper);
+  Py_RETURN_NONE;
+}
+
 int dtype_index(const Tensor& t) {
   switch (t.scalar_type()) {
     case at::kDouble: return 0;
@@ -130,7 +147,8 @@ const Functions functions_of_module = {method("start", entry<start, 5>),
                                        method("set_precision", entry<set_precision, 2>),
                                        method("enable", entry<enable, 1>),
                                        method("watch_function", entry<watch_function, 3>),
-                                       method("functions_replaced", entry<functions_replaced, 0>)};
+                                       method("functions_replaced", entry<functions_replaced, 0>),
+                                       method("keep_in_thread", entry<keep_in_thread, 2>)};
 
 }  // namespace
 

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from gankern.core import zeros
 from gankern.core.native import nodes
+from gankern.core.torch_internals import keep_in_thread, kept_in_thread
 
 __all__ = ["fast_double_backward"]
 
@@ -139,17 +140,15 @@ def _kernels() -> list[tuple[str, str, Callable[..., Any]]]:
     ]
 
 
-# How many blocks the running thread is in. torch keeps this with the grad mode and its like, and so passes it on to the
-# engine's threads, which run the backward of whoever called it on a GPU.
-_BLOCKS = "gankern.fast_double_backward"
+_BLOCKS = "gankern.fast_double_backward"  # how many of them the running thread is in
 
 
 def _blocks() -> int:
-    return torch._C._get_obj_in_tls(_BLOCKS) or 0 if torch._C._is_key_in_tls(_BLOCKS) else 0
+    return kept_in_thread(_BLOCKS) or 0
 
 
 def _stash(blocks: int) -> None:
-    torch._C._stash_obj_in_tls(_BLOCKS, blocks or None)  # C++ looks whether it is None
+    keep_in_thread(_BLOCKS, blocks or None)  # C++ looks whether it is None
 
 
 def _is_on() -> bool:

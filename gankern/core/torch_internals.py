@@ -45,6 +45,18 @@ def transformed() -> bool:
     )
 
 
+def keep_in_thread(key: str, value: int | None) -> None:
+    """Keeps None, a truth value or a small number in torch's state of the running thread, beside the grad mode and its
+    like: the engine's threads have it too, while they run the backward of whoever called it on a GPU."""
+    if nodes.keep_in_thread(key, value) is NotImplemented:
+        torch._C._stash_obj_in_tls(key, value)
+
+
+def kept_in_thread(key: str) -> Any:
+    """That; None where nothing was."""
+    return torch._C._get_obj_in_tls(key) if torch._C._is_key_in_tls(key) else None
+
+
 def functional() -> bool:
     """Whether a torch.func transform is at work outside of torch.compile, under which a function may not write to what
     was made outside of it."""

@@ -17,7 +17,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from gankern.core.double_backward import fast_double_backward
-from gankern.core.torch_internals import autocasting, graph_of, recorded_backwards, sequence_number, with_zeros
+from gankern.core.torch_internals import (
+    autocasting,
+    graph_of,
+    keep_in_thread,
+    kept_in_thread,
+    recorded_backwards,
+    sequence_number,
+    with_zeros,
+)
 from gankern.tangent.convolutions import fast_convolutions
 from gankern.tangent.method import resolve
 
@@ -110,7 +118,7 @@ class _Skipped:
 
 
 def _skips() -> bool:
-    return torch._C._is_key_in_tls(_SKIPS) and bool(torch._C._get_obj_in_tls(_SKIPS))
+    return bool(kept_in_thread(_SKIPS))
 
 
 @contextlib.contextmanager
@@ -130,11 +138,11 @@ def _without_hooks(leaves: Sequence[Tensor]) -> Iterator[None]:
                 hooks[number] = skipped
                 put.append((hooks, number, skipped))
     before = _skips()
-    torch._C._stash_obj_in_tls(_SKIPS, True)
+    keep_in_thread(_SKIPS, True)
     try:
         yield
     finally:
-        torch._C._stash_obj_in_tls(_SKIPS, before)
+        keep_in_thread(_SKIPS, before)
         with _lock:
             for hooks, number, skipped in put:
                 skipped.penalties -= 1

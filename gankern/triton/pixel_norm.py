@@ -115,15 +115,16 @@ def _gradients(
 
 @triton.jit
 def _terms(z, y, dy, p, inside, ORDER: tl.constexpr, POSITIVE: tl.constexpr, NEGATIVE: tl.constexpr):
-    """What a tile adds to the means; z is x + b."""
+    """What a tile adds to the means; z is x + b. No product is a last step: a compiler would make it one with the first
+    addition of a sum over lanes, of which each would then round its own product and not the other's."""
     zero = y * 0
     if ORDER == "forward":
         a = _slope(z, z, POSITIVE, NEGATIVE)
         return tl.where(inside, a * a, 0.0), zero, zero
     elif ORDER == "backward":
-        return y * dy, zero, zero
+        return 0.0 + y * dy, zero, zero
     else:
-        return y * dy, tl.where(inside, p * y, 0.0), tl.where(inside, p * dy, 0.0)
+        return 0.0 + y * dy, tl.where(inside, p * y, 0.0), tl.where(inside, p * dy, 0.0)
 
 
 @triton.jit
