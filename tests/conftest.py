@@ -38,6 +38,20 @@ sys.path.insert(0, _TESTS)
 os.environ["PYTHONPATH"] = os.pathsep.join([_TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
+@pytest.fixture(autouse=True)
+def as_much_memory_as_before():
+    """`gankern bench` limits its process to what memory there is then: here, to what other tests left of it, and with it
+    the processes that later tests start."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    yield
+    resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """Where Triton kernels run in this process."""
