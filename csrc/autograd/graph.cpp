@@ -28,8 +28,9 @@ PyObject* listed(const std::vector<THPObjectPtr>& objects) {
 constexpr const char* kKeptBack = "gankern zeros that are kept back";
 using KeptBackPtr = std::shared_ptr<KeptBack>;
 
-// (tensors, from which recorded backward on zeros are kept back, or None) -> (the leaves of their graph, its nodes that only raise an
-// error, the least of its nodes' numbers, what `with_zeros` takes: None where no zeros are kept back)
+// (tensors, from which recorded backward on zeros are kept back, or None) -> (the leaves of their graph, its
+// nodes that only raise an error, the least of its nodes' numbers, what `with_zeros` takes: None where no zeros
+// are kept back)
 PyObject* of_tensors(PyObject* const* in) {
   if (!PyTuple_CheckExact(in[0])) return decline();
   int64_t since = 0;
@@ -77,8 +78,8 @@ PyObject* of_tensors(PyObject* const* in) {
 
 constexpr int64_t kSmall = 4096;  // values of a leaf whose zeros lie beside others'
 
-// (what `graph` gave, leaves, a gradient or None for each) -> the gradients; zeros in place of None where these were kept
-// back. Those of small leaves are parts of one tensor, made at once.
+// (what `graph` gave, leaves, a gradient or None for each) -> the gradients; zeros in place of None where these
+// were kept back. Those of small leaves are parts of one tensor, made at once.
 PyObject* with_zeros(PyObject* const* in) {
   if (!PyTuple_CheckExact(in[1]) || !PyTuple_CheckExact(in[2])) return decline();
   const auto* kept_back = static_cast<KeptBackPtr*>(PyCapsule_GetPointer(in[0], kKeptBack));

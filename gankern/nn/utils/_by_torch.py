@@ -31,7 +31,7 @@ _REPEATED: dict[Any, str] = {
     torch.Tensor: "norm",
     torch: "norm",
 }
-_FUNCTIONS = tuple([vars(place)[name] for place, names in _REPEATED.items() for name in names.split()])
+_FUNCTIONS = tuple([vars(place).get(name) for place, names in _REPEATED.items() for name in names.split()])
 _OF_METHODS = tuple([name for cls in (_SpectralNorm, TorchHook) for name in _REPEATED[cls].split()])
 _LOOKED_UP: dict[Any, str] = {
     torch: "mv dot vdot div",
@@ -66,7 +66,7 @@ def normalize(normalizer: Any, weight: Tensor, u: Tensor, v: Tensor, training: b
 def _is_known() -> bool:
     try:
         return _source() in KNOWN
-    except (OSError, TypeError):  # torch without its source, or something else in a function's place before us
+    except (OSError, TypeError):  # torch without its source or without one of them, or somebody else's in its place
         return False
 
 
