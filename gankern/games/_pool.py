@@ -3,31 +3,54 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-class ImagePool:
-    """The last images that were put in, of which old ones are given back for new ones."""
+class ImagePool(nn.Module):
+    """The last ``size`` images that were put in, of which old ones are given back for new ones. ``like`` is a batch.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.images: Tensor | None = None
+    What is exchanged is decided on the host (:meth:`decide`) and done on the device, by as much work each time, so
+    that a step may be a CUDA graph.
+    """
 
-    def exchange(self, images: Tensor, coins: Tensor, places: Tensor) -> Tensor:
-        """For each image itself, or an old one in whose place it is put: where the pool is full and its coin, from
-        [0, 1), is below one half, the one at its place."""
-        if self.size == 0:
-            return images
-        given = []
-        for image, coin, place in zip(images.detach(), coins.tolist(), places.tolist(), strict=True):
-            kept = 0 if self.images is None else len(self.images)
-            if kept < self.size:
-                self.images = image[None].clone() if self.images is None else torch.cat([self.images, image[None]])
-                given.append(image)
-            elif coin < 0.5:
-                assert self.images is not None  # it is full
-                given.append(self.images[place].clone())
-                self.images[place] = image
+    images: Tensor  # [size + N, C, H, W]: those that are kept, and the batch at hand behind them
+
+    def __init__(self, size: int, like: Tensor) -> None:
+        super().__init__()
+        self.size, self.kept = size, 0
+        self.register_buffer("images", like.new_zeros(size + len(like), *like.shape[1:]))
+
+    def decide(self, coins: Tensor, places: Tensor) -> Tensor:
+        """For :meth:`exchange`, [3, N], from random numbers [N] on the CPU. Until the pool is full each image is kept
+        and given. Then an image whose coin, from [0, 1), is below one half is put in the place of an old one, which is
+        given for it; others are given themselves."""
+        given = list(range(self.size, self.size + len(coins)))
+        put: dict[int, int] = {}  # the last image of the batch in each place
+        changed = [*given]
+        for i, (coin, place) in enumerate(zip(coins.tolist(), places.tolist(), strict=True)):
+            if self.kept < self.size:
+                place = self.kept
+                self.kept += 1
+            elif coin < 0.5 and self.size:
+                given[i] = put.get(place, place)
             else:
-                given.append(image)
-        return torch.stack(given)
+                continue
+            changed[i] = place
+            put[place] = self.size + i
+        return torch.tensor([given, changed, [put.get(place, place) for place in changed]])
+
+    def exchange(self, images: Tensor, decided: Tensor) -> Tensor:
+        """The images [N, C, H, W] that are given for these."""
+        given, changed, into = decided
+        self.images[self.size :] = images.detach()
+        result = self.images[given]
+        self.images[changed] = self.images[into]
+        return result
+
+    def state(self) -> Tensor:
+        """The images that are kept."""
+        return self.images[: self.kept].clone()
+
+    def load_state(self, images: Tensor) -> None:
+        self.kept = len(images)
+        self.images[: self.kept] = images.to(self.images)

@@ -24,6 +24,7 @@ class Stabilisers:
     def __init__(self, run: Run, networks: Mapping[str, nn.Module]) -> None:
         """``networks``: the network of each player."""
         self.run, self.config, self.discriminator = run, run.config, networks["d"]
+        self.step = 0  # the coming one, or the one under way
         self.averages: dict[str, losses.HistoricalAverage] = {}
         if self.config.historical_average:
             for player, network in networks.items():
@@ -33,15 +34,19 @@ class Stabilisers:
                 f"feature_matching: which features of {self.config.model}'s discriminator to match is not known"
             )
 
-    def noise_std(self, step: int) -> float:
-        """The standard deviation of the instance noise at a step."""
+    def noise_std(self) -> float:
+        """The standard deviation of the step's instance noise."""
         steps = self.config.instance_noise_steps
-        return self.config.instance_noise * (max(0.0, 1.0 - step / steps) if steps else 1.0)
+        return self.config.instance_noise * (max(0.0, 1.0 - self.step / steps) if steps else 1.0)
 
-    def noises(self, like: Tensor, step: int) -> list[Tensor]:
-        """Instance noise of a step, for two sets of samples; none where there is none."""
-        std = self.noise_std(step)
-        return [std * self.run.normal(*like.shape[1:]) for _ in range(2)] if std else []
+    def noises(self, like: Tensor) -> list[Tensor]:
+        """Instance noise of the step, for two sets of samples; none where there is none."""
+        size = self.config.batch_size, *like.shape[1:]
+
+        def noise() -> Tensor:  # in a graph, of later steps too
+            return self.noise_std() * self.run.own(torch.randn(size))
+
+        return [self.run.draw(noise) for _ in range(2)] if self.noise_std() else []
 
     def augmentation(self) -> dict[str, Tensor]:
         """The random numbers of the augmentation of a batch; none where there is none."""

@@ -53,7 +53,7 @@ class Adversarial(DrawsSamples):
 
     def begin(self, step: int) -> bool:
         """The resolution of the coming step; a new one begins with optimisers that remember nothing (Karras 2018)."""
-        self.step = step
+        self.step = self.stabilisers.step = step
         if not self.config.grow_steps:
             return False
         resolution, alpha = _growth.stage(step, self.config.grow_steps, self.config.side)
@@ -64,13 +64,13 @@ class Adversarial(DrawsSamples):
         return grows
 
     def work(self) -> Hashable | None:
-        """Which moves have penalties, and how far the networks have grown."""
+        """Which moves have penalties, whether samples are noisy, and how far the networks have grown."""
         config = self.config
-        if config.noisy_labels or config.instance_noise or config.historical_average:
-            return None  # coins, and numbers that change with each step
+        if config.noisy_labels or config.historical_average:
+            return None  # coins, and a number that changes with each step
         moves = range(self.step * config.n_critic, (self.step + 1) * config.n_critic)
         growth = tuple(getattr(self.discriminator, name, None) for name in ("resolution", "alpha"))
-        return tuple(i % config.penalty_every == 0 for i in moves), growth
+        return tuple(i % config.penalty_every == 0 for i in moves), self.stabilisers.noise_std() > 0, growth
 
     def moves(self) -> Iterator[tuple[str, Loss]]:
         for i in range(self.config.n_critic):
@@ -94,7 +94,7 @@ class Adversarial(DrawsSamples):
             draws["noise"] = DRAGAN_NOISE * real.std() * run.uniform(*real.shape[1:])
         if config.noisy_labels and torch.rand(()) < config.noisy_labels:
             objective = objective.swapped()
-        noises = self.stabilisers.noises(real, self.step)
+        noises = self.stabilisers.noises(real)
         augments = [self.stabilisers.augmentation() for _ in range(2)]
         historical = self.stabilisers.historical("d")
 
@@ -115,7 +115,7 @@ class Adversarial(DrawsSamples):
         latents = run.normal(self.config.latent)
         labels = [] if run.condition is None else [run.conditions()]
         real, *of_real = self.seen or [latents]  # which only what is seen with real samples looks at
-        noises = self.stabilisers.noises(real, self.step)
+        noises = self.stabilisers.noises(real)
         augments = [self.stabilisers.augmentation() for _ in range(2 if self.config.feature_matching else 1)]
         historical = self.stabilisers.historical("g")
 

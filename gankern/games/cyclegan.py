@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from gankern import losses
 from gankern.core.names import look_up
+from gankern.data.batches import part_of
 from gankern.data.drawn import plain
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._pool import ImagePool
@@ -38,6 +40,9 @@ WEIGHTS = {"least_squares": (1.0, 2.0), "non_saturating": (0.5, 1.0)}
 
 class CycleGAN(Game):
     """Two domains, without pairs."""
+
+    carried: nn.ModuleDict
+    same_work = True
 
     family: ClassVar[str] = "image to image"
     needs: ClassVar[str | None] = "unpaired"
@@ -80,7 +85,9 @@ class CycleGAN(Game):
         }
         self.weights = look_up(WEIGHTS, config.loss, "loss of cyclegan")
         self.loss = losses.get(config.loss, config.real_target)
-        self.pools = {"a": ImagePool(options.pool), "b": ImagePool(options.pool)}
+        like = torch.empty(config.batch_size, config.channels, config.side, config.side, device=run.device)
+        like = like[part_of(len(like), run.share)]
+        self.carried = nn.ModuleDict({"a": ImagePool(options.pool, like), "b": ImagePool(options.pool, like)})
 
     def moves(self) -> Iterator[tuple[str, Loss]]:
         options, networks = self.options, self.networks
@@ -99,18 +106,29 @@ class CycleGAN(Game):
 
         of_both = []
         for name, real, fake in (("a", a, fake_a), ("b", b, fake_b)):
-            batch = self.config.batch_size
-            coins, places = self.run.own(torch.rand(batch)), self.run.own(torch.randint(max(options.pool, 1), (batch,)))
-            fake = self.pools[name].exchange(fake.detach(), coins, places)
+            fake = self.pool(name).exchange(fake, self.run.draw(partial(self.decide, name)))
             of_both.append(self.loss.discriminator(networks[f"d_{name}"](real), networks[f"d_{name}"](fake)))
         yield "d", of_discriminator * (of_both[0] + of_both[1])
 
+    def pool(self, name: str) -> ImagePool:
+        """The fakes of one domain."""
+        pool = self.carried[name]
+        assert isinstance(pool, ImagePool)
+        return pool
+
+    def decide(self, name: str) -> Tensor:
+        """Which fakes of this step its pool keeps, and which it gives."""
+        batch = self.config.batch_size
+        own = part_of(batch, self.run.share)
+        coins, places = torch.rand(batch), torch.randint(max(self.options.pool, 1), (batch,))
+        return self.pool(name).decide(coins[own], places[own]).to(self.run.device)
+
     def extra_state(self) -> dict[str, Any]:
-        return {name: torch.empty(0) if pool.images is None else pool.images for name, pool in self.pools.items()}
+        return {name: self.pool(name).state() for name in self.carried}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         for name, images in state.items():
-            self.pools[name].images = images.to(self.run.device) if len(images) else None
+            self.pool(name).load_state(images)
 
     def translate(self, images: Tensor, network: str = "a_to_b") -> Tensor:
         """Images [N, C, H, W] of one domain as those of the other, on the CPU; ``network`` is "a_to_b" or "b_to_a"."""

@@ -75,17 +75,29 @@ def test_cyclegan_losses_by_hand():
 
 
 def test_pool():
-    pool = ImagePool(2)
-    images = torch.arange(5.0).view(5, 1, 1, 1)
-    never, always = torch.full((2,), 0.9), torch.full((2,), 0.1)
-    places = torch.tensor([0, 1])
-    assert pool.exchange(images[:2], always, places).flatten().tolist() == [0, 1]  # filled first
-    assert pool.exchange(images[2:4], never, places).flatten().tolist() == [2, 3]
-    assert pool.images.flatten().tolist() == [0, 1]
-    # Each image by itself: the first takes the place of 0, the second of what stands at 0 then.
-    assert pool.exchange(images[2:4], always, torch.tensor([0, 0])).flatten().tolist() == [0, 2]
-    assert pool.images.flatten().tolist() == [3, 1]
-    assert torch.equal(ImagePool(0).exchange(images, torch.zeros(5), torch.zeros(5).long()), images)
+    images = torch.arange(1.0, 6.0).view(5, 1, 1, 1)
+    pool = ImagePool(2, images[:2])
+
+    def exchanged(images, coins, places):
+        return pool.exchange(images, pool.decide(torch.tensor(coins), torch.tensor(places))).flatten().tolist()
+
+    never, always = [0.9, 0.9], [0.1, 0.1]
+    assert pool.state().shape == (0, 1, 1, 1)
+    assert exchanged(images[:2], always, [0, 1]) == [1, 2]  # filled first
+    assert exchanged(images[2:4], never, [0, 1]) == [3, 4]
+    assert pool.state().flatten().tolist() == [1, 2]
+    # Each image by itself: the first takes the place of 1, the second of what stands there then.
+    assert exchanged(images[2:4], always, [0, 0]) == [1, 3]
+    assert pool.state().flatten().tolist() == [4, 2]
+    kept, pool = pool.state(), ImagePool(2, images[:2])
+    pool.load_state(kept)
+    assert exchanged(images[3:5], [0.1, 0.9], [1, 0]) == [2, 5]
+    pool = ImagePool(3, images[:2])  # is full within a batch
+    assert exchanged(images[:2], always, [0, 0]) == [1, 2]
+    assert exchanged(images[2:4], always, [2, 2]) == [3, 3]
+    assert pool.state().flatten().tolist() == [1, 2, 4]
+    pool = ImagePool(0, images)
+    assert exchanged(images, [0.0] * 5, [0] * 5) == [1, 2, 3, 4, 5] and pool.state().shape == (0, 1, 1, 1)
 
 
 def test_srgan_learns_from_pixels_first():
