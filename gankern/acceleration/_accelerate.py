@@ -18,14 +18,15 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map_only
 
-from gankern.acceleration import _attention, _known, _layers, _log, _spectral
+from gankern.acceleration import _attention, _convolutions, _known, _layers, _log, _norms, _spectral
 from gankern.acceleration._chains import Chains
 from gankern.acceleration._code import functions_held, names_used
 from gankern.acceleration._compiled import inside_compiled_parts, is_compiled
-from gankern.acceleration._layers import Followed, Left, Replaced
+from gankern.acceleration._convolutions import Left
+from gankern.acceleration._layers import Replaced
 from gankern.acceleration._report import Call, Report, Row
 from gankern.acceleration._root import CHANGES, Gains, Leaves, Plan, RootForward, root_forward
-from gankern.acceleration._scope import HANDLERS, STEPS, Kept
+from gankern.acceleration._scope import HANDLERS, STEPS, Followed, Kept
 from gankern.acceleration._verify import copy_of, fresh
 from gankern.acceleration._verify import verify as _verify
 from gankern.core.torch_internals import functions_replaced, refuse_scripting, watch_functions
@@ -169,23 +170,23 @@ _PIECEWISE = "double backward without zeros"
 
 # By the function that torch's module has as forward.
 LEAVES: dict[Any, Leaf] = {
-    nn.Conv2d.forward: (_layers.conv2d_forward, _ENGINE),
-    nn.ConvTranspose2d.forward: (_layers.conv_transpose2d_forward, _ENGINE),
+    nn.Conv2d.forward: (_convolutions.conv2d_forward, _ENGINE),
+    nn.ConvTranspose2d.forward: (_convolutions.conv_transpose2d_forward, _ENGINE),
     **{
-        cls.forward: (_layers.convolution_forward, _CONVOLUTION)
+        cls.forward: (_convolutions.convolution_forward, _CONVOLUTION)
         for cls in (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d)
     },
-    nn.ReflectionPad2d.forward: (_layers.pad_forward, _PAD),  # that of all dimensions
-    nn.ReplicationPad2d.forward: (_layers.pad_forward, _PAD),
-    nn.BatchNorm2d.forward: (_layers.batch_norm_forward, _BATCH_NORM),  # that of all dimensions
-    nn.GroupNorm.forward: (_layers.group_norm_forward, _GROUP_NORM),
-    nn.InstanceNorm2d.forward: (_layers.instance_norm_forward, _INSTANCE_NORM),  # likewise
-    nn.ReLU.forward: (_layers.relu_forward, _PIECEWISE),
-    nn.LeakyReLU.forward: (_layers.leaky_relu_forward, _PIECEWISE),
-    nn.PReLU.forward: (_layers.prelu_forward, _PRELU),
-    nn.AvgPool2d.forward: (_layers.avg_pool2d_forward, _PIECEWISE),
-    nn.MaxPool2d.forward: (_layers.max_pool2d_forward, _PIECEWISE),
-    nn.AdaptiveAvgPool2d.forward: (_layers.adaptive_avg_pool2d_forward, _PIECEWISE),
+    nn.ReflectionPad2d.forward: (_convolutions.pad_forward, _PAD),  # that of all dimensions
+    nn.ReplicationPad2d.forward: (_convolutions.pad_forward, _PAD),
+    nn.BatchNorm2d.forward: (_norms.batch_norm_forward, _BATCH_NORM),  # that of all dimensions
+    nn.GroupNorm.forward: (_norms.group_norm_forward, _GROUP_NORM),
+    nn.InstanceNorm2d.forward: (_norms.instance_norm_forward, _INSTANCE_NORM),  # likewise
+    nn.ReLU.forward: (_norms.relu_forward, _PIECEWISE),
+    nn.LeakyReLU.forward: (_norms.leaky_relu_forward, _PIECEWISE),
+    nn.PReLU.forward: (_norms.prelu_forward, _PRELU),
+    nn.AvgPool2d.forward: (_convolutions.avg_pool2d_forward, _PIECEWISE),
+    nn.MaxPool2d.forward: (_convolutions.max_pool2d_forward, _PIECEWISE),
+    nn.AdaptiveAvgPool2d.forward: (_convolutions.adaptive_avg_pool2d_forward, _PIECEWISE),
 }
 ONLY_SECOND_ORDER = (_CONVOLUTION, _PIECEWISE)
 
@@ -228,7 +229,7 @@ def _doubles(module: nn.Module) -> bool:
     if not _same_method(module, nn.Upsample, "forward"):
         return False
     factor = module.scale_factor
-    return module.mode in ("nearest", "nearest-exact") and factor is not None and _layers._is(factor, 2)
+    return module.mode in ("nearest", "nearest-exact") and factor is not None and _convolutions._is(factor, 2)
 
 
 _NORMS = {"batch_norm", "group_norm", "instance_norm"}
@@ -388,11 +389,11 @@ class _Work:
         if what in ONLY_SECOND_ORDER and not self.fast:
             return self.row(name, before, None, "fast_double_backward=False")
         constants: tuple[Any, ...] = ()
-        if function is _layers.conv2d_forward:
+        if function is _convolutions.conv2d_forward:
             followed = Followed() if _is_first_half(module) else None
             constants = followed, Left()
             what = what if followed is None else _MEAN
-        elif function in (_layers.batch_norm_forward, _layers.group_norm_forward, _layers.instance_norm_forward):
+        elif function in (_norms.batch_norm_forward, _norms.group_norm_forward, _norms.instance_norm_forward):
             constants = (Followed(),)
         self._forward(module, function, *constants)
         self.row(name, before, what)
@@ -402,7 +403,7 @@ class _Work:
         self.replaced.append(module)
 
     def _upsample(self, name: str, module: nn.Module) -> None:
-        self._forward(module, _layers.upsample_forward)
+        self._forward(module, _convolutions.upsample_forward)
         self.row(name, "nearest upsampling by 2", "one with the 3x3 convolution behind it where there is one")
 
     def _own_code(self, name: str, module: nn.Module) -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from gankern.acceleration._scope import SECOND, gain, plain, state
+from gankern.acceleration._scope import SECOND, gain, plain, say, state
 from gankern.core import autograd, devices, zeros
 from gankern.core.batching import one_gradient_at_a_time
 from gankern.core.double_backward import _convolution_double_backward
@@ -53,6 +53,15 @@ def pays(x: Tensor) -> bool:
 
 
 VALUE = 2e-4  # microseconds that a fused or an absent pass over a value is taken to be worth
+OWN_SECOND = "torch, with a second derivative of gankern's"
+
+
+def say_second(x: Tensor) -> None:
+    """Of an operation whose first derivative is torch's."""
+    if matters(x) and x.numel() >= FROM.get(x.device.type, 0):
+        say(OWN_SECOND)
+    else:
+        say("torch", "only its second derivative is ours, under a penalty and of large tensors")
 
 
 # ---- convolutions -------------------------------------------------------------------------------------------

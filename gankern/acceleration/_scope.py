@@ -59,6 +59,23 @@ class Kept:
         return Kept, ()
 
 
+class Followed:
+    """Whether a first half has a second one behind it (a convolution a 2x2 mean, a norm an activation), wherever
+    in the model that is called: found out while it runs, until it is clear that it has none."""
+
+    patience = 4
+
+    def __init__(self) -> None:
+        self.misses = 0
+
+    @property
+    def waits(self) -> bool:
+        return self.misses < self.patience
+
+    def __reduce__(self) -> Any:
+        return Followed, ()
+
+
 class _State(threading.local):
     """Of the accelerated module that runs in this thread."""
 
@@ -69,8 +86,8 @@ class _State(threading.local):
         self.exposed = False  # whether somebody got at a tensor's memory, and may write to it unseen
         self.double = False  # whether the gradient may be differentiated
         self.waiting: tuple[weakref.ref[Deferred], ...] = ()  # what is deferred, in the order of the calls
-        # What the convolutions and batch norms that a module calls by itself are told: _layers.Followed of each.
-        self.followed: tuple[Any, Any] = (None, None)
+        # Of the convolutions and of the norms that a module calls by itself.
+        self.followed: tuple[Followed | None, Followed | None] = (None, None)
         self.log: Any = None  # _log.Log, while a forward is listed
         self.chains: Any = None  # _chains.Chains of the module
         # Since the root's forward began, in microseconds: what is taken to be gained, the part of it for which torch's

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gankern.acceleration import _functions, _layers, _root, _spectral
+from gankern.acceleration import _convolutions, _functions, _root, _spectral
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -16,8 +16,8 @@ def small_models_count(request, monkeypatch):
     """What is for large tensors alone is done for the tests' small ones too, but for those marked ``as_it_is``."""
     if request.node.get_closest_marker("as_it_is") is None:
         monkeypatch.setattr(_functions, "FROM", {"cpu": 0, "cuda": 0})
-        monkeypatch.setattr(_layers, "CALL", -math.inf)
-        monkeypatch.setattr(_layers, "PAIR", 0.0)
+        monkeypatch.setattr(_convolutions, "CALL", -math.inf)
+        monkeypatch.setattr(_convolutions, "PAIR", 0.0)
         monkeypatch.setattr(_spectral, "FROM", 0)
         for cost in ("operation", "forward", "layer"):
             monkeypatch.setattr(_root.Gains, cost, 0.0)

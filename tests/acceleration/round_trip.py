@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gankern
-from gankern.acceleration import _chains, _functions, _layers, _root
+from gankern.acceleration import _chains, _convolutions, _functions, _norms, _root
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}  # in double precision
 
@@ -111,7 +111,7 @@ def main() -> None:
     # What is for large tensors alone is done for these small ones too.
     _functions.FROM.update(cpu=0, cuda=0)
     _chains.FROM.update(dict.fromkeys(_chains.FROM, 0))
-    _layers.CALL, _layers.LARGE = -math.inf, 1
+    _convolutions.CALL, _norms.LARGE = -math.inf, 1
     for cost in ("operation", "forward", "layer"):
         setattr(_root.Gains, cost, 0.0)
     for name in NETWORKS:

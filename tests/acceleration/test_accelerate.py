@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gankern
-from gankern.acceleration import _layers, _scope
+from gankern.acceleration import _convolutions, _norms, _scope
 
 
 def penalty(critic, x, *others):
@@ -181,7 +181,7 @@ class Normalised(nn.Module):
 @pytest.mark.parametrize("large", [1, 10**9])
 @pytest.mark.parametrize("case", ["module, in place", "function", "method", "twice", "none", "no momentum"])
 def test_batch_norm(case, large, monkeypatch):
-    monkeypatch.setattr(_layers, "LARGE", large)
+    monkeypatch.setattr(_norms, "LARGE", large)
     torch.manual_seed(0)
     net = Normalised(case)
     x = torch.randn(4, 16, 8, 8)
@@ -192,10 +192,10 @@ def test_batch_norm(case, large, monkeypatch):
 
 
 def test_sequential_batch_norm(monkeypatch):
-    monkeypatch.setattr(_layers, "LARGE", 1)
+    monkeypatch.setattr(_norms, "LARGE", 1)
     calls = []
-    normalize = _layers._normalize
-    monkeypatch.setattr(_layers, "_normalize", lambda *args: (calls.append(args[6:]), normalize(*args))[1])
+    normalize = _norms._normalize
+    monkeypatch.setattr(_norms, "_normalize", lambda *args: (calls.append(args[6:]), normalize(*args))[1])
     torch.manual_seed(0)
     net = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
     check_same(net, torch.randn(4, 4, 6, 6), tolerance=1e-8)
@@ -305,7 +305,7 @@ def test_sequential_pairs(monkeypatch):
 
 def record_kinds(monkeypatch):
     kinds = []
-    convolution = _layers.convolution
+    convolution = _convolutions.convolution
 
     def recorded(kind, *args):
         result = convolution(kind, *args)
@@ -313,7 +313,7 @@ def record_kinds(monkeypatch):
             kinds.append(kind)
         return result
 
-    monkeypatch.setattr(_layers, "convolution", recorded)
+    monkeypatch.setattr(_convolutions, "convolution", recorded)
     return kinds
 
 
@@ -407,7 +407,7 @@ def test_what_comes_between(case):
     with torch.no_grad():
         expected = net(x)
         gankern.accelerate(net)
-        for _ in range(2 * _layers.Followed.patience):
+        for _ in range(2 * _scope.Followed.patience):
             torch.testing.assert_close(net(x), expected, rtol=1e-10, atol=1e-10)
 
 
@@ -445,7 +445,7 @@ class LayerChanges(nn.Module):
     "change", ["nothing", "evaluated", "trained", "momentum", "eps", "statistics", "buffers", "count"]
 )
 def test_a_layer_that_changes_before_its_activation(change, monkeypatch):
-    monkeypatch.setattr(_layers, "LARGE", 1)
+    monkeypatch.setattr(_norms, "LARGE", 1)
     right = LayerChanges(change).double()
     net = copy.deepcopy(right)
     gankern.accelerate(net)
@@ -787,8 +787,8 @@ def test_what_is_excluded_runs_as_it_is(code, monkeypatch):
     torch.manual_seed(0)
     net = nn.Sequential(*modules(), nn.Conv2d(64, 64, 1), *modules())
     original = copy.deepcopy(net)
-    fused, resampled = [], _layers._resampled
-    monkeypatch.setattr(_layers, "_resampled", lambda *args: fused.append(args) or resampled(*args))
+    fused, resampled = [], _convolutions._resampled
+    monkeypatch.setattr(_convolutions, "_resampled", lambda *args: fused.append(args) or resampled(*args))
     x = torch.randn(4, 64, 16, 16)
     names = [str(len(modules()) + 1 + i) for i in range(len(modules()))]
     for exclude, pairs in ((None, 2), (names, 1), (names[:1], 1), (names[:2][-1], 1)):
@@ -868,7 +868,7 @@ def test_verify_leaves_no_trace():
 
 def test_a_wrong_result_is_undone(monkeypatch):
     net = critic()
-    monkeypatch.setattr(_layers, "_conv2d", lambda *args: 2 * F.conv2d(*args[2:]))
+    monkeypatch.setattr(_convolutions, "_conv2d", lambda *args: 2 * F.conv2d(*args[2:]))
     with pytest.raises(RuntimeError, match="left as it was"):
         gankern.accelerate(net, verify=IMAGES)
     assert not changed(net)

@@ -12,7 +12,7 @@ from patterns import CopiedWrapper
 from torch import nn
 
 import gankern
-from gankern.acceleration import _functions, _layers, _root, _scope, _spectral
+from gankern.acceleration import _convolutions, _functions, _root, _scope, _spectral
 from gankern.acceleration._scope import state
 from gankern.core import devices
 from gankern.core.native import NODES_MISSING
@@ -80,8 +80,8 @@ def test_a_restored_part_stays_restored():
 
 def test_what_gains_goes_on(monkeypatch):
     kinds = []
-    convolution = _layers._resampled
-    monkeypatch.setattr(_layers, "_resampled", lambda kind, *a: (kinds.append(kind), convolution(kind, *a))[1])
+    convolution = _convolutions._resampled
+    monkeypatch.setattr(_convolutions, "_resampled", lambda kind, *a: (kinds.append(kind), convolution(kind, *a))[1])
     torch.manual_seed(0)
     plain, x = large(), torch.randn(4, 32, 16, 16)
     fast = copy.deepcopy(plain)
@@ -265,8 +265,8 @@ def pair_and_norm():
 def test_a_device_that_was_not_measured_runs_the_original(monkeypatch, from_values):
     """The CPU in the place of one: its file says from how many values on what is worth it, or there is none."""
     monkeypatch.setattr(_root, "compiles", lambda: False)
-    monkeypatch.setattr(_layers, "PAIR", 0.0)
-    monkeypatch.setattr(_layers, "CALL", -math.inf)
+    monkeypatch.setattr(_convolutions, "PAIR", 0.0)
+    monkeypatch.setattr(_convolutions, "CALL", -math.inf)
     monkeypatch.setattr(_functions, "FROM", {"cpu": 0})
     monkeypatch.setattr(_root.Gains, "operation", 0.0)
     monkeypatch.setattr(_root.Gains, "forward", 0.0)
@@ -333,7 +333,7 @@ def test_what_is_not_known_of_a_device_is_not_counted(monkeypatch):
     x, weight = torch.empty(64, 100, 8, 8, device="meta"), torch.empty(100, 512, 4, 4, device="meta")
     for known in (False, True):
         monkeypatch.setattr(devices, "is_known", lambda what, x, known=known: known)
-        assert (_layers._worth("upsample", 1, x, weight) > 0) is known
+        assert (_convolutions._worth("upsample", 1, x, weight) > 0) is known
 
 
 def test_the_native_call_comes_first():

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import gankern
-from gankern.acceleration import _layers
+from gankern.acceleration import _convolutions, _norms
 
 
 @pytest.fixture
 def fused(monkeypatch):
     """The pairs that ran, in order: "upsample", "downsample", "relu", "leaky_relu"."""
     seen = []
-    convolution, normalize = _layers.convolution, _layers._normalize
+    convolution, normalize = _convolutions.convolution, _norms._normalize
 
     def recorded_convolution(kind, *args):
         result = convolution(kind, *args)
@@ -29,9 +29,9 @@ def fused(monkeypatch):
         seen.extend(args[6:7] if len(args) > 6 and args[6] else ())
         return normalize(*args)
 
-    monkeypatch.setattr(_layers, "convolution", recorded_convolution)
-    monkeypatch.setattr(_layers, "_normalize", recorded_normalize)
-    monkeypatch.setattr(_layers, "LARGE", 1)
+    monkeypatch.setattr(_convolutions, "convolution", recorded_convolution)
+    monkeypatch.setattr(_norms, "_normalize", recorded_normalize)
+    monkeypatch.setattr(_norms, "LARGE", 1)
     return seen
 
 
@@ -303,7 +303,7 @@ def test_batch_norm_and_activation(name, fused):
 
 @pytest.mark.parametrize("name", PRELUS)
 def test_prelu(name, fused, monkeypatch):
-    monkeypatch.setattr(_layers, "SMALL", 1)
+    monkeypatch.setattr(_norms, "SMALL", 1)
     torch.manual_seed(0)
     net, expected = PRELUS[name]()
     report = check(net, torch.randn(4, 8, 5, 5), tolerance=1e-9)
@@ -317,7 +317,7 @@ def test_prelu(name, fused, monkeypatch):
 def borders(monkeypatch):
     """The borders of the convolutions that ran as one with them, by rows."""
     seen = []
-    convolution = _layers.convolution
+    convolution = _convolutions.convolution
 
     def recorded(*args, **options):
         # As on a machine where the rows were measured to be faster for these maps.
@@ -326,8 +326,8 @@ def borders(monkeypatch):
             seen.append(options["border"])
         return result
 
-    monkeypatch.setattr(_layers, "convolution", recorded)
-    monkeypatch.setattr(_layers, "_repays", lambda *args: True)
+    monkeypatch.setattr(_convolutions, "convolution", recorded)
+    monkeypatch.setattr(_convolutions, "_repays", lambda *args: True)
     return seen
 
 

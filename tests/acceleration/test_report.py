@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gankern
-from gankern.acceleration import _layers
+from gankern.acceleration import _norms
 from gankern.core.native import python_gradients
 
 
@@ -73,9 +73,9 @@ def test_what_ran_is_what_was_counted():
 @pytest.mark.parametrize(
     ("norm", "enough"),
     [
-        (nn.BatchNorm2d(8), f"in training from {_layers.LARGE} values on"),
-        (nn.InstanceNorm2d(8), f"faster from {_layers.SMALL} values on"),
-        (nn.GroupNorm(2, 8), f"in training on maps of {_layers.WIDE} positions on"),
+        (nn.BatchNorm2d(8), f"in training from {_norms.LARGE} values on"),
+        (nn.InstanceNorm2d(8), f"faster from {_norms.SMALL} values on"),
+        (nn.GroupNorm(2, 8), f"in training on maps of {_norms.WIDE} positions on"),
     ],
 )
 def test_why_a_norm_is_torchs_names_what_would_be_enough(norm, enough):
@@ -89,7 +89,7 @@ def test_batch_norm_and_activation(monkeypatch):
     assert [c.now for c in small.calls] == ["torch"] * 3
     assert "131072" in small.calls[1].why
     assert small.calls[2].in_penalty == "gankern: batch norm + relu (cpu)"
-    monkeypatch.setattr(_layers, "LARGE", 1)
+    monkeypatch.setattr(_norms, "LARGE", 1)
     large = gankern.accelerate(net, example_inputs=X)
     assert [c.now for c in large.calls] == ["torch", "in one with what follows", "gankern: batch norm + relu (cpu)"]
 

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import gankern
-from gankern.acceleration import _attention, _chains, _layers
+from gankern.acceleration import _attention, _chains, _norms
 
 X = torch.randn(3, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -744,7 +744,7 @@ FOREIGN = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_tensors_of_somebodys_class_keep_it(name, of, kind, monkeypatch):
     """And what it makes of torch's functions."""
-    monkeypatch.setattr(_layers, "LARGE", 1)
+    monkeypatch.setattr(_norms, "LARGE", 1)
     before, x = FOREIGN[name]().double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     after = copy.deepcopy(before)
     gankern.accelerate(after)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gankern
-from gankern.acceleration import _chains, _layers
+from gankern.acceleration import _chains, _convolutions, _norms
 
 PAIRS = {
     "batch norm, activation": (lambda m, x: m.norm(x), lambda m, h: F.leaky_relu(h, 0.2)),
@@ -42,10 +42,10 @@ class Model(nn.Module):
 
 @pytest.fixture(autouse=True)
 def everything_is_taken(monkeypatch):
-    monkeypatch.setattr(_layers, "LARGE", 1)
-    monkeypatch.setattr(_layers, "WIDE", 1)
-    monkeypatch.setattr(_layers, "SMALL", 1)
-    monkeypatch.setattr(_layers, "CALL", -float("inf"))
+    monkeypatch.setattr(_norms, "LARGE", 1)
+    monkeypatch.setattr(_norms, "WIDE", 1)
+    monkeypatch.setattr(_norms, "SMALL", 1)
+    monkeypatch.setattr(_convolutions, "CALL", -float("inf"))
 
 
 X = torch.randn(3, 4, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -13,10 +13,10 @@ from penalties import draw_critic
 from torch import Tensor, nn
 
 import gankern
-from gankern.acceleration import _functions, _layers, _root, _spectral
+from gankern.acceleration import _convolutions, _functions, _root, _spectral
 
 # What is for large tensors alone is done for these small ones too.
-_functions.FROM, _layers.CALL, _spectral.FROM = {"cpu": 0}, -math.inf, 0
+_functions.FROM, _convolutions.CALL, _spectral.FROM = {"cpu": 0}, -math.inf, 0
 _root.Gains.operation = _root.Gains.forward = _root.Gains.layer = 0.0
 
 
