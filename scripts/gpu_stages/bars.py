@@ -1,7 +1,7 @@
-"""What the records of gpu.py say about what this library promises: the bars, and whether each is met.
+"""The bars: what this library promises, and whether the records of gpu.py meet it.
 
-A bar has a figure only where what it is of was measured; what was to be measured and has no figure is listed as such.
-Nothing here needs a GPU, or torch.
+A bar has a figure only if that was measured; what was to be measured and has no figure is listed as such. Nothing here
+needs a GPU, or torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# What `accelerate` replaces, or leaves where it knows no gain, by its layers' names.
+# Layers that `accelerate` replaces, or leaves where it knows no gain, by name.
 LAYERS = (
     "LeakyReLU",
     "BatchNorm2d LeakyReLU",
@@ -28,12 +28,12 @@ LAYER_SIZES = {"16 maps of 8x8": (16, 64, 8, 8), "64 maps of 32x32": (64, 128, 3
 LAYER_MODES = ("forward", "forward + backward", "forward + backward, graphed", "penalty")
 IN_TRITON, IN_CUDA = "gankern, triton", "gankern, cuda"
 
-PRIMITIVE_SHARE = {"upfirdn2d": 0.6}  # of the limit of memory, forward + backward; others:
+PRIMITIVE_SHARE = {"upfirdn2d": 0.6}  # of the memory limit, forward + backward; of others:
 SHARE = 0.85
 SPECTRAL = "spectral_norm {}, grouped"
 WIDE = SPECTRAL.format("1024 x 8192")
 BACKWARD = "forward + backward"
-# (the case's beginning, mode, of whose name the peers are, how many times as fast)
+# (start of the case's name, mode, what the peers' names contain, how many times as fast)
 OF_THEIR_OWN = [
     *((SPECTRAL.format(network), BACKWARD, "parametrization", least)
       for network, least in (("SN-DCGAN-64 discriminator", 8.0), ("SNGAN-32 discriminator", 8.0),
@@ -59,7 +59,7 @@ LARGE = [
     "gradient_penalty",
 ]
 PRECISIONS = {False: "fp32", True: "bf16 channels_last"}
-# Of whole steps, by the beginnings of their names: how many times as fast as the fastest of torch's.
+# Of whole steps, by the start of their names: how many times as fast as the fastest of torch's.
 STEP_RATIOS = {
     "WGAN-GP": 2.5,
     "SN-GAN": 1.8,
@@ -69,7 +69,7 @@ STEP_RATIOS = {
     "DCGAN-64, batch 256": 1.25,
 }
 EAGER_RATIOS = {step: {"WGAN-GP": 1.5, "SN-GAN": 1.4}.get(step, 1.0) for step in STEP_RATIOS}
-NOT_SLOWER = 0.95  # what one run of a few milliseconds tells apart
+NOT_SLOWER = 0.95  # one run of a few milliseconds cannot tell less apart
 SANITIZERS = ("memcheck", "racecheck")
 
 
@@ -83,7 +83,7 @@ def _against(peer: str) -> str:
 
 
 def _merged(rows: Sequence[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
-    """Rows of the same keys as one, with all contenders: they come one after the other."""
+    """Joins rows with the same keys, whose contenders were recorded one after the other."""
     merged: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         if "contenders" in row and all(key in row for key in keys):
@@ -93,14 +93,14 @@ def _merged(rows: Sequence[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
 
 
 def of_the_file(tiers: dict[str, str], primitive: str, times: dict[str, Any]) -> float | None:
-    """Of this library's own contenders, the time of the one that a device takes whose file has these tiers: by CUDA C++
-    where that was worth it, and else by Triton, however little slower it is. None where that has no figure."""
+    """The time of the contender of this library that runs on a device whose file has these tiers: CUDA C++ where that
+    was worth it, otherwise Triton, however little slower it is. None if it has no figure."""
     chosen = IN_CUDA if tiers.get(primitive) == "cuda" else IN_TRITON if IN_TRITON in times else "gankern"
     return times[chosen] if isinstance(times.get(chosen), float) else None
 
 
 def _by_blocks(out: Path) -> dict[str, float]:
-    """Of cases of the device stage, by their labels, the milliseconds with the block sizes that are chosen."""
+    """The milliseconds of the device stage's cases, by label, with the block sizes that were chosen."""
     chosen = record_of(out, "variants").get("device_file", {}).get("blocks", {})
     found: dict[str, float] = {}
     for row in results(out, "variants"):
@@ -110,8 +110,7 @@ def _by_blocks(out: Path) -> dict[str, float]:
 
 
 def bars(out: Path) -> list[dict[str, Any]]:
-    """What the records say about what this library promises: each bar, the figure that who commits the device's file
-    gets, and whether it is met."""
+    """Each bar, the figure that those get who commit the device's file, and whether it is met."""
     found: list[dict[str, Any]] = []
     tiers, by_blocks = record_of(out, "variants").get("device_file", {}).get("tiers", {}), _by_blocks(out)
 
