@@ -221,12 +221,8 @@ def _is_first_half(module: Any) -> bool:
     )
 
 
-def _same_method(module: nn.Module, cls: type, name: str) -> bool:
-    return isinstance(module, cls) and getattr(type(module), name) is getattr(cls, name)
-
-
 def _doubles(module: nn.Module) -> bool:
-    if not _same_method(module, nn.Upsample, "forward"):
+    if not isinstance(module, nn.Upsample) or type(module).forward is not nn.Upsample.forward:
         return False
     factor = module.scale_factor
     return module.mode in ("nearest", "nearest-exact") and factor is not None and _convolutions._is(factor, 2)
@@ -314,13 +310,9 @@ class _Work:
         """The layers with parameters that nothing was said of."""
         listed = {row.layer for row in self.report.rows}
         for name, module in self.modules:
-            if name not in listed and (any(True for _ in module.parameters(recurse=False)) or self._is_hooked(module)):
+            has_parameters = any(True for _ in module.parameters(recurse=False)) or parametrize.is_parametrized(module)
+            if name not in listed and has_parameters:
                 self.row(name, _describe(module), None, _UNCHANGED)
-
-    @staticmethod
-    def _is_hooked(module: nn.Module) -> bool:
-        """Whether its parameters are made of others."""
-        return parametrize.is_parametrized(module)
 
     # ---- spectral norm ---------------------------------------------------------------------------------------
 

@@ -249,12 +249,11 @@ def _print_breakdowns(console: Console, breakdowns: dict[str, dict[str, dict[str
     console.print(table)
 
 
-def _confirmed(
-    result: benchmark.Result, earlier: Record, again: Callable[[], benchmark.Result], tries: int = 2
-) -> benchmark.Result:
-    """The result, or a later one of the same case and mode where that is not slower than the earlier record."""
-    while tries and any(change.verdict == "slower" for change in compare(earlier, [result])):
-        result, tries = again(), tries - 1
+def _confirmed(result: benchmark.Result, earlier: Record, again: Callable[[], benchmark.Result]) -> benchmark.Result:
+    """The result; where that is slower than the earlier record, it is measured again, up to twice."""
+    for _ in range(2):
+        if any(change.verdict == "slower" for change in compare(earlier, [result])):
+            result = again()
     return result
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from gankern.measure.benchmark import MODES, OURS, Contender, Result
 from gankern.measure.report.record import Record
 
-BLUE, GREY, RED = "#1f6feb", "#9aa4b2", "#c93c37"
+BLUE, GREY = "#1f6feb", "#9aa4b2"
 
 
 def _label(result: Result) -> str:
