@@ -1,4 +1,4 @@
-// Launchers of Triton kernels whose plans are known, without Python: gankern/triton/launch.py writes down what a
+// Launchers of Triton kernels whose plans are known, without Python: gankern/triton/tracing.py writes down what a
 // launcher allocates and launches for a signature, and where that is all that it does, it is done here. Everything
 // else, and whatever this file cannot vouch for, goes Python's way.
 #include <ATen/core/boxing/KernelFunction.h>

@@ -1,47 +1,36 @@
 """How every kernel is launched, and what all launchers share.
 
-A launch through the JIT's own ``run`` binds the arguments, makes a string of their kinds, looks the kernel up by it,
-and compares every global constant that the kernel reads with what it was when it was compiled: two to four times the
-cost of torch's own launch. :func:`launch` goes that way once for each kind of arguments. The compiled kernel that comes
-back is kept under a key that tells apart whatever Triton compiles apart, and is from then on launched by its handle:
+By key. A launch through Triton's JIT (``kernel[grid](...)``) binds the arguments, builds a string of their kinds to
+look the compiled kernel up, and compares every global that the kernel reads with its value at compilation: two to
+four times the cost of torch's own launch. :func:`launch` goes that way once for each kind of arguments. It keeps the
+compiled kernel under a key that tells apart whatever Triton compiles apart, and from then on launches it by its
+handle:
 
-    of a tensor        its dtype, device, and whether its address is a multiple of 16; on AMD's devices also whether
-                       the memory that it looks at is of 2 GiB or more, which takes other instructions
-    of a whole number  whether it is 1, whether it is a multiple of 16, and whether it needs 64 bits
-    of None            that it is None
-    of a constant      its name, its type and its value
+    tensor        its dtype, its device, whether its address is a multiple of 16; on AMD's devices also whether its
+                  storage is 2 GiB or more, which takes other instructions
+    whole number  whether it is 1, whether it is a multiple of 16, whether it needs 64 bits
+    None          that it is None
+    constant      its name, type and value
 
-Tensors travel as addresses: Triton's launcher asks the driver about an object that is not a number, and not about a
-number. A tensor that is elsewhere than the others has a key that no compiled kernel stands under, and comes to the JIT,
-which refuses it. While a hook or a setting of `triton.knobs` is in force, as profilers and debuggers put it, all
-launches go through the JIT, which knows them; and so they do where this Triton launches a compiled kernel in another
-way than the one that is known here.
+Tensors are passed as addresses: Triton's launcher asks the driver about every argument that is not a number. A tensor
+on another device than the others has a key without a compiled kernel, so the JIT gets it and refuses it. All launches
+go through the JIT while a hook or a setting of `triton.knobs` is in force (profilers and debuggers set these), and
+where this version of Triton launches compiled kernels in another way than the one known here.
 
-What a launcher does before it launches follows from its arguments' signature alone: it looks at shapes and strides,
-chooses a grid, lays out what it allocates. :func:`planned` has it do that once. What it asked torch for and what it
-launched is written down as a function of Python, and the next call with this signature runs that: it allocates and
-launches, nothing else. Of a bias and a leaky ReLU, whose x has the signature that the plan is for:
+By plan. What a launcher does before it launches (look at shapes and strides, choose a grid, allocate) depends on the
+signature of its arguments alone, so :func:`planned` has it done once for each signature. Meanwhile
+gankern/triton/tracing.py writes down what the launcher allocates and launches, as a function of Python that the next
+call with this signature runs. Most plans only allocate on the current device and launch by handle; these are written
+down for C++ as well (csrc/autograd/plans.cpp), so that neither an operator of `torch.ops.gankern` nor its backward
+enters Python.
 
-    def plan(stream, a0, a1, a2, a3, a4, a5, a6):
-        t2 = empty((64, 256, 64, 64), (1048576, 4096, 64, 1), float32)
-        pt2 = t2.data_ptr()
-        if stream is None or pt2 & 15 != 0:
-            by_key(a0, a1, None, None, None, t2, None, None, 67108864, 256, 4096, 1)
-        else:
-            run(65536, 1, 1, stream, function, metadata, None, None, None, a0.data_ptr(), ...)
-        return t2
+C++ calls the driver as Triton's own launcher for CUDA does. It takes a kernel only if this launcher's source is one
+that it repeats, and if the kernel asks for nothing further (:func:`_native_kernel`). At every call it checks that
+nobody listens, that plans are not held off, and that no launcher is being written down. Another signature, another
+device than the current one, or memory that is aligned in another way goes through Python.
 
-What is read and made of many tensors at a time is read and made in one call of C++ (csrc/autograd/launch.cpp), where
-that is built: the signature of all arguments, the addresses that a table is of, and tensors that are allocated one
-behind the other. Without it Python does the same, tensor by tensor.
-
-Most plans are nothing but tensors that are allocated on the current device and kernels that are launched by handle.
-Such a plan is written down for C++ as well (csrc/autograd/plans.cpp), which then does all of a call: an operator of
-`torch.ops.gankern` does not enter Python for it, and neither does a backward. C++ calls the driver as Triton's own
-launcher for CUDA does, so it has only those compiled kernels that ask for nothing further (:func:`_native_kernel`),
-and only where that launcher's source is the one that C++ repeats. It asks whether somebody listens, whether plans are
-held off, and whether a launcher is being written down, at every call. With calls of other signatures, on another
-device than the current one, or whose memory lies otherwise than the compiled kernels are for, it goes Python's way.
+Signatures, tables of addresses and tensors allocated one after the other are read or made by one call of C++
+(csrc/autograd/launch.cpp) where that is built; without it Python does the same, tensor by tensor.
 
 The device guard is here and nowhere else: torch's own functions have theirs. Launches go to the current stream.
 """
@@ -63,21 +52,20 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
 from gankern.core import devices, native
+from gankern.triton.tracing import NativeKernel, Plan, Tracing
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-ALIGNMENT = 16  # of addresses and numbers: what Triton compiles apart
-BY_MEMORY = torch.version.hip is not None  # AMD's compiler counts in 32 bits within memory of less than 2 GiB
+BY_MEMORY = torch.version.hip is not None  # AMD's compiler counts in 32 bits within storages of less than 2 GiB
 NARROW = 2**31 - 1  # bytes
-PROGRAMS, PROGRAMS_Y = 2**31 - 1, 65535  # of a launch, and along its second axis: what devices take at most
+PROGRAMS, PROGRAMS_Y = 2**31 - 1, 65535  # at most, of a launch and along its second axis
 
 
 class Launch(NamedTuple):
-    """One launch: a kernel, how many programs, and what they are given."""
+    """One launch: a kernel, the number of its programs, and their arguments."""
 
     kernel: Any
     programs: int | tuple[int, ...]
@@ -86,9 +74,9 @@ class Launch(NamedTuple):
     num_warps: int
 
 
-class _Handle(NamedTuple):
-    """What launches a compiled kernel. `kernel` keeps the key, which has its id, from meaning another one; `compiled`
-    keeps it loaded."""
+class Handle(NamedTuple):
+    """What launches a compiled kernel. `kernel` is kept alive because its id is in the key, `compiled` so that it stays
+    loaded."""
 
     kernel: Any
     compiled: Any
@@ -111,28 +99,25 @@ RUNTIME, COMPILATION = triton.knobs.runtime, triton.knobs.compilation
 
 
 def _nobody_listens() -> bool:
-    """No hook, and no setting other than from the environment."""
+    """Whether there is no hook, and no setting besides those from the environment."""
     return not (
         RUNTIME.__dict__ or COMPILATION.__dict__ or RUNTIME.launch_enter_hook.calls or RUNTIME.launch_exit_hook.calls
     )
 
 
-# The launchers for CUDA that csrc/autograd/plans.cpp does the work of: what _source_of_launcher gives of Triton's
-# versions.
+# Triton's launchers for CUDA that csrc/autograd/plans.cpp repeats, by _source_of_launcher.
 KNOWN_LAUNCHERS = {
     "a594429c749910baf95235bf116f679b54aa4d9adf6ca2f24dc3ac804eed9a3f": "3.6.0",
     "ba2226a43bddf2faae8781a10cc50e984b05015c8554a2a2c350b7a3830b0e3f": "3.7.1",
     "4305a13866a4d3e989d810dd2915ea23d574a98a68b55c09738a182f2afb4283": "3.8.0",
     "dbbeebe5fb9f697981793dd57d20b87b95ce7dff0b8bb436ad69bcf704f597d1": "3.9.0",
 }
-MORE_SHARED_MEMORY = 228 * 1024  # bytes, from which on launchers ask for a mode of the device
-# What a kernel's parameter holds, of the kinds that are written down for C++. Addresses are numbers of 64 bits.
-NUMBERS = {"i32": range(-(2**31), 2**31), "i64": range(-(2**63), 2**63)}
+MORE_SHARED_MEMORY = 228 * 1024  # bytes; for more than this, launchers set a mode of the device
 
 
 @functools.cache
 def _launches_natively(launcher: Hashable) -> bool:
-    """Whether what launches compiled kernels is Triton's launcher for CUDA, as C++ knows it, on torch's streams."""
+    """Whether compiled kernels are launched by Triton's launcher for CUDA, as C++ repeats it, on torch's streams."""
     try:
         known = _source_of_launcher(launcher) in KNOWN_LAUNCHERS
         return known and driver.active.get_current_stream is torch._C._cuda_getCurrentRawStream
@@ -141,22 +126,14 @@ def _launches_natively(launcher: Hashable) -> bool:
 
 
 def _source_of_launcher(launcher: Any) -> str:
-    """A number of all of Triton's driver for CUDA: launchers are in Python there, in C, or in C that Python writes."""
+    """A hash of Triton's whole driver for CUDA: its launchers are in Python, in C, or in C that Python writes."""
     driver_py = Path(inspect.getfile(launcher))
     return hashlib.sha256(driver_py.read_bytes() + driver_py.with_suffix(".c").read_bytes()).hexdigest()
 
 
-class _NativeKernel(NamedTuple):
-    """What C++ launches a compiled kernel with."""
-
-    function: int
-    threads: int
-    shared: int
-    kinds: tuple[str, ...]  # of all parameters; "constexpr" of those that were compiled in
-
-
-def _native_kernel(handle: _Handle) -> _NativeKernel | None:
-    """None for a kernel that asks for more than a plain launch: then Triton's launcher has it."""
+def _native_kernel(handle: Handle) -> NativeKernel | None:
+    """What C++ launches it with; None for a kernel that asks for more than a plain launch, which Triton's launcher
+    does."""
     run, source = handle.run, handle.compiled.src
     if torch.version.hip or not _launches_natively(run.__class__):
         return None
@@ -165,18 +142,18 @@ def _native_kernel(handle: _Handle) -> _NativeKernel | None:
     warps, programs, shared = handle.metadata
     if programs != 1 or run.num_ctas != 1 or shared > MORE_SHARED_MEMORY or getattr(run, "gsan_enabled", False):
         return None
-    return _NativeKernel(handle.function, 32 * warps, shared, tuple(source.signature.values()))
+    return NativeKernel(handle.function, 32 * warps, shared, tuple(source.signature.values()))
 
 
 BY_HANDLE = not INTERPRETED and _known_way()
-_handles: dict[tuple, _Handle] = {}
+_handles: dict[tuple, Handle] = {}
 _record: list[Launch] | None = None
 
 
 class _Thread(threading.local):
-    """The launcher that this thread writes down the steps of, if any."""
+    """What writes down the launcher that runs in this thread, if any."""
 
-    tracing: _Tracing | None = None
+    tracing: Tracing | None = None
 
 
 _thread = _Thread()
@@ -184,19 +161,19 @@ _thread = _Thread()
 
 def launch(
     kernel: Any, programs: int | tuple[int, ...], *arguments: Tensor | int | None, num_warps: int, **constants: Any
-) -> _Handle | None:
+) -> Handle | None:
     """Launches ``programs`` programs of a kernel on the device of its tensors, on its current stream.
 
     ``arguments`` are the kernel's first parameters, in their order: tensors, whole numbers, None. Fractions are passed
-    as constants, as everything else that the kernel declares ``tl.constexpr``: an argument would be rounded to fp32.
-    Returns the handle that such a launch has from now on, if any.
+    as constants, like everything else that the kernel declares ``tl.constexpr``: an argument would be rounded to fp32.
+    Returns the handle by which such a launch goes from now on, if any.
     """
     if _thread.tracing is not None:
-        return _thread.tracing.launched(Launch(kernel, programs, arguments, constants, num_warps))
+        return _launch_and_write_down(_thread.tracing, Launch(kernel, programs, arguments, constants, num_warps))
     if _record is not None or not BY_HANDLE:
         return _launch_by_jit(None, Launch(kernel, programs, arguments, constants, num_warps))
     x, y = programs if isinstance(programs, tuple) else (programs, 1)
-    if x * y > PROGRAMS or y > PROGRAMS_Y:  # of so many programs Triton's launcher launches none, without a word
+    if x * y > PROGRAMS or y > PROGRAMS_Y:  # Triton's launcher would silently launch nothing
         name = kernel.__name__
         raise ValueError(f"{name}: {x} x {y} programs; at most {PROGRAMS} are accepted, {PROGRAMS_Y} along the second")
     key: list[Any] = [id(kernel), num_warps, *constants]
@@ -218,7 +195,7 @@ def launch(
             key.append(not argument & 15)
         values.append(argument)
     for value in constants.values():
-        key += (type(value), value.hex() if type(value) is float else value)  # NaN is not equal to itself
+        key += (type(value), value.hex() if type(value) is float else value)  # NaN is unequal to itself
         values.append(value)
 
     active = driver.active
@@ -234,8 +211,29 @@ def launch(
     return handle
 
 
-def _launch_by_jit(key: tuple | None, request: Launch) -> _Handle | None:
-    """Launches through the JIT, which compiles what it has not compiled yet, and keeps the compiled kernel."""
+def _launch_and_write_down(tracing: Tracing, request: Launch) -> Handle | None:
+    """Launches, and has what the JIT asks of tensors left out of the plan."""
+    kernel, programs, arguments, constants, num_warps = request
+    with _untraced(tracing):
+        by_key = functools.partial(launch, kernel, programs, num_warps=num_warps, **constants)
+        handle = by_key(*arguments)
+        tracing.launched(request, by_key, handle, None if handle is None else _native_kernel(handle))
+    return handle
+
+
+@contextlib.contextmanager
+def _untraced(tracing: Tracing) -> Iterator[None]:
+    """Within the block nothing is written down, nor seen by the mode that does so."""
+    _thread.tracing = None
+    try:
+        with torch._C.DisableTorchFunction():
+            yield
+    finally:
+        _thread.tracing = tracing
+
+
+def _launch_by_jit(key: tuple | None, request: Launch) -> Handle | None:
+    """Launches through the JIT, which compiles the kernel if necessary, and keeps the compiled kernel."""
     kernel, programs, arguments, constants, num_warps = request
     if _record is not None:
         _record.append(request)
@@ -245,7 +243,7 @@ def _launch_by_jit(key: tuple | None, request: Launch) -> _Handle | None:
     try:
         compiled = kernel[grid](*arguments, **constants, num_warps=num_warps)
     except RuntimeError as error:
-        if captured:  # the driver loads no kernel meanwhile, and says that something is not permitted
+        if captured:  # the driver loads no kernel during a capture; its error says only "not permitted"
             raise RuntimeError(
                 f"{kernel.__name__}: a kernel's first launch cannot be captured in a CUDA graph; run the step once "
                 f"before it is captured, on tensors of the same kinds ({error})"
@@ -253,9 +251,9 @@ def _launch_by_jit(key: tuple | None, request: Launch) -> _Handle | None:
         raise
     if key is None or not _nobody_listens() or not isinstance(compiled, CompiledKernel):
         return None
-    # By handle, constants follow in the order of the call, and take their places only where that is the kernel's.
+    # By handle, constants are passed in the order of the call, which must be the kernel's.
     if kernel.arg_names[len(arguments) :] == list(constants) and not kernel.pre_run_hooks:
-        _handles[key] = _Handle(kernel, compiled, compiled.run, compiled.function, compiled.packed_metadata)
+        _handles[key] = Handle(kernel, compiled, compiled.run, compiled.function, compiled.packed_metadata)
     return _handles.get(key)
 
 
@@ -266,7 +264,7 @@ def capturing(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Within the block nothing is launched, but put into the list that is given: for checks that need no GPU."""
+    """Within the block launches are put into the list that it gives, and not launched: for checks that need no GPU."""
     global _record
     before, _record = _record, []
     try:
@@ -278,32 +276,15 @@ def recorded() -> Iterator[list[Launch]]:
 
 # ---- plans ------------------------------------------------------------------------------------------------------
 
-PLANS = 512  # of a launcher; where one more comes, the oldest goes
-# What a launcher may ask torch for that is no tensor: the signature decides it.
-FACTS = {
-    "__len__",
-    "dim",
-    "element_size",
-    "get_device",
-    "is_contiguous",
-    "numel",
-    "promote_types",
-    "size",
-    "stride",
-}
-ATTRIBUTES = {"device", "dtype", "is_cuda", "itemsize", "ndim", "shape"}
-VIEWS = {"movedim", "view"}  # which begin where their tensor does
-ALLOCATE = {"empty", "empty_like", "empty_strided", "new_empty"}
-# Of sizes, strides and dtype, on the current device: half the cost of torch.empty_strided.
-EMPTY = {device: getattr(torch._C._dynamo.guards, f"_empty_strided_{device}", None) for device in ("cpu", "cuda")}
-_held_off = 0  # how many ask for launchers without plans
+PLANS = 512  # kept of a launcher; one more drops the oldest
+_held_off = 0  # how many blocks of _unplanned() are active
 native.nodes.set_launching(globals(), _thread, RUNTIME, COMPILATION)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @contextlib.contextmanager
 def _unplanned() -> Iterator[None]:
-    """Within the block every launcher does all its work, in every thread."""
+    """Within the block launchers go without plans, in every thread."""
     global _held_off
     _held_off += 1
     try:
@@ -313,7 +294,7 @@ def _unplanned() -> Iterator[None]:
 
 
 def kept(function: F) -> F:
-    """``functools.lru_cache`` for what a launcher computes by way of torch, which is then no step of its plan."""
+    """``functools.lru_cache`` for what a launcher computes with torch and its plan is not to repeat."""
 
     @functools.lru_cache(maxsize=4096, typed=True)
     def aside(*arguments: Any) -> Any:
@@ -324,23 +305,28 @@ def kept(function: F) -> F:
 
 
 def constant(tensor: Tensor) -> Tensor:
-    """The tensor, which a planned launcher made once for its signature and gives to its kernels at every call."""
+    """Marks a tensor that a planned launcher makes once for a signature and gives to its kernels at every call."""
     if _thread.tracing is not None:
         _thread.tracing.constant(tensor)
     return tensor
 
 
 def of_addresses(make: Callable[[Addresses], Tensor], places: Sequence[tuple[Tensor, int] | None]) -> Tensor:
-    """``make`` of the addresses of places, each so many bytes behind a tensor's first element; 0 for None. A plan calls
-    it anew at each call, with the addresses that its tensors then have."""
-    if _thread.tracing is not None:
-        return _thread.tracing.of_addresses(make, places)
-    tensors, addresses = _addresses_of(places)
-    return make(addresses(tensors))
+    """``make`` of addresses, each of a place so many bytes behind a tensor's first element; 0 for None. A plan calls
+    it again at each call, with the addresses of the tensors of that call."""
+    tracing = _thread.tracing
+    if tracing is None:
+        tensors, addresses = _addresses_of(places)
+        return make(addresses(tensors))
+    with _untraced(tracing):
+        tensors, addresses = _addresses_of(places)
+        made = make(addresses(tensors))
+        tracing.of_addresses(made, make, addresses, tensors)
+    return made
 
 
 class Addresses(Hashable, Protocol):
-    """A row of addresses, equal to another one where all of them are."""
+    """A row of addresses, equal to another one if all of them are."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, place: int, /) -> int: ...
@@ -349,7 +335,7 @@ class Addresses(Hashable, Protocol):
 def _addresses_of(
     places: Sequence[tuple[Tensor, int] | None],
 ) -> tuple[tuple[Tensor | None, ...], Callable[[tuple[Tensor | None, ...]], Addresses]]:
-    """The tensors of the places, and what reads the addresses of such tensors, as far behind each."""
+    """The tensors of the places, and a function from such tensors to the addresses, at the same distances from each."""
     behind = array.array("q", [0 if place is None else place[1] for place in places])
     offsets, read = behind.tobytes(), native.nodes.addresses
 
@@ -362,304 +348,12 @@ def _addresses_of(
     return tuple([None if place is None else place[0] for place in places]), addresses
 
 
-class _Plan(NamedTuple):
-    """What a launcher does for a signature."""
-
-    function: Callable[..., Any]  # of Python: plan(stream, a0, a1, ...)
-    device: int  # that has to be the current one; -1 for none
-    native: Any  # the same for C++, or None
-
-
-# The numbers of csrc/autograd/plans.cpp: what a kernel's parameter holds, and what a result is made of.
-NUMBER, GIVEN, MADE = range(3)
-NOTHING, TUPLE, LIST = 0, 3, 4
-
-
-class _NativePlan:
-    """A plan for C++, as a launcher is written down: what is given, what is allocated, and what is launched on that."""
-
-    def __init__(self) -> None:
-        self.fits = True  # so far it is nothing else
-        self.given = 0
-        self.made: list[Tensor] = []
-        self.places: dict[int, tuple[int, int]] = {}  # by a tensor's id: GIVEN or MADE, and its number among these
-        self.viewed: dict[int, tuple[int, int]] = {}  # the same of views: kernels are given addresses
-        self.kernels = array.array("q")
-
-    def takes(self, tensor: Tensor) -> None:
-        self.places[id(tensor)] = GIVEN, self.given
-        self.given += 1
-
-    def makes(self, tensor: Tensor, now: Tensor) -> None:
-        self.places[id(tensor)] = MADE, len(self.made)
-        self.made.append(now)
-
-    def views(self, tensor: Tensor, of: Any) -> None:
-        place = self.places.get(id(of), self.viewed.get(id(of)))
-        if place is None or tensor.data_ptr() != of.data_ptr():
-            self.fits = False
-        else:
-            self.viewed[id(tensor)] = place
-
-    def launches(self, handle: _Handle, request: Launch) -> None:
-        kernel = _native_kernel(handle)
-        values = [*request.arguments, *request.constants.values()]
-        if kernel is None or len(kernel.kinds) != len(values):
-            self.fits = False
-            return
-        x, y = request.programs if isinstance(request.programs, tuple) else (request.programs, 1)
-        parameters = array.array("q")
-        for kind, value in zip(kernel.kinds, values):
-            if kind != "constexpr":
-                parameters.extend(self._parameter(kind, value))
-        if x * y:  # of no programs Triton's launcher launches nothing
-            count = len(parameters) // 3
-            self.kernels.extend((kernel.function, x, y, 1, kernel.threads, kernel.shared, count))
-            self.kernels.extend(parameters)
-
-    def _parameter(self, kind: str, value: Any) -> tuple[int, int, int]:
-        """NUMBER, GIVEN or MADE; the number, or which tensor; and how one that is made has to lie."""
-        place = self.places.get(id(value), self.viewed.get(id(value)))
-        if place is not None and kind.startswith("*"):
-            return (*place, value.data_ptr() % ALIGNMENT)
-        if type(value) is int and value in NUMBERS.get(kind, ()):
-            return NUMBER, value, 0
-        self.fits = False
-        return NUMBER, 0, 0
-
-    def finished(self, device: int, result: Any) -> Any:
-        """The plan, or None where it is more than this."""
-        self.fits = self.fits and BY_HANDLE and all(tensor.get_device() == device for tensor in self.made)
-        returned = array.array("q", self._returned(result))
-        if not self.fits:
-            return None
-        layouts = native.nodes.layouts(tuple(self.made))
-        if layouts is NotImplemented:
-            return None
-        plan = native.nodes.plan(device, self.given, layouts, self.kernels.tobytes(), returned.tobytes())
-        return None if plan is NotImplemented else plan
-
-    def _returned(self, result: Any) -> Iterator[int]:
-        if result is None:
-            yield NOTHING
-        elif type(result) in (tuple, list):
-            yield from (TUPLE if type(result) is tuple else LIST, len(result))
-            for entry in result:
-                yield from self._returned(entry)
-        elif id(result) in self.places:
-            yield from self.places[id(result)]
-        else:
-            self.fits = False
-
-
-class _Tracing(TorchFunctionMode):
-    """Writes down what a launcher does, as a function of Python: ``plan(stream, a0, a1, ...)``.
-
-    Tensors have names there: a0, or a1_0 of a list, are arguments; t5 was made on the way, and pt5 is its address.
-    What the signature decides is written out, or c3 is a name of it.
-    """
-
-    def __init__(self, arguments: Sequence[Any]) -> None:
-        super().__init__()
-        self.names: dict[int, str] = {}
-        self.alive: list[Tensor] = []  # so that an id is of one of these
-        self.given: dict[int, Tensor] = {}  # arguments by the ids of their aliases
-        self.values: dict[str, Any] = {}
-        self.lines: list[str] = []
-        self.pointers: set[str] = set()  # that were written down
-        self.allocated: list[tuple[str, Tensor]] = []  # and not written down yet
-        self.whole = True  # every launch has a handle
-        self.native = _NativePlan()
-        self.arguments = [self._argument(argument, f"a{place}") for place, argument in enumerate(arguments)]
-        self.device = self.alive[0].get_device()
-
-    # -- what goes in
-
-    def _argument(self, argument: Any, name: str) -> Any:
-        if isinstance(argument, Tensor):
-            alias = argument.detach()  # one tensor may be given twice now, and two the next time
-            self.given[id(alias)] = argument
-            self._bind(alias, name)
-            self.native.takes(alias)
-            return alias
-        if type(argument) in (list, tuple) and any(isinstance(entry, Tensor) for entry in argument):
-            self._line("".join(f"{name}_{place}, " for place in range(len(argument))) + f"= {name}")
-            return [self._argument(entry, f"{name}_{place}") for place, entry in enumerate(argument)]
-        return argument
-
-    def _bind(self, tensor: Tensor, name: str) -> str:
-        self.alive.append(tensor)
-        self.names[id(tensor)] = name
-        return name
-
-    def constant(self, tensor: Tensor) -> None:
-        self._bind(tensor, self._value(tensor))
-
-    # -- how it is written
-
-    def _line(self, text: str, depth: int = 1) -> None:
-        self._write_allocations()
-        self.lines.append("    " * depth + text)
-
-    def _made(self, tensor: Tensor) -> str:
-        return self._bind(tensor, f"t{len(self.alive)}")
-
-    def _value(self, value: Any) -> str:
-        name = f"c{len(self.values)}"
-        self.values[name] = value
-        return name
-
-    def _written(self, value: Any) -> str:
-        """Lists are written out: their owner may change them later."""
-        if isinstance(value, Tensor):
-            if id(value) not in self.names:
-                raise RuntimeError("a planned launcher uses a tensor that is neither given nor made nor `constant`")
-            return self.names[id(value)]
-        if type(value) in (list, tuple):
-            begin, end = "[]" if type(value) is list else "()"
-            return begin + "".join(f"{self._written(entry)}, " for entry in value) + end
-        if type(value) in (dict, set):
-            raise RuntimeError(f"a planned launcher gives torch a {type(value).__name__}")
-        return repr(value) if type(value) in (type(None), bool, int, str) else self._value(value)
-
-    def _pointer(self, tensor: Tensor) -> str:
-        name = self._written(tensor)
-        if name.startswith("c"):
-            return repr(tensor.data_ptr())
-        if name.startswith("a"):
-            return f"{name}.data_ptr()"
-        if name not in self.pointers:
-            self.pointers.add(name)
-            self._line(f"p{name} = {name}.data_ptr()")
-        return f"p{name}"
-
-    # -- what is done
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunction():  # a caller's own modes have nothing to do with a launcher
-            return self._done(func, args, kwargs or {})
-
-    def _done(self, func: Any, args: Any, keywords: dict[str, Any]) -> Any:
-        name = func.__name__
-        if name == "__get__":
-            attribute = getattr(func.__self__, "__name__", "")
-            if attribute not in ATTRIBUTES:
-                raise RuntimeError(f"a planned launcher asks for {attribute}, which no signature decides")
-            return func(*args, **keywords)
-        result = func(*args, **keywords)
-        if name == "contiguous" and result is args[0]:  # its strides, which the signature decides, say so
-            return result
-        results = list(result) if type(result) in (tuple, list) else [result]
-        if results and all(isinstance(value, Tensor) for value in results):
-            if name in ALLOCATE:
-                self._allocated(result)
-                return result
-            if name in VIEWS:
-                self.native.views(result, args[0])
-            else:
-                self.native.fits = False
-            given = [*map(self._written, args), *(f"{key}={self._written(value)}" for key, value in keywords.items())]
-            called = f"{self._value(func)}({', '.join(given)})"
-            if isinstance(result, Tensor):
-                self._line(f"{self._made(result)} = {called}")
-            else:
-                self._line("".join(f"{self._made(tensor)}, " for tensor in results) + f"= {called}")
-        elif name not in FACTS:
-            raise RuntimeError(f"a planned launcher calls {name}, which no signature decides")
-        return result
-
-    def _allocated(self, tensor: Tensor) -> None:
-        now = tensor.detach()  # a later step may change its shape
-        self.allocated.append((self._made(tensor), now))
-        self.native.makes(tensor, now)
-
-    def _write_allocations(self) -> None:
-        """Of the tensors that were allocated one behind the other."""
-        allocated, self.allocated = self.allocated, []
-        layouts = NotImplemented
-        if len(allocated) > 1 and all(tensor.get_device() == self.device for _, tensor in allocated):
-            layouts = native.nodes.layouts(tuple([tensor for _, tensor in allocated]))
-        if layouts is not NotImplemented:
-            names = "".join(f"{name}, " for name, _ in allocated)
-            self.lines.append(f"    {names}= {self._value(native.nodes.allocate)}({self._value(layouts)})")
-            return
-        for name, tensor in allocated:
-            shape, strides, dtype, device = tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
-            given = f"{self._written(shape)}, {self._written(strides)}, "
-            allocate = EMPTY.get(device.type) if tensor.get_device() == self.device else None
-            if allocate is None:
-                allocate, given = torch.empty_strided, f"{given}device={self._value(device)}, dtype="
-            self.lines.append(f"    {name} = {self._value(allocate)}({given}{self._value(dtype)})")
-
-    @contextlib.contextmanager
-    def _aside(self) -> Iterator[None]:
-        _thread.tracing = None
-        try:
-            with torch._C.DisableTorchFunction():
-                yield
-        finally:
-            _thread.tracing = self
-
-    def of_addresses(self, make: Callable[[Addresses], Tensor], places: Sequence[tuple[Tensor, int] | None]) -> Tensor:
-        self.native.fits = False
-        with self._aside():
-            tensors, addresses = _addresses_of(places)
-            made = make(addresses(tensors))
-            self._line(f"{self._made(made)} = {self._value(make)}({self._value(addresses)}({self._written(tensors)}))")
-        return made
-
-    def launched(self, request: Launch) -> _Handle | None:
-        """Launches, with what the JIT asks of tensors left out. In the plan by handle; by key where there is none,
-        where somebody listens, and where what was made lies otherwise between multiples of 16 than the handle is for:
-        where arguments lie is in the signature."""
-        kernel, programs, arguments, constants, num_warps = request
-        with self._aside():
-            handle = launch(kernel, programs, *arguments, num_warps=num_warps, **constants)
-            by_key = functools.partial(launch, kernel, programs, num_warps=num_warps, **constants)
-            again = f"{self._value(by_key)}({', '.join(map(self._written, arguments))})"
-            if handle is None:
-                self.whole = self.native.fits = False
-                self._line(again)
-                return None
-            self.native.launches(handle, request)
-            given = [self._pointer(a) if isinstance(a, Tensor) else repr(a) for a in arguments]
-            given += [self._value(value) for value in constants.values()]
-            conditions = ["stream is None"]
-            for argument in arguments:
-                if isinstance(argument, Tensor) and self._written(argument) in self.pointers:
-                    at = argument.data_ptr() % ALIGNMENT
-                    conditions.append(f"p{self._written(argument)} & {ALIGNMENT - 1} != {at}")
-        x, y = programs if isinstance(programs, tuple) else (programs, 1)
-        place = [*map(repr, (x, y, 1)), "stream", self._value(handle.function), self._value(handle.metadata)]
-        self._line(f"if {' or '.join(conditions)}:")
-        self._line(again, 2)
-        self._line("else:")
-        self._line(f"{self._value(handle.run)}({', '.join([*place, *['None'] * 3, *given])})", 2)
-        return handle
-
-    # -- what comes out
-
-    def plan(self, result: Any) -> _Plan:
-        self._write_allocations()
-        parameters = "".join(f", a{place}" for place in range(len(self.arguments)))
-        text = [f"def plan(stream{parameters}):", *self.lines, f"    return {self._written(result)}"]
-        names = dict(self.values)
-        exec("\n".join(text), names)
-        return _Plan(names["plan"], self.device, self.native.finished(self.device, result))
-
-    def returned(self, result: Any) -> Any:
-        """A result with the arguments themselves in place of their aliases."""
-        if type(result) in (list, tuple):
-            return type(result)(map(self.returned, result))
-        return self.given.get(id(result), result)
-
-
 _numbers = itertools.count()
 
 
 def _reader(kinds: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
-    """Of arguments of these types (of a list, its own and those of its entries): what tells calls apart, by a number
-    that no other reader has. Written out too: it runs at every call."""
+    """A function of arguments of these types (for a list, its own and those of its entries) that returns what tells
+    calls apart, with a number that no other reader has. It is written out as Python, because it runs at every call."""
     lines: list[str] = []
     key = [repr(next(_numbers))]
 
@@ -675,7 +369,7 @@ def _reader(kinds: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
             if BY_MEMORY:
                 key.append(f"{name}.untyped_storage().nbytes() > {NARROW}")
         elif issubclass(kind, float):
-            key.append(f"{name}.hex()")  # zeros have signs, and NaN is not equal to itself
+            key.append(f"{name}.hex()")  # zeros have signs, and NaN is unequal to itself
         elif kind is not type(None):
             key.append(name)
 
@@ -688,22 +382,22 @@ def _reader(kinds: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
 
 
 def planned(launcher: F) -> F:
-    """A launcher of tensors, numbers, lists of these and None, whose work before launches is done once a signature:
-    of a tensor dtype, device, shape, strides and where between multiples of 16 it lies, and all else by type and value.
+    """A launcher of tensors, numbers, lists of these and None, whose work before launches is done once for each
+    signature: a tensor's dtype, device, shape, strides and address modulo 16, and everything else by type and value.
 
-    The launcher must follow from that alone, and is refused where it asks torch for more (FACTS, ATTRIBUTES). What it
-    computes by way of torch and keeps is for :func:`kept`; a tensor that it keeps, for :func:`constant`. Block sizes
-    that are tried, and launches that are recorded, go without plans.
+    The launcher may depend on nothing else, and is refused where it asks torch for more (FACTS and ATTRIBUTES of
+    tracing.py). What it computes with torch and keeps is marked by :func:`kept`, a tensor that it keeps by
+    :func:`constant`. Launches that are recorded, or that try block sizes, go without plans.
     """
     by_plan = native.nodes.by_plan
     readers: dict[tuple, Callable[..., tuple[Any, ...]]] = {}
-    plans: dict[Hashable, _Plan] = {}
+    plans: dict[Hashable, Plan] = {}
 
     def call(*arguments: Any) -> Any:
         if _held_off or _thread.tracing is not None:
             return launcher(*arguments)
         key = by_plan(plans, arguments, BY_MEMORY)
-        if type(key) is tuple:  # of the result alone: C++ did the call
+        if type(key) is tuple:  # with the result: C++ did the call
             return key[0]
         if key is NotImplemented:
             key = _read(readers, arguments)
@@ -719,12 +413,12 @@ def planned(launcher: F) -> F:
         return plan(active.get_current_stream(max(device, 0)) if by_handle else None, *arguments)
 
     planned_call = functools.wraps(launcher)(call)
-    vars(planned_call)["plans"] = plans  # for the operator of which it is the kernel
+    vars(planned_call)["plans"] = plans  # for the operator whose kernel it is
     return cast(F, planned_call)
 
 
 def _read(readers: dict[tuple, Callable[..., tuple[Any, ...]]], arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """What tells calls apart, by Python: without C++, and of what that declines."""
+    """What tells calls apart, read by Python: without C++, and for what that declines."""
     kinds: tuple[Any, ...] = tuple(map(type, arguments))
     if list in kinds or tuple in kinds:
         kinds = tuple([(k, *map(type, a)) if k is list or k is tuple else k for k, a in zip(kinds, arguments)])
@@ -736,17 +430,17 @@ def _read(readers: dict[tuple, Callable[..., tuple[Any, ...]]], arguments: Seque
 
 def _put(into: dict[Any, Any], key: Hashable, value: Any) -> Any:
     if len(into) >= PLANS:
-        for oldest in [*into][: 1 - PLANS]:  # of a copy: other threads put theirs meanwhile
+        for oldest in [*into][: 1 - PLANS]:  # a copy, because other threads put theirs meanwhile
             into.pop(oldest, None)
     into[key] = value
     return value
 
 
 def _traced(launcher: Callable[..., Any], arguments: Sequence[Any], plans: dict[Hashable, Any], key: Hashable) -> Any:
-    """Calls a launcher: its result; and its plan is kept, unless somebody listens now."""
-    tracing = _thread.tracing = _Tracing(arguments)
+    """Calls a launcher, returns its result, and keeps its plan, unless somebody listens now."""
+    tracing = _thread.tracing = Tracing(arguments)
     try:
-        # Whoever calls may have switched torch's functions off for others, as `accelerate` does: here they are seen.
+        # A caller may have disabled the modes for torch's functions, as `accelerate` does: here they must be seen.
         with torch._C._EnableTorchFunction(), tracing:
             result = launcher(*tracing.arguments)
     finally:
@@ -760,11 +454,11 @@ def _traced(launcher: Callable[..., Any], arguments: Sequence[Any], plans: dict[
 
 
 class Blocks:
-    """The block sizes of a kernel: those that it takes where nothing was measured, and the others that are tried.
+    """The block sizes of a kernel: the default first, then the variants that `make gpu` tries.
 
-    All of them give right results; tests run each. On a device that has a file (gankern.core.devices), which `make gpu`
-    writes, the kernel takes what that says. An entry that is none of the variants is of another version, and means
-    nothing.
+    All of them give right results; tests run each. On a device with a file (gankern.core.devices), which `make gpu`
+    writes, the kernel takes what that says. An entry that is none of the variants is of another version, and is
+    ignored.
 
     >>> blocks = Blocks("bias_act", {"BLOCK": 1024, "num_warps": 4}, {"BLOCK": 2048, "num_warps": 8})
     >>> blocks(torch.device("cpu"))
@@ -780,7 +474,7 @@ class Blocks:
         Blocks.known[kernel] = self
 
     def __call__(self, device: torch.device) -> dict[str, int]:
-        """The constants and num_warps of a launch on the device."""
+        """The constants and num_warps for a launch on the device."""
         if self._used is not None:
             return self._used
         chosen = self._chosen.get(device)
@@ -792,7 +486,7 @@ class Blocks:
 
     @contextlib.contextmanager
     def use(self, variant: dict[str, int]) -> Iterator[None]:
-        """Within the block, this variant on every device: to try and to test it."""
+        """Within the block every device takes this variant, to try and to test it."""
         before, self._used = self._used, variant
         try:
             with _unplanned():
@@ -805,38 +499,39 @@ class Blocks:
 
 
 def ceil_div(count: int, size: int) -> int:
-    """How many blocks of a size hold so many things. Triton's own costs some microseconds on the host."""
+    """How many blocks of a size hold so many elements. Triton's own costs some microseconds on the host."""
     return -(-count // size)
 
 
 def next_power_of_2(count: int) -> int:
-    """The least power of two that is not less than the count; 1 for none. As with :func:`ceil_div`."""
+    """The least power of two that is not less than the count, 1 for 0. Triton's own is as slow as its ceil_div."""
     return 1 << (count - 1).bit_length() if count > 1 else 1
 
 
 def sum_type(dtype: torch.dtype) -> tl.dtype:
-    """What is summed up in: fp64 for fp64, else fp32."""
+    """The type of sums: fp64 for fp64, else fp32."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """As :func:`sum_type`, for torch."""
+    """:func:`sum_type`, as a dtype of torch."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def index_type(*counts: int) -> tl.dtype:
-    """In what elements are counted: 64 bits where 32 are not enough, with room for a block behind the last one."""
+    """The type that counts elements: 64 bits where 32 are not enough, with room for a block behind the last element."""
     return tl.int64 if max(counts) > 2**31 - 2**17 else tl.int32
 
 
 @kept
 def dense_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
-    """The strides of ``torch.empty_like``: those given where elements lie densely in some order, else of that order."""
+    """The strides of ``torch.empty_like``: the given ones if elements lie densely in some order, else dense in that
+    order."""
     return torch.empty_like(torch.empty_strided(shape, strides, device="meta")).stride()
 
 
 def dense(x: Tensor) -> Tensor:
-    """x where its elements lie densely in some order, else a dense copy."""
+    """x if its elements lie densely in some order, else a dense copy."""
     return x if x.stride() == dense_strides(x.shape, x.stride()) else torch.empty_like(x).copy_(x)
 
 
@@ -845,7 +540,7 @@ def laid_out_as(x: Tensor, model: Tensor) -> Tensor: ...
 @overload
 def laid_out_as(x: None, model: Tensor) -> None: ...
 def laid_out_as(x: Tensor | None, model: Tensor) -> Tensor | None:
-    """x where it lies in memory as the dense ``model`` does, else a copy that does; None for None."""
+    """x if it has the strides of the dense ``model``, else a copy that has; None for None."""
     if x is None or x.stride() == model.stride():
         return x
     return torch.empty_like(model).copy_(x)

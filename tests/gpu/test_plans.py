@@ -1,4 +1,4 @@
-"""Launches that C++ makes by plans, on a real GPU; tests/triton/launch_checks.py has what needs none."""
+"""Launches that C++ makes by plans, on a real GPU; tests/triton/cpp_plan_checks.py has what needs none."""
 
 import array
 

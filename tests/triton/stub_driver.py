@@ -139,6 +139,13 @@ def start_uncompiled(by_plan=True):
     return driver, by_jit
 
 
+def run(checks):
+    """The check that the command line names, of a file of them."""
+    global BY_PLAN
+    BY_PLAN = sys.argv[2:] != ["by-python"]
+    checks[sys.argv[1]]()
+
+
 def calls_of(function):
     """How many functions, of Python or not, a call of it calls: what of its cost is the same on each machine."""
     count = 0

@@ -34,16 +34,18 @@ from gankern.triton import (
 )
 
 COMPILER = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-CHECKS = Path(__file__).parent / "launch_checks.py"
+CHECKS = {  # by name, the file that it is in
+    check: file
+    for file in sorted(Path(__file__).parent.glob("*_checks.py"))
+    for check in re.findall(r"^def ([a-z]\w*)", file.read_text(), re.M)
+}
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 PACKAGE = Path(launch.__file__).parent
 
-
-CHECKED = re.findall(r"^def ([a-z]\w*)", CHECKS.read_text(), re.M)
 OF_NODES = {
     "signatures_tell_apart_what_calls_differ_in",
     "layers_cost_little",
-    *(check for check in CHECKED if check.startswith(("cpp_", "operators_"))),
+    *(check for check in CHECKS if check.startswith(("cpp_", "operators_"))),
 }
 BY_PYTHON = [
     "every_plan_is_what_its_launcher_does",
@@ -54,7 +56,7 @@ BY_PYTHON = [
 BOTH_WAYS = ["every_plan_is_what_its_launcher_does", "groups_follow_their_tensors", "what_was_made_may_lie_elsewhere"]
 
 
-@pytest.mark.parametrize("check", CHECKED)
+@pytest.mark.parametrize("check", CHECKS)
 def test_with_the_jit_and_a_stub_of_the_driver(check):
     if check in OF_NODES and native.NODES_MISSING:
         pytest.skip(native.NODES_MISSING)
@@ -73,7 +75,9 @@ def test_the_same_where_python_runs_all_plans(check):
 
 def run_check(check, *words, **variables):
     environment = {**COMPILER, "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": "", **variables}
-    result = subprocess.run([sys.executable, CHECKS, check, *words], env=environment, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, CHECKS[check], check, *words], env=environment, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 
