@@ -13,7 +13,7 @@ from gpu_stages.choices import keep_choices
 from gpu_stages.records import Record, attempt, compiled_before
 
 
-def _steps(where: str) -> list[Any]:
+def whole_steps(where: str) -> list[Any]:
     """The whole steps to measure, those with a bar first."""
     from gankern.measure import steps as whole
 
@@ -42,7 +42,7 @@ def steps(record: Record, where: str) -> None:
     from gankern.measure import steps as whole
     from gankern.measure.benchmark import ACCELERATED, OURS
 
-    wanted = _steps(where)
+    wanted = whole_steps(where)
     modes = sorted(whole.modes_of(where), key=lambda mode: not mode.endswith("graphed"))
     order = [(fast, mode, number) for mode in modes for fast in (False, True) for number in range(len(wanted))]
     if where == "cuda":
@@ -232,7 +232,7 @@ def _compile_step(number: int, variant: str, where: str, fast: bool) -> None:
     from gankern.measure import steps as whole
 
     _with_tf32()
-    whole.make_step(_steps(where)[number], variant, where, fast)()
+    whole.make_step(whole_steps(where)[number], variant, where, fast)()
 
 
 def _with_tf32() -> None:
