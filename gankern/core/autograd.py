@@ -236,7 +236,7 @@ class _DoubleBackward(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        raise refuse_gradient_order(ctx.name, 2)
+        raise refuse_gradient_order(ctx.name)
 
 
 def _plain_double_backward(

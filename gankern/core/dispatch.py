@@ -208,11 +208,11 @@ def last_implementation(primitive: str) -> str | None:
     return _thread.last.get(primitive)
 
 
-def refuse_gradient_order(primitive: str, order: int) -> RuntimeError:
+def refuse_gradient_order(primitive: str) -> RuntimeError:
     """The error for a gradient of a higher order than the kernels have."""
     ran = _thread.last.get(primitive, "compiled")
     return RuntimeError(
-        f"{primitive}: the {ran} implementation is exact to gradient order {order}, and a "
+        f"{primitive}: the {ran} implementation is exact to gradient order 2, and a "
         f"higher one was asked for; pass implementation='reference', which has every order"
     )
 

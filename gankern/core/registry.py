@@ -54,15 +54,13 @@ def _kernels() -> frozenset[str]:
     return frozenset(torch._C._dispatch_get_registrations_for_dispatch_key("CPU"))
 
 
-def declare(
-    name: str, *, gradient_order: int, dtypes: tuple[torch.dtype, ...] = FLOATING, cuda: bool = False
-) -> Primitive:
+def declare(name: str, *, gradient_order: int, cuda: bool = False) -> Primitive:
     """A primitive with this library's usual tiers: Triton, C++ on the CPU, and the reference; ``cuda``: CUDA C++."""
     triton_devices = ("cuda", "cpu") if interpreting() else ("cuda",)
-    cpu = Implementation("cpu", ("cpu",), dtypes, gradient_order, _native_missing(name))
-    triton = Implementation("triton", triton_devices, dtypes, gradient_order, TRITON_MISSING)
+    cpu = Implementation("cpu", ("cpu",), FLOATING, gradient_order, _native_missing(name))
+    triton = Implementation("triton", triton_devices, FLOATING, gradient_order, TRITON_MISSING)
     reference = Implementation("reference", (), (), ANY_ORDER)
-    own = Implementation("cuda", ("cuda",), dtypes, gradient_order, CUDA_MISSING)
+    own = Implementation("cuda", ("cuda",), FLOATING, gradient_order, CUDA_MISSING)
     return Primitive(name, (cpu, triton, *([own] if cuda else []), reference))
 
 

@@ -28,16 +28,16 @@ from gankern.models._record import Preset
 from gankern.models.srgan import SCALE, discriminator, srresnet
 
 
-def shrink(images: Tensor, scale: int = SCALE) -> Tensor:
-    """Images of [-1, 1] at a ``scale``-th of their size, in [0, 1]."""
-    size = [side // scale for side in images.shape[2:]]
+def shrink(images: Tensor) -> Tensor:
+    """Images of [-1, 1] at a quarter of their size, in [0, 1]."""
+    size = [side // SCALE for side in images.shape[2:]]
     small = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
     return (0.5 * small + 0.5).clamp(0.0, 1.0)
 
 
-def enlarge(small: Tensor, scale: int = SCALE) -> Tensor:
-    """Images of [0, 1] at ``scale`` times their size, in [-1, 1], by the bicubic filter: what has to be beaten."""
-    size = [side * scale for side in small.shape[2:]]
+def enlarge(small: Tensor) -> Tensor:
+    """Images of [0, 1] at four times their size, in [-1, 1], by the bicubic filter: what has to be beaten."""
+    size = [side * SCALE for side in small.shape[2:]]
     return 2 * F.interpolate(small, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1) - 1
 
 

@@ -129,9 +129,10 @@ def copy_bandwidth(device: str, megabytes: int = 256) -> float:
     return 2 * source.nbytes / statistics.median(seconds[2:])
 
 
-def multiply_add_rate(device: str, size: int = 2048) -> float:
+def multiply_add_rate(device: str) -> float:
     """Fused multiply-adds per second of a float32 matrix product, the most arithmetic that torch gets out of the
-    device. A vector instruction of another kind takes a place of one."""
+    device. A vector instruction of another kind takes the place of one."""
+    size = 2048
     a = torch.ones(size, size, device=device)
     out = torch.empty_like(a)
     seconds = [_seconds(lambda: torch.mm(a, a, out=out), device) for _ in range(8)]

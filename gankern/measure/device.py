@@ -85,9 +85,9 @@ def peak_megabytes(step: Step, device: str) -> float | None:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def top_kernels(step: Step, device: str, count: int = 20) -> list[dict[str, Any]]:
-    """The kernels of one step that take the device the most time: name, number of launches, milliseconds of them all.
-    On the CPU, operators."""
+def top_kernels(step: Step, device: str) -> list[dict[str, Any]]:
+    """The 20 kernels of one step that take the device the most time: name, number of launches, milliseconds in all. On
+    the CPU, operators."""
     step()
     on_device = device != "cpu"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_device else [])]) as profiler:
@@ -102,4 +102,4 @@ def top_kernels(step: Step, device: str, count: int = 20) -> list[dict[str, Any]
     rows: Sequence[dict[str, Any]] = [
         {"kernel": name, "launches": len(times), "ms": sum(times)} for name, times in spent.items()
     ]
-    return sorted(rows, key=lambda row: -row["ms"])[:count]
+    return sorted(rows, key=lambda row: -row["ms"])[:20]

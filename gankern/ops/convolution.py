@@ -594,7 +594,7 @@ def no_row(implementation: str | None, rows: str) -> None:
     primitive.ran("reference")
 
 
-def ways_for(kind: str, x: Tensor, weight: Tensor, padding: int = 1) -> dict[str, str]:
-    """For each pass of a kind, the way that "auto" takes for these tensors."""
-    options = (kind, padding, 1.0, level_of(x), None, 0)
-    return dict(zip(PASSES, _ways(options, x, weight, *choice.result_size(kind, padding, *x.shape[2:]))))
+def ways_for(kind: str, x: Tensor, weight: Tensor) -> dict[str, str]:
+    """For each pass of a kind with padding 1, the way that "auto" takes for these tensors."""
+    options = (kind, 1, 1.0, level_of(x), None, 0)
+    return dict(zip(PASSES, _ways(options, x, weight, *choice.result_size(kind, 1, *x.shape[2:]))))

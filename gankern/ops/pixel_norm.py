@@ -77,7 +77,7 @@ def _double_backward(
     options: Any, needed: Sequence[bool], grad_grads: Sequence[Any], grads: Sequence[Any], saved: Sequence[Any]
 ) -> Any:
     if grads[1] is not None:  # what comes back to the scale is of second order already
-        raise refuse_gradient_order(NAME, 2)
+        raise refuse_gradient_order(NAME)
     kernel = registry.kernel(options[0], NAME, "double_backward", saved[0].device)
     grad_grad, grad_y, grad_scale = kernel(*grad_grads, grads[0], *saved, *options[1:4])
     return grad_grad, None, grad_y, grad_scale

@@ -257,8 +257,8 @@ def save_figure_curves(path: Path | str, figures: Sequence[dict[str, Any]]) -> N
     _save(figure, path)
 
 
-def save_animation(path: Path | str, frames: Sequence[Path], seconds: float = 8.0) -> int:
-    """Pictures as an animated GIF, which stays at the last one for a while; how many pictures it has.
+def save_animation(path: Path | str, frames: Sequence[Path]) -> int:
+    """Pictures as an animated GIF of eight seconds, which stays at the last one for a while; how many pictures it has.
 
     A picture that cannot be read, as one that was being written when a run was killed, is logged by name and left out.
     """
@@ -277,7 +277,7 @@ def save_animation(path: Path | str, frames: Sequence[Path], seconds: float = 8.
     if not pictures:
         raise ValueError(f"none of {len(frames)} pictures can be read")
     pictures = [picture.quantize(64) for picture in pictures]
-    each = max(40, int(1000 * seconds / len(pictures)))
+    each = max(40, int(8000 / len(pictures)))
     buffer = io.BytesIO()
     durations = [each] * (len(pictures) - 1) + [2000]
     pictures[0].save(buffer, form, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
