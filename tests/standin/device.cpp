@@ -51,8 +51,10 @@ cudaError_t fails(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
 }
-// The driver's errors have the runtime's numbers.
-CUresult of_driver(cudaError_t error) { return CUresult(error); }
+// The driver's errors have the runtime's numbers; of a launch it says less.
+CUresult of_driver(cudaError_t error) {
+  return error == cudaErrorInvalidConfiguration ? CUDA_ERROR_INVALID_VALUE : CUresult(error);
+}
 
 // ---- kernels -------------------------------------------------------------------------------------------------
 
@@ -186,9 +188,15 @@ cudaError_t submit(cudaStream_t handle, const Run& run, const Make& node) {
   return cudaSuccess;
 }
 
-cudaError_t launch(Kernel* kernel, cudaStream_t stream) {
+cudaError_t launch(Kernel* kernel, cudaStream_t stream, dim3 grid = {1, 1, 1}, dim3 block = {1, 1, 1},
+                   size_t shared = 0) {
   has_context();
   if (!kernel) return fails(cudaErrorInvalidDeviceFunction);
+  const uint64_t threads = uint64_t(block.x) * block.y * block.z,
+                 programs = uint64_t(grid.x) * grid.y * grid.z;
+  const bool too_large = grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535 || threads > 1024;
+  if (too_large || threads == 0 || programs == 0) return fails(cudaErrorInvalidConfiguration);
+  if (shared > kSharedMemory) return fails(cudaErrorInvalidValue);
   return submit(stream, [&] { kernel->count(); }, [&] { return Node{kernel, {}}; });
 }
 
@@ -426,15 +434,16 @@ EXPORTED cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3, dim3, void**,
                                         cudaStream_t stream) {
   return launch(reinterpret_cast<Kernel*>(kernel), stream);
 }
-EXPORTED cudaError_t cudaLaunchKernel(const void* host, dim3, dim3, void**, size_t, cudaStream_t stream) {
-  return launch(of_host(host), stream);
+EXPORTED cudaError_t cudaLaunchKernel(const void* host, dim3 grid, dim3 block, void**, size_t shared,
+                                      cudaStream_t stream) {
+  return launch(of_host(host), stream, grid, block, shared);
 }
-EXPORTED cudaError_t cudaLaunchCooperativeKernel(const void* host, dim3, dim3, void**, size_t,
-                                                 cudaStream_t stream) {
-  return launch(of_host(host), stream);
+EXPORTED cudaError_t cudaLaunchCooperativeKernel(const void* host, dim3 grid, dim3 block, void**,
+                                                 size_t shared, cudaStream_t stream) {
+  return launch(of_host(host), stream, grid, block, shared);
 }
 EXPORTED cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* host, void**) {
-  return launch(of_host(host), config->stream);
+  return launch(of_host(host), config->stream, config->gridDim, config->blockDim, config->dynamicSmemBytes);
 }
 EXPORTED cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   *attributes = {};
@@ -470,6 +479,7 @@ EXPORTED const char* cudaGetErrorString(cudaError_t error) {
     case cudaSuccess: return "no error";
     case cudaErrorInvalidValue: return "invalid argument";
     case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
     case cudaErrorInvalidDeviceFunction: return "invalid device function";
     case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
     case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";
@@ -786,16 +796,20 @@ EXPORTED CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* count, CUfunc
                                                               size_t shared) {
   return *count = blocks_per_multiprocessor(threads, shared), CUDA_SUCCESS;
 }
+EXPORTED CUresult cuLaunchKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned threads_x,
+                                 unsigned threads_y, unsigned threads_z, unsigned shared, CUstream stream,
+                                 void**, void**) {
+  const dim3 grid{x, y, z}, block{threads_x, threads_y, threads_z};
+  return of_driver(launch(reinterpret_cast<Kernel*>(function), stream, grid, block, shared));
+}
 EXPORTED CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void**, void**) {
-  return of_driver(launch(reinterpret_cast<Kernel*>(function), config->hStream));
+  const auto& [x, y, z, threads_x, threads_y, threads_z, shared, stream, attributes, count] = *config;
+  return cuLaunchKernel(function, x, y, z, threads_x, threads_y, threads_z, shared, stream, nullptr, nullptr);
 }
-EXPORTED CUresult cuLaunchKernel(CUfunction function, unsigned, unsigned, unsigned, unsigned, unsigned,
-                                 unsigned, unsigned, CUstream stream, void**, void**) {
-  return of_driver(launch(reinterpret_cast<Kernel*>(function), stream));
-}
-EXPORTED CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned, unsigned, unsigned, unsigned,
-                                            unsigned, unsigned, unsigned, CUstream stream, void**) {
-  return of_driver(launch(reinterpret_cast<Kernel*>(function), stream));
+EXPORTED CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned x, unsigned y, unsigned z,
+                                            unsigned threads_x, unsigned threads_y, unsigned threads_z,
+                                            unsigned shared, CUstream stream, void**) {
+  return cuLaunchKernel(function, x, y, z, threads_x, threads_y, threads_z, shared, stream, nullptr, nullptr);
 }
 EXPORTED CUresult cuMemsetD32Async(CUdeviceptr at, unsigned value, size_t count, CUstream stream) {
   return of_driver(copies_by(stream, [=] { std::fill_n(reinterpret_cast<unsigned*>(at), count, value); }));
