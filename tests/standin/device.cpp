@@ -51,8 +51,9 @@ cudaError_t fails(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
 }
-// The driver's errors have the runtime's numbers; of a launch it says less.
+// The driver's errors have the runtime's numbers, of a launch it says less, and the runtime does not know of them.
 CUresult of_driver(cudaError_t error) {
+  last_error = cudaSuccess;
   return error == cudaErrorInvalidConfiguration ? CUDA_ERROR_INVALID_VALUE : CUresult(error);
 }
 
