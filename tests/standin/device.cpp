@@ -4,10 +4,10 @@
 // asked for by name: tests/standin/device.py.
 //
 // The device is one H200. Its memory is the CPU's, zero at first, and copied and set for real. Streams are done at once.
-// A kernel is counted and not run: what it would have written stays as it was, so values mean nothing, and are zero for
-// the most part. Libraries succeed and launch nothing. Captures hold copies, sets and kernels, which a replay does again,
-// and what the driver refuses meanwhile is refused: memory, modules, waiting, the legacy stream, and ends with streams
-// that were not joined.
+// Kernels are counted and not run, and so are the computations of cuBLAS and cuDNN: what they would have written stays as
+// it was, so values mean nothing, and are zero for the most part. Captures hold copies, sets and kernels, which a replay
+// does again, and what the driver refuses meanwhile is refused: memory, modules, waiting, the legacy stream, and ends with
+// streams that were not joined.
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <cudnn_graph.h>
@@ -41,8 +41,8 @@ constexpr size_t kMemory = size_t(141) << 30;
 std::mutex mutex;  // of all that is not a kernel
 
 int anything;  // what handles point to that nobody looks into
-thread_local CUcontext context =
-    nullptr;  // a thread's, from its first call on that has something to do with the device
+// Of a thread that has had something to do with the device.
+thread_local CUcontext context = nullptr;
 void has_context() { context = reinterpret_cast<CUcontext>(&anything); }
 
 thread_local cudaError_t last_error = cudaSuccess;
@@ -769,7 +769,7 @@ EXPORTED CUresult cuPointerGetAttribute(void* value, CUpointer_attribute which, 
   return CUDA_SUCCESS;
 }
 
-// A module is the name of the first kernel that it is asked for: what it is made of is not looked at.
+// What a module is made of is not looked at: it has every kernel that it is asked for.
 EXPORTED CUresult cuModuleLoadData(CUmodule* module, const void*) {
   if (const cudaError_t error = unsafe()) return of_driver(error);
   return *module = reinterpret_cast<CUmodule>(&anything), CUDA_SUCCESS;

@@ -10,7 +10,8 @@ host, without the driver's share, and whether calls and captures go through; of 
 It needs the CUDA build of torch, which is the one that pip takes on Linux, with Triton, a C++ compiler, and the native
 part of gankern built for them, of which CUDA C++ may be left out:
 
-    python3.12 -m venv cuda && cuda/bin/pip install torch==2.11.0 triton==3.6.0 numpy setuptools cmake ninja pybind11
+    python3.12 -m venv cuda
+    cuda/bin/pip install torch==2.11.0 triton==3.6.0 numpy rich typer filelock setuptools cmake ninja pybind11
     GANKERN_BUILD_CUDA=0 PATH=$PWD/cuda/bin:$PATH cuda/bin/python setup.py build_ext --inplace
 """
 
