@@ -516,7 +516,7 @@ EXPORTED cudaError_t cudaSetDevice(int device) {
 }
 EXPORTED cudaError_t cudaGetDeviceProperties(cudaDeviceProp* of, int) {
   *of = {};
-  std::strcpy(of->name, "NVIDIA H200");
+  std::strcpy(of->name, "stand-in for an H200");  // a name of its own: figures from here are no H200's
   of->uuid.bytes[0] = 1;
   of->totalGlobalMem = kMemory;
   of->sharedMemPerBlock = attribute(cudaDevAttrMaxSharedMemoryPerBlock);
