@@ -47,7 +47,8 @@ def measured(step: Any, fast: bool) -> tuple[dict[str, float], dict[str, int]]:
             before = device.launches()
             run()
             launches[name] = device.launches() - before
-    return milliseconds(contenders), launches
+    with device.nothing_moves():
+        return milliseconds(contenders), launches
 
 
 def row(name: str, found: Sequence[tuple[dict[str, float], dict[str, int]]]) -> str:
@@ -72,15 +73,15 @@ def row(name: str, found: Sequence[tuple[dict[str, float], dict[str, int]]]) -> 
 def main(chosen: Sequence[str]) -> None:
     """Prints the table, a row as soon as it is measured."""
     sys.path.append(str(device.ROOT / "scripts"))
-    import gpu
     import torch
+    from gpu_stages.training import whole_steps
 
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     head = ("step, fp32 / bf16 with channels_last", "torch", "gankern", "torch's time over gankern's",
             "over that after `accelerate`", "launches in fp32")  # fmt: skip
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
-    for step in gpu._steps("cuda"):
+    for step in whole_steps("cuda"):
         if not chosen or step.name.startswith(tuple(chosen)):
             print(row(step.name, [measured(step, fast) for fast in (False, True)]), flush=True)
 
