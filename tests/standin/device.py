@@ -5,7 +5,8 @@
 What runs on the host is real: torch's dispatcher, allocator, streams and graphs, torch.compile, Triton's compiler and
 launcher, gankern's plans. What runs on the device does not run: kernels, cuBLAS and cuDNN are counted, their results hold
 whatever was in memory before, zeros for the most part, and nothing takes time there. So this shows what a step costs the
-host, without the driver's share, and whether calls and captures go through; of values it shows nothing.
+host, without the driver's share, and whether calls and captures go through; of values it shows nothing, and a program
+that decides by them decides anything. (scripts/gpu.py writes a file for a device called a stand-in: remove it.)
 
 It needs the CUDA build of torch, which is the one that pip takes on Linux, with Triton, a C++ compiler, and the native
 part of gankern built for them, of which CUDA C++ may be left out:
