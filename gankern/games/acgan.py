@@ -28,12 +28,13 @@ from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
 
-def small_networks(channels: int, size: int, latent: int, layers: Layers) -> dict[str, nn.Module]:
-    """For images of 8x8: everything fully connected."""
+def small_networks(channels: int, size: int, latent: int, width: int, layers: Layers) -> dict[str, nn.Module]:
+    """For images of 8x8: everything fully connected, with hidden layers of a third and two thirds of ``width``."""
     modules: list[nn.Module] = [nn.Flatten()]
-    for inputs in (channels * size * size, 256):
-        modules += [layers.linear(inputs, 256), layers.leaky_relu(0.2, inplace=True), nn.Dropout(0.5)]
-    return {"generator": small_generator(latent, channels, size, layers), "trunk": nn.Sequential(*modules)}
+    hidden = width // 3
+    for inputs in (channels * size * size, 2 * hidden):
+        modules += [layers.linear(inputs, 2 * hidden), layers.leaky_relu(0.2, inplace=True), nn.Dropout(0.5)]
+    return {"generator": small_generator(latent, channels, size, hidden, layers), "trunk": nn.Sequential(*modules)}
 
 
 def paper_networks(
@@ -77,11 +78,15 @@ class ACGAN(Game):
         config, latent = self.config, self.config.latent + self.config.num_classes
         if config.side < 8 or config.side % 8:
             raise ValueError(f"acgan: images of a size that can be halved three times, got {config.side}")
+        least = 3 if config.side == 8 else 24
+        if config.width < least:
+            raise ValueError(f"acgan: width must be at least {least} for images of {config.side}, got {config.width}")
         if self.options.kernel not in (4, 5):
             raise ValueError(f"acgan: option kernel must be 4 or 5, got {self.options.kernel}")
         if config.side == 8:
-            self.networks = small_networks(config.channels, config.side, latent, run.layers)
-            features = 256
+            self.refuse("kernel", where="at 8x8, where all layers are fully connected")
+            self.networks = small_networks(config.channels, config.side, latent, config.width, run.layers)
+            features = 2 * (config.width // 3)
         else:
             self.networks = paper_networks(
                 config.channels, config.side, latent, config.width, self.options.kernel, run.layers

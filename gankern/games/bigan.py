@@ -91,6 +91,7 @@ class BiGAN(Encodes):
         super().__init__(run)
         config = self.config
         if self.options.ali:
+            self.refuse("noise", where="with ali, whose discriminator has dropout instead")
             if config.side != 32 or config.width % 16:
                 raise ValueError(
                     f"bigan: ALI's networks are for 32x32 and a width that is a multiple of 16, got {config.side}x"

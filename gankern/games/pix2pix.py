@@ -54,6 +54,9 @@ class Pix2Pix(Game):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         config, options = self.config, self.options
+        self.refuse("latent", where="where images are made of images alone")
+        if not options.adversarial_weight:
+            self.refuse("strided", "loss", "real_target", where="with adversarial_weight 0, without a discriminator")
         halvings = min((config.side & -config.side).bit_length() - 1, len(MULTIPLES))
         multiples = SMALL if config.side < 64 else MULTIPLES
         if halvings < 2:
