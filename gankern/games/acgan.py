@@ -25,6 +25,7 @@ from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._measures import read_classes
 from gankern.games._networks import small_generator
 from gankern.models._record import Preset
+from gankern.models.dcgan import initialise
 from gankern.models.layers import Layers
 
 
@@ -93,6 +94,9 @@ class ACGAN(Game):
             )
             features = int(config.width / 0.75) * (config.side // 8) ** 2
         self.networks["heads"] = run.layers.linear(features, 1 + config.num_classes)
+        if config.side > 8:
+            for network in self.networks.values():
+                network.apply(initialise)
         self.players = {
             "d": Player(("trunk", "heads"), "discriminator"),
             "g": Player(("generator",), "generator"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -24,6 +25,7 @@ from gankern.games._game import Figures, Loss, Player, Run
 from gankern.games._measures import read_classes
 from gankern.games._networks import Noise
 from gankern.models._record import Preset
+from gankern.models.dcgan import initialise
 from gankern.models.layers import Layers
 from gankern.nn.coupling import apart
 
@@ -99,6 +101,8 @@ class BiGAN(Encodes):
                 )
             generator, encoder, parts = ali_networks(config.channels, config.latent, config.width, run.layers)
             self.networks = {"generator": generator, "encoder": encoder, "discriminator": OnPairs(*parts)}
+            for network in self.networks.values():
+                network.apply(partial(initialise, std=0.01))
         else:
             sizes = (config.channels, config.side, config.latent, config.width)
             self.networks = bigan_networks(*sizes, Noise(self.options.noise, run.draw), run.layers)
