@@ -65,14 +65,14 @@ class Normed(nn.Module):
     def __init__(self, outputs: int, dim: int, length: float | None):
         super().__init__()
         self.dims = [d for d in range(4) if d != dim]
-        self.fixed = length
-        self.scale = (
-            nn.Parameter(torch.ones([outputs if d == dim else 1 for d in range(4)])) if length is None else None
-        )
+        self.scale: Tensor | float
+        if length is None:
+            self.scale = nn.Parameter(torch.ones([outputs if d == dim else 1 for d in range(4)]))
+        else:
+            self.scale = length
 
     def forward(self, weight: Tensor) -> Tensor:
-        length = self.fixed if self.scale is None else self.scale
-        return weight * (length / weight.square().sum(self.dims, keepdim=True).sqrt())
+        return weight * (self.scale / weight.square().sum(self.dims, keepdim=True).sqrt())
 
 
 SLOPE = 0.2

@@ -142,13 +142,18 @@ class ACGAN(Game):
 
     def figures(self) -> Figures:
         """``label_accuracy``: how often a classifier of real images sees the class that was asked for; and
-        ``diversity``: the standard deviation within a class, as a share of real images'."""
+        ``diversity``: the standard deviation within a class, as a share of real images'; from 16 pixels on also
+        ``similarity`` and ``similarity_real``, MS-SSIM of pairs within a class (Odena 2016, section 4.2)."""
         config, run = self.config, self.run
         asked = torch.arange(1000) % config.num_classes
         images = self.sample(asked, config.seed)
         some = run.spread(5000)
-        return {
+        real, labels = run.images[some].cpu(), run.labels[some].cpu()
+        found = {
             "label_accuracy": metrics.label_accuracy(asked, read_classes(images, config.data, config.side)),
-            "diversity": metrics.within_class_diversity(images, asked)
-            / metrics.within_class_diversity(run.images[some], run.labels[some].cpu()),
+            "diversity": metrics.within_class_diversity(images, asked) / metrics.within_class_diversity(real, labels),
         }
+        if config.side >= 16 and config.channels in (1, 3):
+            found["similarity"] = metrics.within_class_similarity(images, asked)
+            found["similarity_real"] = metrics.within_class_similarity(real, labels)
+        return found
