@@ -136,7 +136,9 @@ class BiGAN(Encodes):
 
         latents = self.latents()
         inferred, made = discriminator(images, self.encode(images)), discriminator(generator(latents), latents)
-        yield "g", self.loss.generator(-inferred) + self.loss.generator(made)
+        # Each pair is to be taken for the other: logits change signs, and least squares' targets, 1 and 0, places.
+        exchanged = 1.0 - inferred if self.config.loss == "least_squares" else -inferred
+        yield "g", self.loss.generator(exchanged) + self.loss.generator(made)
 
     def drawn(self, number: int) -> Tensor:
         if self.options.ali:

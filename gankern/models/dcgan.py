@@ -117,6 +117,11 @@ def _build(
     labels = Conditioning(num_classes, conditioning, conditional_norms=generator_norm == "batch")
     discriminator_norm = discriminator_norm or ("none" if spectral else "batch")
     look_up({**NORMS, "none": None}, discriminator_norm, "discriminator_norm")
+    if size == 8 and discriminator_norm == "virtual":
+        raise ValueError(
+            "discriminator_norm must be batch or none at 8x8, where no layer of the discriminator is normalised; got "
+            "'virtual'"
+        )
     generator = DCGANGenerator(
         size, channels, latent + labels.latent_classes, width, generator_norms(generator_norm, labels, table), table
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gankern import data, games, training
+from gankern import data, games, metrics, training
 from gankern.games import Run
 from gankern.games._networks import Noise
 from gankern.games.semisupervised import Classifier, make_generator
@@ -103,7 +103,7 @@ def test_copies_of_networks_draw_their_noise_without_the_run(name):
 
 
 @pytest.mark.parametrize("kernel", [4, 5])
-def test_convolutional_acgan_plays(kernel):
+def test_convolutional_acgan_plays(kernel, monkeypatch):
     images, labels = data.load("digits", size=16)[:32], data.labels("digits")[:32]
     options = {"width": 24, "batch_size": 4, "threads": 1, "options": {"kernel": kernel}}
     trainer = training.Trainer(
@@ -111,6 +111,10 @@ def test_convolutional_acgan_plays(kernel):
     )
     trainer.step()
     assert trainer.is_finite() and trainer.game.sample(torch.arange(3)).shape == (3, 1, 16, 16)
+    monkeypatch.setattr("gankern.games.acgan.read_classes", lambda images, *_: torch.arange(len(images)) % 10)
+    found = trainer.game.figures()
+    assert found["label_accuracy"] == 1.0
+    assert found["similarity_real"] == metrics.within_class_similarity(images, labels) != found["similarity"]
 
 
 def test_k_plus_one_classes_are_the_softmax_of_k_plus_one():
