@@ -13,6 +13,7 @@ from gankern.cli._choose import JSON, SIDE, check_output, console_beside, write_
 from gankern.cli._fail import fail
 from gankern.core.arguments import seed as check_seed
 from gankern.data import ImageSource
+from gankern.diagnostics.latent import truncated
 from gankern.models.conditional import CONDITIONINGS
 from gankern.training import checkpoint as checkpoints
 from gankern.training import pictures
@@ -53,6 +54,13 @@ def evaluate(
     device: Annotated[str, typer.Option(help="where a run's samples are computed: cpu, cuda, cuda:1, ...")] = "cpu",
     layers: Annotated[str | None, SIDE] = None,
     seed: Annotated[int, typer.Option(help="decides latents, and which images are taken")] = 0,
+    truncation: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="of a run, beside its samples those whose latents' numbers beyond ± this are drawn again; repeat",
+            metavar="LIMIT",
+        ),
+    ] = None,
     json_file: Annotated[Path | None, JSON] = None,
 ) -> None:
     """FID, KID, Inception score, precision, recall and sliced Wasserstein distance of two sets of images.
@@ -76,38 +84,51 @@ def evaluate(
                 raise ValueError("REAL is missing: what are the pictures to be compared with?")
             real = saved.config.data
         side = saved.config.size if saved is not None and size is None else size
+        if truncation and saved is None:
+            raise ValueError(f"--truncation is of a run's latents; {fake} holds pictures")
+        for asked in truncation or []:
+            truncated(torch.zeros(1), asked)  # says what is wrong with it before there are samples
         everything = genuine = _images(real, side, None if saved is None else saved.config.channels)
         labels = None if features is not None else _labels(real, everything)
-        others: Tensor | ImageSource
+        limits: list[float | None] = [None, *(truncation or [])]
+        sets: list[Tensor | ImageSource] = []
         if saved is None:
-            others = _images(str(fake), size, genuine.shape[1])
+            sets = [_images(str(fake), size, genuine.shape[1])]
         else:
             number = min(samples or MOST, len(genuine))
-            others = _samples(saved, layers, number, seed, batch_size, device)
-            others = others if size is None else data.resize(others, size)
-        number = min(len(genuine), len(others), samples or MOST)
+            for limit in limits:
+                made = _samples(saved, layers, number, seed, batch_size, device, limit)
+                sets.append(made if size is None else data.resize(made, size))
+        number = min(len(genuine), len(sets[0]), samples or MOST)
         random = torch.Generator().manual_seed(seed)
-        genuine, others = (x[torch.randperm(len(x), generator=random)[:number]] for x in (genuine, others))
+        where, chosen = (torch.randperm(len(x), generator=random)[:number] for x in (genuine, sets[0]))
+        genuine = genuine[where]
         if extractor is None and labels is not None:
             extractor = metrics.train_classifier((everything, labels))[0]
-        found = metrics.image_figures(genuine, others, extractor, seed)
+        several = [metrics.image_figures(genuine, others[chosen], extractor, seed) for others in sets]
     except (OSError, ValueError, TypeError, ImportError, training.TrainingError) as error:
         fail(error)
-    table = Table("figure", "value", title=f"{fake} beside {real}, {number} images of each")
-    for name, value in found.items():
-        if not name.removesuffix(extractor.suffix if extractor else "").endswith("_std"):
-            deviation = found.get(f"{name.removesuffix(extractor.suffix)}_std{extractor.suffix}") if extractor else None
-            table.add_row(_label(name), f"{value:.4g}" + ("" if deviation is None else f" ± {deviation:.2g}"))
+    columns = [f"within ±{limit:g}" if limit else "value" for limit in limits]
+    table = Table("figure", *columns, title=f"{fake} beside {real}, {number} images of each")
+    suffix = extractor.suffix if extractor else ""
+    for name in several[0]:
+        if not name.removesuffix(suffix).endswith("_std"):
+            deviations = [found.get(f"{name.removesuffix(suffix)}_std{suffix}") for found in several]
+            values = zip((found[name] for found in several), deviations)
+            table.add_row(_label(name), *(f"{v:.4g}" + ("" if d is None else f" ± {d:.2g}") for v, d in values))
     console.print(table)
     if features is None:
         console.print(
             "No figure here compares with a paper's: those are of the published Inception, --features FILE.",
             soft_wrap=True,
         )
-    if not found:
+    if not several[0]:
         fail("the images are too small for a sliced Wasserstein distance, and there is nothing to take features with")
     content: dict[str, Any] = {"fake": str(fake), "real": real, "samples": number, "seed": seed}
-    write_results(json_file, content | {"features": extractor.name if extractor else None, "figures": found})
+    content |= {"features": extractor.name if extractor else None, "figures": several[0]}
+    if truncation:
+        content["truncation"] = [{"limit": limit, "figures": found} for limit, found in zip(truncation, several[1:])]
+    write_results(json_file, content)
 
 
 def _images(name: str, size: int | None, channels: int | None) -> Tensor | ImageSource:
@@ -118,7 +139,13 @@ def _images(name: str, size: int | None, channels: int | None) -> Tensor | Image
 
 
 def _samples(
-    saved: training.Checkpoint, layers: str | None, number: int, seed: int, batch_size: int, device: str
+    saved: training.Checkpoint,
+    layers: str | None,
+    number: int,
+    seed: int,
+    batch_size: int,
+    device: str,
+    limit: float | None,
 ) -> Tensor:
     config = saved.config
     side = checkpoints.side_of(saved, layers)
@@ -129,11 +156,13 @@ def _samples(
             f"{config.model} was trained with vectors of the data: gankern sample --each, and the folder then"
         )
     generator = checkpoints.generator(saved, side).to(device)
-    random = torch.Generator().manual_seed(seed)
+    random, redrawn = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     made = []
     with torch.no_grad():
         for start in range(0, number, batch_size):
             latents = torch.randn(min(batch_size, number - start), config.latent, generator=random)
+            if limit is not None:
+                latents = truncated(latents, limit, redrawn)
             labels: tuple[Tensor, ...] = ()
             if config.conditioning is not None:
                 labels = (torch.randint(config.num_classes, (len(latents),), generator=random).to(device),)

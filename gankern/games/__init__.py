@@ -23,6 +23,7 @@ ADVERSARIAL_OPTIONS = frozenset(
         *("clip", "gradient_penalty", "drift", "zero_centered", "dragan", "r1", "r2", "penalty_every", "n_critic"),
         *("feature_matching", "historical_average", "noisy_labels", "instance_noise", "instance_noise_steps"),
         *("augment", "grow_steps", "conditioning", "minibatch_discrimination", "generator_norm", "discriminator_norm"),
+        *("evaluate_samples", "features"),
     }
 )
 

@@ -30,7 +30,7 @@ class OfClasses(Adversarial):
         {
             *("clip", "gradient_penalty", "drift", "zero_centered", "dragan", "r1", "r2", "penalty_every", "n_critic"),
             *("historical_average", "noisy_labels", "instance_noise", "instance_noise_steps", "augment"),
-            "conditioning",
+            *("conditioning", "evaluate_samples", "features"),
         }
     )
     DISCRIMINATOR_RATE: ClassVar[float] = 4.0
@@ -48,6 +48,8 @@ class OfClasses(Adversarial):
                 f"{config.model} judges by projection: conditioning must be projection, got {config.conditioning}"
             )
         super().__init__(run)
+        if not self.options.orthogonal:
+            self.refuse("diagonal", where="with orthogonal 0")
         self.players["d"] = Player(("discriminator",), "discriminator", lr=self.DISCRIMINATOR_RATE * config.lr)
 
     def build(self) -> GAN:

@@ -31,6 +31,13 @@ OPTIMISERS = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop, "sgd": t
 # What the networks' forward passes are computed in; None is without autocast.
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+# Options that only change how others work -> those, one of which has to be asked for.
+DEPENDENT = {
+    "penalty_every": ("gradient_penalty", "zero_centered", "dragan", "r1", "r2"),
+    "instance_noise_steps": ("instance_noise",),
+    "lr_floor": ("decay_steps", "lr_decay"),
+}
+
 # Whether batch-coupled layers see one process's part of the batch, or all of it (see parallel.py).
 COUPLINGS = {"local": False, "global": True}
 
@@ -140,8 +147,8 @@ class Config:
             raise ValueError(f"grow_steps is for {', '.join(models.GROWING)}; {self.model} does not grow")
         if self.augment is not None:
             parse_augment(self.augment)
-        if self.size is None and (self.flip or self.augment is not None):
-            raise ValueError("flip and augment are for images, not for points")
+        if self.size is None and (self.flip or self.augment is not None or self.features is not None):
+            raise ValueError("flip, augment and features are for images, not for points")
         if self.best is not None:
             best_of(self.best)
             if not self.evaluate:
@@ -163,6 +170,20 @@ class Config:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
 
         self._refuse_what_the_game_has_no_use_for()
+        self._refuse_what_other_options_have_no_use_for()
+
+    def _refuse_what_other_options_have_no_use_for(self) -> None:
+        usual = {option.name: option.default for option in fields(self)}
+        asked = {name for name, default in usual.items() if getattr(self, name) != default}
+        for name, others in DEPENDENT.items():
+            if name in asked and not asked.intersection(others):
+                raise ValueError(f"{name} has no effect without {' or '.join(others)}, got {getattr(self, name)}")
+        betas = [name for name in ("beta1", "beta2") if name in asked]
+        if betas and self.optimiser != "adam":
+            raise ValueError(
+                f"{betas[0]} is of the optimiser adam; {self.optimiser} has none: leave it out, or at "
+                f"{usual[betas[0]]}, got {getattr(self, betas[0])}"
+            )
 
     def _refuse_what_the_game_has_no_use_for(self) -> None:
         game = games.find(self.model)
@@ -323,6 +344,8 @@ def configure(model: str, data_name: str, samples: Any, labels: Any = None, **gi
     samples, labels = taken(model, given.get("conditioning"), samples, labels)
     game = games.find(model)
     options = dict(preset(model), threads=torch.get_num_threads())
+    if (given.get("optimiser") or options.get("optimiser", "adam")) != "adam":
+        options = {name: value for name, value in options.items() if name not in ("beta1", "beta2")}
     options.update((name, value) for name, value in given.items() if value is not None)
     points, for_points = isinstance(samples, Points), games.for_points(model)
     if points != for_points:

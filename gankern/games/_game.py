@@ -232,6 +232,18 @@ class Game:
         self.run, self.config = run, run.config
         self.options = self.options_of(run.config.model, run.config.options)
 
+    def refuse(self, *options: str, where: str) -> None:
+        """Raises a ValueError for the first of these options, of the run or of the game's own, that is set to another
+        value than its usual one though it has no effect ``where``."""
+        for name in options:
+            holder: Any = self.options if hasattr(self.options, name) else self.config
+            usual = self.preset.get(name) if holder is self.config else None
+            usual = type(holder).__dataclass_fields__[name].default if usual is None else usual
+            if (value := getattr(holder, name)) != usual:
+                raise ValueError(
+                    f"{self.config.model}: {name} has no effect {where}; leave it out, or at {usual}, got {value}"
+                )
+
     @classmethod
     def options_of(cls, name: str, given: Mapping[str, Any]) -> Any:
         """The game's options with what is given, checked; ValueErrors say which there are."""

@@ -21,11 +21,11 @@ def fully_connected(sizes: Sequence[int], layers: Layers, slope: float, norm: bo
     return modules
 
 
-def small_generator(latent: int, channels: int, size: int, layers: Layers) -> nn.Sequential:
-    """Latents -> 128 -> 128 (batch norm, ReLU) -> images [N, channels, size, size] in [-1, 1], for small images."""
+def small_generator(latent: int, channels: int, size: int, hidden: int, layers: Layers) -> nn.Sequential:
+    """Latents -> hidden -> hidden (batch norm, ReLU) -> images [N, channels, size, size] in [-1, 1], for small ones."""
     return nn.Sequential(
-        *fully_connected((latent, 128, 128), layers, 0.0, norm=True),
-        layers.linear(128, channels * size * size),
+        *fully_connected((latent, hidden, hidden), layers, 0.0, norm=True),
+        layers.linear(hidden, channels * size * size),
         nn.Tanh(),
         nn.Unflatten(1, (channels, size, size)),
     )

@@ -81,8 +81,7 @@ def set_reference_batches(run: Run, generator: nn.Module, discriminator: nn.Modu
     """Draws the batches that the statistics of virtual batch norm are of, for the networks that have such layers."""
     config, labels = run.config, run.condition
     for network, norm in ((generator, config.generator_norm), (discriminator, config.discriminator_norm)):
-        # At 8×8, DCGAN's discriminator has no layer that is normalised.
-        if norm != "virtual" or not any(isinstance(m, gnn.VirtualBatchNorm2d) for m in network.modules()):
+        if norm != "virtual":
             continue
         chosen = torch.randint(len(run.images), (REFERENCE,))
         drawn = torch.randn(REFERENCE, config.latent) if network is generator else run.images[chosen]

@@ -84,6 +84,7 @@ class OfTexts(Game):
     family: ClassVar[str] = "text to image"
     needs: ClassVar[str | None] = "captions"
     data: ClassVar[str] = "captions"
+    takes: ClassVar[frozenset[str]] = frozenset({"evaluate_samples"})
 
     def sample(self, texts: Tensor, latents: Tensor | None = None, seed: int = 0) -> Tensor:
         """Images of texts [N, L], or of codes [N, D], on the CPU."""

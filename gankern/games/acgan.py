@@ -25,15 +25,17 @@ from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._measures import read_classes
 from gankern.games._networks import small_generator
 from gankern.models._record import Preset
+from gankern.models.dcgan import initialise
 from gankern.models.layers import Layers
 
 
-def small_networks(channels: int, size: int, latent: int, layers: Layers) -> dict[str, nn.Module]:
-    """For images of 8x8: everything fully connected."""
+def small_networks(channels: int, size: int, latent: int, width: int, layers: Layers) -> dict[str, nn.Module]:
+    """For images of 8x8: everything fully connected, with hidden layers of a third and two thirds of ``width``."""
     modules: list[nn.Module] = [nn.Flatten()]
-    for inputs in (channels * size * size, 256):
-        modules += [layers.linear(inputs, 256), layers.leaky_relu(0.2, inplace=True), nn.Dropout(0.5)]
-    return {"generator": small_generator(latent, channels, size, layers), "trunk": nn.Sequential(*modules)}
+    hidden = width // 3
+    for inputs in (channels * size * size, 2 * hidden):
+        modules += [layers.linear(inputs, 2 * hidden), layers.leaky_relu(0.2, inplace=True), nn.Dropout(0.5)]
+    return {"generator": small_generator(latent, channels, size, hidden, layers), "trunk": nn.Sequential(*modules)}
 
 
 def paper_networks(
@@ -77,17 +79,24 @@ class ACGAN(Game):
         config, latent = self.config, self.config.latent + self.config.num_classes
         if config.side < 8 or config.side % 8:
             raise ValueError(f"acgan: images of a size that can be halved three times, got {config.side}")
+        least = 3 if config.side == 8 else 24
+        if config.width < least:
+            raise ValueError(f"acgan: width must be at least {least} for images of {config.side}, got {config.width}")
         if self.options.kernel not in (4, 5):
             raise ValueError(f"acgan: option kernel must be 4 or 5, got {self.options.kernel}")
         if config.side == 8:
-            self.networks = small_networks(config.channels, config.side, latent, run.layers)
-            features = 256
+            self.refuse("kernel", where="at 8x8, where all layers are fully connected")
+            self.networks = small_networks(config.channels, config.side, latent, config.width, run.layers)
+            features = 2 * (config.width // 3)
         else:
             self.networks = paper_networks(
                 config.channels, config.side, latent, config.width, self.options.kernel, run.layers
             )
             features = int(config.width / 0.75) * (config.side // 8) ** 2
         self.networks["heads"] = run.layers.linear(features, 1 + config.num_classes)
+        if config.side > 8:
+            for network in self.networks.values():
+                network.apply(initialise)
         self.players = {
             "d": Player(("trunk", "heads"), "discriminator"),
             "g": Player(("generator",), "generator"),
@@ -133,13 +142,18 @@ class ACGAN(Game):
 
     def figures(self) -> Figures:
         """``label_accuracy``: how often a classifier of real images sees the class that was asked for; and
-        ``diversity``: the standard deviation within a class, as a share of real images'."""
+        ``diversity``: the standard deviation within a class, as a share of real images'; from 16 pixels on also
+        ``similarity`` and ``similarity_real``, MS-SSIM of pairs within a class (Odena 2016, section 4.2)."""
         config, run = self.config, self.run
         asked = torch.arange(1000) % config.num_classes
         images = self.sample(asked, config.seed)
         some = run.spread(5000)
-        return {
+        real, labels = run.images[some].cpu(), run.labels[some].cpu()
+        found = {
             "label_accuracy": metrics.label_accuracy(asked, read_classes(images, config.data, config.side)),
-            "diversity": metrics.within_class_diversity(images, asked)
-            / metrics.within_class_diversity(run.images[some], run.labels[some].cpu()),
+            "diversity": metrics.within_class_diversity(images, asked) / metrics.within_class_diversity(real, labels),
         }
+        if config.side >= 16 and config.channels in (1, 3):
+            found["similarity"] = metrics.within_class_similarity(images, asked)
+            found["similarity_real"] = metrics.within_class_similarity(real, labels)
+        return found

@@ -81,6 +81,7 @@ class BEGAN(Game):
     family: ClassVar[str] = "modes and stability"
     data: ClassVar[str] = "shapes"
     own_loss: ClassVar[bool] = True
+    takes: ClassVar[frozenset[str]] = frozenset({"evaluate_samples"})
     preset = Preset(
         loss="non_saturating", size=32, latent=32, width=16, lr=1e-3, batch_size=16, steps=2000, checkpoint_every=500,
         evaluate=1,

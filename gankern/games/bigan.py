@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -24,6 +25,7 @@ from gankern.games._game import Figures, Loss, Player, Run
 from gankern.games._measures import read_classes
 from gankern.games._networks import Noise
 from gankern.models._record import Preset
+from gankern.models.dcgan import initialise
 from gankern.models.layers import Layers
 from gankern.nn.coupling import apart
 
@@ -91,6 +93,7 @@ class BiGAN(Encodes):
         super().__init__(run)
         config = self.config
         if self.options.ali:
+            self.refuse("noise", where="with ali, whose discriminator has dropout instead")
             if config.side != 32 or config.width % 16:
                 raise ValueError(
                     f"bigan: ALI's networks are for 32x32 and a width that is a multiple of 16, got {config.side}x"
@@ -98,6 +101,8 @@ class BiGAN(Encodes):
                 )
             generator, encoder, parts = ali_networks(config.channels, config.latent, config.width, run.layers)
             self.networks = {"generator": generator, "encoder": encoder, "discriminator": OnPairs(*parts)}
+            for network in self.networks.values():
+                network.apply(partial(initialise, std=0.01))
         else:
             sizes = (config.channels, config.side, config.latent, config.width)
             self.networks = bigan_networks(*sizes, Noise(self.options.noise, run.draw), run.layers)
@@ -131,7 +136,9 @@ class BiGAN(Encodes):
 
         latents = self.latents()
         inferred, made = discriminator(images, self.encode(images)), discriminator(generator(latents), latents)
-        yield "g", self.loss.generator(-inferred) + self.loss.generator(made)
+        # Each pair is to be taken for the other: logits change signs, and least squares' targets, 1 and 0, places.
+        exchanged = 1.0 - inferred if self.config.loss == "least_squares" else -inferred
+        yield "g", self.loss.generator(exchanged) + self.loss.generator(made)
 
     def drawn(self, number: int) -> Tensor:
         if self.options.ali:

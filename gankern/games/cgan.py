@@ -36,7 +36,7 @@ class CGAN(Game):
     family: ClassVar[str] = "codes and conditions"
     needs: ClassVar[str | None] = "attributes"
     data: ClassVar[str] = "shapes"
-    takes: ClassVar[frozenset[str]] = frozenset({"conditioning"})
+    takes: ClassVar[frozenset[str]] = frozenset({"conditioning", "evaluate_samples"})
     preset = Preset(
         loss="non_saturating", conditioning="vector_concatenation", size=32, latent=32, width=16, lr=5e-4, steps=1500,
         checkpoint_every=500, evaluate=6,
@@ -57,13 +57,17 @@ class CGAN(Game):
                 f"or mlp; got {config.conditioning} and {self.options.networks!r}"
             )
         self.of_labels = CONDITIONINGS[config.conditioning] == "labels"
+        if self.of_labels:
+            self.refuse("evaluate_samples", where="with labels, whose figure is of 1,000 samples")
         if self.options.networks == "mlp":
+            self.refuse("width", where="with networks mlp, which are the paper's")
             shape = (config.channels, config.side, config.side)
             self.networks = {
                 "generator": PaperGenerator(shape, config.latent, m, self.options.deeper, run.layers),
                 "discriminator": PaperDiscriminator(prod(shape), m, run.layers),
             }
         else:
+            self.refuse("deeper", where=f"with networks {self.options.networks}")
             how = "vector_" + config.conditioning.removeprefix("vector_")  # labels come as one-hot vectors
             shapes = {"size": config.side, "channels": config.channels, "latent": config.latent, "width": config.width}
             gan = models.build(self.options.networks, **shapes, layers=run.side, num_classes=m, conditioning=how)

@@ -64,6 +64,9 @@ class CycleGAN(Game):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         config, options = self.config, self.options
+        self.refuse("latent", where="where images are made of images alone")
+        if not options.cycle:
+            self.refuse("identity", where="with cycle 0, of which it is a share")
         if config.side % 4 or config.side < 16:
             raise ValueError(f"cyclegan: images of a size that can be halved twice, from 16 on; got {config.side}")
         if run.condition is not None and tuple(run.condition.shape[1:]) != tuple(run.images.shape[1:]):

@@ -41,17 +41,17 @@ def repelling_term(codes: Tensor) -> Tensor:
     return (squares.sum() - squares.diagonal().sum()) / (number * (number - 1))
 
 
-def small_networks(channels: int, size: int, latent: int, layers: Layers) -> dict[str, nn.Module]:
-    """For images of 8x8: the auto-encoder is 64-64-8-64-64."""
+def small_networks(channels: int, size: int, latent: int, width: int, layers: Layers) -> dict[str, nn.Module]:
+    """For images of 8x8: the auto-encoder is 64-64-8-64-64 at ``width`` 64."""
     pixels = channels * size * size
     return {
-        "generator": small_generator(latent, channels, size, layers),
+        "generator": small_generator(latent, channels, size, 2 * width, layers),
         "encoder": nn.Sequential(
-            nn.Flatten(), *fully_connected((pixels, 64), layers, 0.2, norm=False), layers.linear(64, 8)
+            nn.Flatten(), *fully_connected((pixels, width), layers, 0.2, norm=False), layers.linear(width, 8)
         ),
         "decoder": nn.Sequential(
-            *fully_connected((8, 64), layers, 0.2, norm=False),
-            layers.linear(64, pixels),
+            *fully_connected((8, width), layers, 0.2, norm=False),
+            layers.linear(width, pixels),
             nn.Unflatten(1, (channels, size, size)),
         ),
     }
@@ -90,10 +90,8 @@ class EBGAN(Game):
         config = self.config
         if config.side != 8 and config.side % 8:
             raise ValueError(f"ebgan: images of a size that can be halved three times, got {config.side}")
-        if config.side == 8:
-            self.networks = small_networks(config.channels, config.side, config.latent, run.layers)
-        else:
-            self.networks = paper_networks(config.channels, config.side, config.latent, config.width, run.layers)
+        make = small_networks if config.side == 8 else paper_networks
+        self.networks = make(config.channels, config.side, config.latent, config.width, run.layers)
         self.players = {
             "d": Player(("encoder", "decoder"), "auto-encoder"),
             "g": Player(("generator",), "generator", lr=self.options.g_lr),

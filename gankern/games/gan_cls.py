@@ -48,6 +48,12 @@ class GANCLS(OfTexts):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         config, options = self.config, self.options
+        if options.paper:
+            self.refuse("spectral", where="with paper, whose discriminator has batch norm")
+        else:
+            self.refuse("blocks", where="without paper")
+        if not options.mismatched:
+            self.refuse("mismatches", where="with mismatched 0")
         spectral = options.spectral and not options.paper
         form = SMALL if not options.paper else AUTHORS if options.blocks else PLAIN
         if config.side < 16 or config.side & (config.side - 1):

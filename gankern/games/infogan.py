@@ -33,14 +33,14 @@ from gankern.models._record import Preset
 from gankern.models.layers import Layers
 
 
-def small_networks(channels: int, size: int, latent: int, layers: Layers) -> dict[str, nn.Module]:
-    """For images of 8x8: everything fully connected. Q is without its last layer."""
-    pixels = channels * size * size
+def small_networks(channels: int, size: int, latent: int, width: int, layers: Layers) -> dict[str, nn.Module]:
+    """For images of 8x8: everything fully connected. Q, of one ``width``, is without its last layer."""
+    pixels, hidden = channels * size * size, 2 * width
     return {
-        "generator": small_generator(latent, channels, size, layers),
-        "trunk": nn.Sequential(nn.Flatten(), *fully_connected((pixels, 128, 128), layers, 0.2, norm=False)),
-        "head": layers.linear(128, 1),
-        "q": nn.Sequential(*fully_connected((128, 64), layers, 0.2, norm=False)),
+        "generator": small_generator(latent, channels, size, hidden, layers),
+        "trunk": nn.Sequential(nn.Flatten(), *fully_connected((pixels, hidden, hidden), layers, 0.2, norm=False)),
+        "head": layers.linear(hidden, 1),
+        "q": nn.Sequential(*fully_connected((hidden, width), layers, 0.2, norm=False)),
     }
 
 
@@ -88,10 +88,8 @@ class InfoGAN(OfCodes):
         if config.side < 8 or config.side % 4:
             raise ValueError(f"infogan: images of a size that can be halved twice, from 8 on; got {config.side}")
         codes = options.classes + options.numbers
-        if config.side == 8:
-            networks = small_networks(config.channels, config.side, config.latent + codes, run.layers)
-        else:
-            networks = paper_networks(config.channels, config.side, config.latent + codes, config.width, run.layers)
+        make = small_networks if config.side == 8 else paper_networks
+        networks = make(config.channels, config.side, config.latent + codes, config.width, run.layers)
         q = networks["q"]
         assert isinstance(q, nn.Sequential)
         before = next(m for m in reversed(list(q.modules())) if hasattr(m, "out_features")).out_features

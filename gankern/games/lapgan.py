@@ -59,7 +59,7 @@ class LAPGAN(Game):
 
     family: ClassVar[str] = "large images"
     data: ClassVar[str] = "shapes"
-    takes: ClassVar[frozenset[str]] = frozenset({"conditioning"})
+    takes: ClassVar[frozenset[str]] = frozenset({"conditioning", "evaluate_samples"})
     preset = Preset(
         loss="non_saturating", size=32, latent=64, width=16, batch_size=32, lr=5e-4, steps=1500, checkpoint_every=250,
         evaluate=6, evaluate_samples=1000,

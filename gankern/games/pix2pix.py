@@ -48,12 +48,15 @@ class Pix2Pix(Game):
     class Options:
         l1_weight: float = 100.0
         adversarial_weight: float = 1.0  # 0: L1 alone, without a discriminator
-        strided: int = 1  # convolutions of stride 2 of the discriminator: a patch of 34 pixels; 3 are PatchGAN 70
+        strided: int = 1  # convolutions of stride 2 of the discriminator: a patch of 16 pixels; 3 are PatchGAN 70
         dropout: int = 1  # levels of the U-Net that have it; the paper has 3
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         config, options = self.config, self.options
+        self.refuse("latent", where="where images are made of images alone")
+        if not options.adversarial_weight:
+            self.refuse("strided", "loss", "real_target", where="with adversarial_weight 0, without a discriminator")
         halvings = min((config.side & -config.side).bit_length() - 1, len(MULTIPLES))
         multiples = SMALL if config.side < 64 else MULTIPLES
         if halvings < 2:

@@ -67,6 +67,7 @@ class SRGAN(Game):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         config, options = self.config, self.options
+        self.refuse("latent", where="where images are made of images alone")
         if config.side % 16:
             raise ValueError(f"srgan: images of a size that can be halved four times, got {config.side}")
         critic_width = max(1, config.width // 2)

@@ -37,6 +37,7 @@ class VAEGAN(EncodesClasses):
 
     data: ClassVar[str] = "shapes"
     own_loss: ClassVar[bool] = True
+    takes: ClassVar[frozenset[str]] = frozenset({"evaluate_samples"})
     preset = Preset(
         loss="non_saturating", size=32, latent=32, width=64, lr=5e-4, batch_size=16, steps=1000, checkpoint_every=500,
         evaluate=2,
@@ -64,9 +65,11 @@ class VAEGAN(EncodesClasses):
             config.channels, config.side, config.latent, config.width, options.hidden, options.kernel, run.layers
         )
         if options.vae:
+            self.refuse("gamma", "balance", where="with vae, without a discriminator")
             del self.networks["features"], self.networks["head"]
             self.players = {"v": Player(("encoder", "decoder"), "auto-encoder")}
         else:
+            self.refuse("pixel_std", where="without vae")
             self.players = {
                 "d": Player(("features", "head"), "discriminator"),
                 "g": Player(("decoder",), "decoder"),

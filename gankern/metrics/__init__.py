@@ -3,12 +3,13 @@
 from gankern.metrics.bins import DifferentBins, compare_histograms, different_bins
 from gankern.metrics.extractors import Extractor, Features, load, train_classifier, trained
 from gankern.metrics.features import frechet_distance, inception_score, kernel_distance
-from gankern.metrics.fidelity import luma, psnr, ssim
+from gankern.metrics.fidelity import luma, ms_ssim, psnr, ssim
 from gankern.metrics.labels import (
     assignment_accuracy,
     label_accuracy,
     mutual_information_bound,
     within_class_diversity,
+    within_class_similarity,
 )
 from gankern.metrics.modes import ModeCoverage, mode_coverage
 from gankern.metrics.nearest import Nearest, beside_nearest, memorisation, nearest_examples
@@ -40,6 +41,7 @@ __all__ = [
     "luma",
     "memorisation",
     "mode_coverage",
+    "ms_ssim",
     "mutual_information_bound",
     "nearest_examples",
     "parzen_log_likelihood",
@@ -51,4 +53,5 @@ __all__ = [
     "trained",
     "wasserstein_estimate",
     "within_class_diversity",
+    "within_class_similarity",
 ]

@@ -11,6 +11,7 @@ from gankern.core.names import look_up
 from gankern.metrics._checks import check_finite, check_same, check_samples
 
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03  # of SSIM
+WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM's scales, the finest first
 
 
 def luma(images: Tensor) -> Tensor:
@@ -95,6 +96,57 @@ def ssim(images: Tensor, reference: Tensor, *, channels: str = "luma", border: i
     x, y = _prepared("ssim", images, reference, channels, border, rounded)
     if min(x.shape[2:]) < WINDOW:
         raise ValueError(f"ssim: images must be at least {WINDOW}x{WINDOW} less the border, got {tuple(x.shape[2:])}")
+    luminance, contrast = _similarities(x, y)
+    return (luminance * contrast).flatten(1).mean(1)
+
+
+def ms_ssim(
+    images: Tensor, reference: Tensor, *, scales: int | None = None, channels: str = "luma", border: int = 0,
+    rounded: bool = True,
+) -> Tensor:  # fmt: skip
+    r"""The multi-scale structural similarity of each image (Wang 2003): 1 where both are equal; [N], fp64.
+
+    Images are halved M - 1 times, by means of 2×2 pixels. With l and cs the two factors of :func:`ssim`, means and
+    variances, it is
+
+    .. math:: \overline{l_M\, cs_M}^{\,w_M} \prod_{j < M} \overline{cs_j}^{\,w_j},
+        \quad w = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333),
+
+    a bar the mean over channels and places. A mean below 0, of images that are each other's negative, counts as 0.
+
+    Source: Wang, Simoncelli & Bovik 2003, "Multiscale structural similarity for image quality assessment", section 3.
+
+    Args:
+        scales: M, from 1 to 5. None: as many as leave the window of 11×11 room, 5 from 176 pixels on. The weights of
+            fewer are taken in proportion, so that they add up to 1; one is :func:`ssim`. Figures of different numbers
+            of scales do not compare.
+
+    Other arguments and errors are those of :func:`psnr`.
+
+    >>> ms_ssim(torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 32, 32))
+    tensor([1.], dtype=torch.float64)
+    """
+    x, y = _prepared("ms_ssim", images, reference, channels, border, rounded)
+    smallest = min(x.shape[2:])
+    room = max((m for m in range(1, len(WEIGHTS) + 1) if smallest >> (m - 1) >= WINDOW), default=0)
+    if not room:
+        raise ValueError(
+            f"ms_ssim: images must be at least {WINDOW}x{WINDOW} less the border, got {tuple(x.shape[2:])}"
+        )
+    scales = room if scales is None else whole("ms_ssim: scales", scales, 1, len(WEIGHTS))
+    if scales > room:
+        raise ValueError(f"ms_ssim: scales must be at most {room} for images of {tuple(x.shape[2:])}, got {scales}")
+    found = torch.ones(len(x), dtype=x.dtype, device=x.device)
+    for j, weight in enumerate(WEIGHTS[:scales]):
+        luminance, contrast = _similarities(x, y)
+        similarity = contrast if j < scales - 1 else luminance * contrast
+        found = found * similarity.flatten(1).mean(1).clamp(min=0.0) ** (weight / sum(WEIGHTS[:scales]))
+        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+    return found
+
+
+def _similarities(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The two factors of SSIM at each place of the window: of means, and of variances and covariance."""
     offsets = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
     taps = torch.exp(-0.5 * (offsets / SIGMA) ** 2)
     taps = taps / taps.sum()
@@ -107,6 +159,4 @@ def ssim(images: Tensor, reference: Tensor, *, channels: str = "luma", border: i
     var_x, var_y = smooth(x * x) - mean_x * mean_x, smooth(y * y) - mean_y * mean_y
     covariance = smooth(x * y) - mean_x * mean_y
     c1, c2 = (K1 * 255.0) ** 2, (K2 * 255.0) ** 2
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return similarity.flatten(1).mean(1)
+    return (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1), (2 * covariance + c2) / (var_x + var_y + c2)

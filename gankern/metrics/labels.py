@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gankern.core import extras
+from gankern.core.arguments import seed as check_seed
+from gankern.core.arguments import shown, whole
 from gankern.metrics._checks import check_finite, check_numbers
+from gankern.metrics.fidelity import ms_ssim
 
 
 def label_accuracy(asked: Tensor, seen: Tensor) -> float:
@@ -45,6 +48,36 @@ def within_class_diversity(samples: Tensor, classes: Tensor) -> float:
     if not spreads:
         raise ValueError("within_class_diversity: there is no class of which there are two samples")
     return torch.stack(spreads).mean().item()
+
+
+def within_class_similarity(samples: Tensor, classes: Tensor, pairs: int = 100, seed: int = 0) -> float:
+    """The mean over the classes of the mean :func:`gankern.metrics.ms_ssim` of ``pairs`` random pairs of different
+    samples of a class: the higher it is, the less diverse they are (Odena 2016, arXiv 1610.09585, section 4.2). 1 where
+    each class has one picture. It says something beside the same of real images, of the same size.
+
+    ``samples`` [N, C, H, W] in [-1, 1] and ``classes`` [N]; a class of which there is one sample is left out. ``seed``
+    decides the pairs.
+
+    >>> within_class_similarity(torch.zeros(4, 1, 16, 16), torch.tensor([0, 0, 1, 1]))
+    1.0
+    """
+    (classes,) = _classes("within_class_similarity", classes=classes)
+    pairs = whole("within_class_similarity: pairs", pairs, least=1)
+    if not isinstance(samples, Tensor) or samples.ndim != 4 or len(samples) != len(classes):
+        raise ValueError(
+            f"within_class_similarity: samples must be [{len(classes)}, C, H, W], one for each of classes, got "
+            f"{shown(samples)}"
+        )
+    random = torch.Generator().manual_seed(check_seed("within_class_similarity: seed", seed))
+    means = []
+    for members in ((classes == c).nonzero()[:, 0].cpu() for c in classes.unique()):
+        if len(members) > 1:
+            first = torch.randint(len(members), (pairs,), generator=random)
+            other = (first + torch.randint(1, len(members), (pairs,), generator=random)) % len(members)
+            means.append(ms_ssim(samples[members[first]], samples[members[other]]).mean())
+    if not means:
+        raise ValueError("within_class_similarity: there is no class of which there are two samples")
+    return torch.stack(means).mean().item()
 
 
 def mutual_information_bound(logits: Tensor, codes: Tensor, entropy: float | None = None) -> float:

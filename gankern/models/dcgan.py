@@ -87,12 +87,12 @@ class DCGANDiscriminator(nn.Module):
         return self.head(self.main(images).flatten(1), labels)
 
 
-def initialise(module: nn.Module) -> None:
-    """Weights ~ N(0, 0.02), batch norm scales ~ N(1, 0.02), biases 0 (Radford 2015, §4)."""
+def initialise(module: nn.Module, std: float = 0.02) -> None:
+    """Weights ~ N(0, std²), batch norm scales ~ N(1, std²), biases 0 (Radford 2015, §4)."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | _NormBase):
         mean = 1.0 if isinstance(module, _NormBase) else 0.0
         if module.weight is not None:
-            nn.init.normal_(module.weight, mean, 0.02)
+            nn.init.normal_(module.weight, mean, std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
@@ -117,6 +117,11 @@ def _build(
     labels = Conditioning(num_classes, conditioning, conditional_norms=generator_norm == "batch")
     discriminator_norm = discriminator_norm or ("none" if spectral else "batch")
     look_up({**NORMS, "none": None}, discriminator_norm, "discriminator_norm")
+    if size == 8 and discriminator_norm == "virtual":
+        raise ValueError(
+            "discriminator_norm must be batch or none at 8x8, where no layer of the discriminator is normalised; got "
+            "'virtual'"
+        )
     generator = DCGANGenerator(
         size, channels, latent + labels.latent_classes, width, generator_norms(generator_norm, labels, table), table
     )

@@ -47,6 +47,21 @@ def test_a_run_beside_its_data(place, tmp_path):
     assert {"fid_own_classifier", "swd", "swd_16"} <= content["figures"].keys()
 
 
+def test_truncation_beside_the_whole(place):
+    """A limit that no number is beyond changes nothing; the others are columns, and entries of the file."""
+    limits = (100, 0.01)
+    result = run(
+        place / "run", "--samples", 60, "--json", "-", *(x for limit in limits for x in ("--truncation", limit))
+    )
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    far, near = content["truncation"]
+    assert (far["limit"], near["limit"]) == limits and far["figures"] == content["figures"]
+    assert near["figures"]["fid_own_classifier"] != content["figures"]["fid_own_classifier"]
+    shown = run(place / "run", "--samples", 60, "--truncation", 0.5).output
+    assert "value" in shown and "within ±0.5" in shown
+
+
 def test_two_folders(place):
     result = run(place / "others", place / "some", "--json", "-")
     assert result.exit_code == 0, result.output
@@ -81,6 +96,8 @@ def test_features_of_a_file(place, tmp_path):
         (["run", "--features", "none.pt"], 1, "there is no TorchScript file"),
         (["run", "--device", "tpu"], 2, "device must be"),
         (["toy", "8gaussians"], 2, "points in the plane"),
+        (["some", "others", "--truncation", "0.5"], 2, "--truncation is of a run's latents; some holds pictures"),
+        (["run", "--truncation", "0"], 2, "truncation must be a positive number, got 0"),
     ],
 )
 def test_wrong_calls(place, monkeypatch, arguments, code, says):

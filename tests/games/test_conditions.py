@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gankern import data, games, training
+from gankern import data, games, metrics, training
 from gankern.games import Run
 from gankern.games._networks import Noise
 from gankern.games.semisupervised import Classifier, make_generator
@@ -33,9 +33,61 @@ def test_parameters_of_the_papers(layers):
         aae = made("aae", torch.zeros(10, 1, 28, 28), None, layers, width=1000).networks
         generator = make_generator((100, 500, 500, 784), (1, 28, 28), LAYERS[layers])
         classifier = Classifier((784, 1000, 500, 250, 250, 250, 10), LAYERS[layers], lambda draw: draw())
+        cifar = made("semisupervised", torch.zeros(10, 3, 32, 32), classes.cpu(), layers, latent=100).networks
+        assert cifar["generator"](torch.zeros(2, 100)).shape == (2, 3, 32, 32)
+        assert [x.shape for x in cifar["classifier"](torch.zeros(2, 3, 32, 32))] == [(2, 192), (2, 10)]
     assert count(acgan["generator"]) == 2_994_051 and count(acgan["trunk"], acgan["heads"]) == 1_664_875
     assert [count(network) for network in aae.values()] == [1_794_008, 1_794_784, 1_011_001]
     assert count(generator) == 694_568 and count(classifier) == 1_538_770
+    assert count(cifar["generator"]) == 4_933_382 and count(cifar["classifier"]) == 1_406_804
+
+
+@pytest.mark.parametrize("layers", ["torch", "gankern"])
+@pytest.mark.parametrize(
+    ("name", "options", "std"),
+    [("acgan", {"width": 96}, 0.02), ("bigan", {"width": 64, "options": {"ali": True}}, 0.01)],
+)
+def test_weights_of_the_papers_are_drawn_normally(name, options, std, layers):
+    """Of all layers, the discriminator's among them; biases are 0."""
+    torch.manual_seed(0)
+    game = made(name, torch.zeros(10, 3, 32, 32), torch.arange(10), layers, **options)
+    for network in game.networks.values():
+        for parameter, values in network.named_parameters():
+            if values.ndim > 1 and not parameter.endswith("bias"):
+                assert values.std().item() == pytest.approx(std, rel=0.5 if values.numel() < 2000 else 0.1), parameter
+            elif parameter.endswith("bias"):
+                assert not values.any(), parameter
+
+
+def test_convolutional_classifier_of_many_classes(double):
+    """Both sets of layers play it alike; weights have their lengths, trained ones only the last of each network; the
+    generator's loss is the mean of absolute differences of features."""
+    images, labels = 2 * torch.rand(40, 3, 16, 16) - 1, torch.arange(40) % 2
+    options = {"width": 8, "latent": 4, "batch_size": 6, "threads": 1, "options": {"labels_per_class": 5}}
+    config = training.configure("semisupervised", "mine", images, labels, **options)
+    stock, ours = (training.Trainer(config, side, images, labels) for side in ("torch", "gankern"))
+    for _ in range(2):
+        torch.testing.assert_close(ours.step().losses, stock.step().losses, rtol=1e-10, atol=1e-10)
+    classifier, generator = (stock.game.networks[name] for name in ("classifier", "generator"))
+    convolutions = [m for m in classifier.modules() if isinstance(m, torch.nn.Conv2d)]
+    lengths = torch.stack([m.weight.flatten(1).norm(dim=1).std() for m in convolutions])
+    assert len(convolutions) == 9 and lengths.max() < 1e-12  # all of a layer's outputs alike
+    scales = [n for net in (classifier, generator) for n, p in net.named_parameters() if "scale" in n]
+    assert len(scales) == 2
+    last = [m for m in generator.modules() if isinstance(m, torch.nn.ConvTranspose2d)][-1]
+    scale = last.parametrizations.weight[0].scale.flatten()
+    torch.testing.assert_close(last.weight.transpose(0, 1).flatten(1).norm(dim=1), scale.abs())
+    # x goes through layers of that slope as large as it came: mean square 1, for normal numbers.
+    x, slope = torch.randn(200_000), 0.2
+    seen = torch.nn.functional.leaky_relu(x, slope).square().mean() * convolutions[0].weight[0].square().sum()
+    assert seen.item() == pytest.approx(1.0, rel=0.02)
+    told = []
+    classifier.register_forward_hook(lambda *call: told.append(call[-1][0]))
+    moves = list(stock.game.moves())
+    assert [player for player, _ in moves] == ["d", "g"]
+    real, fake = told[-2].mean(0), told[-1].mean(0)
+    torch.testing.assert_close(moves[1][1], (real - fake).abs().sum() / 12)
+    assert not told[-2].requires_grad and len(real) == 12
 
 
 @pytest.mark.parametrize("name", ["bigan", "semisupervised"])
@@ -51,7 +103,7 @@ def test_copies_of_networks_draw_their_noise_without_the_run(name):
 
 
 @pytest.mark.parametrize("kernel", [4, 5])
-def test_convolutional_acgan_plays(kernel):
+def test_convolutional_acgan_plays(kernel, monkeypatch):
     images, labels = data.load("digits", size=16)[:32], data.labels("digits")[:32]
     options = {"width": 24, "batch_size": 4, "threads": 1, "options": {"kernel": kernel}}
     trainer = training.Trainer(
@@ -59,6 +111,10 @@ def test_convolutional_acgan_plays(kernel):
     )
     trainer.step()
     assert trainer.is_finite() and trainer.game.sample(torch.arange(3)).shape == (3, 1, 16, 16)
+    monkeypatch.setattr("gankern.games.acgan.read_classes", lambda images, *_: torch.arange(len(images)) % 10)
+    found = trainer.game.figures()
+    assert found["label_accuracy"] == 1.0
+    assert found["similarity_real"] == metrics.within_class_similarity(images, labels) != found["similarity"]
 
 
 def test_k_plus_one_classes_are_the_softmax_of_k_plus_one():

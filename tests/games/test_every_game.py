@@ -1,6 +1,7 @@
 """What holds of every game: both sets of layers play it alike, a run that stops and resumes plays on as if it had not
 stopped, and its pictures, figures and checkpoint can be had."""
 
+import dataclasses
 import json
 import math
 import re
@@ -25,7 +26,7 @@ QUICK |= {name: {"width": 4, "latent": 8} for name in ("sagan", "biggan", "bigga
 def prepared(name, dtype=torch.float32, **options):
     """(configuration, samples, condition) of a game at its own preset, on its own data."""
     game = games.find(name)
-    samples = data.load(game.data, game.preset.get("size"))
+    samples = data.load(game.data, options.get("size", game.preset.get("size")))
     condition = None if game.needs is None else data.condition(game.data, samples, game.needs)
     if torch.is_tensor(samples):
         samples = samples.to(dtype)
@@ -35,6 +36,11 @@ def prepared(name, dtype=torch.float32, **options):
         | options
     )
     return training.configure(name, game.data, samples, condition, **options), samples, condition
+
+
+def few(name):
+    """Samples for the figures, of a game that does not say how many."""
+    return {"evaluate_samples": 100} if "evaluate_samples" in games.find(name).takes else {}
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -63,7 +69,7 @@ def test_stopped_and_resumed(name, tmp_path, same):
 
 @pytest.mark.parametrize("name", NEW)
 def test_pictures_figures_and_the_way_back(name, tmp_path, same):
-    config, samples, condition = prepared(name, steps=2, evaluate=1, evaluate_samples=100)
+    config, samples, condition = prepared(name, steps=2, evaluate=1, **few(name))
     record = training.train(config, samples, tmp_path / "run", labels=condition)
     assert (tmp_path / "run" / "samples.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "run" / "record.json").read_text())["parameters"] == record["parameters"]
@@ -98,7 +104,7 @@ def test_images_without_labels_are_trained_on_measured_and_drawn(name, tmp_path)
     """Figures that need a classifier are left out; nothing stops at the first checkpoint."""
     images = torch.rand(40, 3, 32, 32) * 2 - 1
     sizes = {"batch_size": 8, "width": 8, "size": 32, "threads": 1, "options": QUICK.get(name, {}).get("options")}
-    config = training.configure(name, "mine", images, steps=1, evaluate=1, evaluate_samples=100, **sizes)
+    config = training.configure(name, "mine", images, steps=1, evaluate=1, **few(name), **sizes)
     training.train(config, images, tmp_path / "run")
     figures = (tmp_path / "run" / "metrics.csv").read_text()
     assert "class" not in figures and "fid" not in figures and "assignment" not in figures
@@ -126,6 +132,88 @@ def test_no_loss_is_asked_for_in_vain(name):
         found.append(first(loss=loss, real_target=0.9))
     told = [losses for losses in found if losses is not None]
     assert len(set(told)) == len(told) > 0
+
+
+# Images as small as a game takes, and an option's other value where twice the default would change nothing in a step.
+SIZES = {"cyclegan": 16, "pix2pix": 16, "srgan": 32, "gan_cls": 16, "lapgan": 16, "cgan": 16, "began": 16, "vaegan": 16}
+OTHERWISE = {
+    "cyclegan": {"pool": 1, "strided": 1, "upsample": "nearest"}, "gan_cls": {"encoder_steps": 3},
+    "cgan": {"networks": "sn_dcgan"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_no_option_is_asked_for_in_vain(name, monkeypatch):
+    """Another width, other latents and each of the game's own options make other networks or numbers, or are refused
+    by name."""
+    game, quick = games.find(name), QUICK.get(name, {})
+    small = {"width": 8, "latent": game.preset["latent"]} | quick | ({"size": SIZES[name]} if name in SIZES else {})
+    if name == "srgan":
+        small["options"] = {"mse_steps": 0}
+    monkeypatch.setattr("gankern.games.gan_cls.standardise", lambda *_: None)  # of a thousand texts
+
+    def trained(own=None, **asked):
+        asked = small | asked | {"options": small.get("options", {}) | (own or {})}
+        config, samples, condition = prepared(name, batch_size=4, **asked)
+        return training.Trainer(config, "torch", samples, condition)
+
+    def shapes(trainer):
+        return [p.shape for network in trainer.game.networks.values() for p in network.parameters()]
+
+    def numbers(trainer):
+        losses, played = trainer.step().losses, trainer.game
+        networks = [*played.networks.values(), *([played.average()] if game.averaged else [])]
+        state = [x.flatten().double() for network in networks for x in network.state_dict().values()]
+        kept = [torch.as_tensor(x).flatten().double() for x in played.extra_state().values()]
+        return torch.cat([*state, *kept, torch.tensor(list(losses.values()))])
+
+    usual = trained()
+    drawn, before = shapes(usual), numbers(usual)
+    asked = [{option: 2 * small[option]} for option in ("width", "latent")]
+    for field in dataclasses.fields(game.Options):
+        if field.name == "balance":
+            continue  # of costs that come later: test_balance_of_vaegan
+        value = OTHERWISE.get(name, {}).get(field.name)
+        if value is None:
+            value = (
+                not field.default if isinstance(field.default, bool) else type(field.default)(2 * field.default or 1)
+            )
+        asked.append({"own": {field.name: value}})
+    for options in asked:
+        (option,) = options.get("own", options)
+        try:
+            other = trained(**options)
+        except ValueError as error:
+            assert option in str(error).lower()
+        else:
+            assert shapes(other) != drawn or not torch.equal(numbers(other), before), options
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("acgan", {"kernel": 5}, "kernel has no effect at 8x8"),
+        ("bigan", {"ali": True, "noise": 0.5}, "noise has no effect with ali"),
+        ("sagan", {"diagonal": True}, "diagonal has no effect with orthogonal 0"),
+        ("cgan", {"deeper": True}, "deeper has no effect with networks dcgan"),
+        ("cyclegan", {"cycle": 0, "identity": 1}, "identity has no effect with cycle 0"),
+        ("gan_cls", {"blocks": False}, "blocks has no effect without paper"),
+        ("gan_cls", {"paper": True, "spectral": False}, "spectral has no effect with paper"),
+        ("gan_cls", {"mismatched": 0, "mismatches": 3}, "mismatches has no effect with mismatched 0"),
+        ("pix2pix", {"adversarial_weight": 0, "strided": 2}, "strided has no effect with adversarial_weight 0"),
+        ("vaegan", {"vae": True, "gamma": 1}, "gamma has no effect with vae"),
+        ("vaegan", {"vae": True, "balance": 0}, "balance has no effect with vae"),
+        ("vaegan", {"pixel_std": 0.5}, "pixel_std has no effect without vae"),
+    ],
+)
+def test_options_that_others_leave_nothing_to_do(name, options, said):
+    config, samples, condition = prepared(
+        name, options=options, **{"width": 16} if name in ("gan_cls", "bigan") else {}
+    )
+    if options.get("ali"):
+        config = dataclasses.replace(config, size=32)
+    with pytest.raises(ValueError, match=f"{name}: {said}.*; leave it out, or at .*, got"):
+        games.find(name)(games.Run(config, "torch", samples=samples, condition=condition))
 
 
 @pytest.mark.parametrize("name", NEW)

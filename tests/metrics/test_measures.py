@@ -121,6 +121,55 @@ def test_ssim_against_scipys_filter():
         assert found.item() == pytest.approx(right.mean(), rel=1e-10)
 
 
+@pytest.mark.parametrize(("side", "scales"), [(180, None), (180, 5), (50, None), (50, 2), (31, None)])
+def test_ms_ssim_against_scipys_filter(side, scales):
+    """By the formula of Wang 2003; 5 scales fit into 180 pixels, 3 into 50, 2 into 31, whose weights add up to 1."""
+    torch.manual_seed(0)
+    x = (torch.rand(2, 1, side, side + 2, dtype=torch.float64) * 2 - 1) * 0.7
+    y = 0.8 * x + 0.2 * torch.rand_like(x)
+    number = scales or {180: 5, 50: 3, 31: 2}[side]
+    weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[:number]
+    weights = weights / weights.sum()
+
+    def smooth(z):
+        return gaussian_filter(z, 1.5, truncate=3.5)[5:-5, 5:-5]
+
+    for a, b, found in zip(x, y, metrics.ms_ssim(x, y, channels="all", rounded=False, scales=scales)):
+        a, b, right = (a[0].numpy() + 1) * 127.5, (b[0].numpy() + 1) * 127.5, 1.0
+        for j, weight in enumerate(weights):
+            ma, mb = smooth(a), smooth(b)
+            va, vb, cov = smooth(a * a) - ma**2, smooth(b * b) - mb**2, smooth(a * b) - ma * mb
+            structure = (2 * cov + 7.65**2) / (va + vb + 7.65**2)
+            luminance = (2 * ma * mb + 2.55**2) / (ma**2 + mb**2 + 2.55**2)
+            right *= (structure * luminance if j == number - 1 else structure).mean() ** weight
+            height, width = (n // 2 * 2 for n in a.shape)
+            a, b = (z[:height, :width].reshape(height // 2, 2, width // 2, 2).mean((1, 3)) for z in (a, b))
+        assert found.item() == pytest.approx(right, rel=1e-10)
+
+
+def test_ms_ssim_at_its_ends():
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 44, 44) - 0.5
+    assert metrics.ms_ssim(x, x).tolist() == [1.0, 1.0]
+    torch.testing.assert_close(metrics.ms_ssim(x, x.flip(0), scales=1), metrics.ssim(x, x.flip(0)))
+    assert metrics.ms_ssim(x, -x, scales=2).tolist() == [0.0, 0.0]  # structure is negative: no root of it
+
+
+def test_similarity_within_a_class():
+    """Class 0 has one picture, class 1 two, so that a pair is always of these; class 2 one sample."""
+    torch.manual_seed(0)
+    images = torch.rand(7, 1, 16, 16) * 2 - 1
+    images[1] = images[2] = images[0]
+    classes = torch.tensor([0, 0, 0, 1, 1, 1, 2])
+    images[5] = images[3]
+    alike = metrics.ms_ssim(images[3:4], images[4:5]).item()
+    found = metrics.within_class_similarity(images, classes, pairs=3000)
+    assert found == pytest.approx((1 + (1 + 2 * alike) / 3) / 2, abs=0.02)  # a third of class 1's pairs are equal
+    assert metrics.within_class_similarity(images[[0, 1, 3, 4]], torch.tensor([0, 0, 1, 1]), 5) == pytest.approx(
+        (1 + alike) / 2
+    )
+
+
 def test_four_statements_of_psnr():
     black, grey = torch.full((1, 3, 20, 20), -1.0), torch.full((1, 3, 20, 20), -1.0 + 10.4 / 127.5)
     assert metrics.psnr(grey, black, channels="all").item() == pytest.approx(
@@ -230,6 +279,14 @@ IMAGES = torch.zeros(2, 3, 16, 16)
         (lambda: metrics.psnr(IMAGES, IMAGES[:, :1]), "of one kind"),
         (lambda: metrics.ssim(IMAGES, IMAGES, border=3), "at least 11x11 .* got"),
         (lambda: metrics.ssim(IMAGES, IMAGES[..., :12]), "of one kind"),
+        (lambda: metrics.ms_ssim(IMAGES, IMAGES, border=3), "ms_ssim: images must be at least 11x11 .* got"),
+        (
+            lambda: metrics.ms_ssim(IMAGES, IMAGES, scales=2),
+            r"scales must be at most 1 for images of \(16, 16\), got 2",
+        ),
+        (lambda: metrics.ms_ssim(IMAGES, IMAGES, scales=6), "scales must be .* 5, got 6"),
+        (lambda: metrics.within_class_similarity(IMAGES, torch.tensor([0, 1])), "no class of which there are two"),
+        (lambda: metrics.within_class_similarity(TWO, torch.tensor([0, 0])), r"samples must be \[2, C, H, W\]"),
         (lambda: metrics.label_accuracy(torch.zeros(2, dtype=torch.long), torch.zeros(3, dtype=torch.long)), "seen"),
         (lambda: metrics.assignment_accuracy(torch.tensor([-1]), torch.tensor([0])), "codes must be 0 or more, got -1"),
         (lambda: metrics.within_class_diversity(TWO, torch.tensor([0, 1])), "no class of which there are two"),

@@ -199,6 +199,7 @@ def test_wrong_labels():
         ({"minibatch_discrimination": -3}, "minibatch_discrimination must be 0"),
         ({"generator_norm": "virtul"}, "unknown generator_norm 'virtul'; did you mean virtual?"),
         ({"discriminator_norm": "no"}, "unknown discriminator_norm 'no'; did you mean none?"),
+        ({"discriminator_norm": "virtual", "size": 8}, "discriminator_norm must be batch or none at 8x8, .* 'virtual'"),
     ],
 )
 def test_bad_options(options, message):

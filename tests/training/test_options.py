@@ -166,6 +166,35 @@ def test_bad_options(images, labels):
         training.Trainer(config("gan", images, accumulate=3), "torch", images)
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        ("sngan", {"optimiser": "rmsprop", "beta2": 0.5}, "beta2 is of the optimiser adam; rmsprop has none"),
+        ("wgan", {"beta1": 0.9}, "beta1 is of the optimiser adam; rmsprop has none"),
+        ("aae", {"optimiser": "sgd", "beta1": 0.9}, "beta1 is of the optimiser adam; sgd has none"),
+        ("gan", {"lr_floor": 1e-5}, "lr_floor has no effect without decay_steps or lr_decay"),
+        ("gan", {"instance_noise_steps": 10}, "instance_noise_steps has no effect without instance_noise"),
+        ("gan", {"penalty_every": 4}, "penalty_every has no effect without gradient_penalty or .* or r2"),
+        ("infogan", {"features": "a.pt"}, "features is an option of .*; infogan has no use for it"),
+        ("aae", {"evaluate_samples": 500}, "evaluate_samples is an option of .*; aae has no use for it"),
+        ("aae", {"augment": "color"}, "augment is an option of .*; aae has no use for it"),
+    ],
+)
+def test_options_without_an_effect(model, options, said):
+    images = data.load("digits", size=32 if model == "sngan" else None)[:100]
+    with pytest.raises(ValueError, match=said):
+        training.configure(model, "digits", images, **options)
+
+
+def test_a_presets_betas_are_no_wish_of_other_optimisers():
+    """SN-GAN's are 0 and 0.9: its run with RMSProp, and the file of that run's options, are no error."""
+    images = data.load("digits", size=32)[:100]
+    found = training.configure("sngan", "digits", images, optimiser="rmsprop")
+    again = {name: value for name, value in asdict(found).items() if name not in ("model", "data", "channels")}
+    assert training.configure("sngan", "digits", images, **again) == found
+    assert training.configure("sngan", "digits", images).beta1 == 0.0
+
+
 def test_every_model_knows_its_options():
     """models.OPTIONS is what the builders take."""
     values = {"num_classes": 3, "conditioning": "projection", "minibatch_discrimination": 2,

@@ -287,8 +287,9 @@ def test_options_that_make_no_sense(images, options, message):
 
 @pytest.mark.parametrize("name", sorted(games.ADVERSARIAL_OPTIONS))
 def test_a_game_that_has_no_use_for_an_option_says_so(images, name):
-    value = {"conditioning": "projection", "augment": "translation"}.get(name, "virtual" if "norm" in name else 2)
-    value = 0.5 if name == "noisy_labels" else value
+    words = {"conditioning": "projection", "augment": "translation", "features": "network.pt"}
+    value = words | {"noisy_labels": 0.5, "evaluate_samples": 500}
+    value = value.get(name, "virtual" if "norm" in name else 2)
     with pytest.raises(ValueError, match=f"{name} is .*infogan has no use for it|grow_steps is for progan"):
         training.configure("infogan", "digits", images, data.labels("digits")[:64], **{name: value})
 
