@@ -325,7 +325,7 @@ class _Outputs:
 
 
 def check_callable(name: str, argument: str, value: Any) -> None:
-    if not callable(value) or (isinstance(value, type) and issubclass(value, nn.Module)):
+    if not callable(value) or isinstance(value, type):
         came = f"the class {value.__name__}, not an instance of it" if isinstance(value, type) else shown(value)
         raise TypeError(f"{name}: {argument} is {came}; it must be a module or a function")
 
@@ -348,7 +348,7 @@ def check_conditions(name: str, of_args: str, args: Any, of_kwargs: str, kwargs:
 
 def samples_of(name: str, argument: str, samples: Tensor | Tensors) -> tuple[Tensor, ...]:
     """One tensor or several, checked, as a tuple."""
-    if not isinstance(samples, Iterable):
+    if not isinstance(samples, Iterable) or isinstance(samples, str | Mapping):
         raise TypeError(f"{name}: {argument} is {shown(samples)}; it must be a floating-point tensor, or several")
     tensors = (samples,) if isinstance(samples, Tensor) else tuple(samples)
     if not tensors:
