@@ -446,7 +446,7 @@ def test_a_third_derivative_is_refused():
     net = critic(smooth=True)
     value = penalties.gradient_penalty(net, REAL, FAKE)
     (g,) = torch.autograd.grad(value, net[0].weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable|differentiated twice|does not require grad"):
+    with pytest.raises(RuntimeError, match="differentiate twice a penalty"):
         g.sum().backward()
 
 
