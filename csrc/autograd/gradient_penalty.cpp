@@ -106,13 +106,15 @@ struct HandOut final : Recorded {
 
   torch::autograd::variable_list apply_once(torch::autograd::variable_list&& grads) override {
     Tensors results = scaled(asked(), grads, unpack(0, saved.size()));
-    if (!at::GradMode::is_enabled() || !grads[0].defined() || !grads[0].requires_grad()) return results;
-    for (Tensor& result : results)
-      if (result.defined()) result = result.detach().requires_grad_();
-    const auto error = owned(new torch::autograd::DelayedError(
+    // With create_graph, whatever comes: in a sum of losses the other parts can be differentiated again, and this one
+    // would be left out without a word. The error is on the way to the targets, since torch.autograd.grad goes no other.
+    if (!at::GradMode::is_enabled()) return results;
+    const auto error = owned(new torch::autograd::Error(
         "trying to differentiate twice a penalty, whose gradients are computed where it is called",
-        int64_t(results.size())));
-    return (*error)(std::move(results));
+        torch::autograd::edge_list(next_edges())));
+    for (Tensor& result : results)
+      if (result.defined()) torch::autograd::set_history(result, error);
+    return results;
   }
 
  private:

@@ -495,6 +495,11 @@ def accelerate(
     """
     root = _checked(module, "accelerate")
     chosen = _chosen(root, only, exclude)
+    for argument, inputs in (("verify", verify), ("example_inputs", example_inputs)):
+        if isinstance(inputs, bool):
+            raise TypeError(
+                f"accelerate: {argument} is {inputs}; it takes the inputs of a forward: {argument}=(images,)"
+            )
     if not inplace:
         module = copy_of(module)
         root = _unwrapped(module)

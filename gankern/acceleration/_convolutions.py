@@ -219,7 +219,7 @@ def conv_transpose2d(
 
 
 def _is(value: Any, number: int) -> bool:
-    return value == number or (not isinstance(value, int) and all(v == number for v in value))
+    return all(v == number for v in value) if isinstance(value, (tuple, list)) else value == number
 
 
 class Left:

@@ -54,6 +54,8 @@ def bias_of(function: str, bias: Tensor | None, x: Tensor, channels: int) -> Non
 
 def number(function: str, argument: str, value: Any, least: float = -math.inf, above: float = -math.inf) -> None:
     """Raises where value is not a finite number, of at least ``least`` and greater than ``above``."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(f"{function}: {argument} is a tensor that requires a gradient, and would get none; detach it")
     try:
         finite = math.isfinite(value)
     except (TypeError, ValueError):  # the latter of a tensor of several

@@ -71,3 +71,5 @@ def check_running(op: str, x: Tensor, mean: Tensor | None, var: Tensor | None, u
             )
         if updated:
             _checks.writable(op, name, values)
+        if values.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{op}: {name} requires a gradient, and would get none, as torch's would not; detach it")

@@ -244,13 +244,35 @@ class _HandOut(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
         _, ctx.count, *tensors = inputs
+        ctx.targets = tensors[: ctx.count]  # for their places in the graph alone: saved, they could not be trained
         ctx.save_for_backward(*tensors[ctx.count :])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        found = (None if g is None else _scaled(g, grad) for g in ctx.saved_tensors)
+        with torch.no_grad():
+            found = [None if g is None else _scaled(g, grad) for g in ctx.saved_tensors]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # With create_graph, whatever comes: in a sum of losses the other parts can be differentiated again, and
+            # this one would be left out without a word.
+            found = [g if g is None else autograd.apply(_NotTwice, g, *ctx.targets) for g in found]
         return None, None, *found, *[None] * ctx.count
+
+
+class _NotTwice(Function):
+    """Inputs: a gradient, all targets. Output: the gradient. It is on the way to the targets, since torch.autograd.grad
+    goes no other."""
+
+    @staticmethod
+    def forward(gradient: Tensor, *targets: Tensor) -> Tensor:
+        return gradient.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise RuntimeError("trying to differentiate twice a penalty, whose gradients are computed where it is called")
 
 
 def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
@@ -325,7 +347,7 @@ class _Outputs:
 
 
 def check_callable(name: str, argument: str, value: Any) -> None:
-    if not callable(value) or (isinstance(value, type) and issubclass(value, nn.Module)):
+    if not callable(value) or isinstance(value, type):
         came = f"the class {value.__name__}, not an instance of it" if isinstance(value, type) else shown(value)
         raise TypeError(f"{name}: {argument} is {came}; it must be a module or a function")
 
@@ -348,7 +370,7 @@ def check_conditions(name: str, of_args: str, args: Any, of_kwargs: str, kwargs:
 
 def samples_of(name: str, argument: str, samples: Tensor | Tensors) -> tuple[Tensor, ...]:
     """One tensor or several, checked, as a tuple."""
-    if not isinstance(samples, Iterable):
+    if not isinstance(samples, Iterable) or isinstance(samples, str | Mapping):
         raise TypeError(f"{name}: {argument} is {shown(samples)}; it must be a floating-point tensor, or several")
     tensors = (samples,) if isinstance(samples, Tensor) else tuple(samples)
     if not tensors:

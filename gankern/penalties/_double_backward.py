@@ -67,9 +67,7 @@ def penalty_gradients(
             if out.requires_grad:
                 gradients = torch.autograd.grad(out, xs, torch.ones_like(out), create_graph=True, allow_unused=True)
             if all(g is None for g in gradients):
-                raise ValueError(
-                    "gradient penalty: the critic's output does not depend on its input (was it detached?)"
-                )
+                raise ValueError("penalty of a gradient: the output does not depend on its input (was it detached?)")
             del out
             graph = graph_of([g for g in gradients if g is not None], since)
             for node in graph.errors:

@@ -88,7 +88,7 @@ def gradient_penalty(
         A scalar, in fp32 (fp64 for fp64). It is added to the loss, whose backward gives the critic its gradients;
         they are computed here, and the critic's graph is gone when this returns. A parameter that the penalty does not
         depend on gets zeros where torch's double backward has zeros (most biases), and none where that has none (the
-        last bias). The scalar cannot be differentiated twice.
+        last bias). The scalar cannot be differentiated twice: a backward through its gradients is an error.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted; also where the critic does not give

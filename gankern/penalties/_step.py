@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,8 @@ def critic_step(
             ``gankern.losses.get("hinge").discriminator``.
         penalty: called as ``penalty(critic, real, fake, critic_args=, critic_kwargs=, select=)``: a function or object
             of this package, such as ``GradientPenalty(weight=0.1)``; an :class:`R1Penalty`, :class:`R2Penalty` or
-            :class:`Dragan` is given the samples that it takes. None for none.
+            :class:`Dragan`, or a functools.partial of their functions, is given the samples that it takes. None for
+            none.
         drift_weight: weight of :func:`drift`.
         joint: whether D(real) and D(fake) share a batch. None decides: only where every module of the critic is one
             of torch's, of this library's or of its models that keeps samples apart, without hooks, and not with
@@ -111,9 +113,10 @@ def critic_step(
         )
     penalized = None
     if penalty is not None:
-        args, kwargs = of_fake if getattr(penalty, "function", penalty) is r2_penalty else of_real
+        args, kwargs = of_fake if _function_of(penalty) is r2_penalty else of_real
         at = _taken_by(penalty, reals, fakes)
         penalized = penalty(critic, *at, critic_args=args, critic_kwargs=kwargs, select=select)
+        _check_number("penalty", penalized)
 
     def outputs(conditions: tuple, *xs: Tensor) -> Tensor:
         args, kwargs = conditions
@@ -133,8 +136,7 @@ def critic_step(
     else:
         real_output, fake_output = outputs(of_real, *reals), outputs(of_fake, *fakes)
     adversarial = loss(real_output, fake_output)
-    if not isinstance(adversarial, Tensor) or adversarial.numel() != 1:
-        raise ValueError(f"{name}: loss returned {shown(adversarial)}; it must be a tensor of one number")
+    _check_number("loss", adversarial)
     total, nothing = adversarial, adversarial.new_zeros(())
     penalized = nothing if penalized is None else penalized
     drifted = drift(real_output, weight=drift_weight) if drift_weight else nothing
@@ -145,9 +147,21 @@ def critic_step(
     )
 
 
+def _check_number(argument: str, returned: Any) -> None:
+    if not isinstance(returned, Tensor) or returned.numel() != 1:
+        raise ValueError(f"critic_step: {argument} returned {shown(returned)}; it must be a tensor of one number")
+
+
+def _function_of(penalty: Any) -> Any:
+    """The function that a penalty with options, an object or a functools.partial, is of."""
+    while isinstance(penalty, functools.partial):
+        penalty = penalty.func
+    return getattr(penalty, "function", penalty)
+
+
 def _taken_by(penalty: Any, reals: Sequence[Tensor], fakes: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
     """The samples that a penalty is called with."""
-    function = getattr(penalty, "function", penalty)
+    function = _function_of(penalty)
     if function is r2_penalty:
         return (fakes,)
     return (reals,) if function in (r1_penalty, dragan) else (reals, fakes)

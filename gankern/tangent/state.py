@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import random
 import sys
@@ -109,7 +110,9 @@ def _entries(container: Any) -> Any:
 
 
 def _restore_tensor(x: Tensor, old: Tensor, inference: bool) -> None:
-    with torch.inference_mode() if inference else torch.no_grad():
+    """No write to autograd: a graph of before the attempt that has saved the tensor finds the values that it saved."""
+    unwritten = contextlib.nullcontext() if inference else torch.autograd._unsafe_preserve_version_counter(x)
+    with torch.inference_mode() if inference else torch.no_grad(), unwritten:
         if x.shape != old.shape:
             x.resize_(old.shape)
         x.copy_(old)

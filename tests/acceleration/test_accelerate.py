@@ -903,6 +903,14 @@ def test_bad_input(case):
         gankern.accelerate(module)
 
 
+@pytest.mark.parametrize("argument", ["verify", "example_inputs"])
+def test_inputs_that_are_a_flag(argument):
+    with pytest.raises(
+        TypeError, match=rf"{argument} is True; it takes the inputs of a forward: {argument}=\(images,\)"
+    ):
+        gankern.accelerate(critic(), **{argument: True})
+
+
 def test_compiled_in_place():
     net = nn.Sequential(nn.Conv2d(3, 3, 3))
     net.compile()

@@ -293,6 +293,18 @@ def test_upsampling_and_convolution(name, fused):
     assert run_counted(UPSAMPLINGS[name](), torch.randn(2, 8, 8, 8), fused).count("upsample") == 1
 
 
+@pytest.mark.parametrize("factor", [4, 1.5, 0.5, (2, 3), (2, 2)])
+def test_upsampling_by_other_factors(factor, fused):
+    """nn.Upsample keeps one number as a float."""
+
+    def make():
+        return nn.Sequential(nn.Upsample(scale_factor=factor), nn.Conv2d(8, 8, 3, padding=1))
+
+    torch.manual_seed(0)
+    check(make(), torch.randn(2, 8, 8, 8))
+    assert run_counted(make(), torch.randn(2, 8, 8, 8), fused).count("upsample") == (factor == (2, 2))
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_batch_norm_and_activation(name, fused):
     torch.manual_seed(0)

@@ -645,6 +645,12 @@ X, ONES = torch.zeros(4, 3, 2, 2), torch.ones(3)
         ((X[0, 0, 0], None, None), {}, ValueError, r"x has shape \(2,\)"),
         ((X[:, :0], None, None), {}, ValueError, r"x has shape \(4, 0, 2, 2\)"),
         ((X, ONES, None), {}, ValueError, "running_var is None and the other is not"),
+        (
+            (X, ONES, ONES.clone().requires_grad_()),
+            {},
+            ValueError,
+            "running_var requires a gradient, and would get none",
+        ),
         ((X, ONES[:2], ONES[:2]), {}, ValueError, r"running_mean has shape \(2,\) .* must be \(3,\)"),
         ((X, ONES, ONES.long()), {}, TypeError, "running_var is int64"),
         ((X, ONES, ONES, ONES[:2]), {}, ValueError, r"weight has shape \(2,\).* must be \(3,\), or \(4, 3\)"),

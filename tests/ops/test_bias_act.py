@@ -428,6 +428,11 @@ def test_autocast_takes_a_bias_of_another_dtype():
             "activation is 'gelu'; accepted are 'linear', 'relu', 'leaky_relu', 'tanh', 'sigmoid', 'elu'",
         ),
         (lambda: GF.bias_act(torch.zeros(2, 3), gain=math.nan), ValueError, "gain is nan; it must be finite"),
+        (
+            lambda: GF.bias_act(torch.zeros(2, 3), gain=torch.ones((), requires_grad=True)),
+            TypeError,
+            "gain is a tensor that requires a gradient, and would get none",
+        ),
         (lambda: GF.bias_act(torch.zeros(2, 3), clamp=-1.0), ValueError, "clamp is -1.0; it must be greater than 0"),
     ],
 )

@@ -70,6 +70,21 @@ def test_no_second_derivative_goes_through_it():
         gradient.sum().backward()
 
 
+def test_no_second_derivative_goes_through_its_part_of_a_sum():
+    """The other part can be differentiated again, so a gradient without this one's part would be a silent mistake."""
+    (target,) = leaves(torch.float32)
+    loss = target.exp().sum() + hand_out(torch.tensor(1.0), [target], [torch.ones(2, 3)])
+    (gradient,) = torch.autograd.grad(loss, target, create_graph=True)
+    assert torch.equal(gradient, torch.full((2, 3), 2.0))
+    for again in (torch.Tensor.backward, lambda x, **options: torch.autograd.grad(x, target, **options)):
+        with pytest.raises(RuntimeError, match="differentiate twice a penalty"):
+            again(gradient.sum(), retain_graph=True)
+    loss = target.exp().sum() + hand_out(torch.tensor(1.0), [target], [None])
+    (gradient,) = torch.autograd.grad(loss, target, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.sum(), target)
+    assert torch.equal(second, torch.ones(2, 3))
+
+
 def test_a_batch_of_gradients():
     (target,) = leaves(torch.float32)
     handed = hand_out(torch.tensor(1.0), [target], [torch.ones(2, 3)])
