@@ -254,16 +254,16 @@ class _HandOut(Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # With create_graph, whatever comes: in a sum of losses the other parts can be differentiated again, and
             # this one would be left out without a word.
-            found = [g if g is None else autograd.apply(_NotTwice, g, *ctx.targets) for g in found]
+            found = [g if g is None else autograd.apply(_NotTwice, g, grad, *ctx.targets) for g in found]
         return None, None, *found, *[None] * ctx.count
 
 
 class _NotTwice(Function):
-    """Inputs: a gradient, all targets. Output: the gradient. It is on the way to the targets, since torch.autograd.grad
-    goes no other."""
+    """Inputs: a gradient, what it is to be differentiated by: what came to the penalty, and all targets. Output: the
+    gradient. It is on the way to these, since torch.autograd.grad goes no other."""
 
     @staticmethod
-    def forward(gradient: Tensor, *targets: Tensor) -> Tensor:
+    def forward(gradient: Tensor, *sources: Tensor) -> Tensor:
         return gradient.detach()
 
     @staticmethod
