@@ -39,8 +39,9 @@ def penalty_gradients(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The penalty of the critic's gradients at ``inputs``, what it has gradients for, and these: the parameters, and
-    those of the inputs and other arguments that require one. See ``_common`` for the arguments.
+    """The penalty of the critic's gradients at ``inputs``, what it has gradients for (the parameters, and those of the
+    inputs and other arguments that require one), behind these the leaves that the outputs alone depend on; and the
+    gradients. See ``_common`` for the arguments.
 
     Where the critic has weights from its caller's graph, which another network computes, the gradients at ``inputs``
     take the parameters' place: the caller's backward goes on from these, so that it comes by his weights, whoever asks
@@ -66,7 +67,8 @@ def penalty_gradients(
         with fast_convolutions(critic, xs[0]):
             out = select(critic(*xs, *args, **kwargs))
         # Of the forward alone: what a device's thread of the engine records has that thread's numbers.
-        of_others = graph_of([out]).first < begin
+        forward = graph_of([out])
+        of_others = forward.first < begin
         # The passes run in the types that the forward ran in.
         device = out.device.type
         with torch.autocast(device, enabled=False) if autocasting(device) else contextlib.nullcontext():
@@ -95,7 +97,9 @@ def penalty_gradients(
             # A weight that parametrize.cached() keeps has a graph that its next use goes through, too.
             found = with_zeros(graph, leaves, _second(pairs, leaves, of_others or bool(parametrize._cache_enabled)))
     targets = [(originals.get(leaf, leaf), g) for leaf, g in zip(leaves, found) if g is not None] + going_on
-    return value, [target for target, _ in targets], [g for _, g in targets]
+    given.update(id(target) for target, _ in targets)
+    others = [leaf for leaf in forward.leaves if id(leaf) not in given]
+    return value, [*(target for target, _ in targets), *others], [g for _, g in targets]
 
 
 def _second(pairs: list[tuple[Tensor, Tensor]], leaves: list[Tensor], stays: bool) -> Sequence[Tensor | None]:

@@ -1219,3 +1219,17 @@ def test_weights_that_parametrize_caches(normalises):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
     for p, q in zip(ours.buffers(), theirs.buffers()):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+
+
+def test_a_step_gives_a_penalty_of_ones_own_what_it_was_given():
+    def own(critic, real, fake, *, critic_args, critic_kwargs, select):
+        return critic(real[:1]).sum().square() + critic(fake[:1]).sum().square()
+
+    net = nn.Linear(3, 1)
+    x, y = torch.ones(2, 3), torch.zeros(2, 3)
+    step = penalties.critic_step(net, x, y, penalty=own)
+    torch.testing.assert_close(step.penalty, own(net, x, y, critic_args=(), critic_kwargs={}, select=None).detach())
+    both = nn.Bilinear(3, 3, 1)
+    kinds = []
+    penalties.critic_step(both, (x, x), (y, y), penalty=lambda c, r, f, **k: kinds.append((type(r), len(r))) or x.sum())
+    assert kinds == [(tuple, 2)]
