@@ -107,11 +107,15 @@ struct HandOut final : Recorded {
   torch::autograd::variable_list apply_once(torch::autograd::variable_list&& grads) override {
     Tensors results = scaled(asked(), grads, unpack(0, saved.size()));
     // With create_graph, whatever comes: in a sum of losses the other parts can be differentiated again, and this one
-    // would be left out without a word. The error is on the way to the targets, since torch.autograd.grad goes no other.
+    // would be left out without a word. The error is on the way to the targets, and to what came in (a weight that is
+    // learned), since torch.autograd.grad goes no other.
     if (!at::GradMode::is_enabled()) return results;
+    torch::autograd::edge_list sources(next_edges());
+    if (grads[0].defined() && grads[0].requires_grad())
+      sources.push_back(torch::autograd::impl::gradient_edge(grads[0]));
     const auto error = owned(new torch::autograd::Error(
         "trying to differentiate twice a penalty, whose gradients are computed where it is called",
-        torch::autograd::edge_list(next_edges())));
+        std::move(sources)));
     for (Tensor& result : results)
       if (result.defined()) torch::autograd::set_history(result, error);
     return results;

@@ -6,8 +6,9 @@ A method is a function
 
 which calls ``critic(*inputs, *args, **kwargs)``, picks the outputs with ``select``, takes the gradients of their sum by
 the inputs, and hands these to ``penalty``, which returns the penalty and its derivative by each of them. It returns the
-penalty, what has a gradient of it, and those gradients. ``_double_backward`` has the one for any critic,
-``gankern.tangent`` the one without double backward, which raises :class:`NotCovered` with the reason where it cannot.
+penalty, what has a gradient of it, behind these the other leaves that the outputs depend on, and the gradients.
+``_double_backward`` has the one for any critic, ``gankern.tangent`` the one without double backward, which raises
+:class:`NotCovered` with the reason where it cannot.
 
 The gradients are computed inside of the call. So the critic's graph is gone when the penalty returns, and the scalar
 that it returns only hands the gradients out, times the gradient that comes in: to the loss's backward, GradScaler and
@@ -102,6 +103,13 @@ def penalize(
             f"{name}: method='tangent' gives gradients to parameters only, and a sample or another argument of the "
             f"critic requires one; detach it, or use method='double_backward'"
         )
+    parallel: Any = critic if isinstance(critic, nn.parallel.DistributedDataParallel) else None
+    learns = parallel is not None and parallel.static_graph and not parallel._static_graph_delay_allreduce_enqueued
+    if learns and not parallel.require_backward_grad_sync:
+        raise ValueError(
+            f"{name}: the first backward of a static graph cannot be within no_sync() of DistributedDataParallel: it "
+            f"is the one that torch learns the graph of; run the first one outside"
+        )
     known = tangent.refusal(critic) if method == "auto" and not compiling else None
     unexpected = None
     if method != "double_backward" and not attached and known is None:
@@ -194,14 +202,16 @@ def hand_out(value: Tensor, targets: Sequence[Tensor], gradients: Any) -> Tensor
 def _hand_out_to(
     critic: Any, value: Tensor, targets: Sequence[Tensor], gradients: Sequence[Tensor], passed_by: bool
 ) -> Tensor:
-    """:func:`hand_out`, in step with DistributedDataParallel, which waits for all parameters in each backward: those
-    without a gradient are told to it too. ``passed_by``: its forward did not run, which would have told it that
-    gradients will come; without that they would not be reduced."""
+    """:func:`hand_out`, in step with DistributedDataParallel, which waits in each backward for all parameters, or for
+    those that the outputs depend on where it finds the unused ones: those without a gradient are told to it too.
+    ``passed_by``: its forward did not run, which would have told it that gradients will come; without that they would
+    not be reduced."""
     if not isinstance(critic, nn.parallel.DistributedDataParallel):
-        return hand_out(value, targets, gradients)
-    with_one = {id(target) for target in targets}
-    others = [p for p in critic.parameters() if p.requires_grad and id(p) not in with_one]
-    handed = hand_out(value, [*targets, *others], [*gradients, *[None] * len(others)])
+        return hand_out(value, targets[: len(gradients)], gradients)
+    if not critic.find_unused_parameters:
+        known = {id(target) for target in targets}
+        targets = [*targets, *(p for p in critic.parameters() if p.requires_grad and id(p) not in known)]
+    handed = hand_out(value, targets, [*gradients, *[None] * (len(targets) - len(gradients))])
     if passed_by and critic.require_backward_grad_sync:
         critic.reducer._rebuild_buckets()  # after the first step, once: not possible when gradients are expected
         critic.require_forward_param_sync = True
@@ -254,16 +264,16 @@ class _HandOut(Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # With create_graph, whatever comes: in a sum of losses the other parts can be differentiated again, and
             # this one would be left out without a word.
-            found = [g if g is None else autograd.apply(_NotTwice, g, *ctx.targets) for g in found]
+            found = [g if g is None else autograd.apply(_NotTwice, g, grad, *ctx.targets) for g in found]
         return None, None, *found, *[None] * ctx.count
 
 
 class _NotTwice(Function):
-    """Inputs: a gradient, all targets. Output: the gradient. It is on the way to the targets, since torch.autograd.grad
-    goes no other."""
+    """Inputs: a gradient, what it is to be differentiated by: what came to the penalty, and all targets. Output: the
+    gradient. It is on the way to these, since torch.autograd.grad goes no other."""
 
     @staticmethod
-    def forward(gradient: Tensor, *targets: Tensor) -> Tensor:
+    def forward(gradient: Tensor, *sources: Tensor) -> Tensor:
         return gradient.detach()
 
     @staticmethod

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map
 
 from gankern.core.double_backward import fast_double_backward
@@ -38,8 +39,14 @@ def penalty_gradients(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The penalty of the critic's gradients at ``inputs``, what it has gradients for, and these: the parameters, and
-    those of the inputs and other arguments that require one. See ``_common`` for the arguments."""
+    """The penalty of the critic's gradients at ``inputs``, what it has gradients for (the parameters, and those of the
+    inputs and other arguments that require one), behind these the leaves that the outputs alone depend on; and the
+    gradients. See ``_common`` for the arguments.
+
+    Where the critic has weights from its caller's graph, which another network computes, the gradients at ``inputs``
+    take the parameters' place: the caller's backward goes on from these, so that it comes by his weights, whoever asks
+    for their gradient or has hooks of them, and through his graph once.
+    """
     penalty, select = resolve(penalty), resolve(select)
     xs = [x.detach().requires_grad_() for x in inputs]
     # Other arguments that require a gradient: the graph in front of them is the caller's and must stay.
@@ -59,6 +66,9 @@ def penalty_gradients(
     with fast_double_backward():
         with fast_convolutions(critic, xs[0]):
             out = select(critic(*xs, *args, **kwargs))
+        # Of the forward alone: what a device's thread of the engine records has that thread's numbers.
+        forward = graph_of([out])
+        of_others = forward.first < begin
         # The passes run in the types that the forward ran in.
         device = out.device.type
         with torch.autocast(device, enabled=False) if autocasting(device) else contextlib.nullcontext():
@@ -69,13 +79,11 @@ def penalty_gradients(
             if all(g is None for g in gradients):
                 raise ValueError("penalty of a gradient: the output does not depend on its input (was it detached?)")
             del out
-            graph = graph_of([g for g in gradients if g is not None], since)
+            graph = graph_of([g for g in gradients if g is not None], None if of_others else since)
             for node in graph.errors:
                 # Of what has no second derivative: raises, as a backward would. torch.autograd.grad, which goes to the
                 # leaves alone, passes it by, and would leave out what flows through it.
                 node(*[torch.zeros(())] * len(node._input_metadata))
-            # What the critic has from its caller's graph, such as weights that another network computes, must stay.
-            of_others = graph.first < begin
             given = {id(leaf) for leaf in (*originals, *xs)}
             parameters = [leaf for leaf in graph.leaves if id(leaf) not in given]
             with torch.no_grad():
@@ -83,20 +91,25 @@ def penalty_gradients(
                     [torch.zeros_like(x) if g is None else g.detach() for g, x in zip(gradients, xs)]
                 )
             pairs = [(g, v) for g, v in zip(gradients, directions) if g is not None and g.requires_grad]
-            leaves = [*parameters, *originals]
+            going_on = list(pairs) if of_others else []
+            leaves = list(originals) if of_others else [*parameters, *originals]
             del gradients, directions
-            found = with_zeros(graph, leaves, _second(pairs, leaves, of_others))
-    targets = [(originals.get(leaf, leaf), g) for leaf, g in zip(leaves, found) if g is not None]
-    return value, [target for target, _ in targets], [g for _, g in targets]
+            # A weight that parametrize.cached() keeps has a graph that its next use goes through, too.
+            found = with_zeros(graph, leaves, _second(pairs, leaves, of_others or bool(parametrize._cache_enabled)))
+    targets = [(originals.get(leaf, leaf), g) for leaf, g in zip(leaves, found) if g is not None] + going_on
+    given.update(id(target) for target, _ in targets)
+    others = [leaf for leaf in forward.leaves if id(leaf) not in given]
+    return value, [*(target for target, _ in targets), *others], [g for _, g in targets]
 
 
-def _second(pairs: list[tuple[Tensor, Tensor]], leaves: list[Tensor], of_others: bool) -> Sequence[Tensor | None]:
+def _second(pairs: list[tuple[Tensor, Tensor]], leaves: list[Tensor], stays: bool) -> Sequence[Tensor | None]:
+    """``stays``: whether the graph is gone through again."""
     if not pairs or not leaves:
         return [None] * len(leaves)
     outputs, directions = zip(*pairs)
     pairs.clear()
     with _without_hooks(leaves):
-        return torch.autograd.grad(outputs, leaves, directions, retain_graph=of_others, allow_unused=True)
+        return torch.autograd.grad(outputs, leaves, directions, retain_graph=stays, allow_unused=True)
 
 
 # In torch's state of a thread, which the engine's threads have too: whether hooks of parameters are skipped.

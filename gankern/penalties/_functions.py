@@ -86,7 +86,8 @@ def gradient_penalty(
 
     Returns:
         A scalar, in fp32 (fp64 for fp64). It is added to the loss, whose backward gives the critic its gradients;
-        they are computed here, and the critic's graph is gone when this returns. A parameter that the penalty does not
+        they are computed here, and the critic's graph is gone when this returns; where the critic has weights that the
+        caller has computed, it stays until that backward, which goes by them. A parameter that the penalty does not
         depend on gets zeros where torch's double backward has zeros (most biases), and none where that has none (the
         last bias). The scalar cannot be differentiated twice: a backward through its gradients is an error.
 

@@ -114,7 +114,9 @@ def critic_step(
     penalized = None
     if penalty is not None:
         args, kwargs = of_fake if _function_of(penalty) is r2_penalty else of_real
-        at = _taken_by(penalty, reals, fakes)
+        at: Any = _taken_by(penalty, reals, fakes)
+        if isinstance(real, Tensor):  # and so to a penalty of somebody's own
+            at = [x for (x,) in at]
         penalized = penalty(critic, *at, critic_args=args, critic_kwargs=kwargs, select=select)
         _check_number("penalty", penalized)
 

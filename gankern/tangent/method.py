@@ -52,7 +52,8 @@ def penalty_gradients(
         args, kwargs: other arguments of the critic; constants.
 
     Returns:
-        The penalty, the parameters that it has a gradient for, and these gradients.
+        The penalty, the parameters that it has a gradient for, behind these the others that the output depends on, and
+        the gradients.
 
     Within torch.compile this is one region of the graph. It is traced as the critic is at that time: attributes of the
     critic's that are no tensors count as constants, and a change of theirs does not compile it anew by itself.

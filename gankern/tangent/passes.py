@@ -42,8 +42,9 @@ def run(
     relay: bool = True,
     before: State | None = None,
 ) -> Any:
-    """(penalty, parameters beside the given ones, indices of the given ones, gradients: first for those). ``before`` is
-    told what the critic is about to overwrite."""
+    """(penalty, parameters beside the given ones, indices of the given ones, gradients: first for those). Behind the
+    parameters are those without a gradient that the output depends on. ``before`` is told what the critic is about to
+    overwrite."""
     penalty, select = resolve(penalty), resolve(select)
     tape = Tape(parameters, critic, before)
     half = _in_half(inputs)
@@ -72,11 +73,12 @@ def run(
         found = tape.gradients(end)
         if scale is not None:
             found = {p: g * scale.to(g.dtype) for p, g in found.items()}
+    others = [p for p in tape.reached if p not in found]
     position = {id(p): i for i, p in enumerate(parameters)}
     indices = [position[id(p)] for p in found if id(p) in position]
     rest = [p for p in found if id(p) not in position]
     gradients = [_like(found.pop(p), p) for p in (*(parameters[i] for i in indices), *rest)]
-    return value, rest, indices, gradients
+    return value, [*rest, *others], indices, gradients
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 
 class State:
@@ -44,6 +45,8 @@ class State:
             for container, _ in contents:
                 self._keep(_entries(container))
         self._keep(others, tensors=False)
+        if parametrize._cache_enabled:  # where weights of the attempt would stay
+            self._deep.append((parametrize._cache, parametrize._cache.copy()))
 
     def _keep(self, values: Iterable[Any], tensors: bool = True) -> None:
         for x in values:

@@ -185,7 +185,7 @@ class Tape(TorchDispatchMode):
         self.exposed: set[int] = set()  # and of memory that the critic got at
         self.of_layout: set[int] = set()  # addresses of memory that only by its layout is shared, or is not
         self.relaid = False  # whether the inputs lie in memory otherwise than the caller's
-        self.reached: list[Tensor] = []  # the leaves that autograd's graph of the output has
+        self.reached: list[Tensor] = []  # the parameters that autograd's graph of the output has
         self._outer: list[Any] = []
         self._watch: _Watch | None = None  # only while it records, since it refers to this tape
         for parameter in parameters:
@@ -459,12 +459,12 @@ class Tape(TorchDispatchMode):
         return error
 
     def survey(self, output: Tensor) -> None:
-        """Looks through autograd's graph of the critic's output: for its leaves, and for what has a gradient of its own
-        making."""
+        """Looks through autograd's graph of the critic's output: for its parameters, and for what has a gradient of its
+        own making."""
         for node in graph_nodes(output):
             if isinstance(node, BackwardCFunction) and type(node) not in self.functions:
                 raise NotCovered(_of_function(node))
-            if hasattr(node, "variable"):
+            if hasattr(node, "variable") and id(node.variable) in self.leaves:
                 self.reached.append(node.variable)
 
     # ---- the passes ------------------------------------------------------------------------------------------

@@ -17,12 +17,15 @@ STEPS = 4
 METHODS = ("tangent", "double_backward")
 
 
-def network():
+def network(way):
     torch.manual_seed(0)
-    return nn.Sequential(
+    net = nn.Sequential(
         nn.Conv2d(3, 4, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(4, 4, 3, padding=1), nn.LeakyReLU(0.2), nn.Flatten(),
         nn.Linear(64, 1),
     ).double()  # fmt: skip
+    if way.startswith("spare"):  # such as of a head for classes
+        net.register_parameter("spare", nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    return net
 
 
 def samples(step):
@@ -91,6 +94,10 @@ WAYS = {
     "parts of a batch": ({}, together, True),
     "parts of a batch, penalty alone": ({}, alone, True),
     "parts of a batch, views": ({"gradient_as_bucket_view": True}, alone, True),
+    "spare parameter": ({"find_unused_parameters": True}, together, False),
+    "spare parameter, penalty first": ({"find_unused_parameters": True}, penalty_first, False),
+    "spare parameter, penalty alone": ({"find_unused_parameters": True}, alone, True),
+    "spare parameter, lazy": ({"find_unused_parameters": True}, lazy, False),
     "by hand": ({}, handwritten, False),
     # Here the wrapper's own forward has to run.
     "hooked": ({}, together, False),
@@ -138,7 +145,7 @@ def run(rank, folder):
     results = {}
     for way, method in CASES:
         options, losses, parted = WAYS[way]
-        net = network()
+        net = network(way)
         model = DistributedDataParallel(net, **options)
         if way.startswith("hooked"):
             model.register_forward_hook(tripled)
@@ -151,6 +158,12 @@ def run(rank, folder):
         except RuntimeError as error:
             results[way, method] = f"{type(error).__name__}: {error}"
         del model
+    model = DistributedDataParallel(network(""), static_graph=True)
+    with model.no_sync():
+        try:
+            penalty(model, samples(0)[0], "auto")
+        except ValueError as error:
+            results["first without synchronisation"] = str(error)
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.barrier()  # gloo's threads may end only when nobody talks to them
     dist.destroy_process_group()
@@ -172,7 +185,7 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize(("way", "method"), CASES)
 def test_each_process_has_the_gradients_of_the_joint_batch(results, way, method):
     options, losses, parted = WAYS[way]
-    net = network()
+    net = network(way)
     # Else it makes zeros of what is none, which an optimiser can tell.
     zeros = "find_unused_parameters" not in options and "static_graph" not in options
     parts = [slice(0, 4), slice(4, 8)] if parted else [slice(0, 8)]
@@ -190,6 +203,14 @@ def test_each_process_has_the_gradients_of_the_joint_batch(results, way, method)
                     rtol=1e-9, atol=1e-11, msg=lambda text, step=step: f"step {step}: {text}",
                 )  # fmt: skip
         torch.testing.assert_close(found[1], weights, rtol=1e-9, atol=1e-11)
+
+
+def test_a_static_graph_is_not_learned_without_synchronisation(results):
+    """torch has no gradients then either."""
+    for result in results:
+        assert (
+            "the first backward of a static graph cannot be within no_sync()" in result["first without synchronisation"]
+        )
 
 
 if __name__ == "__main__":

@@ -70,6 +70,18 @@ def test_no_second_derivative_goes_through_it():
         gradient.sum().backward()
 
 
+def test_no_second_derivative_goes_to_what_came_in():
+    """A penalty's weight that is learned: its own gradient is there, that of the gradients would be left out."""
+    (target,) = leaves(torch.float32)
+    scale = torch.tensor(3.0, requires_grad=True)
+    loss = target.exp().sum() * scale + hand_out(torch.tensor(1.5), [target], [torch.ones(2, 3)]) * scale
+    (direct,) = torch.autograd.grad(loss, scale, retain_graph=True)
+    assert direct.item() == 7.5
+    (gradient,) = torch.autograd.grad(loss, target, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice a penalty"):
+        torch.autograd.grad(gradient.sum(), scale)
+
+
 def test_no_second_derivative_goes_through_its_part_of_a_sum():
     """The other part can be differentiated again, so a gradient without this one's part would be a silent mistake."""
     (target,) = leaves(torch.float32)

@@ -1167,3 +1167,69 @@ def test_a_graph_of_the_caller_s_stays(method):
     loss(theirs, by_hand).backward()
     for p, q in zip(ours.parameters(), theirs.parameters()):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-11)
+
+
+def test_the_gradient_goes_by_the_caller_s_weights():
+    """Fast weights of an inner step, or a network's that computes weights: their own gradient, and their hooks, which
+    are called once with all that comes."""
+    torch.manual_seed(0)
+    ours, (real, fake), alpha = Hyper().double(), torch.randn(2, 5, 6, dtype=torch.float64), torch.rand(5).double()
+    first = torch.randn(5, 3, dtype=torch.float64)
+    results = []
+    for of_ours in (True, False):
+        hyper, latents, seen = copy.deepcopy(ours), first.clone().requires_grad_(), []
+        weights = hyper()
+        weights.register_hook(lambda grad, seen=seen: seen.append(grad) or grad.clamp(-0.1, 0.1))
+        weights.retain_grad()
+        made = fake + latents.repeat(1, 2)
+
+        def critic(x, weights=weights):
+            return nn.functional.leaky_relu(x * weights, 0.2).tanh().sum(1)
+
+        if of_ours:
+            penalty = penalties.gradient_penalty(critic, real, made, alpha=alpha)
+        else:
+            x = torch.lerp(real, made, alpha[:, None])
+            (g,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+            penalty = 10 * (g.norm(dim=1) - 1).square().mean()
+        alone = torch.autograd.grad(penalty, weights, retain_graph=True)[0]
+        (3 * penalty + weights.sum()).backward()
+        results.append([penalty, alone, weights.grad, latents.grad, *seen, *(p.grad for p in hyper.parameters())])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("normalises", [True, False], ids=["double backward", "auto"])
+def test_weights_that_parametrize_caches(normalises):
+    """Their graph serves the passes behind the penalty too; and they are made once, where an attempt was given up."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(6) if normalises else nn.Identity()  # of which the tangent form is not
+    ours = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)), norm, nn.Tanh(), nn.Linear(6, 1))
+    theirs = copy.deepcopy(ours.double())
+    (real, fake), alpha = torch.randn(2, 5, 6, dtype=torch.float64), torch.rand(5).double()
+    with nn.utils.parametrize.cached(), warnings.catch_warnings(action="ignore"):
+        penalty = penalties.gradient_penalty(ours, real, fake, alpha=alpha)
+        (penalty + ours(real).mean() - ours(fake).square().mean()).backward()
+    with nn.utils.parametrize.cached():
+        x = torch.lerp(real, fake, alpha[:, None]).requires_grad_()
+        (g,) = torch.autograd.grad(theirs(x).sum(), x, create_graph=True)
+        right = 10 * (g.norm(dim=1) - 1).square().mean()
+        (right + theirs(real).mean() - theirs(fake).square().mean()).backward()
+    torch.testing.assert_close(penalty, right)
+    for p, q in zip([p.grad for p in ours.parameters()], [p.grad for p in theirs.parameters()]):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+    for p, q in zip(ours.buffers(), theirs.buffers()):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
+
+
+def test_a_step_gives_a_penalty_of_ones_own_what_it_was_given():
+    def own(critic, real, fake, *, critic_args, critic_kwargs, select):
+        return critic(real[:1]).sum().square() + critic(fake[:1]).sum().square()
+
+    net = nn.Linear(3, 1)
+    x, y = torch.ones(2, 3), torch.zeros(2, 3)
+    step = penalties.critic_step(net, x, y, penalty=own)
+    torch.testing.assert_close(step.penalty, own(net, x, y, critic_args=(), critic_kwargs={}, select=None).detach())
+    both = nn.Bilinear(3, 3, 1)
+    kinds = []
+    penalties.critic_step(both, (x, x), (y, y), penalty=lambda c, r, f, **k: kinds.append((type(r), len(r))) or x.sum())
+    assert kinds == [(tuple, 2)]
