@@ -283,13 +283,14 @@ __global__ void __launch_bounds__(kThreadsOf<PASS>, 1) held_kernel(const __grid_
   using Own = Slab<T, LAST>;
   constexpr int kThreads = kThreadsOf<PASS>, kWarps = kThreads / kWarp;
   constexpr int kMaps = kMapsOf<PASS>, kSums = kSumsOf<PASS>, kCoefficients = kCoefficientsOf<PASS>;
+  constexpr int kPadded = (kCoefficients * Own::kChannels + 3) / 4 * 4;
   constexpr int kDeep = kAskedFor / kThreads / kMaps;
   const BatchNorm& in = problem.in;
   const int rank = int(blockIdx.x) % problem.team, thread = int(threadIdx.x);
   const S slope = S(in.negative_slope);
   double* of_warps = shared_memory<double>();  // [sums][channels][warps]
   S* coefficients = reinterpret_cast<S*>(of_warps + kSums * Own::kChannels * kWarps);
-  uint4* kept = reinterpret_cast<uint4*>(coefficients + (kCoefficients * Own::kChannels + 3) / 4 * 4);
+  uint4* kept = reinterpret_cast<uint4*>(coefficients + kPadded);
   const T* const from[3] = {static_cast<const T*>(in.x), static_cast<const T*>(in.grad),
                             static_cast<const T*>(in.h)};
 
@@ -328,6 +329,7 @@ __global__ void __launch_bounds__(kThreadsOf<PASS>, 1) held_kernel(const __grid_
     }
   };
 
+  if (thread < kPadded) coefficients[thread] = 0;  // 16 bytes are read at once
   if (blockIdx.x == 0)
     for (int64_t s = thread; s < problem.slabs; s += kThreads) problem.arrived[s] = 0;
 
