@@ -135,7 +135,7 @@ class Primitive:
         _thread.last[self.name] = chosen
         return chosen
 
-    def _decide(self, device: str, dtype: torch.dtype, wish: str, large: bool) -> str:
+    def _decide(self, device: str, dtype: torch.dtype, wish: str, large: bool = True) -> str:
         refusals = self.refusals(device, dtype)
         if wish != "auto":
             if refusals.get(wish, "unknown") is None:
