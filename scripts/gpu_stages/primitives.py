@@ -303,13 +303,10 @@ def replayed(
 
 
 def tiers_of(case: Any, where: str) -> list[str]:
-    """The implementations of a case's primitive on this device besides the reference, if there is more than one."""
+    """The implementations that take a case on this device besides the reference, if there is more than one."""
     import torch
 
-    from gankern.core.dispatch import Primitive
-
-    refusals = Primitive.registry[case.primitive].refusals(where, torch.float32)
-    able = [name for name, reason in refusals.items() if reason is None and name != "reference"]
+    able: list[str] = case.implementations(where, torch.float32)
     return able if len(able) > 1 else []
 
 

@@ -13,6 +13,9 @@ from torch.autograd import grad
 
 import gankern
 import gankern.functional as GF
+from gankern.core.dispatch import Primitive
+from gankern.measure import verification
+from gankern.measure.cases import all_cases
 
 pytestmark = pytest.mark.usefixtures("emulated")
 
@@ -372,6 +375,25 @@ def test_spectral_norm_of_zeros_nan_and_without_some_gradients():
     u, v = torch.ones(4), torch.ones(6)
     right = GF.spectral_norm(weights[1], u, v, implementation="reference").square().sum()
     torch.testing.assert_close(wanted, grad(right, weights[1])[0])
+
+
+SMALL_CASES = [
+    case
+    for case in all_cases()
+    if case.verify
+    and any(tier.name == "cuda" for tier in Primitive.registry[case.primitive].implementations)
+    and sum(x.numel() for x in case.make(torch.float32, "cpu")) < 30_000
+]
+
+
+@pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: f"{case.primitive}-{case.name}")
+def test_cases_say_what_does_not_take_them(case):
+    inputs = case.make(torch.float32, "cpu")
+    if "cuda" in case.without:
+        with pytest.raises(ValueError, match="implementation 'cuda' cannot take these inputs"):
+            case.run("cuda", inputs)
+    else:
+        assert all(check.passed for check in verification.check(case, "cuda", torch.float32, "cpu"))
 
 
 def test_operators_are_right_by_torchs_own_check():
