@@ -41,12 +41,12 @@ struct Primitive {
   PyObject* key();  // its name as Python has it
 
   const char* const name;
-  // What "auto" is on a device for a dtype; asked once.
+  // What "auto" is, on the CPU and on a GPU, for small and for large tensors, by dtype; asked once.
   struct Choice {
     PyObject* name = nullptr;
     const char* text = nullptr;
   };
-  Choice choices[2][4];
+  Choice choices[2][2][4];
 
  private:
   PyObject* key_ = nullptr;

@@ -229,7 +229,9 @@ const char* selected(Primitive& primitive, PyObject* object, PyObject* implement
   if (!(like.is_cpu() || like.is_cuda())) return nullptr;
   const bool chooses = left_to_auto(implementation);
   if (!chooses && !PyUnicode_CheckExact(implementation)) return nullptr;
-  Primitive::Choice& choice = primitive.choices[like.is_cuda()][dtype_index(like)];
+  constexpr size_t kLarge = size_t(1) << 26;  // gankern.core.dispatch.LARGE
+  const bool large = like.is_cuda() && like.nbytes() > kLarge;
+  Primitive::Choice& choice = primitive.choices[like.is_cuda()][large][dtype_index(like)];
   if (!choice.name) {
     const py::object chosen = py::reinterpret_borrow<py::dict>(registry)[primitive.key()].attr("select")(
         py::handle(object), "auto");

@@ -150,6 +150,29 @@ __device__ inline void grid_barrier() {
 #endif
 }
 
+// A counter, 0 at first, by which blocks of a cooperative launch wait for each other. Who waits sees what those wrote who
+// signalled; what other threads of a block wrote, or are to see, is on the other side of a __syncthreads.
+__device__ inline void signal(unsigned* counter) {
+#if defined(__CUDACC__)
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(__cvta_generic_to_global(counter)) : "memory");
+#else
+  emulate::Machine::get().signal(counter);
+#endif
+}
+__device__ inline void wait_for(unsigned* counter, unsigned count) {
+#if defined(__CUDACC__)
+  unsigned seen;
+  do
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                 : "=r"(seen)
+                 : "l"(__cvta_generic_to_global(counter))
+                 : "memory");
+  while (seen < count);
+#else
+  emulate::Machine::get().wait_for(counter, count);
+#endif
+}
+
 // ---- arithmetic -----------------------------------------------------------------------------------------
 
 __device__ inline float absolute(float x) { return fabsf(x); }
@@ -207,6 +230,19 @@ int64_t resident_blocks(int threads, size_t shared, int most_each) {
     return int64_t(multiprocessors) * (each < most_each ? each : most_each);
   });
 }
+// The bytes of shared memory that one of a kernel's blocks may have, which the kernel may then be launched with.
+template <auto kKernel>
+int64_t most_shared() {
+  static std::atomic<int64_t> known[64];
+  return of_device(known, [](int device) {
+    int bytes;
+    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          "a block's shared memory");
+    check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+          "a kernel's shared memory");
+    return int64_t(bytes);
+  });
+}
 inline int64_t l2_bytes() {
   static std::atomic<int64_t> known[64];
   return of_device(known, [](int device) {
@@ -238,6 +274,10 @@ void launch(void (*kernel)(Parameters), int64_t blocks, int threads, size_t shar
 template <auto kKernel>
 int64_t resident_blocks(int, size_t, int) {
   return 3;
+}
+template <auto kKernel>
+int64_t most_shared() {
+  return emulate::kShared;
 }
 inline int64_t l2_bytes() { return 32 << 10; }
 template <class Parameters>

@@ -2,7 +2,7 @@
 // C++ compiler takes it. No kernel is fast here, and none is hidden from the sanitizers.
 //
 // Every thread of a block is a fiber with a stack of its own. A fiber runs until it waits for others, in
-// __syncthreads, in a shuffle or at the grid's barrier; then the next one runs, forwards and backwards in turn,
+// __syncthreads, in a shuffle, at the grid's barrier or for a counter; then the next one runs, forwards and backwards in turn,
 // so that what depends on the order of threads comes out. Blocks run one after the other, but for a
 // cooperative launch, whose blocks are all there at once. Shared memory is the launch's own, ends where it was
 // asked to end, and starts as NaN. Where all wait and none can go on, the program ends with a message.
@@ -69,6 +69,7 @@ inline void happens_after(void* place) {
 
 constexpr int kWarp = 32;
 constexpr size_t kStack = 256 << 10;
+constexpr size_t kShared = 48 << 10;  // a block's
 
 // A place where a number of fibers wait for each other. The counters are atomics without an order, so that it
 // is the annotations alone that order anything.
@@ -105,8 +106,7 @@ class Machine {
 
   void launch(dim3 grid, unsigned threads, size_t shared, bool cooperative,
               const std::function<void()>& body) {
-    // More has to be asked for on a device, kernel by kernel, which none of these does.
-    if (shared > 48 << 10) throw std::runtime_error("a kernel wants more shared memory than a block has");
+    if (shared > kShared) throw std::runtime_error("a kernel wants more shared memory than a block has");
     const unsigned blocks = grid.x, at_once = cooperative ? blocks : 1;
     grid_ = grid;
     threads_ = threads;
@@ -167,6 +167,16 @@ class Machine {
       while (barrier.round.load(std::memory_order_relaxed) == round) to_scheduler();
     }
     happens_after(&barrier);
+  }
+
+  void signal(unsigned* counter) {
+    happens_before(counter);
+    __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
+    progress_.store(true, std::memory_order_relaxed);
+  }
+  void wait_for(unsigned* counter, unsigned count) {
+    while (__atomic_load_n(counter, __ATOMIC_RELAXED) < count) to_scheduler();
+    happens_after(counter);
   }
 
  private:
@@ -301,6 +311,10 @@ inline void __syncthreads() {
 template <class V>
 V __shfl_xor_sync(unsigned, V value, int mask) {
   return gankern::emulate::exchange(value, int(threadIdx.x % 32) ^ mask);
+}
+template <class V>
+V __shfl_sync(unsigned, V value, int source) {
+  return gankern::emulate::exchange(value, source);
 }
 template <class V>
 V __ldg(const V* place) {

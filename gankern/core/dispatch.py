@@ -23,6 +23,7 @@ from gankern.core.native import nodes
 logger = logging.getLogger("gankern")
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+LARGE = 2**26  # bytes, of which the next operation finds nothing in a GPU's caches; csrc/autograd has it, too
 ANY_ORDER = 1_000_000  # gradient order of plain PyTorch code
 NAMES = ("auto", "reference", "cpu", "triton", "cuda")
 
@@ -36,6 +37,7 @@ class Implementation:
     dtypes: tuple[torch.dtype, ...]  # empty: any
     gradient_order: int
     missing: str | None = None  # why it cannot run in this process at all
+    large_only: bool = False  # whether "auto" takes it for LARGE tensors alone
 
     def refusal(self, device: str, dtype: torch.dtype) -> str | None:
         """Why it cannot take a tensor of this device and dtype; None where it can."""
@@ -68,7 +70,8 @@ class Primitive:
     def __init__(self, name: str, implementations: Sequence[Implementation]) -> None:
         self.name = name
         self.implementations = tuple(implementations)
-        self._chosen: dict[tuple[str, torch.dtype, str], str] = {}
+        self._by_size = any(i.large_only for i in implementations)
+        self._chosen: dict[tuple[str, torch.dtype, str, bool], str] = {}
         Primitive.registry[name] = self
 
     def select(self, tensor: torch.Tensor, implementation: str | None = None) -> str:
@@ -80,12 +83,22 @@ class Primitive:
         wish = self.wish(implementation)
         if torch_internals.transformed():
             return self._plain(tensor, wish)
-        key = (tensor.device.type, tensor.dtype, wish)
+        large = self._by_size and tensor.numel() * tensor.element_size() > LARGE
+        key = (tensor.device.type, tensor.dtype, wish, large)
         chosen = self._chosen.get(key)
         if chosen is None:
             chosen = self._chosen[key] = self._decide(*key)
         _thread.last[self.name] = chosen
         return chosen
+
+    def instead(self, chosen: str, reason: str, tensor: torch.Tensor, implementation: str | None) -> str:
+        """What runs in place of the chosen implementation, which does not take these inputs for a reason that device
+        and dtype do not tell; it goes on record. Raises where that one was asked for by name."""
+        refusals = {**self.refusals(tensor.device.type, tensor.dtype), chosen: reason}
+        if self.wish(implementation) == chosen:
+            raise self.refuse(chosen, refusals)
+        _thread.last[self.name] = other = next(name for name, refusal in refusals.items() if refusal is None)
+        return other
 
     def wish(self, implementation: str | None = None) -> str:
         """What a caller's keyword, :func:`use_implementation` and GANKERN_IMPLEMENTATION amount to."""
@@ -122,14 +135,14 @@ class Primitive:
         _thread.last[self.name] = chosen
         return chosen
 
-    def _decide(self, device: str, dtype: torch.dtype, wish: str) -> str:
+    def _decide(self, device: str, dtype: torch.dtype, wish: str, large: bool = True) -> str:
         refusals = self.refusals(device, dtype)
         if wish != "auto":
             if refusals.get(wish, "unknown") is None:
                 return wish
             raise self.refuse(wish, refusals)
         fastest = devices.fastest(self.name, device)
-        able = [name for name, reason in refusals.items() if reason is None]
+        able = [i.name for i in self.implementations if refusals[i.name] is None and (large or not i.large_only)]
         chosen = fastest if fastest in able else able[0]
         if chosen == "reference" and not torch.compiler.is_compiling():
             reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items() if reason)

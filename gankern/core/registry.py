@@ -54,13 +54,14 @@ def _kernels() -> frozenset[str]:
     return frozenset(torch._C._dispatch_get_registrations_for_dispatch_key("CPU"))
 
 
-def declare(name: str, *, gradient_order: int, cuda: bool = False) -> Primitive:
-    """A primitive with this library's usual tiers: Triton, C++ on the CPU, and the reference; ``cuda``: CUDA C++."""
+def declare(name: str, *, gradient_order: int, cuda: bool = False, large_only: bool = False) -> Primitive:
+    """A primitive with this library's usual tiers: Triton, C++ on the CPU, and the reference; ``cuda``: CUDA C++, which
+    is for large tensors where ``large_only``."""
     triton_devices = ("cuda", "cpu") if interpreting() else ("cuda",)
     cpu = Implementation("cpu", ("cpu",), FLOATING, gradient_order, _native_missing(name))
     triton = Implementation("triton", triton_devices, FLOATING, gradient_order, TRITON_MISSING)
     reference = Implementation("reference", (), (), ANY_ORDER)
-    own = Implementation("cuda", ("cuda",), FLOATING, gradient_order, CUDA_MISSING)
+    own = Implementation("cuda", ("cuda",), FLOATING, gradient_order, CUDA_MISSING, large_only)
     return Primitive(name, (cpu, triton, *([own] if cuda else []), reference))
 
 

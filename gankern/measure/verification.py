@@ -10,7 +10,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from gankern.core.dispatch import FLOATING, Primitive, last_implementation, short
+from gankern.core.dispatch import FLOATING, last_implementation, short
 from gankern.measure.cases import Case, all_cases
 
 MODES = ("forward", "backward", "double backward")
@@ -36,10 +36,9 @@ def verify(primitives: Sequence[str] | None, device: str, quick: bool) -> Iterat
     for case in all_cases():
         if not case.verify or (primitives and case.primitive not in primitives) or (quick and not case.quick):
             continue
-        for implementation in Primitive.registry[case.primitive].implementations:
-            for dtype in (torch.float32, torch.bfloat16) if quick else FLOATING:
-                if implementation.name != "reference" and implementation.refusal(device, dtype) is None:
-                    yield from check(case, implementation.name, dtype, device)
+        for dtype in (torch.float32, torch.bfloat16) if quick else FLOATING:
+            for implementation in case.implementations(device, dtype):
+                yield from check(case, implementation, dtype, device)
 
 
 def check(case: Case, implementation: str, dtype: torch.dtype, device: str) -> list[Check]:

@@ -62,7 +62,8 @@ class NormAct:
     """One of them, registered. ``reference`` takes what the forward does; ``groups(x, *own)`` is the shape of a
     statistic; ``plain(options, x, weight, bias, stats)`` the normalisation in plain PyTorch, to any order; ``own`` what
     the operators take of its own, as a schema has it. With ``running``, it has running statistics, and the first of its
-    own is ``training``: whether the statistics are x's own, and not these."""
+    own is ``training``: whether the statistics are x's own, and not these. ``beyond_cuda``: of one that has kernels in
+    CUDA C++, for large maps, why these do not take x, weight, bias and slope with its options; None where they do."""
 
     def __init__(
         self,
@@ -72,10 +73,12 @@ class NormAct:
         plain: Callable[[tuple, Tensor, Tensor | None, Tensor | None, Tensor], Tensor],
         own: tuple[str, ...] = (),
         running: bool = False,
+        beyond_cuda: Callable[..., str | None] | None = None,
     ) -> None:
         self.name, self.reference, self.groups, self.plain, self.running = name, reference, groups, plain, running
+        self.beyond_cuda = beyond_cuda
         self.any_order = f"{name}, any order"  # for who may not refuse a third one, at the price of nodes in Python
-        self.primitive = registry.declare(name, gradient_order=2)
+        self.primitive = registry.declare(name, gradient_order=2, cuda=beyond_cuda is not None, large_only=True)
         self.before_slope = len(own)
         self._define("".join(f"{argument}, " for argument in own))
         for rule, of_any_order in ((name, None), (self.any_order, self._plain)):
@@ -254,6 +257,10 @@ class NormAct:
         if self.running:
             running = (None, None) if options[0] else widened(x, *running)
         chosen = self.primitive.select(x, implementation)
+        if chosen == "cuda" and self.beyond_cuda is not None:
+            reason = self.beyond_cuda(x, weight, bias, slope, *options)
+            if reason:
+                chosen = self.primitive.instead(chosen, reason, x, implementation)
         if chosen == "reference":
             return self.reference(x, weight, bias, *running, *options, slope)
         name = self.any_order if any_order else self.name

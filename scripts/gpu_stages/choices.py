@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from gpu_stages.primitives import device_cases, inputs_of, modes_of, replayed, tiers_of
+from gpu_stages.primitives import device_cases, inputs_of, modes_of, replayed, tiers_of, with_cuda
 from gpu_stages.records import Record, attempt, compiled_before
 
 
-def _in_triton(run: Callable[..., Any], *inputs: Any) -> Any:
-    """By Triton, whatever the device's file says by now."""
+def _by(tier: str, run: Callable[..., Any], *inputs: Any) -> Any:
+    """By this implementation, whatever the device's file says by now."""
     import gankern
 
-    with gankern.use_implementation("triton"):
+    with gankern.use_implementation(tier):
         return run(*inputs)
 
 
@@ -41,14 +41,14 @@ def _variant_cases(where: str) -> dict[str, list[tuple[str, Callable[..., Any], 
     return found
 
 
-def _variant_steps(name: str, where: str) -> Iterator[tuple[str, Callable[[], None]]]:
+def _variant_steps(name: str, where: str, tier: str = "triton") -> Iterator[tuple[str, Callable[[], None]]]:
     """Forward and backward of the cases that launch a kernel, in each dtype and memory format, by the names of bars."""
     import torch
 
     for case, run, shape in _variant_cases(where)[name]:
         for dtype, layout in itertools.product((torch.float32, torch.bfloat16), ("contiguous", "channels_last")):
             if len(shape) == 4 or (dtype, layout) == (torch.float32, "contiguous"):
-                step = modes_of(partial(_in_triton, run), inputs_of(shape, dtype, layout, where))["f+b"]
+                step = modes_of(partial(_by, tier, run), inputs_of(shape, dtype, layout, where))["f+b"]
                 yield f"{case}, {str(dtype)[6:]}, {layout}", step
 
 
@@ -73,8 +73,6 @@ def variants(record: Record, where: str) -> None:
     done in advance, in parallel."""
     if where == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
-    from gankern.measure import device as measured
-
     tiers = _fastest_tiers(record, where)
     keep_choices(record, where, tiers=tiers)
     blocks = {name: _blocks_of(name) for name in _variant_cases(where)}
@@ -83,12 +81,9 @@ def variants(record: Record, where: str) -> None:
         work = work[:1]  # there is nothing to compile
     record.add(what="compiled", **compiled_before(_compile_variant, work, 30 if where == "cuda" else 120))
 
-    def replayed(step: Callable[[], None]) -> float:
-        return measured.milliseconds(measured.graph_of(step, where), where, 0.02, 3)
-
     def row_of(name: str, variant: dict[str, int]) -> dict[str, float]:
         with blocks[name].use(variant):
-            return {label: attempt(partial(replayed, step)) for label, step in _variant_steps(name, where)}
+            return {label: attempt(partial(_milliseconds, step, where)) for label, step in _variant_steps(name, where)}
 
     best = {}
     for name, own in blocks.items():
@@ -104,6 +99,12 @@ def variants(record: Record, where: str) -> None:
         fastest = min(times, key=times.__getitem__)
         best[name] = own.variants[fastest if times[fastest] < 0.97 * times[0] else 0]
         keep_choices(record, where, blocks=best)
+
+
+def _milliseconds(step: Callable[[], None], where: str) -> float:
+    from gankern.measure import device as measured
+
+    return measured.milliseconds(measured.graph_of(step, where), where, 0.02, 3)
 
 
 def keep_choices(record: Record, where: str, **choices: dict[str, Any]) -> None:
@@ -134,30 +135,54 @@ def _fastest_tiers(record: Record, where: str) -> dict[str, str]:
     cases, modes and types, and nowhere slower by more than a twentieth."""
     import gankern.functional  # noqa: F401 (declares the primitives)
     from gankern.core.dispatch import Primitive
-    from gankern.measure import benchmark
-    from gankern.measure.cases import all_cases
 
     chosen = {}
-    having = [n for n, p in Primitive.registry.items() if any(t.name == "cuda" for t in p.implementations)]
-    for primitive in having:
+    having = {n: tier for n, p in Primitive.registry.items() for tier in p.implementations if tier.name == "cuda"}
+    for primitive, tier in having.items():
         ratios = []
-        dtypes = ("float32", "bfloat16") if primitive == "upfirdn2d" else ("float32",)  # maps come in both
-        for case in all_cases():
-            if case.primitive != primitive or not case.bench or case.along is not None:
-                continue
-            if not {"triton", "cuda"} <= {*tiers_of(case, where)}:
-                continue
-            for mode, dtype in itertools.product(benchmark.MODES[:2], dtypes):
-                row = {}
-                for tier in ("triton", "cuda"):
-                    run = partial(case.run, tier)
-                    row[tier] = attempt(partial(replayed, run, case, mode, where, 0.02, 3, dtype))
-                record.add(tiers_of=primitive, case=case.name, mode=mode, dtype=dtype, ms=row)
-                fine = all(isinstance(ms, float) for ms in row.values())
-                ratios.append(row["triton"] / row["cuda"] if fine else 0.0)
+        for what, runs in (_large_maps if tier.large_only else _bench_cases)(primitive, where):
+            row = {name: attempt(run) for name, run in runs.items()}
+            record.add(tiers_of=primitive, **what, ms=row)
+            fine = all(isinstance(ms, float) for ms in row.values())
+            ratios.append(row["triton"] / row["cuda"] if fine else 0.0)
         if is_worth(ratios):
             chosen[primitive] = "cuda"
     return chosen
+
+
+Runs = Iterator[tuple[dict[str, str], dict[str, Callable[[], float]]]]  # what is run, and its milliseconds by each tier
+
+
+def _bench_cases(primitive: str, where: str) -> Runs:
+    from gankern.measure import benchmark
+    from gankern.measure.cases import all_cases
+
+    dtypes = ("float32", "bfloat16") if primitive == "upfirdn2d" else ("float32",)  # maps come in both
+    for case in all_cases():
+        if case.primitive != primitive or not case.bench or case.along is not None:
+            continue
+        if not {"triton", "cuda"} <= {*tiers_of(case, where)}:
+            continue
+        for mode, dtype in itertools.product(benchmark.MODES[:2], dtypes):
+            runs = {
+                tier: partial(replayed, partial(case.run, tier), case, mode, where, 0.02, 3, dtype)
+                for tier in ("triton", "cuda")
+            }
+            yield {"case": case.name, "mode": mode, "dtype": dtype}, runs
+
+
+def _large_maps(primitive: str, where: str) -> Runs:
+    if primitive not in with_cuda(where):
+        return
+    steps = (_variant_steps(primitive, where, tier) for tier in ("triton", "cuda"))
+    for (label, by_triton), (_, by_cuda) in zip(*steps):
+        yield (
+            {"case": label},
+            {
+                "triton": partial(_milliseconds, by_triton, where),
+                "cuda": partial(_milliseconds, by_cuda, where),
+            },
+        )
 
 
 def is_worth(ratios: Sequence[float]) -> bool:

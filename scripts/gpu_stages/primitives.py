@@ -190,7 +190,7 @@ def device(record: Record, where: str) -> None:
 
     # What bars need comes first; last among that, peers whose compilation takes seconds where no cache has it.
     measure_cases(large, "gankern")
-    measure_cases([one for one in large if cases[one[0]][0].split()[0] in _with_cuda(where)], IN_CUDA)
+    measure_cases([one for one in large if cases[one[0]][0].split()[0] in with_cuda(where)], IN_CUDA)
     measure_own(bare, benchmark.MODES[1:], False)
     if where == "cuda":
         measure_cases(large, "compiled")
@@ -210,7 +210,7 @@ def _in_cuda(run: Callable[..., Any], *inputs: Any) -> Any:
         return run(*inputs)
 
 
-def _with_cuda(where: str) -> list[str]:
+def with_cuda(where: str) -> list[str]:
     """The primitives that CUDA C++ runs here."""
     import torch
 
@@ -303,13 +303,10 @@ def replayed(
 
 
 def tiers_of(case: Any, where: str) -> list[str]:
-    """The implementations of a case's primitive on this device besides the reference, if there is more than one."""
+    """The implementations that take a case on this device besides the reference, if there is more than one."""
     import torch
 
-    from gankern.core.dispatch import Primitive
-
-    refusals = Primitive.registry[case.primitive].refusals(where, torch.float32)
-    able = [name for name, reason in refusals.items() if reason is None and name != "reference"]
+    able: list[str] = case.implementations(where, torch.float32)
     return able if len(able) > 1 else []
 
 

@@ -45,6 +45,24 @@ def test_a_measurement_decides_where_that_implementation_can(primitive, device_n
         primitive._decide("cuda", torch.float32, "cuda")
 
 
+def test_an_implementation_for_large_tensors(monkeypatch):
+    tiers = Implementation("triton", ("meta",), TYPES, 2), Implementation("cuda", ("meta",), TYPES, 2, None, True)
+    primitive = Primitive("of_two_tiers", (*tiers, Implementation("reference", (), (), 2)))
+    small, large = (torch.empty(count, device="meta") for count in (2**24, 2**24 + 1))
+    try:
+        assert [primitive.select(x) for x in (small, large)] == ["triton", "triton"]  # nothing was measured
+        monkeypatch.setattr(devices, "fastest", lambda name, device: "cuda")
+        primitive._chosen.clear()
+        assert [primitive.select(x) for x in (small, large, small)] == ["triton", "cuda", "triton"]
+        assert primitive.select(small, "cuda") == "cuda"  # a name goes first
+        # What it does not take otherwise runs as if there was none, or is an error by name.
+        assert primitive.instead("cuda", "is for training", large, None) == "triton"
+        with pytest.raises(ValueError, match="cuda: is for training"):
+            primitive.instead("cuda", "is for training", large, "cuda")
+    finally:
+        Primitive.registry.pop("of_two_tiers")
+
+
 def test_the_files_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "DEVICES", tmp_path)
     assert devices._of_all("tiers") == {}

@@ -13,6 +13,9 @@ from torch.autograd import grad
 
 import gankern
 import gankern.functional as GF
+from gankern.core.dispatch import Primitive
+from gankern.measure import verification
+from gankern.measure.cases import all_cases
 
 pytestmark = pytest.mark.usefixtures("emulated")
 
@@ -129,6 +132,95 @@ def test_upfirdn2d_of_what_is_not_finite():
                 for implementation in ("cuda", "reference")
             )
             assert torch.equal(ours.isfinite(), plain.isfinite())
+
+
+# ---- batch normalisation -------------------------------------------------------------------------------------
+
+# By three blocks, which keep 5, 2 and 2 rows of 512, 512 and 256 times 16 bytes (forward, backward, double backward):
+# channels of less than a row, of a block each, of all blocks, and of more than these keep; where channels are
+# neighbours, also 32 bytes of them of which the last are none.
+NORMS = [
+    ((1, 2, 2, 4), False, DTYPES),
+    ((3, 3, 5, 8), False, DTYPES),
+    ((5, 3, 24, 24), False, DTYPES[:1]),
+    ((2, 2, 64, 136), False, DTYPES[1:3]),
+    ((3, 8, 5, 7), True, DTYPES),
+    ((2, 24, 16, 9), True, DTYPES[1:3]),
+    ((2, 8, 64, 90), True, DTYPES[1:3]),
+]
+
+
+def normalized_map(affine, negative_slope):
+    def run(implementation, inputs):
+        x, *vectors = (v.detach().requires_grad_() for v in inputs)
+        weight, bias = vectors if affine else (None, None)
+        leaves = [x, *vectors] if affine else [x]
+        y = GF.batch_norm_act(
+            x, None, None, weight, bias, True, negative_slope=negative_slope, implementation=implementation
+        )
+        g = values(*y.shape, seed=2).to(y).contiguous(memory_format=LAST).requires_grad_()
+        first = grad(y, leaves, g, create_graph=True)
+        hs = [values(*t.shape, seed=3 + i).to(t) for i, t in enumerate(first)]
+        return [y, *first, *grad(first, [g, *leaves[: 1 + affine]], hs)]
+
+    return run
+
+
+@pytest.mark.parametrize(("shape", "last", "dtypes"), NORMS, ids=str)
+def test_batch_norm_act(shape, last, dtypes):
+    for dtype, affine, slope in zip(dtypes, (True, True, True, False), (0.2, 0.0, 0.2, 1.0)):
+        x = values(*shape, dtype=dtype, scale=2.0) + 5
+        x = x.to(memory_format=LAST) if last else x
+        vectors = [values(shape[1], seed=5).to(torch.promote_types(dtype, torch.float32)) for _ in range(2)]
+        ours = compare("batch_norm_act", normalized_map(affine, slope), [x, *vectors], x.numel() / shape[1])
+        assert ours[0].stride() == x.stride()
+
+
+def test_batch_norm_act_of_any_strides():
+    vectors = [values(8, seed=i) for i in (5, 6)]
+    wide = values(2, 8, 9, 16)
+    for x in (wide[:, :, ::2], wide.transpose(2, 3), offset(wide), wide[:, :, :1].expand(2, 8, 4, 16)):
+        compare("batch_norm_act", normalized_map(True, 0.2), [x, *vectors], 288)
+    assert torch.equal(wide, values(2, 8, 9, 16))  # nothing was written to
+
+
+def test_batch_norm_act_of_large_means_and_what_is_not_finite():
+    def first_order(implementation, inputs):
+        return normalized_map(False, 0.2)(implementation, inputs)[:2]
+
+    x = values(4, 4, 16, 16, dtype=torch.float32)
+    x[:, 1] += 1e4
+    x[:, 2] *= 1e-20
+    x[0, 3, 0, 0] = 1e4  # the first value of its thread
+    compare("batch_norm_act", first_order, [x], 1024)
+    for value in (math.inf, math.nan):
+        x = values(4, 4, 16, 16, dtype=torch.float32)
+        x[2, 1, 3, 5] = value
+        compare("batch_norm_act", first_order, [x], 1024)
+
+
+def test_what_batch_norm_act_in_cuda_does_not_take():
+    x, vector = values(2, 4, 4, 4), values(4)
+    kinds = {
+        "is for training": lambda **o: GF.batch_norm_act(x, vector, vector.exp(), **o),
+        "no slopes of PReLU": lambda **o: GF.batch_norm_act(
+            x, None, None, training=True, activation="prelu", slope=vector, **o
+        ),
+        r"got \[N, C\]": lambda **o: GF.batch_norm_act(x, None, None, values(2, 4), values(2, 4), True, **o),
+        "got 3 values of a plane": lambda **o: GF.batch_norm_act(x[..., 0, :3], None, None, training=True, **o),
+        "got 3 channels of a pixel": lambda **o: GF.batch_norm_act(
+            x[:, :3].contiguous(memory_format=LAST), None, None, training=True, **o
+        ),
+    }
+    for reason, run in kinds.items():
+        with pytest.raises(ValueError, match=reason):
+            run(implementation="cuda")
+        run()
+        assert gankern.last_implementation("batch_norm_act") == "cpu"
+    for shape in ((0, 4, 4, 4), (2, 4, 0, 4)):
+        x = values(*shape).requires_grad_()
+        ours, plain = (GF.batch_norm_act(x, None, None, training=True, implementation=i) for i in ("cuda", "cpu"))
+        assert torch.equal(ours, plain) and grad(ours.sum(), x)[0].shape == x.shape
 
 
 # ---- minibatch discrimination --------------------------------------------------------------------------------
@@ -285,14 +377,38 @@ def test_spectral_norm_of_zeros_nan_and_without_some_gradients():
     torch.testing.assert_close(wanted, grad(right, weights[1])[0])
 
 
+SMALL_CASES = [
+    case
+    for case in all_cases()
+    if case.verify
+    and any(tier.name == "cuda" for tier in Primitive.registry[case.primitive].implementations)
+    and sum(x.numel() for x in case.make(torch.float32, "cpu")) < 30_000
+]
+
+
+@pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: f"{case.primitive}-{case.name}")
+def test_cases_say_what_does_not_take_them(case):
+    inputs = case.make(torch.float32, "cpu")
+    if "cuda" in case.without:
+        with pytest.raises(ValueError, match="implementation 'cuda' cannot take these inputs"):
+            case.run("cuda", inputs)
+    else:
+        assert all(check.passed for check in verification.check(case, "cuda", torch.float32, "cpu"))
+
+
 def test_operators_are_right_by_torchs_own_check():
     x, filter = values(1, 2, 6, 5, dtype=torch.float32), torch.rand(4)
     options = ([2, 2], [1, 1], [2, 2], [12, 10], False, 1.0)
     m, g = values(5, 2, 3, dtype=torch.float32), values(5, 2, dtype=torch.float32)
+    c = torch.ones(2)
+    y, stats = torch.ops.gankern_cuda.batch_norm_act(x[..., :4], c, c, None, None, True, 1e-5, 0.2)
     w, u, v = [values(4, 6, dtype=torch.float32)], [torch.ones(4)], [torch.ones(6)]
     _, state = torch.ops.gankern_cuda.spectral_norm(w, u, v, [0], 1, 1e-12, True, False)
     for operator, arguments in (
         ("upfirdn2d", (x, filter, *options)),
+        ("batch_norm_act", (x[..., :4], c, c, None, None, True, 1e-5, 0.2)),
+        ("batch_norm_act_backward", (y, x[..., :4], c, c, stats, True, 0.2, True)),
+        ("batch_norm_act_double_backward", (y, c, None, y, x[..., :4], c, c, stats, True, 0.2, True)),
         ("minibatch_discrimination", (m, None, False)),
         ("minibatch_discrimination_backward", (g, m, None)),
         ("minibatch_discrimination_double_backward", (m, None, g, m, None)),

@@ -380,9 +380,19 @@ def test_the_tiers_of_a_device(gpu, tmp_path, monkeypatch):
     assert choices._fastest_tiers(record, "cpu") == {}  # with one tier or none there is nothing to choose
     monkeypatch.setattr(choices, "tiers_of", lambda primitive, where: ["triton", "cuda"])
     monkeypatch.setattr(choices, "replayed", measured)
-    assert choices._fastest_tiers(record, "cpu") == {"minibatch_discrimination": "cuda"}
+    # Of kernels for large maps alone, these are compared.
+    monkeypatch.setattr(choices, "with_cuda", lambda where: ["batch_norm_act"])
+    monkeypatch.setattr(choices, "_variant_steps", lambda name, where, tier: [(f"{name} large", tier)])
+    monkeypatch.setattr(choices, "_milliseconds", lambda step, where: {"triton": 1.0, "cuda": 0.7}[step])
+    chosen = {"minibatch_discrimination": "cuda", "batch_norm_act": "cuda"}
+    assert choices._fastest_tiers(record, "cpu") == chosen
     rows = json.loads((tmp_path / "variants.json").read_text())["results"]
-    assert {row["tiers_of"] for row in rows} == {"spectral_norm", "minibatch_discrimination", "upfirdn2d"}
+    primitives = {"spectral_norm", "minibatch_discrimination", "upfirdn2d", "batch_norm_act"}
+    assert {row["tiers_of"] for row in rows} == primitives
+    (large,) = (row for row in rows if row["tiers_of"] == "batch_norm_act")
+    assert large == {
+        "tiers_of": "batch_norm_act", "case": "batch_norm_act large", "ms": {"triton": 1.0, "cuda": 0.7}
+    }  # fmt: skip
     assert any(row["ms"]["cuda"] == "RuntimeError: no kernel image" for row in rows)
 
 

@@ -143,9 +143,15 @@ int cudaGetDevice(int* device) {
 }
 int cudaSetDevice(int) { return 0; }
 int cudaDeviceGetAttribute(int* value, int attribute, int) {
-  if (attribute != 16 && attribute != 38) return 1;
-  *value = attribute == 16 ? 3 : 32 << 10;  // multiprocessors, bytes of the second-level cache: small ones
+  // Multiprocessors, bytes of the second-level cache, and of a block's shared memory: small ones.
+  static const std::map<int, int> known = {{16, 3}, {38, 32 << 10}, {97, 48 << 10}};
+  const auto found = known.find(attribute);
+  if (found == known.end()) return 1;
+  *value = found->second;
   return 0;
+}
+int cudaFuncSetAttribute(const void*, int attribute, int value) {
+  return attribute == 8 && value == 48 << 10 ? 0 : 1;  // a block's shared memory
 }
 int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
   *blocks = 1;

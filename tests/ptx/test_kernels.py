@@ -39,7 +39,7 @@ CHOSEN = {
 FILES = sorted({*(TESTS / "triton").glob("test_*.py"), *map(HERE.joinpath, ("test_faults.py", "test_unaligned.py"))})
 FILES.remove(TESTS / "triton" / "test_aot.py")
 PROCESSES = 4
-CUDA = "minibatch and not float64 and not float16 or spectral or upfirdn2d"
+CUDA = "batch_norm or minibatch and not float64 and not float16 or spectral or upfirdn2d"
 
 
 def emulated(files, chosen):

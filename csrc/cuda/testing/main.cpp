@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../../testing.h"
+#include "../batch_norm_act.h"
 #include "../common.h"
 #include "../minibatch_discrimination.h"
 #include "../spectral_norm.h"
@@ -87,6 +88,117 @@ void resample(int up, int down, int taps, int height, int width, int group, int 
                            double(widen(x[size_t(((n * height + zy / up) * width + zx / up) * group + c)]));
             }
   compare("upfirdn2d", out, right, taps * taps);
+}
+
+// ---- batch normalisation --------------------------------------------------------------------------------
+
+// All orders, with a leaky ReLU; the second one by differences of the first along h and the affine directions.
+template <class T>
+void normalize_batch(int samples, int channels, int plane, bool last) {
+  using S = Sum<T>;
+  const size_t size = size_t(samples * channels * plane), count = size_t(samples * plane);
+  const auto x = random<T>(size), g = random<T>(size), h = random<T>(size);
+  const auto weight = random<S>(size_t(channels)), bias = random<S>(weight.size());
+  const auto h_weight = random<S>(weight.size()), h_bias = random<S>(weight.size());
+  std::vector<T> y(size), grad_x(size), grad_grad(size), grad_of_x(size);
+  std::vector<S> stats(3 * weight.size()), grad_weight(weight.size()), grad_bias(weight.size()),
+      second_weight(weight.size());
+  const double eps = 1e-5, slope = 0.2;
+  BatchNorm in{};
+  in.channels_last = last, in.samples = samples, in.channels = channels, in.plane = plane;
+  in.eps = eps, in.negative_slope = slope;
+  in.x = x.data(), in.grad = g.data(), in.h = h.data();
+  in.weight = weight.data(), in.bias = bias.data();
+  in.h_weight = h_weight.data(), in.h_bias = h_bias.data(), in.stats = stats.data();
+  const auto run = [&](NormPass pass, void* out, void* out_x, void* of_weight, void* of_bias) {
+    in.pass = pass, in.out = out, in.out_x = out_x, in.grad_weight = of_weight, in.grad_bias = of_bias;
+    std::vector<double> scratch(size_t(batch_norm_act_scratch(in, kDtype<T>) + 7) / 8);
+    batch_norm_act(in, kDtype<T>, scratch.data(), nullptr);
+  };
+  run(NormPass::kForward, y.data(), nullptr, nullptr, nullptr);
+  run(NormPass::kBackward, grad_x.data(), nullptr, grad_weight.data(), grad_bias.data());
+  run(NormPass::kDoubleBackward, grad_grad.data(), grad_of_x.data(), second_weight.data(), nullptr);
+
+  std::vector<double> right_y(size), right_x(size), right_grad(size), right_of_x(size);
+  std::vector<double> right_weight(weight.size()), right_bias(weight.size()), right_second(weight.size());
+  for (int c = 0; c < channels; ++c) {
+    std::vector<size_t> at;
+    for (int n = 0; n < samples; ++n)
+      for (int p = 0; p < plane; ++p)
+        at.push_back(last ? size_t((n * plane + p) * channels + c) : size_t((n * channels + c) * plane + p));
+    // Of values a, along their channel: gradients are linear in g, so that step * h in the place of x, weight and bias
+    // tells all of the second order.
+    const auto channel = [&](const auto& values) {
+      std::vector<double> own;
+      for (size_t k : at) own.push_back(double(widen(values[k])));
+      return own;
+    };
+    const std::vector<double> own = channel(x), own_g = channel(g), own_h = channel(h);
+    const auto normalized = [&](const std::vector<double>& a, double gamma, double beta,
+                                double* r_of = nullptr) {
+      double mean = 0, var = 0;
+      for (double value : a) mean += value / double(count);
+      for (double value : a) var += (value - mean) * (value - mean) / double(count);
+      const double r = 1 / std::sqrt(var + eps);
+      if (r_of) *r_of = r;
+      std::vector<double> z;
+      for (double value : a) z.push_back((value - mean) * r * gamma + beta);
+      return z;
+    };
+    const double gamma = double(weight[size_t(c)]), beta = double(bias[size_t(c)]);
+    const std::vector<double> z = normalized(own, gamma, beta);
+    std::vector<double> gate;
+    for (double value : z) gate.push_back(value > 0 ? 1 : slope);
+    // The gradients of sum(g * gate * z) by a and gamma, with the gate as it is.
+    const auto gradients = [&](const std::vector<double>& a, double scale, double* of_scale) {
+      double r, mean_g = 0, mean_gx = 0;
+      const std::vector<double> unit = normalized(a, 1, 0, &r);
+      for (size_t k = 0; k < count; ++k) {
+        mean_g += own_g[k] * gate[k] / double(count);
+        mean_gx += own_g[k] * gate[k] * unit[k] / double(count);
+      }
+      *of_scale = mean_gx * double(count);
+      std::vector<double> made;
+      for (size_t k = 0; k < count; ++k)
+        made.push_back(scale * r * (own_g[k] * gate[k] - mean_g - unit[k] * mean_gx));
+      return made;
+    };
+    double of_scale;
+    const std::vector<double> first = gradients(own, gamma, &of_scale);
+    // Along h, h_weight and h_bias: of z, which grad is multiplied by, and of the first gradients.
+    const double step = 1e-5;
+    const auto moved = [&](double by) {
+      std::vector<double> a = own;
+      for (size_t k = 0; k < count; ++k) a[k] += by * own_h[k];
+      return a;
+    };
+    const double direction = double(h_weight[size_t(c)]);
+    const auto z_up =
+        normalized(moved(step), gamma + step * direction, beta + step * double(h_bias[size_t(c)]));
+    const auto z_down =
+        normalized(moved(-step), gamma - step * direction, beta - step * double(h_bias[size_t(c)]));
+    double up_scale, down_scale;
+    const auto up = gradients(moved(step), gamma + step * direction, &up_scale);
+    const auto down = gradients(moved(-step), gamma - step * direction, &down_scale);
+    right_second[size_t(c)] = (up_scale - down_scale) / (2 * step);
+    right_weight[size_t(c)] = of_scale;
+    for (size_t k = 0; k < count; ++k) {
+      right_bias[size_t(c)] += own_g[k] * gate[k];
+      right_y[at[k]] = z[k] * gate[k];
+      right_x[at[k]] = first[k];
+      right_grad[at[k]] = gate[k] * (z_up[k] - z_down[k]) / (2 * step);
+      right_of_x[at[k]] = (up[k] - down[k]) / (2 * step);
+    }
+  }
+  // Differences are exact to some 1e-9.
+  const double length = double(count), differences = std::is_same_v<T, double> ? 1e14 : length;
+  compare("batch norm", y, right_y, length);
+  compare("batch norm's gradient", grad_x, right_x, length);
+  compare("batch norm's weight", grad_weight, right_weight, length);
+  compare("batch norm's bias", grad_bias, right_bias, length);
+  compare("batch norm's gradient of grad", grad_grad, right_grad, differences);
+  compare("batch norm's gradient of x", grad_of_x, right_of_x, differences);
+  compare("batch norm's gradient of weight", second_weight, right_second, differences);
 }
 
 // ---- minibatch discrimination ---------------------------------------------------------------------------
@@ -254,6 +366,10 @@ void run_all() {
     resample<T>(2, 1, 7, 5, 6, group, 1, true);
     resample<T>(2, 3, 3, 5, 6, group, 1, false);
   }
+  normalize_batch<T>(2, 3, 8, false);
+  normalize_batch<T>(1, 2, 20008, false);  // more than three blocks keep
+  normalize_batch<T>(3, 8, 5, true);
+  normalize_batch<T>(2, 24, 700, true);
   discriminate<T>(3, 0, 2, 3);
   discriminate<T>(70, 0, 1, 2);
   discriminate<T>(5, 66, 1, 3);

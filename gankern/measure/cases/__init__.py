@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gankern.core.dispatch import Primitive
+
 Outputs = Tensor | Sequence[Tensor]
 
 
@@ -47,11 +49,18 @@ class Case:
     along: tuple[str, float] | None = None
     # Of tensors so small that the host's work is all there is: what a call costs. Such a case has no other part.
     host: bool = False
+    # Implementations that do not take these inputs, for a reason that device and dtype do not tell.
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.along is not None or self.host:
             object.__setattr__(self, "verify", False)
             object.__setattr__(self, "bench", False)
+
+    def implementations(self, device: str, dtype: torch.dtype) -> list[str]:
+        """Those that take its inputs there, besides the reference."""
+        refusals = Primitive.registry[self.primitive].refusals(device, dtype)
+        return [n for n, reason in refusals.items() if reason is None and n not in ("reference", *self.without)]
 
 
 def all_cases() -> list[Case]:

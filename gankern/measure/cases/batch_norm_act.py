@@ -58,15 +58,24 @@ def _torch_prelu(inputs: Sequence[Tensor]) -> Tensor:
 
 def _prelu_case(name: str, shape: tuple[int, ...], last: bool, slopes: int, **options: Any) -> Case:
     inputs = partial(_make_prelu, shape, last, slopes)
-    return Case(NAME, f"prelu {name}", inputs, _prelu, {"torch": _torch_prelu}, work, **options)
+    return Case(NAME, f"prelu {name}", inputs, _prelu, {"torch": _torch_prelu}, work, without=("cuda",), **options)
 
 
 CASES = [
     *of_maps(_case, [(16, 128, 64, 64), (64, 128, 32, 32), (16, 512, 4, 4)], verified=(16, 512, 4, 4)),
-    _case("conditional 64x128x32x32", (64, 128, 32, 32), affine="sample", verify=False),
-    _case("5x7x9x11", (5, 7, 9, 11), bench=False, quick=True),
+    _case("conditional 64x128x32x32", (64, 128, 32, 32), affine="sample", verify=False, without=("cuda",)),
+    _case("5x7x9x11", (5, 7, 9, 11), bench=False, quick=True, without=("cuda",)),
+    _case("5x24x3x3 channels_last", (5, 24, 3, 3), last=True, bench=False, quick=True),
     _prelu_case("16x64x24x24", (16, 64, 24, 24), False, 1, verify=False),
     _prelu_case("5x7x9x11", (5, 7, 9, 11), False, 1, bench=False, quick=True),
     _prelu_case("5x7x9x11 channels_last", (5, 7, 9, 11), True, 7, bench=False, quick=True),
-    _case("conditional 5x7x3x3 channels_last", (5, 7, 3, 3), last=True, affine="sample", bench=False, quick=True),
+    _case(
+        "conditional 5x7x3x3 channels_last",
+        (5, 7, 3, 3),
+        last=True,
+        affine="sample",
+        bench=False,
+        quick=True,
+        without=("cuda",),
+    ),
 ]
