@@ -214,7 +214,8 @@ __device__ inline void sum_of_parts(const double* from, int count, int64_t step_
   };
   if constexpr (PASS == NormPass::kForward) {
     to[0] = sum([&](const double* p) { return p[0]; });
-    const double mean = to[1] = sum([&](const double* p) { return p[0] * p[step_s]; }) / to[0];
+    const double values = sum([&](const double* p) { return p[0] * p[step_s]; });
+    const double mean = to[1] = to[0] > 0 ? values / to[0] : 0;  // a block's range may be empty
     to[2] = sum([&](const double* p) {
       const double apart = p[step_s] - mean;
       return p[2 * step_s] + p[0] * apart * apart;
@@ -386,8 +387,8 @@ __global__ void __launch_bounds__(kThreadsOf<PASS>, 1) held_kernel(const __grid_
 #pragma unroll
       for (int j = 0; j < Own::kOwn; ++j)
         value[k][j] = coefficients[k * Own::kChannels + (LAST ? thread % Own::kParts * Own::kOwn : 0) + j];
-    for (int row = present.rows() - 1; row >= 0;
-         --row) {  // backwards: what was read last is in the caches still
+    // Backwards: of what is read again, the last is in the caches still.
+    for (int row = present.rows() - 1; row >= 0; --row) {
       uint4 raw[kMaps];
       if (row < held) {
         const uint4* place = place_of(row, begin);

@@ -143,6 +143,7 @@ NORMS = [
     ((1, 2, 2, 4), False, DTYPES),
     ((3, 3, 5, 8), False, DTYPES),
     ((5, 3, 24, 24), False, DTYPES[:1]),
+    ((2, 2, 64, 64), False, DTYPES[1:2]),  # a block of the forward's team has nothing
     ((2, 2, 64, 136), False, DTYPES[1:3]),
     ((3, 8, 5, 7), True, DTYPES),
     ((2, 24, 16, 9), True, DTYPES[1:3]),

@@ -70,13 +70,13 @@ def test_tests_are_dealt_out_and_stopped(gpu, tmp_path, monkeypatch):
         "def test_c(): time.sleep(60)\n"
         "def test_d(): pass\n"
     )
-    rows = list(checks._dealt_out(["test_some.py"], 3, 12))
+    rows = list(checks._dealt_out(["test_some.py"], 3, 30))
     assert [row["status"] for row in rows[2:]] == ["stopped"]
     assert {row["status"]: row.get("passed") for row in rows[:2]} == {0: 2, 1: None}
     assert sorted(row["failures"][0] for row in rows if row["failures"]) == [
         "did not come to an end: test_some.py::test_c ", "test_some.py::test_b - AssertionError: wrong"]  # fmt: skip
     (tmp_path / "test_some.py").write_text("import nothing_of_that_name\n")
-    (row,) = checks._dealt_out(["test_some.py"], 3, 12)
+    (row,) = checks._dealt_out(["test_some.py"], 3, 30)
     assert row["status"] == 2 and "nothing_of_that_name" in row["output"]
 
 
