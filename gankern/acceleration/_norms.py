@@ -53,14 +53,24 @@ _NOT_FASTER_FOR_GROUPS = f"ours is faster in training on maps of {WIDE} position
 _NOT_FASTER = f"ours is faster in training from {LARGE} values on, and under a penalty"
 
 
+def _is_taken(
+    x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> bool:
+    """Whether ours takes these; of statistics that require a gradient torch's own error is known."""
+    return (
+        x.dtype in (torch.float32, torch.float64)
+        and plain()
+        and all(t is None or t.dtype == x.dtype for t in (mean, var, weight, bias))
+        and (mean is None) == (var is None)
+        and (weight is None) == (bias is None)
+        and not any(t is not None and t.requires_grad for t in (mean, var))
+    )
+
+
 def _is_faster(
     x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None, training: bool
 ) -> bool:
-    if x.dtype not in (torch.float32, torch.float64) or x.ndim < 2 or not plain():
-        return False
-    if any(t is not None and t.dtype != x.dtype for t in (weight, bias, mean, var)):
-        return False
-    if (mean is None) != (var is None) or (weight is None) != (bias is None):
+    if x.ndim < 2 or not _is_taken(x, mean, var, weight, bias):
         return False
     if x.numel() <= x.shape[1]:
         return False  # one value a channel: torch's own error
@@ -297,9 +307,7 @@ def group_norm(
 
 
 def _is_faster_for_groups(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None) -> bool:
-    if x.dtype not in (torch.float32, torch.float64) or x.ndim < 2 or not plain():
-        return False
-    if any(t is not None and t.dtype != x.dtype for t in (weight, bias)) or (weight is None) != (bias is None):
+    if x.ndim < 2 or not _is_taken(x, None, None, weight, bias):
         return False
     if x.shape[1] == 0 or x.shape[1] % groups or x.numel() <= x.shape[0] * groups:
         return False  # torch's own error
@@ -312,11 +320,7 @@ def _is_faster_for_groups(x: Tensor, groups: int, weight: Tensor | None, bias: T
 def _is_faster_for_each(
     x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None
 ) -> bool:
-    if x.dtype not in (torch.float32, torch.float64) or x.ndim < 3 or not plain():
-        return False
-    if any(t is not None and t.dtype != x.dtype for t in (weight, bias, mean, var)):
-        return False
-    if (mean is None) != (var is None) or (weight is None) != (bias is None):
+    if x.ndim < 3 or not _is_taken(x, mean, var, weight, bias):
         return False
     if x.shape[1] == 0 or x.shape[2:].numel() < 2:
         return False  # torch's own error

@@ -367,6 +367,38 @@ def test_batch_norm_of_other_dimensions(name, fused):
     assert len([f for f in run_counted(make(), torch.randn(shape), fused) if "relu" in f]) == 1
 
 
+class Dropped(nn.Module):
+    """A batch norm that runs for its running statistics alone: nobody takes its result."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.norm, self.act, self.last = nn.BatchNorm2d(4), nn.ReLU(), last
+
+    def forward(self, x):
+        y = self.act(x.clone() if self.last else self.norm(x))
+        self.norm(x + 1)
+        return y if self.last else y * 2
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_norm_whose_result_nobody_takes(last, fused):
+    check(Dropped(last), torch.randn(2, 4, 6, 6))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_computed_statistics_are_torchs_error(training, fused):
+    class Computed(nn.Module):
+        def forward(self, x):
+            return F.relu(F.batch_norm(x, x.mean((0, 2, 3)), x.var((0, 2, 3)), training=training))
+
+    net, fast = Computed(), Computed()
+    gankern.accelerate(fast)
+    for model in (net, fast):
+        x = torch.randn(2, 4, 6, 6, requires_grad=True)
+        with pytest.raises(RuntimeError, match="not differentiable with respect to argument 'running_mean'"):
+            model(x)
+
+
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("behind", [nn.Identity, nn.ReLU, nn.Dropout])
