@@ -53,14 +53,12 @@ _NOT_FASTER_FOR_GROUPS = f"ours is faster in training on maps of {WIDE} position
 _NOT_FASTER = f"ours is faster in training from {LARGE} values on, and under a penalty"
 
 
-def _is_taken(
-    x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None
-) -> bool:
+def _is_taken(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> bool:
     """Whether ours takes these; of statistics that require a gradient torch's own error is known."""
     return (
         x.dtype in (torch.float32, torch.float64)
         and plain()
-        and all(t is None or t.dtype == x.dtype for t in (mean, var, weight, bias))
+        and all(_is_vector(t, x) for t in (mean, var, weight, bias))
         and (mean is None) == (var is None)
         and (weight is None) == (bias is None)
         and not any(t is not None and t.requires_grad for t in (mean, var))
@@ -251,8 +249,8 @@ def batch_norm(
     input, followed = settled(input), state.followed[1]
     tensors = (running_mean, running_var, weight, bias)
     told = type(training) is bool and type(momentum) is float and type(eps) is float and eps > 0
-    ordinary = told and (training or running_mean is not None) and all(_is_vector(t, input) for t in tensors)
-    if not ordinary or autocasting(input.device.type) or not _is_faster(input, *tensors, training):
+    told = told and (training or running_mean is not None)
+    if not told or autocasting(input.device.type) or not _is_faster(input, *tensors, training):
         say("torch", _NOT_FASTER)
         return F.batch_norm(input, *tensors, training, momentum, eps)
     statistics = _Statistics(running_mean, running_var, training, momentum, eps)
@@ -274,8 +272,11 @@ def instance_norm(
     input = settled(input)
     tensors = (running_mean, running_var, weight, bias)
     told = use_input_stats is True and type(momentum) is float and type(eps) is float and eps > 0
-    ordinary = told and isinstance(input, Tensor) and all(_is_vector(t, input) for t in tensors)
-    if not ordinary or autocasting(input.device.type) or not _is_faster_for_each(input, *tensors):
+    if (
+        not (told and isinstance(input, Tensor))
+        or autocasting(input.device.type)
+        or not _is_faster_for_each(input, *tensors)
+    ):
         say("torch", _NOT_FASTER_FOR_EACH)
         return F.instance_norm(input, *tensors, use_input_stats, momentum, eps)
     of, followed = _OfEach(eps, None, running_mean, running_var, momentum), state.followed[1]
@@ -294,8 +295,11 @@ def group_norm(
 ) -> Tensor:
     input, followed = settled(input), state.followed[1]
     told = type(num_groups) is int and num_groups > 0 and type(eps) is float and eps > 0
-    ordinary = told and isinstance(input, Tensor) and all(_is_vector(t, input) for t in (weight, bias))
-    if not ordinary or autocasting(input.device.type) or not _is_faster_for_groups(input, num_groups, weight, bias):
+    if (
+        not (told and isinstance(input, Tensor))
+        or autocasting(input.device.type)
+        or not _is_faster_for_groups(input, num_groups, weight, bias)
+    ):
         say("torch", _NOT_FASTER_FOR_GROUPS)
         return F.group_norm(input, num_groups, weight, bias, eps)
     if input.ndim not in (4, 5):
@@ -329,7 +333,9 @@ def _is_faster_for_each(
 
 def _is_vector(t: Any, x: Tensor) -> bool:
     """Whether it has a value for each channel of x: of anything else torch's own error, or nothing, is known."""
-    return t is None or (isinstance(t, Tensor) and x.ndim > 1 and t.shape == x.shape[1:2] and t.device == x.device)
+    return t is None or (
+        isinstance(t, Tensor) and t.shape == x.shape[1:2] and t.dtype == x.dtype and t.device == x.device
+    )
 
 
 _ACTIVATIONS: dict[str, Callable[..., Tensor]] = {

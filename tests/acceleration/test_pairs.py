@@ -386,6 +386,18 @@ def test_a_norm_whose_result_nobody_takes(last, fused):
 
 
 @pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("features, channels", [(8, 1), (8, 4), (1, 4)])
+@pytest.mark.parametrize("affine", [False, True])
+def test_channels_that_do_not_fit_are_torchs_error(affine, features, channels, training, fused):
+    net = nn.Sequential(nn.BatchNorm2d(features, affine=affine), nn.ReLU()).train(training)
+    fast = copy.deepcopy(net)
+    gankern.accelerate(fast)
+    for model in (net, fast):
+        with pytest.raises(RuntimeError, match=f"running_mean should contain {channels} elements not {features}"):
+            model(torch.randn(2, channels, 4, 4, requires_grad=True))
+
+
+@pytest.mark.parametrize("training", [False, True])
 def test_computed_statistics_are_torchs_error(training, fused):
     class Computed(nn.Module):
         def forward(self, x):
