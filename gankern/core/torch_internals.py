@@ -65,7 +65,7 @@ def functional() -> bool:
 
 def overwrite(x: torch.Tensor, new: torch.Tensor) -> None:
     """Writes a state of a network's, without gradient. Under a torch.func transform as torch's own spectral and
-    instance norm do it where the state was made outside: by out=, which it lets pass, and for which vmap has no rule."""
+    instance norm do it where the state was made outside: by out=, which is let pass, and for which vmap has no rule."""
     with torch.no_grad():
         batched = torch._C._functorch.is_batchedtensor
         if functional() and not (batched(x) or batched(new)):

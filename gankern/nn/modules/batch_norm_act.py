@@ -50,8 +50,8 @@ class BatchNormAct(WithActivation, _NormBase):
                 f"{self.num_features} channels"
             )
         # Each of a module's tensors is looked up once: that goes through a function of torch's in Python.
-        momentum, running_mean = self.momentum, self.running_mean
-        if self.training and running_mean is not None:
+        momentum, training, tracks = self.momentum, self.training, self.track_running_stats
+        if training and tracks:
             batches = self.num_batches_tracked
             if batches is not None:
                 batches.add_(1)
@@ -59,11 +59,11 @@ class BatchNormAct(WithActivation, _NormBase):
                     momentum = 1 / float(batches)
         return GF.batch_norm_act(
             x,
-            running_mean,
-            self.running_var,
+            self.running_mean if tracks or not training else None,
+            self.running_var if tracks or not training else None,
             weight,
             bias,
-            self.training,
+            training,
             0.0 if momentum is None else momentum,
             self.eps,
             **behind(self),

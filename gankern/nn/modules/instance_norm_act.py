@@ -97,8 +97,8 @@ class InstanceNormAct3d(InstanceNormAct):
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """:class:`torch.nn.InstanceNorm2d` in every respect, on kernels that read a map once, whose second order is as fast
-    as their first.
+    """:class:`torch.nn.InstanceNorm2d` in every respect but that a channels_last map's result is channels_last (torch's
+    is contiguous), on kernels that read a map once, whose second order is as fast as their first.
 
     >>> InstanceNorm2d(64)(torch.randn(1, 64, 16, 16)).shape
     torch.Size([1, 64, 16, 16])
