@@ -94,9 +94,7 @@ class _State(threading.local):
         # functions had to be watched, and how many of them were.
         self.gained = self.gained_by_watching = 0.0
         self.watched = 0
-        self.fused: tuple[
-            Callable[[], Deferred | None], ...
-        ] = ()  # first halves of pairs that ran, which one may still hold
+        self.fused: tuple[Callable[[], Deferred | None], ...] = ()  # halves of pairs that ran, which one may still hold
         self.kept = Kept()  # of the module
         self.call: Any = None  # what kind of call of it runs: modes, sizes, arguments that decide
         self.tried: tuple[tuple[weakref.ref[Deferred], Any], ...] = ()  # first halves whose kind was not met before
