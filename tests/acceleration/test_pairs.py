@@ -1,6 +1,7 @@
 """Pairs of operations that run as one, in the ways in which they are written: met wherever they are called, equal to the
 original in double precision, and gone after restore."""
 
+import contextlib
 import copy
 import functools
 
@@ -383,6 +384,28 @@ class Dropped(nn.Module):
 @pytest.mark.parametrize("last", [False, True])
 def test_a_norm_whose_result_nobody_takes(last, fused):
     check(Dropped(last), torch.randn(2, 4, 6, 6))
+
+
+def test_a_norm_before_a_forward_is_left_by_an_exception(fused):
+    class Left(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.act = nn.BatchNorm2d(4), nn.ReLU()
+
+        def forward(self, x):
+            h = self.norm(x)
+            if x.shape[0] == 2:
+                raise StopIteration
+            return self.act(h)
+
+    net, fast = Left(), Left()
+    gankern.accelerate(fast)
+    for size in (3, 2, 3, 2):
+        x = torch.randn(size, 4, 5, 5, requires_grad=True)
+        for model in (net, fast):
+            with contextlib.suppress(StopIteration):
+                model(x)
+    torch.testing.assert_close(fast.state_dict(), net.state_dict())
 
 
 @pytest.mark.parametrize("training", [False, True])
