@@ -236,6 +236,15 @@ class _Layer(NamedTuple):
 _Norm = _Layer | _Statistics | _OfEach
 
 
+def _now_or_later(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, of: _Norm, followed: Followed | None
+) -> Tensor:
+    """The norm, which waits for the activation behind it where there may be one."""
+    if followed is not None and followed.waits and may_defer(x):
+        return defer("norm", x.shape, _normalize, x, weight, bias, of, followed, True)
+    return _normalize(x, weight, bias, of, None)
+
+
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -254,9 +263,7 @@ def batch_norm(
         say("torch", _NOT_FASTER)
         return F.batch_norm(input, *tensors, training, momentum, eps)
     statistics = _Statistics(running_mean, running_var, training, momentum, eps)
-    if followed is not None and followed.waits and may_defer(input):
-        return defer("norm", input.shape, _normalize, input, weight, bias, statistics, followed, True)
-    return _normalize(input, weight, bias, statistics, None)
+    return _now_or_later(input, weight, bias, statistics, followed)
 
 
 def instance_norm(
@@ -281,9 +288,7 @@ def instance_norm(
         return F.instance_norm(input, *tensors, use_input_stats, momentum, eps)
     of, followed = _OfEach(eps, None, running_mean, running_var, momentum), state.followed[1]
     input = input.contiguous()  # so is torch's result, wherever the channels lie
-    if followed is not None and followed.waits and may_defer(input):
-        return defer("norm", input.shape, _normalize, input, weight, bias, of, followed, True)
-    return _normalize(input, weight, bias, of, None)
+    return _now_or_later(input, weight, bias, of, followed)
 
 
 def group_norm(
@@ -305,9 +310,7 @@ def group_norm(
     if input.ndim not in (4, 5):
         input = input.contiguous()  # so is torch's result, wherever the channels lie
     of = _OfEach(eps, num_groups)
-    if followed is not None and followed.waits and may_defer(input):
-        return defer("norm", input.shape, _normalize, input, weight, bias, of, followed, True)
-    return _normalize(input, weight, bias, of, None)
+    return _now_or_later(input, weight, bias, of, followed)
 
 
 def _is_faster_for_groups(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None) -> bool:
@@ -467,9 +470,7 @@ def batch_norm_forward(module: nn.BatchNorm2d, followed: Followed | None, input:
         return type(module).forward(module, input)
     module._check_input_dim(input)
     of = _Layer.of(module)
-    if followed is not None and followed.waits and unwatched(module) and may_defer(input):
-        return defer("norm", input.shape, _normalize, input, module.weight, module.bias, of, followed, True)
-    return _normalize(input, module.weight, module.bias, of, None)
+    return _now_or_later(input, module.weight, module.bias, of, followed if unwatched(module) else None)
 
 
 @functools.partial(leaf, constants=1, stands_for=(nn.GroupNorm,))
