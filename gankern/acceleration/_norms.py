@@ -53,14 +53,22 @@ _NOT_FASTER_FOR_GROUPS = f"ours is faster in training on maps of {WIDE} position
 _NOT_FASTER = f"ours is faster in training from {LARGE} values on, and under a penalty"
 
 
+def _is_taken(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether ours takes these; of statistics that require a gradient torch's own error is known."""
+    return (
+        x.dtype in (torch.float32, torch.float64)
+        and plain()
+        and all(_is_vector(t, x) for t in (mean, var, weight, bias))
+        and (mean is None) == (var is None)
+        and (weight is None) == (bias is None)
+        and not any(t is not None and t.requires_grad for t in (mean, var))
+    )
+
+
 def _is_faster(
     x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None, training: bool
 ) -> bool:
-    if x.dtype not in (torch.float32, torch.float64) or x.ndim < 2 or not plain():
-        return False
-    if any(t is not None and t.dtype != x.dtype for t in (weight, bias, mean, var)):
-        return False
-    if (mean is None) != (var is None) or (weight is None) != (bias is None):
+    if x.ndim < 2 or not _is_taken(x, mean, var, weight, bias):
         return False
     if x.numel() <= x.shape[1]:
         return False  # one value a channel: torch's own error
@@ -228,6 +236,15 @@ class _Layer(NamedTuple):
 _Norm = _Layer | _Statistics | _OfEach
 
 
+def _now_or_later(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, of: _Norm, followed: Followed | None
+) -> Tensor:
+    """The norm, which waits for the activation behind it where there may be one."""
+    if followed is not None and followed.waits and may_defer(x):
+        return defer("norm", x.shape, _normalize, x, weight, bias, of, followed, True)
+    return _normalize(x, weight, bias, of, None)
+
+
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -241,14 +258,12 @@ def batch_norm(
     input, followed = settled(input), state.followed[1]
     tensors = (running_mean, running_var, weight, bias)
     told = type(training) is bool and type(momentum) is float and type(eps) is float and eps > 0
-    ordinary = told and (training or running_mean is not None) and all(_is_vector(t, input) for t in tensors)
-    if not ordinary or autocasting(input.device.type) or not _is_faster(input, *tensors, training):
+    told = told and (training or running_mean is not None)
+    if not told or autocasting(input.device.type) or not _is_faster(input, *tensors, training):
         say("torch", _NOT_FASTER)
         return F.batch_norm(input, *tensors, training, momentum, eps)
     statistics = _Statistics(running_mean, running_var, training, momentum, eps)
-    if followed is not None and followed.waits and may_defer(input):
-        return defer("norm", input.shape, _normalize, input, weight, bias, statistics, followed, True)
-    return _normalize(input, weight, bias, statistics, None)
+    return _now_or_later(input, weight, bias, statistics, followed)
 
 
 def instance_norm(
@@ -264,15 +279,16 @@ def instance_norm(
     input = settled(input)
     tensors = (running_mean, running_var, weight, bias)
     told = use_input_stats is True and type(momentum) is float and type(eps) is float and eps > 0
-    ordinary = told and isinstance(input, Tensor) and all(_is_vector(t, input) for t in tensors)
-    if not ordinary or autocasting(input.device.type) or not _is_faster_for_each(input, *tensors):
+    if (
+        not (told and isinstance(input, Tensor))
+        or autocasting(input.device.type)
+        or not _is_faster_for_each(input, *tensors)
+    ):
         say("torch", _NOT_FASTER_FOR_EACH)
         return F.instance_norm(input, *tensors, use_input_stats, momentum, eps)
     of, followed = _OfEach(eps, None, running_mean, running_var, momentum), state.followed[1]
     input = input.contiguous()  # so is torch's result, wherever the channels lie
-    if followed is not None and followed.waits and may_defer(input):
-        return defer("norm", input.shape, _normalize, input, weight, bias, of, followed, True)
-    return _normalize(input, weight, bias, of, None)
+    return _now_or_later(input, weight, bias, of, followed)
 
 
 def group_norm(
@@ -284,22 +300,21 @@ def group_norm(
 ) -> Tensor:
     input, followed = settled(input), state.followed[1]
     told = type(num_groups) is int and num_groups > 0 and type(eps) is float and eps > 0
-    ordinary = told and isinstance(input, Tensor) and all(_is_vector(t, input) for t in (weight, bias))
-    if not ordinary or autocasting(input.device.type) or not _is_faster_for_groups(input, num_groups, weight, bias):
+    if (
+        not (told and isinstance(input, Tensor))
+        or autocasting(input.device.type)
+        or not _is_faster_for_groups(input, num_groups, weight, bias)
+    ):
         say("torch", _NOT_FASTER_FOR_GROUPS)
         return F.group_norm(input, num_groups, weight, bias, eps)
     if input.ndim not in (4, 5):
         input = input.contiguous()  # so is torch's result, wherever the channels lie
     of = _OfEach(eps, num_groups)
-    if followed is not None and followed.waits and may_defer(input):
-        return defer("norm", input.shape, _normalize, input, weight, bias, of, followed, True)
-    return _normalize(input, weight, bias, of, None)
+    return _now_or_later(input, weight, bias, of, followed)
 
 
 def _is_faster_for_groups(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None) -> bool:
-    if x.dtype not in (torch.float32, torch.float64) or x.ndim < 2 or not plain():
-        return False
-    if any(t is not None and t.dtype != x.dtype for t in (weight, bias)) or (weight is None) != (bias is None):
+    if x.ndim < 2 or not _is_taken(x, None, None, weight, bias):
         return False
     if x.shape[1] == 0 or x.shape[1] % groups or x.numel() <= x.shape[0] * groups:
         return False  # torch's own error
@@ -312,11 +327,7 @@ def _is_faster_for_groups(x: Tensor, groups: int, weight: Tensor | None, bias: T
 def _is_faster_for_each(
     x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None
 ) -> bool:
-    if x.dtype not in (torch.float32, torch.float64) or x.ndim < 3 or not plain():
-        return False
-    if any(t is not None and t.dtype != x.dtype for t in (weight, bias, mean, var)):
-        return False
-    if (mean is None) != (var is None) or (weight is None) != (bias is None):
+    if x.ndim < 3 or not _is_taken(x, mean, var, weight, bias):
         return False
     if x.shape[1] == 0 or x.shape[2:].numel() < 2:
         return False  # torch's own error
@@ -325,7 +336,9 @@ def _is_faster_for_each(
 
 def _is_vector(t: Any, x: Tensor) -> bool:
     """Whether it has a value for each channel of x: of anything else torch's own error, or nothing, is known."""
-    return t is None or (isinstance(t, Tensor) and x.ndim > 1 and t.shape == x.shape[1:2] and t.device == x.device)
+    return t is None or (
+        isinstance(t, Tensor) and t.shape == x.shape[1:2] and t.dtype == x.dtype and t.device == x.device
+    )
 
 
 _ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
@@ -457,9 +470,7 @@ def batch_norm_forward(module: nn.BatchNorm2d, followed: Followed | None, input:
         return type(module).forward(module, input)
     module._check_input_dim(input)
     of = _Layer.of(module)
-    if followed is not None and followed.waits and unwatched(module) and may_defer(input):
-        return defer("norm", input.shape, _normalize, input, module.weight, module.bias, of, followed, True)
-    return _normalize(input, module.weight, module.bias, of, None)
+    return _now_or_later(input, module.weight, module.bias, of, followed if unwatched(module) else None)
 
 
 @functools.partial(leaf, constants=1, stands_for=(nn.GroupNorm,))

@@ -209,6 +209,10 @@ def root_forward(module: nn.Module, plan: Plan, inner: Any, *args: Any, **kwargs
             note_kept()
         plan.gains.note(kind, len(plan.leaves.replaced))
         return tree_map_only(Deferred, Deferred.value, result) if type(result) is not Tensor else result
+    except BaseException:
+        if not intercepting:
+            settle(pure=True)  # a norm that ran before the error has moved its statistics
+        raise
     finally:
         state.double, state.intercepting = double, intercepting
         if not intercepting:

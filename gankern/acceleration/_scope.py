@@ -85,7 +85,7 @@ class _State(threading.local):
         self.grad_mode = True  # when that began; another one is of a block without gradients, or a Function's forward
         self.exposed = False  # whether somebody got at a tensor's memory, and may write to it unseen
         self.double = False  # whether the gradient may be differentiated
-        self.waiting: tuple[weakref.ref[Deferred], ...] = ()  # what is deferred, in the order of the calls
+        self.waiting: tuple[Callable[[], Deferred | None], ...] = ()  # what is deferred, in the order of the calls
         # Of the convolutions and of the norms that a module calls by itself.
         self.followed: tuple[Followed | None, Followed | None] = (None, None)
         self.log: Any = None  # _log.Log, while a forward is listed
@@ -94,7 +94,7 @@ class _State(threading.local):
         # functions had to be watched, and how many of them were.
         self.gained = self.gained_by_watching = 0.0
         self.watched = 0
-        self.fused: tuple[weakref.ref[Deferred], ...] = ()  # first halves of pairs that ran, which one may still hold
+        self.fused: tuple[Callable[[], Deferred | None], ...] = ()  # halves of pairs that ran, which one may still hold
         self.kept = Kept()  # of the module
         self.call: Any = None  # what kind of call of it runs: modes, sizes, arguments that decide
         self.tried: tuple[tuple[weakref.ref[Deferred], Any], ...] = ()  # first halves whose kind was not met before
@@ -414,7 +414,9 @@ def defer(kind: str, size: torch.Size, compute: Callable[..., Tensor], *argument
             state.tried = (*state.tried, (weakref.ref(result), key))
         else:
             pair.alone = key in kept.alone
-    state.waiting = (*state.waiting, weakref.ref(result))
+    # What changes something itself is held: its next operation computes it, also where nobody wants its result.
+    reference = weakref.ref(result) if pair.lasts else lambda: result
+    state.waiting = (*state.waiting, reference)
     return result
 
 

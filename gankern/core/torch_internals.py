@@ -63,6 +63,17 @@ def functional() -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def overwrite(x: torch.Tensor, new: torch.Tensor) -> None:
+    """Writes a state of a network's, without gradient. Under a torch.func transform as torch's own spectral and
+    instance norm do it where the state was made outside: by out=, which is let pass, and for which vmap has no rule."""
+    with torch.no_grad():
+        batched = torch._C._functorch.is_batchedtensor
+        if functional() and not (batched(x) or batched(new)):
+            torch.mul(new, 1, out=x)
+        else:
+            x.copy_(new)
+
+
 def sequence_number() -> int:
     """The number that autograd gives to the next node of this thread."""
     return torch._C._autograd._get_sequence_nr()

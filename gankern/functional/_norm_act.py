@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gankern.core import activations
 from gankern.core.dispatch import short
+from gankern.core.torch_internals import functional, overwrite
 from gankern.functional import _checks
 
 HALF = (torch.float16, torch.bfloat16)
@@ -25,7 +26,11 @@ def update_running(running_mean: Any, running_var: Any, stats: Tensor, momentum:
     """Takes mean and unbiased variance of ``stats``, [3, C], up into checked running statistics."""
     mean, _, var = stats.unbind()  # no gradient reaches them: no need for torch.no_grad()
     for kept, new in ((running_mean, mean), (running_var, var)):
-        kept.lerp_(new if new.dtype == kept.dtype else new.to(kept.dtype), momentum)
+        new = new if new.dtype == kept.dtype else new.to(kept.dtype)
+        if functional():
+            overwrite(kept, kept.lerp(new, momentum))
+        else:
+            kept.lerp_(new, momentum)
 
 
 def affine(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -12,7 +12,7 @@ from torch.compiler import is_dynamo_compiling
 
 from gankern.core.dispatch import check_floating_on, short
 from gankern.core.native import nodes
-from gankern.core.torch_internals import transformed
+from gankern.core.torch_internals import overwrite, transformed
 from gankern.functional import _checks
 from gankern.ops.spectral_norm import Rules
 from gankern.ops.spectral_norm import spectral_norm_group as _spectral_norm_group
@@ -139,14 +139,14 @@ def spectral_norm_group(
     if stores:
         with torch.no_grad():
             kept = [x for pair in zip(us, vs) for x in pair]
+            scalars = [(sigma, new_sigma[i].expand(sigma.shape)) for i, sigma in enumerate(sigmas) if sigma is not None]
             if transformed():  # vmap has no rule for lists
-                for x, new in zip(kept, vectors):
-                    x.copy_(new)
+                for x, new in (*zip(kept, vectors), *scalars):
+                    overwrite(x, new)
             else:
                 torch._foreach_copy_(kept, vectors)
-            for i, sigma in enumerate(sigmas):
-                if sigma is not None:
-                    sigma.copy_(new_sigma[i].expand(sigma.shape))
+                for x, new in scalars:
+                    x.copy_(new)
     return normalized
 
 

@@ -1,6 +1,7 @@
 """Pairs of operations that run as one, in the ways in which they are written: met wherever they are called, equal to the
 original in double precision, and gone after restore."""
 
+import contextlib
 import copy
 import functools
 
@@ -365,6 +366,72 @@ def test_batch_norm_of_other_dimensions(name, fused):
     torch.manual_seed(0)
     check(make(), torch.randn(shape), tolerance=1e-9)
     assert len([f for f in run_counted(make(), torch.randn(shape), fused) if "relu" in f]) == 1
+
+
+class Dropped(nn.Module):
+    """A batch norm that runs for its running statistics alone: nobody takes its result."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.norm, self.act, self.last = nn.BatchNorm2d(4), nn.ReLU(), last
+
+    def forward(self, x):
+        y = self.act(x.clone() if self.last else self.norm(x))
+        self.norm(x + 1)
+        return y if self.last else y * 2
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_norm_whose_result_nobody_takes(last, fused):
+    check(Dropped(last), torch.randn(2, 4, 6, 6))
+
+
+def test_a_norm_before_a_forward_is_left_by_an_exception(fused):
+    class Left(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.act = nn.BatchNorm2d(4), nn.ReLU()
+
+        def forward(self, x):
+            h = self.norm(x)
+            if x.shape[0] == 2:
+                raise StopIteration
+            return self.act(h)
+
+    net, fast = Left(), Left()
+    gankern.accelerate(fast)
+    for size in (3, 2, 3, 2):
+        x = torch.randn(size, 4, 5, 5, requires_grad=True)
+        for model in (net, fast):
+            with contextlib.suppress(StopIteration):
+                model(x)
+    torch.testing.assert_close(fast.state_dict(), net.state_dict())
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("features, channels", [(8, 1), (8, 4), (1, 4)])
+@pytest.mark.parametrize("affine", [False, True])
+def test_channels_that_do_not_fit_are_torchs_error(affine, features, channels, training, fused):
+    net = nn.Sequential(nn.BatchNorm2d(features, affine=affine), nn.ReLU()).train(training)
+    fast = copy.deepcopy(net)
+    gankern.accelerate(fast)
+    for model in (net, fast):
+        with pytest.raises(RuntimeError, match=f"running_mean should contain {channels} elements not {features}"):
+            model(torch.randn(2, channels, 4, 4, requires_grad=True))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_computed_statistics_are_torchs_error(training, fused):
+    class Computed(nn.Module):
+        def forward(self, x):
+            return F.relu(F.batch_norm(x, x.mean((0, 2, 3)), x.var((0, 2, 3)), training=training))
+
+    net, fast = Computed(), Computed()
+    gankern.accelerate(fast)
+    for model in (net, fast):
+        x = torch.randn(2, 4, 6, 6, requires_grad=True)
+        with pytest.raises(RuntimeError, match="not differentiable with respect to argument 'running_mean'"):
+            model(x)
 
 
 @pytest.mark.parametrize("affine", [False, True])

@@ -128,3 +128,25 @@ def test_conditional_on_classes_in_other_dimensions(ours, shape):
     torch.testing.assert_close(norm(x, y), right)
     with pytest.raises(ValueError, match=f"{ours.__name__}: y has classes from 0 to 3"):
         norm(x, y + (y == 2))
+
+
+@pytest.mark.parametrize("change", ["tracks no more", "tracks again", "has no statistics", "has no count"])
+@pytest.mark.parametrize("ours", [gnn.BatchNorm2d, lambda c: gnn.BatchNormAct2d(c, activation=None)])
+def test_obeys_what_is_set_later(ours, change):
+    """As torch's: virtual adversarial training, for one, switches the tracking off for a forward."""
+    layers = [ours(3), nn.BatchNorm2d(3)]
+    x = torch.randn(4, 3, 5, 5)
+    seen = []
+    for layer in layers:
+        layer(x)
+        if change == "has no statistics":
+            layer.running_mean = layer.running_var = None
+        elif change == "has no count":
+            layer.num_batches_tracked = None
+        else:
+            layer.track_running_stats = False
+        if change == "tracks again":
+            layer(x)
+            layer.track_running_stats = True
+        seen.append([layer(2 * x), layer.eval()(3 * x), *layer.state_dict().values()])
+    torch.testing.assert_close(*seen)

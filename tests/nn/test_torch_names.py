@@ -250,6 +250,33 @@ def test_layers(name, args, options, shape, channels_last):
             same_format(ours[key], theirs[key])
 
 
+METHODS = {  # of torch's layers, that people override
+    "any dimensions": ("BatchNorm2d", (4,), (6, 4), "_check_input_dim", lambda base: lambda self, x: None),
+    "any volumes": ("InstanceNorm2d", (4,), (2, 4, 3, 3, 2), "_check_input_dim", lambda base: lambda self, x: None),
+    "scaled": ("InstanceNorm2d", (4,), (2, 4, 3, 3), "_apply_instance_norm", lambda base: lambda self, x: 2 * base(self, x)),
+    "convolution": (
+        *("Conv2d", (4, 4, 3), (2, 4, 5, 5), "_conv_forward"),
+        lambda base: lambda self, x, weight, bias: base(self, x, 2 * weight, bias),
+    ),
+    "transposed": (
+        *("ConvTranspose2d", (4, 4, 3, 2), (2, 4, 5, 5), "_output_padding"),
+        lambda base: lambda self, *args, **options: [1, 1],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_subclasses_may_override_what_torchs_may(case):
+    name, arguments, shape, method, override = METHODS[case]
+    x, results = torch.randn(shape), []
+    for library in (gnn, nn):
+        cls = getattr(library, name)
+        torch.manual_seed(0)
+        layer = type("Overriding", (cls,), {method: override(getattr(cls, method))})(*arguments)
+        results.append([layer(x), *layer.state_dict().values()])
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("name", ["relu", "leaky_relu"])
 def test_activations_take_what_torchs_take(name, inplace):

@@ -42,16 +42,19 @@ class BatchNormAct(WithActivation, _NormBase):
     def forward(self, input: Tensor) -> Tensor:
         return self._normalize(input, self.weight, self.bias)
 
-    def _normalize(self: BatchNormAct | BatchNorm2d, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        if x.ndim not in self.dimensions or x.shape[1] != self.num_features:
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim not in self.dimensions or input.shape[1] != self.num_features:
             accepted = " or ".join(f"{n}-D" for n in self.dimensions)
             raise ValueError(
-                f"{type(self).__name__}: x has shape {tuple(x.shape)}; it must be {accepted} with "
+                f"{type(self).__name__}: x has shape {tuple(input.shape)}; it must be {accepted} with "
                 f"{self.num_features} channels"
             )
+
+    def _normalize(self: BatchNormAct | BatchNorm2d, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        self._check_input_dim(x)
         # Each of a module's tensors is looked up once: that goes through a function of torch's in Python.
-        momentum, running_mean = self.momentum, self.running_mean
-        if self.training and running_mean is not None:
+        momentum, training, tracks = self.momentum, self.training, self.track_running_stats
+        if training and tracks:
             batches = self.num_batches_tracked
             if batches is not None:
                 batches.add_(1)
@@ -59,11 +62,11 @@ class BatchNormAct(WithActivation, _NormBase):
                     momentum = 1 / float(batches)
         return GF.batch_norm_act(
             x,
-            running_mean,
-            self.running_var,
+            self.running_mean if tracks or not training else None,
+            self.running_var if tracks or not training else None,
             weight,
             bias,
-            self.training,
+            training,
             0.0 if momentum is None else momentum,
             self.eps,
             **behind(self),
@@ -109,7 +112,6 @@ class BatchNorm2d(nn.BatchNorm2d):
     torch.Size([8, 64, 16, 16])
     """
 
-    dimensions = (4,)
     activation = None
     negative_slope = 1.0
     slope = None

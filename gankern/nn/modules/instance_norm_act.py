@@ -40,7 +40,7 @@ class InstanceNormAct(WithActivation, _NormBase):
     def forward(self, input: Tensor) -> Tensor:
         return self._normalize(input)
 
-    def _normalize(self: Any, x: Tensor) -> Tensor:
+    def _normalize(self, x: Tensor) -> Tensor:
         (batched,) = self.dimensions
         if x.ndim not in (batched - 1, batched):
             raise ValueError(
@@ -54,17 +54,22 @@ class InstanceNormAct(WithActivation, _NormBase):
             if self.affine or self.running_mean is not None:
                 raise ValueError(f"{says}, and weights and running statistics are of so many channels")
             warnings.warn(f"{says}: without weights it makes no difference", stacklevel=3)
-        return GF.instance_norm_act(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            self.training or not self.track_running_stats,
-            0.0 if self.momentum is None else self.momentum,
-            self.eps,
-            **behind(self),
-        )
+        return _applied(self, x)
+
+
+def _applied(layer: Any, x: Tensor) -> Tensor:
+    """To a batch."""
+    return GF.instance_norm_act(
+        x,
+        layer.running_mean,
+        layer.running_var,
+        layer.weight,
+        layer.bias,
+        layer.training or not layer.track_running_stats,
+        0.0 if layer.momentum is None else layer.momentum,
+        layer.eps,
+        **behind(layer),
+    )
 
 
 class InstanceNormAct1d(InstanceNormAct):
@@ -97,19 +102,17 @@ class InstanceNormAct3d(InstanceNormAct):
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """:class:`torch.nn.InstanceNorm2d` in every respect, on kernels that read a map once, whose second order is as fast
-    as their first.
+    """:class:`torch.nn.InstanceNorm2d` in every respect but that a channels_last map's result is channels_last (torch's
+    is contiguous), on kernels that read a map once, whose second order is as fast as their first.
 
     >>> InstanceNorm2d(64)(torch.randn(1, 64, 16, 16)).shape
     torch.Size([1, 64, 16, 16])
     """
 
-    dimensions = (4,)
     activation = None
     negative_slope = 1.0
     slope = None
     implementation: str | None = None
-    _normalize = InstanceNormAct._normalize
 
     def __init__(
         self,
@@ -128,5 +131,5 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **without)
         self.implementation = _checks.implementation("InstanceNorm2d", implementation)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._normalize(input)
+    def _apply_instance_norm(self, input: Tensor) -> Tensor:
+        return _applied(self, input)
