@@ -1,6 +1,6 @@
 """What the discriminator minimises, on either set of layers: as people write it, and as gankern computes it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,8 +85,7 @@ def by_gankern(
 ) -> Tensor:
     """``penalties.critic_step``: penalties without double backward, and one pass for D(real) and D(fake)."""
 
-    def penalty(critic: nn.Module, reals: Sequence[Tensor], fakes: Sequence[Tensor], **conditions: Any) -> Tensor:
-        (real,), (fake,) = reals, fakes
+    def penalty(critic: nn.Module, real: Tensor, fake: Tensor, **conditions: Any) -> Tensor:
         parts = []
         for name, weight in objective.penalties().items():
             if name in ("r1", "r2"):
