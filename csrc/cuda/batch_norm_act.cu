@@ -34,8 +34,10 @@ struct Problem {
   int64_t slabs, vectors;  // vectors: 16 bytes each, of a slab
   int64_t range;           // of them, a block's
   int team, teams, rows;   // rows: vectors that a thread can keep, of each map
-  double* partial;         // [slabs][team][sums][channels of a slab]
-  unsigned* arrived;       // [slabs]
+  uint32_t multiplier;     // by which, and by shifts, is divided by a plane: see Range::at
+  int shift;
+  double* partial;    // [slabs][team][sums][channels of a slab]
+  unsigned* arrived;  // [slabs]
 };
 
 template <NormPass PASS>
@@ -57,10 +59,19 @@ struct Slab {
 
 // ---- device functions -----------------------------------------------------------------------------------
 
-// v where z > 0, slope * v elsewhere; with slope 0, v where z is NaN too, and plain 0 elsewhere.
-template <class S>
+// v where z > 0, slope * v elsewhere; of a ReLU v where z is NaN too, and plain 0 elsewhere.
+template <bool RELU, class S>
 __device__ inline S gate(S z, S v, S slope) {
-  return z > 0 ? v : slope != 0 ? v * slope : z <= 0 ? S(0) : v;
+  if constexpr (RELU) return z <= 0 ? S(0) : v;
+  return z > 0 ? v : v * slope;
+}
+// f of whether the slope is a ReLU's: asked once for what is computed of a vector.
+template <class S, class F>
+__device__ inline void by_slope(S slope, const F& f) {
+  if (slope == 0)
+    f(std::true_type());
+  else
+    f(std::false_type());
 }
 
 template <class S>
@@ -80,8 +91,9 @@ __device__ inline S sum_of_part(S value) {
 template <class T, NormPass PASS, bool LAST>
 struct Range {
   int64_t first = 0, step = 0;
-  uint32_t before = 0, plane = 1;  // before: values of the first plane that are others'
-  int count = 0;                   // vectors of it, for this thread: 0 where its channels are none
+  uint32_t before = 0, plane = 1, multiplier = 0;  // before: values of the first plane that are others'
+  int shift = 0;
+  int count = 0;  // vectors of it, for this thread: 0 where its channels are none
 
   __device__ Range(const Problem& p, int64_t slab, int rank) {
     const BatchNorm& in = p.in;
@@ -97,13 +109,14 @@ struct Range {
       const int64_t value = begin * kVector<T>, sample = value / in.plane;
       first = (sample * in.channels + slab) * in.plane;
       before = uint32_t(value - sample * in.plane);
-      plane = uint32_t(in.plane);
+      plane = uint32_t(in.plane), multiplier = p.multiplier, shift = p.shift;
       step = in.channels * in.plane;
     }
   }
   __device__ int64_t at(int i) const {
     if constexpr (LAST) return first + i / Slab<T, LAST>::kParts * step;
-    const uint32_t value = before + uint32_t(i) * uint32_t(kVector<T>), planes = value / plane;
+    const uint32_t value = before + uint32_t(i) * uint32_t(kVector<T>);
+    const uint32_t planes = (__umulhi(value, multiplier) + value) >> shift;  // value / plane
     return first + planes * step + (value - planes * plane);
   }
   // Rows of vectors in which this thread has one.
@@ -142,24 +155,33 @@ struct Sums {
     widened(raw[0], x);
     if constexpr (PASS != NormPass::kForward) widened(raw[1], g);
     if constexpr (PASS == NormPass::kDoubleBackward) widened(raw[2], h);
+    if constexpr (PASS == NormPass::kForward) {
+      if (first)
 #pragma unroll
-    for (int v = 0; v < kVector<T>; ++v) {
-      const int j = LAST ? v : 0;
-      if constexpr (PASS == NormPass::kForward) {
-        if (first && v == j) mean[j] = x[v];
+        for (int j = 0; j < kOwn; ++j) mean[j] = x[j];
+#pragma unroll
+      for (int v = 0; v < kVector<T>; ++v) {
+        const int j = LAST ? v : 0;
         const S d = x[v] - mean[j];
         value[0][j] += d;
         value[1][j] += d * d;
-      } else {
-        const S w = x[v] - mean[j], own = gate(w * k[j] + beta[j], g[v], slope);
-        value[0][j] += own;
-        value[1][j] += own * w;
-        if constexpr (PASS == NormPass::kDoubleBackward) {
-          value[2][j] += h[v];
-          value[3][j] += h[v] * w;
-          value[4][j] += own * h[v];
-        }
       }
+    } else {
+      by_slope(slope, [&](auto of_relu) {
+        constexpr bool kRelu = decltype(of_relu)::value;
+#pragma unroll
+        for (int v = 0; v < kVector<T>; ++v) {
+          const int j = LAST ? v : 0;
+          const S w = x[v] - mean[j], own = gate<kRelu>(w * k[j] + beta[j], g[v], slope);
+          value[0][j] += own;
+          value[1][j] += own * w;
+          if constexpr (PASS == NormPass::kDoubleBackward) {
+            value[2][j] += h[v];
+            value[3][j] += h[v] * w;
+            value[4][j] += own * h[v];
+          }
+        }
+      });
     }
   }
 
@@ -401,22 +423,25 @@ __global__ void __launch_bounds__(kThreadsOf<PASS>, 1) held_kernel(const __grid_
       sums.widened(raw[0], x);
       if constexpr (kMaps > 1) sums.widened(raw[1], g);
       if constexpr (kMaps > 2) sums.widened(raw[2], h);
+      by_slope(slope, [&](auto of_relu) {
+        constexpr bool kRelu = decltype(of_relu)::value;
 #pragma unroll
-      for (int v = 0; v < kVector<T>; ++v) {
-        const int j = LAST ? v : 0;
-        const S w = x[v] - value[0][j], k = value[1][j], z = w * k + value[2][j];
-        if constexpr (PASS == NormPass::kForward) {
-          y[v] = gate(z, z, slope);
-        } else {
-          const S own = gate(z, g[v], slope);
-          if constexpr (PASS == NormPass::kBackward) {
-            y[v] = k * own + (value[3][j] * w + value[4][j]);
+        for (int v = 0; v < kVector<T>; ++v) {
+          const int j = LAST ? v : 0;
+          const S w = x[v] - value[0][j], k = value[1][j], z = w * k + value[2][j];
+          if constexpr (PASS == NormPass::kForward) {
+            y[v] = gate<kRelu>(z, z, slope);
           } else {
-            y[v] = gate(z, k * h[v] + (value[3][j] * w + value[4][j]), slope);
-            y_x[v] = value[3][j] * own + value[5][j] * h[v] + (value[6][j] * w + value[7][j]);
+            const S own = gate<kRelu>(z, g[v], slope);
+            if constexpr (PASS == NormPass::kBackward) {
+              y[v] = k * own + (value[3][j] * w + value[4][j]);
+            } else {
+              y[v] = gate<kRelu>(z, k * h[v] + (value[3][j] * w + value[4][j]), slope);
+              y_x[v] = value[3][j] * own + value[5][j] * h[v] + (value[6][j] * w + value[7][j]);
+            }
           }
         }
-      }
+      });
       const int64_t at = present.at(row * kThreads + thread);
       store16_global(static_cast<T*>(in.out) + at, y);
       if constexpr (PASS == NormPass::kDoubleBackward) store16_global(static_cast<T*>(in.out_x) + at, y_x);
@@ -455,9 +480,12 @@ Problem problem_of(const BatchNorm& in) {
   p.team = int(team);
   p.teams = int(std::min(p.slabs, blocks / team));
   p.range = ceil_div(ceil_div(p.vectors, team), kThreads) * kThreads;
-  if (p.range * kVector<T> >= int64_t(1) << 31 || in.plane >= int64_t(1) << 31)
+  if (p.range * kVector<T> >= int64_t(1) << 30 || in.plane >= int64_t(1) << 30)
     throw std::runtime_error(
-        "batch_norm_act: a plane, or what a block has of a channel, is more than 2^31 elements");
+        "batch_norm_act: a plane, or what a block has of a channel, is more than 2^30 elements");
+  // For divisors and dividends below 2^31 (Granlund and Montgomery 1994).
+  while (int64_t(1) << p.shift < in.plane) ++p.shift;
+  p.multiplier = uint32_t((uint64_t((int64_t(1) << p.shift) - in.plane) << 32) / uint64_t(in.plane) + 1);
   return p;
 }
 

@@ -316,6 +316,7 @@ template <class V>
 V __shfl_sync(unsigned, V value, int source) {
   return gankern::emulate::exchange(value, source);
 }
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
 template <class V>
 V __ldg(const V* place) {
   return *place;

@@ -217,10 +217,10 @@ def test_what_batch_norm_act_in_cuda_does_not_take():
         with pytest.raises(ValueError, match=reason):
             run(implementation="cuda")
         run()
-        assert gankern.last_implementation("batch_norm_act") == "cpu"
+        assert gankern.last_implementation("batch_norm_act") != "cuda"
     for shape in ((0, 4, 4, 4), (2, 4, 0, 4)):
         x = values(*shape).requires_grad_()
-        ours, plain = (GF.batch_norm_act(x, None, None, training=True, implementation=i) for i in ("cuda", "cpu"))
+        ours, plain = (GF.batch_norm_act(x, None, None, training=True, implementation=i) for i in ("cuda", "reference"))
         assert torch.equal(ours, plain) and grad(ours.sum(), x)[0].shape == x.shape
 
 
