@@ -1,12 +1,10 @@
 // torch.ops.gankern.batch_norm_act and its gradients on CPU tensors. Schemas: gankern/ops/batch_norm_act.py.
-#include "../cpu/batch_norm_act.h"
+#include "batch_norm_act.h"
 
-#include "layout.h"
+#include "../cpu/batch_norm_act.h"
 
 namespace gankern {
 namespace {
-
-constexpr const char* kName = "batch_norm_act";
 
 // The problem in the kernels' own layouts. The tensors that own the memory stay alive in here.
 struct Problem {
@@ -59,24 +57,12 @@ struct Problem {
         kName, ": slope must be [channels], of the dtype that x is accumulated in");
     return compact(*slope);
   }
-  Operand take_stats(const Tensor& stats) const {
-    STD_TORCH_CHECK(stats.dim() == 2 && stats.size(0) == 3 && stats.size(1) == in.channels &&
-                        stats.scalar_type() == accumulation_type(*x),
-                    kName, ": stats are not those of the forward");
-    return compact(stats);
-  }
   Tensor empty_affine(bool wanted) const {
     if (!wanted || !affine_dims) return blank(*x, {0}, accumulation_type(*x));
     if (in.per_sample) return blank(*x, {in.samples, in.channels}, accumulation_type(*x));
     return blank(*x, {in.channels}, accumulation_type(*x));
   }
 };
-
-Operand zeros_like(const Tensor& x) {
-  Tensor zeros = blank_like(x);
-  torch::stable::zero_(zeros);
-  return Operand(zeros);
-}
 
 void* data(Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
 
@@ -116,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Op
   Tensor grad_x = blank_like(*problem.x);
   Tensor grad_weight = problem.empty_affine(affine && weight),
          grad_bias = problem.empty_affine(affine && bias);
-  const Operand of_forward = problem.take_stats(stats);
+  const Operand of_forward = take_stats(stats, *problem.x);
   in.stats = const_cast<void*>(of_forward.data());
   in.grad = grad.data();
   in.grad_x = grad_x.mutable_data_ptr();
@@ -137,9 +123,7 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_wei
   Problem problem(x, weight, bias, training, negative_slope);
   BatchNormAct& in = problem.in;
   const Operand grad = like(grad_in, *problem.x, kName);
-  // Zeros are rare: only the affine gradients were differentiated.
-  const Operand h = h_in ? like(*h_in, *problem.x, kName) : zeros_like(*problem.x),
-                of_weight = problem.take(h_weight, "grad_grad_weight"),
+  const Operand h = take_direction(h_in, *problem.x), of_weight = problem.take(h_weight, "grad_grad_weight"),
                 of_bias = problem.take(h_bias, "grad_grad_bias");
   in.h_weight = of_weight.data();
   in.h_bias = of_bias.data();
@@ -147,7 +131,7 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_wei
   Tensor grad_grad = blank_like(*problem.x);
   Tensor grad_x = moves_x ? blank_like(*problem.x) : blank(*problem.x, {0});
   Tensor grad_weight = problem.empty_affine(affine && weight && h_in);
-  const Operand of_forward = problem.take_stats(stats);
+  const Operand of_forward = take_stats(stats, *problem.x);
   in.stats = const_cast<void*>(of_forward.data());
   in.grad = grad.data();
   in.h = h.data();

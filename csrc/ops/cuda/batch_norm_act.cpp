@@ -2,13 +2,11 @@
 // gankern/ops/_norm_act.py; which inputs they take: gankern/ops/batch_norm_act.py.
 #include "../../cuda/batch_norm_act.h"
 
-#include "../layout.h"
+#include "../batch_norm_act.h"
 #include "launching.h"
 
 namespace gankern {
 namespace {
-
-constexpr const char* kName = "batch_norm_act";
 
 // The kernels' accesses are of 16 bytes.
 Operand aligned(const Operand& x) {
@@ -52,12 +50,6 @@ struct Problem {
         kName, ": ", name, " must be [channels], of the dtype that x is accumulated in");
     return compact(*given);
   }
-  Operand take_stats(const Tensor& stats) const {
-    STD_TORCH_CHECK(stats.dim() == 2 && stats.size(0) == 3 && stats.size(1) == in.channels &&
-                        stats.scalar_type() == accumulation_type(*x),
-                    kName, ": stats are not those of the forward");
-    return compact(stats);
-  }
   Operand take_map(const Tensor& map) const { return aligned(like(map, *x, kName)); }
   Tensor map(void** place) const { return result_like(*x, place); }
   // A value of each channel, where somebody asked.
@@ -94,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Op
                                                     Tensor stats_in, bool training, double negative_slope,
                                                     bool affine, Optional slope) {
   Problem problem(cuda::NormPass::kBackward, x, weight, bias, training, negative_slope, slope);
-  const Operand grad = problem.take_map(grad_in), stats = problem.take_stats(stats_in);
+  const Operand grad = problem.take_map(grad_in), stats = take_stats(stats_in, *problem.x);
   problem.in.grad = grad.data();
   problem.in.stats = const_cast<void*>(stats.data());
   Tensor grad_x = problem.map(&problem.in.out);
@@ -112,13 +104,8 @@ std::tuple<Tensor, Tensor, Tensor> double_backward(Optional h_in, Optional h_wei
                                                    Tensor stats_in, bool training, double negative_slope,
                                                    bool affine) {
   Problem problem(cuda::NormPass::kDoubleBackward, x, weight, bias, training, negative_slope, std::nullopt);
-  const auto zeros = [&] {  // rare: only the affine gradients were differentiated
-    Tensor made = blank_like(*problem.x);
-    torch::stable::zero_(made);
-    return Operand(made);
-  };
-  const Operand grad = problem.take_map(grad_in), h = h_in ? problem.take_map(*h_in) : zeros(),
-                stats = problem.take_stats(stats_in),
+  const Operand grad = problem.take_map(grad_in), h = aligned(take_direction(h_in, *problem.x)),
+                stats = take_stats(stats_in, *problem.x),
                 h_weight = problem.take(h_weight_in, "grad_grad_weight"),
                 h_bias = problem.take(h_bias_in, "grad_grad_bias");
   problem.in.grad = grad.data();
