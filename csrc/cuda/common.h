@@ -150,8 +150,8 @@ __device__ inline void grid_barrier() {
 #endif
 }
 
-// A counter, 0 at first, by which blocks of a cooperative launch wait for each other. Who waits sees what those wrote who
-// signalled; what other threads of a block wrote, or are to see, is on the other side of a __syncthreads.
+// A counter, 0 at first, by which blocks of a cooperative launch wait for each other. Who waits sees what those
+// wrote who signalled; what other threads of a block wrote, or are to see, is on the other side of a __syncthreads.
 __device__ inline void signal(unsigned* counter) {
 #if defined(__CUDACC__)
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(__cvta_generic_to_global(counter)) : "memory");

@@ -2,8 +2,8 @@
 // C++ compiler takes it. No kernel is fast here, and none is hidden from the sanitizers.
 //
 // Every thread of a block is a fiber with a stack of its own. A fiber runs until it waits for others, in
-// __syncthreads, in a shuffle, at the grid's barrier or for a counter; then the next one runs, forwards and backwards in turn,
-// so that what depends on the order of threads comes out. Blocks run one after the other, but for a
+// __syncthreads, in a shuffle, at the grid's barrier or for a counter; then the next one runs, forwards and
+// backwards in turn, so that what depends on the order of threads comes out. Blocks run one after the other, but for a
 // cooperative launch, whose blocks are all there at once. Shared memory is the launch's own, ends where it was
 // asked to end, and starts as NaN. Where all wait and none can go on, the program ends with a message.
 //

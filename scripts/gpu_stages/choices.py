@@ -41,15 +41,27 @@ def _variant_cases(where: str) -> dict[str, list[tuple[str, Callable[..., Any], 
     return found
 
 
-def _variant_steps(name: str, where: str, tier: str = "triton") -> Iterator[tuple[str, Callable[[], None]]]:
-    """Forward and backward of the cases that launch a kernel, in each dtype and memory format, by the names of bars."""
+def _step_by(run: Callable[..., Any], shape: Any, dtype: Any, layout: str, where: str, tier: str) -> Callable[[], None]:
+    return modes_of(partial(_by, tier, run), inputs_of(shape, dtype, layout, where))["f+b"]
+
+
+def _kinds_of(name: str, where: str) -> Iterator[tuple[str, Callable[[str], Callable[[], None]]]]:
+    """The cases that launch a kernel, in each dtype and memory format: the name of the bar, and what makes a tier's
+    forward and backward."""
     import torch
 
     for case, run, shape in _variant_cases(where)[name]:
         for dtype, layout in itertools.product((torch.float32, torch.bfloat16), ("contiguous", "channels_last")):
             if len(shape) == 4 or (dtype, layout) == (torch.float32, "contiguous"):
-                step = modes_of(partial(_by, tier, run), inputs_of(shape, dtype, layout, where))["f+b"]
-                yield f"{case}, {str(dtype)[6:]}, {layout}", step
+                yield (
+                    f"{case}, {str(dtype)[6:]}, {layout}",
+                    partial(_step_by, run, shape, dtype, layout, where),
+                )
+
+
+def _variant_steps(name: str, where: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    for label, step_by in _kinds_of(name, where):
+        yield label, step_by("triton")
 
 
 def _compile_variant(name: str, number: int, where: str) -> None:
@@ -174,15 +186,12 @@ def _bench_cases(primitive: str, where: str) -> Runs:
 def _large_maps(primitive: str, where: str) -> Runs:
     if primitive not in with_cuda(where):
         return
-    steps = (_variant_steps(primitive, where, tier) for tier in ("triton", "cuda"))
-    for (label, by_triton), (_, by_cuda) in zip(*steps):
-        yield (
-            {"case": label},
-            {
-                "triton": partial(_milliseconds, by_triton, where),
-                "cuda": partial(_milliseconds, by_cuda, where),
-            },
-        )
+
+    def milliseconds(step_by: Callable[[str], Callable[[], None]], tier: str) -> float:
+        return _milliseconds(step_by(tier), where)  # a step runs once where it is made, and may fail there
+
+    for label, step_by in _kinds_of(primitive, where):
+        yield {"case": label}, {tier: partial(milliseconds, step_by, tier) for tier in ("triton", "cuda")}
 
 
 def is_worth(ratios: Sequence[float]) -> bool:

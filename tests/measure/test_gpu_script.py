@@ -382,10 +382,17 @@ def test_the_tiers_of_a_device(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(choices, "replayed", measured)
     # Of kernels for large maps alone, these are compared.
     monkeypatch.setattr(choices, "with_cuda", lambda where: ["batch_norm_act"])
-    monkeypatch.setattr(choices, "_variant_steps", lambda name, where, tier: [(f"{name} large", tier)])
+    monkeypatch.setattr(choices, "_kinds_of", lambda name, where: [(f"{name} large", lambda tier: tier)])
     monkeypatch.setattr(choices, "_milliseconds", lambda step, where: {"triton": 1.0, "cuda": 0.7}[step])
     chosen = {"minibatch_discrimination": "cuda", "batch_norm_act": "cuda"}
     assert choices._fastest_tiers(record, "cpu") == chosen
+
+    def fails(tier):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(choices, "_kinds_of", lambda name, where: [(f"{name} large", fails)])
+    failing = records.Record(tmp_path, "failing")
+    assert choices._fastest_tiers(failing, "cpu") == {"minibatch_discrimination": "cuda"}  # and the stage goes on
     rows = json.loads((tmp_path / "variants.json").read_text())["results"]
     primitives = {"spectral_norm", "minibatch_discrimination", "upfirdn2d", "batch_norm_act"}
     assert {row["tiers_of"] for row in rows} == primitives
