@@ -19,6 +19,20 @@ def every_order(function, tensors):
     return [y, *first, *(torch.zeros_like(t) if s is None else s for s, t in zip(second, [g, *present]))]
 
 
+def small_cases(tier):
+    """The verified cases of the primitives that have a tier, but for those too large for an emulator."""
+    from gankern.core.dispatch import Primitive
+    from gankern.measure.cases import all_cases
+
+    return [
+        case
+        for case in all_cases()
+        if case.verify
+        and any(i.name == tier for i in Primitive.registry[case.primitive].implementations)
+        and max(x.numel() for x in case.make(torch.float32, "cpu")) < 30_000
+    ]
+
+
 def _numbers(like, seed):
     """Numbers that every dtype has."""
     generator = torch.Generator().manual_seed(100 + seed)

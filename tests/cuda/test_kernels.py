@@ -9,13 +9,12 @@ import math
 
 import pytest
 import torch
+from common import small_cases
 from torch.autograd import grad
 
 import gankern
 import gankern.functional as GF
-from gankern.core.dispatch import Primitive
 from gankern.measure import verification
-from gankern.measure.cases import all_cases
 
 pytestmark = pytest.mark.usefixtures("emulated")
 
@@ -378,16 +377,7 @@ def test_spectral_norm_of_zeros_nan_and_without_some_gradients():
     torch.testing.assert_close(wanted, grad(right, weights[1])[0])
 
 
-SMALL_CASES = [
-    case
-    for case in all_cases()
-    if case.verify
-    and any(tier.name == "cuda" for tier in Primitive.registry[case.primitive].implementations)
-    and sum(x.numel() for x in case.make(torch.float32, "cpu")) < 30_000
-]
-
-
-@pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: f"{case.primitive}-{case.name}")
+@pytest.mark.parametrize("case", small_cases("cuda"), ids=lambda case: f"{case.primitive}-{case.name}")
 def test_cases_say_what_does_not_take_them(case):
     inputs = case.make(torch.float32, "cpu")
     if "cuda" in case.without:

@@ -5,19 +5,12 @@ import os
 
 import pytest
 import torch
+from common import small_cases
 
-from gankern.core.dispatch import Primitive
 from gankern.measure import verification
-from gankern.measure.cases import all_cases
 
 pytestmark = pytest.mark.skipif(os.environ.get("GANKERN_PTX") != "1", reason="for what Triton compiles, emulated")
-CASES = [
-    case
-    for case in all_cases()
-    if case.verify
-    and any(i.name == "triton" for i in Primitive.registry[case.primitive].implementations)
-    and max(x.numel() for x in case.make(torch.float32, "cpu")) < 30000
-]
+CASES = small_cases("triton")
 
 
 def shifted(x):
