@@ -182,15 +182,23 @@ struct Asked {
   std::shared_ptr<SpectralNorm> rule = std::make_shared<SpectralNorm>();
   std::vector<Layer> layers;
 
-  // (weights, us, vs, dims, n_power_iterations, eps, u_first, add_eps, sigmas, implementation); lists, or tuples, of
-  // one length. n_power_iterations is 0 where nothing iterates. `stores`: whether u, v and sigma are written to.
-  bool read(PyObject* const* in, bool stores) {
-    if (!integer(in[4], &rule->n_power_iterations) || rule->n_power_iterations < 0 ||
-        !number(in[5], &rule->eps) || !(rule->eps > 0) || !flag(in[6], &rule->u_first) ||
-        !flag(in[7], &rule->add_eps) || !plain())
+  bool stores = false;  // whether u, v and sigma take what the iteration ends with
+
+  // (weights, us, vs, dims, n_power_iterations, eps, training; the dialect's u_first, add_eps, iterates_in_eval,
+  // stores_in_eval; sigmas, implementation); lists, or tuples, of one length, or None for dims and sigmas.
+  // `ahead`: nothing is written to.
+  bool read(PyObject* const* in, bool ahead) {
+    bool training, iterates_in_eval, stores_in_eval;
+    if (!integer(in[4], &rule->n_power_iterations) || rule->n_power_iterations < 1 ||
+        !number(in[5], &rule->eps) || !(rule->eps > 0) || !flag(in[6], &training) ||
+        !flag(in[7], &rule->u_first) || !flag(in[8], &rule->add_eps) || !flag(in[9], &iterates_in_eval) ||
+        !flag(in[10], &stores_in_eval) || !plain())
       return false;
+    if (!training && !iterates_in_eval) rule->n_power_iterations = 0;
+    stores = !ahead && (training || stores_in_eval);
     Py_ssize_t count = -1;
-    for (int i : {0, 1, 2, 3, 8}) {
+    for (const int i : {0, 1, 2, 3, 11}) {
+      if ((i == 3 || i == 11) && in[i] == Py_None) continue;
       if (!PyList_CheckExact(in[i]) && !PyTuple_CheckExact(in[i])) return false;
       const Py_ssize_t length = PySequence_Fast_GET_SIZE(in[i]);
       if (length == 0 || (count >= 0 && length != count)) return false;
@@ -198,19 +206,22 @@ struct Asked {
     }
     layers.reserve(count);
     for (Py_ssize_t i = 0; i < count; ++i)
-      if (!read_layer(in, i, stores)) return false;
-    rule->implementation = selected(self, PySequence_Fast_GET_ITEM(in[0], 0), in[9]);
+      if (!read_layer(in, i)) return false;
+    rule->implementation = selected(self, PySequence_Fast_GET_ITEM(in[0], 0), in[12]);
     return rule->implementation;
   }
 
  private:
-  bool read_layer(PyObject* const* in, Py_ssize_t i, bool stores) {
-    const auto item = [&](int list) { return PySequence_Fast_GET_ITEM(in[list], i); };
+  bool read_layer(PyObject* const* in, Py_ssize_t i) {
+    const auto item = [&](int list) {
+      return in[list] == Py_None ? Py_None : PySequence_Fast_GET_ITEM(in[list], i);
+    };
+    PyObject* const sigma = item(11);
     const Layer layer{tensor(item(0)), tensor(item(1)), tensor(item(2)),
-                      item(8) == Py_None ? nullptr : tensor(item(8))};
-    int64_t dim;
-    if (!layer.weight || !layer.u || !layer.v || !integer(item(3), &dim)) return false;
-    if (item(8) != Py_None && (!layer.sigma || layer.sigma->numel() != 1 || layer.sigma->requires_grad()))
+                      sigma == Py_None ? nullptr : tensor(sigma)};
+    int64_t dim = 0;
+    if (!layer.weight || !layer.u || !layer.v || !(in[3] == Py_None || integer(item(3), &dim))) return false;
+    if (sigma != Py_None && (!layer.sigma || layer.sigma->numel() != 1 || layer.sigma->requires_grad()))
       return false;
     if (stores && !(writable(*layer.u) && writable(*layer.v) && (!layer.sigma || writable(*layer.sigma))))
       return false;
@@ -222,15 +233,14 @@ struct Asked {
   }
 };
 
-// As Asked reads them, and whether u, v and sigma take what the iteration ends with. The normalized weights.
+// As Asked reads them. The normalized weights.
 PyObject* call(PyObject* const* in) {
   Asked asked;
-  bool stores;
-  if (!flag(in[10], &stores) || !asked.read(in, stores)) return decline();
+  if (!asked.read(in, /*ahead=*/false)) return decline();
   const std::vector<Layer>& layers = asked.layers;
   const Computed computed = compute(*asked.rule, layers, [&](const Tensor& state) {
     int64_t at = int64_t(layers.size());
-    for (size_t i = 0; stores && i < layers.size(); ++i) {
+    for (size_t i = 0; asked.stores && i < layers.size(); ++i) {
       for (const Tensor* to : {layers[i].u, layers[i].v}) {
         keep(*to, state, at);
         at += to->numel();
@@ -245,7 +255,7 @@ PyObject* call(PyObject* const* in) {
 // As Asked reads them; writes to none of them. The normalized weights, u and v of each layer, the sigmas.
 PyObject* ahead(PyObject* const* in) {
   Asked asked;
-  if (!asked.read(in, /*stores=*/false)) return decline();
+  if (!asked.read(in, /*ahead=*/true)) return decline();
   Tensors vectors;
   Tensor sigmas;
   const Computed computed = compute(*asked.rule, asked.layers, [&](const Tensor& state) {
@@ -339,7 +349,7 @@ PyObject* by_torch(PyObject* const* in) {
 }
 
 const Functions functions = {
-    method("spectral_norm_group", entry<call, 11>), method("spectral_norm_ahead", entry<ahead, 10>),
+    method("spectral_norm_group", entry<call, 13>), method("spectral_norm_ahead", entry<ahead, 13>),
     method("spectral_norm_seen", entry<seen, 4>), method("spectral_norm_by_torch", entry<by_torch, 7>)};
 
 }  // namespace spectral_norm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ from gankern.ops.spectral_norm import Rules
 from gankern.ops.spectral_norm import spectral_norm_group as _spectral_norm_group
 
 
-@dataclass(frozen=True)
-class SpectralNormDialect:
+class SpectralNormDialect(NamedTuple):
     """How one family of public code runs the power iteration."""
 
     u_first: bool  # u <- n(Wv) then v <- n(W^T u); otherwise v first
@@ -120,14 +119,17 @@ def spectral_norm_group(
     >>> [w.shape for w in spectral_norm_group(ws, us, vs)]
     [torch.Size([8, 4]), torch.Size([16, 8])]
     """
+    rules = SPECTRAL_NORM_DIALECTS.get(dialect) if isinstance(dialect, str) else None
+    if rules is not None and not is_dynamo_compiling():
+        normalized = nodes.spectral_norm_group(
+            weights, us, vs, dims, n_power_iterations, eps, training, *rules, sigmas, implementation
+        )
+        if normalized is not NotImplemented:
+            return normalized
     dims, settings, stores = _settings(weights, us, vs, n_power_iterations, dims, eps, training, dialect)
     if not weights:
         return []
     sigmas = [None] * len(weights) if sigmas is None else sigmas
-    if not is_dynamo_compiling():
-        normalized = nodes.spectral_norm_group(weights, us, vs, dims, *settings, sigmas, implementation, stores)
-        if normalized is not NotImplemented:
-            return normalized
     dims = _check_tensors(weights, us, vs, dims, sigmas)
     if stores:
         for name, buffers in (("u", us), ("v", vs), ("sigma", sigmas)):
@@ -165,11 +167,14 @@ def spectral_norm_ahead(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """What :func:`spectral_norm_group` returns and would write: the normalized weights, u and v of each, their sigmas.
     It writes nothing."""
-    dims, settings, _ = _settings(weights, us, vs, n_power_iterations, dims, eps, training, dialect)
     if not is_dynamo_compiling():
-        computed = nodes.spectral_norm_ahead(weights, us, vs, dims, *settings, sigmas, implementation)
+        rules = SPECTRAL_NORM_DIALECTS[dialect]
+        computed = nodes.spectral_norm_ahead(
+            weights, us, vs, dims, n_power_iterations, eps, training, *rules, sigmas, implementation
+        )
         if computed is not NotImplemented:
             return computed
+    dims, settings, _ = _settings(weights, us, vs, n_power_iterations, dims, eps, training, dialect)
     dims = _check_tensors(weights, us, vs, dims, sigmas)
     return _spectral_norm_group(weights, us, vs, dims, settings, implementation)
 
