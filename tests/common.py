@@ -2,8 +2,13 @@
 
 import threading
 
+import pytest
 import torch
 from torch.autograd import grad
+
+from gankern.core import native
+
+needs_nodes = pytest.mark.skipif(native.NODES_MISSING is not None, reason=str(native.NODES_MISSING))
 
 
 def every_order(function, tensors):

@@ -16,7 +16,6 @@ namespace gankern::nodes {
 namespace double_backward {
 
 std::atomic<bool> permanent{false};
-PyObject* carry_in_python = nullptr;  // gankern.core.zeros.carry
 
 // As _is_on has it there. torch passes what a thread keeps here on to the engine's threads.
 bool is_on() {
@@ -85,25 +84,20 @@ struct ConstantInInput : Entry {
     if (!is_on()) return original.callBoxed(op, keys, stack);
     c10::IValue* const arguments = &(*stack)[stack->size() - op.schema().arguments().size()];
     const Tensor input = arguments[1].toTensor();
-    if (is_left_to_torch(arguments[0].toTensor()) || is_left_to_torch(input))
+    if (is_left_to_torch(arguments[0].toTensor()) || is_left_to_torch(input) || !input.requires_grad() ||
+        !at::GradMode::is_enabled() || !takes_calls() || transformed())
       return original.callBoxed(op, keys, stack);
     arguments[1] = input.detach();
     original.callBoxed(op, keys, stack);
-    if (input.requires_grad() && at::GradMode::is_enabled())
-      stack->back() = below(stack->back().toTensor(), input);
+    const pybind11::gil_scoped_acquire held;
+    stack->back() =
+        carry(stack->back().toTensor(),
+              Witness(torch::autograd::impl::gradient_edge(input).function, Witness::kZeros, input));
   }
 
   // Sparse tensors, which have no views, and forward mode, which has rules for torch's operators alone.
   static bool is_left_to_torch(const Tensor& t) {
     return t.layout() != at::kStrided || torch::autograd::isFwGradDefined(t);
-  }
-
-  static Tensor below(const Tensor& result, const Tensor& input) {
-    const pybind11::gil_scoped_acquire held;
-    if (plain())
-      return carry(result,
-                   Witness(torch::autograd::impl::gradient_edge(input).function, Witness::kZeros, input));
-    return py::handle(carry_in_python)(result, input).cast<Tensor>();
   }
 };
 
@@ -128,13 +122,13 @@ void replace(const std::string& name, const std::string& device) {
     put(std::make_unique<ConstantInInput>(kernel));
 }
 
-// (whether it is on everywhere, the operators' names, devices' dispatch keys, gankern.core.zeros.carry): the entries are
-// there from then on
+// (whether it is on everywhere, the operators' names, devices' dispatch keys): the entries are there from then on
 PyObject* fast_double_backward(PyObject* const* in) {
   permanent = in[0] == Py_True;  // of entries that are there already, whoever answers now
   if (!takes_calls()) return decline();
-  if (!carry_in_python) {
-    carry_in_python = Py_NewRef(in[3]);
+  static bool there = false;
+  if (!there) {
+    there = true;
     for (const auto& name : py::handle(in[1]))
       for (const auto& device : py::handle(in[2]))
         replace(name.cast<std::string>(), device.cast<std::string>());
@@ -142,7 +136,7 @@ PyObject* fast_double_backward(PyObject* const* in) {
   Py_RETURN_NONE;
 }
 
-const Functions functions = {method("fast_double_backward", entry<fast_double_backward, 4>)};
+const Functions functions = {method("fast_double_backward", entry<fast_double_backward, 3>)};
 
 }  // namespace double_backward
 }  // namespace gankern::nodes

@@ -427,14 +427,12 @@ Tensor carry(const Tensor& result, const Witness& witness) {
 
 namespace {
 
-// gankern.core.zeros.carry: (result, the tensor below which the leaves are, or None for the node that runs, whether
-// torch has zeros there)
+// gankern.core.zeros.carry: (result, the operator's input, whether torch has zeros there)
 PyObject* carry_call(PyObject* const* in) {
-  if (!THPVariable_Check(in[0]) || !plain()) return decline();
+  if (!THPVariable_Check(in[0]) || !THPVariable_Check(in[1]) || !takes_calls() || transformed())
+    return decline();
   const Tensor& result = THPVariable_Unpack(in[0]);
   const auto derivative = in[2] == Py_True ? Witness::kZeros : Witness::kNone;
-  if (in[1] == Py_None)
-    return THPVariable_Wrap(carry(result, Witness(torch::autograd::get_current_node(), derivative)));
   const Tensor& input = THPVariable_Unpack(in[1]);
   return THPVariable_Wrap(
       carry(result, Witness(torch::autograd::impl::gradient_edge(input).function, derivative, input)));

@@ -340,32 +340,32 @@ HANDLERS.update(
 
 @functools.partial(leaf, constants=2, stands_for=(nn.Conv2d,))
 def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, input: Tensor) -> Tensor:
-    weight = module.weight
+    weight, bias = module.weight, module.bias  # read once: a parametrised one is computed
     padding: int | str | tuple[int, ...] = module.padding
     unpaired = followed is None or not followed.waits or not state.intercepting
     if unpaired and type(input) is Tensor and state.log is None:
         options = (module.stride, padding, module.dilation, module.groups)
         how = (input.shape, weight.shape, *options, torch.is_grad_enabled())
         if how == left.how and not state.double:
-            return module._conv_forward(input, weight, module.bias)
+            return module._conv_forward(input, weight, bias)
         kind, pad = _kind(weight, *options)
         whole = input.shape[2:] == weight.shape[2:]  # perhaps one matrix product
         if kind is not None and not whole:
             whole = input.ndim == 4 and _repays(kind, pad, input, weight)
         if whole and module.padding_mode == "zeros":
             # The whole call in C++, where nothing wants to know of it.
-            y = nodes.conv2d(input, weight, module.bias, *options, 1.0, None, "zeros")
+            y = nodes.conv2d(input, weight, bias, *options, 1.0, None, "zeros")
             if y is not NotImplemented:
                 if kind is not None and state.intercepting:
                     gain(_worth(kind, pad, input, weight))
                 return y
         elif not whole and not state.double:
             left.how = how
-            return module._conv_forward(input, weight, module.bias)
+            return module._conv_forward(input, weight, bias)
     if module.padding_mode in ("reflect", "replicate") and _kind(
         weight, module.stride, padding, module.dilation, module.groups
     ) == ("same", 1):
-        input, bias = settled(input), module.bias  # read once: a parametrised one is computed
+        input = settled(input)
         result = _with_border(input, weight, bias, module.padding_mode)
         if result is not None:
             gain(_worth("same", 1, input, weight))
@@ -378,7 +378,7 @@ def conv2d_forward(module: nn.Conv2d, followed: Followed | None, left: Left, inp
         padding = 0
     before, state.followed = state.followed, (followed if unwatched(module) else None, None)
     try:
-        return conv2d(input, weight, module.bias, module.stride, padding, module.dilation, module.groups)
+        return conv2d(input, weight, bias, module.stride, padding, module.dilation, module.groups)
     finally:
         state.followed = before
 

@@ -19,7 +19,7 @@ from torch.autograd import Function
 from gankern.acceleration._scope import SECOND, gain, plain, say, state
 from gankern.core import autograd, devices, zeros
 from gankern.core.batching import one_gradient_at_a_time
-from gankern.core.double_backward import _convolution_double_backward
+from gankern.core.double_backward import convolution_double_backward
 from gankern.core.torch_internals import autocasting
 
 _aten = torch.ops.aten
@@ -118,7 +118,7 @@ class _ConvolutionBackward(Function):
         for_grad, for_x, for_weight = autograd._needed(ctx, skip=3)
         grad, x, weight = ctx.saved_tensors
         needed = [for_grad, for_x, for_weight]
-        result = _convolution_double_backward(None, *grad_grads, grad, weight, x, *ctx.options, needed)
+        result = convolution_double_backward(*grad_grads, grad, weight, x, *ctx.options, needed)
         return None, None, None, *result
 
 
@@ -188,7 +188,7 @@ class _Piecewise(Function):
         if grad is None:
             return None, None, None
         (kept,) = ctx.saved_tensors
-        return None, None, zeros.carry(ctx.function.backward(grad, kept.detach(), *ctx.constants), ctx)
+        return None, None, zeros.carry(ctx.function.backward(grad, kept.detach(), *ctx.constants), kept)
 
 
 class _PiecewiseInPlace(_Piecewise):
@@ -227,7 +227,7 @@ class _MaxPool2d(Function):
             return None, None
         x, indices = ctx.saved_tensors
         result = _aten.max_pool2d_with_indices_backward(grad, x.detach(), *ctx.constants, indices)
-        return None, zeros.carry(result, ctx)
+        return None, zeros.carry(result, x)
 
 
 _AVG_POOL2D = Piecewise(F.avg_pool2d, _aten.avg_pool2d_backward, True)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from gankern.core import zeros
 from gankern.core.batching import one_gradient_at_a_time
 from gankern.core.dispatch import refuse_gradient_order
 from gankern.core.torch_internals import recomputed, transformed
@@ -51,7 +50,8 @@ class Rule:
     # every tensor that requires a gradient needs one.
     asks_engine: bool = False
     # Of options: whether the result goes through a function that is linear in pieces. torch's second order then has
-    # zeros for all tensors before it, where it has nothing else; here the leaves have.
+    # zeros for all tensors before it, where it has nothing else: for what is saved, which is those tensors or the
+    # result. The C++ nodes give zeros to the leaves alone: gankern.core.zeros.
     pieces: Callable[[tuple], bool] = lambda options: False
     # (options, *saved) -> the first output in plain PyTorch, where the tensors are saved first. Then there is every
     # order: a second one that is itself differentiated is computed by it.
@@ -141,8 +141,6 @@ class _Forward(Function):
             result = rule.backward(ctx.options, needed, grads, saved)
         else:
             result = apply(_Backward, ctx.name, ctx.options, needed, len(grads), *grads, *saved)
-            if rule.pieces(ctx.options):
-                result = tuple(y if y is None else zeros.carry(y, ctx) for y in result)
         return None, None, *result
 
 
@@ -220,6 +218,9 @@ class _Backward(Function):
             result = _plain_double_backward(rule, ctx.options, grad_grads, kept, ctx.outputs)
         else:
             result = apply(_DoubleBackward, ctx.name, ctx.options, needed, len(grad_grads), ctx.outputs, *tensors)
+        if rule.pieces(ctx.options):
+            before = zip(result, needed, tensors[len(grad_grads) :])
+            result = [torch.zeros_like(t) if g is None and need and t is not None else g for g, need, t in before]
         return None, None, None, None, *result
 
 

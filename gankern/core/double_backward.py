@@ -13,7 +13,7 @@ their like. torch 2.13 wastes most of the time there, in two ways:
 so it reaches the layers of anybody's model. The replacements are made of differentiable operators: gradients of every
 order stay exact.
 
-csrc/autograd/double_backward.cpp does the same without Python.
+csrc/autograd/double_backward.cpp does this; without it, Python does the first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gankern.core import zeros
 from gankern.core.native import nodes
 from gankern.core.torch_internals import keep_in_thread, kept_in_thread
 
@@ -37,8 +36,7 @@ _DEVICES = ("AutogradCPU", "AutogradCUDA") if torch.version.cuda or torch.versio
 _aten = torch.ops.aten
 
 
-def _convolution_double_backward(
-    original: Callable[..., Any] | None,
+def convolution_double_backward(
     grad_grad_input: Tensor | None,
     grad_grad_weight: Tensor | None,
     grad_grad_bias: Tensor | None,
@@ -73,71 +71,42 @@ def _convolution_double_backward(
     return to_grad, to_input, to_weight
 
 
-def _is_left_to_torch(tensor: Tensor) -> bool:
-    return tensor.layout is not torch.strided or torch.autograd.forward_ad._current_level >= 0
-
-
-def _constant_in_input(original: Callable[..., Any], grad: Tensor, input: Tensor, *options: Any) -> Tensor:
-    """The gradient of a function that is linear in pieces depends on its input through signs and places only, so its
-    derivative there is zero: torch's own kernel, told that the input is a constant, does not record it. Sparse tensors,
-    which have no views, and forward mode, which has rules for torch's operators alone, are left to torch."""
-    if _is_left_to_torch(grad) or _is_left_to_torch(input):
-        return original(grad, input, *options)
-    result = original(grad, input.detach(), *options)
-    if input.requires_grad and torch.is_grad_enabled():
-        result = zeros.carry(result, input)
-    return result
-
-
-_REPLACEMENTS: dict[str, Callable[..., Any]] = {
-    "_convolution_double_backward": _convolution_double_backward,
-    **dict.fromkeys(
-        [
-            "leaky_relu_backward",
-            "threshold_backward",  # of relu
-            "hardtanh_backward",  # of relu6 too
-            "hardshrink_backward",
-            "softshrink_backward",
-            "rrelu_with_noise_backward",
-            "avg_pool2d_backward",
-            "avg_pool3d_backward",
-            "_adaptive_avg_pool2d_backward",
-            "_adaptive_avg_pool3d_backward",
-            "adaptive_max_pool2d_backward",
-            "adaptive_max_pool3d_backward",
-            "max_pool2d_with_indices_backward",
-            "max_pool3d_with_indices_backward",
-            "reflection_pad1d_backward",
-            "reflection_pad2d_backward",
-            "reflection_pad3d_backward",
-            "replication_pad1d_backward",
-            "replication_pad2d_backward",
-            "replication_pad3d_backward",
-        ],
-        _constant_in_input,
-    ),
-}
-
-_NAMES = tuple(_REPLACEMENTS)
+# Of functions that are linear in pieces: these depend on the function's input through signs and places only, so their
+# derivative by it is zero.
+_CONSTANT_IN_INPUT = (
+    "leaky_relu_backward",
+    "threshold_backward",  # of relu
+    "hardtanh_backward",  # of relu6 too
+    "hardshrink_backward",
+    "softshrink_backward",
+    "rrelu_with_noise_backward",
+    "avg_pool2d_backward",
+    "avg_pool3d_backward",
+    "_adaptive_avg_pool2d_backward",
+    "_adaptive_avg_pool3d_backward",
+    "adaptive_max_pool2d_backward",
+    "adaptive_max_pool3d_backward",
+    "max_pool2d_with_indices_backward",
+    "max_pool3d_with_indices_backward",
+    "reflection_pad1d_backward",
+    "reflection_pad2d_backward",
+    "reflection_pad3d_backward",
+    "replication_pad1d_backward",
+    "replication_pad2d_backward",
+    "replication_pad3d_backward",
+)
+_CONVOLUTION = "_convolution_double_backward"
 
 
 @functools.cache
-def _kernels() -> list[tuple[str, str, Callable[..., Any]]]:
-    """Of each operator and device, what runs in place of torch's kernel while that is replaced. Built once, from
-    torch's own kernels."""
+def _kernel(device: str) -> Callable[..., Any]:
+    """What runs in place of torch's kernel while that is replaced. Made once, from torch's own."""
+    original: Any = torch.library.get_kernel(f"aten::{_CONVOLUTION}", device)
 
-    def kernel(original: Any, replacement: Callable[..., Any]) -> Callable[..., Any]:
-        def run(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
-            call_original = functools.partial(original.call_boxed, keys)
-            return replacement(call_original, *args) if _is_on() else call_original(*args)
+    def run(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
+        return convolution_double_backward(*args) if _is_on() else original.call_boxed(keys, *args)
 
-        return run
-
-    return [
-        (name, device, kernel(torch.library.get_kernel(f"aten::{name}", device), replacement))
-        for name, replacement in _REPLACEMENTS.items()
-        for device in _DEVICES
-    ]
+    return run
 
 
 _BLOCKS = "gankern.fast_double_backward"  # how many of them the running thread is in
@@ -170,7 +139,8 @@ class _Switch:
         with self.lock:
             self.blocks += blocks
             self.permanent = self.permanent if permanent is None else permanent
-            in_cpp = nodes.fast_double_backward(self.permanent, _NAMES, _DEVICES, zeros.carry) is None
+            names = (_CONVOLUTION, *_CONSTANT_IN_INPUT)
+            in_cpp = nodes.fast_double_backward(self.permanent, names, _DEVICES) is None
             wanted = not in_cpp and (self.permanent or self.blocks > 0)
             if wanted and self.library is None:
                 self.library = self._install()
@@ -183,8 +153,8 @@ class _Switch:
     @staticmethod
     def _install() -> torch.library.Library:
         library = torch.library.Library("aten", "IMPL")
-        for name, device, kernel in _kernels():
-            library.impl(name, kernel, device, with_keyset=True)
+        for device in _DEVICES:
+            library.impl(_CONVOLUTION, _kernel(device), device, with_keyset=True)
         return library
 
 
@@ -209,13 +179,14 @@ class fast_double_backward(contextlib.ContextDecorator):
     Each leaf has a gradient, one of zeros, or none, as it has with torch's own. Hooks of tensors and modules, and
     Functions of somebody's own, are called with what torch calls them with: what is above them is left as it is. What
     one can notice: an intermediate tensor that nobody watches has no gradient where torch has zeros, so that
-    ``torch.autograd.grad`` by it asks for ``allow_unused=True``.
+    ``torch.autograd.grad`` by it asks for ``allow_unused=True``. (Without the compiled library, and under torch's
+    modes, zeros go through the network as torch's do: hooks of tensors are not seen from there.)
 
     Off until it is asked for. A block holds for its thread (and for the engine's threads while they run its backwards),
     ``enable()`` for the process; blocks may be nested, and may overlap in several threads. The first one puts entries
     into torch's table, which stay there and outside of blocks call torch's kernels. (Without the compiled library the
-    last block to end takes them out, unless other Python threads are alive: one of those may be on its way into an
-    entry. There, start the first block before threads that run backwards; entering and leaving cost about 0.2 ms.)
+    last block to end takes its one entry out, unless other Python threads are alive: one of those may be on its way
+    into it. There, start the first block before threads that run backwards; entering and leaving cost about 0.2 ms.)
 
     >>> import torch, gankern
     >>> critic = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, 2, 1), torch.nn.LeakyReLU(0.2), torch.nn.Conv2d(8, 1, 4))

@@ -359,7 +359,7 @@ class _Convolve(Function):
         ctx.options, ctx.transpose, _, _, x, weight, bias = inputs
         ctx.present = (True, True, bias is not None)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, bias)
 
     @staticmethod
     @one_gradient_at_a_time
@@ -367,13 +367,14 @@ class _Convolve(Function):
         if grad is None:
             return (None,) * 7
         for_x, for_weight, for_bias = autograd._needed(ctx, skip=4)
-        x, weight = ctx.saved_tensors
+        x, weight, bias = ctx.saved_tensors
         if not (ctx.transpose or autograd.first_order_only()):
             # What torch's steps give to those below in the second order: a pooling behind the convolution zeros to all
             # of its inputs, a padding before it to x.
             if KINDS[ctx.options[0]].zeros:
-                grad = zeros.carry(grad, ctx)
-            elif x.requires_grad:
+                for before in (x, weight, bias):
+                    grad = grad if before is None else zeros.carry(grad, before)
+            else:
                 grad = zeros.carry(grad, x, exist=bool(ctx.options[5]))
         grad_x = grad_weight = None
         if for_x:

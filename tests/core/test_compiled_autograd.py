@@ -4,12 +4,10 @@ for the same call."""
 import pytest
 import torch
 import torch._dynamo
+from common import needs_nodes
 from torch._dynamo import compiled_autograd
 
 import gankern.functional as GF
-from gankern.core import native
-
-needs_nodes = pytest.mark.skipif(native.NODES_MISSING is not None, reason=str(native.NODES_MISSING))
 
 
 def _running(x):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import in_threads
+from common import in_threads, needs_nodes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankern.functional as GF
@@ -24,8 +24,6 @@ from gankern.measure import host
 from gankern.ops import convolution, convolution_choice
 
 ROOT = Path(__file__).resolve().parents[2]
-needs_nodes = pytest.mark.skipif(native.NODES_MISSING is not None, reason=str(native.NODES_MISSING))
-
 # Calls of each primitive: (the call, shapes of its tensors).
 CALLS = {
     "bias_act": (lambda x, b: GF.bias_act(x, b, activation="leaky_relu"), [(3, 4, 5), (4,)]),

@@ -8,7 +8,7 @@ import pytest
 import scipy.special
 import torch
 import torch.nn.functional as F
-from common import compiles_to_one_graph, every_order
+from common import compiles_to_one_graph, every_order, needs_nodes
 from hypothesis import strategies as st
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -180,6 +180,7 @@ def test_gradients_are_exact(activation, implementation):
     assert gradgradcheck(lambda x: GF.bias_act(x, dim=-1, activation=activation, implementation=implementation), (x,))
 
 
+@needs_nodes
 @pytest.mark.parametrize("activation", STRAIGHT)
 @pytest.mark.parametrize("slope", [0.2, -0.2])
 def test_a_second_derivative_that_does_not_exist_is_none(activation, slope):
@@ -206,6 +207,7 @@ class Count(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@needs_nodes
 def test_a_penalty_convolves_no_zeros():
     """The layer before the activation gets its gradient through that of its input, and nothing through its result."""
     x, gradients, convolutions = values(2, 3, 6, 6).requires_grad_(), [], []

@@ -122,7 +122,7 @@ def test_looking_computes_no_parameter(name):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("differentiated", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
-def test_an_accelerated_layer_computes_its_parameters_as_often(name, differentiated, training):
+def test_an_accelerated_layer_computes_its_parameters_as_often(name, differentiated, training, way):
     """A parametrization that keeps state (a spectral norm) would go on from another one else."""
     net, x = of_layer(name)
     net.train(training)
