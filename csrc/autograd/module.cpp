@@ -15,11 +15,12 @@ namespace gankern::nodes {
 namespace {
 
 // Counts up where what Python passes to a function here changes: gankern/core/native.py has the same number.
-constexpr int kInterface = 19;
+constexpr int kInterface = 20;
 
 // Set up once, by `start`.
 PyObject *registry, *locals[kLocals], *wish, *last, *forward_ad, *level, *own_mode;
 PyObject *precisions, *environment, *variable;
+size_t large;          // bytes, above which a tensor on a GPU is a large one
 bool enabled = false;  // until `start`
 
 // Of all files; filled before the module is made, as the library is loaded.
@@ -29,7 +30,7 @@ std::vector<PyMethodDef>& methods() {
 }
 
 // (gankern.core.dispatch's state of a thread, its registry, torch.autograd.forward_ad's own names, the dictionary of
-// os.environ, the key of GANKERN_IMPLEMENTATION in it)
+// os.environ, the key of GANKERN_IMPLEMENTATION in it, gankern.core.dispatch.LARGE)
 PyObject* start(PyObject* const* in) {
   wish = PyUnicode_InternFromString("wish");
   last = PyUnicode_InternFromString("last");
@@ -38,6 +39,7 @@ PyObject* start(PyObject* const* in) {
   forward_ad = Py_NewRef(in[2]);
   environment = Py_NewRef(in[3]);
   variable = Py_NewRef(in[4]);
+  large = PyLong_AsSize_t(in[5]);
   level = PyUnicode_InternFromString("_current_level");
   enabled = true;
   Py_RETURN_NONE;
@@ -142,7 +144,7 @@ void set_last(Primitive& primitive, PyObject* name) {
     throw python_error();
 }
 
-const Functions functions_of_module = {method("start", entry<start, 5>),
+const Functions functions_of_module = {method("start", entry<start, 6>),
                                        method("set_own_mode", entry<set_own_mode, 1>),
                                        method("set_precision", entry<set_precision, 2>),
                                        method("enable", entry<enable, 1>),
@@ -229,9 +231,8 @@ const char* selected(Primitive& primitive, PyObject* object, PyObject* implement
   if (!(like.is_cpu() || like.is_cuda())) return nullptr;
   const bool chooses = left_to_auto(implementation);
   if (!chooses && !PyUnicode_CheckExact(implementation)) return nullptr;
-  constexpr size_t kLarge = size_t(1) << 26;  // gankern.core.dispatch.LARGE
-  const bool large = like.is_cuda() && like.nbytes() > kLarge;
-  Primitive::Choice& choice = primitive.choices[like.is_cuda()][large][dtype_index(like)];
+  const bool is_large = like.is_cuda() && like.nbytes() > large;
+  Primitive::Choice& choice = primitive.choices[like.is_cuda()][is_large][dtype_index(like)];
   if (!choice.name) {
     const py::object chosen = py::reinterpret_borrow<py::dict>(registry)[primitive.key()].attr("select")(
         py::handle(object), "auto");

@@ -23,7 +23,7 @@ from gankern.core.native import nodes
 logger = logging.getLogger("gankern")
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-LARGE = 2**26  # bytes, of which the next operation finds nothing in a GPU's caches; csrc/autograd has it, too
+LARGE = 2**26  # bytes, of which the next operation finds nothing in a GPU's caches
 ANY_ORDER = 1_000_000  # gradient order of plain PyTorch code
 NAMES = ("auto", "reference", "cpu", "triton", "cuda")
 
@@ -238,4 +238,5 @@ nodes.start(
     vars(torch.autograd.forward_ad),
     _variables._data,
     _variables.encodekey("GANKERN_IMPLEMENTATION"),
+    LARGE,
 )

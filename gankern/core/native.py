@@ -58,7 +58,7 @@ CUDA_MISSING = _load_cuda()
 # Set to 0, every gradient goes through Python.
 NODES_VARIABLE = "GANKERN_AUTOGRAD_NODES"
 
-_INTERFACE = 19  # as csrc/autograd/module.cpp has it
+_INTERFACE = 20  # as csrc/autograd/module.cpp has it
 
 
 class _Declines:
