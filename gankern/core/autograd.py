@@ -16,7 +16,7 @@ from torch.autograd import Function
 
 from gankern.core.batching import one_gradient_at_a_time
 from gankern.core.dispatch import refuse_gradient_order
-from gankern.core.torch_internals import recomputed, transformed
+from gankern.core.torch_internals import in_forward_mode, recomputed, transformed
 
 Tensors = Sequence[Tensor | None]
 Kept = Sequence[Any]  # the same, where a rule knows which of them are there
@@ -294,7 +294,7 @@ def first_order_only() -> bool:
     double backward, and cannot trace a Function inside another one's backward."""
     return torch.compiler.is_compiling() or not (
         (torch.is_grad_enabled() and not torch.is_inference_mode_enabled())
-        or torch.autograd.forward_ad._current_level >= 0
+        or in_forward_mode()
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
 

@@ -41,8 +41,13 @@ def transformed() -> bool:
     return (
         torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
-        or torch.autograd.forward_ad._current_level >= 0
+        or in_forward_mode()
     )
+
+
+def in_forward_mode() -> bool:
+    """Whether a level of forward-mode differentiation is open: tensors may have tangents."""
+    return torch.autograd.forward_ad._current_level >= 0
 
 
 def keep_in_thread(key: str, value: int | None) -> None:
@@ -313,7 +318,7 @@ def without_kernels() -> str | None:
     for level in torch._C._functorch.get_interpreter_stack() or ():
         if level.key() in names:
             return f"torch.func.{names[level.key()]}"
-    return "forward-mode differentiation" if torch.autograd.forward_ad._current_level >= 0 else None
+    return "forward-mode differentiation" if in_forward_mode() else None
 
 
 def refuse_scripting(found: Any, name: str | None = None, way_out: str = "put torch's own in its place") -> None:

@@ -21,6 +21,7 @@ from gankern.core.double_backward import fast_double_backward
 from gankern.core.torch_internals import (
     autocasting,
     graph_of,
+    in_forward_mode,
     keep_in_thread,
     kept_in_thread,
     recorded_backwards,
@@ -66,6 +67,8 @@ def penalty_gradients(
     with fast_double_backward():
         with fast_convolutions(critic, xs[0]):
             out = select(critic(*xs, *args, **kwargs))
+        if in_forward_mode():
+            _refuse_tangents((*inputs, out))
         # Of the forward alone: what a device's thread of the engine records has that thread's numbers.
         forward = graph_of([out])
         of_others = forward.first < begin
@@ -100,6 +103,15 @@ def penalty_gradients(
     given.update(id(target) for target, _ in targets)
     others = [leaf for leaf in forward.leaves if id(leaf) not in given]
     return value, [*(target for target, _ in targets), *others], [g for _, g in targets]
+
+
+def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
+    if any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError(
+            "a penalty has no derivative in forward mode, since its gradients are computed where it is called, and a "
+            "sample or what the critic returned has a tangent; write it with torch.autograd.grad(..., "
+            "create_graph=True) for that"
+        )
 
 
 def _second(pairs: list[tuple[Tensor, Tensor]], leaves: list[Tensor], stays: bool) -> Sequence[Tensor | None]:

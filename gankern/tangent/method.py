@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gankern.core import autograd
-from gankern.core.torch_internals import is_compiled, unwrapped
+from gankern.core.torch_internals import in_forward_mode, is_compiled, unwrapped
 from gankern.tangent import passes
 from gankern.tangent.nodes import LayoutMatters, NotCovered
 from gankern.tangent.passes import MAKERS, NONE, Penalty, laid_out, none, resolve
@@ -61,6 +61,8 @@ def penalty_gradients(
     Raises:
         NotCovered: says what is not covered, and in which module. The critic has then run, partly or wholly.
     """
+    if not torch.compiler.is_dynamo_compiling() and in_forward_mode():
+        raise NotCovered("a level of forward-mode differentiation is open, whose tangents go another way")
     critic = unwrapped(critic)
     parameters = [p for p in critic.parameters() if p.requires_grad] if isinstance(critic, nn.Module) else []
     select = NONE if select is None else select

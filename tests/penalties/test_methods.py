@@ -139,3 +139,26 @@ def test_modules_of_some_kinds():
     assert sorted(map(id, found)) == sorted(map(id, (shared, inner)))
     assert list(modules_of(net, nn.ModuleDict)) == [net]
     assert list(modules_of(net, nn.Conv2d)) == []
+
+
+@pytest.mark.parametrize("method", ["auto", "tangent", "double_backward"])
+@pytest.mark.parametrize("of", ["sample", "weights"])
+def test_there_is_no_forward_mode(of, method):
+    """A tangent that got lost would be a derivative of zero. A level without tangents is nothing."""
+    critic = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1))
+    x = torch.randn(4, 5)
+    expected = penalties.r1_penalty(critic, x)
+
+    def run(function, sample):
+        return penalties.r1_penalty(function, sample, method=method)
+
+    with torch.autograd.forward_ad.dual_level():
+        make_dual = torch.autograd.forward_ad.make_dual
+        duals = {name: make_dual(p.detach(), torch.ones_like(p)) for name, p in critic.named_parameters()}
+        sample = make_dual(x, torch.ones_like(x)) if of == "sample" else x
+        function = critic if of == "sample" else lambda x: torch.func.functional_call(critic, duals, (x,))
+        error, message = (ValueError, "forward-mode") if method == "tangent" else (NotImplementedError, "forward mode")
+        with pytest.raises(error, match=message):
+            run(function, sample)
+        if method != "tangent":
+            torch.testing.assert_close(run(critic, x), expected)
