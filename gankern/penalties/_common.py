@@ -154,7 +154,7 @@ def _by_double_backward(name: str, arguments: tuple) -> tuple[Tensor, Tensors, T
         if not any(sign in str(error) for sign in _NO_SECOND_DERIVATIVE):
             raise
         raise RuntimeError(
-            f"{name}: the critic has an operator without a second derivative, which a gradient penalty needs: {error}\n"
+            f"{name}: the network has an operator without a second derivative, which the penalty needs: {error}\n"
             f"Ways out: for torch's attention, call the penalty within torch.nn.attention.sdpa_kernel("
             f"torch.nn.attention.SDPBackend.MATH); for recurrent layers on a GPU, within "
             f"torch.backends.cudnn.flags(enabled=False); for an autograd.Function, write its backward of "
