@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,7 +45,5 @@ def spectral_norm(
         u, v = u.clone(), v.clone()
 
     sigma = torch.dot(u, torch.mv(matrix, v))
-    zero = sigma == 0
-    # The guard keeps the gradient finite as well: a plain where() over weight / 0 would not.
-    normalized = torch.where(zero, torch.zeros_like(weight), weight / torch.where(zero, torch.ones_like(sigma), sigma))
-    return normalized, u, v, sigma
+    # By infinity the gradients are zeros too, and sparse ones (an embedding's) are divided as they are.
+    return weight / torch.where(sigma == 0, math.inf, sigma), u, v, sigma

@@ -405,3 +405,16 @@ def test_bad_groups():
         GF.spectral_norm_group([w, w], [u], [v, v])
     with pytest.raises(ValueError, match="must share dtype and device, got float64 on cpu beside float32"):
         GF.spectral_norm_group([w, w.double()], [u, u], [v, v])
+
+
+@pytest.mark.parametrize("implementation", [None, "reference"])
+def test_a_sparse_gradient(implementation, way):
+    """That of a lookup, of which the formula takes the dense form."""
+    w, u, v = (torch.randn(*shape, dtype=torch.float64) for shape in ((6, 4), (6,), (4,)))
+    weight = w.clone().requires_grad_()
+    rows = torch.tensor([1, 2, 2])
+    y = GF.spectral_norm(weight, u, v, training=False, implementation=implementation)
+    F.embedding(rows, y, sparse=True).square().sum().backward()
+    sigma = u @ w @ v
+    g = torch.zeros_like(w).index_add(0, rows, 2 * (w / sigma)[rows])
+    torch.testing.assert_close(weight.grad.to_dense(), g / sigma - (g * w).sum() / sigma**2 * torch.outer(u, v))
