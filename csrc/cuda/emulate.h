@@ -50,6 +50,35 @@ struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 
+#if defined(__x86_64__)
+// What swapcontext does but for the signal mask, whose two calls of the system are much of a test's time: the registers
+// that a call keeps go to the stack, its top to *from, and those that lie at `to` come back.
+extern "C" __attribute__((visibility("hidden"))) void gankern_swap_stacks(void** from, void* to);
+asm(R"(
+.pushsection .text
+.weak gankern_swap_stacks
+.hidden gankern_swap_stacks
+.type gankern_swap_stacks, @function
+gankern_swap_stacks:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.popsection
+)");
+#endif
+
 namespace gankern::emulate {
 
 inline void happens_before(void* place) {
@@ -78,8 +107,35 @@ struct Barrier {
   int count = 0;
 };
 
-struct Fiber {
+// Where the execution of a fiber, or of who launches them, stopped.
+struct Context {
+#if defined(__x86_64__)
+  void* top = nullptr;  // of the stack
+
+  void begin(char* stack, size_t size, void (*run)()) {
+    void** end = reinterpret_cast<void**>(stack + size);
+    end[-1] = nullptr;  // run is entered as by a call from nowhere
+    end[-2] = reinterpret_cast<void*>(run);
+    top = end - 8;  // six registers
+    std::memset(top, 0, 6 * sizeof(void*));
+  }
+  static void swap(Context& from, Context& to) { gankern_swap_stacks(&from.top, to.top); }
+#else
   ucontext_t context;
+
+  void begin(char* stack, size_t size, void (*run)()) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = size;
+    context.uc_link = nullptr;
+    makecontext(&context, run, 0);
+  }
+  static void swap(Context& from, Context& to) { swapcontext(&from.context, &to.context); }
+#endif
+};
+
+struct Fiber {
+  Context context;
   char* stack = nullptr;
   void* sanitizer = nullptr;   // ThreadSanitizer's fiber
   void* fake_stack = nullptr;  // AddressSanitizer's
@@ -205,11 +261,7 @@ class Machine {
     void* memory = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) std::abort();
     fiber->stack = static_cast<char*>(memory);
-    getcontext(&fiber->context);
-    fiber->context.uc_stack.ss_sp = fiber->stack;
-    fiber->context.uc_stack.ss_size = kStack;
-    fiber->context.uc_link = nullptr;
-    makecontext(&fiber->context, &Machine::main_of_fiber, 0);
+    fiber->context.begin(fiber->stack, kStack, &Machine::main_of_fiber);
 #if defined(__SANITIZE_THREAD__)
     fiber->sanitizer = __tsan_create_fiber(0);
 #endif
@@ -237,7 +289,7 @@ class Machine {
 #if defined(__SANITIZE_THREAD__)
     __tsan_switch_to_fiber(fiber.sanitizer, __tsan_switch_to_fiber_no_sync);
 #endif
-    swapcontext(&scheduler_, &fiber.context);
+    Context::swap(scheduler_, fiber.context);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(scheduler_fake_stack_, nullptr, nullptr);
 #endif
@@ -255,7 +307,7 @@ class Machine {
 #if defined(__SANITIZE_THREAD__)
     __tsan_switch_to_fiber(scheduler_fiber_, __tsan_switch_to_fiber_no_sync);
 #endif
-    swapcontext(&own.context, &scheduler_);
+    Context::swap(own.context, scheduler_);
     arrived_in_fiber();
   }
 
@@ -268,7 +320,7 @@ class Machine {
   dim3 grid_;
   unsigned threads_ = 0;
   const std::function<void()>* body_ = nullptr;
-  ucontext_t scheduler_;
+  Context scheduler_;
   char start_ = 0, end_ = 0;
 #if defined(__SANITIZE_ADDRESS__)
   void* scheduler_fake_stack_ = nullptr;
