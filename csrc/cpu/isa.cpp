@@ -8,15 +8,17 @@ namespace gankern {
 namespace {
 
 Isa detect() {
-#if defined(GANKERN_HAS_AVX2) && defined(GANKERN_HAS_AVX512)
+#if defined(GANKERN_HAS_AVX2)
   __builtin_cpu_init();
   Isa best = Isa::kBaseline;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     best = Isa::kAvx2;
+#if defined(GANKERN_HAS_AVX512)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       best = Isa::kAvx512;
     }
+#endif
   }
   Isa allowed = Isa::kAvx512;
   if (const char* wish = std::getenv("ATEN_CPU_CAPABILITY")) {
@@ -44,12 +46,10 @@ const char* isa_name(Isa isa) {
   }
 }
 
+#define GANKERN_NAME_OF(isa, ...) " " #isa
 const char* built_isas() {
-#if defined(GANKERN_HAS_AVX2) && defined(GANKERN_HAS_AVX512)
-  return "baseline avx2 avx512";
-#else
-  return "baseline";
-#endif
+  static constexpr const char names[] = GANKERN_EACH_ISA(GANKERN_NAME_OF);
+  return names + 1;  // without the space before the first one
 }
 
 }  // namespace gankern

@@ -26,28 +26,24 @@ const char* built_isas();
 
 }  // namespace gankern
 
-#if defined(GANKERN_HAS_AVX2) && defined(GANKERN_HAS_AVX512)
-#define GANKERN_KERNELS(Table, name)          \
-  namespace baseline {                        \
-  extern const Table name;                    \
-  }                                           \
-  namespace avx2 {                            \
-  extern const Table name;                    \
-  }                                           \
-  namespace avx512 {                          \
-  extern const Table name;                    \
-  }                                           \
-  inline const Table& name() {                \
-    switch (current_isa()) {                  \
-      case Isa::kAvx512: return avx512::name; \
-      case Isa::kAvx2: return avx2::name;     \
-      default: return baseline::name;         \
-    }                                         \
-  }
+// each(isa, ...) for every instruction set that is built; who builds for AVX-512 builds for AVX2 too.
+#if defined(GANKERN_HAS_AVX512)
+#define GANKERN_EACH_ISA(each, ...) \
+  each(baseline, __VA_ARGS__) each(avx2, __VA_ARGS__) each(avx512, __VA_ARGS__)
+#elif defined(GANKERN_HAS_AVX2)
+#define GANKERN_EACH_ISA(each, ...) each(baseline, __VA_ARGS__) each(avx2, __VA_ARGS__)
 #else
-#define GANKERN_KERNELS(Table, name) \
-  namespace baseline {               \
-  extern const Table name;           \
-  }                                  \
-  inline const Table& name() { return baseline::name; }
+#define GANKERN_EACH_ISA(each, ...) each(baseline, __VA_ARGS__)
 #endif
+
+#define GANKERN_DECLARE_TABLE(isa, Table, name) \
+  namespace isa {                               \
+  extern const Table name;                      \
+  }
+#define GANKERN_TABLE_ADDRESS(isa, name) &::gankern::isa::name,
+#define GANKERN_KERNELS(Table, name)                                                           \
+  GANKERN_EACH_ISA(GANKERN_DECLARE_TABLE, Table, name)                                         \
+  inline const Table& name() {                                                                 \
+    static constexpr const Table* kTables[] = {GANKERN_EACH_ISA(GANKERN_TABLE_ADDRESS, name)}; \
+    return *kTables[int(current_isa())];                                                       \
+  }

@@ -15,6 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = {"address": ["-fsanitize=address,undefined"], "thread": ["-fsanitize=thread", "-pthread"]}
+# What UBSan finds in a kernel is an illegal instruction (CMakeLists.txt): AddressSanitizer is to say where.
+SAYS_WHERE = "handle_sigill=1"
 
 
 def tool(name: str) -> str:
@@ -61,12 +63,16 @@ def test_kernels(kind, tmp_path):
     folder = build(kind)
     # All instruction sets of this processor, whatever the caller allows torch to use.
     environment = {key: value for key, value in os.environ.items() if key != "ATEN_CPU_CAPABILITY"}
+    environment["ASAN_OPTIONS"] = SAYS_WHERE
     result = run([str(folder / "kernel_tests")], env=environment)
     assert result.returncode == 0, result.stdout[:4000]
     assert " 0 failures" in result.stdout
     for source in (ROOT / "csrc" / "cpu" / "testing").glob("*.cpp"):
         if source.stem != "main":
             assert f"{source.stem}: " in result.stdout  # it has its row in main.cpp's table
+    if kind == "address":
+        result = run([str(folder / "kernel_tests"), "--overflow"], env=environment)
+        assert result.returncode != 0 and "AddressSanitizer: ILL" in result.stdout and "main.cpp:" in result.stdout
 
 
 @pytest.mark.parametrize("kind", FLAGS)
@@ -74,7 +80,8 @@ def test_emulated_cuda_kernels(kind, tmp_path):
     """Their threads are fibers: reads out of bounds, races between threads and between blocks."""
     require_sanitizer(kind, tmp_path)
     program = str(build(kind) / "cuda_tests")
-    result = run([program])
+    environment = {**os.environ, "ASAN_OPTIONS": SAYS_WHERE}
+    result = run([program], env=environment)
     assert result.returncode == 0, result.stdout[:4000]
     assert " 0 failures" in result.stdout
     # What is there is seen.
@@ -96,7 +103,7 @@ def test_operators(tmp_path):
     environment = {
         **os.environ,
         "LD_PRELOAD": " ".join(runtimes),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+        "ASAN_OPTIONS": f"detect_leaks=0:{SAYS_WHERE}",  # the leaks are Python's own
         "PYTHONPATH": str(tmp_path),
         "OMP_NUM_THREADS": "2",
     }

@@ -1,4 +1,5 @@
 // kernel_tests [primitive ...]: all primitives, or the named ones. tests/native/test_sanitizers.py runs it.
+// kernel_tests --overflow: a fault, by which the tests know that UBSan sees such faults.
 #include "testing.h"
 
 namespace gankern {
@@ -14,6 +15,11 @@ std::vector<Test>& tests() {
 
 int main(int argc, char** argv) {
   using namespace gankern::testing;
+  if (argc > 1 && std::strcmp(argv[1], "--overflow") == 0) {
+    volatile int largest = std::numeric_limits<int>::max();
+    largest = largest + argc;
+    return 0;
+  }
   std::printf("instruction sets built: %s, best here: %s\n", gankern::built_isas(),
               gankern::isa_name(gankern::current_isa()));
   std::sort(tests().begin(), tests().end(),

@@ -86,18 +86,13 @@ struct IsaTable {
 
 // A vector of the tables of a primitive, for the instruction sets that this processor has (and that
 // ATEN_CPU_CAPABILITY allows): GANKERN_TEST_TABLES(spectral_norm).
-#if defined(GANKERN_HAS_AVX2) && defined(GANKERN_HAS_AVX512)
 #define GANKERN_TEST_TABLES(name) \
-  ::gankern::testing::supported(::gankern::baseline::name, ::gankern::avx2::name, ::gankern::avx512::name)
-#else
-#define GANKERN_TEST_TABLES(name) ::gankern::testing::supported(::gankern::baseline::name)
-#endif
+  ::gankern::testing::supported({GANKERN_EACH_ISA(GANKERN_TABLE_ADDRESS, name)})
 
-template <class Table, class... Tables>
-std::vector<IsaTable<Table>> supported(const Table& baseline, const Tables&... others) {
-  const Table* all[] = {&baseline, &others...};
+template <class Table>
+std::vector<IsaTable<Table>> supported(std::initializer_list<const Table*> all) {
   std::vector<IsaTable<Table>> result;
-  for (int i = 0; i <= int(current_isa()); ++i) result.push_back({isa_name(Isa(i)), *all[i]});
+  for (int i = 0; i <= int(current_isa()); ++i) result.push_back({isa_name(Isa(i)), *all.begin()[i]});
   return result;
 }
 
