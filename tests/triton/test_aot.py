@@ -133,6 +133,12 @@ def test_the_machine_code_of_what_memory_bounds(records, module, kernel, parts, 
         assert (record["fp64_looped"], record["calls_looped"], record["local"]) == (0, 0, 0), name
 
 
+def test_loops_are_seen(records):
+    """A kernel is disassembled behind others, where a jump back names a place among theirs."""
+    of_sums = [record for record in records if "total" in record and record["kernel"].startswith("_moments_kernel")]
+    assert of_sums and all(record["looped"] for record in of_sums)
+
+
 LISTING = """
 .text._kernel:
         /*0000*/                   LDC R1, c[0x0][0x28] ;
