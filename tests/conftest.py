@@ -15,6 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
+# common.py and quick_triton.py, for tests and for the processes that they start.
+_TESTS = str(Path(__file__).parent)
+sys.path.insert(0, _TESTS)
+os.environ["PYTHONPATH"] = os.pathsep.join([_TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
+
 EMULATED = os.environ.get("GANKERN_PTX") == "1"  # what Triton compiles is emulated: tests/ptx/emulator.py
 
 if EMULATED:
@@ -31,11 +36,6 @@ elif importlib.util.find_spec("triton") and not torch.cuda.is_available() and os
             "Triton was imported before tests/conftest.py could set TRITON_INTERPRET=1: set it in the environment"
         )
     os.environ["TRITON_INTERPRET"] = "1"
-
-# common.py, for tests and for the processes that they start.
-_TESTS = str(Path(__file__).parent)
-sys.path.insert(0, _TESTS)
-os.environ["PYTHONPATH"] = os.pathsep.join([_TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.fixture(autouse=True)

@@ -21,13 +21,16 @@ import collections
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 import multiprocessing
 import pkgutil
 import re
+import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -68,6 +71,14 @@ class Entry:
         constants = ", ".join(f"{name}={value}" for name, value in self.launch.constants.items())
         kind = str(self.dtype).removeprefix("torch.") + ", variant" * self.variant
         return f"{self.launch.kernel.__name__}[{kind}]({constants})"
+
+    @property
+    def kind(self) -> str:
+        """What the compiler is given: the same for two launches of which one need be compiled."""
+        source, options = self.source(TARGETS["sm_90"])
+        function = self.launch.kernel.fn
+        name = f"{function.__module__}.{function.__name__}"
+        return repr((name, source.signature, source.constants, source.attrs, options))
 
     def source(self, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
         """What the JIT would compile for the target, and with which options: bound and taken apart by its own binder.
@@ -205,13 +216,46 @@ def instructions(listing: str) -> Instructions:
     )
 
 
-def disassembled(cubin: bytes) -> Instructions:
-    """Of a compiled CUDA kernel, ``compiled.asm["cubin"]``."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+_ADDRESS = re.compile(r"^\s+/\*([0-9a-f]+)\*/")
+_JUMP = re.compile(r"(\s(?:BRA|BSSY|WARPSYNC)\b.*?)\b0x([0-9a-f]+)(?=\s*;)")
+
+
+def _code(cubin: bytes) -> bytes:
+    """The instructions of a cubin, an ELF file: its sections named .text."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<3H", cubin, 58)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + size * place) for place in range(count)]
+    named = sections[names][4]
+    return b"".join(
+        cubin[start : start + length]
+        for name, _, _, _, start, length in sections
+        if cubin.startswith(b".text.", named + name)
+    )
+
+
+def disassembled(cubins: Sequence[bytes], target: str) -> list[Instructions]:
+    """Of CUDA kernels compiled for the target, ``compiled.asm["cubin"]``: by one process, for the disassembler takes
+    half a second to begin. It is given the code of all, one kernel behind the other, and names places by numbers."""
+    codes = [_code(cubin) for cubin in cubins]
+    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+        file.write(b"".join(codes))
         file.flush()
-        command = [str(nvdisasm()), "-c", file.name]
-        return instructions(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        command = [str(nvdisasm()), "-b", target.upper().replace("_", ""), file.name]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    targets = {int(found[2], 16) for found in _JUMP.finditer(listing)}
+    ends = itertools.accumulate(map(len, codes))
+    kernels: list[list[str]] = [[] for _ in codes]
+    kernel, end = -1, 0
+    for line in _JUMP.sub(r"\1`(.L_\2)", listing).splitlines():
+        if not (found := _ADDRESS.match(line)):
+            continue
+        place = int(found[1], 16)
+        while place >= end:
+            kernel, end = kernel + 1, next(ends)
+        if place in targets:
+            kernels[kernel].append(f".L_{place:x}:")
+        kernels[kernel].append(line)
+    return [instructions("\n".join(lines)) for lines in kernels]
 
 
 # Of a multiprocessor: registers, bytes of shared memory of which each program takes 1024 more than its own, warps,
@@ -294,9 +338,7 @@ def entries(module: str) -> tuple[Entry, ...]:
             _module(module).examples(dtype)
         for launch in launches:
             entry = Entry(launch, dtype, variant)
-            source, options = entry.source(TARGETS["sm_90"])
-            kind = repr((launch.kernel.__name__, source.signature, source.constants, source.attrs, options))
-            kinds.setdefault(kind, entry)
+            kinds.setdefault(entry.kind, entry)
 
     for dtype in DTYPES:
         record(dtype, variant=False)
@@ -310,41 +352,54 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.{name}")
 
 
-def check(module: str, index: int, target: str, counted: bool) -> dict[str, Any]:
-    """Compile one entry for one target; a record that says what it uses, with its instructions where they are to be
-    counted, or what went wrong."""
+def check(module: str, index: int, target: str, ones: bool, counted: bool) -> tuple[dict[str, Any], bytes | None]:
+    """Compile one entry for one target, after a step with 1 for its whole numbers if ``ones``: a record that says what
+    it uses, or what went wrong; and the machine code where it is to be counted."""
     entry = entries(module)[index]
     record = {"module": module, "kernel": entry.label, "variant": entry.variant, "target": target, "error": None}
     try:
-        if target in VARIANTS and not entry.variant:
+        if ones:
             entry.with_ones().parse(TARGETS[target])
         compiled = entry.compile(TARGETS[target])
         used = resources(compiled)
     except Exception as error:  # a compiler's failure is this check's result, whatever its type
-        return {**record, "error": f"{type(error).__name__}: {error}"}
+        return {**record, "error": f"{type(error).__name__}: {error}"}, None
     shared = compiled.metadata.shared
     record |= {"error": problem(target, used, shared), "shared": shared, **dataclasses.asdict(used)}
     if "cubin" not in compiled.asm or not counted:
-        return record
+        return record, None
     filled = occupancy(target, used.registers, shared, compiled.metadata.num_warps)
-    return {**record, "occupancy": filled, **dataclasses.asdict(disassembled(compiled.asm["cubin"]))}
+    return {**record, "occupancy": filled}, compiled.asm["cubin"]
 
 
 def check_all(
     module_names: list[str], targets: list[str], processes: int, kernels: str, counted: str | None
 ) -> list[dict[str, Any]]:
     """Records of the kernels that are named so, with the instructions of those that are named like ``counted``."""
-    work = [
-        (module, index, target, counted is not None and bool(re.search(counted, f"{target} {module}.{entry.label}")))
-        for module in module_names
-        for index, entry in enumerate(entries(module))
-        if re.search(kernels, entry.label)
-        for target in targets
-        if (target in VARIANTS if entry.variant else entry.dtype == torch.float32 or target in ANY_TYPE)
-    ]
+    work = []
+    parsed: set[str] = set()  # with 1 for whole numbers, of which many launches differ in these alone
+    for module in module_names:
+        for index, entry in enumerate(entries(module)):
+            if not re.search(kernels, entry.label):
+                continue
+            kind = "" if entry.variant else entry.with_ones().kind
+            for target in targets:
+                if target in VARIANTS if entry.variant else entry.dtype == torch.float32 or target in ANY_TYPE:
+                    ones = not entry.variant and target in VARIANTS and kind not in parsed
+                    if ones:
+                        parsed.add(kind)
+                    count = counted is not None and re.search(counted, f"{target} {module}.{entry.label}")
+                    work.append((module, index, target, ones, bool(count)))
     # Nothing has been compiled in this process, so that it can be forked: its children know all entries.
     with multiprocessing.get_context("fork").Pool(processes) as pool:
-        return pool.starmap(check, work, chunksize=1)
+        found = pool.starmap(check, work, chunksize=1)
+    for target in targets:
+        of_target = [(record, code) for record, code in found if code is not None and record["target"] == target]
+        if of_target:
+            own, codes = zip(*of_target)
+            for record, counts in zip(own, disassembled(codes, target)):
+                record |= dataclasses.asdict(counts)
+    return [record for record, _ in found]
 
 
 def _described(record: dict[str, Any]) -> str:
@@ -362,7 +417,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
     parser.add_argument("--module", action="append", choices=modules(), help="default: all")
     parser.add_argument("--kernel", default="", help="a regular expression for kernels, as the table names them")
-    counted = "count NVIDIA's of all kernels, or of these, with their target before: a third of a second each"
+    counted = "count NVIDIA's of all kernels, or of these, with their target before"
     parser.add_argument("--instructions", nargs="?", const="", metavar="KERNELS", help=counted)
     parser.add_argument("--processes", type=int, default=2, help="compilations at a time")
     parser.add_argument("--json", action="store_true", help="print the records as JSON")

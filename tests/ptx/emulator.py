@@ -25,7 +25,7 @@ ROOT = HERE.parents[1]
 SEED = int(os.environ.get("GANKERN_PTX_SEED", "0"))  # of the order of blocks
 TARGET = int(os.environ.get("GANKERN_PTX_TARGET", "90"))
 COMPILER = next(filter(shutil.which, (*os.environ.get("CXX", "").split()[:1], "c++", "g++", "clang++")), None)
-FLAGS = ["-std=c++20", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+FLAGS = ["-std=c++20", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 FLAGS += ["-fwrapv", "-ffp-contract=off", "-fno-strict-aliasing"]  # integers wrap, nothing is fused
 
 MOST_TEXT = 1 << 16
@@ -251,6 +251,7 @@ def install() -> Driver:
     assert os.environ.get("TRITON_INTERPRET") != "1", "interpreted kernels cannot be compiled"
     os.environ["TRITON_CACHE_DIR"] = str(FOLDER / "triton")  # its own: nothing there has machine code
     import triton
+    from quick_triton import quicken
     from triton.backends.nvidia.compiler import CUDABackend
     from triton.compiler import CompiledKernel
 
@@ -273,6 +274,7 @@ def install() -> Driver:
         load(kernel)
 
     CompiledKernel._init_handles = loaded
+    quicken()
     CUDABackend.make_cubin = lambda *given: b""  # half the time that a kernel takes to compile
     launch.BY_HANDLE = False  # which travels as an address: here a tensor says how much memory it has
     addresses_of = launch._addresses_of

@@ -43,7 +43,9 @@ def test_every_order_and_layout(shape, device):
     for size, slope in ((None, 1.0), (shape[1:2], 0.2), (shape[:2], 0.0)):
         weight, bias = (None if size is None else random(*size, device=device, seed=s) for s in (10, 11))
         x = random(*shape, device=device)
-        for values in (x, x.movedim(1, -1).contiguous().movedim(-1, 1)):
+        last = x.movedim(1, -1).contiguous().movedim(-1, 1)
+        # Where a channel's values are neighbours, many channels are the same program many times.
+        for values in (x, last) if shape[1] < 32 else (last,):
             mine, right = (
                 every_order(functools.partial(f, slope=slope), (values, weight, bias)) for f in (triton, torchs)
             )

@@ -56,29 +56,64 @@ BY_PYTHON = [
 BOTH_WAYS = ["every_plan_is_what_its_launcher_does", "groups_follow_their_tensors", "what_was_made_may_lie_elsewhere"]
 
 
+# A process that has imported all that a check imports, and becomes the check's own by a fork: each of them begins with
+# nothing launched, and waits for no import.
+SERVER = """
+import os, runpy, sys, traceback
+import stub_driver
+for line in sys.stdin:
+    output, *sys.argv = line.split("\\t")[:-1]
+    child = os.fork()
+    if child == 0:
+        for stream in (1, 2):
+            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        failed = 1
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+            failed = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(failed)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@pytest.fixture(scope="module", params=["C++"])
+def run_check(request, tmp_path_factory):
+    """Runs a check by its name, with what else it is told."""
+    of_python = {} if request.param == "C++" else {native.NODES_VARIABLE: "0"}
+    search = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = {**COMPILER, **search, "CUDA_VISIBLE_DEVICES": "", **of_python}
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+
+        def run(check, *words):
+            output = tmp_path_factory.mktemp("checks") / "output"
+            print(output, CHECKS[check], check, *words, "", sep="\t", file=server.stdin, flush=True)
+            status = server.stdout.readline().strip()
+            assert status == "0", output.read_text() if output.exists() else status
+
+        yield run
+        server.stdin.close()
+
+
 @pytest.mark.parametrize("check", CHECKS)
-def test_with_the_jit_and_a_stub_of_the_driver(check):
+def test_with_the_jit_and_a_stub_of_the_driver(check, run_check):
     if check in OF_NODES and native.NODES_MISSING:
         pytest.skip(native.NODES_MISSING)
     run_check(check)
 
 
-@pytest.mark.parametrize("check", BOTH_WAYS)
-def test_the_same_where_python_reads_signatures(check):
-    run_check(check, **{native.NODES_VARIABLE: "0"})
-
-
 @pytest.mark.parametrize("check", BY_PYTHON)
-def test_the_same_where_python_runs_all_plans(check):
+def test_the_same_where_python_runs_all_plans(check, run_check):
     run_check(check, "by-python")
 
 
-def run_check(check, *words, **variables):
-    environment = {**COMPILER, "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": "", **variables}
-    result = subprocess.run(
-        [sys.executable, CHECKS[check], check, *words], env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+@pytest.mark.parametrize("run_check", ["Python"], indirect=True)
+@pytest.mark.parametrize("check", BOTH_WAYS)
+def test_the_same_where_python_reads_signatures(check, run_check):
+    run_check(check)
 
 
 def binder(kernel):
