@@ -101,6 +101,15 @@ def onnx_functions_once():
     patch.undo()
 
 
+@pytest.fixture
+def nothing_drawn(monkeypatch):
+    """Runs have the images of their pictures made, and draw none: that takes longer than a few steps of training."""
+    from gankern.training import pictures
+
+    for name in ("save_samples", "save_loss_curves", "save_figure_curves"):
+        monkeypatch.setattr(pictures, name, lambda *_: None)
+
+
 @pytest.fixture(params=["C++", "Python"])
 def way(request):
     """Who records gradients: the C++ autograd nodes, or Python."""
