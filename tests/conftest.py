@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,31 @@ def pytest_runtest_call(item):
         if "pip install" not in str(error) or not isinstance(error.__cause__, ModuleNotFoundError):
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def onnx_functions_once():
+    """For tests that export to ONNX more than once: torch.onnx.export parses the source of onnxscript's five hundred
+    functions for every program again, which takes longer than all else that it does."""
+    if importlib.util.find_spec("onnxscript") is None:
+        yield  # whoever needs it skips
+        return
+    from torch.onnx._internal.exporter import _registration
+
+    patch = pytest.MonkeyPatch()
+    read = staticmethod(cache(_registration.ONNXRegistry.from_torchlib))
+    patch.setattr(_registration.ONNXRegistry, "from_torchlib", read)
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def nothing_drawn(monkeypatch):
+    """Runs have the images of their pictures made, and draw none: that takes longer than a few steps of training."""
+    from gankern.training import pictures
+
+    for name in ("save_samples", "save_loss_curves", "save_figure_curves"):
+        monkeypatch.setattr(pictures, name, lambda *_: None)
 
 
 @pytest.fixture(params=["C++", "Python"])

@@ -18,6 +18,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -305,7 +306,7 @@ def _biggan_generator(width: int, count: int) -> Case:
     return Case("pytorch-pretrained-biggan generator", build, batch)
 
 
-def _progan_discriminator(depth: int, count: int, latent: int) -> Case:
+def _progan_discriminator(depth: int, count: int, width: int) -> Case:
     size = 2**depth
 
     def loss(discriminator: nn.Module, batch: Batch) -> Tensor:
@@ -318,7 +319,9 @@ def _progan_discriminator(depth: int, count: int, latent: int) -> Case:
         return progan("losses").WganGP._gradient_penalty(discriminator, x, _fake(x), *rest)
 
     def build() -> nn.Module:
-        return progan("networks").Discriminator(depth=depth, latent_size=latent)
+        networks = progan("networks")
+        with mock.patch.object(networks, "nf", lambda stage: width):  # which is 512 up to stage 5
+            return networks.Discriminator(depth=depth, latent_size=width)
 
     def batch() -> Batch:
         return torch.randn(count, 3, size, size), depth, 0.7
@@ -326,7 +329,7 @@ def _progan_discriminator(depth: int, count: int, latent: int) -> Case:
     return Case("pro-gan-pth discriminator", build, batch, loss, penalty)
 
 
-def cases(width: int = 16, count: int = 4, progan_depth: int = 4) -> dict[str, Case]:
+def cases(width: int = 16, count: int = 4, progan_depth: int = 4, progan_width: int = 512) -> dict[str, Case]:
     """All models; by default as small as they still have every layer."""
     attention_width = max(width, 16)
     made = [
@@ -345,6 +348,6 @@ def cases(width: int = 16, count: int = 4, progan_depth: int = 4) -> dict[str, C
         _torchgan_virtual(width, count),
         _torchgan_attention(width, count),
         _biggan_generator(max(width // 2, 4), count),
-        _progan_discriminator(progan_depth, count, 512),
+        _progan_discriminator(progan_depth, count, progan_width),
     ]
     return {case.name: case for case in made}

@@ -8,7 +8,7 @@ import torch
 
 import gankern
 
-CASES = patterns.CASES | pypi_models.cases(progan_depth=3)
+CASES = patterns.CASES | pypi_models.cases(progan_depth=3, progan_width=64)
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 import gankern
 from gankern.acceleration import _attention, _chains, _norms
 
+pytestmark = pytest.mark.usefixtures("onnx_functions_once")
+
 X = torch.randn(3, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 

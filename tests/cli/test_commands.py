@@ -1,16 +1,22 @@
 """gankern info, verify and bench as a user calls them."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from gankern.cli import app
 from gankern.measure import benchmark, verification
 
 
-def gankern(*arguments, **options):
-    return subprocess.run([sys.executable, "-m", "gankern.cli", *arguments], capture_output=True, text=True, **options)
+def gankern(*arguments):
+    """Without Triton's interpreter, which no user has."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "gankern.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def test_info():
@@ -35,10 +41,6 @@ def test_verify_writes_its_checks(tmp_path):
 
 def test_verify_fails_loudly(monkeypatch):
     """A failed check makes the exit code 1."""
-    from typer.testing import CliRunner
-
-    from gankern.cli import app
-
     bad = verification.Check("spectral_norm", "case", "cpu", "float32", "forward", 1.0, 0.1, 0.2, False)
     monkeypatch.setattr(verification, "verify", lambda *_: iter([bad]))
     result = CliRunner().invoke(app, ["verify"])
@@ -73,8 +75,9 @@ def test_bench_record(tmp_path):
     ],
 )
 def test_wrong_arguments_give_one_line(arguments, message):
-    run = gankern(*arguments)
-    assert run.returncode == 2
+    """Of the commands; that the program has no more to say, tests/cli/test_bad_input.py asks."""
+    run = CliRunner().invoke(app, arguments)
+    assert run.exit_code == 2
     assert message in run.stderr
     assert "Traceback" not in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
@@ -82,10 +85,6 @@ def test_wrong_arguments_give_one_line(arguments, message):
 
 def test_json_means_one_thing(tmp_path, monkeypatch):
     """A file, or - for the terminal; the tables are then on the other stream."""
-    from typer.testing import CliRunner
-
-    from gankern.cli import app
-
     check = verification.Check("spectral_norm", "case", "cpu", "float32", "forward", 0.1, 0.1, 0.2, True)
     monkeypatch.setattr(verification, "verify", lambda *_: iter([check]))
     model = tmp_path / "mine.py"

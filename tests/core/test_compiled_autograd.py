@@ -3,7 +3,7 @@ for the same call."""
 
 import pytest
 import torch
-import torch._dynamo
+import torch._dynamo.testing
 from common import needs_nodes
 from torch._dynamo import compiled_autograd
 
@@ -63,8 +63,8 @@ CALLS = {
 }
 
 
-def gradients(call, shapes, compiled):
-    """Of a loss and its penalty, as a critic's step has them."""
+def gradients(call, shapes, compiler=None):
+    """Of a loss and its penalty, as a critic's step has them; by ``compiler`` of each captured backward."""
     generator = torch.Generator().manual_seed(0)
     leaves = [torch.randn(s, generator=generator).requires_grad_() for s in shapes]
     y = call(*leaves)
@@ -74,26 +74,54 @@ def gradients(call, shapes, compiled):
     for value in (loss, penalty_alone):
         if not value.requires_grad:
             continue
-        if compiled:
-            with compiled_autograd._enable(torch.compile(backend="eager")):
+        if compiler is not None:
+            with compiled_autograd._enable(compiler):
                 value.backward(retain_graph=True)
         else:
             value.backward(retain_graph=True)
     return [leaf.grad for leaf in leaves]
 
 
+def check(name, compiler):
+    expected, found = gradients(*CALLS[name]), gradients(*CALLS[name], compiler)
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None), name
+        if a is not None:
+            torch.testing.assert_close(a, b, msg=lambda text: f"{name}: {text}")
+
+
 @needs_nodes
 def test_the_same_gradients():
+    """By what is captured, as it is."""
+    captured = []
+
+    def capture(graph):
+        captured.append(name)
+        return graph
+
     torch._dynamo.reset()
+    for turn in range(2):
+        for name in CALLS:
+            check(name, capture)
+        if turn == 0:
+            assert set(captured) == set(CALLS)
+            captured.clear()
+    assert captured == []  # again
+
+
+# A node of each class of csrc/autograd; what it runs is for torch.compile the same call whatever the primitive.
+COMPILED = ["tanh", "slope", "leaky_relu behind another", "batch_norm_act"]
+
+
+@needs_nodes
+def test_the_same_gradients_by_torch_compile():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
     for turn in range(2):  # the second time nothing is compiled
-        for name, (call, shapes) in CALLS.items():
-            expected = gradients(call, shapes, compiled=False)
+        for name in COMPILED:
             with torch._dynamo.config.patch(error_on_recompile=bool(turn)):
-                found = gradients(call, shapes, compiled=True)
-            for a, b in zip(found, expected, strict=True):
-                assert (a is None) == (b is None), name
-                if a is not None:
-                    torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
+                check(name, torch.compile(backend=counter))
+    assert counter.frame_count >= len(COMPILED)
 
 
 @needs_nodes

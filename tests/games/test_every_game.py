@@ -55,6 +55,7 @@ def test_the_same_losses_in_double_precision(double, name):
         assert coupling.unknown_layers(network) == {}  # whether samples stay apart: processes and parts of a batch ask
 
 
+@pytest.mark.usefixtures("nothing_drawn")
 @pytest.mark.parametrize("name", NEW)
 def test_stopped_and_resumed(name, tmp_path, same):
     config, samples, condition = prepared(name)

@@ -70,7 +70,7 @@ def test_tests_are_dealt_out_and_stopped(gpu, tmp_path, monkeypatch):
         "def test_c(): time.sleep(60)\n"
         "def test_d(): pass\n"
     )
-    rows = list(checks._dealt_out(["test_some.py"], 3, 30))
+    rows = list(checks._dealt_out(["test_some.py"], 3, 15))
     assert [row["status"] for row in rows[2:]] == ["stopped"]
     assert {row["status"]: row.get("passed") for row in rows[:2]} == {0: 2, 1: None}
     assert sorted(row["failures"][0] for row in rows if row["failures"]) == [

@@ -19,7 +19,7 @@ COUNTS = [
 
 
 @pytest.mark.parametrize(("options", "generator", "discriminator"), COUNTS, ids=[str(c[1]) for c in COUNTS])
-def test_parameter_counts(options, generator, discriminator):
+def test_parameter_counts(options, generator, discriminator, nothing_iterated):
     with torch.device("meta"):
         gan = biggan_deep(**options)
     counts = [sum(p.numel() for p in net.parameters()) for net in (gan.generator, gan.discriminator)]

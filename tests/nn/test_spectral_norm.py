@@ -451,7 +451,8 @@ def test_cached_parametrizations():
 @pytest.mark.parametrize("form", FORMS)
 def test_compiled(form):
     eager, compiled = (U.group_spectral_norm(network(FORMS[form][1])) for _ in range(2))
-    runs = torch.compile(compiled, fullgraph=True)
+    # Generated code once: the operator is the same one for each form.
+    runs = torch.compile(compiled, fullgraph=True, backend="inductor" if form == next(iter(FORMS)) else "aot_eager")
     for _ in range(2):
         x = torch.randn(2, 3, 8, 8)
         outs = []

@@ -11,6 +11,8 @@ from torch.func import functional_call, stack_module_state
 import gankern.functional as GF
 import gankern.nn as gnn
 
+pytestmark = pytest.mark.usefixtures("onnx_functions_once")
+
 F64 = {"dtype": torch.float64}
 
 

@@ -28,8 +28,18 @@ def same_bits():
     return check
 
 
-@pytest.fixture(params=["default", "avx2"])  # the best one is what all other tests run
-def on_instruction_set(request):
+SETS = ("default", "avx2", "avx512")
+HERE = torch.backends.cpu.get_cpu_capability().lower()  # which all other tests run
+
+
+@pytest.fixture(params=SETS[: SETS.index(HERE)] if HERE in SETS else SETS[:1])
+def instruction_set(request):
+    """Each of those below the one that this process uses."""
+    return request.param
+
+
+@pytest.fixture
+def on_instruction_set(instruction_set):
     """Runs lines in a process that uses one of the other instruction sets, with a file of tests as ``cases``."""
     if native.NATIVE_MISSING:
         pytest.skip("the native library was not built")
@@ -40,7 +50,7 @@ def on_instruction_set(request):
             f"spec = importlib.util.spec_from_file_location('cases', {file!r})",
             "cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases)",
         )
-        environment = {**os.environ, "ATEN_CPU_CAPABILITY": request.param}
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": instruction_set}
         subprocess.run([sys.executable, "-c", "\n".join([*head, *lines])], env=environment, check=True)
 
     return run

@@ -1,9 +1,5 @@
 """Spectral norm: the reference against NumPy and torch, the compiled kernels against the reference."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -345,30 +341,26 @@ def test_autocast_iterates_in_fp32():
     assert torch.equal(ours, expected)
 
 
-SCRIPT = """
-import sys, torch, gankern.functional as GF
-torch.set_num_threads(int(sys.argv[1]))
-torch.manual_seed(0)
-ws = [torch.randn(s, requires_grad=True) for s in [(512, 2048), (700, 600), (64, 3, 4, 4), (5, 7), (300, 40, 40)]]
-dims = [0, 0, 0, 1, 1]
-us = [torch.randn(w.shape[d]) for w, d in zip(ws, dims)]
-vs = [torch.randn(w.numel() // w.shape[d]) for w, d in zip(ws, dims)]
-for dialect in ("parametrization", "hook"):
-    outs = GF.spectral_norm_group(ws, us, vs, dims=dims, dialect=dialect, implementation="cpu")
-    grads = torch.autograd.grad(outs, ws, [o.detach().cos() for o in outs])
-    torch.save([*outs, *grads, *us, *vs], sys.argv[2] + dialect)
-"""
+@pytest.mark.parametrize("dialect", ["parametrization", "hook"])
+def test_results_do_not_depend_on_the_number_of_threads(dialect):
+    def run(threads):
+        torch.set_num_threads(threads)
+        torch.default_generator.manual_seed(0)
+        shapes = [(512, 2048), (700, 600), (64, 3, 4, 4), (5, 7), (300, 40, 40)]
+        ws, dims = [torch.randn(s, requires_grad=True) for s in shapes], [0, 0, 0, 1, 1]
+        us = [torch.randn(w.shape[d]) for w, d in zip(ws, dims)]
+        vs = [torch.randn(w.numel() // w.shape[d]) for w, d in zip(ws, dims)]
+        outs = GF.spectral_norm_group(ws, us, vs, dims=dims, dialect=dialect, implementation="cpu")
+        grads = torch.autograd.grad(outs, ws, [o.detach().cos() for o in outs])
+        return [*outs, *grads, *us, *vs]
 
-
-def test_results_do_not_depend_on_the_number_of_threads(tmp_path):
-    for threads in (1, 2, 3, 7):
-        subprocess.run([sys.executable, "-c", SCRIPT, str(threads), str(tmp_path / f"{threads}-")], check=True,
-                       env=os.environ | {"OMP_NUM_THREADS": "8"})  # fmt: skip
-    for dialect in ("parametrization", "hook"):
-        one = torch.load(tmp_path / f"1-{dialect}")
-        for threads in (2, 3, 7):
-            for a, b in zip(one, torch.load(tmp_path / f"{threads}-{dialect}")):
-                assert torch.equal(a, b)
+    before = torch.get_num_threads()
+    try:
+        one, *others = map(run, (1, 2, 3, 7))
+    finally:
+        torch.set_num_threads(before)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------

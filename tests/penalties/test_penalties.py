@@ -711,49 +711,54 @@ import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 import gankern.nn as gnn
 from gankern import penalties
-rank, store, out, method, alone = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5] == "alone"
+rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-torch.manual_seed(0)
-net = torch.nn.Sequential(
-    torch.nn.Conv2d(3, 4, 4, 2, 1), torch.nn.LeakyReLU(0.2), torch.nn.Flatten(), torch.nn.Linear(64, 1)
-).double()
-real, fake, alpha = torch.load(out + ".in")
-model = DistributedDataParallel(net, find_unused_parameters=alone)  # the last bias: a penalty does not reach it
-for step in range(2):  # twice: the reducer must be ready again
-    net.zero_grad()
-    part = slice(2 * rank, 2 * rank + 2)
-    loss = penalties.gradient_penalty(model, real[part], fake[part], alpha=alpha[part], method=method)
-    if not alone:
-        loss = loss + model(fake[part]).mean() - model(real[part]).mean()
-    loss.backward()
-if rank == 0:
-    torch.save([p.grad for p in net.parameters()], out)
-if rank == 0:
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+real, fake, alpha, cases = torch.load(f"{folder}/in")
+found = {}
+for method, alone in cases:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 4, 2, 1), torch.nn.LeakyReLU(0.2), torch.nn.Flatten(), torch.nn.Linear(64, 1)
+    ).double()
+    model = DistributedDataParallel(net, find_unused_parameters=alone)  # the last bias: a penalty does not reach it
+    for step in range(2):  # twice: the reducer must be ready again
+        net.zero_grad()
+        part = slice(2 * rank, 2 * rank + 2)
+        loss = penalties.gradient_penalty(model, real[part], fake[part], alpha=alpha[part], method=method)
+        if not alone:
+            loss = loss + model(fake[part]).mean() - model(real[part]).mean()
+        loss.backward()
+    gradients = [p.grad for p in net.parameters()]
     net.zero_grad()
     loss = penalties.gradient_penalty(net, real, fake, alpha=alpha, method="double_backward")
     if not alone:
         loss = loss + net(fake).mean() - net(real).mean()
     loss.backward()
-    torch.save([p.grad for p in net.parameters()], out + ".joint")
+    found[method, alone] = gradients, [p.grad for p in net.parameters()]
+torch.save(found, f"{folder}/{rank}.out")
 dist.barrier()  # gloo's threads may end only when nobody talks to them
 del model
 dist.destroy_process_group()
 """
+SHARED = [(method, alone) for method in ("double_backward", "tangent") for alone in (True, False)]
 
 
-@pytest.mark.parametrize("alone", ["alone", "joint"])
-@pytest.mark.parametrize("method", ["double_backward", "tangent"])
-def test_two_processes_equal_one_with_the_joint_batch(method, alone, tmp_path):
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Of each of two processes and each case: its gradients, and those of the joint batch."""
+    folder = tmp_path_factory.mktemp("shared")
     real, fake = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
-    out = str(tmp_path / "gradients")
-    torch.save([real, fake, ALPHA], out + ".in")
-    workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store"), out, method, alone])
-        for rank in range(2)
-    ]
+    torch.save([real, fake, ALPHA, SHARED], folder / "in")
+    workers = [subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(folder)]) for rank in range(2)]
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
-    same(torch.load(out), torch.load(out + ".joint"))
+    return [torch.load(folder / f"{rank}.out") for rank in range(2)]
+
+
+@pytest.mark.parametrize(("method", "alone"), SHARED, ids=[f"{m}-{'alone' if a else 'joint'}" for m, a in SHARED])
+def test_two_processes_equal_one_with_the_joint_batch(shared, method, alone):
+    for found in shared:
+        same(*found[method, alone])
 
 
 # ---- objects, and the whole step ----------------------------------------------------------------------------

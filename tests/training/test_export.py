@@ -58,6 +58,7 @@ def inputs(run, number):
     return (latents, *(torch.arange(number) * 3 % 10 for _ in labels))
 
 
+@pytest.mark.usefixtures("onnx_functions_once")
 @pytest.mark.parametrize("name", RUNS)
 def test_onnxruntime_gives_the_images_of_the_run(runs, name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -47,7 +47,7 @@ def trained_twice(configuration, samples, tmp_path, labels=None):
 @pytest.mark.parametrize("name", data.POINTS)
 def test_points_train_and_resume(same, tmp_path, name):
     points = data.load(name)
-    options = dict(width=8, batch_size=16, threads=1, steps=4, ema=0.9, decay_steps=4, n_critic=2, evaluate_samples=500)
+    options = dict(width=8, batch_size=16, threads=1, steps=4, ema=0.9, decay_steps=4, n_critic=2, evaluate_samples=100)
     a, b = trained_twice(training.configure("wgan_gp_toy", name, points, **options), points, tmp_path)
     assert same(a.trainers, b.trainers)
     assert a.history["figures"][-1] == b.history["figures"][-1]
@@ -108,6 +108,7 @@ def test_learning_rates_fall_to_zero():
 # Labels, and what papers add
 
 
+@pytest.mark.usefixtures("nothing_drawn")
 @pytest.mark.parametrize("conditioning", ["projection", "concatenation"])
 @pytest.mark.parametrize("model", ["gan", "dcgan", "sn_dcgan", "wgan_gp"])
 def test_conditional_models_train_and_resume(same, images, labels, tmp_path, model, conditioning):
@@ -129,6 +130,7 @@ def test_the_discriminator_sees_an_image_with_its_own_label(images, labels):
         assert [known[image.numpy().tobytes()] for image in batch] == of_batch.tolist()
 
 
+@pytest.mark.usefixtures("nothing_drawn")
 @pytest.mark.parametrize(
     ("model", "options"),
     [

@@ -27,6 +27,7 @@ def config(name, images, **options):
     return training.configure(name, "digits", images, **options)
 
 
+@pytest.mark.usefixtures("nothing_drawn")
 @pytest.mark.parametrize("name", TINY)
 def test_resumed_run_equals_uninterrupted_run(same, images, tmp_path, name):
     training.train(config(name, images), images, tmp_path / "a")

@@ -53,7 +53,7 @@ def train(folder: Path) -> None:
     for name, (model, of, options, _) in RUNS.items():
         samples = data.load(of)
         labels = data.labels(of) if "conditioning" in options else None
-        config = training.configure(model, of, samples, labels, **COMMON | {"evaluate_samples": 500} | options)
+        config = training.configure(model, of, samples, labels, **COMMON | {"evaluate_samples": 100} | options)
         training.train(config, samples, folder / name, labels=labels)
 
 
@@ -112,7 +112,7 @@ def test_what_the_first_process_leaves(folders):
 
 def test_the_command_under_torchrun(tmp_path):
     out = tmp_path / "run"
-    options = ["--width", 8, "--batch-size", 16, "--steps", 2, "--threads", 1, "--evaluate-samples", 500, "--out", out]
+    options = ["--width", 8, "--batch-size", 16, "--steps", 2, "--threads", 1, "--evaluate-samples", 100, "--out", out]
     done = launch("-m", "gankern.cli", "train", "wgan_gp_toy", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("whole step") == 1  # one process tells

@@ -243,6 +243,7 @@ RECIPES = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("nothing_drawn")
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_stopped_run_goes_on_as_if_it_had_not(same, images, tmp_path, name):
     model, options = RECIPES[name]

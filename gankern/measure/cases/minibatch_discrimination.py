@@ -76,7 +76,8 @@ def _case(
 CASES = [
     _case("N=4 B=2 C=4", 4, 2, 4, host=True),
     _case("N=64 B=100 C=5", 64, 100, 5, quick=True),
-    _case("N=256 B=100 C=5", 256, 100, 5),
+    _case("N=256 B=100 C=5", 256, 100, 5, verify=False),
+    _case("N=256 B=24 C=5", 256, 24, 5, bench=False),
     _case("N=1024 B=100 C=5", 1024, 100, 5, verify=False),
     _case("N=128 K=256 B=100 C=5", 128, 100, 5, 256),
     _case("N=1024 B=4 C=16", 1024, 4, 16, verify=False),
