@@ -49,13 +49,13 @@ gpu:
 
 # Set-up happens once; the native library is brought up to date every time, in a moment where nothing changed.
 build: .venv/ready
+	@mkdir -p build
 	@$(BIN)/python setup.py --quiet build_ext --inplace > build/log.txt 2>&1 || (cat build/log.txt; exit 1)
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel cmake ninja pybind11 torch numpy
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[test]'
-	mkdir -p build
 	touch $@
 
 clean:
