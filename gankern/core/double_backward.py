@@ -179,8 +179,8 @@ class fast_double_backward(contextlib.ContextDecorator):
     Each leaf has a gradient, one of zeros, or none, as it has with torch's own. Hooks of tensors and modules, and
     Functions of somebody's own, are called with what torch calls them with: what is above them is left as it is. What
     one can notice: an intermediate tensor that nobody watches has no gradient where torch has zeros, so that
-    ``torch.autograd.grad`` by it asks for ``allow_unused=True``. (Without the compiled library, and under torch's
-    modes, zeros go through the network as torch's do: hooks of tensors are not seen from there.)
+    ``torch.autograd.grad`` by it asks for ``allow_unused=True``. (Without the compiled library zeros go
+    through the network as torch's do: hooks of tensors are not seen from there.)
 
     Off until it is asked for. A block holds for its thread (and for the engine's threads while they run its backwards),
     ``enable()`` for the process; blocks may be nested, and may overlap in several threads. The first one puts entries
