@@ -4,6 +4,7 @@ one pass."""
 from __future__ import annotations
 
 import functools
+import types
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -465,7 +466,9 @@ def batch_norm_forward(module: nn.BatchNorm2d, followed: Followed | None, input:
         say("torch", _NOT_FASTER)
         return type(module).forward(module, input)
     tensors = (module.running_mean, module.running_var, module.weight, module.bias)
-    if not _is_faster(input, *tensors, module.training) or autocasting(input.device.type):
+    eps, momentum = module.eps, module.momentum
+    told = type(eps) is float and eps > 0 and type(momentum) in (float, int, types.NoneType)  # or torch's own error
+    if not told or not _is_faster(input, *tensors, module.training) or autocasting(input.device.type):
         say("torch", _NOT_FASTER)
         return type(module).forward(module, input)
     module._check_input_dim(input)

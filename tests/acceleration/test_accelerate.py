@@ -460,6 +460,28 @@ def test_a_layer_that_changes_before_its_activation(change, monkeypatch):
         torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("attribute, value", [("eps", 0.0), ("eps", -0.1), ("eps", None), ("momentum", "0.1")])
+@pytest.mark.parametrize("training", [True, False])
+def test_settings_of_batch_norms_that_torch_refuses(attribute, value, training):
+    """Set after the call: torch's own error, or its own result where it has one."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).train(training)
+    fast = copy.deepcopy(plain)
+    gankern.accelerate(fast)
+    came = []
+    for net in (plain, fast):
+        setattr(net[1], attribute, value)
+        try:
+            came.append(net(torch.linspace(-1, 1, 384).view(2, 3, 8, 8).requires_grad_()))
+        except (TypeError, ValueError) as error:
+            came.append((type(error), str(error)))
+    want, got = came
+    if isinstance(want, tuple):
+        assert got == want
+    else:
+        torch.testing.assert_close(got, want)
+
+
 def test_shared_activation_sees_the_same_memory():
     torch.manual_seed(0)
     block = Residual()
