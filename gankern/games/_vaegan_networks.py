@@ -22,7 +22,9 @@ def networks(
 
     def halvings(maps: tuple[int, ...], slope: float = 0.0) -> list[nn.Module]:
         pairs = pairwise(maps)
-        return [m for i, o in pairs for m in (layers.conv(i, o, kernel, **down), layers.batch_norm_act(o, slope, eps=EPS))]
+        return [
+            m for i, o in pairs for m in (layers.conv(i, o, kernel, **down), layers.batch_norm_act(o, slope, eps=EPS))
+        ]
 
     def dense(inputs: int, outputs: int) -> list[nn.Module]:
         return [layers.linear(inputs, outputs, bias=False), layers.batch_norm_act_1d(outputs, eps=EPS)]

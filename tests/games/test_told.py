@@ -1,6 +1,7 @@
 """Games that are told what to draw: cGAN on vectors, and text to image. The papers' sizes, formulas, bad input."""
 
 import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
