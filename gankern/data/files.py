@@ -6,6 +6,7 @@ for, is logged and left out.
 
 import io
 import logging
+import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MODES = {1: "L", 3: "RGB"}
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC; Pillow is only imported where a picture is read
 
@@ -309,10 +310,25 @@ def _is_grey(path: Path) -> bool:
 def _pictures(folder: Path | str) -> list[Path]:
     """The pictures below a folder, in the order of their paths."""
     _check_folder(folder)
-    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = sorted(path for path in _files(Path(folder)) if path.suffix.lower() in SUFFIXES)
     if not found:
         raise FileNotFoundError(f"there are no pictures ({', '.join(SUFFIXES)}) below {folder}")
     return found
+
+
+def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files below a folder, and below the folders that links in it lead to: data sets are often put together of
+    links. A link that leads nowhere is among them, as a file that cannot be read; one to a folder above it is not
+    followed."""
+    here = folder.resolve()
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _files(folder / entry.name, (*above, here))
+            elif entry.is_file() or entry.is_symlink():
+                yield folder / entry.name
 
 
 def _square(path: Path, extent: tuple[int, int], side: int | None, before: list[Path]) -> int:

@@ -9,6 +9,8 @@ from torch import nn
 
 from gankern.models.layers import Layers
 
+EPS = 1e-6  # of batch norm, as in the authors' code
+
 
 def networks(
     channels: int, size: int, latent: int, width: int, hidden: int, kernel: int, layers: Layers
@@ -20,14 +22,16 @@ def networks(
 
     def halvings(maps: tuple[int, ...], slope: float = 0.0) -> list[nn.Module]:
         pairs = pairwise(maps)
-        return [m for i, o in pairs for m in (layers.conv(i, o, kernel, **down), layers.batch_norm_act(o, slope))]
+        return [
+            m for i, o in pairs for m in (layers.conv(i, o, kernel, **down), layers.batch_norm_act(o, slope, eps=EPS))
+        ]
 
     def dense(inputs: int, outputs: int) -> list[nn.Module]:
-        return [layers.linear(inputs, outputs, bias=False), layers.batch_norm_act_1d(outputs)]
+        return [layers.linear(inputs, outputs, bias=False), layers.batch_norm_act_1d(outputs, eps=EPS)]
 
     decoder = [*dense(latent, width * start**2), nn.Unflatten(1, (width, start, start))]
     for inputs, outputs in pairwise((width, middle, width // 2, thin)):
-        decoder += [layers.conv_transpose(inputs, outputs, kernel, **up), layers.batch_norm_act(outputs)]
+        decoder += [layers.conv_transpose(inputs, outputs, kernel, **up), layers.batch_norm_act(outputs, eps=EPS)]
     *features, last_norm = halvings((thin, width // 2, middle, width))
     return {
         "encoder": nn.Sequential(

@@ -39,6 +39,7 @@ class GANCLS(OfTexts):
     class Options:
         mismatched: float = 1.0  # weight of the term of mismatched texts; 0 is without CLS
         mismatches: int = 1  # mismatched texts an image, of the batch
+        captions: int = 1  # texts of an image whose codes' mean is its code; the authors' is 4
         interpolated: float = 1.0  # weight of the term of codes between two texts; 0 is without INT
         encoder_steps: int = 400  # of the text encoder, before the first step
         spectral: bool = True  # the small discriminator has spectral norm in the place of batch norm
@@ -52,6 +53,8 @@ class GANCLS(OfTexts):
             self.refuse("spectral", where="with paper, whose discriminator has batch norm")
         else:
             self.refuse("blocks", where="without paper")
+        if options.captions < 1:
+            raise ValueError(f"gan_cls: option captions must be at least 1, got {options.captions}")
         if not options.mismatched:
             self.refuse("mismatches", where="with mismatched 0")
         spectral = options.spectral and not options.paper
@@ -96,9 +99,12 @@ class GANCLS(OfTexts):
             embed_jointly(encoder, look.to(run.device), run.images, run.condition, *sizes)
             standardise(encoder, run.condition)
         images, several = run.batch()
-        texts = several[torch.arange(len(several), device=several.device), run.classes(several.shape[1])]
+        known = several.shape[1]
+        rows = torch.arange(len(several), device=several.device)[:, None]
+        following = torch.arange(min(options.captions, known), device=several.device)
+        texts = several[rows, (run.classes(known)[:, None] + following) % known]
         with torch.no_grad():
-            codes = encoder(texts)
+            codes = encoder(texts.flatten(0, 1)).unflatten(0, texts.shape[:2]).mean(1)
             fake = generate(run.normal(latent), codes)
         seen = judge.image(images)
         loss = F.softplus(-judge(images, codes, features=seen)).mean() + 0.5 * F.softplus(judge(fake, codes)).mean()

@@ -40,6 +40,9 @@ def _prepared(function: str, images: Tensor, reference: Tensor, channels: str, b
     """Both as fp64 values of 0 to 255, of the channels and pixels that count."""
     take = look_up(CHANNELS, channels, f"{function}: choice of channels")
     border = whole(f"{function}: border", border, least=0)
+    lengths = [len(x) for x in (images, reference) if isinstance(x, Tensor) and x.ndim]
+    if len(set(lengths)) > 1:  # one would be held against all
+        raise ValueError(f"{function}: images and reference must be as many, got {lengths[0]} and {lengths[1]}")
     prepared = []
     for name, values in (("images", images), ("reference", reference)):
         check_samples(function, name, values)

@@ -74,6 +74,9 @@ def image_figures(
     seed = check_seed("image_figures: seed", seed)
     figures: dict[str, float] = {}
     if extractor is not None:
+        for name, images in (("real", real), ("fake", fake)):
+            if len(images) < 2:  # a covariance is of two
+                raise ValueError(f"image_figures: {name} must be [N, ...] with N at least 2, got {tuple(images.shape)}")
         found = _of_features(real, fake, extractor, seed)
         figures |= {f"{name}{extractor.suffix}": value for name, value in found.items()}
     number, size = min(len(real), len(fake)), min(*real.shape[2:], *fake.shape[2:])

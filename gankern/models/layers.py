@@ -68,8 +68,8 @@ class ConvDownsample2d(nn.Conv2d):
 class _Activated(nn.Module):
     """The norm behind it in the list of bases, then a leaky ReLU; ReLU at slope 0, nothing at None."""
 
-    def __init__(self, channels: int, negative_slope: float | None = 0.0):
-        super().__init__(channels)
+    def __init__(self, channels: int, negative_slope: float | None = 0.0, **norm: float):
+        super().__init__(channels, **norm)
         self.negative_slope = negative_slope
 
     def forward(self, x: Tensor) -> Tensor:
@@ -273,8 +273,8 @@ def _act(negative_slope: float | None) -> dict:
     return {"activation": "leaky_relu" if negative_slope else "relu", "negative_slope": negative_slope}
 
 
-def batch_norm_act(channels: int, negative_slope: float | None = 0.0) -> nn.Module:
-    return gnn.BatchNormAct2d(channels, **_act(negative_slope))
+def batch_norm_act(channels: int, negative_slope: float | None = 0.0, eps: float = 1e-5) -> nn.Module:
+    return gnn.BatchNormAct2d(channels, eps=eps, **_act(negative_slope))
 
 
 def instance_norm_act(channels: int, negative_slope: float | None = 0.0) -> nn.Module:
@@ -285,8 +285,8 @@ def batch_norm_prelu(channels: int) -> nn.Module:
     return gnn.BatchNormAct2d(channels, activation="prelu")
 
 
-def batch_norm_act_1d(channels: int, negative_slope: float = 0.0) -> nn.Module:
-    return gnn.BatchNormAct1d(channels, **_act(negative_slope))
+def batch_norm_act_1d(channels: int, negative_slope: float = 0.0, eps: float = 1e-5) -> nn.Module:
+    return gnn.BatchNormAct1d(channels, eps=eps, **_act(negative_slope))
 
 
 def virtual_batch_norm_act(channels: int, negative_slope: float = 0.0, implementation: str | None = None) -> nn.Module:

@@ -48,6 +48,24 @@ def test_labels_of_a_folder_whose_broken_files_are_left_out(tmp_path):
     assert data.load(tmp_path, on_error="skip").classes == ["b", "c"]
 
 
+def test_folders_put_together_of_links(tmp_path):
+    """Each class a link to a folder elsewhere; one leads back to the whole, one goes on to another class."""
+    for name in ("there/one/1.png", "there/two/deep/2.pgm"):
+        picture(tmp_path / name)
+    root = tmp_path / "root"
+    root.mkdir()
+    for name, target in (("a", "there/one"), ("b", "there/two")):
+        (root / name).symlink_to(tmp_path / target)
+    (root / "b/back").symlink_to(root)
+    images = data.load(root)
+    assert [str(path.relative_to(root)) for path in images.paths] == ["a/1.png", "b/deep/2.pgm"]
+    assert images.classes == ["a", "b"]
+    (root / "a/3.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(BrokenFile, match=r"a/3\.png: .*No such file"):
+        data.load(root)
+    assert len(data.load(root, on_error="skip")) == 2
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

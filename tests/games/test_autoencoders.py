@@ -181,6 +181,14 @@ def test_noise_on_images_of_pairs_is_of_training_and_of_the_option():
         assert not seen[-1].any()
 
 
+@pytest.mark.parametrize("layers", ["torch", "gankern"])
+def test_batch_norms_of_vaegan_have_the_authors_eps(layers):
+    """1e-6: 4 of the encoder, 4 of the decoder, 4 of the discriminator."""
+    game = made("vaegan", torch.zeros(2, 3, 16, 16), layers, size=16, width=8, latent=4)
+    norms = [m for n in game.networks.values() for m in n.modules() if "BatchNorm" in type(m).__name__]
+    assert [m.eps for m in norms] == [1e-6] * 12
+
+
 @pytest.mark.parametrize("name", ["ebgan", "began", "vaegan"])
 @pytest.mark.parametrize("option", [{"loss": "hinge"}, {"real_target": 0.9}])
 def test_another_loss_is_refused(name, option):

@@ -1,5 +1,7 @@
 """Games that are told what to draw: cGAN on vectors, and text to image. The papers' sizes, formulas, bad input."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -196,6 +198,24 @@ def test_losses_by_their_formulas(mismatched, mismatches, interpolated):
         torch.testing.assert_close(mixed, 0.5 * codes[:4] + 0.5 * codes[4:])
         expected = expected + interpolated * F.softplus(-logits).mean()
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(("captions", "number"), [(4, 4), (9, 5)])
+def test_the_mean_of_several_texts_is_the_code(captions, number):
+    """Of ``number`` different ones of the image's five."""
+    game = scene_trainer(captions=captions).game
+    game.step, asked = 1, []
+    texts = torch.randint(1, 27, (8, 5, 64))
+    game.run.batch = lambda: (torch.randn(8, 3, 16, 16), texts)
+    game.networks["discriminator"].register_forward_hook(lambda _, inputs, out: asked.append(inputs[1]))
+    next(game.moves())
+    of_each = game.networks["encoder"](texts.flatten(0, 1)).unflatten(0, (8, 5))
+    sets = torch.tensor(list(itertools.combinations(range(5), number)))
+    means = of_each[:, sets].mean(2)  # [8, sets, length]
+    nearest = (means - asked[0][:, None]).abs().amax(2).amin(1)
+    torch.testing.assert_close(nearest, torch.zeros(8), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="option captions must be at least 1, got 0"):
+        scene_trainer(captions=0)
 
 
 @pytest.mark.parametrize("spectral", [True, False])

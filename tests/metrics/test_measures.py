@@ -277,6 +277,12 @@ IMAGES = torch.zeros(2, 3, 16, 16)
         (lambda: metrics.psnr(IMAGES, IMAGES, border=8), "a border of 8 leaves nothing"),
         (lambda: metrics.psnr(IMAGES[:, :2], IMAGES[:, :2]), "with C 1 or 3"),
         (lambda: metrics.psnr(IMAGES, IMAGES[:, :1]), "of one kind"),
+        (lambda: metrics.psnr(IMAGES, IMAGES[:1]), "images and reference must be as many, got 2 and 1"),
+        (lambda: metrics.ms_ssim(IMAGES[:1], IMAGES), "ms_ssim: images and reference must be as many"),
+        (
+            lambda: metrics.image_figures(IMAGES, IMAGES[:1], metrics.Extractor(torch.nn.Flatten())),
+            r"image_figures: fake must be \[N, ...\] with N at least 2",
+        ),
         (lambda: metrics.ssim(IMAGES, IMAGES, border=3), "at least 11x11 .* got"),
         (lambda: metrics.ssim(IMAGES, IMAGES[..., :12]), "of one kind"),
         (lambda: metrics.ms_ssim(IMAGES, IMAGES, border=3), "ms_ssim: images must be at least 11x11 .* got"),
