@@ -258,12 +258,24 @@ class Turning(ImageSource):
     def conditions(self) -> dict[str, ImageSource]:
         return {"frames": _Frames(self), "pairs": _Frames(self)}
 
+    def _signs(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the turns before and of the last one: 1 or -1, [N]."""
+        before, last = (2.0 * (uniform(self.shapes.seed + 7, indices, 2) >= 0.5).float() - 1.0).unbind(1)
+        return before, last
+
+    def _turned(self, indices: Tensor, turns: Tensor) -> Tensor:
+        factors = self.shapes.factors(indices)
+        return draw(replace(factors, angle=factors.angle + self.TURN * turns), self.shape[2])
+
     def frame(self, indices: Tensor, number: int) -> Tensor:
         """Frame 0 to 4, [N, 3, size, size]."""
-        factors, signs = self.shapes.factors(indices), uniform(self.shapes.seed + 7, indices, 2) >= 0.5
-        before, last = (2.0 * sign - 1.0 for sign in signs.float().unbind(1))
-        turned = before * min(number, 3) + (last if number == 4 else 0.0)
-        return draw(replace(factors, angle=factors.angle + self.TURN * turned), self.shape[2])
+        before, last = self._signs(indices)
+        return self._turned(indices, before * min(number, 3) + (last if number == 4 else 0.0))
+
+    def futures(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The two images that may follow: the shape turns on; it turns back. [N, 3, size, size] each."""
+        before, _ = self._signs(indices)
+        return self._turned(indices, 4.0 * before), self._turned(indices, 2.0 * before)
 
     def read(self, indices: Tensor) -> Tensor:
         return self.frame(indices, 4)

@@ -6,7 +6,8 @@ D sees pairs; a is what is translated, b the image, sp the softplus, and d logit
     L_G = E sp(-D(a, G(a))) + 100 E |b - G(a)|
 
 There is no latent vector: dropout is the only noise, and it stays on when images are made, as do the batch's own
-statistics in batch norm.
+statistics in batch norm. Of four frames it predicts the next one (Mathieu 2015, arXiv 1511.05440; Lotter 2015, arXiv
+1511.06380): ``--data turning``, whose future is ambiguous.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gankern import losses
-from gankern.data.drawn import LENGTH, Outlined
+from gankern.data.drawn import LENGTH, Outlined, Turning
 from gankern.data.shapes import coverage
 from gankern.games._game import Figures, Game, Loss, Picture, Player, Run
 from gankern.games._translation import detail, foreground_iou, saturation
@@ -46,8 +47,9 @@ class Pix2Pix(Game):
 
     @dataclass(frozen=True)
     class Options:
-        l1_weight: float = 100.0
-        adversarial_weight: float = 1.0  # 0: L1 alone, without a discriminator
+        l1_weight: float = 100.0  # of the mean error
+        squared: bool = False  # the mean squared error in the place of the absolute one
+        adversarial_weight: float = 1.0  # 0: the error alone, without a discriminator
         strided: int = 1  # convolutions of stride 2 of the discriminator: a patch of 16 pixels; 3 are PatchGAN 70
         dropout: int = 1  # levels of the U-Net that have it; the paper has 3
 
@@ -57,6 +59,8 @@ class Pix2Pix(Game):
         self.refuse("latent", where="where images are made of images alone")
         if not options.adversarial_weight:
             self.refuse("strided", "loss", "real_target", where="with adversarial_weight 0, without a discriminator")
+        if not options.l1_weight:
+            self.refuse("squared", where="with l1_weight 0")
         halvings = min((config.side & -config.side).bit_length() - 1, len(MULTIPLES))
         multiples = SMALL if config.side < 64 else MULTIPLES
         if halvings < 2:
@@ -78,7 +82,8 @@ class Pix2Pix(Game):
             real_logits = discriminator(torch.cat([given, image], 1))
             fake_logits = discriminator(torch.cat([given, fake.detach()], 1))
             yield "d", 0.5 * self.loss.discriminator(real_logits, fake_logits)
-        loss = options.l1_weight * (fake - image).abs().mean()
+        error = fake - image
+        loss = options.l1_weight * (error.square() if options.squared else error.abs()).mean()
         if options.adversarial_weight:
             loss = loss + options.adversarial_weight * self.loss.generator(discriminator(torch.cat([given, fake], 1)))
         yield "g", loss
@@ -107,8 +112,18 @@ class Pix2Pix(Game):
         covered = coverage(images.factors(indices), self.config.side)
         return images.read(indices), images.conditions["edges"].read(indices), covered
 
+    @staticmethod
+    def futures(images: Turning, number: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Four frames that were never trained on, and the two images that may follow."""
+        indices = torch.arange(LENGTH, LENGTH + number)
+        return images.conditions["frames"].read(indices), images.futures(indices)
+
     def pictures(self) -> dict[str, Picture]:
         number = 8
+        if isinstance(self.run.samples, Turning):
+            given, futures = self.futures(self.run.samples, number)
+            rows = [given[:, 9:], self.translate(given, self.config.seed), *futures]
+            return {"last frame, made, both futures": Picture(torch.cat(rows), number)}
         held = self.held(number)
         if held is not None:
             images, given, _ = held
@@ -127,7 +142,14 @@ class Pix2Pix(Game):
     def figures(self) -> Figures:
         """On held-out outlines: ``l1``; ``saturation``, the mean of it inside the shape as a share of the real images';
         ``detail``, the energy of the finest Laplacian band likewise; ``iou`` of what stands out from the background
-        with the shape. On other data ``l1`` alone, of the first images."""
+        with the shape. On ``turning``, of frames never trained on: ``nearer``, the mean squared error against the
+        nearer of the two images that may follow; ``turns_on``, how often that is the one in which the shape turns on.
+        On other data ``l1`` alone, of the first images."""
+        if isinstance(self.run.samples, Turning):
+            given, futures = self.futures(self.run.samples, HELD_OUT)
+            made = self.translate(given, self.config.seed).float()
+            on, back = ((made - future).square().mean((1, 2, 3)) for future in futures)
+            return {"nearer": torch.minimum(on, back).mean().item(), "turns_on": (on < back).float().mean().item()}
         held = self.held(HELD_OUT)
         if held is None:
             assert self.run.condition is not None

@@ -112,7 +112,6 @@ def test_texts_that_cannot_be_spelt():
 
 def test_the_future_is_ambiguous_and_the_past_is_not():
     turning = data.load("turning")
-    angles = [turning.shapes.factors(torch.arange(400)).angle]
     signs = drawn.uniform(7, torch.arange(400), 2) >= 0.5
     assert 0.4 < (signs[:, 0] == signs[:, 1]).float().mean() < 0.6
     frames = turning.conditions["frames"][:8]
@@ -121,7 +120,9 @@ def test_the_future_is_ambiguous_and_the_past_is_not():
     )
     same = signs[:8, 0] != signs[:8, 1]  # turned back: the fifth frame is the third
     torch.testing.assert_close(turning[:8][same], frames[:, 6:9][same], atol=1e-4, rtol=0)
-    assert angles
+    on, back = turning.futures(torch.arange(8))
+    torch.testing.assert_close(torch.where(same[:, None, None, None], back, on), turning[:8], atol=1e-6, rtol=0)
+    torch.testing.assert_close(back, frames[:, 6:9], atol=1e-4, rtol=0)
 
 
 def test_held_out_photographs_are_other_pixels():

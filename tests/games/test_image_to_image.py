@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from gankern import data, games, training
 from gankern.games._translation import hue_distance
 from gankern.games.cyclegan import ImagePool
-from gankern.games.pix2pix import foreground_iou, saturation
+from gankern.games.pix2pix import HELD_OUT, foreground_iou, saturation
 from gankern.games.srgan import decibels, enlarge, shrink
 
 
@@ -42,6 +42,30 @@ def test_pix2pix_losses_by_hand():
     assert found["g"] == pytest.approx(right.item(), rel=1e-4)
     alone = trainer("pix2pix", options={"dropout": 0, "adversarial_weight": 0.0}).game
     assert set(moves_of(alone)) == {"g"}
+    squared = trainer("pix2pix", options={"dropout": 0, "adversarial_weight": 0.0, "squared": True}).game
+    squared.run.batch = lambda: (image, given)
+    found = moves_of(squared)
+    with torch.no_grad():
+        right = 100 * F.mse_loss(squared.networks["generator"](given), image)
+    assert found == {"g": pytest.approx(right.item(), rel=1e-4)}
+
+
+def test_pix2pix_of_frames_is_held_against_both_futures(monkeypatch):
+    """Who always turns back is right, as one of them is, and never turns on; the mean of both is as far from either."""
+    samples = data.load("turning")
+    frames = data.condition("turning", samples, "pairs")
+    game = training.Trainer(
+        training.configure("pix2pix", "turning", samples, frames, width=4), "gankern", samples, frames
+    ).game
+    _, (on, back) = game.futures(samples, HELD_OUT)
+    monkeypatch.setattr(game, "translate", lambda frames, seed: frames[:, 6:9])
+    found = game.figures()
+    assert found["nearer"] < 1e-6 and found["turns_on"] < 0.05
+    monkeypatch.setattr(game, "translate", lambda frames, seed: (on + back) / 2)
+    assert game.figures()["nearer"] == pytest.approx(0.25 * (on - back).square().mean().item(), rel=1e-5)
+    monkeypatch.setattr(game, "translate", lambda frames, seed: frames[:, 9:])
+    (picture,) = game.pictures().values()
+    assert picture.batch.shape == (32, 3, 32, 32)
 
 
 def test_pix2pix_pictures_have_dropout_and_change_nothing():
