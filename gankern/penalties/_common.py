@@ -149,7 +149,7 @@ def _log_fallback(name: str, reason: str) -> None:
 
 def _by_double_backward(name: str, arguments: tuple) -> tuple[Tensor, Tensors, Tensors]:
     try:
-        return _double_backward.penalty_gradients(*arguments)
+        return _double_backward.penalty_gradients(name, *arguments)
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _NO_SECOND_DERIVATIVE):
             raise

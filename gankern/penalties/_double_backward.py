@@ -33,6 +33,7 @@ from gankern.tangent.method import resolve
 
 
 def penalty_gradients(
+    name: str,
     critic: Callable[..., Any],
     inputs: Sequence[Tensor],
     penalty: Callable[[list[Tensor]], tuple[Tensor, Sequence[Tensor]]],
@@ -42,7 +43,7 @@ def penalty_gradients(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The penalty of the critic's gradients at ``inputs``, what it has gradients for (the parameters, and those of the
     inputs and other arguments that require one), behind these the leaves that the outputs alone depend on; and the
-    gradients. See ``_common`` for the arguments.
+    gradients. ``name`` is the function's that was called, for its errors; see ``_common`` for the other arguments.
 
     Where the critic has weights from its caller's graph, which another network computes, the gradients at ``inputs``
     take the parameters' place: the caller's backward goes on from these, so that it comes by his weights, whoever asks
@@ -68,7 +69,7 @@ def penalty_gradients(
         with fast_convolutions(critic, xs[0]):
             out = select(critic(*xs, *args, **kwargs))
         if in_forward_mode():
-            _refuse_tangents((*inputs, out))
+            _refuse_tangents(name, (*inputs, out))
         # Of the forward alone: what a device's thread of the engine records has that thread's numbers.
         forward = graph_of([out])
         of_others = forward.first < begin
@@ -80,7 +81,7 @@ def penalty_gradients(
             if out.requires_grad:
                 gradients = torch.autograd.grad(out, xs, torch.ones_like(out), create_graph=True, allow_unused=True)
             if all(g is None for g in gradients):
-                raise ValueError("penalty of a gradient: the output does not depend on its input (was it detached?)")
+                raise ValueError(f"{name}: the output does not depend on its input (was it detached?)")
             del out
             graph = graph_of([g for g in gradients if g is not None], None if of_others else since)
             for node in graph.errors:
@@ -105,12 +106,12 @@ def penalty_gradients(
     return value, [*(target for target, _ in targets), *others], [g for _, g in targets]
 
 
-def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
+def _refuse_tangents(name: str, tensors: Sequence[Tensor]) -> None:
     if any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         raise NotImplementedError(
-            "a penalty has no derivative in forward mode, since its gradients are computed where it is called, and a "
-            "sample or what the critic returned has a tangent; write it with torch.autograd.grad(..., "
-            "create_graph=True) for that"
+            f"{name}: a penalty has no derivative in forward mode, since its gradients are computed where it is "
+            f"called, and a sample or what the network returned has a tangent; write it with torch.autograd.grad(..., "
+            f"create_graph=True) for that"
         )
 
 
