@@ -34,7 +34,7 @@ from gankern.core.arguments import shown
 from gankern.core.devices import TANGENT
 from gankern.core.dispatch import check_floating_on, short
 from gankern.core.native import nodes
-from gankern.core.torch_internals import ends_recomputation, modules_of, unwrapped
+from gankern.core.torch_internals import ends_recomputation, functional, modules_of, unwrapped
 from gankern.functional import _checks
 from gankern.nn.coupling import BATCH_NORMS, is_training_batch_norm
 from gankern.ops.gradient_penalty import penalty_and_direction
@@ -79,9 +79,6 @@ def penalize(
     if target < 0:
         raise ValueError(f"{name}: target is {target}; it must be 0 or more")
     compiling = torch.compiler.is_compiling()
-    if not torch.is_grad_enabled() or (not compiling and torch.is_inference_mode_enabled()):
-        where = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
-        raise RuntimeError(f"{name}: called inside {where}, where the critic has no gradient; call it outside")
     dims = _norm_dims(name, norm_dims, inputs)
     if not compiling:
         _warn_of_batch_norm(name, critic)
@@ -360,6 +357,20 @@ def check_callable(name: str, argument: str, value: Any) -> None:
     if not callable(value) or isinstance(value, type):
         came = f"the class {value.__name__}, not an instance of it" if isinstance(value, type) else shown(value)
         raise TypeError(f"{name}: {argument} is {came}; it must be a module or a function")
+
+
+def check_surroundings(name: str, argument: str) -> None:
+    """Where no gradient can be computed: that of the network ``argument``."""
+    compiling = torch.compiler.is_compiling()
+    if not torch.is_grad_enabled() or (not compiling and torch.is_inference_mode_enabled()):
+        where = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
+        raise RuntimeError(f"{name}: called inside {where}, where the {argument} has no gradient; call it outside")
+    if functional():
+        raise RuntimeError(
+            f"{name}: called inside a transformation of torch.func (grad, vmap, jvp, ...), which goes another way than "
+            f"the gradients that are computed here. There take the {argument}'s gradient by torch.func.grad, and write "
+            f"the penalty of it; for gradients of single samples call {name} outside, with one sample at a time"
+        )
 
 
 def check_generator(name: str, argument: str, value: Any) -> None:

@@ -11,7 +11,16 @@ from torch import Tensor
 from gankern.core.dispatch import short
 from gankern.core.names import with_options_of
 from gankern.functional import _checks
-from gankern.penalties._common import WEIGHT, Select, check_generator, pairs_of, penalize, random_alpha, samples_of
+from gankern.penalties._common import (
+    WEIGHT,
+    Select,
+    check_generator,
+    check_surroundings,
+    pairs_of,
+    penalize,
+    random_alpha,
+    samples_of,
+)
 
 Critic = Callable[..., Any]
 Samples = Tensor | Sequence[Tensor]
@@ -94,7 +103,7 @@ def gradient_penalty(
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted; also where the critic does not give
             one number a sample.
-        RuntimeError: inside torch.no_grad() and torch.inference_mode().
+        RuntimeError: inside torch.no_grad(), torch.inference_mode() and the transformations of torch.func.
 
     Warns once of a critic with batch norm in training mode, where the outputs are not functions of single samples.
 
@@ -104,6 +113,7 @@ def gradient_penalty(
     >>> loss.backward()
     """
     name = "gradient_penalty"
+    check_surroundings(name, "critic")
     reals, fakes = pairs_of(name, real, fake)
     alpha = random_alpha(name, alpha, generator, reals[0])
     points = [_between(r, f, alpha) for r, f in zip(reals, fakes)]
@@ -189,6 +199,7 @@ def _at_samples(name: str, argument: str, critic: Critic, samples: Samples, half
     for option in options:
         if option not in _SHARED:
             raise TypeError(f"{name}() got an unexpected keyword argument {option!r}")
+    check_surroundings(name, "critic")
     weight = options.get("weight", WEIGHT)
     _checks.number(name, "weight", weight)
     options["weight"] = weight / 2 if half else weight
@@ -214,6 +225,7 @@ def dragan(critic: Critic, real: Samples, *, noise: float = 0.5, **options: Unpa
     >>> dragan(torch.nn.Linear(3, 1), torch.randn(4, 3)).shape
     torch.Size([])
     """
+    check_surroundings("dragan", "critic")
     _checks.number("dragan", "noise", noise)
     generator = options.get("generator")
     check_generator("dragan", "generator", generator)

@@ -18,6 +18,7 @@ from gankern.penalties._common import (
     check_callable,
     check_conditions,
     check_generator,
+    check_surroundings,
     samples_of,
 )
 
@@ -60,7 +61,7 @@ def path_length(
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what is accepted.
-        RuntimeError: inside torch.no_grad() and torch.inference_mode().
+        RuntimeError: inside torch.no_grad(), torch.inference_mode() and the transformations of torch.func.
 
     Batch norm in training mode makes an image depend on all latents of the batch; the lengths then are of their sum.
 
@@ -139,9 +140,7 @@ def _penalised(
     (latents,) = samples_of(name, "latents", (latents,))
     if latents.ndim not in (2, 3) or not latents.numel():
         raise ValueError(f"{name}: latents must be [N, D] or [N, L, D] and not empty, got {tuple(latents.shape)}")
-    if not torch.is_grad_enabled():
-        where = "torch.inference_mode()" if torch.is_inference_mode_enabled() else "torch.no_grad()"
-        raise RuntimeError(f"{name}: called inside {where}, where the generator has no gradient; call it outside")
+    check_surroundings(name, "generator")
     layers = latents.shape[1] if latents.ndim == 3 else 1
     kept: list[Tensor] = []
 

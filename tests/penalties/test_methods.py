@@ -162,3 +162,32 @@ def test_there_is_no_forward_mode(of, method):
             run(function, sample)
         if method != "tangent":
             torch.testing.assert_close(run(critic, x), expected)
+
+
+UNDER = {
+    "grad": lambda loss, w: torch.func.grad(loss)(w),
+    "gradients of single samples": lambda loss, w: torch.func.vmap(torch.func.grad(loss), 0)(
+        {name: x.expand(2, *x.shape) for name, x in w.items()}
+    ),
+    "jvp": lambda loss, w: torch.func.jvp(loss, (w,), (w,)),
+}
+PENALTIES = {
+    "gradient_penalty": lambda f, x: penalties.gradient_penalty(f, x, -x),
+    "r1_penalty": lambda f, x: penalties.r1_penalty(f, x, method="tangent"),
+    "dragan": penalties.dragan,
+    "path_length": penalties.path_length,
+}
+
+
+@pytest.mark.parametrize("under", UNDER)
+@pytest.mark.parametrize("name", PENALTIES)
+def test_transformations_of_functions_are_refused_by_name(name, under):
+    """torch's own word would be of Tensor.requires_grad_(), which nobody called."""
+    critic, x = nn.Linear(5, 1), torch.randn(4, 5)
+    weights = {name: p.detach() for name, p in critic.named_parameters()}
+
+    def loss(w):
+        return PENALTIES[name](lambda s: torch.func.functional_call(critic, w, (s,)), x)
+
+    with pytest.raises(RuntimeError, match=rf"^{name}: called inside a transformation of torch\.func .*torch\.func\.grad"):
+        UNDER[under](loss, weights)
