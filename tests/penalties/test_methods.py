@@ -189,5 +189,7 @@ def test_transformations_of_functions_are_refused_by_name(name, under):
     def loss(w):
         return PENALTIES[name](lambda s: torch.func.functional_call(critic, w, (s,)), x)
 
-    with pytest.raises(RuntimeError, match=rf"^{name}: called inside a transformation of torch\.func .*torch\.func\.grad"):
+    with pytest.raises(
+        RuntimeError, match=rf"^{name}: called inside a transformation of torch\.func .*torch\.func\.grad"
+    ):
         UNDER[under](loss, weights)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from common import Applied, needs_nodes, with_gradient
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankern
 import gankern.functional as GF
@@ -341,6 +343,54 @@ def test_layers_above_what_is_watched(name, way):
         equal(gradients(by_hand(critic), critic), gradients(by_hand(twin), twin))
 
 
+class _Operators(TorchDispatchMode):
+    """As one that logs them."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class _Functions(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", [_Operators, _Functions])
+@pytest.mark.parametrize("name", ["torch", *WATCHED])
+def test_hooks_under_a_mode_of_torch(name, mode, way):
+    """They are called with what torch calls them with, zeros among it, and what they add counts."""
+    seen = []
+
+    def hook(grad):
+        seen.append(grad.detach().clone())
+        return grad + 0.25
+
+    def run(critic, penalty):
+        seen.clear()
+        return [*gradients(penalty(critic), critic), *seen]
+
+    def pair():
+        if name != "torch":
+            return _watched_pair(name, lambda: with_hook(hook))
+        torch.manual_seed(0)
+        layers = nn.LeakyReLU(0.2), nn.MaxPool2d(2), conv(4, 1, 4, 1, 0)
+        critic = flat(conv(), with_hook(hook), *layers).double()
+        return critic, copy.deepcopy(critic)
+
+    theirs = run(pair()[1], by_hand)
+    assert len(seen) == 2  # of the gradient, and of its derivative
+    assert name != "torch" or not seen[1].any()
+    with mode():
+        for penalty in (
+            by_hand,
+            lambda critic: penalties.r1_penalty(critic, X, weight=2.0),
+            lambda critic: penalties.r1_penalty(critic, X, weight=2.0, method="double_backward"),
+        ):
+            equal(run(pair()[0], penalty), theirs)
+        with gankern.fast_double_backward():
+            equal(run(pair()[0], by_hand), theirs)
+
+
 @pytest.mark.parametrize("activation", ["linear", "relu", "leaky_relu", "tanh", "silu"])
 @pytest.mark.parametrize("clamp", [None, 0.5])
 def test_bias_act(activation, clamp, way):
@@ -429,7 +479,6 @@ def test_each_gradient_of_a_convolution_with_a_pooling_has_zeros(wanted, gradien
 @needs_nodes
 def test_no_convolution_of_zeros():
     """What makes the zeros costs no pass: the second backward has as many convolutions as without them."""
-    from torch.utils._python_dispatch import TorchDispatchMode
 
     class Zeros(TorchDispatchMode):
         seen = 0
