@@ -28,7 +28,7 @@ from gankern.core.torch_internals import in_forward_mode, is_compiled, unwrapped
 from gankern.tangent import passes
 from gankern.tangent.nodes import LayoutMatters, NotCovered
 from gankern.tangent.passes import MAKERS, NONE, Penalty, laid_out, none, resolve
-from gankern.tangent.state import State, held_by, modules_of
+from gankern.tangent.state import State, modules_of
 
 __all__ = ["MAKERS", "NONE", "NotCovered", "none", "penalty_gradients", "refusal", "refuse", "resolve"]
 
@@ -115,7 +115,7 @@ def _with_verdict(critic: Any, parameters: Sequence[Tensor], inputs: Sequence[Te
             return _with_verdict(*arguments)
     modules = modules_of(critic)
     _check_hooks(critic, modules)
-    before = State(modules, inputs, (*rest[-2], *rest[-1].values(), *held_by(critic)))
+    before = State(modules, inputs, (*rest[-2], *rest[-1].values()), critic)
     relay = not _can_be_remembered(critic) or critic not in _laid_out_already
     try:
         try:

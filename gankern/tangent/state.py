@@ -23,28 +23,34 @@ class State:
     wrote to it or drew from it: :meth:`about_to_write`, :meth:`about_to_draw`.
 
     Parameters that are trained are not among it: the tape refuses to write them. Attributes are restored with the
-    contents of lists, dicts and sets, however deep; objects of other kinds are the same ones as before.
+    contents of lists, dicts and sets, however deep; objects of other kinds are the same ones as before. ``critic``, if
+    it is no module, and the modules' hooks of the forward are looked through for what they count and collect in.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], inputs: Sequence[Tensor], others: Iterable[Any] = ()) -> None:
-        self._modules: list[tuple[nn.Module, dict, list[tuple[Any, Any]]]] = []
+    def __init__(
+        self, modules: Sequence[nn.Module], inputs: Sequence[Tensor], others: Iterable[Any] = (), critic: Any = None
+    ) -> None:
+        self._owners: list[tuple[Any, dict, list[tuple[Any, Any]]]] = []
         self._tensors: dict[int, tuple[Tensor, Tensor, bool]] = {}
         self._written: list[tuple[Tensor, Tensor, bool]] = []
         self._new = object()  # marks tensors that the critic made
         self._drawn: set[int] = set()
         self._deep: list[tuple[Any, Any]] = []  # containers that are no attribute themselves
         self._seen = set(map(id, modules))
-        self._random: list[Callable[[], Any]] = []
-        self._random += [restore for save in _RANDOM if (restore := save(inputs)) is not None]
+        self._undo: list[Callable[[], Any]] = []
+        self._undo += [restore for save in _RANDOM if (restore := save(inputs)) is not None]
         self._waiting = list(modules)
         for module in self._waiting:  # which grows by modules that are hidden in a container
-            attributes = module.__dict__.copy()
-            contents = [(x, x.copy()) for x in attributes.values() if x.__class__ in _CONTAINERS and x]
-            self._modules.append((module, attributes, contents))
-            self._keep(x for x in attributes.values() if x.__class__ not in _CONTAINERS)
+            contents = self._keep_attributes(module)
+            self._keep(x for x in module.__dict__.values() if x.__class__ not in _CONTAINERS)
             for container, _ in contents:
                 self._keep(_entries(container))
         self._keep(others, tensors=False)
+        if not isinstance(critic, nn.Module):
+            self._keep_of(critic)
+        for module in modules:
+            for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+                self._keep_of(hook)
         if parametrize._cache_enabled:  # where weights of the attempt would stay
             self._deep.append((parametrize._cache, parametrize._cache.copy()))
 
@@ -69,7 +75,32 @@ class State:
                 self._waiting += found
             elif (restore := _of_generator(x)) is not None:
                 self._seen.add(id(x))
-                self._random.append(restore)
+                self._undo.append(restore)
+
+    def _keep_attributes(self, owner: Any) -> list[tuple[Any, Any]]:
+        """The containers among the attributes that are not empty, and copies of them."""
+        attributes = owner.__dict__.copy()
+        contents = [(x, x.copy()) for x in attributes.values() if x.__class__ in _CONTAINERS and x]
+        self._owners.append((owner, attributes, contents))
+        return contents
+
+    def _keep_of(self, function: Any) -> None:
+        """What a function, a method or a callable object counts and collects in: containers that it refers to, numbers
+        of an outer function's, and attributes of its object."""
+        while isinstance(function, functools.partial):
+            self._keep((*function.args, *function.keywords.values()), tensors=False)
+            function = function.func
+        for cell in getattr(function, "__closure__", None) or ():
+            if _is_full(cell) and type(cell.cell_contents) in (bool, int, float):
+                self._undo.append(functools.partial(_refill, cell, cell.cell_contents))
+        self._keep((x for x in _referred_to(function) if not isinstance(x, nn.Module)), tensors=False)
+        owner = getattr(function, "__self__", None if hasattr(function, "__code__") else function)
+        attributes = getattr(owner, "__dict__", None)
+        known = id(owner) in self._seen or isinstance(owner, (nn.Module, types.ModuleType))
+        if type(attributes) is dict and not known:
+            self._seen.add(id(owner))
+            self._keep_attributes(owner)
+            self._keep((x for x in attributes.values() if not isinstance(x, nn.Module)), tensors=False)
 
     def about_to_write(self, x: Tensor) -> None:
         """The critic is about to write to a tensor, of which it may not be known whose it is."""
@@ -84,18 +115,18 @@ class State:
         """The critic is about to draw from a generator of somebody's."""
         if id(generator) not in self._drawn:
             self._drawn.add(id(generator))
-            self._random.append(functools.partial(generator.set_state, generator.get_state()))
+            self._undo.append(functools.partial(generator.set_state, generator.get_state()))
 
     def restore(self) -> None:
-        for module, attributes, contents in self._modules:
-            _restore_attributes(module.__dict__, attributes, contents)
+        for owner, attributes, contents in self._owners:
+            _restore_attributes(owner.__dict__, attributes, contents)
         for x, copy in self._deep:
             _restore_contents(x, copy)
         while self._written:
             _restore_tensor(*self._written.pop())
         for kept in self._tensors.values():
             _restore_tensor(*kept)
-        for restore in self._random:
+        for restore in self._undo:
             restore()
 
 
@@ -141,6 +172,11 @@ def _restore_contents(x: Any, copy: Any) -> None:
         (x.extend if isinstance(x, (list, collections.deque)) else x.update)(copy)
 
 
+def _refill(cell: types.CellType, old: Any) -> None:
+    if cell.cell_contents is not old:
+        cell.cell_contents = old
+
+
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, set):
         return a == b
@@ -151,15 +187,6 @@ def _same(a: Any, b: Any) -> bool:
 def modules_of(critic: Any) -> list[nn.Module]:
     """The modules that a critic consists of, as far as they can be found."""
     return list(dict.fromkeys(m for root in _roots(critic) for m in root.modules()))
-
-
-def held_by(critic: Any) -> list[Any]:
-    """What a function refers to, that is no module: containers, for one."""
-    if isinstance(critic, nn.Module):
-        return []
-    if isinstance(critic, functools.partial):
-        return [*held_by(critic.func), *critic.args, *critic.keywords.values()]
-    return [x for x in _referred_to(critic) if not isinstance(x, nn.Module)]
 
 
 def _roots(critic: Any) -> Iterator[nn.Module]:

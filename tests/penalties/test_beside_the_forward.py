@@ -556,6 +556,81 @@ def test_a_fallback_finds_networks_in_containers(holds):
     torch.testing.assert_close(iterated[2], iterated[0])
 
 
+def in_a_list(critic):
+    seen = []
+    critic.layers[0].register_forward_hook(lambda module, args, output: seen.append(output) and None)
+    return lambda: len(seen)
+
+
+def in_a_number(critic):
+    count = 0
+
+    def hook(module, args):
+        nonlocal count
+        count += 1
+
+    critic.layers[1].register_forward_pre_hook(hook)
+    return lambda: count
+
+
+class Meter:
+    def __init__(self):
+        self.count, self.seen, self.nothing = 0, [0], []
+
+    def __call__(self, module, args, output=None):
+        self.count += 1
+        self.seen.append(self.count)
+        self.nothing.append(self.count)
+
+    def look(self):
+        return self.count, self.seen, self.nothing
+
+
+def in_an_object(critic, method=lambda meter: meter):
+    meter = Meter()
+    for layer in critic.layers:
+        layer.register_forward_hook(method(meter))
+    return meter.look
+
+
+@pytest.mark.parametrize(
+    ("watch", "expected"),
+    [
+        (in_a_list, 1), (in_a_number, 1), (in_an_object, (2, [0, 1, 2], [1, 2])),
+        (lambda critic: in_an_object(critic, lambda meter: meter.__call__), (2, [0, 1, 2], [1, 2])),
+        (lambda critic: in_an_object(critic, lambda meter: functools.partial(meter)), (2, [0, 1, 2], [1, 2])),
+    ],
+)  # fmt: skip
+def test_a_fallback_leaves_what_hooks_of_the_forward_keep(watch, expected):
+    """Those that collect features, or count."""
+
+    def make():
+        critic = Keeps(None, lambda n, x: x)
+        critic.look = watch(critic)
+        return critic
+
+    assert [critic.look() for critic, _ in both_ways(make)] == [expected] * 3
+
+
+def test_a_fallback_leaves_the_attributes_of_a_critic_that_is_an_object():
+    class Owner(Meter):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def __call__(self, x):
+            super().__call__(None, None)
+            return self.network(x)
+
+    def make():
+        critic = Keeps(None, lambda n, x: x)
+        critic.owner = Owner(critic)
+        return critic
+
+    for called in (lambda critic: critic.owner, lambda critic: critic.owner.__call__):
+        assert [critic.owner.look() for critic, _ in both_ways(make, called)] == [(1, [0, 1], [1])] * 3
+
+
 def test_an_unexpected_error_falls_back_once(caplog, monkeypatch):
     calls = []
 
