@@ -155,12 +155,18 @@ def _by_double_backward(name: str, arguments: tuple) -> tuple[Tensor, Tensors, T
             f"Ways out: for torch's attention, call the penalty within torch.nn.attention.sdpa_kernel("
             f"torch.nn.attention.SDPBackend.MATH); for recurrent layers on a GPU, within "
             f"torch.backends.cudnn.flags(enabled=False); for an autograd.Function, write its backward of "
-            f"differentiable operators, without once_differentiable"
+            f"differentiable operators, without once_differentiable; for a network compiled by torch.compile, give the "
+            f"penalty the module inside (network._orig_mod), or call it outside of torch.compile"
         ) from error
 
 
-# What torch says of an operator, a Function, or a layer of cuDNN that cannot be differentiated twice.
-_NO_SECOND_DERIVATIVE = ("is not implemented", "once_differentiable", "Double backwards is not supported")
+# What torch says of an operator, a Function, a layer of cuDNN or compiled code that cannot be differentiated twice.
+_NO_SECOND_DERIVATIVE = (
+    "is not implemented",
+    "once_differentiable",
+    "Double backwards is not supported",
+    "does not currently support double backward",
+)
 
 
 def _norm_penalty(

@@ -866,3 +866,9 @@ def test_what_is_sparse_or_nested_is_refused_by_name(critic):
     leaf = x.clone().requires_grad_()
     (g,) = torch.autograd.grad(critic(leaf).sum(), leaf, create_graph=True)
     torch.testing.assert_close(r1_penalty(critic, x), 5 * g.square().sum(1).mean().detach())
+
+
+def test_the_way_out_for_a_compiled_critic():
+    critic = torch.compile(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)), backend="aot_eager")
+    with pytest.raises(RuntimeError, match="^r1_penalty: .*\n.*_orig_mod"):
+        r1_penalty(critic, torch.randn(4, 5), method="double_backward")
