@@ -68,7 +68,8 @@ class State:
                 self._seen.add(id(x))
                 if kind in _CONTAINERS:
                     self._deep.append((x, x.copy()))
-                self._keep(_entries(x), tensors=False)
+                if not _only_values(x):
+                    self._keep(_entries(x), tensors=False)
             elif isinstance(x, nn.Module):
                 found = [m for m in x.modules() if id(m) not in self._seen]
                 self._seen.update(map(id, found))
@@ -177,6 +178,12 @@ def _refill(cell: types.CellType, old: Any) -> None:
         cell.cell_contents = old
 
 
+def _only_values(container: Any) -> bool:
+    """Whether it holds numbers and texts alone, which takes no loop of Python's to see: an owner of a method may have a
+    long list of them."""
+    return _UNCHANGING.issuperset(map(type, _entries(container)))
+
+
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, set):
         return a == b
@@ -232,6 +239,8 @@ def _in_object(x: Any) -> Iterator[nn.Module]:
 
 def _in_container(x: Any, seen: set[int]) -> Iterator[nn.Module]:
     seen.add(id(x))
+    if _only_values(x):
+        return
     for value in list(_entries(x)):
         if isinstance(value, nn.Module):
             yield value
