@@ -202,6 +202,7 @@ def test_no_option_is_asked_for_in_vain(name, monkeypatch):
         ("gan_cls", {"paper": True, "spectral": False}, "spectral has no effect with paper"),
         ("gan_cls", {"mismatched": 0, "mismatches": 3}, "mismatches has no effect with mismatched 0"),
         ("pix2pix", {"adversarial_weight": 0, "strided": 2}, "strided has no effect with adversarial_weight 0"),
+        ("pix2pix", {"l1_weight": 0, "squared": True}, "squared has no effect with l1_weight 0"),
         ("vaegan", {"vae": True, "gamma": 1}, "gamma has no effect with vae"),
         ("vaegan", {"vae": True, "balance": 0}, "balance has no effect with vae"),
         ("vaegan", {"pixel_std": 0.5}, "pixel_std has no effect without vae"),
