@@ -166,6 +166,7 @@ _NO_SECOND_DERIVATIVE = (
     "once_differentiable",
     "Double backwards is not supported",
     "does not currently support double backward",
+    "compiled with non-empty donated buffers",
 )
 
 

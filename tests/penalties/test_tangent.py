@@ -868,7 +868,10 @@ def test_what_is_sparse_or_nested_is_refused_by_name(critic):
     torch.testing.assert_close(r1_penalty(critic, x), 5 * g.square().sum(1).mean().detach())
 
 
-def test_the_way_out_for_a_compiled_critic():
-    critic = torch.compile(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)), backend="aot_eager")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_way_out_for_a_compiled_critic(dynamic):
+    """Of dynamic sizes, its backward takes over what the forward kept, and torch words its refusal otherwise."""
+    network = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1))
+    critic = torch.compile(network, backend="aot_eager", dynamic=dynamic)
     with pytest.raises(RuntimeError, match="^r1_penalty: .*\n.*_orig_mod"):
         r1_penalty(critic, torch.randn(4, 5), method="double_backward")
