@@ -40,15 +40,14 @@ class State:
         self._undo: list[Callable[[], Any]] = []
         self._undo += [restore for save in _RANDOM if (restore := save(inputs)) is not None]
         self._waiting = list(modules)
+        self._keep(others, tensors=False)
+        if not isinstance(critic, nn.Module):
+            self._keep_of(critic)
         for module in self._waiting:  # which grows by modules that are hidden in a container
             contents = self._keep_attributes(module)
             self._keep(x for x in module.__dict__.values() if x.__class__ not in _CONTAINERS)
             for container, _ in contents:
                 self._keep(_entries(container))
-        self._keep(others, tensors=False)
-        if not isinstance(critic, nn.Module):
-            self._keep_of(critic)
-        for module in modules:
             for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
                 self._keep_of(hook)
         if parametrize._cache_enabled:  # where weights of the attempt would stay

@@ -612,6 +612,26 @@ def test_a_fallback_leaves_what_hooks_of_the_forward_keep(watch, expected):
     assert [critic.look() for critic, _ in both_ways(make)] == [expected] * 3
 
 
+@pytest.mark.parametrize("hidden", ["critic", "hook"])
+def test_a_fallback_leaves_what_hooks_of_hidden_networks_keep(hidden):
+    """Networks that are no submodules, but in a list of the critic's or of a hook's."""
+    networks = []
+
+    def make():
+        network = nn.Linear(5, 5)
+        network.meter = Meter()
+        network.register_forward_hook(network.meter)
+        networks.append([network])
+        if hidden == "critic":
+            return Keeps(networks[-1], lambda n, x: n.kept[0](x))
+        critic = Keeps(None, lambda n, x: x)
+        critic.layers[0].register_forward_pre_hook(lambda module, args, nets=networks[-1]: (nets[0](args[0]),))
+        return critic
+
+    both_ways(make)
+    assert [network.meter.look() for (network,) in networks] == [(1, [0, 1], [1])] * 3
+
+
 def test_a_fallback_leaves_the_attributes_of_a_critic_that_is_an_object():
     class Owner(Meter):
         def __init__(self, network):
